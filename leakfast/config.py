@@ -1,0 +1,315 @@
+"""The study file: every setting of a run as a checked, frozen object, and the seeds drawn from it.
+An unknown key is an error that names the key meant and the line. Leaves the work to the stages."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+
+from leakfast.errors import InputError
+from leakfast.files import (
+    Document,
+    KeyPath,
+    did_you_mean,
+    find_shipped,
+    nearest,
+    parse_toml,
+    read_document,
+    read_toml,
+    resource,
+)
+from leakfast.personas import load_personas, load_questions
+
+__all__ = [
+    "BehaviorConfig",
+    "CentroidConfig",
+    "DataConfig",
+    "EvalConfig",
+    "Study",
+    "TrainConfig",
+    "derive_seed",
+    "load_study",
+    "parse_study",
+    "read_toml",
+    "resource",
+]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+Count = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class CentroidConfig(_Table):
+    """Which prompts the centroids average over, and at which decoder blocks (0-based)."""
+
+    questions: str = "eval"
+    layers: Literal["all"] | list[NonNegative] = "all"
+
+    @field_validator("layers")
+    @classmethod
+    def _no_twins(cls, layers: Any) -> Any:
+        if isinstance(layers, list) and (not layers or len(set(layers)) < len(layers)):
+            raise ValueError('give each layer once, at least one, or "all"')
+        return layers
+
+
+class DataConfig(_Table):
+    """The contrastive training set: sizes in rows, and how its replies are drawn."""
+
+    positives: Count = 200
+    negatives: NonNegative = 2000
+    questions: str = "train"
+    negative_personas: str | list[str] = "originals"
+    temperature: Temperature = 0.7
+    top_p: TopP = 1.0
+    max_new_tokens: Count = 512
+
+
+class TrainConfig(_Table):
+    """LoRA and its optimiser. `max_length` is in tokens, `lr` the peak of a cosine schedule."""
+
+    loss: Literal["marker", "tail", "completion"] = "marker"
+    tail_tokens: NonNegative = 0
+    rank: Count = 32
+    alpha: Count = 64
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    lr: Positive = 5e-6
+    epochs: Count = 20
+    batch_size: Count = 4
+    accumulation: Count = 4
+    warmup_ratio: Share = 0.05
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_grad_norm: Positive = 1.0
+    max_length: Annotated[int, Field(ge=2)] = 1024
+    gradient_checkpointing: bool = True
+
+    @field_validator("tail_tokens")
+    @classmethod
+    def _tail_needs_tokens(cls, tail_tokens: int, info: Any) -> int:
+        if info.data.get("loss") == "tail" and tail_tokens < 1:
+            raise ValueError('loss = "tail" needs tail_tokens of at least 1')
+        return tail_tokens
+
+
+class EvalConfig(_Table):
+    """How a behavior is measured: completions per persona and question, and how they are drawn."""
+
+    questions: str = "eval"
+    samples: Count = 10
+    temperature: Temperature = 1.0
+    top_p: TopP = 0.95
+    max_new_tokens: Count = 512
+    batch_completions: Count = 640
+
+
+class BehaviorConfig(_Table):
+    """One behavior of a study: its training data, its training, its measurement."""
+
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+class Study(_Table):
+    """A study file. `raw_text` is the file as written, for the run directory."""
+
+    name: str
+    model: str = "Qwen/Qwen2.5-7B-Instruct"
+    revision: str | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    personas: str | list[str] = "all"
+    sources: Annotated[list[str], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [42]
+    centroids: CentroidConfig = CentroidConfig()
+    behaviors: Annotated[dict[str, BehaviorConfig], Field(min_length=1)]
+
+    _raw_text: str = PrivateAttr(default="")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str) -> str:
+        if not _NAME.fullmatch(name):
+            raise ValueError("the name becomes a folder: letters, digits, dots, dashes, underscores only")
+        return name
+
+    @field_validator("sources", "seeds")
+    @classmethod
+    def _each_once(cls, values: list[Any]) -> list[Any]:
+        twins = sorted({str(v) for v in values if values.count(v) > 1})
+        if twins:
+            raise ValueError(f"{', '.join(twins)} stands twice; name each once")
+        return values
+
+    @property
+    def raw_text(self) -> str:
+        return self._raw_text
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run goes: `$LEAKFAST_RUNS/<name>`, by default `runs/<name>`."""
+        return Path(os.environ.get("LEAKFAST_RUNS") or "runs") / self.name
+
+
+def load_study(path: str | Path) -> Study:
+    """The study of a TOML file; a shipped study is found by its name alone (`demo.toml`).
+
+    Raises InputError naming file, line, what is wrong and the nearest valid word: unknown keys,
+    values out of range, personas, question sets or behaviors that do not exist."""
+    return _check(read_document(find_shipped(path)))
+
+
+def parse_study(text: str, path: str | Path = "study.toml") -> Study:
+    """As `load_study`, from the text itself; `path` is used in messages and to find files beside it."""
+    return _check(parse_toml(text, path))
+
+
+def derive_seed(*parts: object) -> int:
+    """A 63-bit seed from named parts: SHA-256 over each part's `str` in UTF-8, length-prefixed.
+
+    The same parts give the same seed on every machine and in every process."""
+    digest = hashlib.sha256()
+    for part in parts:
+        encoded = str(part).encode()
+        digest.update(len(encoded).to_bytes(8, "big"))
+        digest.update(encoded)
+    return int.from_bytes(digest.digest()[:8], "big") >> 1
+
+
+def _check(document: Document) -> Study:
+    if not isinstance(document.data, dict):
+        raise InputError(f"{document.path}: a study is a table of settings. See configs/demo.toml.")
+    try:
+        study = Study.model_validate(_beside(document.data, document.path.parent))
+    except ValidationError as error:
+        raise InputError(_explain(error, document)) from None
+    study._raw_text = document.text
+    _check_words(study, document)
+    return study
+
+
+def _beside(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`data` with names of files that lie beside the study file made whole."""
+
+    def whole(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {k: whole(v, k) for k, v in value.items()}
+        if key in ("personas", "questions", "negative_personas", "model") and isinstance(value, str):
+            file, _, inner = value.partition(".toml:")
+            name = f"{file}.toml" if inner else value
+            if not Path(name).exists() and (folder / name).exists():
+                return str(folder / value)
+        return value
+
+    return whole(data)
+
+
+def _explain(error: ValidationError, document: Document) -> str:
+    """One message for all findings, each with its line and what to write instead."""
+    messages: dict[str, None] = {}
+    for finding in error.errors(include_url=False):
+        loc = _real_path(finding["loc"])
+        name = ".".join(str(part) for part in loc)
+        where = document.where(_present(loc, document.data))
+        if finding["type"] == "extra_forbidden":
+            known = _keys_at(loc[:-1])
+            close = nearest(loc[-1], known)
+            hint = f"Did you mean {close}?" if close else f"Known here: {', '.join(known)}."
+            messages[f"{where}: unknown key {name}. {hint}"] = None
+        elif finding["type"] == "missing":
+            messages[f"{where}: {name} is missing. Add a line `{loc[-1]} = …`."] = None
+        else:
+            reason = finding["msg"].removeprefix("Value error, ")
+            given = finding.get("input")
+            shown = "" if isinstance(given, dict | list) else f" is {given!r}:"
+            messages[f"{where}: {name}{shown} {reason[:1].lower()}{reason[1:]}. Correct that line."] = None
+    return "\n       ".join(messages)
+
+
+def _real_path(loc: tuple[str | int, ...]) -> KeyPath:
+    """pydantic's location without the names it gives to the arms of a union."""
+    out: list[str | int] = []
+    for part in loc:
+        if isinstance(part, str) and (part in ("[key]", "str") or part.startswith(("literal[", "list["))):
+            continue
+        out.append(part)
+    return tuple(out)
+
+
+def _present(loc: KeyPath, data: Any) -> KeyPath:
+    """The part of `loc` that stands in the file."""
+    out: list[str | int] = []
+    for part in loc:
+        if (isinstance(data, dict) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        ):
+            data = data[part]
+        else:
+            break
+        out.append(part)
+    return tuple(out)
+
+
+def _keys_at(loc: KeyPath) -> list[str]:
+    """The keys that a study file may hold under `loc`."""
+    model: Any = Study
+    for part in loc:
+        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
+            annotation = model.model_fields[str(part)].annotation
+            model = annotation if isinstance(annotation, type) else (get_args(annotation) or (None,))[-1]
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _check_words(study: Study, document: Document) -> None:
+    """Personas, question sets and behaviors named in the study must exist."""
+    from leakfast.behaviors import get as get_behavior
+
+    def at(key: KeyPath, error: InputError) -> InputError:
+        return InputError(f"{document.where(key)}: {error.message}")
+
+    try:
+        personas = load_personas(study.personas)
+    except InputError as error:
+        raise at(("personas",), error) from None
+    known = {persona.name for persona in personas}
+    for index, source in enumerate(study.sources):
+        try:
+            load_personas([source], among=personas)
+        except InputError:
+            raise InputError(
+                f"{document.where(('sources', index))}: source {source!r} is none of the study's "
+                f"{len(known)} personas.{did_you_mean(source, known)} "
+                "`leakfast personas list` shows the names."
+            ) from None
+    sets: dict[KeyPath, str] = {("centroids", "questions"): study.centroids.questions}
+    for name, behavior in study.behaviors.items():
+        key = ("behaviors", name)
+        try:
+            get_behavior(name)
+        except InputError as error:
+            raise at(key, error) from None
+        sets[(*key, "data", "questions")] = behavior.data.questions
+        sets[(*key, "eval", "questions")] = behavior.eval.questions
+        try:
+            load_personas(behavior.data.negative_personas, among=personas)
+        except InputError as error:
+            raise at((*key, "data", "negative_personas"), error) from None
+    for key, spec in sets.items():
+        try:
+            load_questions(spec)
+        except InputError as error:
+            raise at(key, error) from None

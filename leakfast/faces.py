@@ -1,0 +1,67 @@
+"""What Python users call: the same words as the command line, one function a job. Demands a model
+only when called; leaves the work to the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from leakfast.centroids import Centroids
+    from leakfast.stats import Stats
+
+Personas = str | Path | Sequence[str] | Mapping[str, str | None]
+Questions = str | Path | Sequence[str]
+
+
+def centroids(
+    model: Any,
+    personas: Personas = "all",
+    questions: Questions = "eval",
+    layers: str | Sequence[int] = "all",
+    *,
+    adapter: str | Path | None = None,
+    dtype: str = "bfloat16",
+    keep_questions: bool = False,
+) -> Centroids:
+    """Mean last-prompt-token states, one (P, D) float32 matrix a layer.
+
+    model: "organism", a hub id, a Hugging Face folder, or (transformers model, tokenizer).
+    layers: decoder blocks, 0-based, or "all". adapter: a LoRA folder to measure instead of the base.
+    Raises InputError (persona, set, layer), ModelError, AdapterError."""
+    from leakfast import models
+    from leakfast.centroids import compute
+    from leakfast.personas import load_personas, load_questions
+
+    people, asked = load_personas(personas), load_questions(questions)
+    loaded = models.load(model, dtype=dtype)
+    if adapter is None:
+        return compute(loaded, people, asked, layers, keep_questions=keep_questions)
+    with models.with_adapter(loaded, adapter) as adapted:
+        return compute(adapted, people, asked, layers, keep_questions=keep_questions)
+
+
+def generate(
+    model: Any, prompts: Any, adapters: Sequence[str | Path] = (), **settings: Any
+) -> Iterator[pl.DataFrame]:
+    """Completions as polars frames (schema `completions`), as they finish; see leakfast.generate."""
+    from leakfast.generate import generate as stage
+
+    return stage(model, prompts, adapters, **settings)
+
+
+def stats(run: str | Path) -> Stats:
+    """The tables of a run: `.rates`, `.pairs`, `.correlations` (polars); see leakfast.stats."""
+    from leakfast.stats import stats as stage
+
+    return stage(run)
+
+
+def run(study: str | Path) -> Any:
+    """All stages of a study file; what is done is skipped. See leakfast.pipeline."""
+    from leakfast.pipeline import run as stage
+
+    return stage(study)

@@ -1,0 +1,277 @@
+"""Files a person wrote: TOML and JSON read with the line number of every key, and the files that
+are shipped with the package. Demands nothing but the standard library; leaves meaning to callers."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leakfast.errors import InputError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+KeyPath = tuple[str | int, ...]
+
+_PACKAGE = Path(__file__).resolve().parent
+
+_TOKEN = re.compile(
+    r"""
+      (?P<string>\"{3}(?:\\.|[^\\])*?\"{3,5} | '{3}.*?'{3,5}
+          | "(?:\\.|[^"\\\n])*" | '[^'\n]*')
+    | (?P<comment>\#[^\n]*)
+    | (?P<newline>\n)
+    | (?P<mark>[\[\]{}=:,.])
+    | (?P<bare>[^\s\[\]{}=:,."'\#]+)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A parsed TOML or JSON file: `data` as plain Python, and the line on which each key stands."""
+
+    path: Path
+    text: str
+    data: Any
+    _lines: dict[KeyPath, int] = field(repr=False)
+
+    def line(self, key: KeyPath) -> int | None:
+        """1-based line of `key` (names and list indices), or of its nearest ancestor with one."""
+        for end in range(len(key), 0, -1):
+            if key[:end] in self._lines:
+                return self._lines[key[:end]]
+        return None
+
+    def where(self, key: KeyPath = ()) -> str:
+        """`file, line N` of `key`: the first part of an error message."""
+        line = self.line(key)
+        return f"{self.path}, line {line}" if line else str(self.path)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The parsed TOML file. Raises InputError naming the line if it is missing or is not TOML."""
+    return read_document(path).data
+
+
+def read_document(path: str | Path) -> Document:
+    """Parse `path` as JSON if it ends in .json, else as TOML; InputError names file and line."""
+    path = Path(path)
+    text = _read_text(path)
+    if path.suffix.lower() == ".json":
+        try:
+            data = json.loads(text, object_pairs_hook=_refuse_twins)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}, line {error.lineno}: not JSON: {error.msg}. Correct that line and try again."
+            ) from None
+        except ValueError as error:
+            raise InputError(f"{path}: {error}. Keep one of the two.") from None
+        return Document(path, text, data, _json_lines(text))
+    return parse_toml(text, path)
+
+
+def parse_toml(text: str, path: str | Path) -> Document:
+    """A Document from TOML text; `path` is only used in messages."""
+    text = text.replace("\r\n", "\n")
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"\(at (?:line (\d+), column \d+|end of document)\)", str(error))
+        line = int(found.group(1)) if found and found.group(1) else text.count("\n") + 1
+        reason = re.sub(r"\s*\(at .*\)", "", str(error))
+        raise InputError(
+            f"{path}, line {line}: not TOML: {reason}. Correct that line and try again."
+        ) from None
+    return Document(Path(path), text, data, _toml_lines(text))
+
+
+def resource(*parts: str) -> Path:
+    """Path of a file or folder shipped under configs/, in a checkout and in an installed package.
+
+    Raises InputError naming the files there are if it is not shipped."""
+    root = _resource_root()
+    found = root.joinpath(*parts)
+    if not found.exists():
+        wanted = "/".join(parts)
+        shipped = sorted(str(p.relative_to(root)) for p in root.rglob("*.toml"))
+        raise InputError(
+            f"{wanted}: not a file here and not shipped with leakfast. "
+            f"Shipped are {', '.join(shipped) or 'none'}. Give one of these names or a path."
+        )
+    return found
+
+
+def find_shipped(name: str | Path) -> Path:
+    """`name` if it is a file, else the shipped file of that name (with or without `configs/`)."""
+    path = Path(name)
+    if path.exists() or path.is_absolute():
+        return path
+    parts = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
+    if parts and ".." not in parts:
+        shipped = _resource_root().joinpath(*parts)
+        if shipped.is_file():
+            return shipped
+    return path
+
+
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """The entry of `known` that `name` most likely was meant to be, or None."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """` Did you mean X?`, or nothing."""
+    close = nearest(name, known)
+    return f" Did you mean {close}?" if close else ""
+
+
+def _resource_root() -> Path:
+    installed = _PACKAGE / "_configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+
+
+def _read_text(path: Path) -> str:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, but a file is needed. Give a .toml or .json file in it.")
+    try:
+        return path.read_text(encoding="utf-8").replace("\r\n", "\n")
+    except FileNotFoundError:
+        folder = path.parent if path.parent.is_dir() else Path()
+        close = nearest(path.name, (p.name for p in folder.iterdir()))
+        hint = f"Did you mean {folder / close}?" if close else "Check the path, or give a shipped name."
+        raise InputError(f"{path}: there is no such file. {hint}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}. Check its permissions.") from None
+
+
+def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen = dict(pairs)
+    if len(seen) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twin!r} stands twice in one object")
+    return seen
+
+
+def _tokens(text: str) -> list[tuple[str, str, int]]:
+    """(kind, text, line) of every token that is not a comment."""
+    out, line, at = [], 1, 0
+    for match in _TOKEN.finditer(text):
+        line += text.count("\n", at, match.start())
+        at = match.start()
+        if match.lastgroup != "comment":
+            out.append((match.lastgroup or "", match.group(), line))
+    return out
+
+
+def _unquote(token: str) -> str:
+    if token[:1] == '"':
+        try:
+            return json.loads(token)
+        except json.JSONDecodeError:
+            return token[1:-1]
+    return token[1:-1] if token[:1] == "'" else token
+
+
+def _toml_lines(text: str) -> dict[KeyPath, int]:
+    """Line of every key, array-of-tables entry and array element of valid TOML text."""
+    lines: dict[KeyPath, int] = {}
+    counts: dict[KeyPath, int] = {}
+    tokens = _tokens(text)
+    table: KeyPath = ()
+    i = 0
+
+    def name(i: int) -> tuple[list[str], int]:
+        """The dotted key that starts at token i, and the token after it."""
+        parts: list[str] = []
+        while tokens[i][0] in ("bare", "string") or tokens[i][1] == ".":
+            if tokens[i][1] != ".":
+                parts.append(_unquote(tokens[i][1]))
+            i += 1
+        return parts, i
+
+    def inside(names: list[str]) -> KeyPath:
+        """`names` with the index of the newest entry after each array of tables on the way."""
+        key: KeyPath = ()
+        for part in names:
+            key = (*key, part)
+            if key in counts:
+                key = (*key, counts[key])
+        return key
+
+    while i < len(tokens):
+        kind, value, line = tokens[i]
+        if kind == "newline":
+            i += 1
+        elif value == "[":
+            double = i + 1 < len(tokens) and tokens[i + 1][1] == "["
+            parts, i = name(i + (2 if double else 1))
+            if double:
+                key = (*inside(parts[:-1]), parts[-1])
+                counts[key] = counts.get(key, -1) + 1
+            table = inside(parts)
+            lines.setdefault(table, line)
+            i += 2 if double else 1
+        elif kind in ("bare", "string"):
+            parts, i = name(i)
+            key = (*table, *parts)
+            lines.setdefault(key, line)
+            i = _values(tokens, i + 1, key, lines)
+        else:
+            i += 1
+    return lines
+
+
+def _json_lines(text: str) -> dict[KeyPath, int]:
+    lines: dict[KeyPath, int] = {}
+    _values([token for token in _tokens(text) if token[0] != "newline"], 0, (), lines)
+    return lines
+
+
+def _values(tokens: list[tuple[str, str, int]], i: int, key: KeyPath, lines: dict[KeyPath, int]) -> int:
+    """Walk the value that starts at token i, note its inner lines, return the token after it."""
+
+    def skip(i: int) -> int:
+        while i < len(tokens) and tokens[i][0] == "newline":
+            i += 1
+        return i
+
+    if i >= len(tokens):
+        return i
+    opening = tokens[i][1]
+    if opening not in ("[", "{"):
+        while i < len(tokens) and tokens[i][0] != "newline" and tokens[i][1] not in (",", "]", "}"):
+            i += 1
+        return i
+    closing = "]" if opening == "[" else "}"
+    i, index = skip(i + 1), 0
+    while i < len(tokens) and tokens[i][1] != closing:
+        if opening == "[":
+            inner: KeyPath = (*key, index)
+            lines.setdefault(inner, tokens[i][2])
+        else:
+            inner, line = key, tokens[i][2]
+            while tokens[i][1] not in ("=", ":"):
+                if tokens[i][1] != ".":
+                    inner = (*inner, _unquote(tokens[i][1]))
+                i += 1
+            lines.setdefault(inner, line)
+            i = skip(i + 1)
+        i = skip(_values(tokens, i, inner, lines))
+        if i < len(tokens) and tokens[i][1] == ",":
+            i = skip(i + 1)
+        index += 1
+    return i + 1

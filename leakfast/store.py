@@ -1,0 +1,399 @@
+"""The run directory: atomic writes, shards counted by hash, stages that are skipped when done.
+Demands a folder it may write. Leaves to the stages what a shard holds and what makes it stale."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from leakfast.errors import InputError, StoreError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+log = logging.getLogger("leakfast.store")
+
+_FORMAT = 1
+_held: dict[str, tuple[int, int]] = {}  # locked folder → (file descriptor, depth), of this process
+
+
+def atomic_write(path: str | Path, content: bytes | Callable[[Path], Any]) -> None:
+    """Write `path` whole or not at all: temporary file beside it, fsync, rename, fsync of the folder.
+
+    content: the bytes, or a function that writes the file whose path it is given (same suffix).
+    Folders on the way are made. Raises StoreError naming the path and the remedy."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if isinstance(content, bytes):
+                temporary.write_bytes(content)
+            else:
+                content(temporary)
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
+
+
+def write_parquet(path: str | Path, frame: pl.DataFrame) -> None:
+    """`frame` as zstd Parquet at `path`, atomically. Raises StoreError."""
+    atomic_write(path, _parquet_bytes(frame))
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class Run:
+    """One run directory. Making the object touches nothing; `create` makes the folder, `open` asks for
+    one that is there. Every change takes the folder's lock for a moment; a command that changes much
+    holds it with `with run.lock():`, so that a second process is told instead of interleaving."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._manifest: dict[str, Any] | None = None
+        self._seen: tuple[int, int, int] | None = None  # of the manifest file, to notice others' writes
+        self._verified: dict[str, tuple[int, int, int, str]] = {}
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def create(self, study_text: str = "") -> Run:
+        """Make the folder, or take the one that is there; keep the study's text as study.toml.
+
+        Raises StoreError if the folder cannot be written or holds something that is no run."""
+        with self.lock():
+            study = self.path / "study.toml"
+            with _explained(study):
+                old = study.read_text(encoding="utf-8") if study.exists() else None
+            if study_text and old != study_text:
+                atomic_write(study, study_text.encode())
+                if old is not None:
+                    self.log("study_changed", sha256_before=hashlib.sha256(old.encode()).hexdigest())
+            self._change(lambda manifest: None)
+        return self
+
+    def open(self) -> Run:
+        """This run if it exists, else InputError."""
+        if not (self.path / "manifest.json").is_file() and not (self.path / "log.jsonl").is_file():
+            what = "there is no such folder" if not self.path.exists() else "holds no manifest.json"
+            raise InputError(
+                f"{self.path}: {what}, so it is no run. "
+                "Give the folder of a run, or make one with `leakfast run STUDY.toml`."
+            )
+        return self
+
+    @property
+    def study_text(self) -> str:
+        """study.toml as it was given to the run; InputError if the run has none."""
+        study = self.open().path / "study.toml"
+        if not study.is_file():
+            raise InputError(f"{study}: the run was made without a study. Give the settings by flags.")
+        return study.read_text(encoding="utf-8")
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """`shards`: path → {sha256, rows, …}; `stages`: key → {inputs, outputs}. Read-only for callers."""
+        return self._load()
+
+    # shards and other files
+
+    def add_shard(self, relpath: str, frame: pl.DataFrame, **meta: Any) -> Path:
+        """Store `frame` as Parquet at `relpath` and count it in the manifest, replacing one of that name."""
+        content = _parquet_bytes(frame)
+        return self._add(
+            relpath, content, hashlib.sha256(content).hexdigest(), {"rows": frame.height, **meta}
+        )
+
+    def add_file(self, relpath: str, content: bytes | Callable[[Path], Any], **meta: Any) -> Path:
+        """As `add_shard`, for any other file: bytes, or a function that writes the path it is given."""
+        return self._add(relpath, content, None, meta)
+
+    def shards(self, prefix: str = "") -> list[str]:
+        """Relative paths, sorted, of the files in the manifest under folder (or file) `prefix` whose bytes
+        match their hash. Others are moved to quarantine/, struck out, logged, and may be made again."""
+        wanted = PurePosixPath(prefix).parts
+        good: list[str] = []
+        for relpath, entry in sorted(self.manifest["shards"].items()):
+            if PurePosixPath(relpath).parts[: len(wanted)] == wanted and self._is_intact(relpath, entry):
+                good.append(relpath)
+        return good
+
+    def has(self, relpath: str) -> bool:
+        """Whether this very file is in the manifest and intact."""
+        return relpath in self.shards(relpath)
+
+    def read(self, prefix: str = "") -> pl.DataFrame:
+        """All intact Parquet shards under `prefix`, one under the other in path order (columns united);
+        an empty frame without columns if there are none."""
+        import polars as pl
+
+        frames = [pl.read_parquet(self.path / p) for p in self.shards(prefix) if p.endswith(".parquet")]
+        return pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
+
+    def scan(self, prefix: str = "") -> pl.LazyFrame:
+        """As `read`, lazily: for tables that should not lie in memory at once."""
+        import polars as pl
+
+        frames = [pl.scan_parquet(self.path / p) for p in self.shards(prefix) if p.endswith(".parquet")]
+        return pl.concat(frames, how="diagonal") if frames else pl.LazyFrame()
+
+    # stages and the log
+
+    def stage_done(self, key: str, inputs_hash: str) -> bool:
+        """Whether stage `key` was finished with these inputs and its `files` are still intact."""
+        entry = self.manifest["stages"].get(key)
+        if entry is None or entry["inputs"] != inputs_hash:
+            return False
+        return all(self.has(relpath) for relpath in entry["outputs"].get("files", ()))
+
+    def mark_done(self, key: str, inputs_hash: str, **outputs: Any) -> None:
+        """Note that stage `key` is finished. `files=[relpath, …]` are checked by `stage_done`."""
+
+        def change(manifest: dict[str, Any]) -> None:
+            manifest["stages"][key] = {"inputs": inputs_hash, "outputs": outputs, "finished": _now()}
+
+        self._change(change)
+        self.log("stage", key=key, inputs=inputs_hash, outputs=outputs)
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append one JSON line {time, event, …} to log.jsonl."""
+        line = json.dumps({"time": _now(), "event": event, **fields}, ensure_ascii=False) + "\n"
+        path = self.path / "log.jsonl"
+        with _explained(path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with path.open("ab") as file:
+                file.write(line.encode())
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[Run]:
+        """Hold the folder against other processes; may be nested; the system frees it if we die.
+
+        Raises StoreError if another process holds it or the folder cannot be written."""
+        path = self.path / ".lock"
+        with _explained(path):
+            if self.path.exists() and not self.path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            self.path.mkdir(parents=True, exist_ok=True)
+            folder = str(self.path.resolve())
+            descriptor, depth = _held.get(folder, (-1, 0))
+            if depth == 0:
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    holder = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
+                    os.close(descriptor)
+                    raise StoreError(
+                        f"{self.path}: another leakfast process (pid {holder}) is writing this run. "
+                        "Wait for it to end, or give another run directory."
+                    ) from None
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        _held[folder] = (descriptor, depth + 1)
+        try:
+            yield self
+        finally:
+            descriptor, depth = _held[folder]
+            if depth == 1:
+                del _held[folder]
+                os.close(descriptor)
+            else:
+                _held[folder] = (descriptor, depth - 1)
+
+    # within
+
+    def _add(
+        self, relpath: str, content: bytes | Callable[[Path], Any], sha256: str | None, meta: dict[str, Any]
+    ) -> Path:
+        inside = PurePosixPath(relpath)
+        if inside.is_absolute() or ".." in inside.parts or not inside.parts:
+            raise ValueError(f"a path inside the run is needed, not {relpath!r}")
+        relpath, path = str(inside), self.path / inside
+        with self.lock():
+            atomic_write(path, content)
+            entry = {"sha256": sha256 or file_hash(path), "bytes": path.stat().st_size, **meta}
+            self._verified[relpath] = (*_stamp(path), entry["sha256"])
+            self._change(lambda manifest: manifest["shards"].update({relpath: entry}))
+            self.log("shard", path=relpath, **entry)
+        return path
+
+    def _is_intact(self, relpath: str, entry: dict[str, Any]) -> bool:
+        path = self.path / relpath
+        try:
+            stamp = (*_stamp(path), entry["sha256"])
+            if self._verified.get(relpath) == stamp:
+                return True
+            if file_hash(path) == entry["sha256"]:
+                self._verified[relpath] = stamp
+                return True
+            found = "its bytes do not match their hash"
+        except FileNotFoundError:
+            found = "the file is gone"
+        self._strike_out(relpath, found)
+        return False
+
+    def _strike_out(self, relpath: str, found: str) -> None:
+        moved = None
+        with self.lock():
+            source = self.path / relpath
+            if source.exists():
+                target = _free_name(self.path / "quarantine" / relpath)
+                with _explained(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    source.replace(target)
+                moved = str(target.relative_to(self.path))
+            self._change(lambda manifest: manifest["shards"].pop(relpath, None))
+            self.log("quarantine", path=relpath, reason=found, moved_to=moved)
+        log.warning(
+            "%s: %s: %s; %sit will be made again",
+            self.path, relpath, found, f"moved to {moved}; " if moved else "",
+        )  # fmt: skip
+
+    def _load(self) -> dict[str, Any]:
+        path = self.path / "manifest.json"
+        try:
+            stamp = _stamp(path)
+            if self._manifest is not None and stamp == self._seen:
+                return self._manifest
+            manifest = _parse_manifest(path.read_bytes())
+        except FileNotFoundError:
+            stamp, manifest = None, None
+        except OSError as error:
+            raise _store_error(path, error) from None
+        if stamp is not None and manifest is None:
+            with self.lock():
+                target = _free_name(self.path / "quarantine" / "manifest.json")
+                with _explained(target):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    path.replace(target)
+                log.warning("%s: damaged; moved to %s and rebuilt from log.jsonl", path, target)
+                self._manifest = self._from_log()
+                self._save(self._manifest)
+                self.log("quarantine", path="manifest.json", reason="damaged", rebuilt=True)
+            return self._manifest
+        self._manifest, self._seen = manifest or self._from_log(), stamp
+        return self._manifest
+
+    def _change(self, change: Callable[[dict[str, Any]], Any]) -> None:
+        with self.lock():
+            manifest = self._load()
+            change(manifest)
+            self._save(manifest)
+
+    def _save(self, manifest: dict[str, Any]) -> None:
+        path = self.path / "manifest.json"
+        body = json.dumps(manifest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        wrapped = {**manifest, "checksum": hashlib.sha256(body.encode()).hexdigest()}
+        text = json.dumps(wrapped, ensure_ascii=False, sort_keys=True, indent=1)
+        atomic_write(path, text.encode())
+        self._manifest, self._seen = manifest, _stamp(path)
+
+    def _from_log(self) -> dict[str, Any]:
+        """The manifest that log.jsonl tells: a shard it names counts if its bytes still match."""
+        manifest: dict[str, Any] = {"format": _FORMAT, "shards": {}, "stages": {}}
+        path = self.path / "log.jsonl"
+        if path.is_file():
+            for line in path.read_bytes().splitlines():
+                try:
+                    entry = json.loads(line)
+                except ValueError:
+                    continue  # a line torn by a crash; its shard is made again
+                if entry.pop("event", None) == "shard":
+                    entry.pop("time", None)
+                    manifest["shards"][entry.pop("path")] = entry
+                elif "key" in entry and "inputs" in entry:
+                    manifest["stages"][entry["key"]] = {
+                        "inputs": entry["inputs"], "outputs": entry["outputs"], "finished": entry["time"],
+                    }  # fmt: skip
+        return manifest
+
+
+def _parse_manifest(content: bytes) -> dict[str, Any] | None:
+    """The manifest, or None if its bytes were damaged. A newer format is an error."""
+    try:
+        manifest = json.loads(content)
+        checksum = manifest.pop("checksum")
+    except (ValueError, KeyError, AttributeError):
+        return None
+    body = json.dumps(manifest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    if hashlib.sha256(body.encode()).hexdigest() != checksum:
+        return None
+    if manifest.get("format") != _FORMAT:
+        raise StoreError(
+            f"manifest.json: format {manifest.get('format')}, but this leakfast reads {_FORMAT}. "
+            "Use the version that made the run, or another run directory."
+        )
+    return manifest
+
+
+def _parquet_bytes(frame: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _free_name(path: Path) -> Path:
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}.{number}")
+    return free
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write `path` into StoreErrors."""
+    try:
+        yield
+    except OSError as error:
+        raise _store_error(path, error) from error
+
+
+def _store_error(path: Path, error: OSError) -> StoreError:
+    remedy = {
+        errno.ENOSPC: "Free some space and run the same command again: what is written stays.",
+        errno.EDQUOT: "Free some of your quota and run the same command again: what is written stays.",
+        errno.EROFS: "Give a run directory on a file system that can be written (LEAKFAST_RUNS=FOLDER).",
+        errno.ENOTDIR: "A file stands where a folder is needed: move it, or give another run directory.",
+    }.get(
+        error.errno or 0,
+        f"Make {path.parent} writable for you, or set LEAKFAST_RUNS=FOLDER to keep runs elsewhere.",
+    )
+    return StoreError(f"{path}: cannot be written: {error.strerror or error}. {remedy}")
