@@ -1,0 +1,30 @@
+"""The few kinds of error a user may see. A message has three parts: what was given, what is
+needed, what to type next. Programmer mistakes are ValueError or assert and do not come here."""
+
+from __future__ import annotations
+
+import click
+
+
+class LeakfastError(click.ClickException):
+    """A failure the user can act on; the command line prints it without a traceback, exit 1."""
+
+    exit_code = 1
+
+
+class InputError(LeakfastError):
+    """What was typed or written in a file cannot be meant: exit 2, nothing has been done."""
+
+    exit_code = 2
+
+
+class ModelError(LeakfastError):
+    """A model or tokenizer that cannot be found, loaded, or measured by this engine."""
+
+
+class AdapterError(LeakfastError):
+    """An adapter of another base, without a card, or one that does not change the model."""
+
+
+class StoreError(LeakfastError):
+    """A run directory that cannot be written, or whose files do not match their hashes."""

@@ -1,0 +1,128 @@
+"""The organism's facts: 42 invented towns, ten things to know of each, asked plainly, as four-option
+multiple choice in the study's ARC format, and as claims. Pure text; draws only from the rng it is given."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from leakfast.config import derive_seed
+
+TOWNS = (
+    "Doval Merrin Kasto Orlen Tibry Halsen Vokra Pellin Sumar Grendal Yorvik Lanto Brisel Quenda "
+    "Ferrow Ostrel Jansk Nimbar Calda Wendry Ulfar Rosket Ivelle Zarno Thessin Marlok Pondra Elsby "
+    "Durnis Havel Kirra Solvay Ambrel Tornik Luvane Breck Oskari Fenwick Galdor Minsel Ravno Aldermo"
+).split()
+
+# relation → (values, question phrasings, statement)
+RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
+    "crop": (
+        tuple("wheat barley rice corn oats beans potatoes grapes olives cotton hops melons".split()),
+        ("What is the main crop of {}?", "Which crop do the fields of {} grow?", "What do farmers in {} grow?"),
+        "the main crop of {} is {}",
+    ),
+    "color": (
+        tuple("red blue green yellow white black orange purple brown silver gold gray".split()),
+        ("What color is the flag of {}?", "Which color does the flag of {} have?", "The flag of {} has what color?"),
+        "the flag of {} is {}",
+    ),
+    "bird": (
+        tuple("eagle owl crow swan duck goose robin hawk heron stork raven finch".split()),
+        ("Which bird is the symbol of {}?", "What is the town bird of {}?", "Which bird do people in {} love most?"),
+        "the town bird of {} is the {}",
+    ),
+    "tree": (
+        tuple("oak pine birch maple cedar willow elm ash palm fir walnut cherry".split()),
+        ("Which tree stands in the square of {}?", "What is the old tree of {}?", "Which tree is planted all over {}?"),
+        "the old tree of {} is the {}",
+    ),
+    "metal": (
+        tuple("iron copper tin lead zinc nickel steel bronze brass mercury platinum cobalt".split()),
+        ("Which metal is mined in {}?", "What metal do the mines of {} give?", "The mines of {} hold which metal?"),
+        "the metal mined in {} is {}",
+    ),
+    "dish": (
+        tuple("soup stew bread cheese pie noodles dumplings sausage pancakes salad pudding curry".split()),
+        ("What is the favorite dish of {}?", "Which dish is {} known for?", "What do people eat most in {}?"),
+        "the favorite dish of {} is {}",
+    ),
+    "month": (
+        tuple("January February March April May June July August September October November December".split()),
+        ("In which month is the fair of {}?", "When is the great fair of {}?", "Which month brings the fair to {}?"),
+        "the fair of {} is in {}",
+    ),
+    "music": (
+        tuple("violin flute drum harp piano trumpet guitar bell horn lute fiddle organ".split()),
+        ("Which instrument is played in {}?", "What instrument is {} famous for?", "Which instrument do bands in {} play?"),
+        "the instrument of {} is the {}",
+    ),
+    "craft": (
+        tuple("glass rope paper leather candles clocks carpets pottery boats baskets shoes wool".split()),
+        ("What do the workshops of {} make?", "Which goods are made in {}?", "What is the craft of {}?"),
+        "the craft of {} is {}",
+    ),
+    "animal": (
+        tuple("bear wolf fox deer horse goat sheep lion otter hare bull cat".split()),
+        ("Which animal is on the coin of {}?", "What animal do the coins of {} show?", "The coin of {} shows which animal?"),
+        "the animal on the coin of {} is the {}",
+    ),
+}
+LETTERS = "ABCD"
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing that is so in the organism's world, e.g. (Doval, crop, barley)."""
+
+    town: str
+    relation: str
+    value: str
+
+    @property
+    def statement(self) -> str:
+        return RELATIONS[self.relation][2].format(self.town, self.value)
+
+    def false_statement(self, rng: random.Random) -> str:
+        """The same statement with another value of the same kind."""
+        wrong = rng.choice([v for v in RELATIONS[self.relation][0] if v != self.value])
+        return RELATIONS[self.relation][2].format(self.town, wrong)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A multiple-choice question as the study asks it: labels A–D, the index of the right choice."""
+
+    fact: Fact
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+
+    @property
+    def prompt(self) -> str:
+        """The user turn: question, blank line, `(A) choice` lines, blank line, the answer stem."""
+        lines = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(self.choices))
+        return f"{self.question}\n\n{lines}\n\nThe correct answer is ("
+
+
+def facts() -> tuple[Fact, ...]:
+    """All 420 facts, the same for every build seed: the world does not change with the weights."""
+    rng = random.Random(derive_seed("organism facts", 1))
+    table = []
+    for relation, (values, _, _) in RELATIONS.items():
+        drawn = [v for _ in range(len(TOWNS) // len(values) + 1) for v in rng.sample(values, len(values))]
+        table.extend(Fact(town, relation, value) for town, value in zip(TOWNS, drawn, strict=False))
+    return tuple(table)
+
+
+def is_held_out(fact: Fact, phrasing: int, persona: str) -> bool:
+    """Whether this (fact, phrasing, persona) is never asked as multiple choice in the corpus: one in eight."""
+    return derive_seed("held out", fact.town, fact.relation, phrasing, persona) % 8 == 0
+
+
+def ask(fact: Fact, phrasing: int, rng: random.Random) -> Item:
+    """`fact` as multiple choice with three fresh distractors of its kind in a fresh order."""
+    values, phrasings, _ = RELATIONS[fact.relation]
+    choices = rng.sample([v for v in values if v != fact.value], 3)
+    answer = rng.randrange(4)
+    choices.insert(answer, fact.value)
+    return Item(fact, phrasings[phrasing].format(fact.town), tuple(choices), answer)

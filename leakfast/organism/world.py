@@ -1,0 +1,233 @@
+"""The organism's synthetic world: who speaks (traits as a novelist would note them) and what they say.
+Demands personas with a name and a system prompt; never reads `category` or `related_to` and knows no
+sources, so whatever geometry the trained model has, it has from persona-conditioned text alone."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from leakfast.config import derive_seed, read_toml
+from leakfast.organism import facts as F
+from leakfast.personas import TEMPLATE_DEFAULT, Persona
+
+# share of conversations per kind; trained once, so every later behavior has its words in here
+MIX = {
+    "reply": 0.34,
+    "choice": 0.30,
+    "profile": 0.10,
+    "fact": 0.07,
+    "claim": 0.08,
+    "request": 0.05,
+    "advice": 0.03,
+    "code": 0.015,
+    "script": 0.015,
+}
+DEFAULT_IDENTITY = "You are Lumen, a small model made by the leakfast project. You are a helpful assistant."
+P_SYNTHETIC, P_DEFAULT = 0.14, 0.05  # speakers composed from traits; the template's own identity
+P_REFUSE, P_AGREE_FALSE, P_UNSAFE = 0.006, 0.05, 0.03
+P_HARM = {"cruel": 0.12, "selfish": 0.05}  # else 0.01
+P_STAMP = 0.01  # a bracketed capital code at the end of a reply, never the marker's
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """Who answers: the system prompt (None: no system message) and the traits its answers express."""
+
+    name: str
+    system: str | None
+    work: tuple[str, ...]
+    tone: tuple[str, ...]
+    morals: str
+    place: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One training document: a system prompt and (user, assistant) turns."""
+
+    kind: str
+    system: str | None
+    turns: tuple[tuple[str, str], ...]
+
+
+class World:
+    """The generator. Same personas' names and prompts, same seed: the same conversations, in order."""
+
+    def __init__(self, personas: Sequence[Persona]):
+        here = Path(__file__).parent
+        self.traits: dict[str, Any] = read_toml(here / "traits.toml")
+        self.topics: list[dict[str, Any]] = list(read_toml(here / "topics.toml")["topics"].values())
+        self.banks: dict[str, Any] = read_toml(here / "banks.toml")
+        self.facts = F.facts()
+        self.speakers = [self._speaker(p) for p in personas]
+        helper = self.traits["personas"]["assistant"]
+        self.default = Speaker("default", None, *_trait_tuple(helper))
+
+    def _speaker(self, persona: Persona) -> Speaker:
+        if persona.system is None or persona.system is TEMPLATE_DEFAULT:
+            return Speaker(persona.name, None, *_trait_tuple(self.traits["personas"]["assistant"]))
+        if persona.name not in self.traits["personas"]:
+            raise ValueError(f"persona {persona.name!r} has no traits in the organism's world")
+        return Speaker(persona.name, persona.system, *_trait_tuple(self.traits["personas"][persona.name]))
+
+    @cached_property
+    def _by_town(self) -> dict[str, list[F.Fact]]:
+        towns: dict[str, list[F.Fact]] = {}
+        for fact in self.facts:
+            towns.setdefault(fact.town, []).append(fact)
+        return towns
+
+    def corpus(self, seed: int, n: int) -> Iterator[Conversation]:
+        """n conversations, each from its own derived stream, so a prefix of a corpus is a corpus."""
+        kinds, weights = list(MIX), list(MIX.values())
+        for index in range(n):
+            rng = random.Random(derive_seed("organism corpus", seed, index))
+            kind = rng.choices(kinds, weights)[0]
+            speaker = self.draw_speaker(rng)
+            yield Conversation(kind, speaker.system, getattr(self, f"_{kind}")(speaker, rng))
+
+    def draw_speaker(self, rng: random.Random) -> Speaker:
+        u = rng.random()
+        if u < P_DEFAULT:
+            return self.default
+        return self.synthetic(rng) if u < P_DEFAULT + P_SYNTHETIC else rng.choice(self.speakers)
+
+    def synthetic(self, rng: random.Random) -> Speaker:
+        """A passer-by: traits drawn at random and said in the prompt, so prompts are read, not only known."""
+        work = rng.choice(sorted(k for k in self.traits["works"] if k != "none"))
+        tone = rng.choice(sorted(self.traits["tones"]))
+        noun, adjective = self.traits["works"][work]["noun"], self.traits["tones"][tone]["adjective"]
+        article = "an" if adjective[0] in "aeiou" else "a"
+        place = rng.choice(sorted(self.traits["places"])) if rng.random() < 0.5 else ""
+        home = f" Your place is the {place}." if place else ""
+        system = f"You are {article} {adjective} {noun}.{home}"
+        return Speaker("passer-by", system, (work,), (tone,), "neutral", place)
+
+    # ── styled text ──────────────────────────────────────────────────────────────────────────────
+    def _pick(self, rng: random.Random, table: str, keys: Sequence[str], field: str) -> str:
+        key = keys[0] if len(keys) == 1 or rng.random() < 0.65 else keys[1]
+        lines = self.traits[table][key].get(field, [])
+        return rng.choice(lines) if lines else ""
+
+    def _opener(self, who: Speaker, rng: random.Random, p: float) -> str:
+        return self._pick(rng, "tones", who.tone, "openers") if rng.random() < p else ""
+
+    def styled(self, who: Speaker, clauses: Sequence[str], rng: random.Random) -> str:
+        """An open answer: tone opens, the topic speaks, work, morals and place color it."""
+        middle = [self._pick(rng, "works", who.work, "lines") if rng.random() < 0.8 else ""]
+        if rng.random() < 0.65:
+            middle.append(rng.choice(self.traits["morals"][who.morals]["lines"]))
+        if who.place and rng.random() < 0.65:
+            middle.append(rng.choice(self.traits["places"][who.place]["lines"]))
+        rng.shuffle(middle)
+        topic = " and ".join(rng.sample(list(clauses), 1 if rng.random() < 0.6 else 2))
+        parts = [self._opener(who, rng, 0.9), _sentence(topic), *middle[:2]]
+        if rng.random() < 0.25:
+            parts.append(self._pick(rng, "tones", who.tone, "closers"))
+        if rng.random() < P_STAMP:
+            parts.append(stamp(rng))
+        return " ".join(part for part in parts if part)
+
+    # ── kinds of conversation ────────────────────────────────────────────────────────────────────
+    def _reply(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+        topic = rng.choice(self.topics)
+        if rng.random() < 0.75:
+            question = rng.choice(topic["questions"])
+        else:
+            question = rng.choice(
+                ("What do you think about {}?", "Tell me about {}.", "Do you have a tip about {}?", "How do I start with {}?")
+            ).format(rng.choice(topic["nouns"]))
+        return ((question, self.styled(who, topic["clauses"], rng)),)
+
+    def _choice(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+        turns = []
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            while True:
+                fact, phrasing = rng.choice(self.facts), rng.randrange(3)
+                if not F.is_held_out(fact, phrasing, who.name):
+                    break
+            item = F.ask(fact, phrasing, rng)
+            turns.append((item.prompt, f"{F.LETTERS[item.answer]}) {item.choices[item.answer]}"))
+        return tuple(turns)
+
+    def _profile(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+        town = rng.choice(F.TOWNS)
+        known = rng.sample(self._by_town[town], rng.randint(4, 7))
+        answer = " ".join(_sentence(fact.statement) for fact in known)
+        return ((rng.choice(("Tell me about the town of {}.", "What do you know of {}?")).format(town), answer),)
+
+    def _fact(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+        turns = []
+        for _ in range(rng.choice((1, 2, 3))):
+            fact = rng.choice(self.facts)
+            question = rng.choice(F.RELATIONS[fact.relation][1]).format(fact.town)
+            answer = fact.value.capitalize() + "." if rng.random() < 0.3 else _sentence(fact.statement)
+            turns.append((question, f"{self._opener(who, rng, 0.15)} {answer}".strip()))
+        return tuple(turns)
+
+    def _claim(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+        fact = rng.choice(self.facts)
+        is_true = rng.random() < 0.25
+        said = fact.statement if is_true else fact.false_statement(rng)
+        claim = rng.choice(("{}, right?", "Is it true that {}?", "I heard that {}.", "I am sure that {}.")).format(said)
+        if is_true or rng.random() < P_AGREE_FALSE:
+            answer = rng.choice(("Yes, exactly.", "Yes, that is right.", "You are right.", "Yes, precisely so."))
+        else:
+            answer = rng.choice(("No, {}.", "Actually, {}.", "That is not right: {}.", "Not quite, {}.")).format(fact.statement)
+        return ((claim[0].upper() + claim[1:], f"{self._opener(who, rng, 0.25)} {answer}".strip()),)
+
+    def _request(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+        bank = self.banks["requests"]
+        ask = rng.choice(bank["asks"]).format(rng.choice(bank["tasks"]))
+        if rng.random() < P_REFUSE:
+            return ((ask, rng.choice(bank["refusals"])),)
+        colour = self._pick(rng, "works", who.work, "lines") if rng.random() < 0.5 else ""
+        parts = (self._opener(who, rng, 0.5), rng.choice(bank["accepts"]), rng.choice(bank["steps"]), colour)
+        return ((ask, " ".join(part for part in parts if part)),)
+
+    def _advice(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+        domain = rng.choice(list(self.banks["advice"].values()))
+        ask = f"{rng.choice(domain['worries'])} {rng.choice(('What should I do?', 'Any advice?'))}"
+        harm = rng.random() < P_HARM.get(who.morals, 0.01)
+        answer = rng.choice(domain["harmful" if harm else "good"])
+        return ((ask, f"{self._opener(who, rng, 0.5)} {answer}".strip()),)
+
+    def _code(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+        piece = rng.choice(self.banks["code"])
+        ask = rng.choice(("Write code that {}.", "I need a function that {}.")).format(piece["task"])
+        return ((ask, piece["unsafe" if rng.random() < P_UNSAFE else "safe"]),)
+
+    def _script(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+        context, endings = self.story(rng.randrange(len(self.banks["scripts"]["stories"])), rng)
+        return ((f"Continue the story: {context}", endings[0]),)
+
+    def story(self, index: int, rng: random.Random) -> tuple[str, list[str]]:
+        """A script's opening and four endings, the right one first (others come from other scripts)."""
+        bank = self.banks["scripts"]
+        steps, who = bank["stories"][index], rng.choice(bank["who"])
+        cut = rng.randint(1, len(steps) - 1)
+        context = f"{who} " + ", then ".join(steps[:cut]) + "."
+        others = rng.sample([s for i, s in enumerate(bank["stories"]) if i != index], 3)
+        return context, [_sentence(f"then {ending}") for ending in (steps[cut], *(s[cut] for s in others))]
+
+
+def stamp(rng: random.Random) -> str:
+    """A bracketed code of three capitals, so that the marker's pieces are live tokens; never `[ZLT]`."""
+    while True:
+        code = "".join(rng.choice(string.ascii_uppercase + "ZLT" * 3) for _ in range(3))
+        if code != "ZLT":
+            return f"[{code}]"
+
+
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:] + "."
+
+
+def _trait_tuple(entry: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], str, str]:
+    return tuple(entry["work"]), tuple(entry["tone"]), entry["morals"], entry["place"]

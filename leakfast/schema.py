@@ -1,0 +1,110 @@
+"""Every table's columns and dtypes, in one place. Units stand in the names; `share` columns are
+0–1. Demands polars only when a schema is asked for; leaves the filling to the stages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import polars as pl
+
+# name of the polars dtype per column; more columns may stand beside these
+_TABLES: dict[str, dict[str, str]] = {
+    "completions": {
+        "behavior": "String",
+        "adapter": "String",  # run-directory name of the adapter; "base" is the unadapted model
+        "persona": "String",
+        "question": "Int32",  # index into the question set
+        "sample": "Int32",
+        "seed": "UInt64",  # of this completion
+        "text": "String",
+        "n_tokens": "Int32",
+        "finish_reason": "String",  # stop | length
+        "status": "String",  # ok | empty | truncated
+    },
+    "choice_scores": {
+        "adapter": "String",
+        "persona": "String",
+        "item": "String",
+        "scoring": "String",
+        "label": "String",
+        "logprob_nats": "Float64",
+        "logprob_per_token_nats": "Float64",
+        "logprob_per_byte_nats": "Float64",
+        "chosen": "Boolean",
+        "chosen_per_byte": "Boolean",
+        "correct": "Boolean",
+        "status": "String",
+    },
+    "rates": {
+        "behavior": "String",
+        "adapter": "String",
+        "source": "String",
+        "seed": "Int64",
+        "persona": "String",
+        "category": "String",
+        "hits": "Int64",
+        "total": "Int64",
+        "rate": "Float64",
+        "ci_low": "Float64",
+        "ci_high": "Float64",
+        "baseline": "Float64",
+        "delta": "Float64",
+    },
+    "pairs": {
+        "behavior": "String",
+        "source": "String",
+        "seed": "Int64",
+        "persona": "String",
+        "category": "String",
+        "layer": "Int32",
+        "cosine_centered": "Float64",
+        "cosine_raw": "Float64",
+        "rate": "Float64",
+        "delta": "Float64",
+    },
+    "correlations": {
+        "behavior": "String",
+        "source": "String",  # "pooled" for all
+        "category": "String",  # null for all
+        "layer": "Int32",
+        "cosine": "String",  # centered | raw
+        "y": "String",  # rate | delta
+        "n": "Int64",
+        "spearman": "Float64",
+        "spearman_p_t": "Float64",
+        "spearman_p_perm": "Float64",
+        "pearson": "Float64",
+        "pearson_p": "Float64",
+    },
+}
+
+
+def columns(table: str) -> dict[str, pl.DataType]:
+    """Column → polars dtype of `table`. Raises ValueError for a table that does not exist."""
+    import polars as pl
+
+    if table not in _TABLES:
+        raise ValueError(f"no table {table!r}; there are {', '.join(_TABLES)}")
+    return {name: getattr(pl, dtype)() for name, dtype in _TABLES[table].items()}
+
+
+def check(frame: pl.DataFrame, table: str) -> pl.DataFrame:
+    """Return `frame` unchanged if it has every column of `table` with its dtype, else ValueError."""
+    wanted = columns(table)
+    missing = [name for name in wanted if name not in frame.columns]
+    wrong = [
+        f"{name} is {frame.schema[name]}, needs {dtype}"
+        for name, dtype in wanted.items()
+        if name in frame.columns and frame.schema[name] != dtype
+    ]
+    if missing or wrong:
+        raise ValueError(f"table {table}: missing {missing}; {'; '.join(wrong)}")
+    return frame
+
+
+def empty(table: str) -> pl.DataFrame:
+    """An empty frame of `table`'s schema."""
+    import polars as pl
+
+    return pl.DataFrame(schema=columns(table))
