@@ -1,0 +1,221 @@
+"""LoRA adapters: their card, their hash, and attaching one to a loaded model for a while.
+Demands a peft folder (adapter_config.json, adapter_model.safetensors) that belongs to the model at
+hand; leaves training to train/. Import these names from leakfast.models."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leakfast.errors import AdapterError
+
+if TYPE_CHECKING:
+    from leakfast.models import Loaded
+
+CARD = "leakfast_card.json"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_PROBE = "Who are you, and what do you do all day?"
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """What an adapter is: who was taught what, on which base, with which data and recipe.
+
+    `base` is the model's name, `base_fingerprint` its `Loaded.fingerprint`; the hashes are SHA-256 hex."""
+
+    source: str
+    behavior: str
+    seed: int
+    base: str
+    base_fingerprint: str
+    data_hash: str
+    recipe: dict[str, Any]
+    adapter_hash: str
+
+
+def adapter_hash(folder: str | Path) -> str:
+    """SHA-256 (hex) over the bytes of adapter_config.json, then of adapter_model.safetensors."""
+    digest = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        with _file(folder, name).open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_card(folder: str | Path) -> AdapterCard | None:
+    """The card beside an adapter; None where there is none (a foreign adapter)."""
+    path = Path(folder) / CARD
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return AdapterCard(**{field.name: data[field.name] for field in fields(AdapterCard)})
+    except (ValueError, KeyError, TypeError) as error:
+        raise AdapterError(
+            f"adapter: the card {path} cannot be read ({type(error).__name__}: {error}). Needed: JSON with "
+            f"{', '.join(f.name for f in fields(AdapterCard))}. Train again, or delete it and name --source and --behavior."
+        ) from error
+
+
+def write_card(folder: str | Path, card: AdapterCard) -> Path:
+    """Write the card beside the adapter (temporary file, fsync, rename) and return its path."""
+    path = Path(folder) / CARD
+    temporary = path.with_name(f".{CARD}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(asdict(card), stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    return path
+
+
+@contextmanager
+def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
+    """Attach a LoRA adapter for the length of the block and yield the adapted `Loaded`.
+
+    Checked before: the base is the one the adapter was trained on (by fingerprint where the card
+    has one of the same kind, else by name), ranks and shapes fit, every target module exists.
+    Checked after attaching: the canary, that is, the adapter moves the logits of a probe. On leaving,
+    the adapter is removed and the probe's logits are bit for bit what they were. Raises AdapterError."""
+    import torch
+    from peft import PeftModel
+
+    if isinstance(loaded.model, PeftModel):
+        raise ValueError("an adapter is attached already; leave its block first")
+    _check_base(loaded, folder)
+    _check_shapes(loaded, folder)
+    digest = adapter_hash(folder)
+    wanted_grad = [p.requires_grad for p in loaded.model.parameters()]
+    parameters = list(loaded.model.parameters())
+    before = _probe(loaded.model, loaded.tokenizer)
+    adapted = PeftModel.from_pretrained(loaded.model, str(folder), torch_device=str(loaded.device))
+    try:
+        adapted.eval()
+        after = _probe(adapted, loaded.tokenizer)
+        if not bool(torch.isfinite(after).all()):
+            raise AdapterError(
+                f"adapter: {folder} gives logits that are not finite. Needed: an adapter whose training "
+                "did not diverge. Train it again with a smaller --lr."
+            )
+        if torch.equal(before, after):
+            raise AdapterError(
+                f"adapter: {folder} does not change the model at all (its logits on a probe equal the base's). "
+                "Needed: a trained adapter. Check that training finished and that the folder is the right one."
+            )
+        yield replace(loaded, model=adapted, adapter_hash=digest)
+    finally:
+        adapted.base_model.unload()
+        for parameter, wanted in zip(parameters, wanted_grad, strict=True):
+            parameter.requires_grad_(wanted)
+        loaded.model.eval()
+        if hasattr(loaded.model, "peft_config"):
+            del loaded.model.peft_config
+    assert torch.equal(before, _probe(loaded.model, loaded.tokenizer)), "the base changed under the adapter"
+
+
+def _file(folder: str | Path, name: str) -> Path:
+    path = Path(folder) / name
+    if not path.is_file():
+        raise AdapterError(
+            f"adapter: {folder} holds no {name}. Needed: a peft adapter folder with {CONFIG} and {WEIGHTS}. "
+            "Check the path, or make one with: leakfast train"
+        )
+    return path
+
+
+def _config(folder: str | Path) -> dict[str, Any]:
+    path = _file(folder, CONFIG)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterError(
+            f"adapter: {path} is not JSON ({error}). Copy or train the adapter again."
+        ) from error
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA" or config.get("bias", "none") != "none":
+        raise AdapterError(
+            f"adapter: {folder} is of type {kind} with bias {config.get('bias') if kind else None!r}. "
+            'Needed: LoRA with bias "none", which can be taken off again. Train one with: leakfast train'
+        )
+    return config
+
+
+def _check_base(loaded: Loaded, folder: str | Path) -> None:
+    config, card = _config(folder), read_card(folder)
+    base = card.base if card else str(config.get("base_model_name_or_path") or "")
+    if card and card.base_fingerprint.split(":")[0] == loaded.fingerprint.split(":")[0]:
+        if card.base_fingerprint == loaded.fingerprint:
+            return
+        other = f"{base}, fingerprint {card.base_fingerprint[:18]}…"
+        mine = f"{loaded.name}, fingerprint {loaded.fingerprint[:18]}…"
+    else:
+        names = {loaded.name, loaded.path, Path(loaded.name).name}
+        if base and (base in names or Path(base).name in names):
+            return
+        other, mine = base or "a base it does not name", loaded.name
+    raise AdapterError(
+        f"adapter: {folder} was trained on another base ({other}), but the model here is {mine}. "
+        f"Needed: the base it was trained on. Use --model {base or 'ITS_BASE'}, or train it again on {loaded.name}."
+    )
+
+
+def _check_shapes(loaded: Loaded, folder: str | Path) -> None:
+    """Every target module exists, every matrix fits its module, the rank is what the config says."""
+    from safetensors import SafetensorError, safe_open
+
+    config = _config(folder)
+    modules = dict(loaded.model.named_modules())
+    targets = config.get("target_modules") or []
+    targets = [] if isinstance(targets, str) else targets
+    absent = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in modules)]
+    path = _file(folder, WEIGHTS)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise AdapterError(
+            f"adapter: {path} cannot be read ({error}). Copy or train the adapter again."
+        ) from error
+    misfits = []
+    for key, shape in shapes.items():
+        name, _, side = key.removesuffix(".weight").removeprefix("base_model.model.").rpartition(".lora_")
+        if side not in ("A", "B"):
+            continue
+        weight = getattr(modules.get(name), "weight", None)
+        if weight is None:
+            absent.append(name)
+            continue
+        width = weight.shape[1] if side == "A" else weight.shape[0]
+        rank, other = (shape[0], shape[1]) if side == "A" else (shape[1], shape[0])
+        if other != width:
+            misfits.append(f"{name} is {width} wide, its lora_{side} {other}")
+        elif rank != config.get("r") and not config.get("rank_pattern"):
+            misfits.append(f"{name} has rank {rank}, {CONFIG} says {config.get('r')}")
+    if absent or misfits or not shapes:
+        what = (
+            f"no module {', '.join(sorted(set(absent))[:3])}"
+            if absent
+            else "; ".join(misfits[:3]) or "no weights"
+        )
+        raise AdapterError(
+            f"adapter: {folder} does not fit {loaded.name}: {what}. Needed: an adapter trained on this model. "
+            f"Use --model {config.get('base_model_name_or_path') or 'ITS_BASE'}."
+        )
+
+
+def _probe(model: Any, tokenizer: Any) -> Any:
+    """Logits (T, V) of a fixed text, on the CPU."""
+    import torch
+
+    ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    with torch.inference_mode():
+        return model(input_ids=torch.tensor([ids], device=next(model.parameters()).device)).logits[0].cpu()

@@ -1,0 +1,279 @@
+"""The only place that loads a model or tokenizer: names to weights, fingerprints, errors with remedies.
+Demands safetensors and a causal language model transformers knows itself (remote code is never run);
+leaves adapters to adapters.py, whose names are offered here too, and the forward pass to engine.py."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from leakfast.adapters import AdapterCard, adapter_hash, read_card, with_adapter, write_card
+from leakfast.errors import InputError, ModelError
+
+__all__ = [
+    "AdapterCard",
+    "DEFAULT_MODEL",
+    "Loaded",
+    "adapter_hash",
+    "load",
+    "load_config",
+    "load_tokenizer",
+    "organism_dir",
+    "read_card",
+    "with_adapter",
+    "write_card",
+]
+
+DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
+DTYPES = ("bfloat16", "float32")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to be measured. `model` is a causal LM in eval mode (a PeftModel under
+    `with_adapter`), `fingerprint` is `files:`, `commit:` or `tensors:` plus a hex digest, `path` the
+    local folder if there is one, `adapter_hash` set while an adapter is attached."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    fingerprint: str
+    n_layers: int
+    hidden_size: int
+    dtype: str
+    path: str | None = None
+    revision: str | None = None
+    adapter_hash: str | None = None
+
+    @property
+    def device(self) -> Any:
+        return next(self.model.parameters()).device
+
+
+def organism_dir() -> Path:
+    """Folder of the embedded model's weights, in Hugging Face layout."""
+    return Path(__file__).parent / "organism" / "weights"
+
+
+def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, device: Any = None) -> Loaded:
+    """Load a model and its tokenizer.
+
+    `model`: "organism", a hub id, a local Hugging Face folder, a pair (transformers model, tokenizer)
+    or a `Loaded`; the last two are taken as they are, `dtype` and `device` then change nothing.
+    `device`: None takes the GPU when there is one. Raises ModelError, naming the command that
+    fetches the model where there is one."""
+    if isinstance(model, Loaded):
+        return model
+    if isinstance(model, tuple | list):
+        return _from_pair(model)
+    if dtype not in DTYPES:
+        raise InputError(
+            f"model: dtype {dtype!r} asked, but leakfast computes in {' or '.join(DTYPES)}. Use --dtype float32."
+        )
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(model, revision)
+    place, folder = _place(model)
+    tokenizer = load_tokenizer(model, revision)
+    with _quiet_bars(folder is not None), _explained(model, "weights"):
+        net = AutoModelForCausalLM.from_pretrained(
+            place,
+            revision=revision or "main",
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=_offline(),
+        )
+    net.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    net.requires_grad_(False)
+    commit = getattr(config, "_commit_hash", None)
+    return Loaded(
+        model=net,
+        tokenizer=tokenizer,
+        name=str(model),
+        fingerprint=_folder_fingerprint(folder) if folder else f"commit:{commit}",
+        n_layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        dtype=dtype,
+        path=str(folder) if folder else None,
+        revision=None if folder else (commit or revision),
+    )
+
+
+def load_config(model: Any, revision: str | None = None) -> Any:
+    """The model's config alone: what can be checked before the weights are read is checked with it."""
+    if isinstance(model, Loaded):
+        return model.model.config
+    if isinstance(model, tuple | list):
+        return _pair(model)[0].config
+    from transformers import AutoConfig
+
+    place, _ = _place(model)
+    with _explained(model, "config.json"):
+        config = AutoConfig.from_pretrained(
+            place, revision=revision or "main", trust_remote_code=False, local_files_only=_offline()
+        )
+    for field in ("num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(config, field, None), int):
+            raise ModelError(
+                f"model: the config of {model} has no {field}, so it is no plain decoder. Needed: a causal "
+                f"language model such as Qwen2, Qwen3, Llama or Mistral. Use --model {DEFAULT_MODEL}."
+            )
+    return config
+
+
+def load_tokenizer(model: Any, revision: str | None = None) -> Any:
+    """The tokenizer alone, by the same names as `load`."""
+    if isinstance(model, Loaded):
+        return model.tokenizer
+    if isinstance(model, tuple | list):
+        return _pair(model)[1]
+    from transformers import AutoTokenizer
+
+    place, _ = _place(model)
+    with _explained(model, "tokenizer"):
+        return AutoTokenizer.from_pretrained(
+            place, revision=revision or "main", trust_remote_code=False, local_files_only=_offline()
+        )
+
+
+def _pair(pair: Any) -> tuple[Any, Any]:
+    if len(pair) != 2 or not hasattr(pair[0], "config") or not callable(pair[1]):
+        raise ValueError("a model pair is (loaded transformers model, tokenizer)")
+    return pair[0], pair[1]
+
+
+def _from_pair(pair: Any) -> Loaded:
+    net, tokenizer = _pair(pair)
+    net.eval()
+    parameter = next(net.parameters())
+    return Loaded(
+        model=net,
+        tokenizer=tokenizer,
+        name=getattr(net.config, "_name_or_path", "") or net.config.model_type,
+        fingerprint=_tensor_fingerprint(net),
+        n_layers=net.config.num_hidden_layers,
+        hidden_size=net.config.hidden_size,
+        dtype=str(parameter.dtype).removeprefix("torch."),
+    )
+
+
+def _place(model: Any) -> tuple[str, Path | None]:
+    """What transformers is given, and the local folder if it is one."""
+    if not isinstance(model, str | os.PathLike) or not str(model):
+        raise ValueError(f"model must be a name, a folder or a pair, not {model!r}")
+    if str(model) == "organism":
+        folder = organism_dir()
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                "model: the organism's weights are not in this installation. Needed: the folder "
+                "leakfast/organism/weights. Type: leakfast organism build --seed 0 --out DIR, then --model DIR."
+            )
+        return str(folder), folder
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            hint = ""
+            if (folder / "adapter_config.json").is_file():
+                hint = f" It holds an adapter: use --adapter {model}."
+            raise ModelError(
+                f"model: {model} has no config.json, so it is no Hugging Face model folder.{hint}"
+            )
+        return str(folder), folder
+    if str(model).count("/") > 1 or str(model).startswith((".", "/", "~")):
+        raise ModelError(
+            f"model: there is no folder {model}. Needed: a Hugging Face model folder or a hub id "
+            f"such as {DEFAULT_MODEL}. Check the path, or use --model organism."
+        )
+    return str(model), None
+
+
+def _offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+class _explained:
+    """Turns what transformers says about a missing or foreign model into a ModelError with a remedy."""
+
+    def __init__(self, model: Any, part: str) -> None:
+        self.model, self.part = model, part
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, OSError | ValueError | KeyError):
+            return False
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
+        if "trust_remote_code" in str(error):
+            text = (
+                f"model: {self.model} wants to run code of its own, which leakfast never does. Needed: an "
+                f"architecture transformers knows (Qwen2, Qwen3, Llama, Mistral). Use --model {DEFAULT_MODEL}."
+            )
+        elif Path(str(self.model)).is_dir() or self.model == "organism":
+            text = (
+                f"model: the {self.part} of {self.model} cannot be read: {reason}. Needed: config.json, "
+                "tokenizer.json and *.safetensors. Fetch or build the folder again."
+            )
+        else:
+            where = "not on this machine, and HF_HUB_OFFLINE=1" if _offline() else f"not to be had: {reason}"
+            text = (
+                f"model: the {self.part} of {self.model} is {where}. Type: hf download {self.model} "
+                "(with a network), or use --model organism, which needs none."
+            )
+        raise ModelError(text) from error
+
+
+class _quiet_bars:
+    """No bars of transformers' own while local weights load (a download keeps them); then as before."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+
+    def __enter__(self) -> None:
+        from transformers.utils import logging
+
+        self.were_on = self.quiet and logging.is_progress_bar_enabled()
+        if self.were_on:
+            logging.disable_progress_bar()
+
+    def __exit__(self, *exc: object) -> None:
+        from transformers.utils import logging
+
+        if self.were_on:
+            logging.enable_progress_bar()
+
+
+_fingerprints: dict[tuple[tuple[str, int, int], ...], str] = {}
+
+
+def _folder_fingerprint(folder: Path) -> str:
+    """SHA-256 over config.json and every *.safetensors, names and lengths included."""
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    key = tuple((str(f.resolve()), f.stat().st_mtime_ns, f.stat().st_size) for f in files)
+    if key not in _fingerprints:
+        digest = hashlib.sha256()
+        for file, (_, _, size) in zip(files, key, strict=True):
+            digest.update(f"{file.name}\0{size}\0".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+        _fingerprints[key] = f"files:{digest.hexdigest()}"
+    return _fingerprints[key]
+
+
+def _tensor_fingerprint(net: Any) -> str:
+    """SHA-256 over every parameter's name, shape, dtype and bytes, for models that came without files."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(f"{name}\0{tuple(tensor.shape)}\0{tensor.dtype}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return f"tensors:{digest.hexdigest()}"
