@@ -1,0 +1,62 @@
+"""Pairs: each source with each bystander at each layer, their cosine in the base model beside the
+bystander's rate. Demands a rates table and centroids; leaves correlating to `correlations`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from leakfast import schema
+
+if TYPE_CHECKING:
+    from leakfast.centroids import Centroids
+
+
+def table(rates: pl.DataFrame, centroids: Centroids) -> pl.DataFrame:
+    """Schema `pairs` (+ `adapter`): one row per adapter × bystander × layer.
+
+    Rows of `rates` whose `role` is bystander take part. `cosine_*` is between the base-model centroids
+    of source and bystander, float64; null where one of them has no centroid, so that a correlation
+    can say how many pairs it rests on.
+    """
+    bystanders = rates.filter(pl.col("role") == "bystander")
+    names = ["adapter", *schema.columns("pairs")]
+    columns = schema.columns("pairs") | {"adapter": pl.String()}
+    frames = [pl.DataFrame(schema={name: columns[name] for name in names})]
+    known = [s for s in bystanders["source"].unique(maintain_order=True) if s in centroids.personas]
+    for layer in centroids.layers:
+        near = _cosines(centroids, layer, known)
+        joined = bystanders.join(
+            near, on=["source", "persona"], how="left", maintain_order="left"
+        ).with_columns(pl.lit(layer, dtype=pl.Int32).alias("layer"))
+        frames.append(joined.select(names))
+    return schema.check(pl.concat(frames), "pairs")
+
+
+def _cosines(centroids: Centroids, layer: int, sources: list[str]) -> pl.DataFrame:
+    """source, persona, cosine_centered, cosine_raw for every persona with a centroid."""
+    centered = centroids.cosine(layer, kind="centered")
+    raw = centroids.cosine(layer, kind="raw")
+    parts = [
+        pl.DataFrame(
+            {
+                "source": [source] * len(centroids.personas),
+                "persona": list(centroids.personas),
+                "cosine_centered": centered[row],
+                "cosine_raw": raw[row],
+            },
+            schema=_COSINES,
+        )
+        for source in sources
+        for row in [centroids.personas.index(source)]
+    ]
+    return pl.concat([pl.DataFrame(schema=_COSINES), *parts])
+
+
+_COSINES = {
+    "source": pl.String,
+    "persona": pl.String,
+    "cosine_centered": pl.Float64,
+    "cosine_raw": pl.Float64,
+}

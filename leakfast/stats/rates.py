@@ -1,0 +1,152 @@
+"""Rates: how often a behavior shows, per adapter and persona, with Wilson intervals and the change
+against the unadapted model. Demands completions and a detector's polars expressions; leaves models,
+judges and the spread between questions of one persona to others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import polars as pl
+from scipy.special import ndtri
+
+from leakfast import schema
+
+BASE = "base"  # run-directory name of the unadapted model
+COUNTED = ("ok", "empty", "truncated")  # statuses that stay in the total; any other is `n_error`
+_KEY = ["persona", "question", "sample"]
+
+
+def wilson(hits, total, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson score interval for a share, without continuity correction.
+
+    Estimand: the probability that one more completion of the same persona shows the behavior, over
+    draws of question and sample. Assumes the completions are independent given that probability;
+    completions of one question are not quite, so the interval is a little too narrow.
+
+        (p + z²/2n ± z·sqrt(p(1−p)/n + z²/4n²)) / (1 + z²/n),  p = hits/n   (Wilson 1927)
+
+    `hits`, `total`: integer arrays of one shape, 0 ≤ hits ≤ total, total ≥ 1. Returns (low, high),
+    float64, in [0, 1]; low is exactly 0 at 0 hits and high exactly 1 at `total` hits.
+    Raises ValueError for counts outside those bounds or a confidence outside (0, 1).
+    """
+    hits, total = np.broadcast_arrays(np.asarray(hits), np.asarray(total))
+    if not (np.issubdtype(hits.dtype, np.integer) and np.issubdtype(total.dtype, np.integer)):
+        raise ValueError(f"wilson: counts must be integers, got {hits.dtype} and {total.dtype}")
+    if np.any(total < 1) or np.any(hits < 0) or np.any(hits > total):
+        raise ValueError("wilson: needs 0 ≤ hits ≤ total and total ≥ 1")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"wilson: confidence {confidence} is not between 0 and 1")
+    n = total.astype(np.float64)
+    p = hits / n
+    z = float(ndtri(0.5 + confidence / 2))
+    center = p + z * z / (2 * n)
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    scale = 1 + z * z / n
+    low = np.where(hits == 0, 0.0, np.clip((center - half) / scale, 0.0, 1.0))
+    high = np.where(hits == total, 1.0, np.clip((center + half) / scale, 0.0, 1.0))
+    return low, high
+
+
+def count(completions: pl.DataFrame, detectors: Mapping[str, pl.Expr]) -> pl.DataFrame:
+    """Hits and statuses per (behavior, adapter, persona).
+
+    `completions`: schema `completions`. `detectors`: name → Boolean expression per row; the first is
+    the behavior's primary one and gives `hits`, each further one gives `hits_<name>`. A completion
+    whose status is not ok, empty or truncated, or on which the primary detector gives no answer, is
+    counted in `n_error` and not in `total`; `n_empty` and `n_truncated` stay in the total.
+    Raises ValueError without a detector, or where one draw (persona, question, sample of an
+    adapter) stands twice: then the shares would be over the wrong number.
+    """
+    if not detectors:
+        raise ValueError("count: at least one detector is needed")
+    group = ["behavior", "adapter", "persona"]
+    twice = completions.select(["behavior", "adapter", *_KEY]).is_duplicated()
+    if twice.any():
+        row = completions.filter(twice).row(0, named=True)
+        raise ValueError(
+            f"completions of adapter {row['adapter']} hold the draw (persona {row['persona']}, "
+            f"question {row['question']}, sample {row['sample']}) more than once"
+        )
+    primary, *others = detectors
+    marked = completions.with_columns(
+        detectors[primary].alias("_hit"),
+        *[detectors[name].alias(f"_hit_{name}") for name in others],
+    ).with_columns((pl.col("status").is_in(COUNTED) & pl.col("_hit").is_not_null()).alias("_counts"))
+    counted = pl.col("_counts")
+
+    def of(column: str) -> pl.Expr:
+        return (counted & pl.col(column).fill_null(False)).sum().cast(pl.Int64)
+
+    return marked.group_by(group, maintain_order=True).agg(
+        of("_hit").alias("hits"),
+        counted.sum().cast(pl.Int64).alias("total"),
+        (counted & (pl.col("status") == "empty")).sum().cast(pl.Int64).alias("n_empty"),
+        (counted & (pl.col("status") == "truncated")).sum().cast(pl.Int64).alias("n_truncated"),
+        (~counted).sum().cast(pl.Int64).alias("n_error"),
+        *[of(f"_hit_{name}").alias(f"hits_{name}") for name in others],
+    )
+
+
+def table(
+    counts: pl.DataFrame,
+    adapters: Mapping[str, tuple[str, int | None]],
+    categories: Mapping[str, str | None],
+    outsiders: Collection[str] = (),
+) -> pl.DataFrame:
+    """Counts → schema `rates` (+ role): share, 95 % Wilson interval, baseline, delta = rate − baseline.
+
+    `counts`: from `count` (or any frame with its columns). `adapters`: name → (source, seed).
+    `categories`: persona → category; a persona not named there has none. `outsiders`: personas that
+    are measured but are not to count as bystanders. The column `role` is source, bystander, outsider,
+    or base for the unadapted model. The baseline is the rate of `base` for the same behavior and
+    persona, null where it was not measured; rows of `base` itself have null source, seed, baseline
+    and delta. A total of 0 leaves the rate null. Raises ValueError for an adapter missing from
+    `adapters` or without a source.
+    """
+    unknown = set(counts["adapter"].unique()) - {a for a, (s, _) in adapters.items() if s} - {BASE}
+    if unknown:
+        raise ValueError(f"rates: no source is known for adapters {sorted(unknown)}")
+    frame = counts.with_columns(
+        pl.col("hits").cast(pl.Int64),
+        pl.col("total").cast(pl.Int64),
+        _mapped("adapter", {k: v[0] for k, v in adapters.items()}, pl.String).alias("source"),
+        _mapped("adapter", {k: v[1] for k, v in adapters.items()}, pl.Int64).alias("seed"),
+        _mapped("persona", categories, pl.String).alias("category"),
+        pl.when(pl.col("total") > 0).then(pl.col("hits") / pl.col("total")).alias("rate"),
+    )
+    low, high = np.full(frame.height, np.nan), np.full(frame.height, np.nan)
+    some = frame["total"].to_numpy() > 0
+    if some.any():
+        hits, total = frame["hits"].to_numpy()[some], frame["total"].to_numpy()[some]
+        low[some], high[some] = wilson(hits, total)
+    frame = frame.with_columns(
+        pl.Series("ci_low", low).fill_nan(None), pl.Series("ci_high", high).fill_nan(None)
+    )
+    base = frame.filter(pl.col("adapter") == BASE).select(
+        "behavior", "persona", pl.col("rate").alias("baseline")
+    )
+    frame = frame.join(base, on=["behavior", "persona"], how="left", maintain_order="left").with_columns(
+        pl.when(pl.col("adapter") != BASE).then(pl.col("baseline")).alias("baseline")
+    )
+    frame = frame.with_columns(
+        (pl.col("rate") - pl.col("baseline")).alias("delta"),
+        pl.when(pl.col("adapter") == BASE)
+        .then(pl.lit("base"))
+        .when(pl.col("persona") == pl.col("source"))
+        .then(pl.lit("source"))
+        .when(pl.col("persona").is_in(list(outsiders)))
+        .then(pl.lit("outsider"))
+        .otherwise(pl.lit("bystander"))
+        .alias("role"),
+    )
+    names = list(schema.columns("rates"))
+    extra = [name for name in frame.columns if name not in names]
+    return schema.check(frame.select(*names, *extra), "rates")
+
+
+def _mapped(column: str, mapping: Mapping, dtype) -> pl.Expr:
+    known = {key: value for key, value in mapping.items() if value is not None}
+    if not known:
+        return pl.lit(None, dtype=dtype)
+    return pl.col(column).replace_strict(known, default=None, return_dtype=dtype)

@@ -1,0 +1,103 @@
+"""The few numbers a person reads first: one row per source and layer, and which layer orders leakage
+best. Demands the rates and correlations tables; computes nothing that is not in them."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from leakfast.stats.correlations import POOLED
+
+_KEYS = ["behavior", "adapter", "source", "seed"]
+
+
+def best_layer(correlations: pl.DataFrame, behavior: str, cosine: str, y: str) -> int | None:
+    """The layer with the largest pooled |Spearman|, averaged over training seeds; the lower of equals.
+
+    Where there is no pooled value, the largest mean over sources. None where no ρ is defined."""
+    defined = correlations.filter(
+        (pl.col("behavior") == behavior)
+        & (pl.col("cosine") == cosine)
+        & (pl.col("y") == y)
+        & pl.col("category").is_null()
+        & pl.col("spearman").is_not_null()
+    )
+    for pool in (pl.col("source") == POOLED, pl.col("source") != POOLED):
+        ranked = (
+            defined.filter(pool)
+            .group_by("layer")
+            .agg(pl.col("spearman").abs().mean())
+            .sort(["spearman", "layer"], descending=[True, False])
+        )
+        if ranked.height:
+            return int(ranked["layer"][0])
+    return None
+
+
+def summarize(rates: pl.DataFrame, correlations: pl.DataFrame, cosine: str, y: str) -> pl.DataFrame:
+    """behavior, adapter, source, seed, layer, cosine, y, best_layer (Boolean), source_rate with its
+    interval, mean_bystander, max_bystander and whose, then n, ρ, r and their p-values.
+
+    Sources in order of their adapters, `pooled` last (it has no source rate). Without correlations,
+    one row per adapter with a null layer."""
+    people = _people(rates)
+    chosen = correlations.filter(
+        (pl.col("cosine") == cosine) & (pl.col("y") == y) & pl.col("category").is_null()
+    )
+    values = ["n", "spearman", "spearman_p_t", "spearman_p_perm", "pearson", "pearson_p", "reason"]
+    if chosen.is_empty():
+        people = people.filter(pl.col("source") != POOLED)
+    table = people.join(
+        chosen.select(*_KEYS, "layer", *values),
+        on=_KEYS,
+        how="left",
+        nulls_equal=True,
+        maintain_order="left",
+    ).with_columns(cosine=pl.lit(cosine), y=pl.lit(y))
+    best = {b: best_layer(correlations, b, cosine, y) for b in table["behavior"].unique()}
+    table = table.with_columns(
+        pl.Series(
+            "best_layer",
+            [layer is not None and layer == best[b] for b, layer in table.select("behavior", "layer").rows()],
+            dtype=pl.Boolean,
+        )
+    )
+    first = [*_KEYS, "layer", "cosine", "y", "best_layer"]
+    return table.select(*first, pl.exclude(*first, *values), *values)
+
+
+def _people(rates: pl.DataFrame) -> pl.DataFrame:
+    """Source and bystander rates per adapter, and per behavior and seed for `pooled`."""
+    bystanders = rates.filter(pl.col("role") == "bystander")
+    trained = rates.filter(pl.col("role") != "base")
+    spread = [
+        pl.col("rate").mean().alias("mean_bystander"),
+        pl.col("rate").max().alias("max_bystander"),
+        pl.col("persona")
+        .sort_by("rate", "persona", descending=[True, False], nulls_last=True)
+        .first()
+        .alias("max_persona"),
+    ]
+    own = rates.filter(pl.col("role") == "source").select(
+        *_KEYS,
+        pl.col("rate").alias("source_rate"),
+        pl.col("ci_low").alias("source_ci_low"),
+        pl.col("ci_high").alias("source_ci_high"),
+    )
+    single = (
+        trained.select(_KEYS)
+        .unique(maintain_order=True)
+        .join(own, on=_KEYS, how="left", nulls_equal=True, maintain_order="left")
+        .join(
+            bystanders.group_by(_KEYS).agg(spread),
+            on=_KEYS,
+            how="left",
+            nulls_equal=True,
+            maintain_order="left",
+        )
+    )
+    pooled = (
+        bystanders.group_by("behavior", "seed", maintain_order=True)
+        .agg(spread)
+        .with_columns(source=pl.lit(POOLED), adapter=pl.lit(None, pl.String))
+    )
+    return pl.concat([single, pooled], how="diagonal").sort("behavior", "seed", maintain_order=True)
