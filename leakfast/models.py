@@ -18,6 +18,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "Loaded",
     "adapter_hash",
+    "folder_fingerprint",
     "load",
     "load_config",
     "load_tokenizer",
@@ -95,7 +96,7 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
         model=net,
         tokenizer=tokenizer,
         name=str(model),
-        fingerprint=_folder_fingerprint(folder) if folder else f"commit:{commit}",
+        fingerprint=folder_fingerprint(folder) if folder else f"commit:{commit}",
         n_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         dtype=dtype,
@@ -253,7 +254,7 @@ class _quiet_bars:
 _fingerprints: dict[tuple[tuple[str, int, int], ...], str] = {}
 
 
-def _folder_fingerprint(folder: Path) -> str:
+def folder_fingerprint(folder: Path) -> str:
     """SHA-256 over config.json and every *.safetensors, names and lengths included."""
     files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
     key = tuple((str(f.resolve()), f.stat().st_mtime_ns, f.stat().st_size) for f in files)

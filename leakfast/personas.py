@@ -188,6 +188,7 @@ def read_questions(path: str | Path) -> dict[str, QuestionSet]:
             "or `[sets.NAME]` tables with such a list (shipped example: configs/questions.toml)."
         )
     out: dict[str, QuestionSet] = {}
+    faults: list[str] = []
     for name, block in sets.items():
         key: KeyPath = ("sets", name)
         if not isinstance(block, dict) or not isinstance(block.get("questions"), list):
@@ -198,9 +199,13 @@ def read_questions(path: str | Path) -> dict[str, QuestionSet]:
             if word not in _SET_KEYS:
                 hint = did_you_mean(word, _SET_KEYS) or f" Known here: {', '.join(_SET_KEYS)}."
                 raise InputError(f"{document.where((*key, word))}: unknown key {word}.{hint}")
-        out[name] = _question_set(
-            name, block["questions"], document, (*key, "questions"), block.get("description")
-        )
+        listed = (name, block["questions"], document, (*key, "questions"), block.get("description"))
+        try:
+            out[name] = _question_set(*listed)
+        except InputError as error:
+            faults.append(error.message)
+    if faults:
+        raise InputError("\n       ".join(faults))
     return out
 
 
@@ -365,7 +370,8 @@ def _question_set(
             faults.append(f"{where}: question {index} of set {name!r} {what}. Write it or delete it.")
         elif question in first:
             faults.append(
-                f"{where}: question {index} of set {name!r} is question {first[question]} again. Delete one of the two."
+                f"{where}: question {index} of set {name!r} is question {first[question]} again. "
+                "Delete one of the two."
             )
         else:
             first[question] = index

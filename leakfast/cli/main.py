@@ -1,5 +1,6 @@
 """The command `leakfast`: a group that imports a command's file only when it is called.
-Demands click. stdout is data, stderr is progress; exit 0 done, 1 failed, 2 usage, 3 parts missing, 130 interrupted."""
+Demands click. stdout is data, stderr is progress; exit codes: 0 done, 1 failed, 2 usage, 3 finished with
+parts missing, 130 interrupted."""
 
 from __future__ import annotations
 

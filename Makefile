@@ -1,0 +1,64 @@
+# `make demo` and `make test` do their whole set-up. Variables a user may set:
+#   PYTHON       the interpreter to build .venv from (3.10 or newer)
+#   TORCH_INDEX  an extra package index for torch, e.g. PyTorch's own index of CPU wheels; without it,
+#                Linux gets the build that PyPI has, which is large because it brings CUDA
+#   ARGS         more words for pytest: make test ARGS="-k store"
+PYTHON ?= python3
+TORCH_INDEX ?=
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
+INSTALLED := .venv/.installed
+
+.PHONY: install install-gpu demo test test-gpu lint bench bench-gpu clean
+.DELETE_ON_ERROR:
+
+install: $(INSTALLED)
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed, $(PYTHON) is older. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# torch first and alone, so that no other package chooses its build
+$(INSTALLED): .venv/bin/python constraints.txt $(SOURCES)
+	$(PIP) install -q -c constraints.txt setuptools pybind11
+	$(PIP) install -q -c constraints.txt $(INDEX) torch
+	@$(PIP) install -q -c constraints.txt triton || \
+	  echo "triton has no wheel for this machine; leakfast goes on without it (leakfast doctor)"
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev]'
+	@touch $@
+
+install-gpu: .venv/bin/python constraints-gpu.txt $(SOURCES)
+	$(PIP) install -q -c constraints-gpu.txt 'setuptools>=77' pybind11
+	$(PIP) install -q -c constraints-gpu.txt torch
+	@$(PIP) install -q -c constraints-gpu.txt vllm || \
+	  echo "vllm has no wheel for this machine; leakfast goes on without it (leakfast doctor)"
+	$(PIP) install -q -c constraints-gpu.txt --no-build-isolation -e '.[dev]'
+	@touch $(INSTALLED)
+
+demo: install
+	$(BIN)/leakfast run configs/demo.toml
+
+test: install
+	$(BIN)/pytest $(ARGS)
+
+test-gpu: install
+	$(BIN)/pytest -m gpu $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m leakfast.cli.commands --check README.md
+
+bench: install
+	@set -e; for script in bench/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+bench-gpu: install
+	@set -e; for script in bench/bench_*.py; do echo "== $$script"; $(BIN)/python $$script --device cuda; done
+
+clean:
+	rm -rf .venv build dist leakfast.egg-info leakfast/_native*.so .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,117 @@
+"""Packaging of leakfast: metadata, ranges, the extension leakfast._native, and where packages lie.
+Demands setuptools; leaves locked versions to constraints.txt and tool settings to pyproject.toml."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+
+# Listed one by one, because kernels/ must have no __init__.py and configs/ is data; a test compares
+# this list with the tree.
+PACKAGES = [
+    "leakfast",
+    "leakfast.behaviors",
+    "leakfast.cli",
+    "leakfast.generate",
+    "leakfast.organism",
+    "leakfast.report",
+    "leakfast.stats",
+    "leakfast.train",
+    "leakfast.kernels",
+    "leakfast._configs",
+    "leakfast._configs.published",
+]
+
+PACKAGE_DIR = {
+    "leakfast": "leakfast",
+    "leakfast.kernels": "kernels",
+    "leakfast._configs": "configs",
+    "leakfast._configs.published": "configs/published",
+}
+
+PACKAGE_DATA = {
+    "leakfast._configs": ["*.toml"],
+    "leakfast._configs.published": ["*.toml"],
+    "leakfast.organism": ["*.toml", "weights/*"],
+    "leakfast.report": ["*.html", "*.css", "*.j2", "templates/*"],
+}
+
+DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "setuptools>=77", "pybind11>=2.13"]
+
+
+def extensions() -> list:
+    """leakfast._native from csrc/*.cpp. Optional: without a compiler leakfast plans in Python."""
+    try:
+        from pybind11.setup_helpers import Pybind11Extension
+    except ImportError:
+        print("leakfast: pybind11 is not here, so leakfast._native is not built", file=sys.stderr)
+        return []
+    sources = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.cpp"))
+    headers = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.h*"))
+    if not sources:
+        return []
+    flags = ["/O2"] if os.name == "nt" else ["-O3"]
+    extension = Pybind11Extension(
+        "leakfast._native", sources, cxx_std=17, extra_compile_args=flags, depends=headers
+    )
+    extension.optional = True
+    return [extension]
+
+
+setup(
+    name="leakfast",
+    version="0.1.0",
+    description="Where did a behavior trained into one persona of a model leak, and did its geometry tell?",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    license_files=["LICENSE"],
+    author="The leakfast authors",
+    python_requires=">=3.10",
+    packages=PACKAGES,
+    package_dir=PACKAGE_DIR,
+    package_data=PACKAGE_DATA,
+    include_package_data=False,
+    ext_modules=extensions(),
+    zip_safe=False,
+    install_requires=[
+        "torch>=2.11",
+        "transformers>=5.17",
+        "peft>=0.19",
+        "safetensors>=0.5",
+        "numpy>=2.0",
+        "polars>=1.30",
+        "pydantic>=2.10",
+        "click>=8.1",
+        "rich>=13",
+        "scipy>=1.13",
+        "numba>=0.61",
+        "matplotlib>=3.9",
+        "jinja2>=3.1",
+        'tomli>=2; python_version < "3.11"',
+    ],
+    extras_require={
+        "dev": DEV,
+        "vllm": ["vllm>=0.25"],
+        "ray": ["ray>=2.40"],
+        "judge": ["anthropic>=0.71", "openai>=2"],
+        "report": ["plotly>=6"],
+        "wandb": ["wandb>=0.19"],
+        "flash": ["flash-attn>=2.7"],
+    },
+    entry_points={"console_scripts": ["leakfast = leakfast.cli.main:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: C++",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
