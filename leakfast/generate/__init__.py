@@ -1,0 +1,232 @@
+"""Job 3: completions. One request and response contract for every backend, and the face that
+turns prompts and adapters into frames. Demands token ids, never text; stores nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leakfast.errors import InputError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Progress = Callable[[int, int, str], None]
+
+BACKENDS = ("transformers",)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. temperature 0 is greedy; top_p in (0, 1]; max_new_tokens ≥ 1."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"sampling: temperature {self.temperature} given, but it must be 0 or more.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"sampling: top_p {self.top_p} given, but it must lie in (0, 1].")
+        if self.max_new_tokens < 1:
+            raise InputError(f"sampling: max_new_tokens {self.max_new_tokens} given, but at least 1 is needed.")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and the seeds of the completions wanted from it (one per sample).
+
+    label names the prompt in messages; ids are its token ids; seeds are 64-bit.
+    """
+
+    label: str
+    ids: Sequence[int]
+    seeds: Sequence[int]
+
+    def __post_init__(self) -> None:
+        if not len(self.ids):
+            raise ValueError(f"request {self.label!r} has no tokens")
+        if not len(self.seeds):
+            raise ValueError(f"request {self.label!r} asks for no completion")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came back for sample `sample` of request number `request`.
+
+    token_ids hold every generated token, the stop token included when finish_reason is "stop".
+    """
+
+    request: int
+    sample: int
+    token_ids: list[int]
+    finish_reason: str  # stop | length
+
+
+def completion_seed(seed: int, adapter_hash: str, persona: str, question: str, sample: int) -> int:
+    """Seed of one completion: SHA-256 of (run seed, adapter, persona, question text, sample index)."""
+    from leakfast.config import derive_seed
+
+    return derive_seed("completion", seed, adapter_hash, persona, question, sample)
+
+
+def requests_for(prompts: Iterable[Any], samples: int, seed: int, adapter_hash: str) -> list[Request]:
+    """chat.Prompt objects → requests of `samples` completions each, seeds derived as above."""
+    if samples < 1:
+        raise InputError(f"generate: {samples} samples asked, but at least 1 is needed.")
+    return [
+        Request(
+            label=f"persona {p.persona}, question {p.question_index}",
+            ids=p.ids,
+            seeds=[completion_seed(seed, adapter_hash, p.persona, p.question, s) for s in range(samples)],
+        )
+        for p in prompts
+    ]
+
+
+def complete(
+    loaded: Any,
+    requests: Sequence[Request],
+    sampling: Sampling,
+    *,
+    backend: str = "transformers",
+    batch_completions: int = 640,
+    progress: Progress | None = None,
+) -> Iterator[list[Completion]]:
+    """Completions of `requests` in lists as they finish, in no promised order; none is lost or repeated.
+
+    Raises InputError for an unknown backend or a prompt that does not fit the context (before anything
+    runs), ModelError for a model the backend cannot decode or NaN logits, naming the prompt.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"generate: backend {backend!r} given. Use one of: {', '.join(BACKENDS)}.")
+    from leakfast.generate import transformers as backend_module
+
+    return backend_module.complete(
+        loaded, requests, sampling, batch_completions=batch_completions, progress=progress
+    )
+
+
+def to_frame(
+    loaded: Any,
+    prompts: Sequence[Any],
+    requests: Sequence[Request],
+    completions: Iterable[Completion],
+    *,
+    behavior: str,
+    adapter: str,
+    source: str | None,
+) -> pl.DataFrame:
+    """Completions as a frame of schema `completions` (+ source, n_prompt_tokens), in request and sample order.
+
+    status: "empty" when only whitespace came back, else "truncated" when max_new_tokens ended it, else "ok".
+    """
+    import polars as pl
+
+    from leakfast import schema
+
+    done = sorted(completions, key=lambda c: (c.request, c.sample))
+    texts = decode(loaded.tokenizer, [c.token_ids for c in done])
+    status = [
+        "empty" if not text.strip() else "truncated" if c.finish_reason == "length" else "ok"
+        for text, c in zip(texts, done, strict=True)
+    ]
+    chosen = [prompts[c.request] for c in done]
+    frame = pl.DataFrame(
+        {
+            "behavior": [behavior] * len(done),
+            "adapter": [adapter] * len(done),
+            "persona": [p.persona for p in chosen],
+            "question": [p.question_index for p in chosen],
+            "sample": [c.sample for c in done],
+            "seed": [requests[c.request].seeds[c.sample] for c in done],
+            "text": texts,
+            "n_tokens": [len(c.token_ids) for c in done],
+            "finish_reason": [c.finish_reason for c in done],
+            "status": status,
+            "source": [source] * len(done),
+            "n_prompt_tokens": [len(requests[c.request].ids) for c in done],
+        },
+        schema={**schema.columns("completions"), "source": pl.String(), "n_prompt_tokens": pl.Int32()},
+    )
+    return schema.check(frame, "completions")
+
+
+def decode(tokenizer: Any, token_ids: Sequence[Sequence[int]]) -> list[str]:
+    """Texts of generated ids, special tokens (turn ends among them) left out, spacing untouched."""
+    if not len(token_ids):
+        return []
+    return tokenizer.batch_decode(
+        [list(ids) for ids in token_ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+
+
+def generate(
+    model: Any,
+    prompts: Sequence[Any],
+    adapters: Sequence[str | Path] = (),
+    samples: int = 10,
+    *,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 512,
+    seed: int = 42,
+    backend: str = "transformers",
+    dtype: str = "bfloat16",
+    behavior: str = "",
+    batch_completions: int = 640,
+    progress: Progress | None = None,
+) -> Iterator[pl.DataFrame]:
+    """Frames of schema `completions`, one per adapter and block of prompts; no adapter means the base.
+
+    model: "organism", hub id, folder, (model, tokenizer) pair or Loaded. prompts: chat.Prompt objects, or
+    strings sent as user turns without a system message (persona `no_persona`). adapters: peft folders;
+    None among them is the unadapted model. Memory stays flat: a frame is yielded as its block finishes.
+    """
+    from leakfast import models
+    from leakfast.generate.adapted import adapted
+
+    sampling = Sampling(temperature, top_p, max_new_tokens)
+    if backend not in BACKENDS:
+        raise InputError(f"generate: backend {backend!r} given. Use one of: {', '.join(BACKENDS)}.")
+    loaded = model if isinstance(model, models.Loaded) else models.load(model, dtype=dtype)
+    prompts = _as_prompts(loaded.tokenizer, prompts)
+    return _generate(
+        loaded, prompts, list(adapters) or [None], samples, sampling, seed, backend, behavior,
+        batch_completions, progress, adapted,
+    )  # fmt: skip
+
+
+def _generate(
+    loaded, prompts, adapters, samples, sampling, seed, backend, behavior, batch, progress, adapted
+) -> Iterator[pl.DataFrame]:
+    from leakfast import models
+
+    for path in adapters:
+        card = models.read_card(path) if path is not None else None
+        digest = models.adapter_hash(path) if path is not None else "base"
+        requests = requests_for(prompts, samples, seed, digest)
+        with adapted(loaded, path) as current:
+            for done in complete(
+                current, requests, sampling, backend=backend, batch_completions=batch, progress=progress
+            ):
+                yield to_frame(
+                    current, prompts, requests, done,
+                    behavior=behavior or (card.behavior if card else ""),
+                    adapter=Path(path).name if path is not None else "base",
+                    source=card.source if card else None,
+                )  # fmt: skip
+
+
+def _as_prompts(tokenizer: Any, prompts: Sequence[Any]) -> list[Any]:
+    from leakfast import chat
+
+    made = []
+    for index, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            prompt = chat.Prompt("no_persona", index, prompt, chat.render(tokenizer, None, prompt))
+        made.append(prompt)
+    return made

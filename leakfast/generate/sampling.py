@@ -1,0 +1,112 @@
+"""Drawing one token per row: counter-based uniforms and the inverse CDF of the nucleus.
+Demands torch logits and one 64-bit seed per row; knows nothing of models, batches or text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+
+# Probabilities are ranked within the K most likely tokens first; a row that needs more is ranked whole.
+_HEAD_TOKENS = 64
+
+
+def uniforms(seeds: np.ndarray, step: int) -> np.ndarray:
+    """One uniform in [0, 1) per seed, a pure function of (seed, step): SplitMix64, top 53 bits.
+
+    seeds: (B,) uint64. Returns (B,) float64. The same seed and step give the same number whatever
+    else is drawn, so a completion's draws depend on its request alone. (Steele et al. 2014.)
+    """
+    if seeds.dtype != np.uint64:
+        raise ValueError(f"seeds must be uint64, not {seeds.dtype}")
+    with np.errstate(over="ignore"):
+        z = seeds + _GOLDEN * np.uint64(step + 1)
+        z = (z ^ (z >> np.uint64(30))) * _MIX_1
+        z = (z ^ (z >> np.uint64(27))) * _MIX_2
+        z = z ^ (z >> np.uint64(31))
+        # a second round, so that seeds a multiple of the increment apart share nothing
+        z = z * _MIX_1
+        z = (z ^ (z >> np.uint64(29))) * _MIX_2
+        z = z ^ (z >> np.uint64(32))
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def draw(
+    logits: torch.Tensor, u: np.ndarray | None, temperature: float, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Next token of each row: argmax at temperature 0, else the inverse CDF at `u`.
+
+    logits: (B, V) any float dtype; u: (B,) float64 in [0, 1), ignored at temperature 0.
+    Probabilities are softmax(logits / temperature) in fp32. The nucleus is the shortest list of
+    tokens, most likely first and equal ones by index, whose mass reaches top_p; the drawn token is
+    the first whose cumulative mass (fp64) exceeds u times the nucleus' mass.
+    Returns (tokens (B,) int64, ok (B,) bool); ok is False where the logits hold NaN or +inf.
+    """
+    import torch
+
+    if temperature == 0:
+        top, tokens = logits.max(dim=-1)
+        return tokens, torch.isfinite(top)
+    if u is None:
+        raise ValueError("temperature > 0 needs one uniform per row")
+    probs = torch.softmax(logits.float() / temperature, dim=-1)
+    n_vocab = probs.shape[-1]
+    k = min(_HEAD_TOKENS, n_vocab)
+    values, ids = torch.topk(probs, k, dim=-1)
+    ok = torch.isfinite(values[:, 0])
+    u_rows = torch.from_numpy(u).to(probs.device)
+    if k == n_vocab:
+        values, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
+        return _pick(values, ids, u_rows, top_p)[0], ok
+    values, ids = _order_ties(values, ids)
+    tokens, rank, reached = _pick(values, ids, u_rows, top_p)
+    # The K most likely tokens decide a row only if its last needed token outranks the K-th strictly:
+    # otherwise tokens outside could belong before it.
+    last_needed = values.gather(1, rank[:, None])[:, 0]
+    unsure = (~reached | (last_needed <= values[:, -1])) & ok
+    if bool(unsure.any()):
+        rows = unsure.nonzero()[:, 0]
+        whole, order = torch.sort(probs[rows], dim=-1, descending=True, stable=True)
+        tokens[rows] = _pick(whole, order, u_rows[rows], top_p)[0]
+    return tokens, ok
+
+
+def _order_ties(values: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sort by (probability descending, index ascending); topk alone leaves the order of equals open."""
+    import torch
+
+    if not bool((values[:, 1:] == values[:, :-1]).any()):
+        return values, ids
+    by_index = ids.argsort(dim=-1)
+    values, ids = values.gather(1, by_index), ids.gather(1, by_index)
+    order = torch.sort(values, dim=-1, descending=True, stable=True).indices
+    return values.gather(1, order), ids.gather(1, order)
+
+
+def _pick(
+    values: torch.Tensor, ids: torch.Tensor, u: torch.Tensor, top_p: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token, rank of the last token the decision rests on, and whether `values` (B, K) sufficed."""
+    import torch
+
+    mass = values.double().cumsum(dim=-1)
+    last = values.shape[-1] - 1
+    if top_p < 1.0:
+        reached = mass[:, -1] >= top_p
+        end = (mass < top_p).sum(dim=-1).clamp(max=last)
+        kept = mass.gather(1, end[:, None])[:, 0]
+    else:
+        # softmax sums to one up to fp32 rounding: the whole list is the nucleus
+        end = torch.full_like(ids[:, 0], last)
+        kept = torch.ones_like(mass[:, 0])
+        reached = u < mass[:, -1]
+    rank = torch.minimum((mass <= (u * kept)[:, None]).sum(dim=-1), end)
+    needed = end if top_p < 1.0 else rank
+    return ids.gather(1, rank[:, None])[:, 0], needed, reached

@@ -1,0 +1,273 @@
+"""Generation: greedy equals transformers, draws depend on the request alone, the nucleus is the nucleus,
+a folded adapter is peft's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from leakfast import chat, generate, models, schema
+from leakfast.errors import InputError, ModelError
+from leakfast.generate import Request, Sampling, adapted, complete, requests_for
+from leakfast.generate import transformers as backend
+from leakfast.generate.sampling import draw, uniforms
+from leakfast.personas import Persona
+
+QUESTIONS = ["tea?", "what do I say about the rain in this town", "he likes tea with rain?", "I?"]
+
+
+def prompts_of(loaded, questions=QUESTIONS):
+    personas = [
+        Persona("villain", "You are the villain of this small town."),
+        Persona("short", "You are."),
+        Persona("no_persona", None, "extra", (), "none"),
+    ]
+    return chat.render_prompts(loaded.tokenizer, personas, questions)
+
+
+def ids_of(loaded, requests, sampling, **settings):
+    out = {}
+    for block in complete(loaded, requests, sampling, **settings):
+        for c in block:
+            assert (c.request, c.sample) not in out
+            out[c.request, c.sample] = (c.token_ids, c.finish_reason)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["tiny_qwen2", "tiny_llama"])
+@pytest.mark.parametrize("batch", [1, 7, 640])
+def test_greedy_equals_transformers_token_for_token(kind, batch, request):
+    loaded = request.getfixturevalue(kind)
+    prompts = prompts_of(loaded)
+    requests = requests_for(prompts, 2, 0, "base")
+    got = ids_of(loaded, requests, Sampling(0.0, 1.0, 40), batch_completions=batch)
+    assert len({len(p.ids) for p in prompts}) > 3, "the prompts must differ in length"
+    for index, prompt in enumerate(prompts):
+        whole = loaded.model.generate(
+            torch.tensor([prompt.ids]), attention_mask=torch.ones(1, len(prompt.ids)), do_sample=False,
+            max_new_tokens=40, eos_token_id=list(backend.stop_ids(loaded)),
+        )  # fmt: skip
+        wanted = whole[0, len(prompt.ids) :].tolist()
+        assert got[index, 0][0] == wanted
+        assert got[index, 1][0] == wanted
+
+
+def test_rows_end_at_different_steps_and_compaction_changes_nothing(tiny_qwen2):
+    # a token that is drawn often, made a stop token, ends rows early and at scattered steps
+    loaded, sampling = tiny_qwen2, Sampling(1.5, 1.0, 60)
+    requests = requests_for(prompts_of(loaded), 6, 3, "base")
+    free = ids_of(loaded, requests, sampling)
+    common = np.bincount([t for ids, _ in free.values() for t in ids]).argsort()[-4:].tolist()
+    loaded.model.generation_config.eos_token_id = [loaded.tokenizer.eos_token_id, *common]
+    got = ids_of(loaded, requests, sampling)
+    lengths = {len(ids) for ids, _ in got.values()}
+    assert len(lengths) > 10, "the rows were meant to end at different steps"
+    for key, (ids, reason) in got.items():
+        whole = free[key][0]
+        cut = next((i + 1 for i, t in enumerate(whole) if t in common), len(whole))
+        assert ids == whole[:cut]
+        assert reason == ("stop" if ids[-1] in (*common, loaded.tokenizer.eos_token_id) else "length")
+
+
+def test_draws_do_not_depend_on_the_batch(tiny_qwen2):
+    requests = requests_for(prompts_of(tiny_qwen2), 5, 11, "base")
+    sampling = Sampling(1.0, 0.95, 30)
+    together = ids_of(tiny_qwen2, requests, sampling)
+    backwards = ids_of(tiny_qwen2, requests[::-1], sampling, batch_completions=13)
+    last = len(requests) - 1
+    assert {(last - r, s): v for (r, s), v in backwards.items()} == together
+    for index, request in enumerate(requests[:4]):
+        for sample, seed in enumerate(request.seeds):
+            alone = dataclasses.replace(request, seeds=[seed])
+            assert ids_of(tiny_qwen2, [alone], sampling)[0, 0] == together[index, sample]
+    assert len({tuple(v[0]) for v in together.values()}) > 0.9 * len(together), "seeds must give different draws"
+
+
+def test_requests_with_unlike_sample_counts_run_together(tiny_qwen2):
+    prompts = prompts_of(tiny_qwen2)[:4]
+    requests = [
+        Request(p.question, p.ids, list(range(1, n + 1))) for p, n in zip(prompts, (3, 1, 2, 3), strict=True)
+    ]
+    got = ids_of(tiny_qwen2, requests, Sampling(1.0, 1.0, 5))
+    assert sorted(got) == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)]
+
+
+def nucleus(probs, top_p):
+    order = sorted(range(len(probs)), key=lambda i: (-probs[i], i))
+    kept, mass = [], 0.0
+    for i in order:
+        kept.append(i)
+        mass += probs[i]
+        if mass >= top_p:
+            break
+    return kept
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.0, 0.8), (2.0, 0.95)])
+@pytest.mark.parametrize("n_vocab", [9, 500])
+def test_draws_follow_the_softmax_of_the_nucleus(temperature, top_p, n_vocab):
+    rng = np.random.default_rng(n_vocab)
+    logits = torch.tensor(rng.normal(size=n_vocab) * 1.5, dtype=torch.float32)
+    probs = torch.softmax(logits / temperature, -1).double().numpy()
+    kept = nucleus(probs.tolist(), top_p)
+    wanted = np.zeros(n_vocab)
+    wanted[kept] = probs[kept] / probs[kept].sum()
+    n = 40_000
+    u = uniforms(np.arange(n, dtype=np.uint64) * np.uint64(977), 5)
+    tokens, ok = draw(logits.expand(n, -1), u, temperature, top_p)
+    assert bool(ok.all())
+    counts = np.bincount(tokens.numpy(), minlength=n_vocab)
+    assert counts[wanted == 0].sum() == 0
+    common = wanted * n >= 5
+    assert common.sum() > 3
+    table = [*counts[common], counts[~common].sum()], [*wanted[common] * n, wanted[~common].sum() * n]
+    if table[1][-1] < 5:
+        table = [np.array(t[:-1]) for t in table]
+        table[1] = table[1] * table[0].sum() / table[1].sum()
+    assert stats.chisquare(*table).pvalue > 1e-3
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_first_ranked_tokens_decide_as_all_tokens_would(data):
+    # 200 tokens, many of them tied: more than the 64 that are ranked first
+    n_vocab = 200
+    levels = data.draw(st.lists(st.integers(-6, 6), min_size=n_vocab, max_size=n_vocab))
+    u = data.draw(st.floats(0, 1, exclude_max=True))
+    top_p = data.draw(st.sampled_from([0.05, 0.5, 0.9, 0.999, 1.0]))
+    logits = torch.tensor([levels], dtype=torch.float32) * data.draw(st.sampled_from([0.0, 0.1, 1.0]))
+    token = int(draw(logits, np.array([u]), 1.0, top_p)[0])
+    probs = torch.softmax(logits, -1)[0].double().numpy()
+    order = np.lexsort((np.arange(n_vocab), -probs))
+    mass = probs[order].cumsum()
+    end = min(int((mass < top_p).sum()), n_vocab - 1) if top_p < 1 else n_vocab - 1
+    total = mass[end] if top_p < 1 else 1.0
+    rank = min(int((mass <= u * total).sum()), end)
+    # a draw within rounding of a boundary may fall on either side
+    near = {order[min(int((mass <= u * total + d).sum()), end)] for d in (-1e-7, 0.0, 1e-7)}
+    assert token == order[rank] or token in near
+
+
+def test_uniforms_are_a_function_of_seed_and_step_alone():
+    seeds = np.array([0, 1, 2**63 - 1, 0x9E3779B97F4A7C15], dtype=np.uint64)
+    first = uniforms(seeds, 0)
+    assert np.array_equal(first[::-1], uniforms(seeds[::-1].copy(), 0))
+    assert not np.array_equal(first, uniforms(seeds, 1))
+    many = np.concatenate([uniforms(np.arange(500, dtype=np.uint64), step) for step in range(40)])
+    assert stats.kstest(many, "uniform").pvalue > 1e-3
+    assert len(np.unique(many)) == len(many)
+    grid = many.reshape(40, 500)
+    assert abs(np.corrcoef(grid[:-1].ravel(), grid[1:].ravel())[0, 1]) < 0.03
+    assert abs(np.corrcoef(grid[:, :-1].ravel(), grid[:, 1:].ravel())[0, 1]) < 0.03
+
+
+def test_frames_have_the_schema_and_honest_statuses(tiny_qwen2):
+    prompts = prompts_of(tiny_qwen2)
+    frames = list(generate(tiny_qwen2, prompts, samples=2, max_new_tokens=8, temperature=3.0, behavior="marker"))
+    import polars as pl
+
+    frame = schema.check(pl.concat(frames), "completions")
+    assert frame.height == 2 * len(prompts)
+    assert set(frame["adapter"]) == {"base"}
+    assert frame.select("persona", "question", "sample").is_unique().all()
+    row = frame.row(by_predicate=(pl.col("persona") == "short") & (pl.col("question") == 1) & (pl.col("sample") == 1), named=True)
+    assert row["seed"] == generate.completion_seed(42, "base", "short", QUESTIONS[1], 1)
+    assert set(frame["status"]) <= {"ok", "empty", "truncated"}
+    assert (frame.filter(pl.col("finish_reason") == "length")["n_tokens"] == 8).all()
+    # a reply that is only the turn end is empty, not a number
+    only_end = generate.Completion(0, 0, [tiny_qwen2.tokenizer.eos_token_id], "stop")
+    requests = requests_for(prompts, 1, 0, "base")
+    shown = generate.to_frame(
+        tiny_qwen2, prompts, requests, [only_end], behavior="marker", adapter="base", source=None
+    )
+    assert shown["status"].to_list() == ["empty"]
+    assert shown["text"].to_list() == [""]
+
+
+def test_a_prompt_that_does_not_fit_stops_before_anything_runs(tiny_qwen2):
+    requests = requests_for(prompts_of(tiny_qwen2), 1, 0, "base")
+    seen = []
+    with pytest.raises(InputError, match=r"persona villain, question 1.*context holds 512.*--max-new-tokens"):
+        list(complete(tiny_qwen2, requests[1:2], Sampling(1.0, 1.0, 500), progress=lambda *a: seen.append(a)))
+    assert not seen
+
+
+def test_nan_logits_name_the_prompt(tiny_qwen2):
+    requests = requests_for(prompts_of(tiny_qwen2), 1, 0, "base")
+    tiny_qwen2.model.model.norm.weight[3] = float("nan")
+    with pytest.raises(ModelError, match=r"not finite, at persona \w+, question \d"):
+        list(complete(tiny_qwen2, requests, Sampling(1.0, 1.0, 4)))
+
+
+def test_a_model_that_is_not_decoded_here_is_refused(tiny_tokenizer):
+    from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+
+    size = {"vocab_size": len(tiny_tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+    narrow = models.load((MistralForCausalLM(MistralConfig(sliding_window=16, **size)), tiny_tokenizer))
+    requests = requests_for(prompts_of(narrow), 1, 0, "base")
+    with pytest.raises(ModelError, match="sliding window of 16"):
+        list(complete(narrow, requests, Sampling(0.0, 1.0, 4)))
+    assert narrow.model.config._attn_implementation == "sdpa"
+    capped = Gemma2ForCausalLM(Gemma2Config(bos_token_id=0, **size))
+    with pytest.raises(ModelError, match="softcap|sliding window"):
+        list(complete(models.load((capped, tiny_tokenizer)), requests, Sampling(0.0, 1.0, 4)))
+
+
+def test_other_attention_than_the_models_own_is_caught(tiny_qwen2, monkeypatch):
+    honest = backend._prompt_scores
+    monkeypatch.setattr(backend, "_prompt_scores", lambda *a: honest(*a) * 0.5)
+    with pytest.raises(ModelError, match="relative"):
+        list(complete(tiny_qwen2, requests_for(prompts_of(tiny_qwen2), 1, 0, "base"), Sampling(0.0, 1.0, 4)))
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"max_new_tokens": 0}])
+def test_sampling_refuses_what_cannot_be_meant(bad):
+    with pytest.raises(InputError, match=next(iter(bad))):
+        Sampling(**bad)
+
+
+@pytest.fixture
+def tiny_adapter(tiny_qwen2, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(5)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    import copy
+
+    wrapped = get_peft_model(copy.deepcopy(tiny_qwen2.model), config)
+    wrapped.peft_config["default"].base_model_name_or_path = tiny_qwen2.name
+    wrapped.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_a_folded_adapter_is_pefts_and_leaves_no_trace(tiny_qwen2, tiny_adapter, caplog):
+    before = {n: p.clone() for n, p in tiny_qwen2.model.state_dict().items()}
+    requests = requests_for(prompts_of(tiny_qwen2), 2, 0, models.adapter_hash(tiny_adapter))
+    base = ids_of(tiny_qwen2, requests, Sampling(0.0, 1.0, 20))
+    with caplog.at_level("INFO", logger="leakfast.generate"), adapted.adapted(tiny_qwen2, tiny_adapter) as folded:
+        assert folded.adapter_hash == models.adapter_hash(tiny_adapter)
+        assert not torch.equal(before["model.layers.0.self_attn.q_proj.weight"], folded.model.model.layers[0].self_attn.q_proj.weight)
+        fold = ids_of(folded, requests, Sampling(0.0, 1.0, 20))
+    assert "folded into 6 weights" in caplog.text
+    assert all(torch.equal(p, before[n]) for n, p in tiny_qwen2.model.state_dict().items())
+    with adapted.adapted(tiny_qwen2, tiny_adapter, how="live") as live:
+        peft = ids_of(live, requests, Sampling(0.0, 1.0, 20))
+    assert fold == peft
+    assert fold != base
+    assert all(torch.equal(p, before[n]) for n, p in tiny_qwen2.model.state_dict().items())
+
+
+def test_an_adapter_that_does_not_fold_goes_live_and_says_so(tiny_qwen2, tiny_adapter, monkeypatch, caplog):
+    monkeypatch.setattr(adapted, "_TOLERANCE", -1.0)
+    before = tiny_qwen2.model.model.layers[0].mlp.down_proj.weight.clone()
+    with caplog.at_level("WARNING", logger="leakfast.generate"), adapted.adapted(tiny_qwen2, tiny_adapter) as live:
+        assert hasattr(live.model, "peft_config")
+    assert "live through peft, slower" in caplog.text
+    assert torch.equal(before, tiny_qwen2.model.model.layers[0].mlp.down_proj.weight)
