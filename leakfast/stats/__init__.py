@@ -3,6 +3,8 @@ Demands a run directory; computes in seconds, keeps full precision, never import
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +20,9 @@ from leakfast.stats import rates as rate_tables
 from leakfast.stats.correlations import PERMUTATIONS
 from leakfast.stats.rates import BASE
 from leakfast.stats.summary import best_layer, summarize
-from leakfast.store import Run
+from leakfast.store import Run, file_hash
 
-__all__ = ["Stats", "read", "stats"]
+__all__ = ["Stats", "current", "read", "stats"]
 
 log = logging.getLogger("leakfast.stats")
 
@@ -102,22 +104,35 @@ def stats(
     for sentence in missing:
         log.warning("%s: %s", run.path, sentence)
     if write:
+        files = [f"tables/{name}.parquet" for name in TABLES]
         with run.lock():
-            for name, table in result.tables().items():
-                run.add_shard(f"tables/{name}.parquet", table)
-            run.log("stats", permutations=permutations, seed=seed, missing=missing)
+            for file, table in zip(files, result.tables().values(), strict=True):
+                run.add_shard(file, table)
+            run.mark_done(
+                "stats", _inputs(run), files=files, permutations=permutations, seed=seed, missing=missing
+            )
     return result
 
 
 def read(run: str | Path | Run) -> Stats:
-    """The tables as `stats` wrote them. Raises InputError if one is not there."""
+    """The tables as `stats` wrote them last. Raises InputError if one is not there."""
     run = (run if isinstance(run, Run) else Run(run)).open()
     tables = {}
     for name in TABLES:
         if not run.has(f"tables/{name}.parquet"):
             raise InputError(f"{run.path}: has no table {name}. Make it with `leakfast stats {run.path}`.")
         tables[name] = schema.check(run.read(f"tables/{name}.parquet"), name)
-    return Stats(**tables)
+    outputs = run.manifest["stages"].get("stats", {}).get("outputs", {})
+    return Stats(**tables, missing=tuple(outputs.get("missing", ())))
+
+
+def current(run: str | Path | Run) -> Stats:
+    """The tables of a run: read where nothing they rest on has changed, else computed (and written)."""
+    run = (run if isinstance(run, Run) else Run(run)).open()
+    if run.stage_done("stats", _inputs(run)):
+        return read(run)
+    log.info("%s: tables are absent or older than what they rest on; computing them", run.path)
+    return stats(run)
 
 
 def completion_folders(run: Run) -> list[tuple[str, str]]:
@@ -149,6 +164,19 @@ def _count(run: Run) -> tuple[pl.DataFrame, dict[str, tuple[str, int | None]]]:
             "Make them with `leakfast eval`, or all at once with `leakfast run STUDY.toml`."
         )
     return pl.concat(frames, how="diagonal"), adapters
+
+
+def _inputs(run: Run) -> str:
+    """SHA-256 over the names and hashes of everything the tables rest on."""
+    rests_on = {
+        path: entry["sha256"]
+        for path, entry in run.manifest["shards"].items()
+        if path.startswith("completions/")
+    }
+    for path in [run.path / "study.toml", run.path / CENTROIDS, *run.path.glob("adapters/*/*_card.json")]:
+        if path.is_file():
+            rests_on[path.relative_to(run.path).as_posix()] = file_hash(path)
+    return hashlib.sha256(json.dumps(rests_on, sort_keys=True).encode()).hexdigest()
 
 
 def _origin(run: Run, adapter: str, completions: pl.DataFrame) -> tuple[str, int | None]:

@@ -1,0 +1,398 @@
+"""Pictures of a run, from its tables alone: cosine against rate per source, and ρ by layer. Demands
+matplotlib (no display, no pyplot state); the same tables give the same bytes. Leaves files to callers."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+
+import matplotlib
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.transforms import Bbox
+from scipy.optimize import isotonic_regression
+
+from leakfast.stats.correlations import COSINES, POOLED
+from leakfast.stats.summary import best_layer
+
+# Colour and shape both tell the category, so that neither is needed alone. Colours: Paul Tol's
+# "muted" set with a dark grey first; distinct under the common colour-vision deficiencies.
+CATEGORY_STYLES = (
+    ("#555555", "o"), ("#332288", "s"), ("#88ccee", "^"), ("#44aa99", "D"), ("#117733", "v"),
+    ("#999933", "P"), ("#ddcc77", "X"), ("#cc6677", "<"), ("#882255", ">"), ("#aa4499", "h"),
+    ("#4477aa", "p"), ("#ee7733", "d"),
+)  # fmt: skip
+SOURCE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
+STAR = "#d7263d"
+INK, FAINT = "#222222", "#bbbbbb"
+PANEL_IN = (2.4, 2.35)  # three panels fill a text width of 7.2 inches
+
+_STYLE = {
+    "font.size": 7.5,
+    "font.family": "DejaVu Sans",
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "axes.edgecolor": "#888888",
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "leakfast",
+}
+
+
+def scatter(
+    rates: pl.DataFrame,
+    pairs: pl.DataFrame,
+    correlations: pl.DataFrame,
+    *,
+    behavior: str,
+    layer: int,
+    cosine: str = "centered",
+    y: str = "rate",
+    unit: str = "share",
+    label: int = 4,
+) -> Figure:
+    """One panel per adapter: a bystander's cosine to the source against its rate.
+
+    Colour and shape give the category, the star is the source itself (cosine 1, not part of ρ), the
+    `label` personas with the highest rates are named. Axes are shared between panels. `unit` "share"
+    is shown in percent. Raises ValueError where the tables hold no pair at this behavior and layer.
+    """
+    at = pairs.filter(
+        (pl.col("behavior") == behavior)
+        & (pl.col("layer") == layer)
+        & pl.col(f"cosine_{cosine}").is_not_null()
+        & pl.col(y).is_not_null()
+    )
+    if at.is_empty():
+        raise ValueError(f"no pair of {behavior} at layer {layer} has a {cosine} cosine and a {y}")
+    panels = at.select("adapter", "source", "seed").unique(maintain_order=True).rows(named=True)
+    styles = _styles(at["category"])
+    columns = min(3, len(panels))
+    height = math.ceil(len(panels) / columns)
+    free = columns * height - len(panels)  # a free cell takes the legend, else a row of its own
+    width = max(PANEL_IN[0] * columns, 1.4 * PANEL_IN[0])
+    across = max(1, int(width / 1.35))
+    legend_in = 0 if free else 0.2 + 0.16 * math.ceil((len(styles) + 1) / across)
+    ratios = [PANEL_IN[1]] * height + ([legend_in] if legend_in else [])
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure((width, sum(ratios)))
+        grid = figure.add_gridspec(len(ratios), columns, height_ratios=ratios)
+        first = figure.add_subplot(grid[0, 0])
+        axes = [first]
+        for place in range(1, len(panels)):
+            axes.append(figure.add_subplot(grid[divmod(place, columns)], sharex=first, sharey=first))
+        several = len({panel["seed"] for panel in panels}) > 1
+        stars = _stars(rates, behavior, y)
+        for place, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
+            mine = at.filter(pl.col("adapter") == panel["adapter"])
+            _dots(axis, mine, styles, cosine, y, stars.get(panel["adapter"]))
+            found = _found(correlations, behavior, panel["adapter"], layer, cosine, y)
+            name = _words(panel["source"]) + (f", seed {panel['seed']}" if several else "")
+            axis.set_title(name, loc="left", fontweight="bold", pad=15)
+            axis.text(0, 1.03, _result(found), transform=axis.transAxes, fontsize=7, color="#444444")
+            left, lowest = place % columns == 0, place + columns >= len(panels)
+            axis.tick_params(labelleft=left, labelbottom=lowest)
+            if left:
+                axis.set_ylabel(_quantity(behavior, y, unit))
+            if lowest:
+                axis.set_xlabel(f"{cosine} cosine, layer {layer}")
+        _limits(first, at, cosine, y, stars, unit)
+        _legend(figure.add_subplot(grid[-1, -1] if free else grid[-1, :]), styles, 1 if free else across)
+        _settle(figure)
+        for axis, panel in zip(axes, panels, strict=True):
+            mine = at.filter(pl.col("adapter") == panel["adapter"])
+            _name_highest(axis, mine, cosine, y, label, stars.get(panel["adapter"]))
+    return figure
+
+
+def layers(
+    correlations: pl.DataFrame, *, behavior: str, y: str = "rate", cosines: tuple[str, ...] = COSINES
+) -> Figure | None:
+    """Spearman ρ by layer, one line per source and a thick one pooled, one panel per cosine.
+
+    The ring is the layer with the largest pooled |ρ|. None where there are fewer than two layers."""
+    all_rows = correlations.filter(
+        (pl.col("behavior") == behavior)
+        & (pl.col("y") == y)
+        & pl.col("category").is_null()
+        & pl.col("spearman").is_not_null()
+    )
+    cosines = tuple(c for c in cosines if all_rows.filter(pl.col("cosine") == c)["layer"].n_unique() > 1)
+    if not cosines:
+        return None
+    lines = all_rows.select("adapter", "source", "seed").unique(maintain_order=True).rows()
+    sources = [source for _, source, _ in lines if source != POOLED]
+    colour = {s: SOURCE_COLOURS[i % len(SOURCE_COLOURS)] for i, s in enumerate(dict.fromkeys(sources))}
+    with matplotlib.rc_context(_STYLE):
+        figure = _figure((3.6 * len(cosines), 2.7))
+        axes = figure.subplots(1, len(cosines), sharey=True, squeeze=False)[0]
+        for axis, cosine in zip(axes, cosines, strict=True):
+            ends = []
+            for adapter, source, seed in lines:
+                line = all_rows.filter(
+                    (pl.col("cosine") == cosine)
+                    & pl.col("adapter").eq_missing(pl.lit(adapter, pl.String))
+                    & (pl.col("source") == source)
+                    & pl.col("seed").eq_missing(pl.lit(seed, pl.Int64))
+                ).sort("layer")
+                if line.is_empty():
+                    continue
+                pooled = source == POOLED
+                axis.plot(
+                    line["layer"].to_list(),
+                    line["spearman"].to_list(),
+                    color=INK if pooled else colour[source],
+                    linewidth=2.0 if pooled else 1.1,
+                    marker="o",
+                    markersize=3.2 if pooled else 2.4,
+                    zorder=3 if pooled else 2,
+                )
+                ends.append((line["spearman"][-1], _words(source), INK if pooled else colour[source], pooled))
+            _ring(axis, all_rows, behavior, cosine, y)
+            axis.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            axis.set_title(f"{cosine} cosine", loc="left", fontweight="bold")
+            axis.set_xlabel("layer (output of decoder block, 0-based)")
+            _name_ends(axis, ends, max(all_rows["layer"]))
+        axes[0].set_ylabel(f"Spearman ρ, cosine and {behavior} {y}")
+        _settle(figure)
+    return figure
+
+
+def png(figure: Figure, dpi: int = 200) -> bytes:
+    """The figure as PNG, without a software stamp."""
+    return _saved(figure, "png", dpi=dpi, metadata={"Software": None})
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure as PDF with embedded TrueType fonts, without dates."""
+    return _saved(figure, "pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG with letters as paths, without dates: looks the same on every machine."""
+    return _saved(figure, "svg", metadata={"Date": None, "Creator": None})
+
+
+def _saved(figure: Figure, kind: str, **settings) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format=kind, **settings)
+    return buffer.getvalue()
+
+
+def _figure(inches: tuple[float, float]) -> Figure:
+    figure = Figure(figsize=inches, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _settle(figure: Figure) -> None:
+    """Run the layout once and keep it, so that labels can be placed in final coordinates."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def _styles(categories: pl.Series) -> dict[str | None, tuple[str, str]]:
+    names: list[str | None] = sorted(categories.drop_nulls().unique().to_list())
+    if "original" in names:
+        names.remove("original")
+        names.insert(0, "original")
+    if categories.has_nulls():
+        names.append(None)
+    return {name: CATEGORY_STYLES[i % len(CATEGORY_STYLES)] for i, name in enumerate(names)}
+
+
+def _stars(rates: pl.DataFrame, behavior: str, y: str) -> dict[str, dict]:
+    own = rates.filter((pl.col("behavior") == behavior) & (pl.col("role") == "source"))
+    return {row["adapter"]: row for row in own.rows(named=True) if row[y] is not None}
+
+
+def _dots(axis: Axes, mine: pl.DataFrame, styles: dict, cosine: str, y: str, star: dict | None) -> None:
+    for category, (colour, shape) in styles.items():
+        some = mine.filter(pl.col("category").eq_missing(pl.lit(category, pl.String)))
+        axis.scatter(
+            some[f"cosine_{cosine}"].to_list(),
+            some[y].to_list(),
+            s=15,
+            c=colour,
+            marker=shape,
+            linewidths=0.35,
+            edgecolors="white",
+            alpha=0.9,
+            zorder=2,
+        )
+    if star is not None:
+        if y == "rate":
+            axis.plot([1, 1], [star["ci_low"], star["ci_high"]], color=STAR, linewidth=0.9, zorder=3)
+        axis.plot(
+            [1], [star[y]], "*", color=STAR, markersize=9, markeredgecolor="white",
+            markeredgewidth=0.5, clip_on=False, zorder=4,
+        )  # fmt: skip
+
+
+def _limits(axis: Axes, at: pl.DataFrame, cosine: str, y: str, stars: dict, unit: str) -> None:
+    x, values = at[f"cosine_{cosine}"], [*at[y].to_list(), *(row[y] for row in stars.values())]
+    left, room = x.min(), 1.0 - x.min()
+    axis.set_xlim(left - 0.06 * room, 1 + 0.06 * room)
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    low, high = min(0.0, *values), max(0.0, *values)
+    room = (high - low) or 1.0
+    axis.set_ylim(low - 0.04 * room, high + 0.06 * room)
+    if unit == "share":
+        axis.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="", decimals=None))
+
+
+def _found(
+    correlations: pl.DataFrame, behavior: str, adapter: str, layer: int, cosine: str, y: str
+) -> dict | None:
+    rows = correlations.filter(
+        (pl.col("behavior") == behavior)
+        & (pl.col("adapter") == adapter)
+        & (pl.col("layer") == layer)
+        & (pl.col("cosine") == cosine)
+        & (pl.col("y") == y)
+        & pl.col("category").is_null()
+    )
+    return rows.row(0, named=True) if rows.height else None
+
+
+def _result(found: dict | None) -> str:
+    if found is None or found["spearman"] is None:
+        return "ρ is not defined" if found else ""
+    shuffled = found["spearman_p_perm"]
+    if shuffled is None:
+        p = f", p = {_p(found['spearman_p_t'])} (t)"
+    else:  # the smallest p that so many shuffles can give is a bound
+        least = shuffled * (found["permutations"] + 1) < 1.5
+        p = f", p {'≤' if least else '='} {_p(shuffled)} (perm.)"
+    rho = f"{found['spearman']:.2f}".replace("-", "−")
+    return f"ρ = {rho}{p}, N = {found['n']}"
+
+
+def _p(p: float) -> str:
+    if p >= 1e-3:
+        return f"{p:.2g}"
+    mantissa, exponent = f"{p:.0e}".split("e")
+    return rf"${mantissa}\times10^{{{int(exponent)}}}$"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _quantity(behavior: str, y: str, unit: str) -> str:
+    what = f"{behavior} rate" if y == "rate" else f"change of {behavior} rate"
+    return f"{what} (%)" if unit == "share" else f"{what} ({unit})"
+
+
+def _legend(axis: Axes, styles: dict, columns: int) -> None:
+    def dot(colour: str, shape: str, size: float) -> Line2D:
+        return Line2D(
+            [], [], linestyle="", marker=shape, color=colour, markersize=size, markeredgecolor="white",
+            markeredgewidth=0.4,
+        )  # fmt: skip
+
+    handles = [dot(STAR, "*", 8)] + [dot(colour, shape, 4.8) for colour, shape in styles.values()]
+    names = ["source (not in ρ)"] + [_words(name) if name else "no category" for name in styles]
+    axis.set_axis_off()
+    axis.legend(
+        handles, names, loc="center", ncols=columns, handletextpad=0.3, labelspacing=0.45, columnspacing=1
+    )
+
+
+def _name_highest(axis: Axes, mine: pl.DataFrame, cosine: str, y: str, count: int, star: dict | None) -> None:
+    """Names beside the highest points, each where it and the line to it hide the least."""
+    top = mine.filter(pl.col(y) > 0).sort([y, "persona"], descending=[True, False]).head(count)
+    renderer = axis.figure.canvas.get_renderer()
+    spots = mine.select(f"cosine_{cosine}", y).rows() + ([(1.0, star[y])] if star else [])
+    hidden = axis.transData.transform(np.array(spots, dtype=np.float64))
+    frame = axis.get_window_extent(renderer)
+    taken: list[Bbox] = []
+    for row in top.rows(named=True):
+        spot = (row[f"cosine_{cosine}"], row[y])
+        start = axis.transData.transform(spot)
+        best: tuple[float, Annotation, Bbox, np.ndarray] | None = None
+        for distance, (dx, dy, h, v) in itertools.product((5, 11, 18, 27, 36), _AROUND):
+            line = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 2}
+            text = axis.annotate(
+                _words(row["persona"]), spot, (dx * distance, dy * distance), fontsize=6,
+                textcoords="offset points", ha=h, va=v, color="#333333", zorder=5,
+                arrowprops=line if distance > 5 else None, path_effects=[_HALO],
+            )  # fmt: skip
+            text.update_positions(renderer)
+            box = Text.get_window_extent(text, renderer)  # of the words alone, without the line
+            end = start + np.array([dx, dy]) * distance * axis.figure.dpi / 72
+            path = np.linspace(start, end, 9)[1:] if distance > 5 else np.empty((0, 2))
+            outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1 + 6
+            cost = box.padded(1).count_contains(hidden) + 0.1 * distance + 100 * bool(outside)
+            cost += sum(30 * box.overlaps(other) + 3 * other.count_contains(path) for other in taken)
+            if best is None or cost < best[0] - 1e-9:
+                if best is not None:
+                    best[1].remove()
+                best = (cost, text, box, path)
+            else:
+                text.remove()
+        if best is not None:
+            taken.append(best[2])
+            hidden = np.vstack([hidden, best[3]])
+
+
+_HALO = withStroke(linewidth=1.2, foreground="white")
+_AROUND = (
+    (-1, 0, "right", "center"),
+    (1, 0, "left", "center"),
+    (-0.7, 0.7, "right", "bottom"),
+    (0.7, 0.7, "left", "bottom"),
+    (-0.7, -0.7, "right", "top"),
+    (0.7, -0.7, "left", "top"),
+    (0, 1, "center", "bottom"),
+    (0, -1, "center", "top"),
+)
+
+
+def _ring(axis: Axes, rows: pl.DataFrame, behavior: str, cosine: str, y: str) -> None:
+    best = best_layer(rows, behavior, cosine, y)
+    at = rows.filter((pl.col("cosine") == cosine) & (pl.col("layer") == best) & (pl.col("source") == POOLED))[
+        "spearman"
+    ]
+    for value in at:
+        axis.plot([best], [value], "o", markersize=8, fillstyle="none", color=INK, markeredgewidth=0.9)
+
+
+def _name_ends(axis: Axes, ends: list[tuple[float, str, str, bool]], last: int) -> None:
+    """Names at the right end of the lines, pushed apart where they would overlap."""
+    ends = sorted(ends)
+    low, high = axis.get_ylim()
+    steps = np.arange(len(ends)) * (high - low) * 0.062
+    heights = isotonic_regression([end[0] for end in ends] - steps).x + steps  # least total shift
+    for height, (_, name, colour, bold) in zip(heights, ends, strict=True):
+        axis.annotate(
+            name, (1.0, height), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", color=colour, fontsize=6.5, va="center",
+            fontweight="bold" if bold else "normal", annotation_clip=False,
+        )  # fmt: skip
+    axis.set_xlim(right=last + 0.02 * max(last, 1))

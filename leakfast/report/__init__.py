@@ -1,0 +1,126 @@
+"""The report: one HTML file that needs nothing else, and the figures as PNG and PDF beside it. Demands
+a run with completions; rounds here, computes nothing. No script, no request leaves the page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+
+from markupsafe import Markup, escape
+
+from leakfast import figures
+from leakfast.report import content
+from leakfast.stats import Stats, current
+from leakfast.store import Run
+
+TEMPLATE = Path(__file__).with_name("template.html")
+
+
+def report(
+    run: str | Path | Run,
+    stats: Stats | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Path:
+    """Write report.html and figures/*.{png,pdf} of a run and return the report's path.
+
+    `stats`: the run's tables; those on disk if they are up to date, else they are computed. The same
+    run gives the same bytes under the same versions. Raises InputError if `run` is no run, StoreError
+    if it cannot be written."""
+    run = (run if isinstance(run, Run) else Run(run)).open()
+    stats = stats or current(run)
+    behaviors = stats.behaviors()
+    steps = 2 * len(behaviors) + 1
+    sections = []
+    for number, behavior in enumerate(behaviors):
+        if progress:
+            progress(2 * number, steps, f"figures of {behavior}")
+        images = _draw(run, stats, behavior)
+        if progress:
+            progress(2 * number + 1, steps, f"tables of {behavior}")
+        sections.append({**content.behavior_section(run, stats, behavior), "figures": images})
+    html = render(
+        sections=sections,
+        settings=content.settings(run),
+        provenance=content.provenance(run, stats),
+        missing=stats.missing,
+    )
+    path = run.add_file("report.html", html.encode("utf-8"))
+    if progress:
+        progress(steps, steps, "written")
+    return path
+
+
+def render(**values) -> str:
+    """The template filled with `values`; every text is escaped unless this module made it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "signed": signed, "p": p_value, "words": words}
+    environment.filters |= {"digits": digits, "count": count}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
+
+
+def _draw(run: Run, stats: Stats, behavior: str) -> dict[str, str]:
+    """Draw, store as PNG and PDF, and return each figure as a data URI of its SVG."""
+    from leakfast.behaviors import get
+
+    drawn = {}
+    layer = stats.best_layer(behavior)
+    if layer is not None:
+        drawn["scatter"] = figures.scatter(
+            *stats.tables().values(), behavior=behavior, layer=layer, unit=get(behavior).unit
+        )
+        by_layer = figures.layers(stats.correlations, behavior=behavior)
+        if by_layer is not None:
+            drawn["layers"] = by_layer
+    images = {}
+    for kind, figure in drawn.items():
+        run.add_file(f"figures/{kind}-{behavior}.png", figures.png(figure))
+        run.add_file(f"figures/{kind}-{behavior}.pdf", figures.pdf(figure))
+        images[kind] = "data:image/svg+xml;base64," + base64.b64encode(figures.svg(figure)).decode()
+    return images
+
+
+# rounding: the only place where a number of a report loses digits
+
+_NONE = Markup('<span class="none">–</span>')
+
+
+def percent(share: float | None, places: int = 1) -> str:
+    """0.4163 → 41.6, without the sign."""
+    return _NONE if share is None else f"{100 * share:.{places}f}"
+
+
+def signed(value: float | None, places: int = 2) -> str:
+    """0.7044 → +0.70, with a true minus."""
+    return _NONE if value is None else f"{value:+.{places}f}".replace("-", "−")
+
+
+def digits(value: float | None, places: int = 2) -> str:
+    """0.8983 → 0.90, with a true minus."""
+    return _NONE if value is None else f"{value:.{places}f}".replace("-", "−")
+
+
+def count(value: int | None) -> str:
+    """22200 → 22,200."""
+    return _NONE if value is None else f"{value:,}"
+
+
+def p_value(p: float | None) -> str:
+    """3.2e-34 → 3.2 × 10⁻³⁴; from 0.001 on, two digits."""
+    if p is None:
+        return _NONE
+    if p == 0:
+        return Markup("&lt; 10<sup>−300</sup>")
+    if p >= 1e-3:
+        return f"{p:.2g}"
+    mantissa, exponent = f"{p:.1e}".split("e")
+    return Markup(f"{mantissa}&thinsp;×&thinsp;10<sup>−{abs(int(exponent))}</sup>")
+
+
+def words(name: str | None) -> str:
+    """villain_teacher → villain teacher, escaped."""
+    return _NONE if name is None else escape(str(name).replace("_", " "))

@@ -1,0 +1,209 @@
+"""What the report says, as plain values: headline, categories, leakers, settings, provenance. Demands
+a run and its tables; rounds nothing and writes no HTML (that is the template's)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import polars as pl
+
+import leakfast
+from leakfast.adapters import read_card
+from leakfast.behaviors import get
+from leakfast.errors import InputError
+from leakfast.report.examples import choose
+from leakfast.stats import CENTROIDS, Stats
+from leakfast.stats.correlations import POOLED
+from leakfast.stats.rates import BASE
+from leakfast.store import Run
+
+LEAKERS = 8
+_VERSIONS = ("numpy", "scipy", "polars", "matplotlib", "torch", "transformers", "peft", "vllm")
+
+
+def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
+    """Everything about one behavior: what it is, its headline rows, categories, leakers, examples."""
+    layer = stats.best_layer(behavior)
+    rows = [row for row in stats.summary().rows(named=True) if row["behavior"] == behavior]
+    headline = [row for row in rows if row["layer"] in (None, layer)]
+    adapters = [row for row in headline if row["source"] != POOLED]
+    trained = stats.rates.filter((pl.col("behavior") == behavior) & (pl.col("role") != "base"))
+    base = stats.rates.filter((pl.col("behavior") == behavior) & (pl.col("role") == "base"))
+    questions = _questions(run, behavior)
+    return {
+        "name": behavior,
+        "about": get(behavior),
+        "layer": layer,
+        "headline": headline,
+        "pooled": next((row for row in headline if row["source"] == POOLED), None),
+        "sources": adapters,
+        "several_seeds": len({row["seed"] for row in adapters}) > 1,
+        "base": {"hits": base["hits"].sum(), "total": base["total"].sum()} if base.height else None,
+        "layers": _layers(rows),
+        "categories": _categories(stats, behavior, layer),
+        "leakers": [_leakers(stats, row, layer) for row in adapters],
+        "statuses": _statuses(trained, base),
+        "examples": [
+            {"source": row, "shown": choose(run, stats, behavior, row["adapter"], layer)} for row in adapters
+        ],
+        "questions": questions,
+    }
+
+
+def provenance(run: Run, stats: Stats) -> dict[str, Any]:
+    """Hashes, versions and seeds: what one needs to make the same run again."""
+    shards = run.manifest["shards"]
+    folders: dict[str, list[int]] = {}
+    for path, entry in shards.items():
+        if path.startswith("completions/"):
+            count = folders.setdefault(path.rpartition("/")[0], [0, 0])
+            count[0] += 1
+            count[1] += entry.get("rows", 0)
+    names = stats.rates.filter(pl.col("adapter") != BASE)["adapter"].unique(maintain_order=True)
+    cards = {name: read_card(run.path / "adapters" / name) for name in names}
+    shuffles = stats.correlations.filter(pl.col("spearman_p_perm").is_not_null())
+    outputs = run.manifest["stages"].get("stats", {}).get("outputs", {})
+    versions = {"leakfast": leakfast.__version__, "Python": platform.python_version()}
+    for package in _VERSIONS:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "cards": cards,
+        "folders": dict(sorted(folders.items())),
+        "centroids": _centroids(run),
+        "versions": versions,
+        "permutations": shuffles["permutations"][0] if shuffles.height else None,
+        "permutation_seed": outputs.get("seed"),
+    }
+
+
+def settings(run: Run) -> dict[str, Any]:
+    """name, model, and the study file as written; `unreadable` says why its values could not be used."""
+    path = run.path / "study.toml"
+    study, why = _study(run)
+    cards = (read_card(path.parent) for path in sorted(run.path.glob("adapters/*/leakfast_card.json")))
+    base = next((card.base for card in cards if card is not None), None)
+    model = study.model if study else base
+    return {
+        "name": study.name if study else run.path.resolve().name,
+        "model": model,
+        "is_organism": "organism" in (model, base),
+        "seeds": list(study.seeds) if study else None,
+        "text": path.read_text(encoding="utf-8") if path.is_file() else None,
+        "unreadable": why,
+    }
+
+
+def _study(run: Run):
+    from leakfast.config import load_study
+
+    path = run.path / "study.toml"
+    if not path.is_file():
+        return None, "the run was made without a study file"
+    try:
+        return load_study(path), None
+    except InputError as error:
+        return None, " ".join(error.message.split())
+
+
+def _questions(run: Run, behavior: str) -> tuple[str, ...]:
+    """The questions that were asked, or none where the study does not tell."""
+    from leakfast.personas import load_questions
+
+    study, _ = _study(run)
+    if study is None or behavior not in study.behaviors:
+        return ()
+    return load_questions(study.behaviors[behavior].eval.questions).questions
+
+
+def _layers(rows: list[dict]) -> dict[str, Any]:
+    layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
+    people = list(dict.fromkeys((row["adapter"], row["source"], row["seed"]) for row in rows))
+    found = {(row["adapter"], row["source"], row["seed"], row["layer"]): row["spearman"] for row in rows}
+    return {
+        "layers": layers,
+        "rows": [
+            {"source": who[1], "seed": who[2], "values": [found.get((*who, layer)) for layer in layers]}
+            for who in people
+        ],
+    }
+
+
+def _categories(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
+    """Per category: bystander pairs, mean rate per adapter, pooled ρ inside the category."""
+    bystanders = stats.rates.filter(
+        (pl.col("behavior") == behavior) & (pl.col("role") == "bystander") & pl.col("category").is_not_null()
+    )
+    pooled = stats.correlations.filter(
+        (pl.col("behavior") == behavior)
+        & (pl.col("source") == POOLED)
+        & (pl.col("layer") == layer)
+        & (pl.col("cosine") == "centered")
+        & (pl.col("y") == "rate")
+        & pl.col("category").is_not_null()
+    )
+    within = {row["category"]: row for row in pooled.rows(named=True)}
+    out = []
+    for (category,), group in bystanders.group_by("category", maintain_order=True):
+        by_adapter = dict(group.group_by("adapter").agg(pl.col("rate").mean()).rows())
+        out.append(
+            {
+                "category": category,
+                "personas": group["persona"].n_unique(),
+                "mean": group["rate"].mean(),
+                "by_adapter": by_adapter,
+                "within": within.get(category),
+            }
+        )
+    return sorted(out, key=lambda row: (-(row["mean"] or 0), row["category"]))
+
+
+def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
+    """The bystanders with the highest rates, with interval, cosine and the cosine's place among all."""
+    mine = stats.rates.filter(
+        (pl.col("behavior") == source["behavior"])
+        & (pl.col("adapter") == source["adapter"])
+        & (pl.col("role") == "bystander")
+    )
+    near = stats.pairs.filter(
+        (pl.col("behavior") == source["behavior"])
+        & (pl.col("source") == source["source"])
+        & pl.col("seed").eq_missing(pl.lit(source["seed"], pl.Int64))
+        & (pl.col("layer") == layer)
+    ).select(
+        "persona",
+        "cosine_centered",
+        pl.col("cosine_centered").rank("min", descending=True).cast(pl.Int64).alias("place"),
+    )
+    top = mine.join(near.unique("persona"), on="persona", how="left").sort(
+        ["rate", "persona"], descending=[True, False], nulls_last=True
+    )
+    return {"source": source, "rows": top.head(LEAKERS).rows(named=True), "of": mine.height}
+
+
+def _statuses(trained: pl.DataFrame, base: pl.DataFrame) -> list[dict]:
+    counts = ("total", "n_empty", "n_truncated", "n_error")
+    return (
+        pl.concat([trained, base])
+        .group_by("adapter", maintain_order=True)
+        .agg(pl.col(name).sum() for name in counts)
+        .rows(named=True)
+    )
+
+
+def _centroids(run: Run) -> dict[str, str]:
+    """The metadata of the base centroids, long lists as their length."""
+    path = run.path / CENTROIDS
+    if not path.is_file():
+        return {}
+    from leakfast.centroids import Centroids
+
+    metadata = Centroids.load(path).metadata
+    return {
+        key: f"{len(value)} entries" if isinstance(value, list | tuple | dict) else str(value)
+        for key, value in sorted(metadata.items())
+    }
