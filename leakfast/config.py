@@ -84,7 +84,7 @@ class TrainConfig(_Table):
     """LoRA and its optimiser. `max_length` is in tokens, `lr` the peak of a cosine schedule."""
 
     loss: Literal["marker", "tail", "completion"] = "marker"
-    tail_tokens: NonNegative = 0
+    tail_tokens: Annotated[NonNegative, Field(validate_default=True)] = 0
     rank: Count = 32
     alpha: Count = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05

@@ -223,16 +223,22 @@ def _toml_lines(text: str) -> dict[KeyPath, int]:
                 key = (*inside(parts[:-1]), parts[-1])
                 counts[key] = counts.get(key, -1) + 1
             table = inside(parts)
-            lines.setdefault(table, line)
+            _note(lines, table, line)
             i += 2 if double else 1
         elif kind in ("bare", "string"):
             parts, i = name(i)
             key = (*table, *parts)
-            lines.setdefault(key, line)
+            _note(lines, key, line)
             i = _values(tokens, i + 1, key, lines)
         else:
             i += 1
     return lines
+
+
+def _note(lines: dict[KeyPath, int], key: KeyPath, line: int) -> None:
+    """Give `key`, and tables that only its dots make, their line."""
+    for end in range(1, len(key) + 1):
+        lines.setdefault(key[:end], line)
 
 
 def _json_lines(text: str) -> dict[KeyPath, int]:

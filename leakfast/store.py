@@ -181,7 +181,9 @@ class Run:
         path = self.path / "log.jsonl"
         with _explained(path):
             self.path.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:
+            with path.open("a+b") as file:
+                if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                    line = "\n" + line  # a crash tore the last line: keep this one apart
                 file.write(line.encode())
 
     @contextlib.contextmanager
