@@ -104,7 +104,7 @@ class Run:
 
     @property
     def study_text(self) -> str:
-        """study.toml as it was given to the run; InputError if the run has none."""
+        """study.toml as given to the run; InputError if it has none."""
         study = self.open().path / "study.toml"
         if not study.is_file():
             raise InputError(f"{study}: the run was made without a study. Give the settings by flags.")
@@ -149,6 +149,11 @@ class Run:
 
         frames = [pl.read_parquet(self.path / p) for p in self.shards(prefix) if p.endswith(".parquet")]
         return pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
+
+    def retire(self, relpath: str, reason: str) -> None:
+        """Strike a file out of the manifest and move it to quarantine/: intact, but its inputs changed."""
+        if relpath in self.manifest["shards"]:
+            self._strike_out(relpath, reason)
 
     def scan(self, prefix: str = "") -> pl.LazyFrame:
         """As `read`, lazily: for tables that should not lie in memory at once."""
@@ -221,8 +226,6 @@ class Run:
                 os.close(descriptor)
             else:
                 _held[folder] = (descriptor, depth - 1)
-
-    # within
 
     def _add(
         self, relpath: str, content: bytes | Callable[[Path], Any], sha256: str | None, meta: dict[str, Any]
