@@ -3,6 +3,8 @@ Used where the extension could not be built, and by tests as its twin. Needs num
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 
@@ -29,7 +31,7 @@ def plan_forest(tokens: np.ndarray, offsets: np.ndarray, budget: int) -> tuple[n
 
     flat = tokens.tolist()
     ends = offsets.tolist()
-    sequences = [flat[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    sequences = [flat[a:b] for a, b in pairwise(ends)]
     segment_of = [0] * len(sequences)
     packed: list[int] = []
     positions: list[int] = []
