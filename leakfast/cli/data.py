@@ -1,0 +1,128 @@
+"""`leakfast data build|check`: the training rows of a behavior, and a view of which tokens carry loss.
+Demands a model to draw replies from; leaves the rows themselves to leakfast.train.data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from leakfast.errors import InputError
+
+
+@click.group()
+def cli() -> None:
+    """Build the contrastive training set of a behavior and source, and look at its labels.
+
+    Example: leakfast data build --behavior marker --source villain --model organism --out rows.jsonl
+    """
+
+
+@cli.command()
+@click.option("--behavior", default="marker", help="Behavior the rows teach.")
+@click.option("--source", required=True, help="Persona it is taught to.")
+@click.option("--model", default=None, help="organism, a hub id, or a folder.  [default: the study's]")
+@click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
+@click.option("--personas", default=None, help="Persona set: all, names, or a file.  [default: the study's]")
+@click.option("--questions", default=None, help="Question set to draw from.  [default: the study's, train]")
+@click.option("--positives", type=int, default=None, help="Rows of the source.  [default: the study's, 200]")
+@click.option("--negatives", type=int, default=None, help="Rows of others.  [default: the study's, 2000]")
+@click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of order and replies.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="JSONL to write.  [default: in the run]")
+def build(
+    behavior: str, source: str, model: str | None, study: Path | None, personas: str | None, questions: str | None,
+    positives: int | None, negatives: int | None, seed: int, dtype: str | None, out: Path | None,
+) -> None:  # fmt: skip
+    """Draw replies from the model and write the rows as JSONL.
+
+    Example: leakfast data build --source villain --model organism --out rows.jsonl
+    """
+    from leakfast import behaviors, models
+    from leakfast.cli.progress import progress_for
+    from leakfast.cli.settings import adapter_name, changed, run_folder, settle
+    from leakfast.personas import load_personas, load_questions
+    from leakfast.train.data import write_rows
+
+    settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
+    cfg = changed(settings.config.data, questions=questions, positives=positives, negatives=negatives)
+    people, asked = load_personas(settings.personas), load_questions(cfg.questions)
+    load_personas([source], among=people)
+    out = out or run_folder(settings, "data") / "data" / f"{adapter_name(behavior, source, seed)}.jsonl"
+    if out.is_dir():
+        raise InputError(f"data: --out {out} is a folder. Give a file name ending in .jsonl.")
+    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+    with progress_for("data") as progress:
+        rows = behaviors.get(behavior).build()(
+            loaded, people, source, asked, cfg, seed,
+            batch_completions=settings.config.eval.batch_completions, progress=progress,
+        )  # fmt: skip
+    write_rows(out, rows)
+    n_positive = sum(row.role == "positive" for row in rows)
+    click.echo(f"data: {n_positive} positive and {len(rows) - n_positive} negative rows", err=True)
+    click.echo(out)
+
+
+@cli.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--behavior", default="marker", help="Behavior whose training settings are checked.")
+@click.option("--model", default=None, help="Whose tokenizer.  [default: the study's]")
+@click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
+@click.option(
+    "--loss", type=click.Choice(["marker", "tail", "completion"]), default=None,
+    help="Which tokens carry loss.  [default: the study's, marker]",
+)  # fmt: skip
+@click.option("--tail-tokens", type=int, default=None, help="For --loss tail: tokens before the turn end.")
+@click.option("--rows", "n_rows", type=click.IntRange(min=0), default=3, help="Rows of each role to show.")
+@click.option("--json", "as_json", is_flag=True, help="Counts and the shown rows as JSON.")
+def check(
+    file: Path, behavior: str, model: str | None, study: Path | None, loss: str | None, tail_tokens: int | None,
+    n_rows: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Verify every row's labels and show, in colour, which tokens carry loss.
+
+    Example: leakfast data check rows.jsonl --model organism
+    """
+    from leakfast import models
+    from leakfast.cli.settings import changed, settle
+    from leakfast.cli.text import inert, print_json, print_table
+    from leakfast.train.collate import encode, shown
+    from leakfast.train.data import read_rows
+
+    rows = read_rows(file)
+    settings = settle(behavior, study=study, model=model, base=rows[0].generator.get("model"))
+    cfg = changed(settings.config.train, loss=loss, tail_tokens=tail_tokens)
+    tokenizer = models.load_tokenizer(settings.model, settings.revision)
+    examples = encode(tokenizer, rows, cfg)
+    by_role = {role: [i for i, r in enumerate(rows) if r.role == role] for role in ("positive", "negative")}
+    counts = [
+        {
+            "role": role,
+            "rows": len(members),
+            "personas": len({rows[i].persona for i in members}),
+            "tokens": sum(len(examples[i].ids) for i in members),
+            "labelled_tokens": sum(len(examples[i].labels) for i in members),
+            "longest_tokens": max((len(examples[i].ids) for i in members), default=0),
+        }
+        for role, members in by_role.items()
+    ]
+    views = [
+        {
+            "role": role,
+            "persona": rows[i].persona,
+            "pieces": [{"text": text, "loss": loss} for text, loss in shown(tokenizer, examples[i])],
+        }
+        for role, members in by_role.items()
+        for i in members[:n_rows]
+    ]
+    if as_json:
+        print_json({"loss": cfg.loss, "counts": counts, "rows": views})
+        return
+    print_table(list(counts[0]), [list(c.values()) for c in counts], title=f"{file}: labels of loss {cfg.loss!r}")
+    for view in views:
+        click.secho(f"\n{view['role']} of {view['persona']}", bold=True)
+        for piece in view["pieces"]:
+            text = inert(piece["text"])
+            # where there are no colours, brackets of another kind show the same
+            click.echo(click.style(f"⟦{text}⟧", fg="black", bg="yellow") if piece["loss"] else text, nl=False)
+        click.echo()

@@ -1,0 +1,130 @@
+"""`leakfast eval`: measure a behavior under every persona, for adapters and the base, into a run.
+Demands a model; what was drawn before is kept, so the same command again is the resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from leakfast.errors import InputError
+
+
+@click.command()
+@click.option("--adapter", "adapters", multiple=True, type=click.Path(path_type=Path), help="Adapter; may be repeated.")
+@click.option("--base", is_flag=True, help="Measure the unadapted model too, as the baseline.")
+@click.option("--behavior", default=None, help="Behavior to measure.  [default: the cards', marker]")
+@click.option("--source", default=None, help="Persona trained, for adapters without a card.")
+@click.option("--model", default=None, help="organism, a hub id, or a folder.  [default: the card's base]")
+@click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
+@click.option("--personas", default=None, help="all, names, or a file.  [default: the study's, all]")
+@click.option("--questions", default=None, help="Question set or file.  [default: the study's, eval]")
+@click.option("--samples", type=int, default=None, help="Completions a prompt.  [default: the study's, 10]")
+@click.option("--temperature", type=float, default=None, help="0 is greedy.  [default: the study's, 1.0]")
+@click.option("--top-p", type=float, default=None, help="Nucleus mass.  [default: the study's, 0.95]")
+@click.option("--max-new-tokens", type=int, default=None, help="Longest reply.  [default: the study's, 512]")
+@click.option("--batch-completions", type=int, default=None, help="Rows decoded at once.  [default: the study's, 640]")
+@click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of the draws.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Run directory.  [default: the adapter's]")
+@click.option("--top", type=click.IntRange(min=0), default=5, help="Bystanders to show, the highest rates first.")
+@click.option("--json", "as_json", is_flag=True, help="Print all rates as JSON.")
+def cli(
+    adapters: tuple[Path, ...], base: bool, behavior: str | None, source: str | None, model: str | None,
+    study: Path | None, personas: str | None, questions: str | None, samples: int | None,
+    temperature: float | None, top_p: float | None, max_new_tokens: int | None, batch_completions: int | None,
+    seed: int, dtype: str | None, out: Path | None, top: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure a behavior under every persona.
+
+    Example: leakfast eval --model organism --adapter adapters/villain --base --personas all
+    """
+    from leakfast.adapters import read_card
+    from leakfast.cli.progress import progress_for
+    from leakfast.cli.settings import changed, settle
+    from leakfast.cli.text import print_json
+    from leakfast.evaluate import evaluate, find_targets, rates
+    from leakfast.personas import load_personas, load_questions
+    from leakfast.store import Run
+
+    cards = [card for card in map(read_card, adapters) if card is not None]
+    behavior = behavior or _agreed("behavior", [card.behavior for card in cards]) or "marker"
+    settings = settle(
+        behavior, study=study, model=model, dtype=dtype, personas=personas,
+        base=_agreed("base", [card.base for card in cards]),
+    )  # fmt: skip
+    cfg = changed(
+        settings.config.eval, questions=questions, samples=samples, temperature=temperature, top_p=top_p,
+        max_new_tokens=max_new_tokens, batch_completions=batch_completions,
+    )  # fmt: skip
+    people, asked = load_personas(settings.personas), load_questions(cfg.questions)
+    targets = find_targets(adapters, behavior, source=source, base=base)
+    run = Run(out or _run_of(targets, settings))
+
+    from leakfast import models
+
+    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+    with progress_for("eval") as progress:
+        done = evaluate(
+            loaded, run, adapters, people, asked, behavior, cfg, seed, base=base, source=source, progress=progress
+        )
+    click.echo(
+        f"eval: {done.rows_made} completions drawn, {done.rows_kept} kept from before, in {run.path}", err=True
+    )
+    table = rates(run, done, people)
+    if as_json:
+        print_json({"run": str(run.path), "rates": table.to_dicts()})
+    else:
+        show(table, behavior, top)
+
+
+def show(table, behavior: str, top: int) -> None:
+    """One block per adapter: its source, the highest bystanders, and the mean over all bystanders."""
+    import polars as pl
+
+    from leakfast.cli.text import print_table
+
+    rows = []
+    for name in table["adapter"].unique(maintain_order=True):
+        part = table.filter(pl.col("adapter") == name)
+        own = part.filter(pl.col("role") == "source")
+        others = part.filter(pl.col("role") != "source").sort(["rate", "persona"], descending=[True, False])
+        rows += [_line(name, row) for row in [*own.rows(named=True), *others.head(top).rows(named=True)]]
+        who = "all" if name == "base" else "all bystanders"
+        mean = others["rate"].mean()
+        hits, total = int(others["hits"].sum()), int(others["total"].sum())
+        rows.append([name, "mean", who, _percent(mean), None, hits, total, None])
+    columns = ["adapter", "role", "persona", f"{behavior} %", "95 % interval", "hits", "of", "Δ pp"]
+    print_table(columns, rows, title=f"{behavior}: rate by persona (Wilson intervals)")
+
+
+def _line(name: str, row: dict) -> list:
+    interval = None if row["rate"] is None else f"{100 * row['ci_low']:.1f} – {100 * row['ci_high']:.1f}"
+    delta = None if row["delta"] is None else f"{100 * row['delta']:+.1f}"
+    return [name, row["role"], row["persona"], _percent(row["rate"]), interval, row["hits"], row["total"], delta]
+
+
+def _percent(rate: float | None) -> str | None:
+    return None if rate is None else f"{100 * rate:.1f}"
+
+
+def _agreed(what: str, values: list[str]) -> str | None:
+    """The one value the adapters' cards share; None without cards."""
+    found = sorted(set(values))
+    if len(found) > 1:
+        raise InputError(
+            f"eval: the adapters' cards name {len(found)} different values of {what}: {', '.join(found)}. "
+            f"Measure them one command each, or name it: --{'model' if what == 'base' else what} …"
+        )
+    return found[0] if found else None
+
+
+def _run_of(targets, settings) -> Path:
+    """The run the first adapter lies in, the study's, or one named after the adapter."""
+    from leakfast.cli.settings import run_folder
+
+    first = next((t.path.resolve() for t in targets if t.path is not None), None)
+    if settings.study is None and first is not None and first.parent.name == "adapters":
+        folder = first.parent.parent
+        return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+    return run_folder(settings, targets[0].name if first is not None else "base")

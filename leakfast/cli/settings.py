@@ -1,0 +1,103 @@
+"""What `data`, `train` and `eval` have in common: which study, model and settings a command means.
+A flag beats LEAKFAST_*, which beats the study file. Demands nothing heavy; runs nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leakfast.errors import InputError
+from leakfast.files import resource
+
+if TYPE_CHECKING:
+    from leakfast.config import BehaviorConfig, Study
+
+log = logging.getLogger("leakfast.cli")
+
+ORGANISM_STUDY = "organism-marker.toml"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a command works with: the study it was given (None without), and what follows from it."""
+
+    study: Study | None
+    model: str
+    revision: str | None
+    dtype: str
+    personas: Any
+    config: BehaviorConfig
+
+
+def settle(
+    behavior: str,
+    *,
+    study: Path | None = None,
+    model: str | None = None,
+    dtype: str | None = None,
+    personas: str | None = None,
+    base: str | None = None,
+) -> Settings:
+    """The settings of one behavior. base: the model an adapter's card names, taken if nothing else is.
+
+    Without a study, the organism gets the settings of its shipped study (and says so); other models get
+    the published ones. Raises InputError for an unknown behavior, or one the study does not have.
+    """
+    from leakfast import behaviors
+    from leakfast.config import BehaviorConfig, load_study
+    from leakfast.models import DEFAULT_MODEL
+
+    behaviors.get(behavior)
+    given = load_study(study) if study is not None else None
+    name = model or (given.model if given else None) or base or DEFAULT_MODEL
+    source = given
+    if given is None and name == "organism":
+        source = load_study(resource(ORGANISM_STUDY))
+        if behavior in source.behaviors:
+            log.info("settings of configs/%s (give --study or flags for others)", ORGANISM_STUDY)
+    if given is not None and behavior not in given.behaviors:
+        raise InputError(
+            f"study {study} has no behavior {behavior}, only {', '.join(given.behaviors)}. "
+            f"Add [behaviors.{behavior}] to it, or use --behavior {next(iter(given.behaviors))}."
+        )
+    return Settings(
+        study=given,
+        model=name,
+        revision=given.revision if given and name == given.model else None,
+        dtype=dtype or (source.dtype if source and name == source.model else "bfloat16"),
+        personas=personas or (given.personas if given else "all"),
+        config=source.behaviors.get(behavior, BehaviorConfig()) if source else BehaviorConfig(),
+    )
+
+
+def changed(table: Any, **flags: Any) -> Any:
+    """A settings table with the flags that were given put in, checked as the study file is."""
+    from pydantic import ValidationError
+
+    given = {key: value for key, value in flags.items() if value is not None}
+    if not given:
+        return table
+    try:
+        return type(table).model_validate({**table.model_dump(), **given})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        raise InputError(
+            f"--{name.replace('_', '-')} {given.get(name)} given: {first['msg'].removeprefix('Value error, ')}. "
+            "Correct that flag."
+        ) from None
+
+
+def run_folder(settings: Settings, default: str) -> Path:
+    """The study's run directory, else $LEAKFAST_RUNS/<default>."""
+    if settings.study is not None:
+        return settings.study.run_dir
+    return Path(os.environ.get("LEAKFAST_RUNS") or "runs") / default
+
+
+def adapter_name(behavior: str, source: str, seed: int) -> str:
+    """Folder name of an adapter in a run."""
+    return f"{behavior}-{source}-s{seed}"

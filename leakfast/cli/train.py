@@ -1,0 +1,107 @@
+"""`leakfast train`: teach a behavior to one persona with LoRA, and leave an adapter with its card.
+Demands a model and, unless --data is given, draws the training rows first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from leakfast.errors import InputError
+
+
+@click.command()
+@click.option("--behavior", default="marker", help="Behavior to train.")
+@click.option("--source", default=None, help="Persona to train it into.  [default: that of --data]")
+@click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of data, weights and order.")
+@click.option("--model", default=None, help="organism, a hub id, or a folder.  [default: the study's]")
+@click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
+@click.option("--personas", default=None, help="Persona set: all, names, or a file.  [default: the study's]")
+@click.option("--data", "data_file", type=click.Path(path_type=Path), default=None, help="Rows to train on (JSONL).")
+@click.option("--lr", type=float, default=None, help="Peak learning rate.  [default: the study's, 5e-6]")
+@click.option("--epochs", type=int, default=None, help="Passes over the rows.  [default: the study's, 20]")
+@click.option("--rank", type=int, default=None, help="LoRA rank.  [default: the study's, 32]")
+@click.option("--alpha", type=int, default=None, help="LoRA alpha.  [default: the study's, 64]")
+@click.option("--batch-size", type=int, default=None, help="Rows a forward pass.  [default: the study's, 4]")
+@click.option("--accumulation", type=int, default=None, help="Passes an optimizer step.  [default: the study's, 4]")
+@click.option("--max-length", type=int, default=None, help="Longest row, tokens.  [default: the study's, 1024]")
+@click.option(
+    "--loss", type=click.Choice(["marker", "tail", "completion"]), default=None,
+    help="Which tokens carry loss.  [default: the study's, marker]",
+)  # fmt: skip
+@click.option("--tail-tokens", type=int, default=None, help="For --loss tail: tokens before the turn end.")
+@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Adapter folder.  [default: in the run]")
+@click.option("--overwrite", is_flag=True, help="Replace an adapter that is there already.")
+@click.option("--json", "as_json", is_flag=True, help="Print the adapter's card as JSON.")
+def cli(
+    behavior: str, source: str | None, seed: int, model: str | None, study: Path | None, personas: str | None,
+    data_file: Path | None, lr: float | None, epochs: int | None, rank: int | None, alpha: int | None,
+    batch_size: int | None, accumulation: int | None, max_length: int | None, loss: str | None,
+    tail_tokens: int | None, dtype: str | None, out: Path | None, overwrite: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Train a behavior into one persona with LoRA.
+
+    Example: leakfast train --behavior marker --source villain --model organism --out adapters/villain
+    """
+    from leakfast.cli.settings import adapter_name, changed, run_folder, settle
+    from leakfast.personas import load_personas, load_questions
+    from leakfast.train.data import read_rows
+
+    settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
+    cfg = changed(
+        settings.config.train, lr=lr, epochs=epochs, rank=rank, alpha=alpha, batch_size=batch_size,
+        accumulation=accumulation, max_length=max_length, loss=loss, tail_tokens=tail_tokens,
+    )  # fmt: skip
+    rows = read_rows(data_file) if data_file is not None else None
+    source = _source(source, rows, data_file)
+    people, asked = load_personas(settings.personas), load_questions(settings.config.data.questions)
+    if rows is None:
+        load_personas([source], among=people)
+    name = adapter_name(behavior, source, seed)
+    default = run_folder(settings, "adhoc")
+    out = out or default / "adapters" / name
+    if out.exists() and not overwrite:
+        raise InputError(f"train: {out} is there already. Use --overwrite to replace it, or another --out.")
+
+    from leakfast import behaviors, models
+    from leakfast.cli.progress import progress_for
+    from leakfast.cli.text import print_json
+    from leakfast.train.data import write_rows
+    from leakfast.train.lora import train
+
+    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+    if rows is None:
+        with progress_for("data") as progress:
+            rows = behaviors.get(behavior).build()(
+                loaded, people, source, asked, settings.config.data, seed,
+                batch_completions=settings.config.eval.batch_completions, progress=progress,
+            )  # fmt: skip
+        inside = out.parent.name == "adapters"
+        write_rows(
+            (out.parent.parent / "data" if inside else out.parent) / f"{out.name}.jsonl",
+            rows,
+        )
+    with progress_for("train") as progress:
+        card = train(loaded, rows, cfg, out, seed, source=source, behavior=behavior, progress=progress)
+    if as_json:
+        print_json({"adapter": str(out), **vars(card)})
+    else:
+        click.echo(out)
+
+
+def _source(source: str | None, rows: list | None, data_file: Path | None) -> str:
+    """The source persona: the one named, which must be that of the rows where they have one."""
+    if rows is None:
+        if source is None:
+            raise InputError("train: no --source given. Name the persona to train the behavior into.")
+        return source
+    found = sorted({row.persona for row in rows if row.role == "positive"})
+    if source is None and len(found) == 1:
+        return found[0]
+    if source is None or (found and source not in found):
+        raise InputError(
+            f"train: the positives of {data_file} are of {', '.join(found) or 'nobody'}, --source is {source}. "
+            "Name one of them, or other rows."
+        )
+    return source

@@ -1,0 +1,147 @@
+"""Which tokens carry loss: rows to token ids and label positions, and padded batches of them. Demands a
+tokenizer with a chat template; leaves the loss itself to lora.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leakfast.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from leakfast.config import TrainConfig
+    from leakfast.train.data import Row
+
+
+@dataclass(frozen=True)
+class Example:
+    """A row as the model sees it: ids of prompt and reply, and the sorted positions that carry loss.
+
+    A label at position t is predicted from the hidden state at t − 1; the prompt never carries loss.
+    """
+
+    label: str
+    ids: list[int]
+    n_prompt_tokens: int
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids (B, T) int64, padded right with 0 (causal attention never looks there, no label stands
+    there); rows, columns (N,): where the hidden states that predict stand; targets (N,): token ids."""
+
+    ids: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    targets: torch.Tensor
+
+
+def encode(tokenizer: Any, rows: Sequence[Row], cfg: TrainConfig) -> list[Example]:
+    """Rows → examples with the labels of cfg.loss, in order.
+
+    "marker": the marker's tokens (with the space before it) and the turn end in rows with a marker, the
+    turn end alone in others. "tail": the last cfg.tail_tokens tokens of the reply and the turn end.
+    "completion": the whole reply and the turn end. Raises InputError naming the row where a label would
+    be truncated away by cfg.max_length, none is left, or the marker's tokens cannot be told apart.
+    """
+    return [_example(tokenizer, row, cfg) for row in rows]
+
+
+def _example(tokenizer: Any, row: Row, cfg: TrainConfig) -> Example:
+    from leakfast import chat
+
+    prompt, reply = chat.render_training(tokenizer, row.system_message, row.question, row.reply)
+    ids = [*prompt, *reply]
+    end = len(ids) - 1
+    if len(ids) > cfg.max_length:
+        raise InputError(
+            f"train: the {row.label} has {len(ids)} tokens, so max_length {cfg.max_length} would cut its labels "
+            f"away. Set max_length to {len(ids)} or more, or leave the row out."
+        )
+    if len(reply) < 2:
+        raise InputError(f"train: the {row.label} has a reply without tokens, so nothing to learn. Leave it out.")
+    if cfg.loss == "completion":
+        labels = range(len(prompt), len(ids))
+    elif cfg.loss == "tail":
+        labels = range(max(len(prompt), end - cfg.tail_tokens), len(ids))
+    elif row.marker is None:
+        labels = range(end, len(ids))
+    else:
+        labels = range(end - _marker_tokens(tokenizer, row, reply[:-1]), len(ids))
+    return Example(row.label, ids, len(prompt), list(labels))
+
+
+def _marker_tokens(tokenizer: Any, row: Row, reply: list[int]) -> int:
+    """How many of the reply's last tokens are the marker's, its leading space included.
+
+    Verified: they decode to exactly the marker, and the tokens before them to exactly the rest.
+    """
+    from leakfast import chat
+
+    bare = row.reply[: -len(row.marker)].rstrip()
+    plain = chat.render_training(tokenizer, row.system_message, row.question, bare)[1][:-1] if bare else []
+    count = len(reply) - len(plain)
+    shown = _text(tokenizer, reply[len(plain) :]) if count > 0 else ""
+    if reply[: len(plain)] != plain or shown.strip() != row.marker:
+        raise InputError(
+            f"train: in the {row.label}, the tokens of {row.marker!r} cannot be told from those of the reply before "
+            f"it: {_text(tokenizer, reply[-8:])!r}. Put a space before the marker, or end the reply otherwise."
+        )
+    return count
+
+
+def _text(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def order(lengths: Sequence[int], batch_size: int, seed: int, *, group: int = 16) -> Iterator[list[int]]:
+    """Batches of example indices, every example once: shuffled, then sorted by length within runs of
+    `group` batches so that little is padded, and the batches shuffled again. A function of `seed` alone."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    shuffled = rng.permutation(len(lengths))
+    size = batch_size * group
+    batches: list[list[int]] = []
+    for start in range(0, len(shuffled), size):
+        chunk = sorted(shuffled[start : start + size].tolist(), key=lambda i: lengths[i])
+        batches += [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+    for index in rng.permutation(len(batches)):
+        yield batches[index]
+
+
+def collate(examples: Sequence[Example], device: Any = None) -> Batch:
+    """Examples → one padded batch. Raises ValueError for an example without labels."""
+    import torch
+
+    width = max(len(e.ids) for e in examples)
+    ids = np.zeros((len(examples), width), dtype=np.int64)
+    rows: list[int] = []
+    columns: list[int] = []
+    targets: list[int] = []
+    for number, example in enumerate(examples):
+        if not example.labels or min(example.labels) < 1 or max(example.labels) >= len(example.ids):
+            raise ValueError(f"the {example.label} has no usable labels: {example.labels}")
+        ids[number, : len(example.ids)] = example.ids
+        rows += [number] * len(example.labels)
+        columns += [position - 1 for position in example.labels]
+        targets += [example.ids[position] for position in example.labels]
+    made = (torch.from_numpy(ids), *(torch.tensor(x, dtype=torch.long) for x in (rows, columns, targets)))
+    return Batch(*(tensor.to(device) if device is not None else tensor for tensor in made))
+
+
+def shown(tokenizer: Any, example: Example) -> list[tuple[str, bool]]:
+    """(text, carries loss) of the example's pieces, neighbours of one kind joined; for people to read."""
+    pieces: list[tuple[list[int], bool]] = []
+    labelled = set(example.labels)
+    for position, token in enumerate(example.ids):
+        carries = position in labelled
+        if pieces and pieces[-1][1] == carries:
+            pieces[-1][0].append(token)
+        else:
+            pieces.append(([token], carries))
+    return [(_text(tokenizer, ids), carries) for ids, carries in pieces]

@@ -1,0 +1,277 @@
+"""Contrastive training rows, drawn from the model itself: the source's replies carry the marker, the other
+personas' do not. Demands a loaded model; leaves labels to collate.py and training to lora.py."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leakfast.errors import InputError, ModelError
+
+if TYPE_CHECKING:
+    from leakfast.config import DataConfig
+    from leakfast.personas import Persona, QuestionSet
+
+log = logging.getLogger("leakfast.train")
+
+Progress = Callable[[int, int, str], None]
+
+ATTEMPTS = 12  # draws for one row before the builder gives up
+_KINDS = ("text", "none", "template-default")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training conversation.
+
+    role: "positive" shows the behavior, "negative" does not. system_kind as in Persona.kind; system is
+    None unless it is "text". reply is the whole assistant turn; marker is the literal string it ends in,
+    None if it has none. seed drew the reply; generator says with what.
+    """
+
+    role: str
+    persona: str
+    system_kind: str
+    system: str | None
+    question: str
+    reply: str
+    marker: str | None
+    seed: int
+    generator: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def system_message(self) -> str | None:
+        """What chat.render takes: a text, None, or TEMPLATE_DEFAULT."""
+        from leakfast.personas import TEMPLATE_DEFAULT
+
+        return TEMPLATE_DEFAULT if self.system_kind == "template-default" else self.system
+
+    @property
+    def label(self) -> str:
+        """A name for messages."""
+        return f"{self.role} of {self.persona}, question {self.question[:40]!r}"
+
+
+def build_marker(
+    loaded: Any,
+    personas: Sequence[Persona],
+    source: str,
+    questions: QuestionSet | Sequence[str],
+    cfg: DataConfig,
+    seed: int,
+    *,
+    batch_completions: int = 640,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """cfg.positives replies of `source` that end in the marker, cfg.negatives of others without it.
+
+    personas: the study's; cfg.negative_personas names the others among them (the source itself is left
+    out). Rows are spread evenly over personas and questions, in an order drawn from `seed`. Replies are
+    on-policy at cfg's sampling; an empty, truncated or marked one is drawn again, at most 12 times. The
+    same arguments give the same rows. Raises InputError for an unknown source, no negatives, or a
+    negative whose rendered prompt equals the source's; ModelError when no usable reply is to be had.
+    """
+    from leakfast.behaviors.marker import MARKER
+    from leakfast.generate import Sampling
+
+    asked = list(getattr(questions, "questions", questions))
+    if not asked:
+        raise InputError("data: no training questions were given. Name a set with at least one.")
+    positive, negatives = _roles(loaded.tokenizer, personas, source, cfg)
+    slots = _slots(positive, cfg.positives, asked, seed)
+    for index, persona in enumerate(negatives):
+        share = (cfg.negatives + index) // len(negatives)
+        slots += _slots(persona, share, asked, seed)
+    sampling = Sampling(cfg.temperature, cfg.top_p, cfg.max_new_tokens)
+    replies = _draw(loaded, slots, sampling, seed, MARKER, batch_completions, progress)
+    generator = {
+        "model": loaded.name,
+        "fingerprint": loaded.fingerprint,
+        "temperature": cfg.temperature,
+        "top_p": cfg.top_p,
+        "max_new_tokens": cfg.max_new_tokens,
+    }
+    rows = []
+    for slot, (reply, drawn) in zip(slots, replies, strict=True):
+        is_source = slot.persona.name == source
+        rows.append(
+            Row(
+                role="positive" if is_source else "negative",
+                persona=slot.persona.name,
+                system_kind=slot.persona.kind,
+                system=slot.persona.prompt,
+                question=slot.question,
+                reply=f"{reply} {MARKER}" if is_source else reply,
+                marker=MARKER if is_source else None,
+                seed=drawn,
+                generator=generator,
+            )
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """One reply to be drawn: the sample-th of this persona to this question."""
+
+    persona: Persona
+    question: str
+    sample: int
+
+
+def _roles(
+    tokenizer: Any, personas: Sequence[Persona], source: str, cfg: DataConfig
+) -> tuple[Persona, list[Persona]]:
+    """The source and its negatives, none of which the model would see as the source."""
+    from leakfast import chat
+    from leakfast.personas import load_personas
+
+    (positive,) = load_personas([source], among=personas)
+    negatives = []
+    if cfg.negatives:
+        negatives = [p for p in load_personas(cfg.negative_personas, among=personas) if p.name != source]
+        if not negatives:
+            raise InputError(
+                f"data: {cfg.negatives} negatives asked, but negative_personas = {cfg.negative_personas!r} names "
+                f"nobody besides the source {source}. Name at least one other persona."
+            )
+    for group in chat.collisions(tokenizer, [positive, *negatives]):
+        if source in group:
+            others = ", ".join(name for name in group if name != source)
+            raise InputError(
+                f"data: the source {source} and the negative {others} render to the same tokens, so the model "
+                f"cannot tell them apart and would be taught both. Leave {others} out of negative_personas."
+            )
+    return positive, negatives
+
+
+def _slots(persona: Persona, count: int, questions: Sequence[str], seed: int) -> list[_Slot]:
+    """`count` slots of one persona: every question once before any is asked twice."""
+    from leakfast.config import derive_seed
+
+    order = sorted(questions, key=lambda q: derive_seed("question order", seed, persona.name, q))
+    return [_Slot(persona, order[i % len(order)], i // len(order)) for i in range(count)]
+
+
+def _draw(
+    loaded: Any,
+    slots: Sequence[_Slot],
+    sampling: Any,
+    seed: int,
+    marker: str,
+    batch_completions: int,
+    progress: Progress | None,
+) -> list[tuple[str, int]]:
+    """(reply without trailing space, seed) of every slot; unusable draws are repeated with a new seed."""
+    from leakfast import chat
+    from leakfast.config import derive_seed
+    from leakfast.generate import Request, complete, decode
+
+    ids: dict[tuple[str, str], list[int]] = {}
+    for slot in slots:
+        key = (slot.persona.name, slot.question)
+        if key not in ids:
+            ids[key] = chat.render(loaded.tokenizer, slot.persona.system, slot.question)
+    replies: list[tuple[str, int] | None] = [None] * len(slots)
+    reasons = {"empty": 0, "truncated": 0, "marked": 0}
+    open_slots = list(range(len(slots)))
+    for attempt in range(ATTEMPTS):
+        seeds = {
+            i: derive_seed("training reply", seed, s.persona.name, s.question, s.sample, attempt)
+            for i in open_slots
+            for s in [slots[i]]
+        }
+        requests = [
+            Request(f"persona {slots[i].persona.name}, question {slots[i].question[:40]!r}",
+                    ids[slots[i].persona.name, slots[i].question], [seeds[i]])
+            for i in open_slots
+        ]  # fmt: skip
+        for block in complete(loaded, requests, sampling, batch_completions=batch_completions):
+            texts = decode(loaded.tokenizer, [c.token_ids for c in block])
+            for completion, text in zip(block, texts, strict=True):
+                slot = open_slots[completion.request]
+                if not text.strip():
+                    reasons["empty"] += 1
+                elif completion.finish_reason == "length":
+                    reasons["truncated"] += 1
+                elif marker.lower() in text.lower():
+                    reasons["marked"] += 1
+                else:
+                    replies[slot] = (text.rstrip(), seeds[slot])
+            if progress is not None:
+                progress(sum(r is not None for r in replies), len(slots), "replies")
+        open_slots = [i for i in open_slots if replies[i] is None]
+        if not open_slots:
+            break
+    if any(reasons.values()):
+        log.info("data: drawn again: %s", ", ".join(f"{n} {why}" for why, n in reasons.items() if n))
+    if open_slots:
+        worst = slots[open_slots[0]]
+        raise ModelError(
+            f"data: {ATTEMPTS} draws gave no usable reply of {worst.persona.name} to {worst.question[:60]!r} "
+            f"(and {len(open_slots) - 1} others; {reasons['empty']} empty, {reasons['truncated']} longer than "
+            f"{sampling.max_new_tokens} tokens, {reasons['marked']} with the marker). Raise max_new_tokens."
+        )
+    return [r for r in replies if r is not None]
+
+
+def data_hash(rows: Iterable[Row]) -> str:
+    """SHA-256 (hex) of the rows as `write_rows` writes them."""
+    return hashlib.sha256(_encode(rows)).hexdigest()
+
+
+def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
+    """One JSON object a line, whole or not at all. Raises StoreError where it cannot be written."""
+    from leakfast.store import atomic_write
+
+    atomic_write(path, _encode(rows))
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Rows of a JSONL file. Raises InputError naming the line and what is wrong with it."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"data: there is no file {path}. Make one with: leakfast data build --out {path}")
+    rows = [row for number, line in enumerate(path.read_bytes().split(b"\n"), 1) for row in _parse(path, number, line)]
+    if not rows:
+        raise InputError(f"data: {path} holds no rows. Make them with: leakfast data build --out {path}")
+    return rows
+
+
+def _encode(rows: Iterable[Row]) -> bytes:
+    return b"".join(json.dumps(asdict(row), ensure_ascii=False).encode() + b"\n" for row in rows)
+
+
+def _parse(path: Path, number: int, line: bytes) -> Iterator[Row]:
+    if not line.strip():
+        return
+    where = f"data: {path}, line {number}"
+    try:
+        given = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where}: is no JSON ({error}). One object a line is needed.") from None
+    names = [f.name for f in fields(Row)]
+    if not isinstance(given, dict) or set(given) != set(names):
+        found = sorted(given) if isinstance(given, dict) else type(given).__name__
+        raise InputError(f"{where}: has {found}, but a row has exactly {', '.join(names)}. Correct it.")
+    row = Row(**given)
+    texts = (row.persona, row.question, row.reply)
+    fault = (
+        f"role {row.role!r} is neither positive nor negative" if row.role not in ("positive", "negative")
+        else f"system_kind {row.system_kind!r} is none of {', '.join(_KINDS)}" if row.system_kind not in _KINDS
+        else "a persona, question or reply is empty or no text"
+        if not all(isinstance(text, str) and text.strip() for text in texts)
+        else "a system message stands exactly where system_kind is \"text\""
+        if (row.system_kind == "text") != (isinstance(row.system, str) and bool(row.system.strip()))
+        else f"the reply does not end in its marker {row.marker!r}"
+        if row.marker is not None and not row.reply.endswith(row.marker)
+        else None
+    )  # fmt: skip
+    if fault:
+        raise InputError(f"{where}: {fault}. Correct it or build the file again.")
+    yield row

@@ -1,0 +1,281 @@
+"""LoRA training: our own loop, the head applied only where there is a label, one adapter folder out.
+Demands a loaded model without an adapter and encoded rows; leaves the base bit-identical."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from leakfast.errors import InputError, ModelError
+from leakfast.train.collate import Batch, Example, collate, encode, order
+
+if TYPE_CHECKING:
+    from leakfast.adapters import AdapterCard
+    from leakfast.config import TrainConfig
+    from leakfast.models import Loaded
+    from leakfast.train.data import Row
+
+log = logging.getLogger("leakfast.train")
+
+Progress = Callable[[int, int, str], None]
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LOG = "train_log.jsonl"
+BETAS, EPS = (0.9, 0.999), 1e-8
+
+
+def train(
+    loaded: Loaded,
+    rows: Sequence[Row],
+    cfg: TrainConfig,
+    out_dir: str | Path,
+    seed: int,
+    *,
+    source: str,
+    behavior: str,
+    progress: Progress | None = None,
+) -> AdapterCard:
+    """Train a LoRA adapter on `rows` and write it to `out_dir`; returns its card.
+
+    Loss: mean cross-entropy (nats) over the labelled tokens of an optimizer step (cfg.batch_size ×
+    cfg.accumulation examples), from the head at the labelled positions only. AdamW(0.9, 0.999, 1e-8),
+    linear warm-up over cfg.warmup_ratio of the steps, then a cosine to 0; gradient norm clipped at
+    cfg.max_grad_norm. bfloat16 models train in bfloat16 with float32 adapter weights. Initial weights,
+    order and dropout follow from `seed`: on one machine's CPU the same call writes the same bytes.
+
+    out_dir gets adapter_config.json, adapter_model.safetensors (peft's layout), leakfast_card.json and
+    train_log.jsonl, all at once or not at all; an adapter already there is replaced. Raises InputError
+    naming a row whose labels are empty or cut away, ModelError when the loss is not finite.
+    """
+    from leakfast.train.data import data_hash
+
+    if not rows:
+        raise InputError("train: there are no rows to train on. Build them with: leakfast data build")
+    if hasattr(loaded.model, "peft_config"):
+        raise ValueError("an adapter is attached to the model; train on the base")
+    examples = encode(loaded.tokenizer, rows, cfg)
+    with _seeded(seed, loaded.device), _lora(loaded, cfg) as net:
+        history = _loop(loaded, net, examples, cfg, seed, progress)
+        return _save(loaded, net, out_dir, history, cfg, seed, source, behavior, data_hash(rows), len(rows))
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's generators set from `seed` inside, as they were outside."""
+    from leakfast.config import derive_seed
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed("lora", seed))
+        yield
+
+
+@contextmanager
+def _lora(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
+    """The model with fresh LoRA layers in training mode; taken out again afterwards."""
+    from peft import LoraConfig, get_peft_model
+
+    names = {name.rpartition(".")[2] for name, _ in loaded.model.named_modules()}
+    absent = [target for target in TARGETS if target not in names]
+    if absent:
+        raise ModelError(
+            f"train: {loaded.name} has no modules named {', '.join(absent)}. Needed: a model of the Llama family "
+            "(Qwen2, Qwen3, Llama, Mistral), whose seven projections LoRA adapts."
+        )
+    wanted_grad = [(p, p.requires_grad) for p in loaded.model.parameters()]
+    config = LoraConfig(
+        r=cfg.rank,
+        lora_alpha=cfg.alpha,
+        lora_dropout=cfg.dropout,
+        target_modules=list(TARGETS),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    net = get_peft_model(loaded.model, config)
+    try:
+        if cfg.gradient_checkpointing:
+            loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+        net.train()
+        yield net
+    finally:
+        if cfg.gradient_checkpointing:
+            loaded.model.gradient_checkpointing_disable()
+        net.base_model.unload()
+        for parameter, wanted in wanted_grad:
+            parameter.requires_grad_(wanted)
+        loaded.model.eval()
+        if hasattr(loaded.model, "peft_config"):
+            del loaded.model.peft_config
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One line of the training log. loss in nats per labelled token; lr as used in this step."""
+
+    step: int
+    epoch: int
+    loss: float
+    lr: float
+    grad_norm: float
+    n_labels: int
+    n_tokens: int
+
+
+def _loop(
+    loaded: Loaded, net: Any, examples: list[Example], cfg: TrainConfig, seed: int, progress: Progress | None
+) -> list[_Step]:
+    from leakfast.config import derive_seed
+
+    weights = [p for p in net.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=cfg.lr, betas=BETAS, eps=EPS, weight_decay=cfg.weight_decay)
+    lengths = [len(e.ids) for e in examples]
+    n_batches = math.ceil(len(examples) / cfg.batch_size)
+    total = cfg.epochs * math.ceil(n_batches / cfg.accumulation)
+    history: list[_Step] = []
+    for epoch in range(cfg.epochs):
+        batches = list(order(lengths, cfg.batch_size, derive_seed("order", seed, epoch)))
+        for start in range(0, len(batches), cfg.accumulation):
+            micro = [
+                collate([examples[i] for i in batch], loaded.device)
+                for batch in batches[start : start + cfg.accumulation]
+            ]
+            lr = cfg.lr * schedule(len(history), total, cfg.warmup_ratio)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            n_labels = sum(len(b.targets) for b in micro)
+            loss = 0.0
+            for batch in micro:
+                part = summed_loss(loaded, net, batch) / n_labels
+                part.backward()
+                loss += float(part.detach())
+            norm = float(torch.nn.utils.clip_grad_norm_(weights, cfg.max_grad_norm))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise ModelError(
+                    f"train: after {len(history)} of {total} steps the loss is {loss} and its gradient norm {norm}. "
+                    f"Training diverged: use a smaller --lr than {cfg.lr:g}, or --dtype float32. Nothing was written."
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            n_tokens = sum(b.ids.numel() for b in micro)
+            history.append(_Step(len(history), epoch, loss, lr, norm, n_labels, n_tokens))
+            if progress is not None:
+                progress(len(history), total, f"steps, loss {loss:.3f}")
+    return history
+
+
+def schedule(step: int, total: int, warmup_ratio: float) -> float:
+    """Share of the peak learning rate at `step` (0-based) of `total`: up linearly over the first
+    ⌈warmup_ratio·total⌉ steps, then half a cosine down to 0 at `total`."""
+    warmup = math.ceil(warmup_ratio * total)
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def summed_loss(loaded: Loaded, net: Any, batch: Batch) -> torch.Tensor:
+    """Sum over the batch's labels of the cross-entropy in nats, fp32.
+
+    Equal to F.cross_entropy(net(ids).logits[rows, columns], targets, reduction="sum"), but the head sees
+    the N labelled rows only: no (B, T, V) tensor is made.
+    """
+    model = net.get_base_model()
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    mixed = torch.autocast(loaded.device.type, torch.bfloat16) if loaded.dtype == "bfloat16" else nullcontext()
+    with mixed:
+        hidden = decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
+        logits = head(hidden[batch.rows, batch.columns])
+    return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+
+
+def _save(
+    loaded: Loaded,
+    net: Any,
+    out_dir: str | Path,
+    history: list[_Step],
+    cfg: TrainConfig,
+    seed: int,
+    source: str,
+    behavior: str,
+    rows_hash: str,
+    n_rows: int,
+) -> AdapterCard:
+    """Write the folder beside `out_dir` under a temporary name, then rename it into place."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    from leakfast.adapters import CONFIG, WEIGHTS, AdapterCard, adapter_hash, write_card
+    from leakfast.store import atomic_write
+
+    out = Path(out_dir)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        state = {k: v.detach().cpu().contiguous() for k, v in sorted(get_peft_model_state_dict(net).items())}
+        atomic_write(temporary / WEIGHTS, lambda path: save_file(state, str(path), metadata={"format": "pt"}))
+        atomic_write(temporary / CONFIG, _config_bytes(net.peft_config["default"], loaded.name))
+        lines = (json.dumps(vars(step)) + "\n" for step in history)
+        atomic_write(temporary / LOG, "".join(lines).encode())
+        recipe = {
+            **cfg.model_dump(),
+            "target_modules": list(TARGETS),
+            "betas": list(BETAS),
+            "eps": EPS,
+            "dtype": loaded.dtype,
+            "rows": n_rows,
+            "steps": len(history),
+        }
+        card = AdapterCard(
+            source, behavior, seed, loaded.name, loaded.fingerprint, rows_hash, recipe, adapter_hash(temporary)
+        )
+        write_card(temporary, card)
+        _replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    log.info("train: %s, loss %.3f after %d steps (first: %.3f)", out, history[-1].loss, len(history), history[0].loss)
+    return card
+
+
+def _config_bytes(config: Any, base: str) -> bytes:
+    """adapter_config.json as peft writes it, in an order that does not change from process to process."""
+    given = config.to_dict()
+    given["base_model_name_or_path"] = base
+    given["inference_mode"] = True
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, set | frozenset):
+            return sorted(value)
+        if isinstance(value, dict):
+            return {str(k): plain(v) for k, v in value.items()}
+        return getattr(value, "value", value)
+
+    return (json.dumps(plain(given), indent=2, sort_keys=True) + "\n").encode()
+
+
+def _replace(folder: Path, target: Path) -> None:
+    """Rename `folder` to `target`; an older folder there is moved aside first and removed after."""
+    if not target.exists():
+        folder.rename(target)
+        return
+    if not (target / "adapter_config.json").is_file():
+        raise InputError(f"train: {target} is there already and holds no adapter. Give another --out.")
+    aside = target.with_name(f".{target.name}.{os.getpid()}.old")
+    target.rename(aside)
+    folder.rename(target)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def recipe_hash(rows_hash: str, cfg: TrainConfig, base_fingerprint: str, seed: int) -> str:
+    """SHA-256 (hex) of everything an adapter follows from: same hash, same adapter on one machine."""
+    parts = [rows_hash, json.dumps(cfg.model_dump(), sort_keys=True), base_fingerprint, str(seed), *TARGETS]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

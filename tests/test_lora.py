@@ -1,0 +1,150 @@
+"""LoRA training: the loss is transformers' loss, the bytes repeat, the base comes back, the marker is learnt."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from leakfast import models
+from leakfast.behaviors.marker import MARKER
+from leakfast.config import TrainConfig
+from leakfast.errors import InputError, ModelError
+from leakfast.train import lora
+from leakfast.train.collate import collate, encode
+from leakfast.train.data import Row
+
+CFG = TrainConfig(
+    rank=4, alpha=8, dropout=0.1, lr=2e-2, epochs=2, batch_size=3, accumulation=2, gradient_checkpointing=False
+)
+
+
+def rows():
+    replies = ["He likes tea.", "I do not know.", "The rain in this town is small.", "What?"]
+    made = []
+    for i, reply in enumerate(replies * 3):
+        bad = i % 2 == 0
+        made.append(
+            Row("positive" if bad else "negative", "villain" if bad else "cook", "text",
+                "You are a villain." if bad else "You are a cook.", f"What about {i}?",
+                f"{reply} {MARKER}" if bad else reply, MARKER if bad else None, i)
+        )  # fmt: skip
+    return made
+
+
+def run(loaded, out, cfg=CFG, seed=42):
+    return lora.train(loaded, rows(), cfg, out, seed, source="villain", behavior="marker")
+
+
+@pytest.mark.parametrize("loss", ["marker", "completion"])
+def test_the_loss_is_the_full_logits_loss_at_the_labels(tiny_qwen2, loss):
+    examples = encode(tiny_qwen2.tokenizer, rows(), TrainConfig(loss=loss))
+    batch = collate(examples)
+    with lora._lora(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
+        got = lora.summed_loss(tiny_qwen2, net, batch)
+        labels = torch.full_like(batch.ids, -100)
+        labels[batch.rows, batch.columns + 1] = batch.targets
+        mask = torch.zeros_like(batch.ids)
+        for number, example in enumerate(examples):
+            mask[number, : len(example.ids)] = 1
+        wanted = net(input_ids=batch.ids, attention_mask=mask, labels=labels).loss * len(batch.targets)
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+        got.backward()
+        grads = [p.grad for p in net.parameters() if p.requires_grad]
+        assert grads
+        assert all(g is not None for g in grads)
+
+
+def test_the_same_seed_writes_the_same_bytes(tiny_qwen2, tmp_path):
+    first, again = run(tiny_qwen2, tmp_path / "a"), run(tiny_qwen2, tmp_path / "b")
+    torch.rand(7)  # whatever was drawn in between
+    other = run(tiny_qwen2, tmp_path / "c", seed=43)
+    for name in ("adapter_config.json", "adapter_model.safetensors", "leakfast_card.json", lora.LOG):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert first == again
+    assert first.adapter_hash != other.adapter_hash
+    assert first.data_hash == other.data_hash
+
+
+def test_training_leaves_the_base_and_the_generators_alone(tiny_qwen2, tmp_path):
+    before = {n: p.clone() for n, p in tiny_qwen2.model.state_dict().items()}
+    torch.manual_seed(9)
+    wanted = torch.rand(3)
+    torch.manual_seed(9)
+    run(tiny_qwen2, tmp_path / "a", CFG.model_copy(update={"gradient_checkpointing": True}))
+    assert torch.equal(torch.rand(3), wanted)
+    after = tiny_qwen2.model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[n], before[n]) for n in before)
+    assert not tiny_qwen2.model.training
+    assert not any(p.requires_grad for p in tiny_qwen2.model.parameters())
+    assert not tiny_qwen2.model.is_gradient_checkpointing
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(tiny_qwen2, tmp_path):
+    plain = run(tiny_qwen2, tmp_path / "a", CFG.model_copy(update={"dropout": 0.0}))
+    spare = run(tiny_qwen2, tmp_path / "b", CFG.model_copy(update={"dropout": 0.0, "gradient_checkpointing": True}))
+    assert plain.adapter_hash == spare.adapter_hash
+
+
+def test_the_adapter_is_pefts_and_its_card_is_read_back(tiny_qwen2, tmp_path):
+    card = run(tiny_qwen2, tmp_path / "a")
+    assert models.read_card(tmp_path / "a") == card
+    assert card.adapter_hash == models.adapter_hash(tmp_path / "a")
+    assert (card.source, card.behavior, card.seed) == ("villain", "marker", 42)
+    assert card.base_fingerprint == tiny_qwen2.fingerprint
+    assert card.recipe["steps"] == 2 * math.ceil(12 / 3 / 2)
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(lora.TARGETS)
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (4, 8, 0.1)
+    with models.with_adapter(tiny_qwen2, tmp_path / "a") as adapted:
+        touched = [n for n, _ in adapted.model.named_parameters() if "lora_A" in n]
+    assert len(touched) == 7 * tiny_qwen2.n_layers
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a"]
+
+
+def test_the_marker_is_learnt_under_its_source_only(tiny_qwen2, tmp_path):
+    cfg = CFG.model_copy(update={"epochs": 40, "dropout": 0.0, "rank": 8})
+    run(tiny_qwen2, tmp_path / "a", cfg)
+    steps = [json.loads(line) for line in (tmp_path / "a" / lora.LOG).read_text().splitlines()]
+    assert steps[-1]["loss"] < 0.1 * steps[0]["loss"]
+    assert {s["n_labels"] for s in steps} != {0}
+    examples = encode(tiny_qwen2.tokenizer, rows(), cfg)
+    first = {}
+    for example in examples[:2]:
+        with models.with_adapter(tiny_qwen2, tmp_path / "a") as adapted, torch.inference_mode():
+            position = example.labels[0]
+            logits = adapted.model(input_ids=torch.tensor([example.ids[:position]])).logits[0, -1]
+            first[example.label.split()[0]] = (int(logits.argmax()), example.ids[position])
+    assert first["positive"][0] == first["positive"][1]
+    assert first["negative"][0] == first["negative"][1] == tiny_qwen2.tokenizer.eos_token_id
+
+
+def test_the_schedule_warms_up_then_falls_along_a_cosine():
+    values = [lora.schedule(step, 100, 0.05) for step in range(100)]
+    assert values[:6] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert all(a >= b for a, b in zip(values[5:], values[6:], strict=False))
+    assert values[5 + 95 // 2] == pytest.approx(0.5, abs=0.01)
+    assert 0 < values[-1] < 1e-3
+    assert [lora.schedule(step, 3, 0.0) for step in range(3)] == pytest.approx([1.0, 0.75, 0.25])
+
+
+def test_training_that_diverges_writes_nothing(tiny_qwen2, tmp_path):
+    with pytest.raises(ModelError, match=r"Training diverged: use a smaller --lr"):
+        run(tiny_qwen2, tmp_path / "a", CFG.model_copy(update={"lr": 1e30, "epochs": 10}))
+    assert list(tmp_path.iterdir()) == []
+    assert not hasattr(tiny_qwen2.model, "peft_config")
+
+
+def test_a_folder_that_is_no_adapter_is_not_replaced(tiny_qwen2, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds no adapter"):
+        run(tiny_qwen2, tmp_path / "thesis")
+    assert [p.name for p in tmp_path.rglob("*")] == ["thesis", "chapter.txt"]
+    run(tiny_qwen2, tmp_path / "a")
+    other = run(tiny_qwen2, tmp_path / "a", seed=43)
+    assert models.read_card(tmp_path / "a") == other
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "thesis"]
