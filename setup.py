@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 
@@ -44,6 +45,18 @@ PACKAGE_DATA = {
 DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "setuptools>=77", "pybind11>=2.13"]
 
 
+class BuildIfPossible(build_ext):
+    """build_ext that forgets an optional extension it could not build, so that every kind of install,
+    the strict editable one too, goes on without it."""
+
+    def run(self) -> None:
+        super().run()
+        built = [ext for ext in self.extensions if Path(self.get_ext_fullpath(ext.name)).exists()]
+        if len(built) < len(self.extensions):
+            print("leakfast: no working C++ compiler, so it will plan in Python", file=sys.stderr)
+        self.extensions = built
+
+
 def extensions() -> list:
     """leakfast._native from csrc/*.cpp. Optional: without a compiler leakfast plans in Python."""
     try:
@@ -78,6 +91,7 @@ setup(
     package_data=PACKAGE_DATA,
     include_package_data=False,
     ext_modules=extensions(),
+    cmdclass={"build_ext": BuildIfPossible},
     zip_safe=False,
     install_requires=[
         "torch>=2.11",

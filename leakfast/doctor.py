@@ -8,6 +8,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ OPTIONAL = {
 }
 
 
+_SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL")
+
+
 def examine() -> dict[str, Any]:
     """Everything doctor knows, JSON-ready.
 
@@ -69,7 +73,7 @@ def examine() -> dict[str, Any]:
         "paths": _paths(packages, torch, gpus),
         "organism": organism,
         "environment": {
-            name: "set" if "KEY" in name or "TOKEN" in name else value
+            name: "set" if _SECRET.search(name) else value
             for name, value in sorted(os.environ.items())
             if name.startswith("LEAKFAST_") or name in ("HF_HUB_OFFLINE", "HF_HOME", "OMP_NUM_THREADS")
         },
@@ -113,26 +117,23 @@ def _paths(packages: list[dict[str, Any]], torch: Any, gpus: list[dict[str, Any]
     device = ("cuda", gpus[0]["name"]) if gpus else ("cpu", "torch sees no CUDA device")
     if not gpus:
         attention = ("torch SDPA", "on a CPU, one call a group of prompts")
-        kernels = ("torch reference", "Triton kernels run on GPUs only")
     else:
         attention = (
             ("flash-attn", "installed") if "flash-attn" in have else ("torch", "flash-attn is not installed")
-        )
-        kernels = (
-            ("Triton", "installed, and a GPU is here")
-            if "triton" in have
-            else ("torch reference", "triton is not installed")
         )
     generation = ("transformers", "the only backend in this version")
     chosen = {
         "device": device,
         "forest planner": planner,
         "attention": attention,
-        "kernels": kernels,
         "generation": generation,
     }
     if torch is None:
         chosen = {"forest planner": planner}
+    else:
+        from leakfast.ops import chosen_paths
+
+        chosen |= {op: (path, "the only one in this version") for op, path in chosen_paths().items()}
     return [{"what": what, "chosen": path, "why": why} for what, (path, why) in chosen.items()]
 
 

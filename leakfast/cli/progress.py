@@ -19,7 +19,7 @@ Progress = Callable[[int, int, str], None]
 @contextlib.contextmanager
 def progress_for(title: str) -> Iterator[Progress]:
     """A function `p(done, total, what)` for a stage; shown until the block ends, silent with --quiet."""
-    if logging.getLogger("leakfast").getEffectiveLevel() >= logging.WARNING:
+    if logging.getLogger("leakfast").level >= logging.WARNING:
         yield lambda done, total, what="": None
     elif sys.stderr.isatty():
         with _bar(title) as progress:
