@@ -7,7 +7,6 @@ import contextlib
 import errno
 import fcntl
 import hashlib
-import io
 import json
 import logging
 import os
@@ -16,51 +15,27 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from leakfast.disk import (
+    atomic_write,
+    explained,
+    file_hash,
+    free_name,
+    parquet_bytes,
+    stamp_of,
+    store_error,
+    write_parquet,
+)
 from leakfast.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     import polars as pl
 
+__all__ = ["Run", "atomic_write", "file_hash", "write_parquet"]
+
 log = logging.getLogger("leakfast.store")
 
 _FORMAT = 1
 _held: dict[str, tuple[int, int]] = {}  # locked folder → (file descriptor, depth), of this process
-
-
-def atomic_write(path: str | Path, content: bytes | Callable[[Path], Any]) -> None:
-    """Write `path` whole or not at all: temporary file beside it, fsync, rename, fsync of the folder.
-
-    content: the bytes, or a function that writes the file whose path it is given (same suffix).
-    Folders on the way are made. Raises StoreError naming the path and the remedy."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            if isinstance(content, bytes):
-                temporary.write_bytes(content)
-            else:
-                content(temporary)
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
-
-
-def write_parquet(path: str | Path, frame: pl.DataFrame) -> None:
-    """`frame` as zstd Parquet at `path`, atomically. Raises StoreError."""
-    atomic_write(path, _parquet_bytes(frame))
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class Run:
@@ -83,7 +58,7 @@ class Run:
         Raises StoreError if the folder cannot be written or holds something that is no run."""
         with self.lock():
             study = self.path / "study.toml"
-            with _explained(study):
+            with explained(study):
                 old = study.read_text(encoding="utf-8") if study.exists() else None
             if study_text and old != study_text:
                 atomic_write(study, study_text.encode())
@@ -119,7 +94,7 @@ class Run:
 
     def add_shard(self, relpath: str, frame: pl.DataFrame, **meta: Any) -> Path:
         """Store `frame` as Parquet at `relpath` and count it in the manifest, replacing one of that name."""
-        content = _parquet_bytes(frame)
+        content = parquet_bytes(frame)
         return self._add(
             relpath, content, hashlib.sha256(content).hexdigest(), {"rows": frame.height, **meta}
         )
@@ -184,7 +159,7 @@ class Run:
         """Append one JSON line {time, event, …} to log.jsonl."""
         line = json.dumps({"time": _now(), "event": event, **fields}, ensure_ascii=False) + "\n"
         path = self.path / "log.jsonl"
-        with _explained(path):
+        with explained(path):
             self.path.mkdir(parents=True, exist_ok=True)
             with path.open("a+b") as file:
                 if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
@@ -197,7 +172,7 @@ class Run:
 
         Raises StoreError if another process holds it or the folder cannot be written."""
         path = self.path / ".lock"
-        with _explained(path):
+        with explained(path):
             if self.path.exists() and not self.path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             self.path.mkdir(parents=True, exist_ok=True)
@@ -237,7 +212,7 @@ class Run:
         with self.lock():
             atomic_write(path, content)
             entry = {"sha256": sha256 or file_hash(path), "bytes": path.stat().st_size, **meta}
-            self._verified[relpath] = (*_stamp(path), entry["sha256"])
+            self._verified[relpath] = (*stamp_of(path), entry["sha256"])
             self._change(lambda manifest: manifest["shards"].update({relpath: entry}))
             self.log("shard", path=relpath, **entry)
         return path
@@ -245,7 +220,7 @@ class Run:
     def _is_intact(self, relpath: str, entry: dict[str, Any]) -> bool:
         path = self.path / relpath
         try:
-            stamp = (*_stamp(path), entry["sha256"])
+            stamp = (*stamp_of(path), entry["sha256"])
             if self._verified.get(relpath) == stamp:
                 return True
             if file_hash(path) == entry["sha256"]:
@@ -262,8 +237,8 @@ class Run:
         with self.lock():
             source = self.path / relpath
             if source.exists():
-                target = _free_name(self.path / "quarantine" / relpath)
-                with _explained(target):
+                target = free_name(self.path / "quarantine" / relpath)
+                with explained(target):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     source.replace(target)
                 moved = str(target.relative_to(self.path))
@@ -277,18 +252,18 @@ class Run:
     def _load(self) -> dict[str, Any]:
         path = self.path / "manifest.json"
         try:
-            stamp = _stamp(path)
+            stamp = stamp_of(path)
             if self._manifest is not None and stamp == self._seen:
                 return self._manifest
             manifest = _parse_manifest(path.read_bytes())
         except FileNotFoundError:
             stamp, manifest = None, None
         except OSError as error:
-            raise _store_error(path, error) from None
+            raise store_error(path, error) from None
         if stamp is not None and manifest is None:
             with self.lock():
-                target = _free_name(self.path / "quarantine" / "manifest.json")
-                with _explained(target):
+                target = free_name(self.path / "quarantine" / "manifest.json")
+                with explained(target):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     path.replace(target)
                 log.warning("%s: damaged; moved to %s and rebuilt from log.jsonl", path, target)
@@ -311,7 +286,7 @@ class Run:
         wrapped = {**manifest, "checksum": hashlib.sha256(body.encode()).hexdigest()}
         text = json.dumps(wrapped, ensure_ascii=False, sort_keys=True, indent=1)
         atomic_write(path, text.encode())
-        self._manifest, self._seen = manifest, _stamp(path)
+        self._manifest, self._seen = manifest, stamp_of(path)
 
     def _from_log(self) -> dict[str, Any]:
         """The manifest that log.jsonl tells: a shard it names counts if its bytes still match."""
@@ -351,54 +326,5 @@ def _parse_manifest(content: bytes) -> dict[str, Any] | None:
     return manifest
 
 
-def _parquet_bytes(frame: pl.DataFrame) -> bytes:
-    buffer = io.BytesIO()
-    frame.write_parquet(buffer, compression="zstd")
-    return buffer.getvalue()
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _free_name(path: Path) -> Path:
-    number, free = 1, path
-    while free.exists():
-        number += 1
-        free = path.with_name(f"{path.name}.{number}")
-    return free
-
-
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into StoreErrors."""
-    try:
-        yield
-    except OSError as error:
-        raise _store_error(path, error) from error
-
-
-def _store_error(path: Path, error: OSError) -> StoreError:
-    remedy = {
-        errno.ENOSPC: "Free some space and run the same command again: what is written stays.",
-        errno.EDQUOT: "Free some of your quota and run the same command again: what is written stays.",
-        errno.EROFS: "Give a run directory on a file system that can be written (LEAKFAST_RUNS=FOLDER).",
-        errno.ENOTDIR: "A file stands where a folder is needed: move it, or give another run directory.",
-    }.get(
-        error.errno or 0,
-        f"Make {path.parent} writable for you, or set LEAKFAST_RUNS=FOLDER to keep runs elsewhere.",
-    )
-    return StoreError(f"{path}: cannot be written: {error.strerror or error}. {remedy}")

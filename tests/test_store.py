@@ -87,7 +87,7 @@ def test_a_file_without_an_entry_does_not_count(tmp_path):
     assert run.shards() == []
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_found(tmp_path_factory, where, bit):
     folder = tmp_path_factory.mktemp("run")
@@ -299,7 +299,7 @@ import polars as pl
 from leakfast.store import Run
 run = Run(sys.argv[1]).create("x")
 print("ready", flush=True)
-for number in range(60):
+for number in range(40):
     path = f"completions/marker/base/part-{number:05d}.parquet"
     if not run.has(path):
         run.add_shard(path, pl.DataFrame({"n": [number] * 50}))
@@ -320,7 +320,7 @@ def test_a_killed_writer_leaves_only_whole_shards(tmp_path):
         assert set(run.manifest["shards"]) == set(found), "nothing in the manifest is damaged"
         assert not (tmp_path / "quarantine").exists()
     _, err = python(WRITE, str(tmp_path)).communicate(timeout=120)
-    assert Run(tmp_path).read("completions")["n"].to_list() == [n for n in range(60) for _ in range(50)], err
+    assert Run(tmp_path).read("completions")["n"].to_list() == [n for n in range(40) for _ in range(50)], err
 
 
 def test_two_writers_in_turn_lose_nothing(tmp_path):
