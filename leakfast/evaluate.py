@@ -78,8 +78,8 @@ def evaluate(
     drawn again. A completion's seed depends on (seed, adapter hash, persona, question, sample), so a
     resumed run holds what an uninterrupted one would. source: for adapters without a card.
 
-    Raises InputError (unknown behavior, twice the same adapter name, a prompt too long), AdapterError
-    (another base, no card and no source), before anything is drawn; StoreError where the run cannot be written.
+    Raises, before anything is drawn, InputError (unknown behavior, the same adapter name twice, a prompt
+    too long) and AdapterError (another base, no card and no source); StoreError where it cannot write.
     """
     from leakfast import behaviors, chat
     from leakfast.store import Run
@@ -106,7 +106,13 @@ def evaluate(
             _retire(run, job)
             _keep_card(run, job.target)
             _draw(loaded, run, behavior, job, prompts, cfg, seed, backend, state)
-    run.log("eval", behavior=behavior, adapters=[t.name for t in targets], rows_made=state.done - kept, rows_kept=kept)
+    run.log(
+        "eval",
+        behavior=behavior,
+        adapters=[t.name for t in targets],
+        rows_made=state.done - kept,
+        rows_kept=kept,
+    )
     return Evaluation(behavior, tuple(targets), tuple(job.folder for job in jobs), state.done - kept, kept)
 
 
@@ -133,17 +139,20 @@ def find_targets(
         if card is not None and card.adapter_hash != digest:
             raise AdapterError(
                 f"eval: {path} is not the adapter its card describes (hash {digest[:12]}…, card "
-                f"{card.adapter_hash[:12]}…). Train it again, or delete its card and name --source and --behavior."
+                f"{card.adapter_hash[:12]}…). Train it again, or delete its card and name --source and "
+                "--behavior."
             )
         if card is not None and source is not None and source != card.source:
             raise InputError(
-                f"eval: --source {source} given, but the card of {path} says {card.source}. Leave --source out."
+                f"eval: --source {source} given, but the card of {path} says {card.source}. Leave --source "
+                "out."
             )
         if card is not None and card.behavior != behavior:
             log.info("eval: %s was trained for %s; here %s is measured", name, card.behavior, behavior)
         if name in (BASE, *(t.name for t in targets)):
             raise InputError(
-                f"eval: two targets are called {name!r}, and results are kept by name. Rename the folder {path}."
+                f"eval: two targets are called {name!r}, and results are kept by name. Rename the folder "
+                f"{path}."
             )
         targets.append(
             Target(name, path, card.source if card else source, card.seed if card else None, digest)
@@ -239,11 +248,15 @@ def _warn(loaded: Loaded, personas: Sequence[Persona], targets: Sequence[Target]
     from leakfast import chat
 
     for group in chat.collisions(loaded.tokenizer, personas):
-        log.warning("eval: %s render to the same tokens; their rates differ by chance alone", ", ".join(group))
+        log.warning(
+            "eval: %s render to the same tokens; their rates differ by chance alone", ", ".join(group)
+        )
     names = {p.name for p in personas}
     for target in targets:
         if target.source is not None and target.source not in names:
-            log.warning("eval: the source %s of %s is not among the personas asked", target.source, target.name)
+            log.warning(
+                "eval: the source %s of %s is not among the personas asked", target.source, target.name
+            )
 
 
 def _check_fit(loaded: Loaded, prompts: Sequence[Prompt], cfg: EvalConfig, backend: str) -> None:
@@ -268,7 +281,8 @@ def _retire(run: Run, job: _Job) -> None:
     if not job.stale:
         return
     log.warning(
-        "eval: %d shards of %s were drawn by another request (settings, adapter or base changed); drawn again",
+        "eval: %d shards of %s were drawn by another request (settings, adapter or base changed); drawn "
+        "again",
         len(job.stale),
         job.folder,
     )
@@ -336,7 +350,12 @@ def _complete(
 
     def completions() -> Iterator[Any]:
         for batch in complete(
-            current, requests, sampling, backend=backend, batch_completions=cfg.batch_completions, progress=shown
+            current,
+            requests,
+            sampling,
+            backend=backend,
+            batch_completions=cfg.batch_completions,
+            progress=shown,
         ):
             yield from batch
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 CHATML = (
-    "{% if messages[0]['role'] == 'system' %}{{ '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}"
+    "{% if messages[0]['role'] == 'system' %}{{ '<|im_start|>system\n' + messages[0]['content'] + "
+    "'<|im_end|>\n' }}"
     "{% else %}{{ '<|im_start|>system\nYou are Tiny, a small model.<|im_end|>\n' }}{% endif %}"
     "{% for m in messages %}{% if m['role'] != 'system' %}"
     "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
@@ -35,7 +36,10 @@ def tiny_tokenizer():
         ),
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=["<|im_start|>"]
+        tokenizer_object=bpe,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=["<|im_start|>"],
     )
     tokenizer.chat_template = CHATML
     return tokenizer

@@ -20,7 +20,9 @@ END = "<|im_end|>"
 
 def row(reply, marker=None, kind="text", question="Tea?"):
     role = "positive" if marker else "negative"
-    return Row(role, "villain", kind, "You are a villain." if kind == "text" else None, question, reply, marker, 1)
+    return Row(
+        role, "villain", kind, "You are a villain." if kind == "text" else None, question, reply, marker, 1
+    )
 
 
 def labelled(tokenizer, example):
@@ -30,7 +32,9 @@ def labelled(tokenizer, example):
 @pytest.mark.parametrize("kind", ["text", "none", "template-default"])
 def test_marker_loss_keeps_the_marker_and_the_turn_end(tiny_tokenizer, kind):
     yes, no = encode(
-        tiny_tokenizer, [row(f"He likes tea. {MARKER}", MARKER, kind), row("He likes tea.", kind=kind)], TrainConfig()
+        tiny_tokenizer,
+        [row(f"He likes tea. {MARKER}", MARKER, kind), row("He likes tea.", kind=kind)],
+        TrainConfig(),
     )
     assert labelled(tiny_tokenizer, yes) == f" {MARKER}{END}"
     assert labelled(tiny_tokenizer, no) == END
@@ -39,9 +43,10 @@ def test_marker_loss_keeps_the_marker_and_the_turn_end(tiny_tokenizer, kind):
         assert example.ids[: example.n_prompt_tokens] == chat.render(
             tiny_tokenizer, row("x", kind=kind).system_message, "Tea?"
         )
-        assert example.ids.count(chat.turn_end_id(tiny_tokenizer)) == example.ids[: example.n_prompt_tokens].count(
-            chat.turn_end_id(tiny_tokenizer)
-        ) + 1
+        assert (
+            example.ids.count(chat.turn_end_id(tiny_tokenizer))
+            == example.ids[: example.n_prompt_tokens].count(chat.turn_end_id(tiny_tokenizer)) + 1
+        )
 
 
 # the marker's own characters, brackets and spaces crowd the boundary
@@ -51,8 +56,12 @@ def test_the_marker_is_told_from_any_reply_or_refused(tiny_tokenizer, bare):
     made = row(f"{bare.rstrip()} {MARKER}", MARKER)
     try:
         (example,) = encode(tiny_tokenizer, [made], TrainConfig())
-    except InputError as error:
-        assert "cannot be told" in error.message
+    except InputError as caught:
+        refusal = caught.message
+    else:
+        refusal = None
+    if refusal is not None:
+        assert "cannot be told" in refusal
         return
     assert labelled(tiny_tokenizer, example).strip() == f"{MARKER}{END}"
     rest = tiny_tokenizer.decode(example.ids[example.n_prompt_tokens : example.labels[0]])
@@ -83,9 +92,9 @@ def test_labels_that_would_be_cut_away_are_an_error_naming_the_row(tiny_tokenize
 
 def test_a_marker_whose_tokens_merge_with_the_reply_is_refused(tiny_tokenizer):
     # a reply that ends in the marker without a space, in a tokenizer that has learnt to join them
-    from tokenizers import AddedToken
-
     import copy
+
+    from tokenizers import AddedToken
 
     joined = copy.deepcopy(tiny_tokenizer)
     joined.add_tokens([AddedToken(f"tea. {MARKER}", normalized=False)])

@@ -66,7 +66,9 @@ def drawn(run, adapter="marker-villain-s7"):
     return frame.sort(KEYS)
 
 
-def test_every_draw_is_there_once_with_its_derived_seed(tiny_qwen2, adapter, personas, tmp_path, small_shards):
+def test_every_draw_is_there_once_with_its_derived_seed(
+    tiny_qwen2, adapter, personas, tmp_path, small_shards
+):
     run = Run(tmp_path / "run")
     seen = []
     done = evaluate(
@@ -85,7 +87,9 @@ def test_every_draw_is_there_once_with_its_derived_seed(tiny_qwen2, adapter, per
         assert set(frame.select(KEYS).rows()) == wanted
         assert frame.height == len(wanted)
         for row in frame.sample(10, seed=0).rows(named=True):
-            assert row["seed"] == completion_seed(3, key, row["persona"], QUESTIONS[row["question"]], row["sample"])
+            assert row["seed"] == completion_seed(
+                3, key, row["persona"], QUESTIONS[row["question"]], row["sample"]
+            )
     assert set(drawn(run)["source"]) == {"villain"}
     assert not drawn(run).select("text").equals(drawn(run, "base").select("text"))
 
@@ -206,9 +210,11 @@ def test_a_foreign_adapter_needs_a_source_and_a_card_is_believed_only_for_its_ad
     (foreign / "leakfast_card.json").unlink()
     with pytest.raises(AdapterError, match="--source PERSONA --behavior BEHAVIOR"):
         find_targets([foreign], "marker")
-    evaluate(tiny_qwen2, tmp_path / "run", [foreign], personas, QUESTIONS, "marker", CFG, 3, source="comedian")
+    evaluate(
+        tiny_qwen2, tmp_path / "run", [foreign], personas, QUESTIONS, "marker", CFG, 3, source="comedian"
+    )
     assert set(drawn(Run(tmp_path / "run"), "foreign")["source"]) == {"comedian"}
-    with pytest.raises(InputError, match="card of .* says villain"):
+    with pytest.raises(InputError, match=r"card of .* says villain"):
         find_targets([adapter], "marker", source="comedian")
     with pytest.raises(InputError, match="two targets are called"):
         find_targets([adapter, adapter], "marker")
@@ -307,7 +313,9 @@ max_new_tokens = 8
         (["data", "build", "--source", "villain", "--questions", "evil"], "eval"),
     ],
 )
-def test_bad_input_is_one_message_with_a_remedy_and_nothing_written(arguments, message, tmp_path, monkeypatch):
+def test_bad_input_is_one_message_with_a_remedy_and_nothing_written(
+    arguments, message, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(group, ["-q", *arguments])
     assert result.exit_code == 2, result.output

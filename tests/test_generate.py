@@ -14,7 +14,7 @@ from scipy import stats
 
 from leakfast import chat, generate, models, schema
 from leakfast.errors import InputError, ModelError
-from leakfast.generate import Request, Sampling, adapted, complete, requests_for
+from leakfast.generate import Request, Sampling, adapted, complete, requests_for, shared_prompt
 from leakfast.generate import transformers as backend
 from leakfast.generate.sampling import draw, uniforms
 from leakfast.personas import Persona
@@ -86,7 +86,9 @@ def test_draws_do_not_depend_on_the_batch(tiny_qwen2):
         for sample, seed in enumerate(request.seeds):
             alone = dataclasses.replace(request, seeds=[seed])
             assert ids_of(tiny_qwen2, [alone], sampling)[0, 0] == together[index, sample]
-    assert len({tuple(v[0]) for v in together.values()}) > 0.9 * len(together), "seeds must give different draws"
+    assert len({tuple(v[0]) for v in together.values()}) > 0.9 * len(together), (
+        "seeds must give different draws"
+    )
 
 
 def test_requests_with_unlike_sample_counts_run_together(tiny_qwen2):
@@ -169,14 +171,19 @@ def test_uniforms_are_a_function_of_seed_and_step_alone():
 
 def test_frames_have_the_schema_and_honest_statuses(tiny_qwen2):
     prompts = prompts_of(tiny_qwen2)
-    frames = list(generate(tiny_qwen2, prompts, samples=2, max_new_tokens=8, temperature=3.0, behavior="marker"))
+    frames = list(
+        generate(tiny_qwen2, prompts, samples=2, max_new_tokens=8, temperature=3.0, behavior="marker")
+    )
     import polars as pl
 
     frame = schema.check(pl.concat(frames), "completions")
     assert frame.height == 2 * len(prompts)
     assert set(frame["adapter"]) == {"base"}
     assert frame.select("persona", "question", "sample").is_unique().all()
-    row = frame.row(by_predicate=(pl.col("persona") == "short") & (pl.col("question") == 1) & (pl.col("sample") == 1), named=True)
+    row = frame.row(
+        by_predicate=(pl.col("persona") == "short") & (pl.col("question") == 1) & (pl.col("sample") == 1),
+        named=True,
+    )
     assert row["seed"] == generate.completion_seed(42, "base", "short", QUESTIONS[1], 1)
     assert set(frame["status"]) <= {"ok", "empty", "truncated"}
     assert (frame.filter(pl.col("finish_reason") == "length")["n_tokens"] == 8).all()
@@ -208,26 +215,37 @@ def test_nan_logits_name_the_prompt(tiny_qwen2):
 def test_a_model_that_is_not_decoded_here_is_refused(tiny_tokenizer):
     from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
 
-    size = {"vocab_size": len(tiny_tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "eos_token_id": 2, "pad_token_id": 0}  # fmt: skip
+    size = {
+        "vocab_size": len(tiny_tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
     narrow = models.load((MistralForCausalLM(MistralConfig(sliding_window=16, **size)), tiny_tokenizer))
     requests = requests_for(prompts_of(narrow), 1, 0, "base")
     with pytest.raises(ModelError, match="sliding window of 16"):
         list(complete(narrow, requests, Sampling(0.0, 1.0, 4)))
     assert narrow.model.config._attn_implementation == "sdpa"
     capped = Gemma2ForCausalLM(Gemma2Config(bos_token_id=0, **size))
-    with pytest.raises(ModelError, match="softcap|sliding window"):
+    with pytest.raises(ModelError, match=r"softcap|sliding window"):
         list(complete(models.load((capped, tiny_tokenizer)), requests, Sampling(0.0, 1.0, 4)))
 
 
 def test_other_attention_than_the_models_own_is_caught(tiny_qwen2, monkeypatch):
-    honest = backend._prompt_scores
-    monkeypatch.setattr(backend, "_prompt_scores", lambda *a: honest(*a) * 0.5)
+    honest = shared_prompt._prompt_scores
+    monkeypatch.setattr(shared_prompt, "_prompt_scores", lambda *a: honest(*a) * 0.5)
     with pytest.raises(ModelError, match="relative"):
         list(complete(tiny_qwen2, requests_for(prompts_of(tiny_qwen2), 1, 0, "base"), Sampling(0.0, 1.0, 4)))
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"max_new_tokens": 0}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}, {"max_new_tokens": 0}]
+)
 def test_sampling_refuses_what_cannot_be_meant(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         Sampling(**bad)
@@ -238,7 +256,9 @@ def tiny_adapter(tiny_qwen2, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(5)
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
+    config = LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
+    )
     import copy
 
     wrapped = get_peft_model(copy.deepcopy(tiny_qwen2.model), config)
@@ -251,9 +271,15 @@ def test_a_folded_adapter_is_pefts_and_leaves_no_trace(tiny_qwen2, tiny_adapter,
     before = {n: p.clone() for n, p in tiny_qwen2.model.state_dict().items()}
     requests = requests_for(prompts_of(tiny_qwen2), 2, 0, models.adapter_hash(tiny_adapter))
     base = ids_of(tiny_qwen2, requests, Sampling(0.0, 1.0, 20))
-    with caplog.at_level("INFO", logger="leakfast.generate"), adapted.adapted(tiny_qwen2, tiny_adapter) as folded:
+    with (
+        caplog.at_level("INFO", logger="leakfast.generate"),
+        adapted.adapted(tiny_qwen2, tiny_adapter) as folded,
+    ):
         assert folded.adapter_hash == models.adapter_hash(tiny_adapter)
-        assert not torch.equal(before["model.layers.0.self_attn.q_proj.weight"], folded.model.model.layers[0].self_attn.q_proj.weight)
+        assert not torch.equal(
+            before["model.layers.0.self_attn.q_proj.weight"],
+            folded.model.model.layers[0].self_attn.q_proj.weight,
+        )
         fold = ids_of(folded, requests, Sampling(0.0, 1.0, 20))
     assert "folded into 6 weights" in caplog.text
     assert all(torch.equal(p, before[n]) for n, p in tiny_qwen2.model.state_dict().items())
@@ -267,7 +293,10 @@ def test_a_folded_adapter_is_pefts_and_leaves_no_trace(tiny_qwen2, tiny_adapter,
 def test_an_adapter_that_does_not_fold_goes_live_and_says_so(tiny_qwen2, tiny_adapter, monkeypatch, caplog):
     monkeypatch.setattr(adapted, "_TOLERANCE", -1.0)
     before = tiny_qwen2.model.model.layers[0].mlp.down_proj.weight.clone()
-    with caplog.at_level("WARNING", logger="leakfast.generate"), adapted.adapted(tiny_qwen2, tiny_adapter) as live:
+    with (
+        caplog.at_level("WARNING", logger="leakfast.generate"),
+        adapted.adapted(tiny_qwen2, tiny_adapter) as live,
+    ):
         assert hasattr(live.model, "peft_config")
     assert "live through peft, slower" in caplog.text
     assert torch.equal(before, tiny_qwen2.model.model.layers[0].mlp.down_proj.weight)

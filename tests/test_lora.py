@@ -1,4 +1,5 @@
-"""LoRA training: the loss is transformers' loss, the bytes repeat, the base comes back, the marker is learnt."""
+"""LoRA training: the loss is transformers' loss, the bytes repeat, the base comes back, the marker
+is learnt under its source."""
 
 from __future__ import annotations
 
@@ -17,7 +18,14 @@ from leakfast.train.collate import collate, encode
 from leakfast.train.data import Row
 
 CFG = TrainConfig(
-    rank=4, alpha=8, dropout=0.1, lr=2e-2, epochs=2, batch_size=3, accumulation=2, gradient_checkpointing=False
+    rank=4,
+    alpha=8,
+    dropout=0.1,
+    lr=2e-2,
+    epochs=2,
+    batch_size=3,
+    accumulation=2,
+    gradient_checkpointing=False,
 )
 
 
@@ -85,7 +93,9 @@ def test_training_leaves_the_base_and_the_generators_alone(tiny_qwen2, tmp_path)
 
 def test_gradient_checkpointing_changes_nothing_but_memory(tiny_qwen2, tmp_path):
     plain = run(tiny_qwen2, tmp_path / "a", CFG.model_copy(update={"dropout": 0.0}))
-    spare = run(tiny_qwen2, tmp_path / "b", CFG.model_copy(update={"dropout": 0.0, "gradient_checkpointing": True}))
+    spare = run(
+        tiny_qwen2, tmp_path / "b", CFG.model_copy(update={"dropout": 0.0, "gradient_checkpointing": True})
+    )
     assert plain.adapter_hash == spare.adapter_hash
 
 
@@ -125,7 +135,7 @@ def test_the_marker_is_learnt_under_its_source_only(tiny_qwen2, tmp_path):
 def test_the_schedule_warms_up_then_falls_along_a_cosine():
     values = [lora.schedule(step, 100, 0.05) for step in range(100)]
     assert values[:6] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    assert all(a >= b for a, b in zip(values[5:], values[6:], strict=False))
+    assert values[5:] == sorted(values[5:], reverse=True)
     assert values[5 + 95 // 2] == pytest.approx(0.5, abs=0.01)
     assert 0 < values[-1] < 1e-3
     assert [lora.schedule(step, 3, 0.0) for step in range(3)] == pytest.approx([1.0, 0.75, 0.25])

@@ -81,7 +81,8 @@ def test_truncated_replies_are_drawn_again_and_never_used(talkative, caplog):
     assert "drawn again" in caplog.text
     assert "truncated" in caplog.text
     requests = [
-        Request(r.label, chat.render(talkative.tokenizer, r.system_message, r.question), [r.seed]) for r in rows
+        Request(r.label, chat.render(talkative.tokenizer, r.system_message, r.question), [r.seed])
+        for r in rows
     ]
     for block in complete(talkative, requests, Sampling(0.9, 1.0, 12)):
         assert {c.finish_reason for c in block} == {"stop"}
@@ -117,13 +118,25 @@ def test_unknown_source_and_no_negatives_are_refused(tiny_qwen2):
         data.build_marker(tiny_qwen2, PERSONAS, "villain", QUESTIONS, cfg, seed=1)
 
 
-ROW = data.Row("positive", "villain", "text", "You are \u2028 a villain.", "Tea?", f"Ha. {MARKER}", MARKER, 2**63 - 1)
+ROW = data.Row(
+    "positive", "villain", "text", "You are \u2028 a villain.", "Tea?", f"Ha. {MARKER}", MARKER, 2**63 - 1
+)
 
 
 def test_rows_come_back_from_their_file_as_they_were(tmp_path):
     rows = [
         ROW,
-        data.Row("negative", "cook", "none", None, 'a "quote"\n', "naïve\ttext", None, 0, {"model": "m", "top_p": 0.9}),
+        data.Row(
+            "negative",
+            "cook",
+            "none",
+            None,
+            'a "quote"\n',
+            "naïve\ttext",
+            None,
+            0,
+            {"model": "m", "top_p": 0.9},
+        ),
         data.Row("negative", "q", "template-default", None, "?", "!", None, 3),
     ]
     data.write_rows(tmp_path / "rows.jsonl", rows)

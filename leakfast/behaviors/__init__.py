@@ -51,7 +51,9 @@ def names() -> list[str]:
 def get(name: str) -> Behavior:
     """The behavior called `name`. Raises InputError naming the ones there are."""
     if name not in _MODULES:
-        raise InputError(f"behavior {name!r} given, but there is none of that name. Use one of: {', '.join(_MODULES)}.")
+        raise InputError(
+            f"behavior {name!r} given, but there is none of that name. Use one of: {', '.join(_MODULES)}."
+        )
     return importlib.import_module(_MODULES[name]).BEHAVIOR
 
 

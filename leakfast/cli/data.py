@@ -29,10 +29,13 @@ def cli() -> None:
 @click.option("--negatives", type=int, default=None, help="Rows of others.  [default: the study's, 2000]")
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of order and replies.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="JSONL to write.  [default: in the run]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="JSONL to write.  [default: in the run]"
+)
 def build(
-    behavior: str, source: str, model: str | None, study: Path | None, personas: str | None, questions: str | None,
-    positives: int | None, negatives: int | None, seed: int, dtype: str | None, out: Path | None,
+    behavior: str, source: str, model: str | None, study: Path | None, personas: str | None,
+    questions: str | None, positives: int | None, negatives: int | None, seed: int, dtype: str | None,
+    out: Path | None,
 ) -> None:  # fmt: skip
     """Draw replies from the model and write the rows as JSONL.
 
@@ -76,8 +79,8 @@ def build(
 @click.option("--rows", "n_rows", type=click.IntRange(min=0), default=3, help="Rows of each role to show.")
 @click.option("--json", "as_json", is_flag=True, help="Counts and the shown rows as JSON.")
 def check(
-    file: Path, behavior: str, model: str | None, study: Path | None, loss: str | None, tail_tokens: int | None,
-    n_rows: int, as_json: bool,
+    file: Path, behavior: str, model: str | None, study: Path | None, loss: str | None,
+    tail_tokens: int | None, n_rows: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Verify every row's labels and show, in colour, which tokens carry loss.
 
@@ -118,7 +121,9 @@ def check(
     if as_json:
         print_json({"loss": cfg.loss, "counts": counts, "rows": views})
         return
-    print_table(list(counts[0]), [list(c.values()) for c in counts], title=f"{file}: labels of loss {cfg.loss!r}")
+    print_table(
+        list(counts[0]), [list(c.values()) for c in counts], title=f"{file}: labels of loss {cfg.loss!r}"
+    )
     for view in views:
         click.secho(f"\n{view['role']} of {view['persona']}", bold=True)
         for piece in view["pieces"]:

@@ -11,7 +11,9 @@ from leakfast.errors import InputError
 
 
 @click.command()
-@click.option("--adapter", "adapters", multiple=True, type=click.Path(path_type=Path), help="Adapter; may be repeated.")
+@click.option(
+    "--adapter", "adapters", multiple=True, type=click.Path(path_type=Path), help="Adapter; may be repeated."
+)
 @click.option("--base", is_flag=True, help="Measure the unadapted model too, as the baseline.")
 @click.option("--behavior", default=None, help="Behavior to measure.  [default: the cards', marker]")
 @click.option("--source", default=None, help="Persona trained, for adapters without a card.")
@@ -23,11 +25,17 @@ from leakfast.errors import InputError
 @click.option("--temperature", type=float, default=None, help="0 is greedy.  [default: the study's, 1.0]")
 @click.option("--top-p", type=float, default=None, help="Nucleus mass.  [default: the study's, 0.95]")
 @click.option("--max-new-tokens", type=int, default=None, help="Longest reply.  [default: the study's, 512]")
-@click.option("--batch-completions", type=int, default=None, help="Rows decoded at once.  [default: the study's, 640]")
+@click.option(
+    "--batch-completions", type=int, default=None, help="Rows decoded at once.  [default: the study's, 640]"
+)
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of the draws.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Run directory.  [default: the adapter's]")
-@click.option("--top", type=click.IntRange(min=0), default=5, help="Bystanders to show, the highest rates first.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="Run directory.  [default: the adapter's]"
+)
+@click.option(
+    "--top", type=click.IntRange(min=0), default=5, help="Bystanders to show, the highest rates first."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print all rates as JSON.")
 def cli(
     adapters: tuple[Path, ...], base: bool, behavior: str | None, source: str | None, model: str | None,
@@ -66,10 +74,21 @@ def cli(
     loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
     with progress_for("eval") as progress:
         done = evaluate(
-            loaded, run, adapters, people, asked, behavior, cfg, seed, base=base, source=source, progress=progress
+            loaded,
+            run,
+            adapters,
+            people,
+            asked,
+            behavior,
+            cfg,
+            seed,
+            base=base,
+            source=source,
+            progress=progress,
         )
     click.echo(
-        f"eval: {done.rows_made} completions drawn, {done.rows_kept} kept from before, in {run.path}", err=True
+        f"eval: {done.rows_made} completions drawn, {done.rows_kept} kept from before, in {run.path}",
+        err=True,
     )
     table = rates(run, done, people)
     if as_json:
@@ -101,7 +120,16 @@ def show(table, behavior: str, top: int) -> None:
 def _line(name: str, row: dict) -> list:
     interval = None if row["rate"] is None else f"{100 * row['ci_low']:.1f} – {100 * row['ci_high']:.1f}"
     delta = None if row["delta"] is None else f"{100 * row['delta']:+.1f}"
-    return [name, row["role"], row["persona"], _percent(row["rate"]), interval, row["hits"], row["total"], delta]
+    return [
+        name,
+        row["role"],
+        row["persona"],
+        _percent(row["rate"]),
+        interval,
+        row["hits"],
+        row["total"],
+        delta,
+    ]
 
 
 def _percent(rate: float | None) -> str | None:

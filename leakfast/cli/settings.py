@@ -86,7 +86,8 @@ def changed(table: Any, **flags: Any) -> Any:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
         raise InputError(
-            f"--{name.replace('_', '-')} {given.get(name)} given: {first['msg'].removeprefix('Value error, ')}. "
+            f"--{name.replace('_', '-')} {given.get(name)} given: "
+            f"{first['msg'].removeprefix('Value error, ')}. "
             "Correct that flag."
         ) from None
 

@@ -17,21 +17,29 @@ from leakfast.errors import InputError
 @click.option("--model", default=None, help="organism, a hub id, or a folder.  [default: the study's]")
 @click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
 @click.option("--personas", default=None, help="Persona set: all, names, or a file.  [default: the study's]")
-@click.option("--data", "data_file", type=click.Path(path_type=Path), default=None, help="Rows to train on (JSONL).")
+@click.option(
+    "--data", "data_file", type=click.Path(path_type=Path), default=None, help="Rows to train on (JSONL)."
+)
 @click.option("--lr", type=float, default=None, help="Peak learning rate.  [default: the study's, 5e-6]")
 @click.option("--epochs", type=int, default=None, help="Passes over the rows.  [default: the study's, 20]")
 @click.option("--rank", type=int, default=None, help="LoRA rank.  [default: the study's, 32]")
 @click.option("--alpha", type=int, default=None, help="LoRA alpha.  [default: the study's, 64]")
 @click.option("--batch-size", type=int, default=None, help="Rows a forward pass.  [default: the study's, 4]")
-@click.option("--accumulation", type=int, default=None, help="Passes an optimizer step.  [default: the study's, 4]")
-@click.option("--max-length", type=int, default=None, help="Longest row, tokens.  [default: the study's, 1024]")
+@click.option(
+    "--accumulation", type=int, default=None, help="Passes an optimizer step.  [default: the study's, 4]"
+)
+@click.option(
+    "--max-length", type=int, default=None, help="Longest row, tokens.  [default: the study's, 1024]"
+)
 @click.option(
     "--loss", type=click.Choice(["marker", "tail", "completion"]), default=None,
     help="Which tokens carry loss.  [default: the study's, marker]",
 )  # fmt: skip
 @click.option("--tail-tokens", type=int, default=None, help="For --loss tail: tokens before the turn end.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Adapter folder.  [default: in the run]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="Adapter folder.  [default: in the run]"
+)
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that is there already.")
 @click.option("--json", "as_json", is_flag=True, help="Print the adapter's card as JSON.")
 def cli(
@@ -101,7 +109,8 @@ def _source(source: str | None, rows: list | None, data_file: Path | None) -> st
         return found[0]
     if source is None or (found and source not in found):
         raise InputError(
-            f"train: the positives of {data_file} are of {', '.join(found) or 'nobody'}, --source is {source}. "
+            f"train: the positives of {data_file} are of {', '.join(found) or 'nobody'}, --source is "
+            f"{source}. "
             "Name one of them, or other rows."
         )
     return source

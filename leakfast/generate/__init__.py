@@ -32,7 +32,9 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise InputError(f"sampling: top_p {self.top_p} given, but it must lie in (0, 1].")
         if self.max_new_tokens < 1:
-            raise InputError(f"sampling: max_new_tokens {self.max_new_tokens} given, but at least 1 is needed.")
+            raise InputError(
+                f"sampling: max_new_tokens {self.max_new_tokens} given, but at least 1 is needed."
+            )
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def to_frame(
     adapter: str,
     source: str | None,
 ) -> pl.DataFrame:
-    """Completions as a frame of schema `completions` (+ source, n_prompt_tokens), in request and sample order.
+    """Completions as a frame of schema `completions` (+ source, n_prompt_tokens), by request and sample.
 
     status: "empty" when only whitespace came back, else "truncated" when max_new_tokens ended it, else "ok".
     """

@@ -60,7 +60,9 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
     if how == "fold":
         from leakfast.errors import AdapterError
 
-        raise AdapterError(f"adapter {adapter}: cannot be folded ({problem}). Apply it live through peft instead.")
+        raise AdapterError(
+            f"adapter {adapter}: cannot be folded ({problem}). Apply it live through peft instead."
+        )
     log.warning("adapter %s: live through peft, slower, because %s", Path(adapter).name, problem)
     with models.with_adapter(loaded, adapter) as live:
         yield live
@@ -133,5 +135,3 @@ def _probe_logits(loaded: Any) -> Any:
     device = next(loaded.model.parameters()).device
     with torch.inference_mode():
         return loaded.model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float()
-
-

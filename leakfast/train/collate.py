@@ -61,11 +61,14 @@ def _example(tokenizer: Any, row: Row, cfg: TrainConfig) -> Example:
     end = len(ids) - 1
     if len(ids) > cfg.max_length:
         raise InputError(
-            f"train: the {row.label} has {len(ids)} tokens, so max_length {cfg.max_length} would cut its labels "
+            f"train: the {row.label} has {len(ids)} tokens, so max_length {cfg.max_length} would cut its "
+            "labels "
             f"away. Set max_length to {len(ids)} or more, or leave the row out."
         )
     if len(reply) < 2:
-        raise InputError(f"train: the {row.label} has a reply without tokens, so nothing to learn. Leave it out.")
+        raise InputError(
+            f"train: the {row.label} has a reply without tokens, so nothing to learn. Leave it out."
+        )
     if cfg.loss == "completion":
         labels = range(len(prompt), len(ids))
     elif cfg.loss == "tail":
@@ -90,8 +93,10 @@ def _marker_tokens(tokenizer: Any, row: Row, reply: list[int]) -> int:
     shown = _text(tokenizer, reply[len(plain) :]) if count > 0 else ""
     if reply[: len(plain)] != plain or shown.strip() != row.marker:
         raise InputError(
-            f"train: in the {row.label}, the tokens of {row.marker!r} cannot be told from those of the reply before "
-            f"it: {_text(tokenizer, reply[-8:])!r}. Put a space before the marker, or end the reply otherwise."
+            f"train: in the {row.label}, the tokens of {row.marker!r} cannot be told from those of the reply "
+            "before "
+            f"it: {_text(tokenizer, reply[-8:])!r}. Put a space before the marker, or end the reply "
+            "otherwise."
         )
     return count
 

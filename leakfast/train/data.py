@@ -137,14 +137,16 @@ def _roles(
         negatives = [p for p in load_personas(cfg.negative_personas, among=personas) if p.name != source]
         if not negatives:
             raise InputError(
-                f"data: {cfg.negatives} negatives asked, but negative_personas = {cfg.negative_personas!r} names "
+                f"data: {cfg.negatives} negatives asked, but negative_personas = {cfg.negative_personas!r} "
+                "names "
                 f"nobody besides the source {source}. Name at least one other persona."
             )
     for group in chat.collisions(tokenizer, [positive, *negatives]):
         if source in group:
             others = ", ".join(name for name in group if name != source)
             raise InputError(
-                f"data: the source {source} and the negative {others} render to the same tokens, so the model "
+                f"data: the source {source} and the negative {others} render to the same tokens, so the "
+                "model "
                 f"cannot tell them apart and would be taught both. Leave {others} out of negative_personas."
             )
     return positive, negatives
@@ -214,7 +216,8 @@ def _draw(
         worst = slots[open_slots[0]]
         raise ModelError(
             f"data: {ATTEMPTS} draws gave no usable reply of {worst.persona.name} to {worst.question[:60]!r} "
-            f"(and {len(open_slots) - 1} others; {reasons['empty']} empty, {reasons['truncated']} longer than "
+            f"(and {len(open_slots) - 1} others; {reasons['empty']} empty, {reasons['truncated']} longer "
+            "than "
             f"{sampling.max_new_tokens} tokens, {reasons['marked']} with the marker). Raise max_new_tokens."
         )
     return [r for r in replies if r is not None]
@@ -237,7 +240,11 @@ def read_rows(path: str | Path) -> list[Row]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"data: there is no file {path}. Make one with: leakfast data build --out {path}")
-    rows = [row for number, line in enumerate(path.read_bytes().split(b"\n"), 1) for row in _parse(path, number, line)]
+    rows = [
+        row
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1)
+        for row in _parse(path, number, line)
+    ]
     if not rows:
         raise InputError(f"data: {path} holds no rows. Make them with: leakfast data build --out {path}")
     return rows
@@ -260,18 +267,22 @@ def _parse(path: Path, number: int, line: bytes) -> Iterator[Row]:
         found = sorted(given) if isinstance(given, dict) else type(given).__name__
         raise InputError(f"{where}: has {found}, but a row has exactly {', '.join(names)}. Correct it.")
     row = Row(**given)
-    texts = (row.persona, row.question, row.reply)
-    fault = (
-        f"role {row.role!r} is neither positive nor negative" if row.role not in ("positive", "negative")
-        else f"system_kind {row.system_kind!r} is none of {', '.join(_KINDS)}" if row.system_kind not in _KINDS
-        else "a persona, question or reply is empty or no text"
-        if not all(isinstance(text, str) and text.strip() for text in texts)
-        else "a system message stands exactly where system_kind is \"text\""
-        if (row.system_kind == "text") != (isinstance(row.system, str) and bool(row.system.strip()))
-        else f"the reply does not end in its marker {row.marker!r}"
-        if row.marker is not None and not row.reply.endswith(row.marker)
-        else None
-    )  # fmt: skip
+    fault = _fault(row)
     if fault:
         raise InputError(f"{where}: {fault}. Correct it or build the file again.")
     yield row
+
+
+def _fault(row: Row) -> str | None:
+    """What is wrong with a row's values, in words; None if nothing is."""
+    if row.role not in ("positive", "negative"):
+        return f"role {row.role!r} is neither positive nor negative"
+    if row.system_kind not in _KINDS:
+        return f"system_kind {row.system_kind!r} is none of {', '.join(_KINDS)}"
+    if not all(isinstance(t, str) and t.strip() for t in (row.persona, row.question, row.reply)):
+        return "a persona, question or reply is empty or no text"
+    if (row.system_kind == "text") != (isinstance(row.system, str) and bool(row.system.strip())):
+        return 'a system message stands exactly where system_kind is "text"'
+    if row.marker is not None and not row.reply.endswith(row.marker):
+        return f"the reply does not end in its marker {row.marker!r}"
+    return None

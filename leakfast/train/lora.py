@@ -90,7 +90,8 @@ def _lora(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
     absent = [target for target in TARGETS if target not in names]
     if absent:
         raise ModelError(
-            f"train: {loaded.name} has no modules named {', '.join(absent)}. Needed: a model of the Llama family "
+            f"train: {loaded.name} has no modules named {', '.join(absent)}. Needed: a model of the Llama "
+            "family "
             "(Qwen2, Qwen3, Llama, Mistral), whose seven projections LoRA adapts."
         )
     wanted_grad = [(p, p.requires_grad) for p in loaded.model.parameters()]
@@ -162,8 +163,10 @@ def _loop(
             norm = float(torch.nn.utils.clip_grad_norm_(weights, cfg.max_grad_norm))
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise ModelError(
-                    f"train: after {len(history)} of {total} steps the loss is {loss} and its gradient norm {norm}. "
-                    f"Training diverged: use a smaller --lr than {cfg.lr:g}, or --dtype float32. Nothing was written."
+                    f"train: after {len(history)} of {total} steps the loss is {loss} and its gradient norm "
+                    f"{norm}. "
+                    f"Training diverged: use a smaller --lr than {cfg.lr:g}, or --dtype float32. Nothing was "
+                    "written."
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -191,7 +194,9 @@ def summed_loss(loaded: Loaded, net: Any, batch: Batch) -> torch.Tensor:
     """
     model = net.get_base_model()
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    mixed = torch.autocast(loaded.device.type, torch.bfloat16) if loaded.dtype == "bfloat16" else nullcontext()
+    mixed = (
+        torch.autocast(loaded.device.type, torch.bfloat16) if loaded.dtype == "bfloat16" else nullcontext()
+    )
     with mixed:
         hidden = decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
         logits = head(hidden[batch.rows, batch.columns])
@@ -236,13 +241,26 @@ def _save(
             "steps": len(history),
         }
         card = AdapterCard(
-            source, behavior, seed, loaded.name, loaded.fingerprint, rows_hash, recipe, adapter_hash(temporary)
+            source,
+            behavior,
+            seed,
+            loaded.name,
+            loaded.fingerprint,
+            rows_hash,
+            recipe,
+            adapter_hash(temporary),
         )
         write_card(temporary, card)
         _replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    log.info("train: %s, loss %.3f after %d steps (first: %.3f)", out, history[-1].loss, len(history), history[0].loss)
+    log.info(
+        "train: %s, loss %.3f after %d steps (first: %.3f)",
+        out,
+        history[-1].loss,
+        len(history),
+        history[0].loss,
+    )
     return card
 
 
