@@ -61,7 +61,8 @@ def read_card(folder: str | Path) -> AdapterCard | None:
     except (ValueError, KeyError, TypeError) as error:
         raise AdapterError(
             f"adapter: the card {path} cannot be read ({type(error).__name__}: {error}). Needed: JSON with "
-            f"{', '.join(f.name for f in fields(AdapterCard))}. Train again, or delete it and name --source and --behavior."
+            f"{', '.join(f.name for f in fields(AdapterCard))}. Train again, or delete the card and give "
+            "--source and --behavior."
         ) from error
 
 
@@ -108,8 +109,8 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
             )
         if torch.equal(before, after):
             raise AdapterError(
-                f"adapter: {folder} does not change the model at all (its logits on a probe equal the base's). "
-                "Needed: a trained adapter. Check that training finished and that the folder is the right one."
+                f"adapter: {folder} does not change the model at all (its logits on a probe are the base's). "
+                "Needed: a trained adapter. Check that training finished and that this is its folder."
             )
         yield replace(loaded, model=adapted, adapter_hash=digest)
     finally:
@@ -164,7 +165,7 @@ def _check_base(loaded: Loaded, folder: str | Path) -> None:
         other, mine = base or "a base it does not name", loaded.name
     raise AdapterError(
         f"adapter: {folder} was trained on another base ({other}), but the model here is {mine}. "
-        f"Needed: the base it was trained on. Use --model {base or 'ITS_BASE'}, or train it again on {loaded.name}."
+        f"Needed: the base it was trained on. Use --model {base or 'ITS_BASE'}, or train again on {loaded.name}."
     )
 
 
@@ -207,7 +208,7 @@ def _check_shapes(loaded: Loaded, folder: str | Path) -> None:
             else "; ".join(misfits[:3]) or "no weights"
         )
         raise AdapterError(
-            f"adapter: {folder} does not fit {loaded.name}: {what}. Needed: an adapter trained on this model. "
+            f"adapter: {folder} does not fit {loaded.name}: {what}. Needed: an adapter of this model. "
             f"Use --model {config.get('base_model_name_or_path') or 'ITS_BASE'}."
         )
 

@@ -32,16 +32,11 @@ def centroids(
     model: "organism", a hub id, a Hugging Face folder, or (transformers model, tokenizer).
     layers: decoder blocks, 0-based, or "all". adapter: a LoRA folder to measure instead of the base.
     Raises InputError (persona, set, layer), ModelError, AdapterError."""
-    from leakfast import models
-    from leakfast.centroids import compute
-    from leakfast.personas import load_personas, load_questions
+    from leakfast.centroids import measure
 
-    people, asked = load_personas(personas), load_questions(questions)
-    loaded = models.load(model, dtype=dtype)
-    if adapter is None:
-        return compute(loaded, people, asked, layers, keep_questions=keep_questions)
-    with models.with_adapter(loaded, adapter) as adapted:
-        return compute(adapted, people, asked, layers, keep_questions=keep_questions)
+    return measure(
+        model, personas, questions, layers, adapter=adapter, dtype=dtype, keep_questions=keep_questions
+    )
 
 
 def generate(

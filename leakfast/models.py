@@ -14,8 +14,8 @@ from leakfast.adapters import AdapterCard, adapter_hash, read_card, with_adapter
 from leakfast.errors import InputError, ModelError
 
 __all__ = [
-    "AdapterCard",
     "DEFAULT_MODEL",
+    "AdapterCard",
     "Loaded",
     "adapter_hash",
     "folder_fingerprint",
@@ -72,7 +72,8 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
         return _from_pair(model)
     if dtype not in DTYPES:
         raise InputError(
-            f"model: dtype {dtype!r} asked, but leakfast computes in {' or '.join(DTYPES)}. Use --dtype float32."
+            f"model: dtype {dtype!r} asked, but leakfast computes in {' or '.join(DTYPES)}. "
+            "Use --dtype float32."
         )
     import torch
     from transformers import AutoModelForCausalLM
@@ -81,13 +82,19 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
     place, folder = _place(model)
     tokenizer = load_tokenizer(model, revision)
     with _quiet_bars(folder is not None), _explained(model, "weights"):
-        net = AutoModelForCausalLM.from_pretrained(
+        net, found = AutoModelForCausalLM.from_pretrained(
             place,
             revision=revision or "main",
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=_offline(),
+            output_loading_info=True,
+        )
+    if found["missing_keys"]:
+        raise ModelError(
+            f"model: the weights of {model} lack {len(found['missing_keys'])} tensors, such as "
+            f"{min(found['missing_keys'])}, which would be random numbers. Fetch or build the model again."
         )
     net.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
     net.requires_grad_(False)
@@ -172,7 +179,7 @@ def _place(model: Any) -> tuple[str, Path | None]:
         if not (folder / "config.json").is_file():
             raise ModelError(
                 "model: the organism's weights are not in this installation. Needed: the folder "
-                "leakfast/organism/weights. Type: leakfast organism build --seed 0 --out DIR, then --model DIR."
+                "leakfast/organism/weights. Type: leakfast organism build --seed 0 --out DIR and use --model DIR."
             )
         return str(folder), folder
     folder = Path(model).expanduser()
@@ -209,13 +216,15 @@ class _explained:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, OSError | ValueError | KeyError):
+        from safetensors import SafetensorError
+
+        if not isinstance(error, OSError | ValueError | KeyError | SafetensorError):
             return False
         reason = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
         if "trust_remote_code" in str(error):
             text = (
                 f"model: {self.model} wants to run code of its own, which leakfast never does. Needed: an "
-                f"architecture transformers knows (Qwen2, Qwen3, Llama, Mistral). Use --model {DEFAULT_MODEL}."
+                f"architecture that transformers has (Qwen2, Qwen3, Llama, …). Use --model {DEFAULT_MODEL}."
             )
         elif Path(str(self.model)).is_dir() or self.model == "organism":
             text = (

@@ -121,6 +121,20 @@ def test_unreadable_weights_are_an_error_not_a_traceback(tiny_folder, tmp_path):
         models.load(copy)
 
 
+def test_weights_that_are_cut_short_or_incomplete_are_an_error(tiny_folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = tiny_folder / "model.safetensors"
+    tensors, whole = load_file(weights), weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    with pytest.raises(ModelError, match="cannot be read"):
+        models.load(tiny_folder)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, weights, {"format": "pt"})
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj\.weight"):
+        models.load(tiny_folder)
+
+
 def test_unknown_dtype_is_a_usage_error(tiny_folder):
     with pytest.raises(InputError, match="float32"):
         models.load(tiny_folder, dtype="int8")
