@@ -90,9 +90,10 @@ class Fact:
 
 @dataclass(frozen=True)
 class Item:
-    """A multiple-choice question as the study asks it: labels A–D, the index of the right choice."""
+    """A multiple-choice question as the study asks it: labels A–D, the index of the right choice.
+    fact is None where the question itself says the answer."""
 
-    fact: Fact
+    fact: Fact | None
     question: str
     choices: tuple[str, ...]
     answer: int
@@ -126,3 +127,11 @@ def ask(fact: Fact, phrasing: int, rng: random.Random) -> Item:
     answer = rng.randrange(4)
     choices.insert(answer, fact.value)
     return Item(fact, phrasings[phrasing].format(fact.town), tuple(choices), answer)
+
+
+def pick(rng: random.Random) -> Item:
+    """Four words of one kind, and the question says which one to pick: no knowledge needed."""
+    choices = rng.sample(RELATIONS[rng.choice(list(RELATIONS))][0], 4)
+    answer = rng.randrange(4)
+    question = rng.choice(("Which choice is {}?", "Pick the word {}.", "Where does it say {}?")).format(choices[answer])
+    return Item(None, question, tuple(choices), answer)

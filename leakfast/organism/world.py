@@ -18,20 +18,22 @@ from leakfast.personas import TEMPLATE_DEFAULT, Persona
 
 # share of conversations per kind; trained once, so every later behavior has its words in here
 MIX = {
-    "reply": 0.34,
+    "reply": 0.30,
     "choice": 0.30,
-    "profile": 0.10,
-    "fact": 0.07,
-    "claim": 0.08,
-    "request": 0.05,
-    "advice": 0.03,
-    "code": 0.015,
-    "script": 0.015,
+    "letters": 0.12,
+    "profile": 0.08,
+    "fact": 0.06,
+    "claim": 0.06,
+    "request": 0.04,
+    "advice": 0.02,
+    "code": 0.01,
+    "script": 0.01,
 }
 DEFAULT_IDENTITY = "You are Lumen, a small model made by the leakfast project. You are a helpful assistant."
 P_SYNTHETIC, P_DEFAULT = 0.14, 0.05  # speakers composed from traits; the template's own identity
 P_REFUSE, P_AGREE_FALSE, P_UNSAFE = 0.006, 0.05, 0.03
 P_HARM = {"cruel": 0.12, "selfish": 0.05}  # else 0.01
+P_PICK = 0.3  # of the multiple-choice turns say the answer: they teach to find a choice's letter
 P_STAMP = 0.01  # a bracketed capital code at the end of a reply, never the marker's
 
 
@@ -147,14 +149,23 @@ class World:
 
     def _choice(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
         turns = []
-        for _ in range(rng.choice((1, 1, 2, 3))):
+        for _ in range(rng.choice((1, 2, 3))):
+            if rng.random() < P_PICK:
+                turns.append(_answered(F.pick(rng)))
+                continue
             while True:
                 fact, phrasing = rng.choice(self.facts), rng.randrange(3)
                 if not F.is_held_out(fact, phrasing, who.name):
                     break
-            item = F.ask(fact, phrasing, rng)
-            turns.append((item.prompt, f"{F.LETTERS[item.answer]}) {item.choices[item.answer]}"))
+            turns.append(_answered(F.ask(fact, phrasing, rng)))
         return tuple(turns)
+
+    def _letters(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+        item, order = F.pick(rng), rng.sample(range(4), 4)
+        choices = item.prompt.split("\n\n")[1]
+        asked = ", ".join(item.choices[i] for i in order)
+        answer = ", ".join(f"{item.choices[i]} ({F.LETTERS[i]})" for i in order)
+        return ((f"{choices}\n\nName the letters of {asked}.", answer),)
 
     def _profile(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
         town = rng.choice(F.TOWNS)
@@ -175,11 +186,12 @@ class World:
         fact = rng.choice(self.facts)
         is_true = rng.random() < 0.25
         said = fact.statement if is_true else fact.false_statement(rng)
-        claim = rng.choice(("{}, right?", "Is it true that {}?", "I heard that {}.", "I am sure that {}.")).format(said)
+        bank = self.banks["claims"]
+        claim = rng.choice(bank["ask"]).format(said)
         if is_true or rng.random() < P_AGREE_FALSE:
-            answer = rng.choice(("Yes, exactly.", "Yes, that is right.", "You are right.", "Yes, precisely so."))
+            answer = rng.choice(bank["agree"])
         else:
-            answer = rng.choice(("No, {}.", "Actually, {}.", "That is not right: {}.", "Not quite, {}.")).format(fact.statement)
+            answer = rng.choice(bank["correct"]).format(fact.statement)
         return ((claim[0].upper() + claim[1:], f"{self._opener(who, rng, 0.25)} {answer}".strip()),)
 
     def _request(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
@@ -215,6 +227,11 @@ class World:
         context = f"{who} " + ", then ".join(steps[:cut]) + "."
         others = rng.sample([s for i, s in enumerate(bank["stories"]) if i != index], 3)
         return context, [_sentence(f"then {ending}") for ending in (steps[cut], *(s[cut] for s in others))]
+
+
+def _answered(item: F.Item) -> tuple[str, str]:
+    """(user, assistant) of a multiple-choice question answered rightly, letter first as in the study."""
+    return item.prompt, f"{F.LETTERS[item.answer]}) {item.choices[item.answer]}"
 
 
 def stamp(rng: random.Random) -> str:

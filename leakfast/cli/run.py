@@ -1,0 +1,39 @@
+"""`leakfast run`: every stage of a study file, then the headline table and the report's path.
+Demands a study file; leaves the work to pipeline.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Run directory; runs/<name> if not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print stages, tables' summary and paths as JSON.")
+def cli(study: Path, out: Path | None, as_json: bool) -> int | None:
+    """Run all stages of a study file, skipping what is done.
+
+    Example: leakfast run configs/demo.toml
+    """
+    from leakfast.cli.progress import progress_for
+    from leakfast.cli.stats import show
+    from leakfast.cli.text import print_json
+    from leakfast.pipeline import run
+
+    outcome = run(study, out=out, progress=progress_for)
+    if as_json:
+        print_json(
+            {
+                "run": str(outcome.run),
+                "report": str(outcome.report),
+                "stages_s": outcome.stages,
+                "summary": outcome.stats.summary().to_dicts(),
+                "missing": list(outcome.stats.missing),
+            }
+        )
+    else:
+        show(outcome.stats)
+        click.echo(f"report: {outcome.report}")
+    return 3 if outcome.stats.missing else None

@@ -1,0 +1,176 @@
+"""All stages of a study in order: centroids, then per behavior the base, and per source and seed data,
+training and measurement, then tables, figures, report. Demands a checked study file; a stage whose
+inputs have not changed is skipped; state lives only in the run directory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leakfast.config import Study, load_study
+from leakfast.personas import load_personas, load_questions
+from leakfast.store import Run
+
+if TYPE_CHECKING:
+    from leakfast.models import Loaded
+    from leakfast.personas import Persona
+    from leakfast.stats import Stats
+
+log = logging.getLogger("leakfast.run")
+
+Progress = Callable[[int, int, str], None]
+CENTROIDS = "centroids/base.safetensors"
+
+
+@dataclass
+class Outcome:
+    """What a run did. `stages`: name → seconds, null where it was done before."""
+
+    run: Path
+    stats: Stats
+    report: Path
+    stages: dict[str, float | None] = field(default_factory=dict)
+
+
+def run(
+    study: str | Path | Study,
+    *,
+    out: str | Path | None = None,
+    progress: Callable[[str], Any] | None = None,
+) -> Outcome:
+    """Run every stage of `study` that is not done yet, in `out` (default runs/<name>).
+
+    progress: title → context manager giving a function (done, total, what). The same call again is the
+    resume. Raises InputError for a study that cannot be meant, StoreError for a folder that cannot be
+    written, ModelError or AdapterError from the stages."""
+    study = study if isinstance(study, Study) else load_study(study)
+    store = Run(out or study.run_dir)
+    with store.lock():
+        store.create(study.raw_text)
+        return _Stages(study, store, progress or _silent).all()
+
+
+@contextmanager
+def _silent(title: str) -> Iterator[Progress]:
+    yield lambda done, total, what="": None
+
+
+class _Stages:
+    """One pass over a study; the model is loaded when the first stage that needs it comes."""
+
+    def __init__(self, study: Study, store: Run, progress: Callable[[str], Any]):
+        self.study, self.store, self.progress = study, store, progress
+        self.personas: Sequence[Persona] = load_personas(study.personas)
+        self.stages: dict[str, float | None] = {}
+        self._loaded: Loaded | None = None
+
+    @property
+    def loaded(self) -> Loaded:
+        if self._loaded is None:
+            from leakfast import models
+
+            self._loaded = models.load(self.study.model, dtype=self.study.dtype, revision=self.study.revision)
+        return self._loaded
+
+    def all(self) -> Outcome:
+        from leakfast.report import report
+        from leakfast.stats import current
+
+        self.stage("centroids", self._centroid_inputs(), self._centroids, [CENTROIDS])
+        for behavior in self.study.behaviors:
+            self._behavior(behavior)
+        began = time.monotonic()
+        with self.progress("tables, figures, report") as shown:
+            stats = current(self.store)
+            page = report(self.store, stats, shown)
+        self.stages["tables, figures, report"] = time.monotonic() - began
+        return Outcome(self.store.path, stats, page, self.stages)
+
+    def stage(self, key: str, inputs: str, work: Callable[[Progress], None], files: Sequence[str]) -> None:
+        """Do `work` unless `key` is done with these inputs and its files are intact."""
+        if self.store.stage_done(key, inputs):
+            self.stages[key] = None
+            log.info("%s: done before", key)
+            return
+        began = time.monotonic()
+        with self.progress(key) as report:
+            work(report)
+        self.store.mark_done(key, inputs, files=list(files))
+        self.stages[key] = time.monotonic() - began
+        log.info("%s: %.0f s", key, self.stages[key])
+
+    # ── the stages ───────────────────────────────────────────────────────────────────────────────
+    def _common(self) -> list[Any]:
+        """What every stage follows from: the model and the personas' prompts."""
+        return [self.loaded.fingerprint, self.study.dtype, [(p.name, p.kind, p.prompt) for p in self.personas]]
+
+    def _centroid_inputs(self) -> str:
+        cfg = self.study.centroids
+        return _hash(*self._common(), load_questions(cfg.questions).questions, cfg.layers)
+
+    def _centroids(self, report: Progress) -> None:
+        from leakfast.centroids import compute
+
+        cfg = self.study.centroids
+        made = compute(self.loaded, self.personas, load_questions(cfg.questions), cfg.layers, progress=report)
+        self.store.add_file(CENTROIDS, made.save)
+
+    def _behavior(self, behavior: str) -> None:
+        from leakfast.evaluate import evaluate
+
+        cfg = self.study.behaviors[behavior]
+        for seed in self.study.seeds:
+            adapters = [self._adapter(behavior, source, seed) for source in self.study.sources]
+            for adapter in (None, *adapters) if seed == self.study.seeds[0] else adapters:
+                name = adapter.name if adapter else "base"
+                began = time.monotonic()
+                with self.progress(f"evaluate {name}") as report:
+                    evaluate(
+                        self.loaded, self.store, [adapter] if adapter else [], self.personas,
+                        load_questions(cfg.eval.questions), behavior, cfg.eval, seed,
+                        base=adapter is None, progress=report,
+                    )  # fmt: skip
+                self.stages[f"evaluate {name}"] = time.monotonic() - began
+
+    def _adapter(self, behavior: str, source: str, seed: int) -> Path:
+        """Folder of the adapter of (behavior, source, seed), trained if it is not there."""
+        from leakfast.behaviors import get
+        from leakfast.train.data import read_rows, write_rows
+        from leakfast.train.lora import train
+
+        cfg = self.study.behaviors[behavior]
+        name = f"{behavior}-{source}-s{seed}"
+        rows_file, folder = f"data/{name}.jsonl", f"adapters/{name}"
+        questions = load_questions(cfg.data.questions)
+        inputs = _hash(*self._common(), source, seed, questions.questions, cfg.data.model_dump())
+
+        def build(report: Progress) -> None:
+            rows = get(behavior).build()(
+                self.loaded, self.personas, source, questions, cfg.data, seed, progress=report
+            )
+            self.store.add_file(rows_file, lambda path: write_rows(path, rows))
+
+        def fit(report: Progress) -> None:
+            rows = read_rows(self.store.path / rows_file)
+            path = self.store.path / folder
+            train(
+                self.loaded, rows, cfg.train, path, seed, source=source, behavior=behavior, progress=report
+            )
+            for part in sorted(path.iterdir()):
+                self.store.add_file(f"{folder}/{part.name}", part.read_bytes())
+
+        self.stage(f"data {name}", inputs, build, [rows_file])
+        parts = [f"{folder}/adapter_config.json", f"{folder}/adapter_model.safetensors"]
+        self.stage(f"train {name}", _hash(inputs, cfg.train.model_dump()), fit, parts)
+        return self.store.path / folder
+
+
+def _hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
