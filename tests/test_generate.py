@@ -300,3 +300,18 @@ def test_an_adapter_that_does_not_fold_goes_live_and_says_so(tiny_qwen2, tiny_ad
         assert hasattr(live.model, "peft_config")
     assert "live through peft, slower" in caplog.text
     assert torch.equal(before, tiny_qwen2.model.model.layers[0].mlp.down_proj.weight)
+
+
+def test_in_bfloat16_an_adapter_stays_live(tiny_qwen2, tiny_adapter, caplog):
+    half = models.load((tiny_qwen2.model.to(torch.bfloat16), tiny_qwen2.tokenizer))
+    requests = requests_for(prompts_of(half), 3, 0, "x")
+    with pytest.raises(ValueError, match="float32"), adapted.adapted(half, tiny_adapter, how="fold"):
+        pass
+    with (
+        caplog.at_level("INFO", logger="leakfast.generate"),
+        adapted.adapted(half, tiny_adapter) as live,
+    ):
+        got = ids_of(live, requests, Sampling(1.0, 0.95, 12))
+    assert "live through peft (bfloat16)" in caplog.text
+    assert len(got) == 3 * len(requests)
+    assert got != ids_of(half, requests, Sampling(1.0, 0.95, 12))

@@ -158,3 +158,17 @@ def test_a_folder_that_is_no_adapter_is_not_replaced(tiny_qwen2, tmp_path):
     other = run(tiny_qwen2, tmp_path / "a", seed=43)
     assert models.read_card(tmp_path / "a") == other
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "thesis"]
+
+
+def test_a_bfloat16_model_is_trained_with_float32_adapter_weights(tiny_qwen2, tmp_path):
+    from safetensors.torch import load_file
+
+    half = models.load((tiny_qwen2.model.to(torch.bfloat16), tiny_qwen2.tokenizer))
+    assert half.dtype == "bfloat16"
+    cfg = CFG.model_copy(update={"gradient_checkpointing": True, "epochs": 8})
+    first, again = run(half, tmp_path / "a", cfg), run(half, tmp_path / "b", cfg)
+    assert first.adapter_hash == again.adapter_hash
+    weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    steps = [json.loads(line) for line in (tmp_path / "a" / lora.LOG).read_text().splitlines()]
+    assert steps[-1]["loss"] < 0.8 * steps[0]["loss"]
