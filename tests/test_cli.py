@@ -39,12 +39,12 @@ HEAVY = (
 
 def run(*words: str, **kwargs) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "leakfast", *words], capture_output=True, text=True, timeout=120, **kwargs
+        [sys.executable, "-m", "leakfast", *words], capture_output=True, text=True, timeout=300, **kwargs
     )
 
 
 def python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_programming_mistake_is_not_hidden():
 
 def test_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m leakfast personas list --json | head -1; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout == "[\n"
@@ -242,7 +242,7 @@ def test_progress_is_a_bar_on_a_terminal():
     import pty
 
     parent, child = pty.openpty()
-    done = subprocess.run([sys.executable, "-c", LINES], stderr=child, stdout=subprocess.PIPE, timeout=60)
+    done = subprocess.run([sys.executable, "-c", LINES], stderr=child, stdout=subprocess.PIPE, timeout=300)
     os.close(child)
     shown = b""
     while chunk := _read(parent):

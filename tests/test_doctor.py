@@ -63,12 +63,12 @@ def test_secrets_are_not_shown(monkeypatch):
 
 def test_the_command_prints_the_same(found):
     command = [sys.executable, "-m", "leakfast", "doctor"]
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=300)
     assert done.returncode == (1 if found["problems"] else 0), done.stderr
     told = json.loads(done.stdout)
     assert told["packages"] == found["packages"]
     assert told["paths"] == found["paths"]
-    text = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    text = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
     for path in found["paths"]:
         assert path["what"] in text
         assert path["why"] in text

@@ -231,7 +231,7 @@ def test_an_unwritable_folder_is_named_with_a_remedy(tmp_path):
         if folder.stat().st_uid == os.geteuid():
             folder.chmod(folder.stat().st_mode | 0o011)
     locked.chmod(0o555)
-    out, err = python(CREATE, str(locked / "demo")).communicate(timeout=60)
+    out, err = python(CREATE, str(locked / "demo")).communicate(timeout=300)
     assert str(locked / "demo") in out, err
     assert "Permission denied" in out
     assert "LEAKFAST_RUNS=FOLDER" in out
@@ -255,7 +255,7 @@ except StoreError as error:
 
 
 def test_a_write_that_does_not_fit_leaves_the_old_shard(tmp_path):
-    out, err = python(FULL, str(tmp_path)).communicate(timeout=60)
+    out, err = python(FULL, str(tmp_path)).communicate(timeout=300)
     assert "a.parquet: cannot be written" in out, err
     assert Run(tmp_path).read("a.parquet")["a"].to_list() == [1]
     assert sorted(p.name for p in tmp_path.iterdir() if ".tmp" in p.name) == []
@@ -319,7 +319,7 @@ def test_a_killed_writer_leaves_only_whole_shards(tmp_path):
         assert found == [shard(number) for number in range(len(found))]
         assert set(run.manifest["shards"]) == set(found), "nothing in the manifest is damaged"
         assert not (tmp_path / "quarantine").exists()
-    _, err = python(WRITE, str(tmp_path)).communicate(timeout=120)
+    _, err = python(WRITE, str(tmp_path)).communicate(timeout=300)
     assert Run(tmp_path).read("completions")["n"].to_list() == [n for n in range(40) for _ in range(50)], err
 
 
