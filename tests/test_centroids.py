@@ -327,3 +327,9 @@ def test_bad_input_is_one_message_before_any_work(tiny_folder, tmp_path, monkeyp
     assert (done.exit_code, message in done.output) == (code, True), done.output
     assert done.output.count("Error:") == 1
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_missing_adapter_is_named_before_any_model_is_looked_for():
+    done = command("--adapter", "no/such/adapter")
+    assert done.exit_code == 1
+    assert "no/such/adapter holds no adapter_config.json" in done.output

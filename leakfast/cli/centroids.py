@@ -65,12 +65,15 @@ def cli(
 
     Example: leakfast centroids --model organism --layers all --show villain
     """
-    from leakfast.adapters import read_card
+    from leakfast.adapters import adapter_hash, read_card
     from leakfast.centroids import measure
     from leakfast.cli.progress import progress_for
     from leakfast.personas import load_personas
 
-    card = read_card(adapter) if adapter is not None else None
+    card = None
+    if adapter is not None:
+        adapter_hash(adapter)  # says what is missing before any model is looked for
+        card = read_card(adapter)
     if model is None:
         from leakfast.models import DEFAULT_MODEL
 
