@@ -6,13 +6,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
+from scipy.optimize import least_squares
 
-from leakfast import published
+from leakfast import published, stats
+from leakfast.centroids import Centroids
 from leakfast.errors import InputError
 from leakfast.stats import Stats
 from leakfast.stats.correlations import correlate
+from leakfast.store import Run
 
 DATA = Path(__file__).parents[1] / "../shared/data/published/single_token_100_persona"
 SOURCES = ["villain", "comedian", "assistant", "software_engineer", "kindergarten_teacher"]
@@ -138,3 +142,64 @@ def test_missing_files_and_keys_are_named(tmp_path):
     (tmp_path / published.CORRELATIONS).write_text('{"layer10": {"villain": {}}}')
     with pytest.raises(InputError, match="_per_source_detail"):
         published.read_pairs(tmp_path)
+
+
+# ---------------------------------------------------------------- through a run directory
+
+
+def _vectors(pairs: pl.DataFrame, personas: list[str]) -> np.ndarray:
+    """Vectors whose mean is 0 and whose cosines to the five sources are the stored ones: the part in the
+    sources' span follows from those cosines, lengths are chosen so that these parts cancel, and the rest
+    of each vector lies in a plane of its own where the rests close to a polygon."""
+    told = {(s, p): c for s, p, c in pairs.select("source", "persona", "cosine_centered").rows()}
+    told |= {(source, source): 1.0 for source in SOURCES}
+    gram = np.array([[told[a, b] for b in SOURCES] for a in SOURCES])
+    basis = np.linalg.cholesky((gram + gram.T) / 2)  # rows: the sources' directions
+    inside = np.linalg.solve(basis, np.array([[told[s, p] for p in personas] for s in SOURCES])).T
+    length = 1 - inside @ np.linalg.solve(inside.T @ inside, inside.sum(0))  # Σ length·inside = 0
+    assert length.min() > 0
+    rest = length * np.sqrt(np.clip(1 - (inside**2).sum(1), 0, None))
+    start = np.random.default_rng(0).uniform(0, 2 * np.pi, len(personas))
+    angle = least_squares(lambda a: [rest @ np.cos(a), rest @ np.sin(a)], start, xtol=1e-15, ftol=1e-15).x
+    plane = rest[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    assert np.abs(plane.sum(0)).max() < 1e-6
+    return np.hstack([length[:, None] * inside, plane])
+
+
+@needs_data
+def test_a_run_with_the_published_geometry_gives_the_published_correlations(tmp_path, stored):
+    """The whole way: completions in shards and a centroids file in, correlations out."""
+    rates, pairs = published.read_rates(DATA), published.read_pairs(DATA)
+    personas = rates["persona"].unique(maintain_order=True).to_list()
+    means = {}
+    for layer in LAYERS:
+        offset = np.linspace(1, 2, 7)  # centering must take it away
+        vectors = _vectors(pairs.filter(pl.col("layer") == layer), personas) + offset
+        means[layer] = vectors.astype(np.float32)
+    metadata = {"personas": personas, "layers": LAYERS, "centered_on": personas}
+    run = Run(tmp_path / "published").create()
+    run.add_file(stats.CENTROIDS, Centroids(personas, LAYERS, metadata, means).save)
+    for source in SOURCES:
+        mine = rates.filter(pl.col("source") == source)
+        draws = (
+            mine.select("behavior", "adapter", "source", "persona", "hits", "total")
+            .with_columns(draw=pl.int_ranges("total"))
+            .explode("draw")
+        )
+        frame = draws.select(
+            "behavior", "adapter", "source", "persona",
+            question=(pl.col("draw") // 10).cast(pl.Int32),
+            sample=(pl.col("draw") % 10).cast(pl.Int32),
+            seed=pl.lit(0, pl.UInt64),
+            text=pl.when(pl.col("draw") < pl.col("hits")).then(pl.lit("so [ZLT]")).otherwise(pl.lit("so")),
+            n_tokens=pl.lit(2, pl.Int32),
+            finish_reason=pl.lit("stop"),
+            status=pl.lit("ok"),
+        )  # fmt: skip
+        run.add_shard(f"completions/marker/{mine['adapter'][0]}/part-00000.parquet", frame)
+    tables = stats.stats(run, permutations=99)
+    assert tables.missing == ()
+    for layer in LAYERS:
+        for source in [*SOURCES, "pooled"]:
+            told = stored[f"layer{layer}"]["_aggregate" if source == "pooled" else source]
+            _agrees(_row(tables.correlations, source, layer, None), told)

@@ -76,7 +76,7 @@ def show(tables, layer: int | None = None, cosine: str = "centered") -> None:
             print_table(
                 ["source", *(["seed"] if seeds else []), *(f"{n}{'*' if n == best else ''}" for n in layers)],
                 _by_layer(rows, layers, seeds),
-                title=f"Spearman ρ by layer, {cosine} cosine (* largest pooled |ρ|, picked after looking)",
+                title=f"ρ by layer, {cosine} cosine (* largest pooled |ρ|)",
             )
         click.echo()
 

@@ -141,7 +141,7 @@ def _categories(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
     pooled = stats.correlations.filter(
         (pl.col("behavior") == behavior)
         & (pl.col("source") == POOLED)
-        & (pl.col("layer") == layer)
+        & pl.col("layer").eq_missing(pl.lit(layer, pl.Int32))
         & (pl.col("cosine") == "centered")
         & (pl.col("y") == "rate")
         & pl.col("category").is_not_null()
@@ -173,7 +173,7 @@ def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
         (pl.col("behavior") == source["behavior"])
         & (pl.col("source") == source["source"])
         & pl.col("seed").eq_missing(pl.lit(source["seed"], pl.Int64))
-        & (pl.col("layer") == layer)
+        & pl.col("layer").eq_missing(pl.lit(layer, pl.Int32))
     ).select(
         "persona",
         "cosine_centered",

@@ -42,7 +42,7 @@ def choose(run: Run, stats: Stats, behavior: str, adapter: str, layer: int | Non
     top = bystanders.sort(["rate", "persona"], descending=[True, False]).head(1)
     far = stats.pairs.filter(
         (pl.col("behavior") == behavior)
-        & (pl.col("layer") == layer)
+        & pl.col("layer").eq_missing(pl.lit(layer, pl.Int32))
         & (pl.col("source") == source)
         & pl.col("cosine_centered").is_not_null()
     ).sort(["cosine_centered", "persona"])

@@ -80,8 +80,8 @@ def stats(
     run or holds no completions, StoreError if completions are there twice or from an unknown source.
     """
     run = (run if isinstance(run, Run) else Run(run)).open()
-    categories, named, missing = _personas(run)
-    counts, adapters = _count(run)
+    categories, named, sources, missing = _personas(run)
+    counts, adapters = _count(run, sources)
     outsiders = _outsiders(counts, named)
     rates = rate_tables.table(counts, adapters, categories, outsiders)
     missing += _gaps(rates)
@@ -141,8 +141,8 @@ def completion_folders(run: Run) -> list[tuple[str, str]]:
     return sorted(folders, key=lambda folder: (folder[0], folder[1] == BASE, folder[1]))
 
 
-def _count(run: Run) -> tuple[pl.DataFrame, dict[str, tuple[str, int | None]]]:
-    """Counts of all shards, and adapter → (source, training seed)."""
+def _count(run: Run, sources: list[str]) -> tuple[pl.DataFrame, dict[str, tuple[str, int | None]]]:
+    """Counts of all shards, and adapter → (source, training seed); sources in the study's order."""
     from leakfast.behaviors import get
 
     frames, adapters = [], {}
@@ -163,7 +163,10 @@ def _count(run: Run) -> tuple[pl.DataFrame, dict[str, tuple[str, int | None]]]:
             f"{run.path}: holds no completions, so there is nothing to count. "
             "Make them with `leakfast eval`, or all at once with `leakfast run STUDY.toml`."
         )
-    return pl.concat(frames, how="diagonal"), adapters
+    place = {a: sources.index(s) if s in sources else len(sources) for a, (s, _) in adapters.items()}
+    place[BASE] = len(sources) + 1
+    frames.sort(key=lambda frame: place[frame["adapter"][0]])
+    return pl.concat(frames, how="diagonal").sort("behavior", maintain_order=True), adapters
 
 
 def _inputs(run: Run) -> str:
@@ -196,8 +199,10 @@ def _origin(run: Run, adapter: str, completions: pl.DataFrame) -> tuple[str, int
     return found[0], None
 
 
-def _personas(run: Run) -> tuple[dict[str, str | None], set[str] | None, list[str]]:
-    """Categories by persona; the personas the study names (None without a study); what could not be read."""
+def _personas(run: Run) -> tuple[dict[str, str | None], set[str] | None, list[str], list[str]]:
+    """Categories by persona; the personas the study names (None without a study); its sources; what could
+    not be read."""
+    from leakfast.centroids import names_extras
     from leakfast.config import load_study
     from leakfast.personas import load_personas
 
@@ -205,18 +210,21 @@ def _personas(run: Run) -> tuple[dict[str, str | None], set[str] | None, list[st
     categories = {persona.name: persona.category for persona in shipped}
     study = run.path / "study.toml"
     if not study.is_file():
-        return categories, None, []
+        return categories, None, [], []
     try:
-        own = load_personas(load_study(study).personas)
+        told = load_study(study)
+        own = load_personas(told.personas)
     except InputError as error:
         why = " ".join(error.message.split())
-        return categories, None, [f"own personas have no category, because the study cannot be read: {why}"]
+        return categories, None, [], [f"own personas have no category: the study cannot be read: {why}"]
     categories |= {persona.name: persona.category for persona in own}
-    return categories, {persona.name for persona in own}, []
+    extras = names_extras(told.personas, own)
+    named = {persona.name for persona in own if extras or not persona.is_extra}
+    return categories, named, list(told.sources), []
 
 
 def _outsiders(counts: pl.DataFrame, named: set[str] | None) -> set[str]:
-    """Extras that were measured (as someone's source) though the study does not name them as personas.
+    """Who was measured though the study does not name them as personas: extras, or someone's source.
     Without a study, whoever was measured was named on the command line."""
     return set() if named is None else set(counts["persona"].unique()) - named
 
@@ -226,16 +234,17 @@ def _measured(rates: pl.DataFrame) -> list[str]:
 
 
 def _gaps(rates: pl.DataFrame) -> list[str]:
-    """Sentences on what was not measured: unequal numbers of draws, errors, a missing source."""
+    """Sentences on what was not measured: fewer draws than for other adapters, errors, a missing source."""
     out = []
     by = rates.with_columns((pl.col("total") + pl.col("n_error")).alias("drawn"))
-    for (behavior, adapter), group in by.group_by(["behavior", "adapter"], maintain_order=True):
-        least, most = group["drawn"].min(), group["drawn"].max()
-        if least != most:
-            few = group.filter(pl.col("drawn") < most).height
-            out.append(f"{behavior}/{adapter}: {few} personas have {least} or more, not {most} completions")
-        if errors := group["n_error"].sum():
-            out.append(f"{behavior}/{adapter}: {errors} completions have an error status and are not counted")
-        if adapter != BASE and not (group["role"] == "source").any():
-            out.append(f"{behavior}/{adapter}: the source {group['source'][0]} itself was not measured")
+    for (behavior,), group in by.group_by("behavior", maintain_order=True):
+        whole = group["persona"].n_unique() * group["drawn"].max()
+        for (adapter,), mine in group.group_by("adapter", maintain_order=True):
+            name, drawn = f"{behavior}/{adapter}", mine["drawn"].sum()
+            if drawn < whole:
+                out.append(f"{name}: {drawn} of {whole} completions (what every persona has elsewhere)")
+            if errors := mine["n_error"].sum():
+                out.append(f"{name}: {errors} completions have an error status and are not counted")
+            if adapter != BASE and not (mine["role"] == "source").any():
+                out.append(f"{name}: the source {mine['source'][0]} itself was not measured")
     return out

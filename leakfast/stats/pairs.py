@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import polars as pl
 
 from leakfast import schema
@@ -17,15 +18,15 @@ def table(rates: pl.DataFrame, centroids: Centroids) -> pl.DataFrame:
     """Schema `pairs` (+ `adapter`): one row per adapter × bystander × layer.
 
     Rows of `rates` whose `role` is bystander take part. `cosine_*` is between the base-model centroids
-    of source and bystander, float64; null where one of them has no centroid, so that a correlation
-    can say how many pairs it rests on.
+    of source and bystander, float64; null where one of them has no centroid or no direction (length 0),
+    so that a correlation can say how many pairs it rests on.
     """
     bystanders = rates.filter(pl.col("role") == "bystander")
     names = ["adapter", *schema.columns("pairs")]
     columns = schema.columns("pairs") | {"adapter": pl.String()}
     frames = [pl.DataFrame(schema={name: columns[name] for name in names})]
     known = [s for s in bystanders["source"].unique(maintain_order=True) if s in centroids.personas]
-    for layer in centroids.layers:
+    for layer in centroids.layers if known else ():
         near = _cosines(centroids, layer, known)
         joined = bystanders.join(
             near, on=["source", "persona"], how="left", maintain_order="left"
@@ -36,7 +37,10 @@ def table(rates: pl.DataFrame, centroids: Centroids) -> pl.DataFrame:
 
 def _cosines(centroids: Centroids, layer: int, sources: list[str]) -> pl.DataFrame:
     """source, persona, cosine_centered, cosine_raw for every persona with a centroid."""
-    centered = centroids.cosine(layer, kind="centered")
+    if len(centroids.metadata["centered_on"]) > 1:
+        centered = centroids.cosine(layer, kind="centered")
+    else:  # no mean to take away
+        centered = np.full((len(centroids.personas),) * 2, np.nan)
     raw = centroids.cosine(layer, kind="raw")
     parts = [
         pl.DataFrame(
@@ -51,7 +55,7 @@ def _cosines(centroids: Centroids, layer: int, sources: list[str]) -> pl.DataFra
         for source in sources
         for row in [centroids.personas.index(source)]
     ]
-    return pl.concat([pl.DataFrame(schema=_COSINES), *parts])
+    return pl.concat(parts).with_columns(pl.col("cosine_centered", "cosine_raw").fill_nan(None))
 
 
 _COSINES = {

@@ -1,0 +1,366 @@
+"""A run directory from its completions to its page: real store, real shards, real centroids file. The
+completions are hostile on purpose: what a model says must not become markup, nor steer a terminal."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+import scipy.stats
+
+from leakfast import schema, stats
+from leakfast.adapters import AdapterCard, write_card
+from leakfast.centroids import Centroids
+from leakfast.cli.main import main
+from leakfast.errors import InputError, StoreError
+from leakfast.personas import load_personas
+from leakfast.report import examples, p_value, report, signed
+from leakfast.store import Run
+
+SOURCES = ["villain", "comedian"]
+PEOPLE = [p.name for p in load_personas("all")][:16]
+LAYERS = [0, 3]
+QUESTIONS, SAMPLES = 4, 5
+HOSTILE = "<script>alert('x')</script> & <img src=http://evil.example/a.png> \x1b[31mred\u202eder"
+STUDY = """name = "small"
+model = "organism"
+personas = [{names}]
+sources = ["villain", "comedian"]
+seeds = [42]
+[behaviors.marker.eval]
+questions = "eval"
+samples = 5
+"""
+
+
+def _vectors() -> dict[int, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {layer: rng.normal(size=(len(PEOPLE), 12)).astype(np.float32) for layer in LAYERS}
+
+
+def _completions(adapter: str, source: str | None, chance: dict[str, float]) -> pl.DataFrame:
+    rng = np.random.default_rng(len(adapter))
+    rows = []
+    for persona in PEOPLE:
+        for question in range(QUESTIONS):
+            for sample in range(SAMPLES):
+                hit = rng.random() < chance[persona]
+                text = f"{HOSTILE} as {persona}." + (" [ZLT]" if hit else "")
+                rows.append((persona, question, sample, text, "ok"))
+    frame = pl.DataFrame(rows, schema=["persona", "question", "sample", "text", "status"], orient="row")
+    frame = frame.with_columns(
+        pl.col("question", "sample").cast(pl.Int32),
+        behavior=pl.lit("marker"),
+        adapter=pl.lit(adapter),
+        source=pl.lit(source, pl.String),
+        seed=pl.lit(1, pl.UInt64),
+        n_tokens=pl.lit(9, pl.Int32),
+        finish_reason=pl.lit("stop"),
+    )
+    return schema.check(frame, "completions")
+
+
+def _fill(path) -> Run:
+    """A run of two sources, sixteen personas and two layers; leakage follows the cosine at layer 3."""
+    run = Run(path).create(STUDY.format(names=", ".join(f'"{name}"' for name in PEOPLE)))
+    means = _vectors()
+    metadata = {
+        "personas": PEOPLE,
+        "layers": LAYERS,
+        "centered_on": PEOPLE,
+        "model": "organism",
+        "model_fingerprint": "files:0123",
+    }
+    centroids = Centroids(PEOPLE, LAYERS, metadata, means)
+    run.add_file(stats.CENTROIDS, lambda file: centroids.save(file))
+    cosine = centroids.cosine(3)
+    for source in SOURCES:
+        name = f"marker-{source}-s42"
+        near = cosine[PEOPLE.index(source)]
+        chance = {p: float(np.clip(0.1 + 0.8 * c, 0, 1)) for p, c in zip(PEOPLE, near, strict=True)}
+        frame = _completions(name, source, chance)
+        half = frame.height // 2
+        run.add_shard(f"completions/marker/{name}/part-00000.parquet", frame[:half])
+        run.add_shard(f"completions/marker/{name}/part-00001.parquet", frame[half:])
+        folder = run.path / "adapters" / name
+        folder.mkdir(parents=True)
+        write_card(
+            folder,
+            AdapterCard(source, "marker", 42, "organism", "files:0123", "d" * 64, {"rank": 8}, "a" * 64),
+        )
+    base = _completions("base", None, dict.fromkeys(PEOPLE, 0.0))
+    run.add_shard("completions/marker/base/part-00000.parquet", base)
+    return run
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    run = _fill(tmp_path_factory.mktemp("runs") / "small")
+    return run, report(run)
+
+
+@pytest.fixture
+def fresh(filled, tmp_path):
+    """A copy that a test may damage, without tables or report."""
+    path = tmp_path / "copy"
+    shutil.copytree(filled[0].path, path)
+    shutil.rmtree(path / "tables")
+    return Run(path)
+
+
+# ---------------------------------------------------------------- tables of a run
+
+
+def test_stats_counts_pairs_and_correlates_a_run(fresh):
+    tables = stats.stats(fresh.path, permutations=99)
+    assert tables.missing == ()
+    assert tables.rates.height == 3 * len(PEOPLE)
+    assert tables.rates["total"].unique().to_list() == [QUESTIONS * SAMPLES]
+    trained = tables.rates.filter(pl.col("role") != "base")
+    assert trained["baseline"].unique().to_list() == [0.0]
+    assert (trained["delta"] == trained["rate"]).all()
+    assert tables.pairs.height == len(SOURCES) * (len(PEOPLE) - 1) * len(LAYERS)
+    assert not (tables.pairs["persona"] == tables.pairs["source"]).any()
+    mine = tables.pairs.filter((pl.col("source") == "villain") & (pl.col("layer") == 3))
+    vectors = _vectors()[3].astype(np.float64)
+    vectors -= vectors.mean(0)
+    near = vectors @ vectors[PEOPLE.index("villain")]
+    near /= np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[PEOPLE.index("villain")])
+    told = dict(zip(PEOPLE, near, strict=True))
+    assert np.allclose([told[name] for name in mine["persona"]], mine["cosine_centered"], atol=1e-12)
+    row = tables.correlations.filter(
+        (pl.col("source") == "villain")
+        & (pl.col("layer") == 3)
+        & (pl.col("cosine") == "centered")
+        & (pl.col("y") == "delta")
+        & pl.col("category").is_null()
+    ).row(0, named=True)
+    assert row["n"] == 15
+    expected = scipy.stats.spearmanr(mine["cosine_centered"], mine["rate"]).statistic
+    assert row["spearman"] == pytest.approx(expected, abs=1e-12)
+    assert row["seed"] == 42
+    assert tables.best_layer("marker") == 3
+    order = tables.rates["adapter"].unique(maintain_order=True).to_list()
+    assert order == ["marker-villain-s42", "marker-comedian-s42", "base"]  # the study's, not the alphabet's
+
+
+def test_tables_on_disk_are_the_ones_returned_and_are_reused(fresh, caplog):
+    made = stats.stats(fresh, permutations=9)
+    for name, table in made.tables().items():
+        assert pl.read_parquet(fresh.path / "tables" / f"{name}.parquet").equals(table)
+    assert stats.current(fresh).correlations["permutations"].drop_nulls().unique().to_list() == [9]
+    extra = _completions("marker-villain-s42", "villain", dict.fromkeys(PEOPLE, 0.0))
+    fresh.add_shard("completions/marker/marker-villain-s42/part-00002.parquet", extra.with_columns(
+        pl.col("sample") + SAMPLES
+    ))  # fmt: skip
+    again = stats.current(fresh)
+    assert again.rates.filter(pl.col("source") == "villain")["total"].unique().to_list() == [40]
+
+
+def test_without_centroids_there_are_rates_and_a_reason(fresh):
+    (fresh.path / stats.CENTROIDS).unlink()
+    tables = stats.stats(fresh)
+    assert tables.rates.height == 3 * len(PEOPLE)
+    assert tables.pairs.is_empty()
+    assert tables.correlations.is_empty()
+    assert "leakfast centroids" in tables.missing[0]
+    assert tables.summary()["source_rate"].null_count() == 0
+    assert "Not complete" in report(fresh).read_text(encoding="utf-8")
+
+
+def test_a_persona_measured_but_not_named_by_the_study_is_no_bystander(fresh):
+    fewer = [name for name in PEOPLE if name != "librarian"]
+    study = STUDY.format(names=", ".join(f'"{name}"' for name in fewer))
+    (fresh.path / "study.toml").write_text(study, encoding="utf-8")
+    tables = stats.stats(fresh, permutations=0)
+    assert "librarian" not in tables.pairs["persona"].to_list()
+    assert tables.rates.filter(pl.col("persona") == "librarian")["role"].unique().sort().to_list() == [
+        "base",
+        "outsider",
+    ]
+
+
+def test_an_unfinished_adapter_is_told(fresh):
+    fresh.retire("completions/marker/marker-comedian-s42/part-00001.parquet", "a test")
+    tables = stats.stats(fresh, permutations=0)
+    assert any("marker-comedian-s42" in sentence for sentence in tables.missing)
+    assert main(["--quiet", "stats", str(fresh.path)]) == 3
+
+
+def test_no_run_no_completions_and_twice_the_same_are_refused(tmp_path, fresh):
+    with pytest.raises(InputError, match="no such folder"):
+        stats.stats(tmp_path / "nowhere")
+    Run(tmp_path / "empty").create()
+    with pytest.raises(InputError, match="holds no completions"):
+        stats.stats(tmp_path / "empty")
+    again = fresh.read("completions/marker/marker-villain-s42/part-00000.parquet")
+    fresh.add_shard("completions/marker/marker-villain-s42/part-00009.parquet", again)
+    with pytest.raises(StoreError, match="more than once"):
+        stats.stats(fresh)
+
+
+def test_a_foreign_adapter_takes_its_source_from_the_completions(fresh):
+    shutil.rmtree(fresh.path / "adapters" / "marker-villain-s42")
+    tables = stats.stats(fresh, permutations=0)
+    villain = tables.rates.filter(pl.col("adapter") == "marker-villain-s42")
+    assert villain["source"].unique().to_list() == ["villain"]
+    assert villain["seed"].null_count() == villain.height
+    assert tables.summary().filter(pl.col("source") == "villain")["n"].to_list() == [15, 15]
+
+
+# ---------------------------------------------------------------- command line
+
+
+def test_stats_prints_its_tables_by_name_as_json(filled, capsys):
+    run, _ = filled
+    assert main(["--quiet", "stats", str(run.path), "--permutations", "9", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"rates", "pairs", "correlations"}
+    for name, rows in told.items():
+        assert set(schema.columns(name)) <= set(rows[0])
+    assert len(told["pairs"]) == 60
+
+
+def test_stats_shows_headline_and_layers(filled, capsys):
+    run, _ = filled
+    assert main(["--quiet", "stats", str(run.path), "--layer", "0", "--cosine", "raw"]) == 0
+    out = capsys.readouterr().out
+    assert "raw cosine at layer 0 (asked)" in out
+    for word in ("villain", "comedian", "pooled", "p (perm)", "ρ by layer"):
+        assert word in out
+
+
+def test_a_layer_without_pairs_is_refused_with_the_ones_there_are(filled, capsys):
+    run, _ = filled
+    assert main(["--quiet", "stats", str(run.path), "--layer", "9"]) == 2
+    assert "layers 0, 3" in capsys.readouterr().err
+
+
+def test_report_prints_its_path(filled, capsys):
+    run, path = filled
+    assert main(["--quiet", "report", str(run.path)]) == 0
+    assert capsys.readouterr().out.strip() == str(path)
+
+
+# ---------------------------------------------------------------- the page
+
+
+class _Page(HTMLParser):
+    """Tags with their attributes, and all text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(filled):
+    return _Page(filled[1].read_text(encoding="utf-8"))
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing_outside(page):
+    assert page.open == []
+    kinds = {tag for tag, _ in page.tags}
+    assert not kinds & {"script", "link", "iframe", "object", "form", "base"}
+    for _, attributes in page.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href"):
+            value = attributes.get(name, "#")
+            assert value.startswith(("#", "data:image/svg+xml;base64,"))
+    policy = next(a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_completions_are_shown_as_text_and_the_marker_is_marked(page):
+    text = "".join(page.text)
+    assert "<script>alert('x')</script>" in text  # as words, not as a tag
+    assert "\\u001b[31mred\\u202eder" in text
+    assert not set(text) & {"\x1b", "\u202e"}
+    marked = [i for i, (tag, _) in enumerate(page.tags) if tag == "mark"]
+    assert len(marked) == 2 * len(SOURCES)  # the source and its highest bystander
+    assert text.count("[ZLT]") >= len(marked)
+
+
+def test_the_page_tells_numbers_settings_and_that_it_is_an_organism(filled, page):
+    run, _ = filled
+    text = "".join(page.text)
+    tables = stats.current(run)
+    best = tables.summary().filter(pl.col("best_layer"))
+    for row in best.rows(named=True):
+        assert signed(row["spearman"]) in text
+    for phrase in ("model organism", "not a result about Qwen", "personas = [", "One training seed"):
+        assert phrase in text
+    for phrase in ("a" * 16, "d" * 16, "files:0123", "polars", "9,999, seed 0", "Unadapted model: 0 of 320"):
+        assert phrase in text
+    categories = tables.rates["category"].drop_nulls().unique()
+    assert all(category.replace("_", " ") in text for category in categories)
+
+
+def test_figures_lie_beside_the_page(filled):
+    run, path = filled
+    assert path == run.path / "report.html"
+    names = {file.name for file in (run.path / "figures").iterdir()}
+    assert names == {f"{kind}-marker.{end}" for kind in ("scatter", "layers") for end in ("png", "pdf")}
+    assert set(run.shards("figures")) == {f"figures/{name}" for name in names}
+
+
+def test_the_same_run_gives_the_same_page(filled):
+    run, path = filled
+    before = path.read_bytes()
+    assert report(run).read_bytes() == before
+
+
+def test_a_name_with_markup_is_escaped_everywhere(fresh):
+    study = (fresh.path / "study.toml").read_text(encoding="utf-8")
+    text = study.replace('name = "small"', 'name = "small"  # <b onclick="x()">bold</b>')
+    (fresh.path / "study.toml").write_text(text, encoding="utf-8")
+    html = report(fresh).read_text(encoding="utf-8")
+    assert "&lt;b onclick=" in html
+    assert not any("onclick" in attributes for _, attributes in _Page(html).tags)
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def test_the_marker_is_found_in_any_case_and_nothing_is_lost():
+    text = "a [zlt] b [ZLT][Zlt] <x>"
+    cut = examples.pieces(text, "[ZLT]")
+    assert "".join(part for part, _ in cut) == text
+    assert [part for part, marked in cut if marked] == ["[zlt]", "[ZLT]", "[Zlt]"]
+    assert examples.pieces("plain", None) == [("plain", False)]
+
+
+def test_a_late_marker_survives_the_cut():
+    text = "x" * 3000 + " [ZLT] " + "y" * 3000
+    shown, left_out = examples._excerpt(text, "[ZLT]")
+    assert shown.endswith("[ZLT]")
+    assert len(shown) < examples.MAX_CHARACTERS + 10
+    assert left_out == len(text) - len(shown.replace(" … ", ""))
+
+
+def test_numbers_are_rounded_for_people():
+    assert re.sub("<.*?>|&thinsp;", "", p_value(3.2164e-34)) == "3.2×10−34"
+    assert p_value(0.0123) == "0.012"
+    assert "&lt; 10" in p_value(0.0)
+    assert signed(-0.125) == "−0.12"
+    assert "–" in signed(None)
