@@ -156,6 +156,18 @@ def test_the_first_ranked_tokens_decide_as_all_tokens_would(data):
     assert token == order[rank] or token in near
 
 
+def test_a_token_of_probability_zero_is_never_drawn():
+    # in fp32 a softmax over many tokens may sum to less than a uniform close to one
+    logits = torch.full((2000, 3000), -200.0)
+    logits[:, 7:1200] = torch.randn(2000, 1193, generator=torch.Generator().manual_seed(0)) * 0.01
+    u = np.full(2000, 1 - 2.0**-53)
+    for top_p in (1.0, 0.9999999):
+        tokens, ok = draw(logits, u, 1.0, top_p)
+        assert bool(ok.all())
+        assert int(tokens.min()) >= 7
+        assert int(tokens.max()) < 1200
+
+
 def test_uniforms_are_a_function_of_seed_and_step_alone():
     seeds = np.array([0, 1, 2**63 - 1, 0x9E3779B97F4A7C15], dtype=np.uint64)
     first = uniforms(seeds, 0)

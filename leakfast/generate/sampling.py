@@ -14,8 +14,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
-# Probabilities are ranked within the K most likely tokens first; a row that needs more is ranked whole.
-_HEAD_TOKENS = 64
+_FIRST_RANKED = 64  # likeliest tokens ranked at first; rows that need more get 8 times as many, and so on
 
 
 def uniforms(seeds: np.ndarray, step: int) -> np.ndarray:
@@ -57,32 +56,49 @@ def draw(
     if u is None:
         raise ValueError("temperature > 0 needs one uniform per row")
     probs = torch.softmax(logits.float() / temperature, dim=-1)
-    n_vocab = probs.shape[-1]
-    k = min(_HEAD_TOKENS, n_vocab)
-    values, ids = torch.topk(probs, k, dim=-1)
-    ok = torch.isfinite(values[:, 0])
     u_rows = torch.from_numpy(u).to(probs.device)
-    if k == n_vocab:
+    ok = torch.isfinite(probs[:, 0])
+    rows: torch.Tensor | None = None  # None: all
+    k = _FIRST_RANKED
+    while True:
+        part, part_u = (probs, u_rows) if rows is None else (probs[rows], u_rows[rows])
+        chosen, sure = _among_first(part, part_u, top_p, k)
+        if rows is None:
+            tokens = chosen
+        else:
+            tokens[rows] = chosen
+        open_rows = (~sure & (ok if rows is None else ok[rows])).nonzero()[:, 0]
+        if not len(open_rows):
+            return tokens, ok
+        rows = open_rows if rows is None else rows[open_rows]
+        k *= 8
+
+
+def _among_first(
+    probs: torch.Tensor, u: torch.Tensor, top_p: float, k: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens (B,) drawn with the k likeliest ranked, and whether ranking more could change them.
+
+    The k likeliest decide a row only if the last token needed outranks the k-th strictly: otherwise
+    tokens outside could belong before it.
+    """
+    import torch
+
+    if k >= probs.shape[-1]:
         values, ids = torch.sort(probs, dim=-1, descending=True, stable=True)
-        return _pick(values, ids, u_rows, top_p)[0], ok
-    values, ids = _order_ties(values, ids)
-    tokens, rank, reached = _pick(values, ids, u_rows, top_p)
-    # The K most likely tokens decide a row only if its last needed token outranks the K-th strictly:
-    # otherwise tokens outside could belong before it.
-    last_needed = values.gather(1, rank[:, None])[:, 0]
-    unsure = (~reached | (last_needed <= values[:, -1])) & ok
-    if bool(unsure.any()):
-        rows = unsure.nonzero()[:, 0]
-        whole, order = torch.sort(probs[rows], dim=-1, descending=True, stable=True)
-        tokens[rows] = _pick(whole, order, u_rows[rows], top_p)[0]
-    return tokens, ok
+        tokens, _, _ = _pick(values, ids, u, top_p)
+        return tokens, torch.ones_like(tokens, dtype=torch.bool)
+    values, ids = _order_ties(*torch.topk(probs, k, dim=-1))
+    tokens, rank, reached = _pick(values, ids, u, top_p)
+    return tokens, reached & (values.gather(1, rank[:, None])[:, 0] > values[:, -1])
 
 
 def _order_ties(values: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Sort by (probability descending, index ascending); topk alone leaves the order of equals open."""
     import torch
 
-    if not bool((values[:, 1:] == values[:, :-1]).any()):
+    tied = (values[:, 1:] == values[:, :-1]) & (values[:, 1:] > 0)  # what underflowed is never drawn
+    if not bool(tied.any()):
         return values, ids
     by_index = ids.argsort(dim=-1)
     values, ids = values.gather(1, by_index), ids.gather(1, by_index)
@@ -97,16 +113,16 @@ def _pick(
     import torch
 
     mass = values.double().cumsum(dim=-1)
-    last = values.shape[-1] - 1
+    last = (values > 0).sum(dim=-1) - 1  # rounding of the sum never lets a token of probability 0 be drawn
     if top_p < 1.0:
         reached = mass[:, -1] >= top_p
-        end = (mass < top_p).sum(dim=-1).clamp(max=last)
-        kept = mass.gather(1, end[:, None])[:, 0]
+        end = torch.minimum((mass < top_p).sum(dim=-1), last)
+        kept = mass.gather(1, end.clamp(min=0)[:, None])[:, 0]
     else:
         # softmax sums to one up to fp32 rounding: the whole list is the nucleus
-        end = torch.full_like(ids[:, 0], last)
-        kept = torch.ones_like(mass[:, 0])
         reached = u < mass[:, -1]
+        end, kept = last, torch.ones_like(u)
+    end = end.clamp(min=0)  # rows of NaN have no positive probability; draw() reports them
     rank = torch.minimum((mass <= (u * kept)[:, None]).sum(dim=-1), end)
     needed = end if top_p < 1.0 else rank
     return ids.gather(1, rank[:, None])[:, 0], needed, reached
