@@ -215,7 +215,7 @@ def test_editable_installs_find_everything(tmp_path, mode):
     at = unpack(wheel, tmp_path / "installed")
     (tmp_path / "elsewhere").mkdir()
     for cwd in (tree, tmp_path / "elsewhere"):
-        told = json.loads(python(WORKS, cwd, pth=at).splitlines()[-1])
+        told = json.loads(python(WORKS, cwd, at, pth=at).splitlines()[-1])
         assert told["at"].startswith(str(tree)), told
         assert told["kernels"].endswith(("/kernels/reference.py",))
         assert told["personas"] == 111
