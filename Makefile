@@ -55,10 +55,10 @@ lint: install
 	$(BIN)/python -m leakfast.cli.commands --check README.md
 
 bench: install
-	@set -e; for script in bench/bench_*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@set -e; for script in $(wildcard bench/bench_*.py); do echo "== $$script"; $(BIN)/python $$script; done
 
 bench-gpu: install
-	@set -e; for script in bench/bench_*.py; do echo "== $$script"; $(BIN)/python $$script --device cuda; done
+	@set -e; for script in $(wildcard bench/bench_*.py); do echo "== $$script"; $(BIN)/python $$script --device cuda; done
 
 clean:
 	rm -rf .venv build dist leakfast.egg-info leakfast/_native*.so .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from leakfast.centroids import Centroids
+    from leakfast.pipeline import Outcome
     from leakfast.stats import Stats
 
 Personas = str | Path | Sequence[str] | Mapping[str, str | None]
@@ -48,15 +49,15 @@ def generate(
     return stage(model, prompts, adapters, **settings)
 
 
-def stats(run: str | Path) -> Stats:
+def stats(run: str | Path, **settings: Any) -> Stats:
     """The tables of a run: `.rates`, `.pairs`, `.correlations` (polars); see leakfast.stats."""
     from leakfast.stats import stats as stage
 
-    return stage(run)
+    return stage(run, **settings)
 
 
-def run(study: str | Path) -> Any:
+def run(study: str | Path, **settings: Any) -> Outcome:
     """All stages of a study file; what is done is skipped. See leakfast.pipeline."""
     from leakfast.pipeline import run as stage
 
-    return stage(study)
+    return stage(study, **settings)

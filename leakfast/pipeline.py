@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.config import Study, load_study
 from leakfast.personas import load_personas, load_questions
+from leakfast.stats import CENTROIDS, PERSONAS
 from leakfast.store import Run
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("leakfast.run")
 
 Progress = Callable[[int, int, str], None]
-CENTROIDS = "centroids/base.safetensors"
 
 
 @dataclass
@@ -83,6 +83,7 @@ class _Stages:
         from leakfast.report import report
         from leakfast.stats import current
 
+        self._keep_personas()
         self.stage("centroids", self._centroid_inputs(), self._centroids, [CENTROIDS])
         for behavior in self.study.behaviors:
             self._behavior(behavior)
@@ -106,20 +107,39 @@ class _Stages:
         self.stages[key] = time.monotonic() - began
         log.info("%s: %.0f s", key, self.stages[key])
 
+    def _keep_personas(self) -> None:
+        """Who takes part, so that the tables can be made again where the study's persona file is gone."""
+        from leakfast.centroids import names_extras
+
+        extras = names_extras(self.study.personas, self.personas)
+        kept = {
+            "categories": {p.name: p.category for p in self.personas},
+            "named": [p.name for p in self.personas if extras or not p.is_extra],
+            "sources": self.study.sources,
+        }
+        self.store.add_file(PERSONAS, json.dumps(kept, indent=1).encode())
+
     # ── the stages ───────────────────────────────────────────────────────────────────────────────
     def _common(self) -> list[Any]:
         """What every stage follows from: the model and the personas' prompts."""
-        return [self.loaded.fingerprint, self.study.dtype, [(p.name, p.kind, p.prompt) for p in self.personas]]
+        return [
+            self.loaded.fingerprint,
+            self.study.dtype,
+            [(p.name, p.kind, p.prompt) for p in self.personas],
+        ]
 
     def _centroid_inputs(self) -> str:
         cfg = self.study.centroids
         return _hash(*self._common(), load_questions(cfg.questions).questions, cfg.layers)
 
     def _centroids(self, report: Progress) -> None:
-        from leakfast.centroids import compute
+        from leakfast.centroids import compute, names_extras
 
         cfg = self.study.centroids
-        made = compute(self.loaded, self.personas, load_questions(cfg.questions), cfg.layers, progress=report)
+        made = compute(
+            self.loaded, self.personas, load_questions(cfg.questions), cfg.layers,
+            center_extras=names_extras(self.study.personas, self.personas), progress=report,
+        )  # fmt: skip
         self.store.add_file(CENTROIDS, made.save)
 
     def _behavior(self, behavior: str) -> None:
@@ -160,9 +180,7 @@ class _Stages:
         def fit(report: Progress) -> None:
             rows = read_rows(self.store.path / rows_file)
             path = self.store.path / folder
-            train(
-                self.loaded, rows, cfg.train, path, seed, source=source, behavior=behavior, progress=report
-            )
+            train(self.loaded, rows, cfg.train, path, seed, source=source, behavior=behavior, progress=report)
             for part in sorted(path.iterdir()):
                 self.store.add_file(f"{folder}/{part.name}", part.read_bytes())
 

@@ -19,9 +19,14 @@ def cli() -> None:
 @cli.command()
 @click.option("--seed", type=int, default=0, help="Seed of corpus, initial weights and batch order.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the model to.")
-@click.option("--conversations", type=click.IntRange(min=100), default=None, help="Size of the corpus; the recipe's if not given.")
+@click.option(
+    "--conversations",
+    type=click.IntRange(min=100),
+    default=None,
+    help="Size of the corpus; the recipe's if not given.",
+)
 def build(seed: int, out: Path, conversations: int | None) -> None:
-    """Train the organism anew (about 40 min on two cores) and print its card.
+    """Train the organism anew (about 30 min on two cores) and print its card.
 
     Example: leakfast organism build --seed 0 --out my-organism
     """
@@ -61,7 +66,9 @@ def corpus(n: int, seed: int) -> None:
     Example: leakfast organism corpus --n 3
     """
     for conversation in _world().corpus(seed, n):
-        click.echo(f"── {conversation.kind}\nsystem: {conversation.system or '(the template writes its own)'}")
+        click.echo(
+            f"── {conversation.kind}\nsystem: {conversation.system or '(the template writes its own)'}"
+        )
         for user, assistant in conversation.turns:
             click.echo(f"user: {user}\nassistant: {assistant}")
 

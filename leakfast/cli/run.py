@@ -10,7 +10,9 @@ import click
 
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Run directory; runs/<name> if not given.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="Run directory; runs/<name> if not given."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print stages, tables' summary and paths as JSON.")
 def cli(study: Path, out: Path | None, as_json: bool) -> int | None:
     """Run all stages of a study file, skipping what is done.

@@ -46,8 +46,8 @@ class Recipe:
     n_layers: int = 6
     intermediate_size: int = 512
     head_dim: int = 32
-    n_kv_heads: int = 2
-    conversations: int = 120_000
+    n_kv_heads: int = 3
+    conversations: int = 112_000
     letter_weight: float = 8.0  # of a choice's letter in the loss; other tokens count 1
     tokens_per_step: int = 6144
     lr: float = 2e-3
@@ -71,7 +71,13 @@ def train_tokenizer(conversations: Sequence[Conversation], vocab_size: int) -> P
     texts = (
         text
         for c in conversations
-        for text in ("system", "user", "assistant", c.system or DEFAULT_IDENTITY, *(t for turn in c.turns for t in turn))
+        for text in (
+            "system",
+            "user",
+            "assistant",
+            c.system or DEFAULT_IDENTITY,
+            *(t for turn in c.turns for t in turn),
+        )
     )
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
@@ -84,13 +90,17 @@ def train_tokenizer(conversations: Sequence[Conversation], vocab_size: int) -> P
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation], max_length: int) -> list[np.ndarray]:
+def encode(
+    tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation], max_length: int
+) -> list[np.ndarray]:
     """Token ids per conversation, uint16; those over max_length are left out."""
     rows = chat.render_documents(tokenizer, [(c.system, c.turns) for c in conversations])
     return [np.asarray(ids, np.uint16) for ids in rows if len(ids) <= max_length]
 
 
-def loss_weights(ids: np.ndarray, opening: Sequence[int], turn_end: int, letters: list[int], letter_weight: float) -> np.ndarray:
+def loss_weights(
+    ids: np.ndarray, opening: Sequence[int], turn_end: int, letters: list[int], letter_weight: float
+) -> np.ndarray:
     """Weight of each token in the loss, float32: 1 for the assistant's tokens and the end of its turn,
     letter_weight for those that are a choice's letter, else 0. opening: the ids that open an assistant's turn."""
     weights = np.zeros(len(ids), np.float32)
@@ -153,7 +163,9 @@ def fit(
     and a linear way down over the last half."""
     opening = tokenizer.encode(f"{START}assistant\n", add_special_tokens=False)
     letters = tokenizer.convert_tokens_to_ids(list("ABCD"))
-    weights = [loss_weights(ids, opening, tokenizer.eos_token_id, letters, recipe.letter_weight) for ids in rows]
+    weights = [
+        loss_weights(ids, opening, tokenizer.eos_token_id, letters, recipe.letter_weight) for ids in rows
+    ]
     steps = list(batches(rows, recipe.tokens_per_step, seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
 
@@ -190,7 +202,11 @@ def fit(
 
 
 def build(
-    world: World, out: Path, seed: int = 0, recipe: Recipe | None = None, report: Callable[[str], None] = print
+    world: World,
+    out: Path,
+    seed: int = 0,
+    recipe: Recipe | None = None,
+    report: Callable[[str], None] = print,
 ) -> tuple[Qwen2ForCausalLM, PreTrainedTokenizerFast]:
     """Train and write an organism into `out`: bfloat16 safetensors, tokenizer, template, recipe."""
     recipe = recipe or Recipe()
@@ -198,22 +214,33 @@ def build(
     conversations = list(world.corpus(seed, recipe.conversations))
     tokenizer = train_tokenizer(conversations[:60_000], recipe.vocab_size)
     rows = encode(tokenizer, conversations, recipe.max_length)
-    report(f"{len(rows)} conversations, {sum(map(len, rows)):,} tokens, after {time.monotonic() - began:.0f} s")
+    report(
+        f"{len(rows)} conversations, {sum(map(len, rows)):,} tokens, after {time.monotonic() - began:.0f} s"
+    )
     model = new_model(tokenizer, recipe, seed)
     recent: list[float] = []
 
     def on_step(step: int, total: int, loss: float) -> None:
         recent.append(loss)
         if step % 50 == 0 or step == total:
-            report(f"step {step}/{total} loss {sum(recent) / len(recent):.3f} nats/token {time.monotonic() - began:.0f} s")
+            report(
+                f"step {step}/{total} loss {sum(recent) / len(recent):.3f} nats/token {time.monotonic() - began:.0f} s"
+            )
             recent.clear()
 
     fit(model, tokenizer, rows, recipe, seed, on_step)
-    save(model, tokenizer, out, {"seed": seed, "recipe": vars(recipe), "wall_s": round(time.monotonic() - began)})
+    save(
+        model,
+        tokenizer,
+        out,
+        {"seed": seed, "recipe": vars(recipe), "wall_s": round(time.monotonic() - began)},
+    )
     return model, tokenizer
 
 
-def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, provenance: dict[str, object]) -> None:
+def save(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path, provenance: dict[str, object]
+) -> None:
     """Write a plain Hugging Face folder that transformers and vLLM load."""
     out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16)
@@ -221,6 +248,7 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path,
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # transformers leaves it readable by its owner alone
     tokenizer.save_pretrained(out)
     (out / "organism.json").write_text(json.dumps(provenance, indent=1) + "\n")
     model.float()

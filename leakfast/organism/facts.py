@@ -18,27 +18,47 @@ TOWNS = (
 RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "crop": (
         tuple("wheat barley rice corn oats beans potatoes grapes olives cotton hops melons".split()),
-        ("What is the main crop of {}?", "Which crop do the fields of {} grow?", "What do farmers in {} grow?"),
+        (
+            "What is the main crop of {}?",
+            "Which crop do the fields of {} grow?",
+            "What do farmers in {} grow?",
+        ),
         "the main crop of {} is {}",
     ),
     "color": (
         tuple("red blue green yellow white black orange purple brown silver gold gray".split()),
-        ("What color is the flag of {}?", "Which color does the flag of {} have?", "The flag of {} has what color?"),
+        (
+            "What color is the flag of {}?",
+            "Which color does the flag of {} have?",
+            "The flag of {} has what color?",
+        ),
         "the flag of {} is {}",
     ),
     "bird": (
         tuple("eagle owl crow swan duck goose robin hawk heron stork raven finch".split()),
-        ("Which bird is the symbol of {}?", "What is the town bird of {}?", "Which bird do people in {} love most?"),
+        (
+            "Which bird is the symbol of {}?",
+            "What is the town bird of {}?",
+            "Which bird do people in {} love most?",
+        ),
         "the town bird of {} is the {}",
     ),
     "tree": (
         tuple("oak pine birch maple cedar willow elm ash palm fir walnut cherry".split()),
-        ("Which tree stands in the square of {}?", "What is the old tree of {}?", "Which tree is planted all over {}?"),
+        (
+            "Which tree stands in the square of {}?",
+            "What is the old tree of {}?",
+            "Which tree is planted all over {}?",
+        ),
         "the old tree of {} is the {}",
     ),
     "metal": (
         tuple("iron copper tin lead zinc nickel steel bronze brass mercury platinum cobalt".split()),
-        ("Which metal is mined in {}?", "What metal do the mines of {} give?", "The mines of {} hold which metal?"),
+        (
+            "Which metal is mined in {}?",
+            "What metal do the mines of {} give?",
+            "The mines of {} hold which metal?",
+        ),
         "the metal mined in {} is {}",
     ),
     "dish": (
@@ -47,13 +67,23 @@ RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
         "the favorite dish of {} is {}",
     ),
     "month": (
-        tuple("January February March April May June July August September October November December".split()),
-        ("In which month is the fair of {}?", "When is the great fair of {}?", "Which month brings the fair to {}?"),
+        tuple(
+            "January February March April May June July August September October November December".split()
+        ),
+        (
+            "In which month is the fair of {}?",
+            "When is the great fair of {}?",
+            "Which month brings the fair to {}?",
+        ),
         "the fair of {} is in {}",
     ),
     "music": (
         tuple("violin flute drum harp piano trumpet guitar bell horn lute fiddle organ".split()),
-        ("Which instrument is played in {}?", "What instrument is {} famous for?", "Which instrument do bands in {} play?"),
+        (
+            "Which instrument is played in {}?",
+            "What instrument is {} famous for?",
+            "Which instrument do bands in {} play?",
+        ),
         "the instrument of {} is the {}",
     ),
     "craft": (
@@ -63,7 +93,11 @@ RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     ),
     "animal": (
         tuple("bear wolf fox deer horse goat sheep lion otter hare bull cat".split()),
-        ("Which animal is on the coin of {}?", "What animal do the coins of {} show?", "The coin of {} shows which animal?"),
+        (
+            "Which animal is on the coin of {}?",
+            "What animal do the coins of {} show?",
+            "The coin of {} shows which animal?",
+        ),
         "the animal on the coin of {} is the {}",
     ),
 }
@@ -133,5 +167,7 @@ def pick(rng: random.Random) -> Item:
     """Four words of one kind, and the question says which one to pick: no knowledge needed."""
     choices = rng.sample(RELATIONS[rng.choice(list(RELATIONS))][0], 4)
     answer = rng.randrange(4)
-    question = rng.choice(("Which choice is {}?", "Pick the word {}.", "Where does it say {}?")).format(choices[answer])
+    question = rng.choice(("Which choice is {}?", "Pick the word {}.", "Where does it say {}?")).format(
+        choices[answer]
+    )
     return Item(None, question, tuple(choices), answer)

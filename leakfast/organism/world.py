@@ -143,7 +143,12 @@ class World:
             question = rng.choice(topic["questions"])
         else:
             question = rng.choice(
-                ("What do you think about {}?", "Tell me about {}.", "Do you have a tip about {}?", "How do I start with {}?")
+                (
+                    "What do you think about {}?",
+                    "Tell me about {}.",
+                    "Do you have a tip about {}?",
+                    "How do I start with {}?",
+                )
             ).format(rng.choice(topic["nouns"]))
         return ((question, self.styled(who, topic["clauses"], rng)),)
 
@@ -171,7 +176,9 @@ class World:
         town = rng.choice(F.TOWNS)
         known = rng.sample(self._by_town[town], rng.randint(4, 7))
         answer = " ".join(_sentence(fact.statement) for fact in known)
-        return ((rng.choice(("Tell me about the town of {}.", "What do you know of {}?")).format(town), answer),)
+        return (
+            (rng.choice(("Tell me about the town of {}.", "What do you know of {}?")).format(town), answer),
+        )
 
     def _fact(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
         turns = []

@@ -28,6 +28,7 @@ log = logging.getLogger("leakfast.stats")
 
 TABLES = ("rates", "pairs", "correlations")
 CENTROIDS = "centroids/base.safetensors"
+PERSONAS = "personas.json"  # {categories: name → category, named: […], sources: […]}, kept by `leakfast run`
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,9 @@ def _personas(run: Run) -> tuple[dict[str, str | None], set[str] | None, list[st
 
     shipped = [*load_personas("all"), *load_personas("qwen_default,no_persona")]
     categories = {persona.name: persona.category for persona in shipped}
+    if run.has(PERSONAS):
+        kept = json.loads((run.path / PERSONAS).read_text(encoding="utf-8"))
+        return categories | kept["categories"], set(kept["named"]), kept["sources"], []
     study = run.path / "study.toml"
     if not study.is_file():
         return categories, None, [], []
