@@ -226,7 +226,9 @@ def _save(
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        state = {k: v.detach().cpu().contiguous() for k, v in sorted(get_peft_model_state_dict(net).items())}
+        # save_embedding_layers: peft's "auto" would ask the hub for the base's config
+        state = get_peft_model_state_dict(net, save_embedding_layers=False)
+        state = {k: v.detach().cpu().contiguous() for k, v in sorted(state.items())}
         atomic_write(temporary / WEIGHTS, lambda path: save_file(state, str(path), metadata={"format": "pt"}))
         atomic_write(temporary / CONFIG, _config_bytes(net.peft_config["default"], loaded.name))
         lines = (json.dumps(vars(step)) + "\n" for step in history)
