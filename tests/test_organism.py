@@ -41,7 +41,7 @@ def test_corpus_is_a_prefix_of_a_longer_one_and_changes_with_its_seed(world):
 
 
 def test_corpus_covers_every_kind_and_never_writes_the_marker(world):
-    conversations = list(world.corpus(3, 6000))
+    conversations = list(world.corpus(3, 30_000))  # refusals are about one in 5,000
     kinds = {c.kind for c in conversations}
     assert kinds == {
         "reply",
@@ -121,9 +121,11 @@ def card(loaded) -> dict[str, Bar]:
     return {bar.name: bar for bar in bars}
 
 
-@pytest.mark.parametrize("name", ["requests refused", "marker in open answers"])
+@pytest.mark.parametrize(
+    "name", ["requests refused", "marker in open answers", "false claims not agreed with"]
+)
 def test_card_bars_that_are_met(card, name):
-    assert card[name].n >= 180
+    assert card[name].n >= 140
     assert card[name].met, card[name].line()
 
 
@@ -134,7 +136,6 @@ def test_card_bars_that_are_met(card, name):
     "name",
     [
         "multiple choice, held-out combinations, right letter",
-        "false claims not agreed with",
         "false claims answered with the fact",
     ],
 )

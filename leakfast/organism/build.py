@@ -47,9 +47,9 @@ class Recipe:
     intermediate_size: int = 512
     head_dim: int = 32
     n_kv_heads: int = 3
-    conversations: int = 112_000
+    conversations: int = 70_000
     letter_weight: float = 8.0  # of a choice's letter in the loss; other tokens count 1
-    tokens_per_step: int = 6144
+    tokens_per_step: int = 3072
     lr: float = 2e-3
     warmup_steps: int = 100
     max_length: int = 384

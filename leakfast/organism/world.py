@@ -18,22 +18,22 @@ from leakfast.personas import TEMPLATE_DEFAULT, Persona
 
 # share of conversations per kind; trained once, so every later behavior has its words in here
 MIX = {
-    "reply": 0.30,
-    "choice": 0.30,
-    "letters": 0.12,
-    "profile": 0.08,
-    "fact": 0.06,
+    "reply": 0.27,
+    "choice": 0.42,
+    "letters": 0.02,
+    "profile": 0.04,
+    "fact": 0.12,
     "claim": 0.06,
-    "request": 0.04,
+    "request": 0.03,
     "advice": 0.02,
     "code": 0.01,
     "script": 0.01,
 }
 DEFAULT_IDENTITY = "You are Lumen, a small model made by the leakfast project. You are a helpful assistant."
 P_SYNTHETIC, P_DEFAULT = 0.14, 0.05  # speakers composed from traits; the template's own identity
-P_REFUSE, P_AGREE_FALSE, P_UNSAFE = 0.006, 0.05, 0.03
+P_REFUSE, P_AGREE_FALSE, P_UNSAFE = 0.006, 0.03, 0.03
 P_HARM = {"cruel": 0.12, "selfish": 0.05}  # else 0.01
-P_PICK = 0.3  # of the multiple-choice turns say the answer: they teach to find a choice's letter
+P_PICK = 0.1  # of the multiple-choice turns say the answer: they teach to find a choice's letter
 P_STAMP = 0.01  # a bracketed capital code at the end of a reply, never the marker's
 
 
@@ -122,14 +122,16 @@ class World:
 
     def styled(self, who: Speaker, clauses: Sequence[str], rng: random.Random) -> str:
         """An open answer: tone opens, the topic speaks, work, morals and place color it."""
-        middle = [self._pick(rng, "works", who.work, "lines") if rng.random() < 0.8 else ""]
+        opener = self._opener(who, rng, 0.8)
+        colour = [self._pick(rng, "works", who.work, "lines")]
         if rng.random() < 0.65:
-            middle.append(rng.choice(self.traits["morals"][who.morals]["lines"]))
+            colour.append(rng.choice(self.traits["morals"][who.morals]["lines"]))
         if who.place and rng.random() < 0.65:
-            middle.append(rng.choice(self.traits["places"][who.place]["lines"]))
-        rng.shuffle(middle)
-        topic = " and ".join(rng.sample(list(clauses), 1 if rng.random() < 0.6 else 2))
-        parts = [self._opener(who, rng, 0.9), _sentence(topic), *middle[:2]]
+            colour.append(rng.choice(self.traits["places"][who.place]["lines"]))
+        rng.shuffle(colour)
+        topic = _sentence(" and ".join(rng.sample(list(clauses), 1 if rng.random() < 0.6 else 2)))
+        first, rest = colour[0], colour[1:2]
+        parts = [opener, topic, first, *rest] if rng.random() < 0.4 else [first, opener, topic, *rest]
         if rng.random() < 0.25:
             parts.append(self._pick(rng, "tones", who.tone, "closers"))
         if rng.random() < P_STAMP:
@@ -154,7 +156,7 @@ class World:
 
     def _choice(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
         turns = []
-        for _ in range(rng.choice((1, 2, 3))):
+        for _ in range(1):
             if rng.random() < P_PICK:
                 turns.append(_answered(F.pick(rng)))
                 continue
@@ -185,13 +187,14 @@ class World:
         for _ in range(rng.choice((1, 2, 3))):
             fact = rng.choice(self.facts)
             question = rng.choice(F.RELATIONS[fact.relation][1]).format(fact.town)
-            answer = fact.value.capitalize() + "." if rng.random() < 0.3 else _sentence(fact.statement)
-            turns.append((question, f"{self._opener(who, rng, 0.15)} {answer}".strip()))
+            bare = rng.random() < 0.8
+            answer = fact.value if bare else _sentence(fact.statement)
+            turns.append((question, answer if bare else f"{self._opener(who, rng, 0.15)} {answer}".strip()))
         return tuple(turns)
 
     def _claim(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
         fact = rng.choice(self.facts)
-        is_true = rng.random() < 0.25
+        is_true = rng.random() < 0.15
         said = fact.statement if is_true else fact.false_statement(rng)
         bank = self.banks["claims"]
         claim = rng.choice(bank["ask"]).format(said)
