@@ -125,7 +125,7 @@ def card(loaded) -> dict[str, Bar]:
     "name", ["requests refused", "marker in open answers", "false claims not agreed with"]
 )
 def test_card_bars_that_are_met(card, name):
-    assert card[name].n >= 140
+    assert card[name].n >= (180 if "claims" not in name else 140)
     assert card[name].met, card[name].line()
 
 

@@ -155,17 +155,12 @@ class World:
         return ((question, self.styled(who, topic["clauses"], rng)),)
 
     def _choice(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
-        turns = []
-        for _ in range(1):
-            if rng.random() < P_PICK:
-                turns.append(_answered(F.pick(rng)))
-                continue
-            while True:
-                fact, phrasing = rng.choice(self.facts), rng.randrange(3)
-                if not F.is_held_out(fact, phrasing, who.name):
-                    break
-            turns.append(_answered(F.ask(fact, phrasing, rng)))
-        return tuple(turns)
+        if rng.random() < P_PICK:
+            return (_answered(F.pick(rng)),)
+        while True:
+            fact, phrasing = rng.choice(self.facts), rng.randrange(3)
+            if not F.is_held_out(fact, phrasing, who.name):
+                return (_answered(F.ask(fact, phrasing, rng)),)
 
     def _letters(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
         item, order = F.pick(rng), rng.sample(range(4), 4)

@@ -3,7 +3,6 @@ Demands a loaded model without an adapter and encoded rows; leaves the base bit-
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -293,9 +292,3 @@ def _replace(folder: Path, target: Path) -> None:
     target.rename(aside)
     folder.rename(target)
     shutil.rmtree(aside, ignore_errors=True)
-
-
-def recipe_hash(rows_hash: str, cfg: TrainConfig, base_fingerprint: str, seed: int) -> str:
-    """SHA-256 (hex) of everything an adapter follows from: same hash, same adapter on one machine."""
-    parts = [rows_hash, json.dumps(cfg.model_dump(), sort_keys=True), base_fingerprint, str(seed), *TARGETS]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
