@@ -1,11 +1,14 @@
 // leakfast._native: numpy arrays in and out of the C++ parts.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "choice.hpp"
 #include "forest.hpp"
 
 namespace py = pybind11;
@@ -39,10 +42,39 @@ py::tuple plan_forest(const Array<std::int32_t>& tokens, const Array<std::int64_
                           to_numpy(std::move(plan.k_offsets)), to_numpy(std::move(plan.k_rows)));
 }
 
+// float32, or bfloat16 seen as uint16; elements of a row side by side.
+leakfast::Rows rows_of(const py::array& matrix, const char* name) {
+    const bool whole = py::isinstance<py::array_t<float>>(matrix);
+    if (matrix.ndim() != 2 || !(whole || py::isinstance<py::array_t<std::uint16_t>>(matrix)) ||
+        (matrix.shape(1) > 1 && matrix.strides(1) != matrix.itemsize()))
+        throw py::value_error(std::string(name) + " must be rows of float32 or uint16 (bfloat16), contiguous");
+    return {matrix.data(), whole ? leakfast::Element::float32 : leakfast::Element::bfloat16, matrix.strides(0)};
+}
+
+py::tuple choice_logprobs(const py::array& hidden, const py::array& head, const Array<std::int64_t>& token_ids,
+                          int threads, const std::string& path) {
+    const leakfast::Rows rows = rows_of(hidden, "hidden"), vocabulary = rows_of(head, "head");
+    if (hidden.shape(1) != head.shape(1) || token_ids.ndim() != 2 || token_ids.shape(0) != hidden.shape(0))
+        throw py::value_error("hidden must be (N, D), head (V, D) and token_ids (N, C)");
+    const leakfast::ChoiceSizes sizes{hidden.shape(0), hidden.shape(1), head.shape(0), token_ids.shape(1)};
+    py::array_t<float> logprobs({token_ids.shape(0), token_ids.shape(1)}), lse(token_ids.shape(0));
+    float *to_logprobs = logprobs.mutable_data(), *to_lse = lse.mutable_data();
+    {
+        py::gil_scoped_release release;
+        leakfast::choice_logprobs(rows, vocabulary, token_ids.data(), sizes, threads, path, to_logprobs, to_lse);
+    }
+    return py::make_tuple(logprobs, lse);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
     m.doc() = "The C++ parts of leakfast: integer and float arrays in and out.";
     m.def("plan_forest", &plan_forest, py::arg("tokens"), py::arg("offsets"), py::arg("budget"),
           "Packed batches of a prefix forest; see leakfast._forest_py.plan_forest for the eight arrays.");
+    m.def("choice_logprobs", &choice_logprobs, py::arg("hidden"), py::arg("head"), py::arg("token_ids"),
+          py::arg("threads"), py::arg("path") = "",
+          "(N, C) log-probabilities and (N,) log-sum-exp, float32; see csrc/choice.hpp. bfloat16 as uint16.");
+    m.def("choice_paths", &leakfast::choice_paths, py::arg("both_bfloat16"),
+          "The instruction sets of choice_logprobs that run here, best first.");
 }

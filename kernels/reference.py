@@ -23,6 +23,36 @@ def segment_means_reference(states: torch.Tensor, offsets: torch.Tensor) -> torc
     return out
 
 
+def last_token_centroids_reference(
+    states: torch.Tensor,
+    leaf_rows: torch.Tensor,
+    offsets: torch.Tensor,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums and sums of squares of each segment of rows, `rows = states[leaf_rows[a:b]].float()`.
+
+    states (T, D), any float dtype; leaf_rows (N,) int64 in 0…T-1; offsets (P+1,) int64, non-decreasing,
+    from 0 to N. Returns (P, D) float32 `rows.sum(0)` and `rows.square().sum(0)`, accumulated in float32
+    one segment at a time; an empty segment sums to 0. `out`: two (P, D) float32 that are added to in
+    place and returned. Raises ValueError on offsets or rows that do not fit."""
+    bounds = offsets.tolist()
+    if states.ndim != 2 or leaf_rows.ndim != 1 or not bounds or bounds[0] != 0 or bounds[-1] != len(leaf_rows):
+        raise ValueError("states must be (T, D), leaf_rows (N,) and offsets run from 0 to N")
+    if any(b < a for a, b in zip(bounds, bounds[1:], strict=False)):
+        raise ValueError("offsets must not decrease")
+    if len(leaf_rows) and not 0 <= int(leaf_rows.min()) <= int(leaf_rows.max()) < len(states):
+        raise ValueError(f"leaf_rows must lie in 0…{len(states) - 1}")
+    if out is None:
+        shape = (len(bounds) - 1, states.shape[1])
+        out = tuple(torch.zeros(shape, dtype=torch.float32, device=states.device) for _ in range(2))
+    sums, squares = out
+    for p in range(len(bounds) - 1):
+        rows = states[leaf_rows[bounds[p] : bounds[p + 1]]].float()
+        sums[p] += rows.sum(0)
+        squares[p] += rows.square().sum(0)
+    return sums, squares
+
+
 def choice_logprobs_reference(
     hidden: torch.Tensor, head: torch.Tensor, token_ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -131,9 +131,9 @@ def _paths(packages: list[dict[str, Any]], torch: Any, gpus: list[dict[str, Any]
     if torch is None:
         chosen = {"forest planner": planner}
     else:
-        from leakfast.ops import chosen_paths
+        from leakfast.ops import explained_paths
 
-        chosen |= {op: (path, "the only one in this version") for op, path in chosen_paths().items()}
+        chosen |= explained_paths("cuda" if gpus else "cpu")
     return [{"what": what, "chosen": path, "why": why} for what, (path, why) in chosen.items()]
 
 

@@ -1,8 +1,11 @@
-"""Picks the implementation of each op, once, and logs which and why. Demands torch tensors; the
-kernels and their reference live in kernels/. A path asked for by name runs or raises."""
+"""Picks the implementation of each op, once for an op and a device, and logs which and why. Demands torch
+tensors; the kernels and their reference live in kernels/, the C++ in csrc/. A path asked for by name runs
+or raises."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import logging
 from functools import cache
 from typing import TYPE_CHECKING
@@ -12,7 +15,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-IMPLEMENTATIONS = {"segment_means": ("reference",)}
+# op → implementations, best first
+IMPLEMENTATIONS = {
+    "segment_means": ("reference",),
+    "centroid_sums": ("triton", "reference"),
+    "choice_logprobs": ("triton", "native", "tiled", "reference"),
+}
+_FLOAT_NAMES = ("float32", "bfloat16")
 
 
 def segment_means(states: torch.Tensor, offsets: torch.Tensor, impl: str = "auto") -> torch.Tensor:
@@ -23,21 +32,152 @@ def segment_means(states: torch.Tensor, offsets: torch.Tensor, impl: str = "auto
     impl: "auto" or a name of IMPLEMENTATIONS; a name that cannot run raises ValueError."""
     from leakfast.kernels import reference
 
-    _choose("segment_means", impl)
+    _choose("segment_means", impl, states.device.type)
     return reference.segment_means_reference(states, offsets)
 
 
-def chosen_paths() -> dict[str, str]:
-    """Op → implementation that "auto" takes on this machine."""
-    return {op: _choose(op, "auto") for op in IMPLEMENTATIONS}
+def centroid_sums(
+    states: torch.Tensor,
+    leaf_rows: torch.Tensor,
+    offsets: torch.Tensor,
+    out: tuple[torch.Tensor, torch.Tensor] | None = None,
+    impl: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums and sums of squares of each persona's last-token states, read in place from packed states.
+
+    states (T, D), any float dtype; leaf_rows (N,) int64, persona after persona; offsets (P+1,) int64 from
+    0 to N. Returns (P, D) float32 twice: `rows.sum(0)` and `rows.square().sum(0)` with
+    `rows = states[leaf_rows[a:b]].float()`, in float32 and a fixed order; no rows sum to 0.
+    out: two contiguous (P, D) float32 that are added to in place and returned.
+    leaf_rows and offsets may lie on the CPU, where they are checked; on a GPU the kernel trusts them.
+    Raises ValueError on what does not fit, or an impl that cannot run here."""
+    chosen = _choose("centroid_sums", impl, states.device.type)
+    if chosen == "reference":
+        from leakfast.kernels import reference
+
+        return reference.last_token_centroids_reference(states, leaf_rows, offsets, out)
+    from leakfast.kernels.last_token_centroids import last_token_centroids
+
+    if not offsets.is_cuda and (
+        len(offsets) < 1 or offsets[0] != 0 or offsets[-1] != len(leaf_rows) or (offsets.diff() < 0).any()
+    ):
+        raise ValueError("offsets must run from 0 to N and not decrease")
+    if not leaf_rows.is_cuda and len(leaf_rows) and not 0 <= leaf_rows.min() <= leaf_rows.max() < len(states):
+        raise ValueError(f"leaf_rows must lie in 0…{len(states) - 1}")
+    return last_token_centroids(states, leaf_rows.to(states.device), offsets.to(states.device), out)
+
+
+def choice_logprobs(
+    hidden: torch.Tensor, head: torch.Tensor, token_ids: torch.Tensor, impl: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities (nats) of chosen next tokens, without an (N, V) tensor of logits.
+
+    hidden (N, D), final-normed; head (V, D); token_ids (N, C) int64. Returns logprobs (N, C) and the
+    log-sum-exp over V (N,), float32: `x = hidden.float() @ head.float().T`,
+    `torch.log_softmax(x, -1).gather(1, token_ids)`, `x.logsumexp(-1)`. Never rounded below float32.
+    A NaN in a row of hidden reaches that row alone. On the CPU the C++ op uses torch.get_num_threads()
+    threads; its bits depend on neither their number nor N. impl: "auto" or a name of IMPLEMENTATIONS.
+    Raises ValueError on shapes, ids outside 0…V-1 (on a GPU ids are not read back: such an id gives NaN),
+    or an impl that cannot run here."""
+    if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1] or head.numel() == 0:
+        raise ValueError("hidden must be (N, D) and head (V, D), with V and D of at least 1")
+    if token_ids.ndim != 2 or len(token_ids) != len(hidden) or token_ids.is_floating_point():
+        raise ValueError("token_ids must be (N, C) integers")
+    if hidden.device != head.device:
+        raise ValueError(f"hidden lies on {hidden.device}, head on {head.device}; move one")
+    token_ids = token_ids.long()
+    if not token_ids.is_cuda and token_ids.numel():
+        low, high = token_ids.aminmax()
+        if low < 0 or high >= len(head):
+            raise ValueError(f"token ids must lie in 0…{len(head) - 1}")
+    dtypes = tuple(str(x.dtype).removeprefix("torch.") for x in (hidden, head))
+    chosen = _choose("choice_logprobs", impl, hidden.device.type, dtypes)
+    hidden, head, token_ids = hidden.detach(), head.detach(), token_ids.to(hidden.device)
+    if chosen == "native":
+        return _choice_logprobs_native(hidden, head, token_ids)
+    if chosen == "triton":
+        from leakfast.kernels.choice_logprobs import choice_logprobs as triton_choice_logprobs
+
+        return triton_choice_logprobs(hidden, head, token_ids)
+    if chosen == "tiled":
+        from leakfast.kernels.choice_tiled import choice_logprobs_tiled
+
+        return choice_logprobs_tiled(hidden, head, token_ids)
+    from leakfast.kernels import reference
+
+    return reference.choice_logprobs_reference(hidden, head, token_ids)
+
+
+def chosen_paths(device: str | None = None) -> dict[str, str]:
+    """Op → implementation that "auto" takes on a device type ("cpu", "cuda"; None: CUDA where there is one)."""
+    return {op: chosen for op, (chosen, _) in explained_paths(device).items()}
+
+
+def explained_paths(device: str | None = None) -> dict[str, tuple[str, str]]:
+    """Op → (implementation, why) of chosen_paths, for float32 tensors."""
+    if device is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {op: _decide(op, "auto", device) for op in IMPLEMENTATIONS}
+
+
+def _choice_logprobs_native(
+    hidden: torch.Tensor, head: torch.Tensor, token_ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    from leakfast import _native
+
+    arrays = []
+    for x in (hidden, head):
+        x = x if x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
+        arrays.append((x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy())
+    logprobs, lse = _native.choice_logprobs(*arrays, token_ids.contiguous().numpy(), torch.get_num_threads())
+    return torch.from_numpy(logprobs), torch.from_numpy(lse)
+
+
+def _choose(op: str, impl: str, device: str, dtypes: tuple[str, ...] = ("float32",)) -> str:
+    return _decide(op, impl, device, dtypes)[0]
 
 
 @cache
-def _choose(op: str, impl: str) -> str:
+def _decide(op: str, impl: str, device: str, dtypes: tuple[str, ...] = ("float32",)) -> tuple[str, str]:
     known = IMPLEMENTATIONS[op]
     if impl not in ("auto", *known):
         raise ValueError(f"{op}: implementation {impl!r} asked, there is {', '.join(('auto', *known))}")
-    chosen = known[0] if impl == "auto" else impl
-    why = "the only one there is" if impl == "auto" else "asked for by name"
-    log.info("ops: %s runs as %s (%s)", op, chosen, why)
-    return chosen
+    passed_over = []
+    for name in known if impl == "auto" else (impl,):
+        runs, why = _can_run(name, device, dtypes, named=impl != "auto")
+        if runs:
+            reason = "; ".join([why, *passed_over] if impl == "auto" else ["asked for by name", why])
+            log.info("ops: %s runs as %s on %s (%s)", op, name, device, reason)
+            return name, reason
+        passed_over.append(f"{name} not: {why}")
+    raise ValueError(f"{op}: implementation {impl!r} asked, but it cannot run: {why}. Use impl='auto'.")
+
+
+def _can_run(name: str, device: str, dtypes: tuple[str, ...], named: bool) -> tuple[bool, str]:
+    """Whether an implementation runs on a device with these dtypes, and why or why not."""
+    if name == "triton":
+        if device != "cuda":
+            return False, f"it needs a CUDA device, the tensors are on {device}"
+        if importlib.util.find_spec("triton") is None:
+            return False, "triton is not installed"
+        if not set(dtypes) <= {"float16", *_FLOAT_NAMES}:
+            return False, f"it takes float16, bfloat16 and float32, not {' and '.join(dtypes)}"
+        return True, "a GPU kernel"
+    if name == "native":
+        if device != "cpu":
+            return False, f"it runs on the CPU, the tensors are on {device}"
+        if not set(dtypes) <= set(_FLOAT_NAMES):
+            return False, f"it takes float32 and bfloat16, not {' and '.join(dtypes)}"
+        try:
+            native = importlib.import_module("leakfast._native")
+        except ImportError as error:
+            return False, f"leakfast._native cannot be used: {error}"
+        best = native.choice_paths(set(dtypes) == {"bfloat16"})[0]
+        if best == "portable" and not named:
+            return False, "torch's own matrix product is faster than portable C++"
+        return True, f"C++ for {best}"
+    return True, "plain torch"

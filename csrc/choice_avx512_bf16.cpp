@@ -1,0 +1,31 @@
+// choice_logprobs for AVX-512 with its bfloat16 dot product: two products a lane and step, summed in float32.
+#include "choice_kernel.hpp"
+
+#ifdef LEAKFAST_CHOICE_X86
+#include <immintrin.h>
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bf16"))), apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bf16")
+#endif
+
+#define LEAKFAST_PAIRS 1
+#define LEAKFAST_LANES 16
+#define LEAKFAST_VECTORS 4
+#define LEAKFAST_ROWS 6
+#include "choice_tile.hpp"
+
+namespace leakfast {
+
+const ChoiceKernel& choice_avx512_bf16() {
+    static const ChoiceKernel kernel{"avx512_bf16", true, kLanes, kMaxVectors, multiply, reduce, widen};
+    return kernel;
+}
+
+}  // namespace leakfast
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif

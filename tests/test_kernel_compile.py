@@ -1,0 +1,110 @@
+"""Every shipped config of the Triton kernels compiled ahead of time for sm_90, without a GPU: registers, stack
+and shared memory are read from the machine code and printed (`pytest -rP`), and nothing may spill."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton has no wheel for this machine", allow_module_level=True)
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from leakfast.kernels import choice_logprobs, last_token_centroids
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+SHARED_LIMIT = 227 << 10  # bytes a block may have on Hopper
+POINTERS = {
+    "token_ids": "*i64", "logits": "*fp32", "maxima": "*fp32", "sums": "*fp32", "squares": "*fp32",
+    "logprobs": "*fp32", "lse": "*fp32", "leaf_rows": "*i64", "offsets": "*i64",
+}  # fmt: skip
+
+
+def compile_for_hopper(kernel, element, constants, multiples_of_16, warps, stages, folder, monkeypatch):
+    """(registers, stack bytes, local bytes, shared bytes, PTX) of one kernel for sm_90."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
+    names = kernel.arg_names
+    known = POINTERS | dict.fromkeys(("hidden", "head", "states"), element)
+    signature = {name: "constexpr" if name in constants else known.get(name, "i32") for name in names}
+    aligned = [name for name in names if signature[name].startswith("*") or name in multiples_of_16]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": warps, "num_stages": stages}
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(made.asm["cubin"])
+    done = subprocess.run([CUOBJDUMP, "-res-usage", cubin], capture_output=True, text=True, check=True)
+    used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", done.stdout))
+    registers, stack, local = (int(used[name]) for name in ("REG", "STACK", "LOCAL"))
+    shared = made.metadata.shared
+    print(f"{kernel.__name__} {constants}: {registers} registers, {stack + local} bytes spilled, {shared} shared")
+    return registers, stack, local, shared, made.asm["ptx"]
+
+
+def check(usage):
+    registers, stack, local, shared, _ = usage
+    assert stack == 0 and local == 0, f"{stack + local} bytes spilled"
+    assert 0 < registers <= 255 and shared <= SHARED_LIMIT
+
+
+@pytest.mark.skipif(not CUOBJDUMP.is_file(), reason="this triton brings no cuobjdump")
+@pytest.mark.parametrize(
+    ("config", "element", "aligned"),
+    [
+        *((c, "*bf16" if size == 2 else "*fp32", True) for (_, size), c in choice_logprobs.CONFIGS.items()),
+        (choice_logprobs.RAGGED, "*bf16", False),
+    ],
+)
+def test_choice_logprobs_fits(config, element, aligned, tmp_path, monkeypatch):
+    constants = {
+        "BLOCK_N": config.block_n,
+        "BLOCK_V": config.block_v,
+        "BLOCK_D": config.block_d,
+        "TILES": config.tiles,
+        "EVEN_D": aligned,
+        "AS_FLOAT32": element == "*fp32",
+    }
+    sixteens = ("d", "stride_hn", "stride_vn") if aligned else ()
+    usage = compile_for_hopper(
+        choice_logprobs._choice_logprobs_kernel, element, constants, sixteens, config.num_warps,
+        config.num_stages, tmp_path, monkeypatch,
+    )  # fmt: skip
+    check(usage)
+    if aligned and config.block_n >= 64:
+        assert "wgmma" in usage[-1], "Hopper's matrix instructions are not used"
+
+
+@pytest.mark.skipif(not CUOBJDUMP.is_file(), reason="this triton brings no cuobjdump")
+def test_the_second_pass_fits(tmp_path, monkeypatch):
+    constants = {"BLOCK_N": choice_logprobs.MERGE_ROWS}
+    check(
+        compile_for_hopper(
+            choice_logprobs._merge_kernel, "", constants, (), choice_logprobs.MERGE_WARPS, 3, tmp_path, monkeypatch
+        )
+    )
+
+
+@pytest.mark.skipif(not CUOBJDUMP.is_file(), reason="this triton brings no cuobjdump")
+@pytest.mark.parametrize(
+    ("config", "element"),
+    [(c, element) for c in last_token_centroids.CONFIGS.values() for element in ("*bf16", "*fp32")],
+)
+def test_last_token_centroids_fits(config, element, tmp_path, monkeypatch):
+    constants = {"stride_d": 1, "ADD": True, "BLOCK_R": config.block_r, "BLOCK_D": config.block_d}
+    usage = compile_for_hopper(
+        last_token_centroids._last_token_centroids_kernel, element, constants, ("d", "stride_t"),
+        config.num_warps, config.num_stages, tmp_path, monkeypatch,
+    )  # fmt: skip
+    check(usage)
+    assert re.search(r"ld\.global\S*\.v4\.b32", usage[-1]), "loads are not 16 bytes wide"
