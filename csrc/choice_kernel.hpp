@@ -7,7 +7,7 @@
 
 namespace leakfast {
 
-constexpr int kBlockUnits = 128;  // units of 4 bytes along D between two partial sums
+constexpr int kBlockUnits = 64;   // units of 4 bytes along D between two partial sums
 constexpr int kMaxTileRows = 48;  // rows of the head a tile holds at most: a multiple of every group below
 
 // A packed block holds `vectors` · lanes rows of hidden, transposed: unit k of every row side by side. A

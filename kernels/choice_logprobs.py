@@ -37,8 +37,7 @@ class Config(NamedTuple):
 CONFIGS = {
     (16, 2): Config(16, 128, 128, 2, 4, 4),
     (64, 2): Config(64, 128, 128, 4, 4, 3),
-    (256, 2): Config(128, 128, 64, 4, 8, 4),
-    (1 << 62, 2): Config(128, 256, 64, 4, 8, 4),
+    (1 << 62, 2): Config(128, 128, 64, 8, 8, 4),
     (1 << 62, 4): Config(32, 64, 32, 16, 4, 2),
 }
 RAGGED = Config(64, 64, 32, 16, 4, 2)  # 2-byte rows that no 16-byte load fits: an odd D, a view
