@@ -23,7 +23,7 @@ def eager(hidden, head, ids):
 def errors(hidden, head, ids, got):
     """Root mean square and largest error in nats against float64, of ours and of eager float32."""
     truth = torch.empty(ids.shape, dtype=torch.float64)
-    for row in range(0, len(hidden), 8):  # 8 rows at a time: float64 logits of all would be 78 MB, their head 1 GB
+    for row in range(0, len(hidden), 8):  # float64 logits of all rows would be 78 MB, a float64 head 1 GB
         part = slice(row, row + 8)
         logits = torch.cat([hidden[part].double() @ w.double().T for w in head.split(16_384)], 1)
         truth[part] = torch.log_softmax(logits, -1).gather(1, ids[part])
@@ -40,7 +40,10 @@ def measure(dtype, n, d, v, c, repeats):
     hidden = torch.randn(n, d, generator=draw).to(dtype)
     head = torch.empty(v, d, dtype=dtype).normal_(std=0.05, generator=draw)
     ids = torch.randint(0, v, (n, c), generator=draw)
-    runs = {"eager": lambda: eager(hidden, head, ids), "ours": lambda: ops.choice_logprobs(hidden, head, ids)[0]}
+    runs = {
+        "eager": lambda: eager(hidden, head, ids),
+        "ours": lambda: ops.choice_logprobs(hidden, head, ids)[0],
+    }
     times_ms = {name: [] for name in runs}
     for repeat in range(repeats + 1):  # the first is a warm-up
         for name, run in runs.items():
@@ -55,7 +58,7 @@ def measure(dtype, n, d, v, c, repeats):
         "dtype": str(dtype).removeprefix("torch."), "N": n, "D": d, "V": v, "C": c, "repeats": repeats,
         "ratio_median": middle, "ratio_iqr": [low, high], "error_rms_max_ours": ours,
         "error_rms_max_eager_float32": float32, "errs_no_more": ours[0] <= float32[0],
-        "path": ops.explained_paths("cpu")["choice_logprobs"],
+        "path": ops.explained_paths("cpu", (str(dtype).removeprefix("torch."),))["choice_logprobs"],
     }  # fmt: skip
 
 
@@ -67,22 +70,29 @@ def main():
     parser.add_argument("--threads", type=int, default=None, help="torch's own choice otherwise")
     arguments = parser.parse_args()
     if arguments.device == "cuda":
-        return print("bench_choice_op is about the CPU op; bench_kernels.py --device cuda measures the GPU's.")
+        return print(
+            "bench_choice_op is about the CPU op; bench_kernels.py --device cuda measures the GPU's."
+        )
     if arguments.repeats < 5:
         sys.exit("a median needs --repeats 5 or more")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    rows = [measure(dtype, arguments.rows, 896, 152_064, 4, arguments.repeats) for dtype in (torch.float32, torch.bfloat16)]
+    rows = [
+        measure(dtype, arguments.rows, 896, 152_064, 4, arguments.repeats)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
     print(f"choice op, {torch.get_num_threads()} threads: times faster than eager torch (median, quartiles)")
     wrong = [row for row in rows if not row["errs_no_more"]]
     for row in rows:
         low, high = row["ratio_iqr"]
-        speed = "no ratio: it errs more than eager float32" if row in wrong else f"{row['ratio_median']:.2f}× ({low:.2f}–{high:.2f})"
+        speed = f"{row['ratio_median']:.2f}× ({low:.2f}–{high:.2f})"
+        speed = "no ratio: it errs more than eager float32" if row in wrong else speed
         ours, float32 = row["error_rms_max_ours"], row["error_rms_max_eager_float32"]
         print(f"  {row['dtype']:9} {speed}   rms error {ours[0]:.2e} nats, eager float32 {float32[0]:.2e}")
     if wrong:
         sys.exit("the results differ from float64 by more than eager float32: no speed-up is reported")
-    last_line("choice_op", rows, {"cpu": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}, commit())
+    cpu = platform.processor() or platform.machine()
+    last_line("choice_op", rows, {"cpu": cpu, "threads": torch.get_num_threads()}, commit())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import platform
 import statistics
@@ -84,7 +85,9 @@ def libraries(hidden, head, ids):
     found = {}
     first = ids[:, 0].contiguous()
     if hasattr(F, "linear_cross_entropy"):
-        found["F.linear_cross_entropy"] = lambda: -F.linear_cross_entropy(hidden, head, first, reduction="none")
+        found["F.linear_cross_entropy"] = lambda: (
+            -F.linear_cross_entropy(hidden, head, first, reduction="none")
+        )
     if importlib.util.find_spec("liger_kernel"):
         module = importlib.import_module("liger_kernel.transformers.fused_linear_cross_entropy")
         liger = module.LigerFusedLinearCrossEntropyLoss(reduction="none")
@@ -111,9 +114,16 @@ def bench_choices(n, d, rate, bandwidth, repeats, n_choices):
     same = (eager(hidden, head, ids)[:64].double() - truth).square().mean().sqrt()
     ours = (runs["ours"]()[:64].double() - truth).square().mean().sqrt()
     left_out = {}
-    for name in list(runs)[2:]:  # a library that does not run here, or computes something else, is left out aloud
+    for name in list(runs)[
+        2:
+    ]:  # a library that does not run here, or computes something else, is left out aloud
         try:
-            off = (runs[name]()[:64].reshape(min(n, 64), -1)[:, 0].double() - truth[:, 0]).square().mean().sqrt()
+            off = (
+                (runs[name]()[:64].reshape(min(n, 64), -1)[:, 0].double() - truth[:, 0])
+                .square()
+                .mean()
+                .sqrt()
+            )
         except (RuntimeError, TypeError, ValueError) as error:
             left_out[name] = str(error).splitlines()[0]
         else:
@@ -139,7 +149,11 @@ def bench_centroids(n_personas, n_questions, d, bandwidth, repeats):
     """One row: leaf rows of packed states, 28 tokens apart, against index_select and a sum a persona."""
     n = n_personas * n_questions
     copies = 1 + (512 << 20) // (2 * n * d)  # several times the L2
-    states = torch.randn(copies, 28 * n, d, device="cuda", dtype=torch.bfloat16) if 28 * n * d * copies < 1 << 34 else None
+    states = (
+        torch.randn(copies, 28 * n, d, device="cuda", dtype=torch.bfloat16)
+        if 28 * n * d * copies < 1 << 34
+        else None
+    )
     if states is None:
         copies, states = 1, torch.randn(1, 28 * n, d, device="cuda", dtype=torch.bfloat16)
     rows = torch.arange(n, device="cuda") * 28 + 27
@@ -176,29 +190,44 @@ def main():
     parser.add_argument("--repeats", type=int, default=11)
     arguments = parser.parse_args()
     if arguments.device == "cpu":
-        return print("bench_kernels measures GPU kernels: give --device cuda. bench_choice_op.py measures the CPU op.")
+        return print(
+            "bench_kernels measures GPU kernels: give --device cuda. bench_choice_op.py measures the CPU op."
+        )
     if not torch.cuda.is_available():
-        sys.exit("bench_kernels: --device cuda asked, but torch sees no CUDA device. Run it on a machine with a GPU.")
+        sys.exit(
+            "bench_kernels: --device cuda asked, but torch sees no CUDA device. Run it on a machine with a GPU."
+        )
     if arguments.repeats < 5:
         sys.exit("a median needs --repeats 5 or more")
     bandwidth, rate = ceilings(arguments.repeats)
-    print(f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s, bf16 matrix {rate / 1e12:.0f} TFLOP/s")
+    print(
+        f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s, bf16 matrix {rate / 1e12:.0f} TFLOP/s"
+    )
     rows = [bench_centroids(111, q, 3584, bandwidth, arguments.repeats) for q in (20, 586)]
     for n_choices in (4, 1):
         rows += [bench_choices(n, d, rate, bandwidth, arguments.repeats, n_choices) for n, d in SHAPES]
     for row in rows:
         sizes = " ".join(f"{key}={row[key]}" for key in ("P", "N", "D", "C") if key in row)
         if not row["right"]:
-            print(f"  {row['op']} {sizes}: WRONG by {row.get('rms_error_nats', row.get('rms_error'))}: no ratio")
+            print(
+                f"  {row['op']} {sizes}: WRONG by {row.get('rms_error_nats', row.get('rms_error'))}: no ratio"
+            )
             continue
         share = [f"{row[key]:.0%} {key}" for key in ("of_matrix_rate", "of_copy_bandwidth") if key in row]
         ratios = ", ".join(f"{ratio:.2f}× {name}" for name, ratio in row["ratio"].items())
-        print(f"  {row['op']} {sizes}: {row['times']['ours']['median_ms']:.3f} ms, {', '.join(share)}; {ratios}")
+        print(
+            f"  {row['op']} {sizes}: {row['times']['ours']['median_ms']:.3f} ms, {', '.join(share)}; {ratios}"
+        )
         for name, why in row.get("left_out", {}).items():
             print(f"    {name} left out: {why}")
     if not all(row["right"] for row in rows):
         sys.exit("a result is wrong: no speed-up is reported")
-    last_line("kernels", rows, {"gpu": torch.cuda.get_device_name(), "copy_bytes_s": bandwidth, "flops": rate}, commit())
+    last_line(
+        "kernels",
+        rows,
+        {"gpu": torch.cuda.get_device_name(), "copy_bytes_s": bandwidth, "flops": rate},
+        commit(),
+    )
 
 
 if __name__ == "__main__":

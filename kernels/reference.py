@@ -36,7 +36,13 @@ def last_token_centroids_reference(
     one segment at a time; an empty segment sums to 0. `out`: two (P, D) float32 that are added to in
     place and returned. Raises ValueError on offsets or rows that do not fit."""
     bounds = offsets.tolist()
-    if states.ndim != 2 or leaf_rows.ndim != 1 or not bounds or bounds[0] != 0 or bounds[-1] != len(leaf_rows):
+    if (
+        states.ndim != 2
+        or leaf_rows.ndim != 1
+        or not bounds
+        or bounds[0] != 0
+        or bounds[-1] != len(leaf_rows)
+    ):
         raise ValueError("states must be (T, D), leaf_rows (N,) and offsets run from 0 to N")
     if any(b < a for a, b in zip(bounds, bounds[1:], strict=False)):
         raise ValueError("offsets must not decrease")

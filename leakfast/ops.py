@@ -113,13 +113,15 @@ def chosen_paths(device: str | None = None) -> dict[str, str]:
     return {op: chosen for op, (chosen, _) in explained_paths(device).items()}
 
 
-def explained_paths(device: str | None = None) -> dict[str, tuple[str, str]]:
-    """Op → (implementation, why) of chosen_paths, for float32 tensors."""
+def explained_paths(
+    device: str | None = None, dtypes: tuple[str, ...] = ("float32",)
+) -> dict[str, tuple[str, str]]:
+    """Op → (implementation, why) of chosen_paths, for tensors of these dtypes ("bfloat16", …)."""
     if device is None:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return {op: _decide(op, "auto", device) for op in IMPLEMENTATIONS}
+    return {op: _decide(op, "auto", device, dtypes) for op in IMPLEMENTATIONS}
 
 
 def _choice_logprobs_native(

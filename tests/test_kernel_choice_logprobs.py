@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import leakfast
-from leakfast.kernels.reference import choice_logprobs_reference
+from leakfast.kernels import reference
 
 ROOT = Path(leakfast.__file__).resolve().parent.parent
 NO_TRITON = importlib.util.find_spec("triton") is None
@@ -92,13 +92,19 @@ def interpreted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interpreted")
     given = {}
     for name, case in CASES.items():
-        given |= {f"{name}/{part}": x for part, x in zip(("hidden", "head", "ids"), inputs_of(case), strict=True)}
+        given |= {
+            f"{name}/{part}": x for part, x in zip(("hidden", "head", "ids"), inputs_of(case), strict=True)
+        }
     hidden, head, ids = inputs_of((6, 150, 32, 2, F32, F32, 1))
     given |= {"clean/hidden": hidden.clone(), "clean/head": head.clone(), "clean/ids": ids.clone()}
     hidden[2, 5] = float("nan")
     given |= {"one nan/hidden": hidden, "one nan/head": head, "one nan/ids": ids}
     ties = torch.ones(90, 32)
-    given |= {"ties/hidden": torch.full((2, 32), 3.0), "ties/head": ties, "ties/ids": torch.tensor([[0], [89]])}
+    given |= {
+        "ties/hidden": torch.full((2, 32), 3.0),
+        "ties/head": ties,
+        "ties/ids": torch.tensor([[0], [89]]),
+    }
     wrong = torch.tensor([[0, 90], [-1, 5]])
     given |= {"wrong/hidden": torch.ones(2, 32), "wrong/head": ties.clone(), "wrong/ids": wrong}
     save_file(given, folder / "given")
@@ -179,8 +185,8 @@ def test_on_a_gpu(n, v, d, c, dtype):
     check_errors(got, hidden, head, ids)
     again = choice_logprobs(hidden, head, ids)
     assert torch.equal(got[0], again[0]) and torch.equal(got[1], again[1])
-    reference = choice_logprobs_reference(hidden, head, ids)
-    torch.testing.assert_close(got[0], reference[0], rtol=1e-2, atol=1e-2)
+    twin = reference.choice_logprobs_reference(hidden, head, ids)
+    torch.testing.assert_close(got[0], twin[0], rtol=1e-2, atol=1e-2)
     hidden[0] = float("nan")
     after = choice_logprobs(hidden, head, ids)
     assert after[0][0].isnan().all() and torch.equal(after[0][1:], got[0][1:])

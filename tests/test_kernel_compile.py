@@ -48,7 +48,9 @@ def compile_for_hopper(kernel, element, constants, multiples_of_16, warps, stage
     used = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", done.stdout))
     registers, stack, local = (int(used[name]) for name in ("REG", "STACK", "LOCAL"))
     shared = made.metadata.shared
-    print(f"{kernel.__name__} {constants}: {registers} registers, {stack + local} bytes spilled, {shared} shared")
+    print(
+        f"{kernel.__name__} {constants}: {registers} registers, {stack + local} bytes spilled, {shared} shared"
+    )
     return registers, stack, local, shared, made.asm["ptx"]
 
 
@@ -90,7 +92,14 @@ def test_the_second_pass_fits(tmp_path, monkeypatch):
     constants = {"BLOCK_N": choice_logprobs.MERGE_ROWS}
     check(
         compile_for_hopper(
-            choice_logprobs._merge_kernel, "", constants, (), choice_logprobs.MERGE_WARPS, 3, tmp_path, monkeypatch
+            choice_logprobs._merge_kernel,
+            "",
+            constants,
+            (),
+            choice_logprobs.MERGE_WARPS,
+            3,
+            tmp_path,
+            monkeypatch,
         )
     )
 

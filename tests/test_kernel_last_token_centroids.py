@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import leakfast
-from leakfast.kernels.reference import last_token_centroids_reference
+from leakfast.kernels import reference
 
 ROOT = Path(leakfast.__file__).resolve().parent.parent
 needs_triton = pytest.mark.skipif(
@@ -68,7 +68,7 @@ def truth_of(states, rows, offsets):
 
 
 def check_errors(got, states, rows, offsets, times=1):
-    same = last_token_centroids_reference(states, rows, offsets)
+    same = reference.last_token_centroids_reference(states, rows, offsets)
     for ours, theirs, true in zip(got, same, truth_of(states, rows, offsets), strict=True):
         error = (ours.double() - times * true).square().mean().sqrt()
         torchs = times * (theirs.double() - true).square().mean().sqrt()

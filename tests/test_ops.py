@@ -89,7 +89,8 @@ def test_a_real_vocabulary(dtype, impl):
 def test_large_logits_and_ties(dtype, path):
     arguments = draw(4, 150, 32, 3, dtype, scale=40)
     check_errors(native(*arguments, path), *arguments)
-    logprobs, lse = native(torch.full((2, 32), 3.0, dtype=dtype), torch.ones(90, 32, dtype=dtype), torch.tensor([[0], [89]]), path)
+    hidden, head = torch.full((2, 32), 3.0, dtype=dtype), torch.ones(90, 32, dtype=dtype)
+    logprobs, lse = native(hidden, head, torch.tensor([[0], [89]]), path)
     torch.testing.assert_close(logprobs, torch.full((2, 1), 1 / 90).log())
     torch.testing.assert_close(lse, torch.full((2,), 90.0).log() + 96)
 
@@ -115,7 +116,9 @@ def test_nan_stays_in_its_row_and_is_never_lost(dtype, path):
     poisoned = native(hidden, head, ids, path)
     assert poisoned[0][7].isnan().all() and poisoned[1][7].isnan()
     others = [i for i in range(20) if i != 7]
-    assert torch.equal(poisoned[0][others], clean[0][others]) and torch.equal(poisoned[1][others], clean[1][others])
+    assert torch.equal(poisoned[0][others], clean[0][others]) and torch.equal(
+        poisoned[1][others], clean[1][others]
+    )
     head[150, 0] = float("nan")
     assert native(hidden, head, ids, path)[1].isnan().all()
 
@@ -164,7 +167,9 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak is read from Linux's /proc")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="the peak is read from Linux's /proc"
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("impl", ["native", "tiled"])
 def test_at_most_8_mb_beside_the_inputs(dtype, impl):
@@ -195,7 +200,9 @@ def test_half_and_double_precision_go_to_tiled_torch(caplog):
         ops._decide.cache_clear()
         got = ops.choice_logprobs(hidden, head, ids)
     check_errors(got, hidden, head, ids)
-    assert "runs as tiled on cpu" in caplog.text and "native not: it takes float32 and bfloat16" in caplog.text
+    assert (
+        "runs as tiled on cpu" in caplog.text and "native not: it takes float32 and bfloat16" in caplog.text
+    )
 
 
 def test_the_choice_is_logged_once(caplog):
