@@ -25,7 +25,9 @@ def choice_logprobs_tiled(
         here = (token_ids >= first) & (token_ids < first + x.shape[1])
         logits = torch.where(here, x.gather(1, (token_ids - first).clamp(0, x.shape[1] - 1)), logits)
         before, top = top, torch.maximum(top, x.amax(1))
-        total = total * (before - top).double().exp() + x.sub_(top[:, None]).exp_().sum(1, torch.float64)
+        total = total * (before - top).double().exp() + x.sub_(top[:, None]).exp_().sum(
+            1, dtype=torch.float64
+        )
     log_total = total.log()
     logprobs = (logits.double() - top[:, None].double()) - log_total[:, None]
     return logprobs.float(), (top.double() + log_total).float()

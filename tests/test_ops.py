@@ -52,6 +52,8 @@ def check_errors(got, hidden, head, ids):
     truth = torch.log_softmax(exact, -1).gather(1, ids), exact.logsumexp(-1)
     eager = torch.log_softmax(single, -1).gather(1, ids), single.logsumexp(-1)
     for ours, torchs, true in zip(got, eager, truth, strict=True):
+        if not true.numel():
+            continue
         assert ours.dtype == F32 and ours.shape == true.shape
         error, allowed = ((x.double() - true).square().mean().sqrt() for x in (ours, torchs))
         floor = 2.0**-24 * (sums.max() + true.abs().max())
