@@ -68,9 +68,14 @@ def extensions() -> list:
     headers = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("csrc/*.h*"))
     if not sources:
         return []
-    flags = ["/O2"] if os.name == "nt" else ["-O3"]
+    flags = ["/O2"] if os.name == "nt" else ["-O3", "-pthread"]
     extension = Pybind11Extension(
-        "leakfast._native", sources, cxx_std=17, extra_compile_args=flags, depends=headers
+        "leakfast._native",
+        sources,
+        cxx_std=17,
+        extra_compile_args=flags,
+        extra_link_args=flags[1:],  # threads need it at link time before glibc 2.34
+        depends=headers,
     )
     extension.optional = True
     return [extension]
