@@ -36,6 +36,14 @@ _TABLES: dict[str, dict[str, str]] = {
         "correct": "Boolean",
         "status": "String",
     },
+    "question_counts": {  # one row a question of a persona; the unit that repeats in beta-binomial intervals
+        "behavior": "String",
+        "adapter": "String",
+        "persona": "String",
+        "question": "Int32",
+        "hits": "Int64",
+        "total": "Int64",
+    },
     "rates": {
         "behavior": "String",
         "adapter": "String",

@@ -1,11 +1,15 @@
 """Does a bystander's cosine to the source order how much of the behavior it shows? Spearman and
-Pearson per source and pooled, per category and layer. Demands a pairs table; leaves intervals to others.
+Pearson per source and pooled, per category and layer. Demands a pairs table; leaves means over sources,
+noise in the rates and other explanations to `summaries` and `confounds`.
 
-Two p-values stand beside each Spearman ρ and answer different questions. `spearman_p_t` treats the n
+Three p-values stand beside each Spearman ρ and answer different questions. `spearman_p_t` treats the n
 pairs as independent draws (the usual t approximation; what the published study printed).
 `spearman_p_perm` shuffles which persona has which rate: the resampling unit is the persona, and for
 the pooled rows one shuffle moves a persona's rates under all sources together (Mantel 1967), so the
-same personas met five times do not count as five times the evidence.
+same personas met five times do not count as five times the evidence. `spearman_p_max` compares with the
+largest |ρ| over the layers of the same shuffle: it has paid for picking the best layer.
+`spearman_ci_*` is the percentile interval of a bootstrap over personas; pooled, a persona is drawn with
+its rates under all sources (a cluster).
 """
 
 from __future__ import annotations
@@ -20,23 +24,41 @@ from scipy.stats import rankdata
 
 from leakfast import schema
 from leakfast.config import derive_seed
+from leakfast.stats import intervals, resample
 
 COSINES = ("centered", "raw")
 YS = ("rate", "delta")
 POOLED = "pooled"
 PERMUTATIONS = 9_999
+BOOTSTRAPS = 2_000
 MIN_PAIRS = 4
-_CHUNK = 2_000  # permutations at once: 2,000 × 550 pairs × 8 bytes = 9 MB
-_TIE = 1e-12  # two ρ closer than this are one: keeps p the same bits for any summation order
+MIN_BOOTSTRAP = 10  # fewer persons than this and a bootstrap knows too few different samples
+ALPHA, POWER = 0.05, 0.8
 
 _EXTRA = {
     "adapter": pl.String,
     "seed": pl.Int64,
     "reason": pl.String,  # why a value is null
+    "kendall": pl.Float64,
+    "spearman_ci_low": pl.Float64,
+    "spearman_ci_high": pl.Float64,
+    "spearman_se_z": pl.Float64,  # of atanh(ρ), from the same resamples
+    "ci_reason": pl.String,  # why there is no interval
+    "spearman_p_max": pl.Float64,  # family-wise over `layers_tested` layers
+    "layers_tested": pl.Int64,
+    "spearman_p_bh": pl.Float64,  # of spearman_p_perm (spearman_p_t without shuffles) in its family
+    "family": pl.String,
+    "family_size": pl.Int64,
+    "detectable": pl.Float64,  # |ρ| found with 80 % power at level 0.05, unadjusted
+    "personas": pl.Int64,
     "permutations": pl.Int64,
     "permutation_seed": pl.Int64,
+    "bootstraps": pl.Int64,
+    "bootstrap_seed": pl.Int64,
     "resampling_unit": pl.String,
+    "method": pl.String,
 }
+_METHOD = "percentile bootstrap over personas; permutation of personas; t approximation in spearman_p_t"
 
 
 @dataclass(frozen=True)
@@ -57,8 +79,12 @@ def correlate(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
+    *,
+    bootstraps: int = 0,
+    workers: int | None = None,
 ) -> pl.DataFrame:
-    """Schema `correlations` (+ adapter, seed, reason, permutations, permutation_seed, resampling_unit).
+    """Schema `correlations` (+ adapter, seed, reason, kendall, the interval and p-values of the text above,
+    what they rest on, and method).
 
     `pairs`: schema `pairs`; a column `adapter` is optional (the source then names it). One row per
     behavior, training seed, source (and `pooled` over sources), category (and null for all), layer,
@@ -66,14 +92,17 @@ def correlate(
     says how many are left. Estimand: rank (Spearman) or linear (Pearson) association over the given
     bystanders. p-values are two-sided; the permutation one is (1 + #{|ρ*| ≥ |ρ|}) / (1 + R) and never
     0. Fewer than 4 pairs, or a side that does not vary, leave the values null and say why in `reason`.
-    Same pairs and seed, same bits, whatever the order of the rows.
+    Intervals are 95 %. A family of `spearman_p_bh` is what one table holds: all behaviors, seeds, sources
+    and layers of one cosine and y, apart for pooled rows and for categories (Benjamini and Hochberg 1995).
+    `detectable` is for the number of personas. Same pairs and seed, same bits, whatever the order of the
+    rows and the number of `workers` (threads; all cores by default).
 
     Raises ValueError for NaN or infinite input (tables hold null instead), for a pair that stands
-    twice, and for a negative number of permutations (0 leaves `spearman_p_perm` null).
+    twice, and for a negative number of permutations or bootstraps (0 leaves what rests on them null).
     """
     schema.check(pairs, "pairs")
-    if permutations < 0:
-        raise ValueError(f"correlate: {permutations} permutations; give 0 or more")
+    if permutations < 0 or bootstraps < 0:
+        raise ValueError(f"correlate: {permutations} permutations, {bootstraps} bootstraps; give 0 or more")
     if "adapter" not in pairs.columns:
         pairs = pairs.with_columns(pl.col("source").alias("adapter"))
     _refuse(pairs)
@@ -82,13 +111,14 @@ def correlate(
     for number, group in enumerate(groups):
         behavior, train_seed = group["behavior"][0], group["seed"][0]
         points = _widen(group)
-        for cell in _cells(points, permutations, (seed, behavior, train_seed)):
+        draws = _Draws(permutations, bootstraps, (seed, behavior, train_seed), workers)
+        for cell in _cells(points, draws):
             rows.append({"behavior": behavior, "seed": train_seed, **cell})
         if progress:
             progress(number + 1, len(groups), f"correlations of {behavior}")
     columns = schema.columns("correlations")
     columns |= {name: dtype() for name, dtype in _EXTRA.items()}
-    return schema.check(pl.DataFrame(rows, schema=columns), "correlations")
+    return schema.check(_with_families(pl.DataFrame(rows, schema=columns)), "correlations")
 
 
 def spearman_and_pearson(x, y) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -120,34 +150,42 @@ def p_by_t(r, n: int) -> np.ndarray:
     return 2 * stdtr(n - 2, -t)
 
 
-def joint_permutations(
-    rng: np.random.Generator, persona: np.ndarray, block: np.ndarray, count: int
-) -> np.ndarray:
-    """`count` shuffles of persona identity, the same one in every block: (count, n) row indices.
+def _with_families(table: pl.DataFrame) -> pl.DataFrame:
+    """`family`, its size and the adjusted p-values, in the order of the rows."""
+    pool = pl.when(pl.col("source") == POOLED).then(pl.lit("pooled")).otherwise(pl.lit("sources"))
+    scope = pl.when(pl.col("category").is_null()).then(pl.lit("all")).otherwise(pl.lit("categories"))
+    table = table.with_columns(pl.concat_str(pool, scope, "cosine", "y", separator=", ").alias("family"))
+    p = pl.coalesce("spearman_p_perm", "spearman_p_t")
 
-    `persona`, `block`: (n,) integer codes; a persona stands at most once in a block (a block is one
-    source's bystanders). Row j of the result maps position i to the position, in i's own block, of the
-    persona that i's persona is sent to. Where that persona is absent from the block (a source is not
-    its own bystander) the shuffle is followed on to the next one present, which keeps the map a
-    bijection and, for any single block, uniform over all of them.
-    """
-    people, who = np.unique(persona, return_inverse=True)
-    blocks, where = np.unique(block, return_inverse=True)
-    position = np.full((len(blocks), len(people)), -1)
-    position[where, who] = np.arange(len(persona))
-    if (position >= 0).sum() != len(persona):
-        raise ValueError("a persona stands twice in one block")
-    shuffled = rng.permuted(np.tile(np.arange(len(people)), (count, 1)), axis=1)
-    sent = shuffled[:, who]
-    out = position[where, sent]
-    while (absent := out < 0).any():
-        row, column = np.nonzero(absent)
-        sent[row, column] = shuffled[row, sent[row, column]]
-        out[row, column] = position[where[column], sent[row, column]]
-    return out
+    def adjusted(values: pl.Series) -> pl.Series:
+        return pl.Series(intervals.benjamini_hochberg(values.to_numpy()), dtype=pl.Float64)
+
+    table = table.with_row_index("_row").with_columns(p.alias("_p"))
+    tested = table.filter(pl.col("_p").is_not_null()).select(
+        "_row",
+        pl.col("_p").map_batches(adjusted, return_dtype=pl.Float64).over("family").alias("_adjusted"),
+        pl.len().over("family").cast(pl.Int64).alias("_size"),
+    )
+    joined = table.join(tested, on="_row", how="left", maintain_order="left")
+    return joined.with_columns(
+        pl.col("_adjusted").alias("spearman_p_bh"), pl.col("_size").alias("family_size")
+    ).drop("_row", "_p", "_adjusted", "_size")
 
 
-def _cells(points: _Points, permutations: int, seed_parts: tuple) -> Iterator[dict]:
+@dataclass(frozen=True)
+class _Draws:
+    """How much to draw, and what the seeds follow from."""
+
+    permutations: int
+    bootstraps: int
+    parts: tuple
+    workers: int | None
+
+    def seed(self, kind: str, *names: str) -> int:
+        return derive_seed(kind, *self.parts, *names)
+
+
+def _cells(points: _Points, draws: _Draws) -> Iterator[dict]:
     everyone = np.ones(len(points.persona), dtype=bool)
     categories = list(dict.fromkeys(c for c in points.category if c is not None))
     scopes = [
@@ -160,38 +198,35 @@ def _cells(points: _Points, permutations: int, seed_parts: tuple) -> Iterator[di
     for adapter, source, rows, unit in scopes:
         for category in [None, *categories]:
             inside = rows if category is None else rows & (points.category == category)
-            seed = derive_seed("permutation", *seed_parts, adapter or POOLED, category or "")
             why = None
             if source == POOLED and twins:
                 why = f"{', '.join(twins)} has more than one adapter: a pool takes one for each source"
-            for cell in _grid(points, inside, permutations, seed, why):
+            for cell in _grid(points, inside, draws, (adapter or POOLED, category or ""), why):
+                resampled = cell["permutations"] or cell["bootstraps"]
                 yield {
                     "source": source,
                     "adapter": adapter,
                     "category": category,
-                    "resampling_unit": unit if cell["permutations"] else None,
+                    "resampling_unit": unit if resampled else None,
+                    "method": _METHOD if resampled else None,
                     **cell,
                 }
 
 
 def _grid(
-    points: _Points, inside: np.ndarray, permutations: int, seed: int, why: str | None
+    points: _Points, inside: np.ndarray, draws: _Draws, scope: tuple[str, str], why: str | None
 ) -> Iterator[dict]:
     """Every layer × cosine × y over the rows `inside`."""
     cells = [(layer, cosine) for layer in points.layers for cosine in COSINES]
     solved: dict[tuple[int, int], dict] = {}
-    for k, y_name in enumerate(YS):
+    for k in range(len(YS)):
         usable = np.isfinite(points.x) & (np.isfinite(points.y[:, k]) & inside)[:, None]
         patterns, which = np.unique(usable, axis=1, return_inverse=True)
         for pattern in range(patterns.shape[1]):
             rows = np.nonzero(patterns[:, pattern])[0]
             members = np.nonzero(which.ravel() == pattern)[0]
-            for j, cell in zip(
-                members,
-                _solve(points, rows, members, k, permutations, seed, why, y_name, cells),
-                strict=True,
-            ):
-                solved[int(j), k] = cell
+            part = _solve(points, rows, members, k, draws, scope, why, [cells[j] for j in members])
+            solved.update({(int(j), k): cell for j, cell in zip(members, part, strict=True)})
     for j, (layer, cosine) in enumerate(cells):
         for k, y_name in enumerate(YS):
             yield {"layer": layer, "cosine": cosine, "y": y_name, **solved[j, k]}
@@ -202,62 +237,84 @@ def _solve(
     rows: np.ndarray,
     members: np.ndarray,
     k: int,
-    permutations: int,
-    seed: int,
+    draws: _Draws,
+    scope: tuple[str, str],
     why: str | None,
-    y_name: str,
     cells: list[tuple[int, str]],
 ) -> list[dict]:
+    """The values of some columns of x, all over the same rows."""
     n = len(rows)
     x, y = points.x[np.ix_(rows, members)], points.y[rows, k]
     if why is None and n < MIN_PAIRS:
         why = f"{n} pairs with both values; at least {MIN_PAIRS} are needed"
     if why is None and np.ptp(y) == 0:
-        why = f"{y_name} is {y[0]:g} for all {n} bystanders"
+        why = f"{YS[k]} is {y[0]:g} for all {n} bystanders"
     if why is not None:
         return [_empty(n, why) for _ in members]
     spearman, p_t, pearson, pearson_p = spearman_and_pearson(x, y)
-    p_perm = _permutation_p(x, y, spearman, points.persona[rows], points.adapter[rows], permutations, seed)
+    tau = resample.kendall_tau(x.T, y)
+    people, block = points.persona[rows], points.adapter[rows]
+    persons = len(np.unique(people))
+    shuffled = resample.permute_spearman(
+        x.T, y, draws.permutations, seed := draws.seed("permutation", *scope), person=people, block=block,
+        family=np.array([COSINES.index(cosine) for _, cosine in cells]), workers=draws.workers,
+    )  # fmt: skip
+    low, high, se, ci_why = _interval(x.T, y, people, persons, spearman, draws, scope)
+    tested = {
+        cosine: sum(c == cosine and not np.isnan(r) for (_, c), r in zip(cells, spearman, strict=True))
+        for cosine in COSINES
+    }
     out = []
-    for j, member in enumerate(members):
+    for j, (layer, cosine) in enumerate(cells):
         if np.isnan(spearman[j]):
-            layer, cosine = cells[member]
             out.append(_empty(n, f"{cosine} cosine at layer {layer} is the same for all {n} bystanders"))
             continue
-        out.append(
-            {
-                "n": n,
-                "spearman": float(spearman[j]),
-                "spearman_p_t": float(p_t[j]),
-                "spearman_p_perm": float(p_perm[j]) if permutations else None,
-                "pearson": float(pearson[j]),
-                "pearson_p": float(pearson_p[j]),
-                "reason": None,
-                "permutations": permutations or None,
-                "permutation_seed": seed if permutations else None,
-            }
-        )
+        drawn = draws.permutations > 0
+        cell = _empty(n, None) | {
+            "spearman": float(spearman[j]),
+            "spearman_p_t": float(p_t[j]),
+            "spearman_p_perm": float(shuffled.p[j]) if drawn else None,
+            "spearman_p_max": float(shuffled.p_max[j]) if drawn else None,
+            "layers_tested": tested[cosine] if drawn else None,
+            "pearson": float(pearson[j]),
+            "pearson_p": float(pearson_p[j]),
+            "kendall": float(tau[j]),
+            "detectable": intervals.detectable(persons, POWER, ALPHA),
+            "personas": persons,
+            "permutations": draws.permutations or None,
+            "permutation_seed": seed if drawn else None,
+            "ci_reason": ci_why[j],
+        }
+        if ci_why[j] is None:
+            cell |= {"spearman_ci_low": float(low[j]), "spearman_ci_high": float(high[j])}
+            cell |= {"spearman_se_z": float(se[j]), "bootstraps": draws.bootstraps}
+            cell |= {"bootstrap_seed": draws.seed("bootstrap", *scope)}
+        out.append(cell)
     return out
 
 
-def _permutation_p(
-    x: np.ndarray,
-    y: np.ndarray,
-    observed: np.ndarray,
-    persona: np.ndarray,
-    block: np.ndarray,
-    permutations: int,
-    seed: int,
-) -> np.ndarray:
-    """Ranks once, shuffles y's ranks, one matrix product for all columns of x."""
-    rng = np.random.Generator(np.random.PCG64(seed))
-    ranks_x, ranks_y = _unit(rankdata(x, axis=0)), _unit(rankdata(y)[:, None])[:, 0]
-    at_least = np.ones(x.shape[1], dtype=np.int64)
-    for start in range(0, permutations, _CHUNK):
-        shuffles = joint_permutations(rng, persona, block, min(_CHUNK, permutations - start))
-        drawn = ranks_y[shuffles] @ ranks_x
-        at_least += (np.abs(drawn) >= np.abs(observed) - _TIE).sum(axis=0)
-    return at_least / (permutations + 1)
+def _interval(x, y, people, persons: int, spearman: np.ndarray, draws: _Draws, scope: tuple[str, str]):
+    """(low, high, se of atanh ρ, why not) per column, from a bootstrap over persons."""
+    nothing = np.full(len(x), np.nan)
+    if draws.bootstraps < 2:
+        return nothing, nothing, nothing, ["no bootstrap was asked for"] * len(x)
+    if persons < MIN_BOOTSTRAP:
+        why = f"{persons} personas; a bootstrap needs at least {MIN_BOOTSTRAP}"
+        return nothing, nothing, nothing, [why] * len(x)
+    drawn = resample.bootstrap_spearman(
+        x, y, draws.bootstraps, draws.seed("bootstrap", *scope), person=people, workers=draws.workers
+    )
+    se, lost = intervals.bootstrap_z(spearman, drawn)
+    low, high = intervals.percentiles(drawn)
+    why = [
+        None
+        if np.isfinite(one)
+        else f"{gone:.0%} of the resamples do not vary"
+        if gone > intervals.TOO_FEW_DRAWS
+        else "ρ is the same in all resamples"
+        for one, gone in zip(se, lost, strict=True)
+    ]
+    return low, high, se, why
 
 
 def _unit(columns: np.ndarray) -> np.ndarray:
@@ -269,10 +326,10 @@ def _unit(columns: np.ndarray) -> np.ndarray:
     return scaled / np.linalg.norm(scaled, axis=0)
 
 
-def _empty(n: int, reason: str) -> dict:
-    names = ("spearman", "spearman_p_t", "spearman_p_perm", "pearson", "pearson_p")
-    names += ("permutations", "permutation_seed")
-    return {"n": n, "reason": reason, **dict.fromkeys(names)}
+def _empty(n: int, reason: str | None) -> dict:
+    names = ("spearman", "spearman_p_t", "spearman_p_perm", "pearson", "pearson_p", "kendall")
+    names += ("permutations", "permutation_seed", "bootstraps", "bootstrap_seed")
+    return {"n": n, "reason": reason, "ci_reason": reason, **dict.fromkeys(names)}
 
 
 def _refuse(pairs: pl.DataFrame) -> None:

@@ -3,6 +3,7 @@ bystander's rate. Demands a rates table and centroids; leaves correlating to `co
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,16 +15,28 @@ if TYPE_CHECKING:
     from leakfast.centroids import Centroids
 
 
-def table(rates: pl.DataFrame, centroids: Centroids) -> pl.DataFrame:
-    """Schema `pairs` (+ `adapter`): one row per adapter × bystander × layer.
+def table(
+    rates: pl.DataFrame, centroids: Centroids, related_to: Mapping[str, Collection[str]] | None = None
+) -> pl.DataFrame:
+    """Schema `pairs` (+ `adapter`, `related`): one row per adapter × bystander × layer.
 
     Rows of `rates` whose `role` is bystander take part. `cosine_*` is between the base-model centroids
     of source and bystander, float64; null where one of them has no centroid or no direction (length 0),
-    so that a correlation can say how many pairs it rests on.
+    so that a correlation can say how many pairs it rests on. `related` says whether the bystander's
+    entry in `related_to` (persona → names) names the source; null where there is no entry.
     """
     bystanders = rates.filter(pl.col("role") == "bystander")
     names = ["adapter", *schema.columns("pairs")]
-    columns = schema.columns("pairs") | {"adapter": pl.String()}
+    columns = schema.columns("pairs") | {"adapter": pl.String(), "related": pl.Boolean()}
+    names.append("related")
+    links = [(name, other) for name, others in (related_to or {}).items() for other in others]
+    named = pl.DataFrame(links, schema={"persona": pl.String, "source": pl.String}, orient="row").unique()
+    bystanders = bystanders.join(
+        named.with_columns(pl.lit(True).alias("related")), on=["persona", "source"], how="left",
+        maintain_order="left",
+    ).with_columns(
+        pl.when(pl.col("persona").is_in(list(related_to or ()))).then(pl.col("related").fill_null(False))
+    )  # fmt: skip
     frames = [pl.DataFrame(schema={name: columns[name] for name in names})]
     known = [s for s in bystanders["source"].unique(maintain_order=True) if s in centroids.personas]
     for layer in centroids.layers if known else ():

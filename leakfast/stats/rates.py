@@ -15,6 +15,7 @@ from leakfast import schema
 BASE = "base"  # run-directory name of the unadapted model
 COUNTED = ("ok", "empty", "truncated")  # statuses that stay in the total; any other is `n_error`
 _KEY = ["persona", "question", "sample"]
+_GROUP = ["behavior", "adapter", "persona"]
 
 
 def wilson(hits, total, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
@@ -48,8 +49,10 @@ def wilson(hits, total, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarra
     return low, high
 
 
-def count(completions: pl.DataFrame, detectors: Mapping[str, pl.Expr]) -> pl.DataFrame:
-    """Hits and statuses per (behavior, adapter, persona).
+def count(
+    completions: pl.DataFrame, detectors: Mapping[str, pl.Expr], *, by_question: bool = False
+) -> pl.DataFrame:
+    """Hits and statuses per (behavior, adapter, persona), or per question of each with `by_question`.
 
     `completions`: schema `completions`. `detectors`: name → Boolean expression per row; the first is
     the behavior's primary one and gives `hits`, each further one gives `hits_<name>`. A completion
@@ -60,7 +63,7 @@ def count(completions: pl.DataFrame, detectors: Mapping[str, pl.Expr]) -> pl.Dat
     """
     if not detectors:
         raise ValueError("count: at least one detector is needed")
-    group = ["behavior", "adapter", "persona"]
+    group = [*_GROUP, *(["question"] if by_question else [])]
     twice = completions.select(["behavior", "adapter", *_KEY]).is_duplicated()
     if twice.any():
         row = completions.filter(twice).row(0, named=True)
@@ -88,6 +91,12 @@ def count(completions: pl.DataFrame, detectors: Mapping[str, pl.Expr]) -> pl.Dat
     )
 
 
+def totals(counts: pl.DataFrame) -> pl.DataFrame:
+    """Counts per question (from `count`) summed over the questions: one row per behavior, adapter, persona."""
+    summed = pl.exclude(*_GROUP, "question")
+    return counts.group_by(_GROUP, maintain_order=True).agg(summed.sum())
+
+
 def table(
     counts: pl.DataFrame,
     adapters: Mapping[str, tuple[str, int | None]],
@@ -101,7 +110,8 @@ def table(
     are measured but are not to count as bystanders. The column `role` is source, bystander, outsider,
     or base for the unadapted model. The baseline is the rate of `base` for the same behavior and
     persona, null where it was not measured; rows of `base` itself have null source, seed, baseline
-    and delta. A total of 0 leaves the rate null. Raises ValueError for an adapter missing from
+    and delta. A total of 0 leaves the rate null. A column `value` gives the rate where nothing was counted
+    (total null: judged means, or a stored share); its interval is null. Raises ValueError for an adapter missing from
     `adapters` or without a source.
     """
     unknown = set(counts["adapter"].unique()) - {a for a, (s, _) in adapters.items() if s} - {BASE}
@@ -113,10 +123,13 @@ def table(
         _mapped("adapter", {k: v[0] for k, v in adapters.items()}, pl.String).alias("source"),
         _mapped("adapter", {k: v[1] for k, v in adapters.items()}, pl.Int64).alias("seed"),
         _mapped("persona", categories, pl.String).alias("category"),
-        pl.when(pl.col("total") > 0).then(pl.col("hits") / pl.col("total")).alias("rate"),
+        pl.coalesce(
+            pl.when(pl.col("total") > 0).then(pl.col("hits") / pl.col("total")),
+            pl.col("value") if "value" in counts.columns else pl.lit(None, pl.Float64),
+        ).alias("rate"),
     )
     low, high = np.full(frame.height, np.nan), np.full(frame.height, np.nan)
-    some = frame["total"].to_numpy() > 0
+    some = frame["total"].fill_null(0).to_numpy() > 0
     if some.any():
         hits, total = frame["hits"].to_numpy()[some], frame["total"].to_numpy()[some]
         low[some], high[some] = wilson(hits, total)

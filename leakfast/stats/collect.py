@@ -1,0 +1,254 @@
+"""What a run directory holds, as frames: counts per question, rates, pairs, who the personas are, and a
+sentence for each part that is not there. Demands an open run; computes no statistic."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import polars as pl
+
+from leakfast import schema
+from leakfast.errors import InputError, StoreError
+from leakfast.stats import pairs as pair_tables
+from leakfast.stats import rates as rate_tables
+from leakfast.stats.rates import BASE
+from leakfast.store import Run, file_hash
+
+CENTROIDS = "centroids/base.safetensors"
+PERSONAS = "personas.json"  # {categories: name → category, named: […], sources: […]}, kept by `leakfast run`
+IMPORTED = "imported"  # folder of tables that came from elsewhere: rates, pairs, published
+
+
+@dataclass(frozen=True)
+class People:
+    """Who the personas are. `named`: those the study names, None without a study. `prompts`: system
+    prompts where they are known; without the study's own wording that is nobody."""
+
+    categories: dict[str, str | None]
+    named: set[str] | None = None
+    sources: list[str] = field(default_factory=list)
+    related_to: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A run's measurements. `questions`: schema `question_counts`; `published`: numbers to compare with."""
+
+    rates: pl.DataFrame
+    pairs: pl.DataFrame
+    questions: pl.DataFrame
+    people: People
+    published: pl.DataFrame | None
+    missing: list[str]
+
+
+def collect(run: Run) -> Collected:
+    """Read everything the statistics rest on. Raises InputError if the run holds nothing to count,
+    StoreError if completions are there twice or from an unknown source."""
+    people, missing = read_people(run)
+    imported = _imported(run, "rates")
+    counts, adapters = _count(run, people.sources, imported, missing)
+    outsiders = set() if people.named is None else set(counts["persona"].unique()) - people.named
+    known = set() if imported is None else set(imported.select("behavior", "adapter").rows())
+    fresh = [key for key in counts.select("behavior", "adapter").unique().rows() if key not in known]
+    rates = schema.empty("rates")
+    if fresh or imported is None:
+        totals = rate_tables.totals(counts).filter(_is_one_of(fresh))
+        rates = rate_tables.table(totals, adapters, people.categories, outsiders)
+    if imported is not None:
+        rates = pl.concat([imported, rates], how="diagonal") if rates.height else imported
+    missing += _gaps(rates)
+    pairs = _pairs(run, rates, people, bool(adapters) or imported is not None, missing)
+    return Collected(rates, pairs, counts, people, _imported(run, "published"), missing)
+
+
+def completion_folders(run: Run) -> list[tuple[str, str]]:
+    """(behavior, adapter) of every completions/<behavior>/<adapter>/ with an intact shard; base last."""
+    folders = {PurePosixPath(path).parts[1:3] for path in run.shards("completions")}
+    return sorted(folders, key=lambda folder: (folder[0], folder[1] == BASE, folder[1]))
+
+
+def inputs_hash(run: Run) -> str:
+    """SHA-256 over the names and hashes of everything the tables rest on."""
+    rests_on = {
+        path: entry["sha256"]
+        for path, entry in run.manifest["shards"].items()
+        if path.startswith(("completions/", f"{IMPORTED}/"))
+    }
+    for path in [run.path / "study.toml", run.path / CENTROIDS, *run.path.glob("adapters/*/*_card.json")]:
+        if path.is_file():
+            rests_on[path.relative_to(run.path).as_posix()] = file_hash(path)
+    return hashlib.sha256(json.dumps(rests_on, sort_keys=True).encode()).hexdigest()
+
+
+def read_people(run: Run) -> tuple[People, list[str]]:
+    """Who the personas of a run are, and what could not be read."""
+    from leakfast.centroids import names_extras
+    from leakfast.config import load_study
+    from leakfast.personas import load_personas
+
+    shipped = [*load_personas("all"), *load_personas("qwen_default,no_persona")]
+    categories = {persona.name: persona.category for persona in shipped}
+    related = {persona.name: persona.related_to for persona in shipped}
+    kept = json.loads((run.path / PERSONAS).read_text(encoding="utf-8")) if run.has(PERSONAS) else None
+    if kept is not None and "related_to" in kept:  # an imported study: its own personas, wording unknown
+        return (
+            People(
+                kept["categories"],
+                set(kept["named"]),
+                kept["sources"],
+                {name: tuple(names) for name, names in kept["related_to"].items()},
+            ),
+            [],
+        )
+    prompts = {persona.name: persona.prompt for persona in shipped if persona.prompt}
+    study = run.path / "study.toml"
+    own, told, why = [], None, []
+    if study.is_file():
+        try:
+            told = load_study(study)
+            own = load_personas(told.personas)
+        except InputError as error:
+            if kept is None:
+                reason = " ".join(error.message.split())
+                why = [f"own personas have no category: the study cannot be read: {reason}"]
+    categories |= {persona.name: persona.category for persona in own}
+    related |= {persona.name: persona.related_to for persona in own}
+    prompts |= {persona.name: persona.prompt for persona in own if persona.prompt}
+    if kept is not None:
+        categories |= kept["categories"]
+        return People(categories, set(kept["named"]), kept["sources"], related, prompts), []
+    if told is None or why:
+        return People(categories, None, [], related, prompts), why
+    extras = names_extras(told.personas, own)
+    named = {persona.name for persona in own if extras or not persona.is_extra}
+    return People(categories, named, list(told.sources), related, prompts), []
+
+
+def _count(
+    run: Run, sources: list[str], imported: pl.DataFrame | None, missing: list[str]
+) -> tuple[pl.DataFrame, dict[str, tuple[str, int | None]]]:
+    """Counts per question of all shards, and adapter → (source, seed); sources in the study's order."""
+    from leakfast.behaviors import get
+
+    frames, adapters = [], {}
+    for behavior, adapter in completion_folders(run):
+        completions = run.read(f"completions/{behavior}/{adapter}")
+        try:
+            schema.check(completions, "completions")
+            counts = rate_tables.count(completions, get(behavior).detector(pl.col("text")), by_question=True)
+        except ValueError as error:
+            raise StoreError(
+                f"{run.path}: completions/{behavior}/{adapter}: {error}. "
+                "Move that folder away and run `leakfast eval` again."
+            ) from error
+        stored = None if imported is None else imported.filter(_is_one_of([(behavior, adapter)]))
+        if stored is not None and stored.height:
+            counts, sentence = _as_imported(counts, stored, f"{behavior}/{adapter}")
+            missing += sentence
+            frames.append(counts)
+            continue
+        frames.append(counts)
+        if adapter != BASE:
+            adapters[adapter] = _origin(run, adapter, completions)
+    if not frames:
+        if imported is None:
+            raise InputError(
+                f"{run.path}: holds no completions, so there is nothing to count. "
+                "Make them with `leakfast eval`, or all at once with `leakfast run STUDY.toml`."
+            )
+        return schema.empty("question_counts"), {}
+    place = {a: sources.index(s) if s in sources else len(sources) for a, (s, _) in adapters.items()}
+    place[BASE] = len(sources) + 1
+    frames.sort(key=lambda frame: place.get(frame["adapter"][0], 0) if frame.height else 0)
+    return pl.concat(frames, how="diagonal").sort("behavior", maintain_order=True), adapters
+
+
+def _as_imported(counts: pl.DataFrame, stored: pl.DataFrame, name: str) -> tuple[pl.DataFrame, list[str]]:
+    """Counts per question under the detector whose sums are the stored ones, else none and a sentence."""
+    wanted = stored.select("persona", "hits", "total")
+    for column in [c for c in counts.columns if c == "hits" or c.startswith("hits_")]:
+        sums = counts.group_by("persona").agg(pl.col(column).sum().alias("mine"), pl.col("total").sum())
+        joined = wanted.join(sums, on="persona", how="full", suffix="_mine")
+        same = pl.col("hits").eq_missing(pl.col("mine")) & pl.col("total").eq_missing(pl.col("total_mine"))
+        if joined.select(same.all()).item():
+            return counts.with_columns(pl.col(column).alias("hits")), []
+    return counts.clear(), [
+        f"{name}: no detector finds the stored counts in the completions; no question counts"
+    ]
+
+
+def _pairs(run: Run, rates: pl.DataFrame, people: People, expected: bool, missing: list[str]) -> pl.DataFrame:
+    if run.has(CENTROIDS) or (run.path / CENTROIDS).is_file():
+        from leakfast.centroids import Centroids
+
+        centroids = Centroids.load(run.path / CENTROIDS)
+        measured = rates.filter(pl.col("role").is_in(["source", "bystander"]))["persona"].unique()
+        if lacking := sorted(set(measured) - set(centroids.personas)):
+            missing.append(f"no centroid for {', '.join(lacking)}: their pairs have no cosine")
+        return pair_tables.table(rates, centroids, people.related_to)
+    stored = _imported(run, "pairs")
+    if stored is not None:
+        return stored
+    if expected:
+        missing.append(
+            f"no {CENTROIDS}: pairs and correlations are empty "
+            f"(make it with `leakfast centroids --out {run.path / CENTROIDS}`)"
+        )
+    return schema.empty("pairs")
+
+
+def _imported(run: Run, name: str) -> pl.DataFrame | None:
+    path = f"{IMPORTED}/{name}.parquet"
+    return run.read(path) if run.has(path) else None
+
+
+def _is_one_of(keys: list[tuple[str, str]]) -> pl.Expr:
+    """Whether a row's (behavior, adapter) is among `keys`."""
+    return pl.any_horizontal(
+        pl.lit(False), *[(pl.col("behavior") == b) & (pl.col("adapter") == a) for b, a in keys]
+    )
+
+
+def _origin(run: Run, adapter: str, completions: pl.DataFrame) -> tuple[str, int | None]:
+    """Source and training seed of an adapter: from its card in the run, else from its completions."""
+    from leakfast.adapters import read_card
+
+    card = read_card(run.path / "adapters" / adapter)
+    if card is not None:
+        return card.source, card.seed
+    found = completions["source"].drop_nulls().unique().to_list() if "source" in completions.columns else []
+    if len(found) != 1:
+        raise StoreError(
+            f"{run.path}: adapter {adapter} has no card and its completions name "
+            f"{len(found)} sources, where one is needed. "
+            "Run `leakfast eval --adapter DIR --source NAME` again."
+        )
+    return found[0], None
+
+
+def _gaps(rates: pl.DataFrame) -> list[str]:
+    """Sentences on what was not measured: fewer draws than for other adapters, errors, a missing source."""
+    out = []
+    if "n_error" not in rates.columns:
+        return out
+    by = rates.with_columns((pl.col("total") + pl.col("n_error")).alias("drawn"))
+    for (behavior,), group in by.group_by("behavior", maintain_order=True):
+        if group["drawn"].null_count() == group.height:
+            continue
+        whole = group["persona"].n_unique() * group["drawn"].max()
+        for (adapter,), mine in group.group_by("adapter", maintain_order=True):
+            name, drawn = f"{behavior}/{adapter}", mine["drawn"].sum()
+            if mine["drawn"].null_count() == mine.height:
+                continue
+            if drawn < whole:
+                out.append(f"{name}: {drawn} of {whole} completions (what every persona has elsewhere)")
+            if errors := mine["n_error"].sum():
+                out.append(f"{name}: {errors} completions have an error status and are not counted")
+            if adapter != BASE and not (mine["role"] == "source").any():
+                out.append(f"{name}: the source {mine['source'][0]} itself was not measured")
+    return out

@@ -1,0 +1,235 @@
+"""Loops that numba compiles: weighted ranks, bootstrap and permutation draws, Kendall's pairs. Demands
+integer codes and float64 arrays; knows nothing of tables. Every draw is a hash of (seed, resample,
+place), so a resample is the same whichever thread makes it, and sums of ranks are sums of integers."""
+
+from __future__ import annotations
+
+import logging
+
+import numba
+import numpy as np
+
+LANES = 16  # resamples that go through the loops side by side
+_GOLDEN, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)
+_M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
+
+log = logging.getLogger(__name__)
+
+
+def compiled(function):
+    """numba.njit without the interpreter lock, kept on disk where a folder for it can be written."""
+    try:
+        return numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError as error:  # no folder can be written: compile anew in every process
+        log.info("%s is compiled anew each time: %s", function.__name__, error)
+        return numba.njit(nogil=True)(function)
+
+
+@compiled
+def mixed(x):
+    """The finalizer of splitmix64 (Steele, Lea and Flood 2014): a bijection of 64 bits."""
+    x = (x ^ (x >> _S30)) * _M1
+    x = (x ^ (x >> _S27)) * _M2
+    return x ^ (x >> _S31)
+
+
+@compiled
+def below(start, place, top):
+    """Draw number `place` of the stream `start`: an integer in [0, top), uniform to 2⁻³²·top."""
+    word = mixed(start + np.uint64(place + 1) * _GOLDEN)
+    return np.int64(((word >> _S32) * np.uint64(top)) >> _S32)
+
+
+@compiled
+def stream(seed, resample):
+    """The start of resample number `resample` under `seed`."""
+    return mixed(mixed(np.uint64(seed) + _GOLDEN) ^ (np.uint64(resample + 1) * _SECOND))
+
+
+@compiled
+def draw_weights(seed, first, people, person, weight):
+    """How often each row stands in LANES resamples of `people` clusters: fills weight (n, LANES)."""
+    times = np.zeros((people, LANES))
+    for lane in range(LANES):
+        start = stream(seed, first + lane)
+        for place in range(people):
+            times[below(start, place, people), lane] += 1.0
+    for i in range(len(person)):
+        p = person[i]
+        for lane in range(LANES):
+            weight[i, lane] = times[p, lane]
+
+
+@compiled
+def weighted_ranks(order, begins, weight, total, rank):
+    """Twice the centered average rank of each row in a sample where row i stands weight[i] times.
+
+    order: rows in ascending order; begins: whether a new value begins there. Fills rank (n, LANES)."""
+    n = len(order)
+    below_here = np.zeros(LANES)
+    group = np.zeros(LANES)
+    at = 0
+    while at < n:
+        end = at + 1
+        while end < n and not begins[end]:
+            end += 1
+        for lane in range(LANES):
+            group[lane] = 0.0
+        for k in range(at, end):
+            i = order[k]
+            for lane in range(LANES):
+                group[lane] += weight[i, lane]
+        for k in range(at, end):
+            i = order[k]
+            for lane in range(LANES):
+                rank[i, lane] = 2.0 * below_here[lane] + group[lane] - total[lane]
+        for lane in range(LANES):
+            below_here[lane] += group[lane]
+        at = end
+
+
+@compiled
+def _cross(order, begins, tied, weight, weighted_y, total, sxy, sxx):
+    """Σ w·rx·ry and Σ w·rx² with the ranks of x made on the way; both (LANES,)."""
+    n = len(order)
+    below_here = np.zeros(LANES)
+    for lane in range(LANES):
+        sxy[lane] = 0.0
+        sxx[lane] = 0.0
+    if not tied:
+        for k in range(n):
+            i = order[k]
+            for lane in range(LANES):
+                w = weight[i, lane]
+                c = 2.0 * below_here[lane] + w - total[lane]
+                below_here[lane] += w
+                sxy[lane] += c * weighted_y[i, lane]
+                sxx[lane] += w * c * c
+        return
+    group = np.zeros(LANES)
+    held = np.zeros(LANES)
+    for k in range(n):
+        i = order[k]
+        for lane in range(LANES):
+            group[lane] += weight[i, lane]
+            held[lane] += weighted_y[i, lane]
+        if k + 1 == n or begins[k + 1]:
+            for lane in range(LANES):
+                c = 2.0 * below_here[lane] + group[lane] - total[lane]
+                sxy[lane] += c * held[lane]
+                sxx[lane] += group[lane] * c * c
+                below_here[lane] += group[lane]
+                group[lane] = 0.0
+                held[lane] = 0.0
+
+
+@compiled
+def bootstrap(order, begins, tied, y_order, y_begins, person, people, seed, first, out):
+    """Spearman ρ of K columns with y in each resample of persons; fills out (count, K).
+
+    order, begins: (K, n); tied: (K,); y_order, y_begins: (n,); person: (n,) codes below `people`.
+    A resample in which a side does not vary gives NaN. `first` is a multiple of LANES."""
+    n, columns, count = len(person), order.shape[0], out.shape[0]
+    weight, rank = np.empty((n, LANES)), np.empty((n, LANES))
+    total, syy = np.empty(LANES), np.empty(LANES)
+    sxy, sxx = np.empty(LANES), np.empty(LANES)
+    for at in range(0, count, LANES):
+        draw_weights(seed, first + at, people, person, weight)
+        for lane in range(LANES):
+            total[lane] = 0.0
+            syy[lane] = 0.0
+        for i in range(n):
+            for lane in range(LANES):
+                total[lane] += weight[i, lane]
+        weighted_ranks(y_order, y_begins, weight, total, rank)
+        for i in range(n):
+            for lane in range(LANES):
+                w, r = weight[i, lane], rank[i, lane]
+                syy[lane] += w * r * r
+                rank[i, lane] = w * r
+        for j in range(columns):
+            _cross(order[j], begins[j], tied[j], weight, rank, total, sxy, sxx)
+            for lane in range(min(LANES, count - at)):
+                if sxx[lane] > 0.0 and syy[lane] > 0.0:
+                    out[at + lane, j] = sxy[lane] / np.sqrt(sxx[lane] * syy[lane])
+                else:
+                    out[at + lane, j] = np.nan
+
+
+@compiled
+def shuffle(seed, resample, sent):
+    """A uniform permutation of 0 … len(sent)−1 in `sent` (Fisher and Yates)."""
+    start = stream(seed, resample)
+    for k in range(len(sent)):
+        sent[k] = k
+    for k in range(len(sent) - 1, 0, -1):
+        other = below(start, k, k + 1)
+        sent[k], sent[other] = sent[other], sent[k]
+
+
+@compiled
+def follow(sent, person, block, position, out):
+    """Rows that a shuffle of persons moves each row to, inside its own block; see
+    `correlations.joint_permutations`."""
+    for i in range(len(person)):
+        who = sent[person[i]]
+        while position[block[i], who] < 0:
+            who = sent[who]
+        out[i] = position[block[i], who]
+
+
+@compiled
+def permute(
+    ranks, y_rank, length, family, observed, person, block, position, seed, first, count, single, best
+):
+    """Counts, over `count` joint shuffles of y, of |ρ*| ≥ |ρ| in each column (single) and of
+    max over the column's family of |ρ*| ≥ |ρ| (best); both (K,) and added to.
+
+    ranks: (K, n) twice centered ranks, y_rank: (n,), length: (K,) √Σ rank²·Σ y_rank²; family: (K,) codes."""
+    columns, n, people = ranks.shape[0], ranks.shape[1], position.shape[1]
+    sent, rows = np.empty(people, np.int64), np.empty(n, np.int64)
+    moved = np.empty((n, LANES))
+    total, top = np.empty(LANES), np.empty((columns, LANES))
+    found = np.empty((columns, LANES))
+    for at in range(0, count, LANES):
+        lanes = min(LANES, count - at)
+        for lane in range(LANES):
+            shuffle(seed, first + at + lane, sent)
+            follow(sent, person, block, position, rows)
+            for i in range(n):
+                moved[i, lane] = y_rank[rows[i]]
+        top[:] = 0.0
+        for j in range(columns):
+            for lane in range(LANES):
+                total[lane] = 0.0
+            for i in range(n):
+                r = ranks[j, i]
+                for lane in range(LANES):
+                    total[lane] += r * moved[i, lane]
+            for lane in range(LANES):
+                found[j, lane] = abs(total[lane]) / length[j]
+                if found[j, lane] > top[family[j], lane]:
+                    top[family[j], lane] = found[j, lane]
+        for j in range(columns):
+            for lane in range(lanes):
+                if found[j, lane] >= observed[j]:
+                    single[j] += 1
+                if top[family[j], lane] >= observed[j]:
+                    best[j] += 1
+
+
+@compiled
+def kendall(x, y, out):
+    """Kendall's τ-b of every row of x (K, n) with y (n,): (C − D) / √((C+D+Tx)(C+D+Ty))."""
+    n = len(y)
+    for j in range(x.shape[0]):
+        both, in_x, in_y = 0, 0, 0
+        for a in range(n):
+            for b in range(a):
+                u = (x[j, a] > x[j, b]) - (x[j, a] < x[j, b])
+                v = (y[a] > y[b]) - (y[a] < y[b])
+                both += u * v
+                in_x += u * u
+                in_y += v * v
+        out[j] = both / np.sqrt(float(in_x) * float(in_y)) if in_x > 0 and in_y > 0 else np.nan

@@ -1,0 +1,204 @@
+"""Intervals, combinations and designs in closed form: rates over questions, differences, ρ on Fisher's z
+scale, random effects, many tests at once. Demands counts or estimates; draws nothing at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import ndtr, ndtri, stdtrit
+
+CONFIDENCE = 0.95
+TOO_FEW_DRAWS = 0.05  # share of resamples without a value from which an interval is not given
+
+
+def question_icc(hits, total, persona) -> float | None:
+    """How alike two samples of one question are, beyond what the persona's rate explains (0 to 1).
+
+    hits, total: (G,) integer counts of one question of one persona each; persona: (G,) codes. The
+    analysis-of-variance estimator of the intraclass correlation of a beta-binomial (Donner 1986), sums of
+    squares pooled over personas, so it assumes one correlation for all of them; below 0 it is 0.
+    None where no question has two samples or no persona two questions."""
+    hits, total = np.asarray(hits, np.float64), np.asarray(total, np.float64)
+    some = total > 0
+    hits, total, persona = hits[some], total[some], np.asarray(persona)[some]
+    if not len(hits):
+        return None
+    _, code = np.unique(persona, return_inverse=True)
+    people = code.max() + 1
+    drawn, asked = np.bincount(code, total), np.bincount(code)
+    mean = np.bincount(code, hits) / drawn
+    rate = hits / total
+    between = np.bincount(code, total * (rate - mean[code]) ** 2).sum()
+    within = (total * rate * (1 - rate)).sum()
+    free_between, free_within = (asked - 1).sum(), (total - 1).sum()
+    if free_between <= 0 or free_within <= 0:
+        return None
+    size = (drawn - np.bincount(code, total**2, people) / drawn).sum() / free_between
+    ms_between, ms_within = between / free_between, within / free_within
+    bottom = ms_between + (size - 1) * ms_within
+    return float(max(0.0, (ms_between - ms_within) / bottom)) if bottom > 0 else 0.0
+
+
+def effective_total(total, squares, icc: float) -> np.ndarray:
+    """Independent samples worth the same as `total` samples in questions whose totals' squares sum to
+    `squares`: total / (1 + (squares/total − 1)·icc)."""
+    total, squares = np.asarray(total, np.float64), np.asarray(squares, np.float64)
+    return total / (1 + (squares / total - 1) * icc)
+
+
+def wilson_share(share, total, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's interval for shares over `total` independent samples, which need not be whole numbers."""
+    p, n = np.asarray(share, np.float64), np.asarray(total, np.float64)
+    z = float(ndtri(0.5 + confidence / 2))
+    center, scale = p + z * z / (2 * n), 1 + z * z / n
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low = np.where(p <= 0, 0.0, np.clip((center - half) / scale, 0, 1))
+    return low, np.where(p >= 1, 1.0, np.clip((center + half) / scale, 0, 1))
+
+
+def difference(a, a_low, a_high, b, b_low, b_high) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of a − b from the intervals of two independent estimates, none of whose errors is left out.
+
+    Square-and-add (Newcombe 1998, method 10): a − b − √((a − a_low)² + (b_high − b)²) and its mirror."""
+    a, a_low, a_high, b, b_low, b_high = (
+        np.asarray(v, np.float64) for v in (a, a_low, a_high, b, b_low, b_high)
+    )
+    low = a - b - np.sqrt((a - a_low) ** 2 + (b_high - b) ** 2)
+    return low, a - b + np.sqrt((a_high - a) ** 2 + (b - b_low) ** 2)
+
+
+def spearman_z_se(rho, n, controls: int = 0) -> np.ndarray:
+    """Standard error of atanh(ρ): √((1 + ρ²/2) / (n − 3 − controls)) (Bonett and Wright 2000).
+
+    Assumes n independent pairs, roughly bivariate normal after a monotone change of either side."""
+    return np.sqrt((1 + np.asarray(rho, np.float64) ** 2 / 2) / (np.asarray(n) - 3 - controls))
+
+
+def z_interval(rho, se, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
+    """tanh(atanh(ρ) ± z·se)."""
+    half, center = ndtri(0.5 + confidence / 2) * np.asarray(se), np.arctanh(rho)
+    return np.tanh(center - half), np.tanh(center + half)
+
+
+def bootstrap_z(rho, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(se of atanh(ρ), share of draws without a value) from bootstrap draws (R, K); se is NaN where more
+    than 5 % of the draws or ρ = ±1 leave it without meaning."""
+    with np.errstate(all="ignore"):
+        z = np.arctanh(np.clip(draws, -1 + 1e-12, 1 - 1e-12))
+        lost = np.isnan(draws).mean(axis=0) if len(draws) else np.ones(draws.shape[1])
+        spread = (
+            np.array([column[~np.isnan(column)].std(ddof=1) for column in z.T]) if len(draws) > 1 else lost
+        )
+    bad = (lost > TOO_FEW_DRAWS) | (np.abs(np.asarray(rho)) >= 1 - 1e-12) | (spread == 0)
+    return np.where(bad, np.nan, spread), lost
+
+
+def percentiles(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
+    """Equal-tailed percentile interval of each column of bootstrap draws (R, K), NaN draws left out.
+
+    A column of NaN alone gives NaN."""
+    tails = [0.5 - confidence / 2, 0.5 + confidence / 2]
+    out = np.full((2, draws.shape[1]), np.nan)
+    for k in range(draws.shape[1]):
+        kept = draws[~np.isnan(draws[:, k]), k]
+        if len(kept):
+            out[:, k] = np.quantile(kept, tails)
+    return out[0], out[1]
+
+
+def detectable(n: int, power: float = 0.8, alpha: float = 0.05) -> float | None:
+    """The smallest ρ that a two-sided test at level alpha over n pairs finds with this power.
+
+    Solves Φ((atanh ρ − z_{1−α/2}/√(n−3)) / se(ρ)) = power with the standard error above. None below
+    n = 5 or where no ρ below 0.999 suffices."""
+    if n < 5:
+        return None
+    bar = ndtri(1 - alpha / 2) / np.sqrt(n - 3)
+
+    def short(rho: float) -> float:
+        return float(ndtr((np.arctanh(rho) - bar) / spearman_z_se(rho, n))) - power
+
+    return float(brentq(short, 0.0, 0.999, xtol=1e-14)) if short(0.999) > 0 else None
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A random-effects mean on Fisher's z scale, told as correlations. tau2 is on the z scale; `low` to
+    `high` is for the mean, `predict_low` to `predict_high` for one more source."""
+
+    k: int
+    mean: float
+    low: float | None
+    high: float | None
+    tau2: float
+    i2: float | None
+    q: float
+    q_p: float | None
+    predict_low: float | None
+    predict_high: float | None
+    se: float
+
+
+def random_effects(z, se, method: str = "paule-mandel", confidence: float = CONFIDENCE) -> Combined:
+    """Random-effects mean of estimates z with standard errors se, (k,) each.
+
+    τ² by Paule and Mandel (1982) or DerSimonian and Laird ("dersimonian-laird"); the interval is
+    Hartung and Knapp's, with k − 1 degrees of freedom, because there are few sources. Q and I² say how
+    much of the spread is more than sampling. Assumes the estimates independent given their means: sources
+    that share their bystanders are not quite. k = 1 gives no interval. Raises ValueError for k = 0,
+    values that are not finite, or se ≤ 0."""
+    z, se = np.asarray(z, np.float64), np.asarray(se, np.float64)
+    k = len(z)
+    if k == 0 or z.shape != se.shape or not np.isfinite([z, se]).all() or (se <= 0).any():
+        raise ValueError("random effects need finite estimates with positive standard errors")
+    v = se * se
+    if k == 1:
+        return Combined(1, float(np.tanh(z[0])), None, None, 0.0, None, 0.0, None, None, None, float(se[0]))
+    w = 1 / v
+    q = float((w * (z - (w @ z) / w.sum()) ** 2).sum())
+    if method == "paule-mandel":
+        tau2 = _paule_mandel(z, v)
+    elif method == "dersimonian-laird":
+        tau2 = max(0.0, (q - (k - 1)) / (w.sum() - (w @ w) / w.sum()))
+    else:
+        raise ValueError(f"method {method!r} is neither paule-mandel nor dersimonian-laird")
+    from scipy.special import chdtrc
+
+    w = 1 / (v + tau2)
+    mean = float((w @ z) / w.sum())
+    spread = float((w * (z - mean) ** 2).sum() / (k - 1))
+    se_mean = float(np.sqrt(spread / w.sum()))
+    t = float(stdtrit(k - 1, 0.5 + confidence / 2))
+    ahead = t * float(np.sqrt(tau2 + se_mean**2))
+    return Combined(
+        k, float(np.tanh(mean)), float(np.tanh(mean - t * se_mean)), float(np.tanh(mean + t * se_mean)),
+        tau2, max(0.0, (q - (k - 1)) / q) if q > 0 else 0.0, q, float(chdtrc(k - 1, q)),
+        float(np.tanh(mean - ahead)), float(np.tanh(mean + ahead)), se_mean,
+    )  # fmt: skip
+
+
+def _paule_mandel(z: np.ndarray, v: np.ndarray) -> float:
+    """The τ² ≥ 0 at which Σ w(z − z̄)² = k − 1."""
+
+    def surplus(tau2: float) -> float:
+        w = 1 / (v + tau2)
+        return float((w * (z - (w @ z) / w.sum()) ** 2).sum()) - (len(z) - 1)
+
+    if surplus(0.0) <= 0:
+        return 0.0
+    top = float(np.ptp(z) ** 2 + v.max())
+    while surplus(top) > 0:
+        top *= 4
+    return float(brentq(surplus, 0.0, top, xtol=1e-16, rtol=1e-15))
+
+
+def benjamini_hochberg(p) -> np.ndarray:
+    """Adjusted p-values of one family (Benjamini and Hochberg 1995); `scipy.stats.false_discovery_control`.
+
+    Raises ValueError for values outside 0 to 1."""
+    from scipy.stats import false_discovery_control
+
+    p = np.asarray(p, np.float64)
+    return false_discovery_control(p, method="bh") if len(p) else p

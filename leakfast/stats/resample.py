@@ -1,0 +1,213 @@
+"""Permutation tests and bootstraps of Spearman's ρ, many columns at once. Demands finite arrays and
+codes for who is the same persona; leaves intervals from the draws to `intervals`.
+
+Ranks are made once for permutations and anew in each bootstrap resample. The same seed gives the same
+bits for any number of threads: a resample is a function of (seed, its number) alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+_PART = 1_024  # resamples a thread takes at a time, a multiple of the lanes
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """Columns sorted once: `order` (K, n) rows ascending, `begins` (K, n) where a new value begins,
+    `tied` (K,) whether any value stands twice, `rank` (K, n) twice the centered average rank."""
+
+    order: np.ndarray
+    begins: np.ndarray
+    tied: np.ndarray
+    rank: np.ndarray
+
+
+def ordered(columns: np.ndarray) -> Ordered:
+    """Sort each row of `columns` (K, n) float64. Raises ValueError for values that are not finite."""
+    columns = np.atleast_2d(np.asarray(columns, dtype=np.float64))
+    if not np.isfinite(columns).all():
+        raise ValueError("ranks need finite values")
+    n = columns.shape[1]
+    order = np.argsort(columns, axis=1, kind="stable")
+    value = np.take_along_axis(columns, order, 1)
+    begins = np.ones(columns.shape, dtype=bool)
+    begins[:, 1:] = value[:, 1:] != value[:, :-1]
+    first = np.maximum.accumulate(np.where(begins, np.arange(n), 0), axis=1)
+    ends = np.ones(columns.shape, dtype=bool)
+    ends[:, :-1] = begins[:, 1:]
+    last = np.minimum.accumulate(np.where(ends, np.arange(n), n)[:, ::-1], axis=1)[:, ::-1]
+    rank = np.empty(columns.shape)
+    np.put_along_axis(rank, order, (first + last + 1 - n).astype(np.float64), 1)
+    return Ordered(order, begins, ~begins.all(axis=1), rank)
+
+
+def threads(asked: int | None = None) -> int:
+    """Threads to use: `asked`, else the cores this process may run on."""
+    if asked is not None:
+        return max(1, asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bootstrap_spearman(
+    x: np.ndarray,
+    y: np.ndarray,
+    resamples: int,
+    seed: int,
+    *,
+    person: np.ndarray | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """ρ of each row of x with y in `resamples` bootstrap samples: (R, K) float64, ranks made anew.
+
+    x (K, n), y (n,) float64. The resampling unit is the person: `person` (n,) integer codes, by default
+    every row its own; as many persons as there are get drawn with replacement, each with all its rows.
+    All columns see the same resamples. NaN where a side does not vary in a resample.
+    Equal to `scipy.stats.spearmanr` of each resampled column. Raises ValueError for shapes that do not fit.
+    """
+    from leakfast.stats.compiled import bootstrap
+
+    x, y, codes, _ = _checked(x, y, person)
+    xs, ys = ordered(x), ordered(y)
+    out = np.empty((resamples, x.shape[0]))
+
+    def part(first: int, count: int) -> None:
+        bootstrap(
+            xs.order, xs.begins, xs.tied, ys.order[0], ys.begins[0], codes, int(codes.max()) + 1,
+            _word(seed), first, out[first : first + count],
+        )  # fmt: skip
+
+    _spread(part, resamples, workers, x.shape[0] * x.shape[1])
+    return out
+
+
+@dataclass(frozen=True)
+class Permuted:
+    """Two-sided permutation p-values of K columns: (1 + #{|ρ*| ≥ |ρ|}) / (1 + R), and with the largest
+    |ρ*| over the column's family in place of its own: a p that has paid for picking the best of them."""
+
+    p: np.ndarray
+    p_max: np.ndarray
+
+
+def permute_spearman(
+    x: np.ndarray,
+    y: np.ndarray,
+    resamples: int,
+    seed: int,
+    *,
+    person: np.ndarray | None = None,
+    block: np.ndarray | None = None,
+    family: np.ndarray | None = None,
+    workers: int | None = None,
+) -> Permuted:
+    """Permutation test of ρ of each row of x (K, n) with y (n,), shuffling who has which y.
+
+    `person`, `block`: (n,) integer codes; one shuffle of the persons moves y inside every block alike
+    (Mantel 1967 for one block; a block is a source's bystanders). `family`: (K,) codes below K of the
+    columns among which one would pick (the layers); one family without it. The comparison is exact,
+    because doubled ranks are integers. A column that does not vary has p NaN.
+    """
+    from leakfast.stats.compiled import permute
+
+    x, y, codes, blocks = _checked(x, y, person, block)
+    xs, ys = ordered(x).rank, ordered(y).rank[0]
+    length = np.sqrt((xs * xs).sum(1) * (ys @ ys))
+    family = np.zeros(len(xs), np.int64) if family is None else np.asarray(family, np.int64)
+    position = positions(codes, blocks)
+    with np.errstate(invalid="ignore"):
+        observed = np.abs(xs @ ys) / length
+    usable = length > 0
+    tries = [(first, min(_PART, resamples - first)) for first in range(0, resamples, _PART)]
+    single, best = np.zeros((len(tries), len(xs)), np.int64), np.zeros((len(tries), len(xs)), np.int64)
+
+    def part(first: int, count: int) -> None:
+        k = first // _PART
+        permute(
+            xs, ys, np.where(usable, length, 1.0), family, np.where(usable, observed, np.inf), codes, blocks,
+            position, _word(seed), first, count, single[k], best[k],
+        )  # fmt: skip
+
+    _spread(part, resamples, workers, x.shape[0] * x.shape[1])
+    p = (1 + single.sum(0)) / (1 + resamples)
+    p_max = (1 + best.sum(0)) / (1 + resamples)
+    return Permuted(np.where(usable, p, np.nan), np.where(usable, p_max, np.nan))
+
+
+def joint_permutations(seed: int, person: np.ndarray, block: np.ndarray, count: int) -> np.ndarray:
+    """`count` shuffles of persona identity, the same one in every block: (count, n) row indices.
+
+    `person`, `block`: (n,) integer codes; a persona stands at most once in a block (a block is one
+    source's bystanders). Row j of the result maps position i to the position, in i's own block, of the
+    persona that i's persona is sent to. Where that persona is absent from the block (a source is not
+    its own bystander) the shuffle is followed on to the next one present, which keeps the map a
+    bijection and, for any single block, uniform over all of them. Raises ValueError for a persona that
+    stands twice in a block.
+    """
+    from leakfast.stats.compiled import follow, shuffle
+
+    _, codes = np.unique(person, return_inverse=True)
+    _, blocks = np.unique(block, return_inverse=True)
+    position = positions(codes, blocks)
+    sent, out = np.empty(position.shape[1], np.int64), np.empty((count, len(codes)), np.int64)
+    for number in range(count):
+        shuffle(_word(seed), number, sent)
+        follow(sent, codes, blocks, position, out[number])
+    return out
+
+
+def positions(person: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """(blocks, people) row of each person in each block, −1 where absent."""
+    table = np.full((int(block.max()) + 1, int(person.max()) + 1), -1, dtype=np.int64)
+    table[block, person] = np.arange(len(person))
+    if (table >= 0).sum() != len(person):
+        raise ValueError("a persona stands twice in one block")
+    return table
+
+
+def kendall_tau(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Kendall's τ-b of each row of x (K, n) with y (n,): (K,), NaN where a side does not vary.
+
+    Equal to `scipy.stats.kendalltau` per row. Raises ValueError for values that are not finite."""
+    from leakfast.stats.compiled import kendall
+
+    x, y, _, _ = _checked(x, y, None)
+    out = np.empty(len(x))
+    kendall(np.ascontiguousarray(x), y, out)
+    return out
+
+
+def _checked(x, y, person, block=None):
+    x = np.ascontiguousarray(np.atleast_2d(np.asarray(x, dtype=np.float64)))
+    y = np.ascontiguousarray(np.asarray(y, dtype=np.float64))
+    n = len(y)
+    if x.ndim != 2 or y.ndim != 1 or x.shape[1] != n or n == 0:
+        raise ValueError(f"x must be (K, n) and y (n,), n ≥ 1; got {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("resampling needs finite values")
+    codes = np.arange(n) if person is None else np.unique(np.asarray(person), return_inverse=True)[1]
+    blocks = np.zeros(n, np.int64) if block is None else np.unique(np.asarray(block), return_inverse=True)[1]
+    if codes.shape != (n,) or blocks.shape != (n,):
+        raise ValueError(f"person and block must be ({n},), got {codes.shape} and {blocks.shape}")
+    return x, y, codes.astype(np.int64), blocks.astype(np.int64)
+
+
+def _word(seed: int) -> np.uint64:
+    return np.uint64(int(seed) & 0xFFFFFFFFFFFFFFFF)
+
+
+def _spread(part: Callable[[int, int], None], total: int, workers: int | None, size: int) -> None:
+    """Call part(first, count) over `total` resamples in steps of _PART, in threads where it pays."""
+    tries = [(first, min(_PART, total - first)) for first in range(0, total, _PART)]
+    workers = min(threads(workers), len(tries))
+    if workers < 2 or size * total < 2_000_000:
+        for first, count in tries:
+            part(first, count)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda one: part(*one), tries))

@@ -1,0 +1,294 @@
+"""From many estimates to few, with their uncertainty: rates over questions, ρ freed of the rates' noise,
+means over sources and seeds, all layers in one table. Demands the tables of `rates` and `correlations`."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from leakfast.config import derive_seed
+from leakfast.stats import intervals, resample
+from leakfast.stats.correlations import COSINES, MIN_BOOTSTRAP, POOLED, YS
+from leakfast.stats.rates import BASE
+
+SPLITS = 20  # random halvings of the questions whose correlations are averaged
+_ONE = ["behavior", "adapter"]
+
+
+def with_intervals(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
+    """`rates` + questions, icc, effective_total, bb_low, bb_high, bb_reason, delta_low, delta_high,
+    delta_reason, delta_method.
+
+    bb_*: 95 % interval for the probability that one more sample, of one more question, shows the
+    behavior. Samples of one question are not independent: a beta-binomial with one intraclass
+    correlation for all personas of an adapter (`intervals.question_icc`) says how many independent
+    samples they are worth, and Wilson's interval is taken over these. delta_*: 95 % interval of
+    rate − baseline that adds the variances of both (Newcombe's square-and-add), over questions where
+    they are known; both rates rest on the same questions, which makes it, if anything, too wide."""
+    worth = _effective(questions)
+    table = rates.join(worth, on=[*_ONE, "persona"], how="left", maintain_order="left", suffix="_q")
+    n, share = table["effective_total"].to_numpy().astype(float), table["rate"].to_numpy().astype(float)
+    low, high = np.full(len(n), np.nan), np.full(len(n), np.nan)
+    some = np.isfinite(n) & np.isfinite(share)
+    low[some], high[some] = intervals.wilson_share(share[some], n[some])
+    why = (
+        pl.when(pl.col("bb_low").is_not_null())
+        .then(None)
+        .when(pl.col("total").is_null())
+        .then(pl.lit("no counts, only a mean"))
+        .when(pl.col("rate").is_null())
+        .then(pl.lit("no sample was counted"))
+        .when(pl.col("questions").is_null())
+        .then(pl.lit("no counts per question"))
+        .otherwise(pl.lit("no question has two samples, or no persona two questions"))
+    )
+    table = table.with_columns(
+        pl.Series("bb_low", low).fill_nan(None), pl.Series("bb_high", high).fill_nan(None)
+    ).with_columns(why.alias("bb_reason"))
+    return _with_delta(table)
+
+
+def _effective(questions: pl.DataFrame) -> pl.DataFrame:
+    """behavior, adapter, persona, questions, icc, effective_total."""
+    parts = []
+    for group in questions.partition_by(_ONE, maintain_order=True) if questions.height else []:
+        icc = intervals.question_icc(group["hits"], group["total"], group["persona"].to_numpy())
+        summed = group.filter(pl.col("total") > 0).group_by(*_ONE, "persona", maintain_order=True).agg(
+            pl.len().cast(pl.Int64).alias("questions"),
+            pl.col("total").sum().alias("_total"),
+            (pl.col("total") ** 2).sum().alias("_squares"),
+        )  # fmt: skip
+        worth = None
+        if icc is not None:
+            worth = intervals.effective_total(summed["_total"], summed["_squares"], icc)
+        parts.append(
+            summed.with_columns(
+                pl.lit(icc, pl.Float64).alias("icc"),
+                pl.Series(
+                    "effective_total", worth if icc is not None else [None] * summed.height, pl.Float64
+                ),
+            ).drop("_total", "_squares")
+        )
+    columns = dict.fromkeys([*_ONE, "persona"], pl.String)
+    columns |= {"questions": pl.Int64, "icc": pl.Float64, "effective_total": pl.Float64}
+    return pl.concat(parts) if parts else pl.DataFrame(schema=columns)
+
+
+def _with_delta(table: pl.DataFrame) -> pl.DataFrame:
+    whole = table.with_columns(
+        pl.coalesce("bb_low", "ci_low").alias("_low"), pl.coalesce("bb_high", "ci_high").alias("_high")
+    )
+    base = whole.filter(pl.col("adapter") == BASE).select(
+        "behavior", "persona", pl.col("_low").alias("_base_low"), pl.col("_high").alias("_base_high")
+    )
+    whole = whole.join(base, on=["behavior", "persona"], how="left", maintain_order="left")
+    names = ("rate", "_low", "_high", "baseline", "_base_low", "_base_high")
+    low, high = intervals.difference(*(whole[name].to_numpy().astype(float) for name in names))
+    ours = pl.col("adapter") != BASE
+    whole = whole.with_columns(
+        pl.Series("delta_low", low).fill_nan(None), pl.Series("delta_high", high).fill_nan(None)
+    ).with_columns(pl.when(ours).then(pl.col("delta_low", "delta_high")))
+    over = pl.when(pl.col("bb_low").is_not_null()).then(pl.lit("questions")).otherwise(pl.lit("samples"))
+    return whole.with_columns(
+        pl.when(pl.col("delta_low").is_not_null())
+        .then(None)
+        .when(~ours)
+        .then(pl.lit("the unadapted model itself"))
+        .when(pl.col("baseline").is_null())
+        .then(pl.lit("the unadapted model was not measured"))
+        .otherwise(pl.lit("no interval of the rate or of its baseline"))
+        .alias("delta_reason"),
+        pl.when(pl.col("delta_low").is_not_null())
+        .then(pl.concat_str(pl.lit("square-and-add of Wilson intervals over "), over))
+        .alias("delta_method"),
+    ).drop("_low", "_high", "_base_low", "_base_high")
+
+
+def layers(correlations: pl.DataFrame) -> pl.DataFrame:
+    """All layers of each source (and pooled) in one table: ρ with its interval, p at that layer alone, and
+    `spearman_p_max`, which has paid for looking at `layers_tested` layers; `best` marks the largest |ρ|."""
+    names = ["behavior", "seed", "source", "adapter", "cosine", "y"]
+    whole = correlations.filter(pl.col("category").is_null())
+    size = pl.col("spearman").abs()
+    return whole.select(
+        *names, "layer", "n", "spearman", "spearman_ci_low", "spearman_ci_high", "spearman_p_perm",
+        "spearman_p_max", "layers_tested",
+        (size == size.max().over(names)).alias("best"),
+        "reason", "ci_reason", "resampling_unit", "permutations", "permutation_seed",
+    ).sort(["behavior", "seed", "source", "cosine", "y", "layer"], maintain_order=True)  # fmt: skip
+
+
+def means(correlations: pl.DataFrame) -> pl.DataFrame:
+    """Random-effects mean of ρ over sources (per training seed) and over seeds (per source, and of pooled ρ).
+
+    One row per behavior, layer, cosine, y and what is averaged (`over`: sources or seeds): k, mean, its
+    95 % interval (Hartung and Knapp), tau2 (z scale), i2, q and its p, the interval for one more source or
+    seed, and a reason where something is null. Standard errors come from the bootstrap over personas, or
+    Bonett and Wright's formula where there is none (`se_from`)."""
+    whole = correlations.filter(pl.col("category").is_null() & pl.col("spearman").is_not_null())
+    key = ["behavior", "layer", "cosine", "y"]
+    singles = whole.filter(pl.col("source") != POOLED)
+    rows = []
+    for over, frame, more in (("sources", singles, "seed"), ("seeds", whole, "source")):
+        for names, group in frame.group_by([*key, more], maintain_order=True):
+            if over == "seeds" and group["seed"].n_unique() < 2:
+                continue
+            rows.append({**dict(zip([*key, more], names, strict=True)), "over": over, **_mean(group)})
+    columns = {name: correlations.schema[name] for name in [*key, "seed", "source"]}
+    values = {"k": pl.Int64, **dict.fromkeys(_MEAN_VALUES, pl.Float64)}
+    columns |= {"over": pl.String, **values, "se_from": pl.String, "reason": pl.String, "method": pl.String}
+    return pl.DataFrame(rows, schema=columns)
+
+
+_MEAN_VALUES = ("mean", "low", "high", "tau2", "i2", "q", "q_p", "predict_low", "predict_high")
+
+
+def _mean(group: pl.DataFrame) -> dict:
+    rho, n = group["spearman"].to_numpy(), group["n"].to_numpy()
+    drawn = group["spearman_se_z"].is_not_null().all()
+    inside = np.abs(rho) < 1 - 1e-12
+    method = "Fisher z, Paule-Mandel tau2, Hartung-Knapp interval"
+    kept = {"k": int(inside.sum()), "se_from": None, "method": method, **dict.fromkeys(_MEAN_VALUES)}
+    if not inside.all() or (n < 5).any():
+        return kept | {"reason": "a ρ of ±1 or fewer than 5 pairs has no variance on Fisher's scale"}
+    se = group["spearman_se_z"].to_numpy() if drawn else intervals.spearman_z_se(rho, n)
+    found = intervals.random_effects(np.arctanh(rho), se)
+    why = "one estimate: no spread to judge by" if found.k == 1 else None
+    return kept | {name: getattr(found, name) for name in _MEAN_VALUES} | {
+        "se_from": "bootstrap over personas" if drawn else "Bonett-Wright",
+        "tau2": None if found.k == 1 else found.tau2,
+        "q": None if found.k == 1 else found.q,
+        "reason": why,
+    }  # fmt: skip
+
+
+def disattenuated(
+    pairs: pl.DataFrame,
+    questions: pl.DataFrame,
+    bootstraps: int,
+    seed: int = 0,
+    workers: int | None = None,
+) -> pl.DataFrame:
+    """What ρ would be were the rates free of noise: ρ / √reliability, per adapter, layer, cosine and y.
+
+    reliability: questions are split in halves at random (SPLITS times), Spearman's correlation of the
+    bystanders' rates between halves is averaged and stepped up to the full number of questions (Spearman
+    1910, Brown 1910: 2r/(1+r)). The cosine is taken as exact. Interval: percentile bootstrap over
+    personas of the whole ratio, halvings fixed. `delta` splits the base model's rates alike. Estimand:
+    the rank correlation with each bystander's expected rate over questions of this kind."""
+    rows: list[dict] = []
+    if questions.height and pairs.height:
+        for group in pairs.partition_by("behavior", "adapter", maintain_order=True):
+            rows += _one_adapter(group, questions, bootstraps, seed, workers)
+    values = dict.fromkeys(
+        ("spearman", "reliability", "reliability_low", "reliability_high", "disattenuated",
+         "disattenuated_low", "disattenuated_high"), pl.Float64,
+    )  # fmt: skip
+    columns = {name: pairs.schema.get(name, pl.String) for name in ("behavior", "source", "adapter", "seed")}
+    columns |= {"layer": pl.Int32, "cosine": pl.String, "y": pl.String, "n": pl.Int64, "questions": pl.Int64}
+    columns |= {**values, "reason": pl.String, "bootstraps": pl.Int64, "bootstrap_seed": pl.Int64}
+    return pl.DataFrame(rows, schema=columns)
+
+
+def _halves(counts: pl.DataFrame, people: list[str], seed: int) -> tuple[np.ndarray, np.ndarray, int] | None:
+    """Rates of each persona over each half: two (SPLITS, people) arrays, and the number of questions."""
+    asked = sorted(counts["question"].unique())
+    if len(asked) < 2:
+        return None
+    hits, total = (np.zeros((len(people), len(asked))) for _ in range(2))
+    who, what = {name: i for i, name in enumerate(people)}, {q: i for i, q in enumerate(asked)}
+    for name, question, h, t in counts.select("persona", "question", "hits", "total").rows():
+        if name in who:
+            hits[who[name], what[question]], total[who[name], what[question]] = h, t
+    rng = np.random.Generator(np.random.PCG64(seed))
+    first, second = [], []
+    for _ in range(SPLITS):
+        order = rng.permutation(len(asked))
+        for part, out in ((order[: len(asked) // 2], first), (order[len(asked) // 2 :], second)):
+            with np.errstate(invalid="ignore"):
+                out.append(hits[:, part].sum(1) / total[:, part].sum(1))
+    return np.array(first), np.array(second), len(asked)
+
+
+def _one_adapter(
+    group: pl.DataFrame, questions: pl.DataFrame, bootstraps: int, seed: int, workers: int | None
+) -> list[dict]:
+    behavior, adapter = group["behavior"][0], group["adapter"][0]
+    mine = questions.filter((pl.col("behavior") == behavior) & (pl.col("adapter") == adapter))
+    base = questions.filter((pl.col("behavior") == behavior) & (pl.col("adapter") == BASE))
+    people = sorted(group["persona"].unique())
+    drawn_seed = derive_seed("split halves", seed, behavior, adapter)
+    own = _halves(mine, people, drawn_seed) if mine.height else None
+    layers_here = sorted(group["layer"].unique())
+    wide = {layer: group.filter(pl.col("layer") == layer).sort("persona") for layer in layers_here}
+    key = {name: group[name][0] for name in ("behavior", "source", "adapter", "seed")}
+    rows = []
+    for y in YS:
+        halves = own
+        if y == "delta" and own is not None:
+            theirs = _halves(base, people, drawn_seed) if base.height else None
+            halves = None if theirs is None else (own[0] - theirs[0], own[1] - theirs[1], own[2])
+        cells = [(layer, cosine) for layer in layers_here for cosine in COSINES]
+        told = {"y": y, "bootstraps": bootstraps, "bootstrap_seed": drawn_seed, "n": 0}
+        if halves is None:
+            why = {"reason": "no counts per question, or fewer than two questions"}
+            rows += [{**key, **told, "layer": a, "cosine": c, **why} for a, c in cells]
+            continue
+        first, second, told["questions"] = halves
+        drawn: dict[bytes, list[np.ndarray]] = {}  # who is kept → the halves' ρ in each resample
+        for layer, cosine in cells:
+            x = wide[layer][f"cosine_{cosine}"].to_numpy().astype(float)
+            value = wide[layer][y].to_numpy().astype(float)
+            kept = (
+                np.isfinite(x) & np.isfinite(value) & np.isfinite(first).all(0) & np.isfinite(second).all(0)
+            )
+            found = _ratio(
+                x[kept], value[kept], first[:, kept], second[:, kept], bootstraps, drawn_seed, workers,
+                drawn.setdefault(kept.tobytes(), []),
+            )  # fmt: skip
+            rows.append({**key, **told, "layer": layer, "cosine": cosine, "n": int(kept.sum()), **found})
+    return rows
+
+
+def _ratio(x, y, first, second, bootstraps: int, seed: int, workers: int | None, halves: list) -> dict:
+    """The values of one cell. `halves`: empty, or the resampled ρ between halves of the same persons."""
+    n = len(y)
+    if n < MIN_BOOTSTRAP:
+        return {"reason": f"{n} bystanders with halves and cosine; at least {MIN_BOOTSTRAP} are needed"}
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return {"reason": "the cosine or the rate is the same for all"}
+    ranks = [resample.ordered(side).rank for side in (x, y, first, second)]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit = [r / np.linalg.norm(r, axis=1, keepdims=True) for r in ranks]
+    rho, alike = float(unit[0][0] @ unit[1][0]), float(np.mean((unit[2] * unit[3]).sum(1)))
+    if not alike > 0:
+        return {
+            "spearman": rho,
+            "reason": f"the halves correlate at {alike:.2f}: there is no reliable difference",
+        }
+    reliability = 2 * alike / (1 + alike)
+    out = {
+        "spearman": rho,
+        "reliability": reliability,
+        "disattenuated": rho / np.sqrt(reliability),
+        "reason": None,
+    }
+    if bootstraps < 2:
+        return out
+    drawn = resample.bootstrap_spearman(x, y, bootstraps, seed, workers=workers)[:, 0]
+    if not halves:
+        halves += [
+            resample.bootstrap_spearman(a, b, bootstraps, seed, workers=workers)[:, 0]
+            for a, b in zip(first, second, strict=True)
+        ]
+    half = np.mean(halves, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        stepped = np.where(half > 0, 2 * half / (1 + half), np.nan)
+        both = np.column_stack([stepped, drawn / np.sqrt(stepped)])
+    if np.isnan(both).any(axis=1).mean() > intervals.TOO_FEW_DRAWS:
+        return out | {"reason": "the halves do not agree in over 5 % of the resamples: no interval"}
+    low, high = intervals.percentiles(both)
+    names = ("reliability", "disattenuated")
+    return out | {f"{k}_low": float(v) for k, v in zip(names, low, strict=True)} | {
+        f"{k}_high": float(v) for k, v in zip(names, high, strict=True)
+    }  # fmt: skip
