@@ -1,5 +1,5 @@
-"""`leakfast stats`: compute a run's tables, print them as JSON or the headline rows for people.
-Demands a run with completions; rounding happens here and nowhere before."""
+"""`leakfast stats`: compute a run's tables, print them as JSON, CSV, Markdown or LaTeX, or the headline
+rows for people. Demands a run with completions or imported rates; rounding happens here."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from leakfast.errors import InputError
+from leakfast.files import did_you_mean
 
 COSINES = ("centered", "raw")
 
@@ -22,30 +23,82 @@ COSINES = ("centered", "raw")
     default=9_999,
     help="Shuffles behind each permutation p; 0 leaves it out.",
 )
-@click.option("--seed", type=int, default=0, help="Seed of the shuffles.")
-@click.option("--json", "as_json", is_flag=True, help="Print rates, pairs and correlations as JSON.")
-def cli(run: Path, layer: int | None, cosine: str, permutations: int, seed: int, as_json: bool) -> int | None:
-    """Compute rates, pairs and correlations of a run and write them to RUN/tables.
+@click.option(
+    "--bootstraps",
+    type=click.IntRange(min=0),
+    default=2_000,
+    help="Resamples of the personas behind each interval; 0 leaves intervals out.",
+)
+@click.option("--seed", type=int, default=0, help="Seed of everything drawn.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="Threads; all cores if not given. Changes no bit."
+)
+@click.option("--table", "name", help="One table by name, in place of all (--json) or the headline rows.")
+@click.option("--json", "as_json", is_flag=True, help="Print all tables (or --table) as JSON.")
+@click.option("--csv", "form", flag_value="csv", help="Print --table (or the headline rows) as CSV.")
+@click.option("--markdown", "form", flag_value="markdown", help="The same as a Markdown table.")
+@click.option("--latex", "form", flag_value="latex", help="The same as a LaTeX tabular (booktabs).")
+def cli(
+    run: Path,
+    layer: int | None,
+    cosine: str,
+    permutations: int,
+    bootstraps: int,
+    seed: int,
+    threads: int | None,
+    name: str | None,
+    as_json: bool,
+    form: str | None,
+) -> int | None:
+    """Compute rates, pairs, correlations and what follows from them, and write RUN/tables.
 
-    Example: leakfast stats runs/demo --json
+    Example: leakfast stats runs/demo --table correlations --csv
     """
     from leakfast.cli.progress import progress_for
-    from leakfast.cli.text import print_json
+    from leakfast.cli.text import print_json, print_table
     from leakfast.stats import stats
 
     with progress_for("stats") as progress:
-        tables = stats(run, permutations=permutations, seed=seed, progress=progress)
+        tables = stats(
+            run,
+            permutations=permutations,
+            bootstraps=bootstraps,
+            seed=seed,
+            workers=threads,
+            progress=progress,
+        )
     if layer is not None and layer not in tables.layers():
         known = ", ".join(map(str, tables.layers())) or "none"
         raise InputError(
             f"stats: layer {layer} asked, but the pairs of {run} have layers {known}. "
             "Leave --layer out for the best of them, or make centroids at that layer."
         )
+    found = tables.all_tables()
+    if name is not None and name not in found:
+        raise InputError(
+            f"stats: there is no table {name!r} in {run}.{did_you_mean(name, found)} "
+            f"Use one of: {', '.join(found)}."
+        )
     if as_json:
-        print_json({name: table.to_dicts() for name, table in tables.tables().items()})
+        print_json({key: found[key].to_dicts() for key in ([name] if name else found)})
+    elif form is not None:
+        from leakfast.stats.output import render
+
+        click.echo(render(found[name] if name else headline(tables, layer, cosine), form), nl=False)
+    elif name is not None:
+        print_table(found[name].columns, found[name].rows(), title=name)
     else:
         show(tables, layer, cosine)
     return 3 if tables.missing else None
+
+
+def headline(tables, layer: int | None = None, cosine: str = "centered"):
+    """The summary's rows at one layer a behavior: the best pooled one, or `layer` (polars)."""
+    import polars as pl
+
+    rows = tables.summary(cosine, "rate")
+    at = pl.col("best_layer") if layer is None else pl.col("layer") == layer
+    return rows.filter(at | pl.col("layer").is_null())
 
 
 def show(tables, layer: int | None = None, cosine: str = "centered") -> None:
@@ -66,7 +119,7 @@ def show(tables, layer: int | None = None, cosine: str = "centered") -> None:
             chosen = "asked" if layer is not None else "the largest pooled |ρ|"
             title = f"{behavior} rate against {cosine} cosine at layer {at} ({chosen}), bystanders only"
         head = ["source", *(["seed"] if seeds else []), "source %", "mean bystander %"]
-        head += ["max bystander %", "who", "ρ", "p (t)", "p (perm)", "r", "N"]
+        head += ["max bystander %", "who", "ρ", "95 % interval", "p (t)", "p (perm)", "p (max)", "r", "N"]
         print_table(head, [_headline(row, seeds) for row in shown], title=title)
         for row in shown:
             if row["reason"]:
@@ -79,6 +132,44 @@ def show(tables, layer: int | None = None, cosine: str = "centered") -> None:
                 title=f"ρ by layer, {cosine} cosine (* largest pooled |ρ|)",
             )
         click.echo()
+    _show_verdicts(tables)
+    _show_agreement(tables)
+
+
+def _show_verdicts(tables) -> None:
+    """Each claim of the study's rules, and the numbers that decided it."""
+    from leakfast.cli.text import print_table
+
+    if "verdicts" not in tables.more:
+        return
+    rows = tables.more["verdicts"].rows(named=True)
+    head = ["claim", "source", "verdict", "quantity", "value", "p", "bar", "met"]
+    body = [
+        [r["claim"], r["source"], r["verdict"], r["quantity"], f"{r['value']:+.3g}" if r["value"] is not None else
+         None, _p(r["p"]), f"{r['bar']:g}", {True: "yes", False: "no", None: None}[r["met"]]]
+        for r in rows
+    ]  # fmt: skip
+    print_table(head, body, title="the study's own rules (drop = −Δ)")
+
+
+def _show_agreement(tables) -> None:
+    """How many of the published numbers were found again, and which were not."""
+    if "published" not in tables.more:
+        return
+    rows = tables.more["published"].rows(named=True)
+    found = [row for row in rows if row["agrees"] is not None]
+    agreeing = sum(row["agrees"] for row in found)
+    click.echo(
+        f"{agreeing} of {len(found)} published numbers found again; {len(rows) - len(found)} not recomputable."
+    )
+    for row in found:
+        if not row["agrees"]:
+            where = ", ".join(
+                str(row[k]) for k in ("source", "category", "layer", "subset") if row[k] is not None
+            )
+            click.echo(
+                f"{row['quantity']} of {where}: published {row['stored']:.6g}, found {row['found']:.6g}"
+            )
 
 
 def _headline(row: dict, seeds: bool) -> list:
@@ -90,8 +181,10 @@ def _headline(row: dict, seeds: bool) -> list:
         _percent(row["max_bystander"]),
         row["max_persona"],
         _signed(row["spearman"]),
+        _interval(row["spearman_ci_low"], row["spearman_ci_high"]),
         _p(row["spearman_p_t"]),
         _p(row["spearman_p_perm"]),
+        _p(row["spearman_p_max"]),
         _signed(row["pearson"]),
         row["n"],
     ]
@@ -111,6 +204,10 @@ def _p(p: float | None) -> str | None:
     if p is None:
         return None
     return f"{p:>7.1e}" if p < 1e-3 else f"{p:>7.2g}"
+
+
+def _interval(low: float | None, high: float | None) -> str | None:
+    return None if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
 
 
 def _percent(share: float | None) -> str | None:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from leakfast.stats import agreement, summaries
+from leakfast.stats import agreement, between, confounds, shapes, summaries, verdicts
 from leakfast.stats.collect import Collected
 from leakfast.stats.correlations import correlate
+from leakfast.stats.summary import best_layer
 
 # name → what it holds; a table without rows is not written
 TABLES = {
@@ -19,6 +20,17 @@ TABLES = {
     "means": "random-effects means of ρ over sources and over training seeds",
     "disattenuated": "ρ freed of the noise in the rates, with the rates' reliability",
     "related": "correlations over the bystanders whose related_to names the source",
+    "partials": "ρ with prompt length, baseline, shared words and category taken out, one by one and together",
+    "commonality": "rank variance explained by the cosine alone, by shared words alone, by both",
+    "without_category": "ρ without each category",
+    "influence": "ρ without each persona, at the best layer",
+    "gradients": "logistic curve of rate on cosine per source: floor, ceiling, midpoint, 10–90 % width",
+    "widths": "whether the 10–90 % width differs between sources",
+    "isotonic": "isotonic curve of rate on cosine, for display",
+    "matrix": "persona × source × behavior: rate and delta with intervals",
+    "crossed": "correlation of bystanders' deltas between sources and between behaviors",
+    "predicted": "leave-one-source-out prediction from geometry, against the mean and shared words",
+    "verdicts": "the study's rules with the numbers that decide them",
     "published": "each number the published study stored, beside ours",
 }
 
@@ -57,8 +69,44 @@ def further(
     if "related" in pairs.columns:
         near = pairs.filter(pl.col("related"))
         tables["related"] = correlate(near, *shared, bootstraps=draws.bootstraps, workers=draws.workers)
+    best = {behavior: headline(correlations, behavior) for behavior in rates["behavior"].unique()}
+    at = {behavior: layer for behavior, (_, layer) in best.items()}
+    said = confounds.covariates(pairs, rates, found.people) if pairs.height else pairs
+    for cosine in dict.fromkeys(cosine for cosine, _ in best.values()):
+        here = said.filter(pl.col("behavior").is_in([b for b, (c, _) in best.items() if c == cosine]))
+        if here.is_empty():
+            continue
+        head = pl.concat([here.clear(), *(here.filter(_is(b, at[b])) for b in here["behavior"].unique())])
+        for name, table in {
+            "partials": confounds.partials(here, cosine),
+            "commonality": confounds.commonality(here, cosine),
+            "without_category": confounds.left_out(here, "category", cosine),
+            "influence": confounds.left_out(head, "persona", cosine),
+            "predicted": between.predicted(here, cosine),
+            **shapes.tables(head, rates, cosine),
+        }.items():
+            tables[name] = pl.concat([tables[name], table]) if name in tables else table
+    tables["matrix"] = between.leakage_matrix(rates)
+    tables["crossed"] = between.crossed(
+        rates, draws.permutations, draws.bootstraps, draws.seed, draws.workers
+    )
+    tables["verdicts"] = verdicts.judge(rates, correlations, at)
     if found.published is not None and found.published.height:
         tables["published"] = agreement.compare(
             found.published, rates, correlations, tables.get("related", correlations.clear()), "marker"
         )
     return {name: tables[name] for name in TABLES if name in tables and tables[name].height}
+
+
+def headline(correlations: pl.DataFrame, behavior: str) -> tuple[str, int | None]:
+    """(cosine, layer) at which a behavior is looked at closely: the layer with the largest pooled |ρ| with
+    the rate, of the centered cosine where there is one, else of the raw one."""
+    for cosine in ("centered", "raw"):
+        layer = best_layer(correlations, behavior, cosine, "rate")
+        if layer is not None:
+            return cosine, layer
+    return "centered", None
+
+
+def _is(behavior: str, layer: int | None) -> pl.Expr:
+    return (pl.col("behavior") == behavior) & (pl.col("layer") == (-1 if layer is None else layer))

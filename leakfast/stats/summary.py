@@ -35,7 +35,7 @@ def best_layer(correlations: pl.DataFrame, behavior: str, cosine: str, y: str) -
 
 def summarize(rates: pl.DataFrame, correlations: pl.DataFrame, cosine: str, y: str) -> pl.DataFrame:
     """behavior, adapter, source, seed, layer, cosine, y, best_layer (Boolean), source_rate with its
-    interval, mean_bystander, max_bystander and whose, then n, ρ, r and their p-values.
+    interval, mean_bystander, max_bystander and whose, then n, ρ with its interval, r and their p-values.
 
     Sources in order of their adapters, `pooled` last (it has no source rate). Without correlations,
     one row per adapter with a null layer."""
@@ -43,7 +43,8 @@ def summarize(rates: pl.DataFrame, correlations: pl.DataFrame, cosine: str, y: s
     chosen = correlations.filter(
         (pl.col("cosine") == cosine) & (pl.col("y") == y) & pl.col("category").is_null()
     )
-    values = ["n", "spearman", "spearman_p_t", "spearman_p_perm", "pearson", "pearson_p", "reason"]
+    values = ["n", "spearman", "spearman_ci_low", "spearman_ci_high", "spearman_p_t", "spearman_p_perm"]
+    values += ["spearman_p_max", "pearson", "pearson_p", "reason"]
     if chosen.is_empty():
         people = people.filter(pl.col("source") != POOLED)
     table = people.join(

@@ -1,0 +1,183 @@
+"""Between sources and between behaviors: do the same bystanders leak, and can a source not seen be
+predicted from geometry alone? Demands rates and pairs; the resampling unit is the persona."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import polars as pl
+
+from leakfast.config import derive_seed
+from leakfast.stats import intervals, resample
+from leakfast.stats.correlations import MIN_BOOTSTRAP, MIN_PAIRS, spearman_and_pearson
+
+NEIGHBOURS = 10
+MODELS = ("mean", "words", "cosine", "cosine_nearest", "cosine_and_words")
+
+
+def leakage_matrix(rates: pl.DataFrame) -> pl.DataFrame:
+    """persona × source × behavior (× seed) in one long table: role, category, rate and delta with their
+    intervals; what was not measured has no row."""
+    trained = rates.filter(pl.col("role") != "base")
+    names = [
+        "behavior",
+        "seed",
+        "source",
+        "adapter",
+        "persona",
+        "category",
+        "role",
+        "rate",
+        "ci_low",
+        "ci_high",
+    ]
+    names += ["bb_low", "bb_high", "baseline", "delta", "delta_low", "delta_high"]
+    return trained.select(names).sort("behavior", "seed", "source", "persona", maintain_order=True)
+
+
+def crossed(
+    rates: pl.DataFrame, permutations: int, bootstraps: int, seed: int = 0, workers: int | None = None
+) -> pl.DataFrame:
+    """Correlation over bystanders of two adapters' values (`y`: delta, else rate where no baseline is).
+
+    `between`: sources (one behavior, two sources) or behaviors (one source, two behaviors), same training
+    seed. Personas that are the source of either are left out. Spearman with permutation p and percentile
+    bootstrap interval over personas, Pearson with its t p-value."""
+    trained = rates.filter(pl.col("role").is_in(["source", "bystander"]))
+    adapters = trained.select("behavior", "seed", "source", "adapter").unique(maintain_order=True).rows()
+    values = dict(trained.group_by("behavior", "adapter", maintain_order=True))
+    rows = []
+    for a, b in combinations(adapters, 2):
+        if a[1] != b[1] or (a[0] == b[0]) == (a[2] == b[2]):
+            continue
+        one, other = (values[x[0], x[3]] for x in (a, b))
+        y = "delta" if all(g["delta"].is_not_null().any() for g in (one, other)) else "rate"
+        both = (
+            one.select("persona", pl.col(y).alias("x"))
+            .join(other.select("persona", y), on="persona")
+            .filter(~pl.col("persona").is_in([a[2], b[2]]))
+            .drop_nulls()
+            .sort("persona")
+        )
+        key = {"between": "sources" if a[0] == b[0] else "behaviors", "seed": a[1], "y": y, "n": both.height}
+        key |= {"behavior": a[0], "source": a[2], "other_behavior": b[0], "other_source": b[2]}
+        drawn = derive_seed("crossed", seed, *a, *b)
+        rows.append(key | _correlated(both["x"].to_numpy(), both[y].to_numpy(), permutations, bootstraps, drawn,
+                                      workers))  # fmt: skip
+    columns = {"between": pl.String, "behavior": pl.String, "source": pl.String, "other_behavior": pl.String}
+    columns |= {"other_source": pl.String, "seed": pl.Int64, "y": pl.String, "n": pl.Int64}
+    columns |= dict.fromkeys(
+        ("spearman", "spearman_ci_low", "spearman_ci_high", "spearman_p_perm", "pearson", "pearson_p"),
+        pl.Float64,
+    )
+    columns |= {
+        "reason": pl.String,
+        "permutations": pl.Int64,
+        "bootstraps": pl.Int64,
+        "resampling_seed": pl.Int64,
+    }
+    return pl.DataFrame(rows, schema=columns)
+
+
+def _correlated(x, y, permutations: int, bootstraps: int, seed: int, workers: int | None) -> dict:
+    if len(y) < MIN_PAIRS:
+        return {"reason": f"{len(y)} personas with both values; at least {MIN_PAIRS} are needed"}
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return {"reason": "one of the two is the same for all personas"}
+    rho, _, r, p = (float(v[0]) for v in spearman_and_pearson(x[:, None], y))
+    out = {"spearman": rho, "pearson": r, "pearson_p": p, "permutations": permutations or None}
+    out["resampling_seed"] = seed
+    if permutations:
+        out["spearman_p_perm"] = float(
+            resample.permute_spearman(x, y, permutations, seed, workers=workers).p[0]
+        )
+    if bootstraps > 1 and len(y) >= MIN_BOOTSTRAP:
+        drawn = resample.bootstrap_spearman(x, y, bootstraps, seed, workers=workers)
+        if np.isnan(drawn).mean() <= intervals.TOO_FEW_DRAWS:
+            low, high = intervals.percentiles(drawn)
+            out |= {
+                "spearman_ci_low": float(low[0]),
+                "spearman_ci_high": float(high[0]),
+                "bootstraps": bootstraps,
+            }
+    return out
+
+
+def predicted(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
+    """Leave one source out: each model learns from the other sources' bystanders and predicts this one's.
+
+    `table`: pairs with `jaccard` (from `confounds.covariates`). Models: `mean` of the others; `words`, a
+    line on the overlap of words; `cosine`, a line on the cosine; `cosine_nearest`, the mean of the 10
+    bystanders with the nearest cosines; `cosine_and_words`, a plane. r2 = 1 − Σ(y − ŷ)² / Σ(y − ȳ)² with ȳ
+    of the source left out: negative where its own mean would have done better. `gain` is over `mean`:
+    1 − Σ(y − ŷ)² / Σ(y − mean of the others)². `source` pooled sums both over all sources left out."""
+    rows = []
+    keys = ["behavior", "seed", "layer"]
+    for group in table.partition_by(keys, maintain_order=True) if table.height else []:
+        y_name = "delta" if group["delta"].is_not_null().all() else "rate"
+        names = ["source", "persona", f"cosine_{cosine}", "jaccard", y_name]
+        whole = group.filter(pl.col(f"cosine_{cosine}").is_not_null() & pl.col(y_name).is_not_null()).select(
+            names
+        )
+        sources = whole["source"].unique(maintain_order=True).to_list()
+        told = {**{k: group[k][0] for k in keys}, "cosine": cosine, "y": y_name}
+        if len(sources) < 2:
+            rows.append({**told, "reason": f"{len(sources)} source with cosines; at least 2 are needed"})
+            continue
+        sums = {model: np.zeros(3) for model in MODELS}
+        for source in sources:
+            train, test = (whole.filter(pl.col("source").is_in([source]) == here) for here in (False, True))
+            y, fitted = test[y_name].to_numpy(), _predictions(train, test, f"cosine_{cosine}", y_name)
+            for model in MODELS:
+                if fitted[model] is None:
+                    rows.append({**told, "source": source, "model": model, "n": len(y),
+                                 "reason": "the overlap of words is not known"})  # fmt: skip
+                    continue
+                parts = np.array([((y - fitted[model]) ** 2).sum(), ((y - y.mean()) ** 2).sum(),
+                                  ((y - fitted["mean"]) ** 2).sum()])  # fmt: skip
+                sums[model] += parts
+                rows.append({**told, "source": source, "model": model, "n": len(y), **_explained(parts)})
+        for model in MODELS:
+            if sums[model][2] > 0:
+                rows.append({**told, "source": "pooled", "model": model, "n": whole.height,
+                             **_explained(sums[model])})  # fmt: skip
+    columns = {name: table.schema[name] for name in keys}
+    columns |= {"cosine": pl.String, "y": pl.String, "source": pl.String, "model": pl.String, "n": pl.Int64}
+    columns |= dict.fromkeys(("r2", "gain", "rmse"), pl.Float64) | {"reason": pl.String}
+    out = pl.DataFrame(rows, schema=columns)
+    count = pl.col("n").cast(pl.Float64)
+    return out.with_columns((pl.col("rmse") / count).sqrt().alias("rmse"))
+
+
+def _explained(parts: np.ndarray) -> dict:
+    left, spread, plain = (float(v) for v in parts)
+    out = {"rmse": left, "reason": None}  # a sum until all are in one table
+    if spread == 0 or plain == 0:
+        return out | {"reason": "the values of the source left out do not vary"}
+    return out | {"r2": 1 - left / spread, "gain": 1 - left / plain}
+
+
+def _predictions(
+    train: pl.DataFrame, test: pl.DataFrame, cosine: str, y: str
+) -> dict[str, np.ndarray | None]:
+    """Each model's prediction for `test`, None where it needs words that are not known."""
+    target = train[y].to_numpy()
+
+    def linear(*names: str) -> np.ndarray:
+        a, b = (
+            np.column_stack([np.ones(f.height), *(f[n].to_numpy() for n in names)]) for f in (train, test)
+        )
+        return b @ np.linalg.lstsq(a, target, rcond=None)[0]
+
+    known = train["jaccard"].null_count() + test["jaccard"].null_count() == 0
+    near, order = test[cosine].to_numpy(), np.argsort(train[cosine].to_numpy(), kind="stable")
+    at, value = train[cosine].to_numpy()[order], target[order]
+    closest = np.argsort(np.abs(near[:, None] - at[None, :]), axis=1, kind="stable")[:, :NEIGHBOURS]
+    return {
+        "mean": np.full(test.height, target.mean()),
+        "words": linear("jaccard") if known else None,
+        "cosine": linear(cosine),
+        "cosine_nearest": value[closest].mean(axis=1),
+        "cosine_and_words": linear(cosine, "jaccard") if known else None,
+    }
