@@ -1,0 +1,125 @@
+"""Intervals and combinations: closed forms by hand, scipy, and statsmodels where it is installed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leakfast.stats import intervals, rates
+
+
+def test_wilson_over_whole_samples_is_wilson():
+    hits, total = np.array([0, 1, 7, 200]), np.array([5, 9, 20, 200])
+    told = rates.wilson(hits, total)
+    found = intervals.wilson_share(hits / total, total)
+    for a, b in zip(found, told, strict=True):
+        assert np.allclose(a, b, atol=1e-12, rtol=0)
+
+
+def test_icc_is_the_analysis_of_variance_one():
+    rng = np.random.default_rng(0)
+    people, asked, m = 6, 5, 4
+    hits = rng.binomial(m, rng.beta(1, 2, size=(people, asked)))
+    draws = (np.arange(m) < hits[..., None]).astype(float)  # each sample as 0 or 1
+    mean = draws.mean((1, 2), keepdims=True)
+    between = m * ((draws.mean(2, keepdims=True) - mean) ** 2).sum() / (people * (asked - 1))
+    within = ((draws - draws.mean(2, keepdims=True)) ** 2).sum() / (people * asked * (m - 1))
+    told = max(0, (between - within) / (between + (m - 1) * within))
+    who = np.repeat(np.arange(people), asked)
+    assert intervals.question_icc(hits.ravel(), np.full(hits.size, m), who) == pytest.approx(told, abs=1e-12)
+
+
+def test_icc_at_its_ends():
+    who = np.zeros(10, int)
+    assert intervals.question_icc([4, 0] * 5, [4] * 10, who) == pytest.approx(1)
+    assert intervals.question_icc([2] * 10, [4] * 10, who) == 0
+    assert intervals.question_icc([1] * 10, [1] * 10, who) is None
+    assert intervals.question_icc([], [], []) is None
+    assert intervals.effective_total(200.0, 20 * 10.0**2, 1.0) == 20
+    assert intervals.effective_total(200.0, 20 * 10.0**2, 0.0) == 200
+
+
+def test_a_difference_adds_both_variances():
+    low, high = intervals.difference(0.5, 0.4, 0.6, 0.2, 0.17, 0.24)
+    assert low == pytest.approx(0.3 - np.hypot(0.1, 0.04), abs=1e-15)
+    assert high == pytest.approx(0.3 + np.hypot(0.1, 0.03), abs=1e-15)
+
+
+def test_benjamini_hochberg_by_hand():
+    assert np.allclose(intervals.benjamini_hochberg([0.01, 0.04, 0.03, 0.5]), [0.04, 0.16 / 3, 0.16 / 3, 0.5])
+    with pytest.raises(ValueError, match="p"):
+        intervals.benjamini_hochberg([1.5])
+
+
+def test_random_effects_by_hand():
+    z, se = np.array([0.2, 0.5, 0.9]), np.array([0.1, 0.1, 0.2])
+    w = 1 / se**2
+    q = (w * (z - (w @ z) / w.sum()) ** 2).sum()
+    found = intervals.random_effects(z, se, "dersimonian-laird")
+    tau2 = (q - 2) / (w.sum() - (w @ w) / w.sum())
+    assert (found.q, found.tau2) == (pytest.approx(q, abs=1e-12), pytest.approx(tau2, abs=1e-12))
+    assert found.i2 == pytest.approx((q - 2) / q, abs=1e-12)
+    assert found.q_p == pytest.approx(scipy.stats.chi2.sf(q, 2), rel=1e-12)
+    v = 1 / (se**2 + tau2)
+    mean = (v @ z) / v.sum()
+    half = scipy.stats.t.ppf(0.975, 2) * np.sqrt((v * (z - mean) ** 2).sum() / 2 / v.sum())
+    assert np.arctanh([found.low, found.high]) == pytest.approx([mean - half, mean + half], abs=1e-12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.floats(-2, 2), st.floats(0.05, 0.5)), min_size=2, max_size=8))
+def test_paule_mandel_solves_its_equation(pairs):
+    z, se = np.array(pairs).T
+    found = intervals.random_effects(z, se)
+    w = 1 / (se**2 + found.tau2)
+    q = (w * (z - (w @ z) / w.sum()) ** 2).sum()
+    if found.tau2 > 0:
+        assert q == pytest.approx(len(z) - 1, rel=1e-9)
+    else:
+        assert q <= len(z) - 1
+    assert found.low <= found.mean <= found.high
+    assert found.predict_low <= found.low and found.high <= found.predict_high
+
+
+def test_random_effects_are_statsmodels():
+    meta = pytest.importorskip("statsmodels.stats.meta_analysis", reason="statsmodels is not installed")
+    z, se = np.array([0.2, 0.5, 0.9, 0.4]), np.array([0.1, 0.15, 0.2, 0.12])
+    for method, theirs in (("dersimonian-laird", "chi2"), ("paule-mandel", "iterated")):
+        told = meta.combine_effects(z, se**2, method_re=theirs, use_t=True, atol=1e-15, maxiter=1000)
+        found = intervals.random_effects(z, se, method)
+        assert found.tau2 == pytest.approx(told.tau2, abs=1e-12)
+        assert np.arctanh(found.mean) == pytest.approx(told.mean_effect_re, abs=1e-12)
+        assert found.se == pytest.approx(told.sd_eff_w_re_hksj, abs=1e-12)
+        assert found.q == pytest.approx(told.q, abs=1e-12)
+
+
+def test_one_estimate_has_no_interval_and_none_is_refused():
+    assert intervals.random_effects([0.3], [0.1]).low is None
+    for z, se in (([], []), ([0.1, np.nan], [0.1, 0.1]), ([0.1, 0.2], [0.1, 0.0])):
+        with pytest.raises(ValueError, match="random effects"):
+            intervals.random_effects(z, se)
+
+
+def test_what_can_be_detected_shrinks_with_n_and_is_found_that_often():
+    found = [intervals.detectable(n) for n in (10, 30, 110, 1000)]
+    assert found == sorted(found, reverse=True)
+    assert intervals.detectable(4) is None
+    rho, n = intervals.detectable(60), 60
+    rng, r = np.random.default_rng(0), 2 * np.sin(np.pi * intervals.detectable(60) / 6)
+    x = rng.normal(size=(3000, n))
+    y = r * x + np.sqrt(1 - r * r) * rng.normal(size=x.shape)
+    p = [scipy.stats.spearmanr(a, b).pvalue for a, b in zip(x, y, strict=True)]
+    assert 0.2 < rho < 0.5
+    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.8, abs=0.04)
+
+
+def test_percentiles_leave_out_what_has_no_value():
+    draws = np.array([[0.1, np.nan], [0.2, np.nan], [np.nan, np.nan], [0.4, np.nan]])
+    low, high = intervals.percentiles(draws)
+    assert (low[0], high[0]) == tuple(np.quantile([0.1, 0.2, 0.4], [0.025, 0.975]))
+    assert np.isnan(low[1]) and np.isnan(high[1])
+    se, lost = intervals.bootstrap_z(np.array([0.2, 0.2]), draws)
+    assert np.isnan(se).all() and list(lost) == [0.25, 1]
