@@ -91,8 +91,8 @@ def partial_spearman(x, y, controls, groups=None) -> tuple[float, float, int] | 
     if groups is not None:
         columns += [np.asarray(groups == g, float) for g in sorted(set(groups))[1:]]
     design = np.column_stack(columns)
-    basis, _, _ = np.linalg.svd(design - 0.0, full_matrices=False)
-    rank = int(np.linalg.matrix_rank(design))
+    basis, sizes, _ = np.linalg.svd(design, full_matrices=False)
+    rank = int((sizes > sizes[0] * max(design.shape) * np.finfo(float).eps).sum())
     basis = basis[:, :rank]
     left = n - rank - 1
     if left < MIN_PAIRS - 2:

@@ -4,6 +4,7 @@ scale, random effects, many tests at once. Demands counts or estimates; draws no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from scipy.optimize import brentq
@@ -108,6 +109,7 @@ def percentiles(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[np.n
     return out[0], out[1]
 
 
+@cache
 def detectable(n: int, power: float = 0.8, alpha: float = 0.05) -> float | None:
     """The smallest ρ that a two-sided test at level alpha over n pairs finds with this power.
 

@@ -1,0 +1,206 @@
+"""Coverage of every 95 % interval in seeded simulations of its own model, at N = 110 and rates from 0.05 to
+0.95: between 93 and 97 %. Slow tier. Each bar leaves room for the simulation's own error only where said."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+import scipy.stats
+from scipy.special import expit
+
+from leakfast.stats import confounds, gradients, intervals, rates, resample, summaries
+
+pytestmark = pytest.mark.slow
+RATES = (0.05, 0.2, 0.5, 0.8, 0.95)
+N = 110
+
+
+def _held(inside) -> float:
+    share = float(np.mean(inside))
+    assert 0.93 <= share <= 0.97, f"{share:.4f} of {np.size(inside)}"
+    return share
+
+
+def test_wilson_over_200_independent_samples():
+    """Averaged over rates within ± 0.02 of each: at one exact rate a discrete interval swings."""
+    rng = np.random.default_rng(0)
+    for rate in RATES:
+        p = rng.uniform(rate - 0.02, rate + 0.02, 20_000)
+        low, high = rates.wilson(rng.binomial(200, p), np.full(20_000, 200))
+        _held((low <= p) & (p <= high))
+
+
+@pytest.mark.parametrize("icc", [0.05, 0.2, 0.4])
+def test_beta_binomial_over_20_questions_of_10_samples(icc):
+    rng = np.random.default_rng(1)
+    size = 1 / icc - 1
+    who = np.repeat(np.arange(N), 20)
+    for rate in RATES:
+        inside = []
+        for _ in range(40):
+            hits = rng.binomial(10, rng.beta(rate * size, (1 - rate) * size, (N, 20)))
+            found = intervals.question_icc(hits.ravel(), np.full(hits.size, 10), who)
+            worth = intervals.effective_total(np.full(N, 200.0), np.full(N, 2000.0), found)
+            low, high = intervals.wilson_share(hits.sum(1) / 200, worth)
+            inside.append((low <= rate) & (rate <= high))
+        _held(inside)
+
+
+def test_delta_of_two_rates():
+    rng = np.random.default_rng(2)
+    for base, now in ((0.05, 0.2), (0.05, 0.95), (0.5, 0.5), (0.8, 0.2), (0.2, 0.5)):
+        a = rng.uniform(now - 0.02, now + 0.02, 20_000)
+        b = rng.uniform(base - 0.02, base + 0.02, 20_000)
+        sides = []
+        for p in (a, b):
+            hits = rng.binomial(200, p)
+            sides += [hits / 200, *rates.wilson(hits, np.full(len(p), 200))]
+        low, high = intervals.difference(*sides)
+        _held((low <= a - b) & (a - b <= high))
+
+
+def _latent(rng, r: float, shape) -> tuple[np.ndarray, np.ndarray]:
+    x = rng.normal(size=shape)
+    return x, r * x + np.sqrt(1 - r * r) * rng.normal(size=shape)
+
+
+@pytest.mark.parametrize("r", [0.0, 0.3, 0.6, 0.85])
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 3.0])
+def test_bootstrap_of_rho_with_rates_as_y(r, shift):
+    rng = np.random.default_rng(3)
+    x, y = _latent(rng, r, 400_000)
+    truth = scipy.stats.spearmanr(x, rng.binomial(200, expit(1.5 * y + shift))).statistic
+    inside = []
+    for trial in range(2_000):
+        x, y = _latent(rng, r, N)
+        share = rng.binomial(200, expit(1.5 * y + shift)) / 200
+        low, high = intervals.percentiles(resample.bootstrap_spearman(x, share, 999, trial, workers=1))
+        inside.append(low[0] <= truth <= high[0])
+    _held(inside)
+
+
+def test_cluster_bootstrap_of_pooled_rho():
+    """Five sources; a persona has a general proneness, so its five values are alike."""
+    rng = np.random.default_rng(4)
+
+    def draw(n):
+        prone, near = rng.normal(size=n), rng.normal(size=n)
+        x = 0.5 * near + rng.normal(size=(5, n))
+        return x, 0.6 * x + prone + 0.5 * near + rng.normal(size=(5, n))
+
+    truth = scipy.stats.spearmanr(*(side.ravel() for side in draw(200_000))).statistic
+    person, inside, naive = np.tile(np.arange(N), 5), [], []
+    for trial in range(1_500):
+        x, y = (side.ravel() for side in draw(N))
+        for held, who in ((inside, person), (naive, None)):
+            low, high = intervals.percentiles(
+                resample.bootstrap_spearman(x, y, 599, trial, person=who, workers=1)
+            )
+            held.append(low[0] <= truth <= high[0])
+    _held(inside)
+    assert np.mean(naive) < 0.93, "550 points taken as independent are over-confident"
+
+
+def test_partial_rho():
+    rng = np.random.default_rng(5)
+    z = rng.normal(size=(2, 300_000))
+    x, y = z[0] + rng.normal(size=z.shape[1]), 0.5 * z[0] - z[1] + rng.normal(size=z.shape[1])
+    y += 0.7 * x
+    truth = confounds.partial_spearman(x, y, z.T)[0]
+    inside = []
+    for _ in range(3_000):
+        z = rng.normal(size=(2, N))
+        x, y = z[0] + rng.normal(size=N), 0.5 * z[0] - z[1] + rng.normal(size=N)
+        y += 0.7 * x
+        rho, _, used = confounds.partial_spearman(x, y, z.T)
+        low, high = intervals.z_interval(rho, intervals.spearman_z_se(rho, N, used))
+        inside.append(low <= truth <= high)
+    _held(inside)
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.15, 0.4])
+@pytest.mark.parametrize("k", [3, 5, 12])
+def test_hartung_knapp_with_few_sources(k, tau):
+    rng = np.random.default_rng(6)
+    inside = []
+    for _ in range(4_000):
+        se = rng.uniform(0.08, 0.14, k)
+        found = intervals.random_effects(0.7 + tau * rng.normal(size=k) + se * rng.normal(size=k), se)
+        inside.append(found.low <= np.tanh(0.7) <= found.high)
+    _held(inside)
+
+
+def test_disattenuated_rho():
+    """Bivariate normal cosine and expected rate (probit scale narrow enough not to saturate), noise from
+    questions: the interval of ρ / √reliability covers ρ with the expected rates."""
+    rng = np.random.default_rng(7)
+
+    def draw(n):
+        x, y = _latent(rng, 0.7, n)
+        return x, expit(0.8 * y)
+
+    x, y = draw(400_000)
+    truth = scipy.stats.spearmanr(x, y).statistic
+    people, inside = [f"p{i:03d}" for i in range(N)], []
+    for trial in range(300):
+        x, p = draw(N)
+        chance = expit(scipy.special.logit(p)[:, None] + 0.7 * rng.normal(size=(N, 20)))
+        hits = rng.binomial(3, chance)
+        counts = pl.DataFrame(
+            {"behavior": "m", "adapter": "a", "persona": np.repeat(people, 20),
+             "question": np.tile(np.arange(20), N), "hits": hits.ravel(), "total": 3}
+        )  # fmt: skip
+        pairs = pl.DataFrame(
+            {"behavior": "m", "adapter": "a", "source": "s", "seed": 1, "persona": people, "layer": 0,
+             "cosine_centered": x, "cosine_raw": [None] * N, "rate": hits.mean(1) / 3, "delta": [None] * N},
+            schema_overrides={"cosine_raw": pl.Float64, "delta": pl.Float64, "layer": pl.Int32},
+        )  # fmt: skip
+        row = summaries.disattenuated(pairs, counts, 400, trial, 1).row(0, named=True)
+        assert row["disattenuated"] > row["spearman"]
+        inside.append(row["disattenuated_low"] <= truth <= row["disattenuated_high"])
+    share = np.mean(inside)
+    assert 0.95 - 3 * np.sqrt(0.05 * 0.95 / 300) <= share <= 0.98, share  # 300 trials: ± 3 errors
+
+
+@pytest.mark.parametrize(("far", "near", "icc"), [(0.05, 0.95, 0.05), (0.05, 0.6, 0.02), (0.3, 0.9, 0.05)])
+def test_profile_intervals_of_the_gradient(far, near, icc):
+    rng = np.random.default_rng(8)
+    truth = {"midpoint": 0.4, "width": 0.5, "far": far, "near": near}
+    inside: dict[str, list[bool]] = {name: [] for name in truth}
+    for _ in range(300):
+        cosine = rng.uniform(-0.4, 1.0, N)
+        p = far + (near - far) * expit(gradients.WIDTH / 0.5 * (cosine - 0.4))
+        hits = rng.binomial(200, rng.beta(p * (1 / icc - 1), (1 - p) * (1 / icc - 1)))
+        found = gradients.fit(cosine, hits, np.full(N, 200))
+        for name, value in truth.items():
+            low, high = found.intervals[name]
+            inside[name].append((low is None or low <= value) and (high is None or value <= high))
+    for name, held in inside.items():
+        share = np.mean(held)
+        assert 0.95 - 3 * np.sqrt(0.05 * 0.95 / 300) <= share <= 0.98, (name, share)  # 300 trials: ± 3 errors
+
+
+def test_permutation_p_is_uniform_under_the_null():
+    rng = np.random.default_rng(9)
+    p = []
+    for trial in range(2_000):
+        y = rng.binomial(200, 0.05, N) / 200  # many ties
+        p.append(resample.permute_spearman(rng.normal(size=N), y, 999, trial, workers=1).p[0])
+    assert scipy.stats.kstest(p, "uniform").pvalue > 1e-3
+    assert 0.04 <= np.mean(np.array(p) <= 0.05) <= 0.06
+
+
+def test_width_test_is_level_under_the_null():
+    rng = np.random.default_rng(10)
+    p = []
+    for _ in range(200):
+        curves = []
+        for mid, near in ((0.3, 0.9), (0.5, 0.7)):
+            cosine = rng.uniform(-0.4, 1.0, N)
+            at = 0.05 + (near - 0.05) * expit(gradients.WIDTH / 0.5 * (cosine - mid))
+            curves.append(
+                gradients.Curve(cosine, rng.binomial(200, rng.beta(at * 19, (1 - at) * 19)), [200] * N)
+            )
+        p.append(gradients.width_test(curves)["p"])
+    assert np.mean(np.array(p) < 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
