@@ -131,7 +131,7 @@ def table(
     low, high = np.full(frame.height, np.nan), np.full(frame.height, np.nan)
     some = frame["total"].fill_null(0).to_numpy() > 0
     if some.any():
-        hits, total = frame["hits"].to_numpy()[some], frame["total"].to_numpy()[some]
+        hits, total = (frame[name].fill_null(0).to_numpy()[some] for name in ("hits", "total"))
         low[some], high[some] = wilson(hits, total)
     frame = frame.with_columns(
         pl.Series("ci_low", low).fill_nan(None), pl.Series("ci_high", high).fill_nan(None)
