@@ -109,6 +109,7 @@ setup(
         "click>=8.1",
         "rich>=13",
         "scipy>=1.13",
+        "threadpoolctl>=3.5",
         "numba>=0.61",
         "matplotlib>=3.9",
         "jinja2>=3.1",

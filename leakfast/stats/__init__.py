@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import polars as pl
+from threadpoolctl import threadpool_limits
 
 from leakfast import schema
 from leakfast.errors import InputError
@@ -91,7 +92,8 @@ def stats(
     correlations = correlation_tables.correlate(
         found.pairs, permutations, seed, progress, bootstraps=bootstraps, workers=workers
     )
-    more = analysis.further(found, rates, correlations, draws, progress)
+    with threadpool_limits(1, user_api="blas"):  # systems of five numbers: a BLAS's threads only wait
+        more = analysis.further(found, rates, correlations, draws, progress)
     result = Stats(rates, found.pairs, correlations, tuple(found.missing), more)
     for sentence in found.missing:
         log.warning("%s: %s", run.path, sentence)
