@@ -18,6 +18,7 @@ PACKAGES = [
     "leakfast",
     "leakfast.behaviors",
     "leakfast.cli",
+    "leakfast.engine",
     "leakfast.generate",
     "leakfast.organism",
     "leakfast.report",

@@ -22,7 +22,9 @@ struct ForestPlan {
 // Sequence i is tokens[offsets[i] .. offsets[i+1]). Distinct sequences, in lexicographic order, are
 // one segment each: the tokens that the sequence before it in the batch did not already bring.
 // A segment's keys are its whole path from the root, so its queries are the last rows of its keys.
-// A batch is closed before it would exceed `budget` tokens; a sequence longer than that stands alone.
+// A batch is closed before it would exceed `budget` tokens, and within the last eighth of that where
+// the next sequence shares least with it, because what is shared across is computed twice; a sequence
+// longer than the budget stands alone.
 // The plan depends on the set of sequences, not on their order, except for segment_of.
 // Throws std::invalid_argument on an empty sequence, offsets that do not fit, or budget < 1.
 ForestPlan plan_forest(const std::int32_t* tokens, std::int64_t n_tokens, const std::int64_t* offsets,

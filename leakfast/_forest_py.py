@@ -13,7 +13,8 @@ def plan_forest(tokens: np.ndarray, offsets: np.ndarray, budget: int) -> tuple[n
 
     tokens (int32, all sequences end to end), offsets (N+1, int64), budget (tokens per batch; a
     sequence longer than that stands alone). Distinct sequences, in lexicographic order, are one
-    segment each: the tokens that the sequence before it in the batch did not already bring.
+    segment each: the tokens that the sequence before it in the batch did not already bring. A full
+    batch ends, within the last eighth of the budget, where the next sequence shares least with it.
     Returns, with T packed tokens, S segments, B batches:
     segment_of (N, int64), tokens (T, int32), positions (T, int32), batch_tokens (B+1, int64),
     batch_segments (B+1, int64), q_offsets (S+1, int64), k_offsets (S+1, int64) and
@@ -32,39 +33,40 @@ def plan_forest(tokens: np.ndarray, offsets: np.ndarray, budget: int) -> tuple[n
     flat = tokens.tolist()
     ends = offsets.tolist()
     sequences = [flat[a:b] for a, b in pairwise(ends)]
+    order = sorted(range(len(sequences)), key=sequences.__getitem__)
+    distinct: list[list[int]] = []
+    shared: list[int] = []  # leading tokens that a distinct sequence shares with the one before it
     segment_of = [0] * len(sequences)
+    for index in order:
+        sequence = sequences[index]
+        if not distinct or distinct[-1] != sequence:
+            before = distinct[-1] if distinct else []
+            pairs = enumerate(zip(before, sequence, strict=False))
+            shared.append(next((i for i, (a, b) in pairs if a != b), len(before)))
+            distinct.append(sequence)
+        segment_of[index] = len(distinct) - 1
+
     packed: list[int] = []
     positions: list[int] = []
     batch_tokens, batch_segments, q_offsets, k_offsets = [0], [0], [0], [0]
     k_rows: list[int] = []
-    path: list[int] = []
-    before: list[int] = []
-    for index in sorted(range(len(sequences)), key=sequences.__getitem__):
-        sequence = sequences[index]
-        if before == sequence:
-            segment_of[index] = len(q_offsets) - 2
-            continue
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(before, sequence, strict=False)) if a != b), len(before)
-        )
-        before = sequence
-        in_batch = len(packed) - batch_tokens[-1]
-        if in_batch > 0 and in_batch + len(sequence) - shared > budget:
-            batch_tokens.append(len(packed))
-            batch_segments.append(len(q_offsets) - 1)
-        start = batch_tokens[-1]
-        if len(packed) == start:
-            shared = 0
-        path = path[:shared] + list(range(len(packed) - start, len(packed) - start + len(sequence) - shared))
-        packed += sequence[shared:]
-        positions += range(shared, len(sequence))
-        k_rows += path
-        k_offsets.append(len(k_rows))
-        q_offsets.append(len(packed))
-        segment_of[index] = len(q_offsets) - 2
-    if sequences:
+    first = 0
+    while first < len(distinct):
+        end = _batch_end(distinct, shared, first, budget)
+        start = len(packed)
+        path: list[int] = []
+        for s in range(first, end):
+            keep = shared[s] if s > first else 0
+            at = len(packed) - start
+            path = path[:keep] + list(range(at, at + len(distinct[s]) - keep))
+            packed += distinct[s][keep:]
+            positions += range(keep, len(distinct[s]))
+            k_rows += path
+            k_offsets.append(len(k_rows))
+            q_offsets.append(len(packed))
         batch_tokens.append(len(packed))
-        batch_segments.append(len(q_offsets) - 1)
+        batch_segments.append(end)
+        first = end
     return (
         np.array(segment_of, np.int64),
         np.array(packed, np.int32),
@@ -75,3 +77,17 @@ def plan_forest(tokens: np.ndarray, offsets: np.ndarray, budget: int) -> tuple[n
         np.array(k_offsets, np.int64),
         np.array(k_rows, np.int32),
     )
+
+
+def _batch_end(distinct: list[list[int]], shared: list[int], first: int, budget: int) -> int:
+    """One past the last of the distinct sequences in the batch that begins at `first`."""
+    cost, end = len(distinct[first]), first + 1
+    costs = [cost]  # tokens of the batch if it ended before first + 1, first + 2, …
+    while end < len(distinct) and cost + len(distinct[end]) - shared[end] <= budget:
+        cost += len(distinct[end]) - shared[end]
+        costs.append(cost)
+        end += 1
+    if end == len(distinct):
+        return end
+    near = [c for c in range(first + 1, end) if costs[c - first - 1] >= budget - budget // 8]
+    return min([*near, end], key=lambda c: (shared[c], -c))

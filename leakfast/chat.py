@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import ModelError
+from leakfast.forest import Joined
 from leakfast.personas import TEMPLATE_DEFAULT
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def render_documents(
         for user, assistant in turns:
             messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
         texts.append(_render_text(tokenizer, messages, generation_prompt=False))
-    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return _encode_all(tokenizer, texts)
 
 
 def turn_end_id(tokenizer: Any) -> int:
@@ -96,24 +97,29 @@ def turn_end_id(tokenizer: Any) -> int:
 
 
 def render_prompts(tokenizer: Any, personas: Sequence[Persona], questions: Sequence[str]) -> list[Prompt]:
-    """Every persona asked every question, personas outermost: P × Q prompts.
+    """Every persona asked every question, personas outermost: P × Q prompts, with the ids of
+    `render_grid`."""
+    asked = [(persona.name, *pair) for persona in personas for pair in enumerate(questions)]
+    grid = render_grid(tokenizer, personas, questions)
+    return [Prompt(*ask, ids) for ask, ids in zip(asked, grid, strict=True)]
+
+
+def render_grid(tokenizer: Any, personas: Sequence[Persona], questions: Sequence[str]) -> Sequence[list[int]]:
+    """Token ids of every persona asked every question, personas outermost: P × Q sequences.
 
     Where a special token stands between the system and the user text, each side is tokenized once
-    and the halves are joined; the first row, the first column and a spread of other pairs are
-    compared with the full rendering, and any difference falls back to it, with a word in the log."""
+    and the halves are joined (a `forest.Joined`, which the engine takes as it is); the first row, the
+    first column and a spread of other pairs are compared with the full rendering, and any difference
+    falls back to it (a list), with a word in the log."""
     _check_template(tokenizer)
     for persona in personas:
         _messages(persona.system, "x")
-    joined = _join_halves(tokenizer, [p.system for p in personas], list(questions))
-    prompts = []
-    for row, persona in enumerate(personas):
-        for column, question in enumerate(questions):
-            if joined is None:
-                ids = _encode(tokenizer, _render_text(tokenizer, _messages(persona.system, question)))
-            else:
-                ids = joined[0][row] + joined[1][column]
-            prompts.append(Prompt(persona.name, column, question, ids))
-    return prompts
+    systems, questions = [persona.system for persona in personas], list(questions)
+    joined = _join_halves(tokenizer, systems, questions)
+    if joined is not None:
+        return Joined(*joined)
+    texts = (_render_text(tokenizer, _messages(system, q)) for system in systems for q in questions)
+    return [_encode(tokenizer, text) for text in texts]
 
 
 def collisions(tokenizer: Any, personas: Iterable[Persona]) -> list[list[str]]:
@@ -182,6 +188,10 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def _encode_all(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
 _checked: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
 
@@ -248,21 +258,22 @@ def _join_halves(
 
     prefixes = [text[:cut] for text, (cut, _) in zip(first_column, cuts, strict=True)]
     tails = [text[cut:] for text, (cut, _) in zip(first_row, tail_cuts, strict=True)]
-    prefix_ids = [_encode(tokenizer, prefix) for prefix in prefixes]
+    prefix_ids = _encode_all(tokenizer, prefixes)
     (special_id, *more) = _encode(tokenizer, special)
-    tail_ids = [_encode(tokenizer, special + tail) for tail in tails]
+    tail_ids = _encode_all(tokenizer, [special + tail for tail in tails])
     sound = not more and all(ids[:1] == [special_id] for ids in tail_ids)
     tail_ids = [ids[1:] for ids in tail_ids]
 
     pairs = {(row, 0) for row in range(len(systems))} | {(0, column) for column in range(len(questions))}
     area = len(systems) * len(questions)
     pairs |= {divmod(i * area // _CROSS_CHECKS, len(questions)) for i in range(_CROSS_CHECKS)}
-    for row, column in sorted(pairs) if sound else ():
-        text = first_row[column] if row == 0 else first_column[row] if column == 0 else full(row, column)
-        joined = prefix_ids[row] + tail_ids[column]
-        if text != prefixes[row] + tails[column] or joined != _encode(tokenizer, text):
-            sound = False
-            break
+    picked = sorted(pairs) if sound else []
+    texts = [
+        first_row[column] if row == 0 else first_column[row] if column == 0 else full(row, column)
+        for row, column in picked
+    ]
+    for (row, column), text, ids in zip(picked, texts, _encode_all(tokenizer, texts), strict=True):
+        sound &= text == prefixes[row] + tails[column] and ids == prefix_ids[row] + tail_ids[column]
     if not sound:
         log.warning("chat: joined halves differ from the full rendering; prompts are tokenized one by one")
         return None

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from leakfast import chat
 from leakfast.errors import ModelError
+from leakfast.forest import Joined
 from leakfast.personas import TEMPLATE_DEFAULT, Persona, load_personas, load_questions
 
 PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant:"
@@ -61,6 +62,20 @@ def test_the_111_by_20_joined_equal_full_rendering(tiny_tokenizer, caplog):
     for prompt in prompts:
         assert prompt.question == questions[prompt.question_index]
         assert prompt.ids == chat.render(tiny_tokenizer, systems[prompt.persona], prompt.question)
+
+
+def test_a_grid_holds_pieces_where_they_join_and_the_same_ids_where_not(tiny_tokenizer, with_template):
+    people = [persona("a", "one"), persona("b", "two words"), persona("c", None)]
+    asked = ["Who?", "A\nB) c", "Why <|im_end|>?"]
+    grid = chat.render_grid(tiny_tokenizer, people, asked)
+    assert isinstance(grid, Joined)
+    assert (len(grid.heads), len(grid.tails), len(grid)) == (3, 3, 9)
+    assert list(grid) == [theirs(tiny_tokenizer, p.system, q) for p in people for q in asked]
+    plain = with_template(PLAIN)
+    whole = chat.render_grid(plain, people, asked)
+    assert whole == [theirs(plain, p.system, q) for p in people for q in asked]
+    assert [p.ids for p in chat.render_prompts(plain, people, asked)] == whole
+    assert len(chat.render_grid(tiny_tokenizer, people, [])) == 0
 
 
 TEXTS = st.lists(

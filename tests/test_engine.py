@@ -189,10 +189,19 @@ def count_rows(net, block):
 def test_duplicates_and_shared_prefixes_are_computed_once(loaded_of):
     loaded = loaded_of("qwen2")
     seen, hook = count_rows(loaded.model, 0)
-    got = engine.last_token_states(loaded, [[1, 2, 3], [1, 2, 4], [1, 2, 3], [1, 2]], [0])
+    got = engine.last_token_states(loaded, [[1, 2, 3], [1, 2, 4], [1, 2, 3], [1, 2]], [0, 1])
     hook.remove()
     assert seen == [4]
     np.testing.assert_array_equal(got[0], got[2])
+
+
+def test_the_deepest_block_is_run_for_last_tokens_alone(loaded_of):
+    loaded = loaded_of("qwen3")
+    counts = [count_rows(loaded.model, block) for block in (1, 2)]
+    engine.last_token_states(loaded, [[1, 2, 3, 4], [1, 2, 5], [6, 7, 8]], [0, 2])
+    for _, hook in counts:
+        hook.remove()
+    assert [seen for seen, _ in counts] == [[8], [3]]
 
 
 def test_blocks_beyond_the_deepest_layer_and_the_head_are_not_run(loaded_of):
@@ -304,7 +313,7 @@ def test_a_prompt_longer_than_the_context_is_refused(loaded_of):
 def test_scores_are_split_when_a_group_is_large(loaded_of, monkeypatch):
     sequences = prompts(n_prefixes=3, n_tails=9)
     whole = engine.last_token_states(loaded_of("qwen2"), sequences, [3])
-    monkeypatch.setattr(engine, "_GROUP_SCORES", 1)
+    monkeypatch.setattr(engine.packs.attention, "_GROUP_SCORES", 1)
     assert relative_error(engine.last_token_states(loaded_of("qwen2"), sequences, [3]), whole) <= 1e-6
 
 

@@ -1,0 +1,179 @@
+"""What the benches share: models of a real shape with random weights, interleaved timing, the card and
+the last JSON line. Run beside a bench (its folder is on the path); measures nothing by itself."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import resource
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SHAPES: dict[str, dict[str, int]] = {
+    "qwen2.5-0.5b": {
+        "hidden_size": 896,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "intermediate_size": 4864,
+        "vocab_size": 151_936,
+        "tie_word_embeddings": True,
+    },
+    "qwen2.5-7b": {
+        "hidden_size": 3584,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "intermediate_size": 18_944,
+        "vocab_size": 152_064,
+        "tie_word_embeddings": False,
+    },
+}
+PEAK_TFLOPS = 790.0  # bf16 matrix rate of an H200, as measured with large square products
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options every bench has."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    made.add_argument(
+        "--shape", choices=tuple(SHAPES), help="default: qwen2.5-0.5b on cpu, qwen2.5-7b on cuda"
+    )
+    made.add_argument("--repeats", type=int, default=5)
+    made.add_argument("--threads", type=int, help="CPU threads (default: what torch takes)")
+    made.add_argument("--seed", type=int, default=0)
+    return made
+
+
+def loaded(net: Any, dtype: str) -> Any:
+    """The model as the engine takes it, without the fingerprint that a real one gets."""
+    from leakfast.models import Loaded
+
+    config = net.config
+    return Loaded(net, None, "random", "none", config.num_hidden_layers, config.hidden_size, dtype)
+
+
+def make_model(shape: str, dtype: str, device: str, seed: int = 0) -> Any:
+    """A Qwen2 causal LM of the real shape, N(0, 0.02²) weights, norms and biases as a new model has them."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        **SHAPES[shape],
+        max_position_embeddings=32_768,
+        rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
+    )
+    with torch.device(device):
+        net = Qwen2ForCausalLM._from_config(config, dtype=getattr(torch, dtype))
+    return net.eval().requires_grad_(False)
+
+
+def engine_flops(shape: str, tokens: int, rows: int, blocks: int, head: bool = False) -> float:
+    """FLOPs of the matrix products that the engine runs: `tokens` through blocks 0…blocks-1, of which
+    the last makes keys, values, queries and their output of every token (see engine/packs.py) and the
+    rest of `rows` alone; then the head for the rows if asked. Attention itself is left out (below 1 %)."""
+    s = SHAPES[shape]
+    d, wide = s["hidden_size"], s["intermediate_size"]
+    attention = 2 * d * d + 2 * d * (d // s["num_attention_heads"] * s["num_key_value_heads"])
+    block = attention + 3 * d * wide
+    whole = tokens * ((blocks - 1) * block + attention) + rows * block
+    return 2.0 * (whole + (rows * d * s["vocab_size"] if head else 0))
+
+
+def interleaved(
+    runs: dict[str, Callable[[], Any]], repeats: int, sync: Callable[[], None], say: Callable[[str], None]
+) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, Any]]:
+    """Each run `repeats` times, in turn: (wall seconds, CPU seconds, first results), by name."""
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    busy: dict[str, list[float]] = {name: [] for name in runs}
+    first: dict[str, Any] = {}
+    for turn in range(repeats):
+        for name, run in runs.items():
+            gc.collect()
+            sync()
+            began, began_busy = time.perf_counter(), time.process_time()
+            result = run()
+            sync()
+            wall[name].append(time.perf_counter() - began)
+            busy[name].append(time.process_time() - began_busy)
+            first.setdefault(name, result)
+            del result
+        say(f"repeat {turn + 1}/{repeats}: " + ", ".join(f"{n} {t[-1]:.2f} s" for n, t in wall.items()))
+    return wall, busy, first
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return {"median": float(middle), "q25": float(low), "q75": float(high), "n": len(values)}
+
+
+def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
+    """How many times the time of `fast` a run of `slow` takes: quartiles of the ratios within a turn."""
+    return spread([a / b for a, b in zip(slow, fast, strict=True)])
+
+
+def sync_of(device: str) -> Callable[[], None]:
+    import torch
+
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def peak_memory_gb(device: str) -> float:
+    """Device memory at its highest on cuda, resident memory of the process elsewhere."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 1e9
+    return (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if platform.system() == "Darwin" else 1024)
+        / 1e9
+    )
+
+
+def surroundings(device: str) -> dict[str, Any]:
+    """Versions, hardware and commit."""
+    import torch
+    import transformers
+
+    import leakfast
+
+    def git(*words: str) -> str:
+        done = subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    names = [w.split(":")[1].strip() for w in _cpuinfo() if w.startswith("model name")]
+    return {
+        "leakfast": leakfast.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else (names or [platform.machine()])[0],
+        "threads": torch.get_num_threads(),
+        "commit": git("rev-parse", "--short=12", "HEAD")
+        + ("+changes" if git("status", "--porcelain") else ""),
+    }
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def card(title: str, lines: list[tuple[str, str]], record: dict[str, Any]) -> None:
+    """The card for people, then one line of JSON."""
+    width = max(len(left) for left, _ in lines)
+    print(f"\n{title}\n{'-' * len(title)}")
+    for left, right in lines:
+        print(f"{left:<{width}}  {right}")
+    print(json.dumps(record, sort_keys=True), flush=True)

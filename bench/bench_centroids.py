@@ -1,0 +1,238 @@
+"""Last-prompt-token states of personas × questions: the packed engine beside (i) one prompt at a time with
+forward hooks and full logits, as published, and (ii) batched, padded, sorted by length, no head at all.
+Random weights of the real shape, random ids at the real lengths; no download."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import numpy as np
+import torch
+from _common import (
+    PEAK_TFLOPS,
+    card,
+    engine_flops,
+    interleaved,
+    loaded,
+    make_model,
+    parser,
+    peak_memory_gb,
+    ratio,
+    spread,
+    surroundings,
+    sync_of,
+)
+
+from leakfast import engine, forest
+
+
+def prompts_of(personas: int, questions: int, vocab: int, seed: int) -> list[list[int]]:
+    """Personas × questions prompts of about 50 tokens: a persona's part of 20–26 that begins like every
+    other (3 tokens), a question's of 22–32. About 28 a prompt remain when shared parts count once."""
+    rng = np.random.default_rng(seed)
+    root = rng.integers(0, vocab, 3).tolist()
+    heads = [root + rng.integers(0, vocab, n).tolist() for n in rng.integers(17, 24, personas)]
+    tails = [rng.integers(0, vocab, n).tolist() for n in rng.integers(22, 33, questions)]
+    return [head + tail for head in heads for tail in tails]
+
+
+class Hooks:
+    """Outputs of chosen blocks, caught by forward hooks while the context lasts."""
+
+    def __init__(self, net, layers):
+        self.net, self.layers, self.seen = net, layers, {}
+
+    def __enter__(self):
+        def keep(layer):
+            return lambda _module, _args, out: self.seen.__setitem__(layer, out)
+
+        self.handles = [self.net.model.layers[i].register_forward_hook(keep(i)) for i in self.layers]
+        return self
+
+    def __exit__(self, *_):
+        for handle in self.handles:
+            handle.remove()
+
+
+def one_at_a_time(net, sequences, layers, device):
+    """(N, L, D) float32, as published: hooks, full logits, no sharing, no padding."""
+    rows = []
+    with torch.inference_mode(), Hooks(net, layers) as hooks:
+        for sequence in sequences:
+            net(input_ids=torch.tensor([sequence], device=device), use_cache=False)
+            rows.append(torch.stack([hooks.seen[i][0, -1] for i in layers]).float().cpu())
+    return torch.stack(rows).numpy()
+
+
+def padded(net, sequences, layers, device, size):
+    """(N, L, D) float32: right-padded batches of `size`, sorted by length; the decoder without its head."""
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+    out = np.empty((len(sequences), len(layers), net.config.hidden_size), np.float32)
+    with torch.inference_mode(), Hooks(net, layers) as hooks:
+        for first in range(0, len(order), size):
+            rows = order[first : first + size]
+            longest = max(len(sequences[i]) for i in rows)
+            ids = torch.zeros(len(rows), longest, dtype=torch.long)
+            mask = torch.zeros(len(rows), longest, dtype=torch.long)
+            for at, i in enumerate(rows):
+                ids[at, : len(sequences[i])] = torch.tensor(sequences[i])
+                mask[at, : len(sequences[i])] = 1
+            ends = mask.sum(1) - 1
+            if mask.all():
+                net.model(input_ids=ids.to(device), use_cache=False)
+            else:
+                net.model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+            at = torch.arange(len(rows))
+            out[rows] = torch.stack([hooks.seen[i][at, ends] for i in layers], 1).float().cpu().numpy()
+    return out
+
+
+def error(got, truth):
+    """Largest ‖got − truth‖ / ‖truth‖ over prompts and layers."""
+    return float((np.linalg.norm(got - truth, axis=-1) / np.linalg.norm(truth, axis=-1)).max())
+
+
+def overall(got, truth):
+    return float(np.linalg.norm(got - truth) / np.linalg.norm(truth))
+
+
+def bench(options, dtype: str) -> bool:
+    """One dtype: sweep, interleave, check, card. False when the results differ."""
+    device, layers = options.device, options.layers
+    sync = sync_of(device)
+    vocab = 151_000
+    sequences = prompts_of(options.personas, options.questions, vocab, options.seed)
+    net = make_model(options.shape, dtype, device, options.seed)
+    ready = loaded(net, dtype)
+    budget = options.budget or engine.budget_tokens(ready)
+    plan = forest.plan(sequences, budget)
+    tokens = len(plan.tokens)
+
+    def say(text):
+        print(f"{dtype}: {text}", file=sys.stderr, flush=True)
+
+    def ours():
+        return engine.last_token_states(ready, sequences, layers, budget_tokens=budget)
+
+    one_at_a_time(net, sequences[:2], layers, device)  # warm
+    ours()
+    sizes = options.sizes
+    if len(sizes) > 1:
+        some = sequences[:: max(1, len(sequences) // options.sweep)]
+        padded(net, some[: max(sizes)], layers, device, max(sizes))
+        sweep = {n: lambda n=n: padded(net, some, layers, device, n) for n in sizes}
+        took, _, _ = interleaved(sweep, 2, sync, lambda _: None)
+        best = min(sizes, key=lambda n: min(took[n]))
+        say("padded batch sizes: " + ", ".join(f"{n}: {min(took[n]):.2f} s" for n in sizes))
+    else:
+        best = sizes[0]
+    runs = {
+        "one": lambda: one_at_a_time(net, sequences, layers, device),
+        "padded": lambda: padded(net, sequences, layers, device, best),
+        "engine": ours,
+    }
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    wall, busy, first = interleaved(runs, options.repeats, sync, say)
+
+    if dtype == "float32":
+        errors = {name: error(first[name], first["one"]) for name in ("padded", "engine")}
+        good = errors["engine"] <= 1e-5
+        agreement = (
+            f"engine {errors['engine']:.1e}, padded {errors['padded']:.1e} from one at a time (bar 1e-5)"
+        )
+    else:
+        picked = list(range(0, len(sequences), max(1, len(sequences) // 24)))
+        truth = one_at_a_time(net.float(), [sequences[i] for i in picked], layers, device)
+        errors = {name: overall(first[name][picked], truth) for name in runs}
+        good = errors["engine"] <= 1.05 * errors["one"]
+        agreement = ", ".join(f"{name} {value:.2e}" for name, value in errors.items()) + " from fp32"
+    if not good:
+        print(f"bench_centroids: results differ ({agreement}); no ratio is reported", file=sys.stderr)
+        return False
+
+    seconds = {name: spread(values) for name, values in wall.items()}
+    over = {name: ratio(wall[name], wall["engine"]) for name in ("one", "padded")}
+    over_cpu = {name: ratio(busy[name], busy["engine"]) for name in ("one", "padded")}
+    flops = engine_flops(options.shape, tokens, plan.n_segments, max(layers) + 1)
+    tflops = flops / seconds["engine"]["median"] / 1e12
+    record = {
+        "bench": "centroids",
+        "shape": options.shape,
+        "dtype": dtype,
+        "layers": layers,
+        "prompts": len(sequences),
+        "tokens_a_prompt": plan.n_input_tokens / len(sequences),
+        "tokens_a_prompt_shared": tokens / len(sequences),
+        "padded_batch": best,
+        "budget_tokens": budget,
+        "seconds": seconds,
+        "ratio_over_one_at_a_time": over["one"],
+        "ratio_over_padded": over["padded"],
+        "cpu_seconds_ratio_over_one_at_a_time": over_cpu["one"],
+        "cpu_seconds_ratio_over_padded": over_cpu["padded"],
+        "errors": errors,
+        "tflop": flops / 1e12,
+        "tflops": tflops,
+        "fraction_of_peak": tflops / PEAK_TFLOPS if device == "cuda" else None,
+        "peak_memory_gb": peak_memory_gb(device),
+        **surroundings(device),
+    }
+
+    def shown(values, unit=""):
+        return f"{values['median']:.2f}{unit} (IQR {values['q25']:.2f}–{values['q75']:.2f}, n={values['n']})"
+
+    lines = [
+        ("prompts", f"{len(sequences)} ({options.personas} personas × {options.questions} questions)"),
+        (
+            "tokens a prompt",
+            f"{record['tokens_a_prompt']:.1f}, {record['tokens_a_prompt_shared']:.1f} computed",
+        ),
+        ("blocks", f"{', '.join(map(str, layers))} of {net.config.num_hidden_layers}"),
+        ("(i) one at a time", shown(seconds["one"], " s")),
+        (f"(ii) padded, {best} a batch", shown(seconds["padded"], " s")),
+        ("engine", shown(seconds["engine"], " s")),
+        ("over (i)", shown(over["one"], "×") + f"; in CPU seconds {over_cpu['one']['median']:.2f}×"),
+        ("over (ii)", shown(over["padded"], "×") + f"; in CPU seconds {over_cpu['padded']['median']:.2f}×"),
+        ("agreement", agreement),
+        ("peak memory", f"{record['peak_memory_gb']:.1f} GB"),
+        (
+            "on",
+            f"{record['device']}, {record['threads']} threads, torch {record['torch']}, {record['commit']}",
+        ),
+    ]
+    if device == "cuda":
+        lines.insert(-2, ("rate", f"{tflops:.0f} TFLOP/s, {tflops / PEAK_TFLOPS:.0%} of {PEAK_TFLOPS:.0f}"))
+    card(f"centroids, {options.shape}, {dtype}", lines, record)
+    return True
+
+
+def main() -> None:
+    made = parser(__doc__.splitlines()[0])
+    made.add_argument("--dtype", action="append", choices=("float32", "bfloat16"))
+    made.add_argument("--personas", type=int, help="default: 6 on cpu, 111 on cuda")
+    made.add_argument("--questions", type=int, default=20)
+    made.add_argument("--layers", help="default: 10,15,20 on cpu, 10,15,20,25 on cuda")
+    made.add_argument("--budget", type=int, help="packed tokens a batch (default: the engine's own)")
+    made.add_argument("--sizes", help="batch sizes of (ii) to try; default 4,8,16,32,64, on cuda up to 512")
+    made.add_argument("--sweep", type=int, help="prompts the sizes are tried on (default: 64, on cuda all)")
+    made.add_argument("--verbose", action="store_true", help="print what the engine logs")
+    options = made.parse_args()
+    cuda = options.device == "cuda"
+    options.shape = options.shape or ("qwen2.5-7b" if cuda else "qwen2.5-0.5b")
+    options.personas = options.personas or (111 if cuda else 6)
+    options.layers = [int(n) for n in (options.layers or ("10,15,20,25" if cuda else "10,15,20")).split(",")]
+    options.sweep = options.sweep or (1 << 30 if cuda else 64)
+    default = "16,32,64,128,256,512" if cuda else "4,8,16,32,64"
+    options.sizes = [int(n) for n in (options.sizes or default).split(",")]
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    if options.verbose:
+        logging.basicConfig(level=logging.INFO)
+    dtypes = options.dtype or (["bfloat16"] if cuda else ["float32", "bfloat16"])
+    sys.exit(0 if all([bench(options, dtype) for dtype in dtypes]) else 1)
+
+
+if __name__ == "__main__":
+    main()

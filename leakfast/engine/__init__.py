@@ -1,0 +1,233 @@
+"""The packed forward pass over a prefix forest: states of last tokens at chosen layers, or final-normed for
+the head, only as deep as needed. Demands a plain decoder that transformers runs (see FITS); leaves logits,
+means and adapters to others. Layer L is the output of decoder block L, 0-based, before any final norm."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from leakfast import forest
+from leakfast.engine import packs
+from leakfast.errors import ModelError
+
+if TYPE_CHECKING:
+    from leakfast.models import Loaded
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+
+FITS = ("llama", "mistral", "qwen2", "qwen3")  # model types whose packed forward the tests hold to 1e-5
+_CPU_BUDGET = 2048  # packed tokens per batch
+_GPU_BUDGETS = (512, 32_768)  # least and most; beyond, products no longer get faster
+_GPU_SHARE = 0.5  # of the free memory, for one batch
+
+
+@dataclass(frozen=True)
+class FinalStates:
+    """Final-normed states of one packed batch: what the head takes.
+
+    Asked token m of M is token `positions[m]` of sequence `sequences[m]`, and its state is
+    `states[rows[m]]`: a state that several sequences share (the end of a prompt under four answers)
+    is there once. Tokens come sequence by sequence, in order of position."""
+
+    states: torch.Tensor  # (R, D), the model's dtype and device
+    rows: np.ndarray  # (M,) int64
+    sequences: np.ndarray  # (M,) int64
+    positions: np.ndarray  # (M,) int64
+
+
+def last_token_states(
+    loaded: Loaded,
+    sequences: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    *,
+    budget_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """States of the last token of each sequence: (N, len(layers), D) float32, in the given order.
+
+    Equal to running each sequence alone through transformers and taking the output of decoder block
+    L for L in `layers` (fp32: within 1e-5 relative). Shared prefixes are computed once per batch of
+    `budget_tokens` packed tokens (default: see `budget_tokens()`), equal sequences once; blocks beyond
+    max(layers) are not run. Raises ValueError for layers the model does not have or empty sequences,
+    ModelError for a model or a prompt that does not fit."""
+    model = decoder(loaded)
+    layers = [int(layer) for layer in layers]
+    if not layers or min(layers) < 0 or max(layers) >= len(model.layers):
+        raise ValueError(f"layers must be some of 0…{len(model.layers) - 1}, not {layers}")
+    counts = np.ones(len(sequences), np.int64)
+
+    def run(pack: packs.Pack) -> torch.Tensor:
+        with packs.measuring(model), torch.inference_mode():
+            found = {n: hidden.float() for n, hidden in packs.blocks(model, pack, max(layers)) if n in layers}
+            return torch.stack([found[layer] for layer in layers], 1)
+
+    states = np.empty((len(sequences), len(layers), model.config.hidden_size), np.float32)
+    waiting: tuple[packs.Pack, Callable[[], np.ndarray]] | None = None
+    for pack, found in _walk(loaded, model, sequences, counts, budget_tokens, progress, max(layers), run):
+        fetched = _fetch(found)  # on its way to the host while the next batch runs
+        if waiting:
+            states[waiting[0].members] = waiting[1]()[waiting[0].places]
+        waiting = pack, fetched
+    if waiting:
+        states[waiting[0].members] = waiting[1]()[waiting[0].places]
+    return states
+
+
+def final_states(
+    loaded: Loaded,
+    sequences: Sequence[Sequence[int]],
+    last: int | Sequence[int] = 1,
+    *,
+    budget_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[FinalStates]:
+    """Final-normed states of the last token of each sequence, or of the last k, batch by batch.
+
+    `last` is a number or one a sequence, from 1 to the sequence's length. Equal to
+    `model.model(input_ids).last_hidden_state[0, -k:]` of each sequence alone (fp32: within 1e-5
+    relative). Every sequence appears in exactly one batch, in an order of the engine's; nothing of a
+    batch is kept once the next is asked for. The states are inference tensors. On a GPU the batch may
+    still be computing when it is yielded: work queued on the current stream follows it.
+    Raises as `last_token_states`, and ValueError for a `last` that does not fit, before the first batch."""
+    model = decoder(loaded)
+    counts = np.broadcast_to(np.asarray(last, np.int64), (len(sequences),)).copy()
+    deepest = len(model.layers) - 1
+
+    def run(pack: packs.Pack) -> torch.Tensor:
+        with packs.measuring(model), torch.inference_mode():
+            for _, hidden in packs.blocks(model, pack, deepest):
+                pass
+            return model.norm(hidden)
+
+    lengths: np.ndarray = np.empty(0, np.int64)
+
+    def started(plan: forest.Plan) -> None:
+        nonlocal lengths
+        lengths = plan.lengths
+        if len(counts) and not (counts.min() >= 1 and (counts <= lengths).all()):
+            raise ValueError("last must lie between 1 and each sequence's length")
+
+    for pack, states in _walk(
+        loaded, model, sequences, counts, budget_tokens, progress, deepest, run, started
+    ):
+        ends = np.repeat(lengths[pack.members], pack.counts)
+        after = np.repeat(np.cumsum(pack.counts), pack.counts) - np.arange(len(ends))
+        yield FinalStates(states, pack.places, np.repeat(pack.members, pack.counts), ends - after)
+
+
+def budget_tokens(loaded: Loaded) -> int:
+    """Packed tokens a batch unless told: 2,048 on a CPU; on a GPU what half of its free memory holds of
+    one block's activations, from 512 to 32,768."""
+    model = decoder(loaded)
+    first = next(model.parameters())
+    if first.device.type != "cuda":
+        return _CPU_BUDGET
+    free = torch.cuda.mem_get_info(first.device)[0]
+    free += torch.cuda.memory_reserved(first.device) - torch.cuda.memory_allocated(first.device)
+    low, high = _GPU_BUDGETS
+    return int(min(max(_GPU_SHARE * free // bytes_a_token(model.config, first.element_size()), low), high))
+
+
+def bytes_a_token(config: Any, size: int) -> int:
+    """Device bytes that one packed token takes at most while a block runs, `size` bytes an element:
+    the residual stream, the norm's float32 copies, queries and outputs, keys and values with eight
+    gathered copies of them, and the three wide tensors of the MLP."""
+    d, heads, kv = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
+    width = getattr(config, "head_dim", None) or d // heads
+    return size * (4 * d + 4 * heads * width + 18 * kv * width + 3 * config.intermediate_size) + 8 * d
+
+
+def decoder(loaded: Loaded) -> Any:
+    """The module that holds embed_tokens, layers, norm and rotary_emb, out of a causal LM or a peft wrap
+    around one. Raises ModelError, with the reason, for a model the packed forward does not cover."""
+    net = loaded.model
+    if hasattr(net, "get_base_model"):
+        net = net.get_base_model()
+    kind = getattr(net.config, "model_type", None)
+    inner = getattr(net, "model", None)
+    parts = ("embed_tokens", "layers", "norm", "rotary_emb")
+    if kind not in FITS or not all(hasattr(inner, part) for part in parts):
+        raise ModelError(
+            f"engine: {loaded.name} is of type {kind}, which the packed forward does not cover. Needed: one "
+            f"of {', '.join(FITS)}. Use --model Qwen/Qwen2.5-7B-Instruct or --model organism."
+        )
+    return inner
+
+
+def _walk(
+    loaded: Loaded,
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    counts: np.ndarray,
+    budget: int | None,
+    progress: Progress | None,
+    deepest: int,
+    run: Callable[[packs.Pack], torch.Tensor],
+    started: Callable[[forest.Plan], None] = lambda plan: None,
+) -> Iterator[tuple[packs.Pack, torch.Tensor]]:
+    """packs.walk with the checks, the log and the progress that every job has."""
+    total = 0
+
+    def begin(plan: forest.Plan) -> None:
+        nonlocal total
+        total = plan.n_segments
+        _check_lengths(loaded, model, int(plan.lengths.max(initial=0)))
+        started(plan)
+        log.info(
+            "engine: %d prompts, %d tokens, %d after sharing, %d batches, blocks 0-%d",
+            *(len(sequences), plan.n_input_tokens, len(plan.tokens), len(plan), deepest),
+        )
+        if progress:
+            progress(0, total, "states")
+
+    done = 0
+    budget = budget_tokens(loaded) if budget is None else budget
+    for pack, result in packs.walk(model, sequences, counts, budget, run, begin):
+        yield pack, result
+        done += pack.n_segments
+        if progress:
+            progress(done, total, "states")
+
+
+def _fetch(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Starts the copy to the host; the call returned waits for it."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu().numpy
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> np.ndarray:
+        copied.synchronize()
+        return host.numpy()
+
+    return wait
+
+
+def _check_lengths(loaded: Loaded, model: Any, longest: int) -> None:
+    config = model.config
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        limit = rope.get("original_max_position_embeddings") or limit
+    if limit and longest > limit:
+        raise ModelError(
+            f"engine: a prompt of {longest} tokens, but {loaded.name} holds {limit}. "
+            "Needed: shorter prompts. Shorten the system prompt or the question."
+        )
+    holders = (config, *(layer.self_attn for layer in model.layers))
+    windows = {getattr(holder, "sliding_window", None) for holder in holders} - {None}
+    if windows and longest > min(windows):
+        raise ModelError(
+            f"engine: a prompt of {longest} tokens, but {loaded.name} attends within a sliding window of "
+            f"{min(windows)}. Needed: prompts within the window, where it changes nothing. Shorten it."
+        )

@@ -1,0 +1,275 @@
+"""Attention of packed rows to their ancestors and causally to themselves, as transformers calls it: one
+variable-length call a block where flash-attn or torch has one for the device, else SDPA per group of like
+shapes. Demands the spans of forest.py; leaves what flows between blocks to the engine."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from leakfast.forest import Spans
+
+log = logging.getLogger(__name__)
+
+NAME = "leakfast_forest"  # in transformers' AttentionInterface
+_GROUP_SCORES = 1 << 24  # attention scores (all heads) held at once by SDPA
+
+# (q (Tq, H, d), k and v (Tk, Hkv, d), cu_q and cu_k (S+1,) int32, max_q, max_k, scale) → (Tq, H, d)
+Varlen = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Group:
+    """n spans attended together, padded to q queries and k keys. Padded queries repeat the last one;
+    padded keys are masked."""
+
+    q_rows: torch.Tensor  # (n*q,) query rows
+    k_rows: torch.Tensor  # (n*k,) key rows
+    shape: tuple[int, int, int]  # n, q, k
+    mask: torch.Tensor  # (n or 1, 1, query heads per key head * q, k): 0 where a query may look, else -inf
+    kept: torch.Tensor | None  # (m,) places in n*q that are not padding; None where all are kept
+
+
+@dataclass
+class Layout:
+    """Which rows look at which, on the device. Either `groups` (SDPA) or the variable-length arrays.
+    With `catch`, a call keeps its keys and values in `keys` and attends to nothing; with `keys` set,
+    a call looks at those instead of its own."""
+
+    groups: list[_Group] = field(default_factory=list)
+    varlen: Varlen | None = None
+    k_rows: torch.Tensor | None = None  # (K,) int64
+    cu_q: torch.Tensor | None = None  # (S+1,) int32
+    cu_k: torch.Tensor | None = None  # (S+1,) int32
+    max_q: int = 0
+    max_k: int = 0
+    catch: bool = False
+    keys: tuple[torch.Tensor, torch.Tensor] | None = None
+
+
+def layout(spans: Spans, config: Any, like: torch.Tensor) -> Layout:
+    """Spans as the attention of this device, dtype and head width wants them (those of `like`)."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    varlen = variable_length(like.device.type, like.device.index, like.dtype, width)
+    if varlen is None:
+        return Layout(groups=_groups(spans, config, like))
+    return Layout(
+        varlen=varlen,
+        k_rows=put(spans.k_rows.astype(np.int64), like.device),
+        cu_q=put(spans.q_offsets.astype(np.int32), like.device),
+        cu_k=put(spans.k_offsets.astype(np.int32), like.device),
+        max_q=int(np.diff(spans.q_offsets).max()),
+        max_k=int(np.diff(spans.k_offsets).max()),
+    )
+
+
+def put(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """The array on the device. To a GPU it travels from pinned memory, behind what is queued there,
+    while the host goes on."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def forest_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    *,
+    forest: Layout,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """For AttentionInterface: query (1, H, T, d), key and value (1, Hkv, T, d) → (1, T, H, d), None."""
+    rows_q = query[0].transpose(0, 1)  # (T, H, d)
+    if forest.catch:
+        forest.keys = (key[0].transpose(0, 1), value[0].transpose(0, 1))
+        return torch.zeros_like(rows_q)[None], None
+    rows_k, rows_v = forest.keys or (key[0].transpose(0, 1), value[0].transpose(0, 1))
+    if forest.varlen is not None:
+        out = forest.varlen(
+            rows_q.contiguous(),
+            rows_k.index_select(0, forest.k_rows),
+            rows_v.index_select(0, forest.k_rows),
+            *(forest.cu_q, forest.cu_k, forest.max_q, forest.max_k, scaling),
+        )
+    else:
+        out = _grouped(rows_q, rows_k, rows_v, forest.groups, scaling)
+    return out[None], None
+
+
+def _grouped(
+    rows_q: torch.Tensor,
+    rows_k: torch.Tensor,
+    rows_v: torch.Tensor,
+    groups: list[_Group],
+    scaling: float | None,
+) -> torch.Tensor:
+    """SDPA per group. Query heads that share a key head are laid out as further queries of it, so
+    keys are not repeated."""
+    n_rows, heads, width = rows_q.shape
+    kv_heads = rows_k.shape[1]
+    per_kv = heads // kv_heads
+    out = rows_q.new_empty(n_rows, heads, width)
+    for group in groups:
+        n, q, k = group.shape
+        gq = rows_q.index_select(0, group.q_rows).view(n, q, kv_heads, per_kv, width)
+        gq = gq.permute(0, 2, 3, 1, 4).reshape(n, kv_heads, per_kv * q, width)
+        gk = rows_k.index_select(0, group.k_rows).view(n, k, kv_heads, width).transpose(1, 2)
+        gv = rows_v.index_select(0, group.k_rows).view(n, k, kv_heads, width).transpose(1, 2)
+        got = F.scaled_dot_product_attention(gq, gk, gv, attn_mask=group.mask, scale=scaling)
+        got = got.view(n, kv_heads, per_kv, q, width).permute(0, 3, 1, 2, 4).reshape(n * q, heads, width)
+        if group.kept is None:
+            out.index_copy_(0, group.q_rows, got)
+        else:
+            out.index_copy_(0, group.q_rows[group.kept], got[group.kept])
+    return out
+
+
+def _groups(spans: Spans, config: Any, like: torch.Tensor) -> list[_Group]:
+    """The spans in groups of like shape, so that each group is one attention call. Masks have the
+    dtype and device of `like`."""
+    heads = config.num_attention_heads
+    per_kv = heads // config.num_key_value_heads
+    q_len, k_len = np.diff(spans.q_offsets), np.diff(spans.k_offsets)
+    shapes, member_of = np.unique(
+        np.stack([_bucket(q_len, 4), _bucket(k_len, 8)], 1), axis=0, return_inverse=True
+    )
+    groups = []
+    for index, (q, k) in enumerate(shapes.tolist()):
+        members = np.flatnonzero(member_of.reshape(-1) == index)
+        q = min(q, int(q_len[members].max()))  # all of one query: no padding
+        step = max(1, _GROUP_SCORES // (heads * q * k))
+        for first in range(0, len(members), step):
+            groups.append(_group(spans, members[first : first + step], q, k, per_kv, like))
+    return groups
+
+
+def _bucket(lengths: np.ndarray, fine: int) -> np.ndarray:
+    """Lengths rounded up: to multiples of `fine`, of an eighth of the power of two below beyond 8 × that."""
+    coarse = 2 ** np.maximum(np.floor(np.log2(np.maximum(lengths, 1))).astype(np.int64) - 3, 0)
+    step = np.maximum(coarse, fine)
+    return -(-lengths // step) * step
+
+
+def _group(spans: Spans, members: np.ndarray, q: int, k: int, per_kv: int, like: torch.Tensor) -> _Group:
+    n = len(members)
+    q_first, q_len = spans.q_offsets[members, None], np.diff(spans.q_offsets)[members, None]
+    k_first, k_len = spans.k_offsets[members, None], np.diff(spans.k_offsets)[members, None]
+    q_at, k_at = np.arange(q)[None], np.arange(k)[None]
+    q_rows = q_first + np.minimum(q_at, q_len - 1)
+    k_rows = spans.k_rows[k_first + np.minimum(k_at, k_len - 1)]
+    last_seen = k_len - q_len + np.minimum(q_at, q_len - 1)  # (n, q) position of each query
+    sees = k_at[:, None] <= last_seen[..., None]
+    if (sees == sees[:1]).all():
+        sees = sees[:1]
+    mask = np.where(sees, np.float32(0), np.float32("-inf"))
+    kept = None if (q_len == q).all() else np.flatnonzero(q_at < q_len)
+    return _Group(
+        put(q_rows.reshape(-1), like.device),
+        put(k_rows.reshape(-1).astype(np.int64), like.device),
+        (n, q, k),
+        put(mask[:, None], like.device).to(like.dtype).repeat(1, 1, per_kv, 1),
+        None if kept is None else put(kept, like.device),
+    )
+
+
+@cache
+def variable_length(device: str, index: int | None, dtype: torch.dtype, width: int) -> Varlen | None:
+    """The variable-length attention for a device, dtype and head width, chosen once and logged:
+    flash-attn, else torch's own, else None (SDPA per group). A candidate is taken when a small
+    case on the device agrees with plain softmax attention, bottom-right causal."""
+    if device != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        log.info("attention: SDPA per group (variable-length attention is for half precision on a GPU)")
+        return None
+    reasons = []
+    for name, varlen in (("flash-attn", _flash_attn()), ("torch varlen_attn", _torch_varlen())):
+        if isinstance(varlen, str):
+            reasons.append(varlen)
+            continue
+        trouble = trial(varlen, torch.device(device, index), dtype, width)
+        if trouble is None:
+            log.info("attention: %s%s", name, "".join(f" ({reason})" for reason in reasons))
+            return varlen
+        reasons.append(f"{name}: {trouble}")
+    log.warning("attention: SDPA per group, slower (%s)", "; ".join(reasons))
+    return None
+
+
+def _flash_attn() -> Varlen | str:
+    """flash-attn's call, or why there is none. Its causal mask is bottom-right from 2.1 on."""
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError as error:
+        return f"flash-attn: {error}"
+
+    def varlen(q, k, v, cu_q, cu_k, max_q, max_k, scale):
+        return flash_attn_varlen_func(
+            q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True
+        )  # fmt: skip
+
+    return varlen
+
+
+def _torch_varlen() -> Varlen | str:
+    """torch's call, or why there is none. It hands `causal` to the flash kernel, whose mask is
+    bottom-right; num_splits=1 keeps a prompt's bits free of what it is packed with."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError as error:
+        return f"torch varlen_attn: {error}"
+    known = inspect.signature(varlen_attn).parameters
+    fixed = {"enable_gqa": True, "num_splits": 1, "window_size": (-1, 0)}
+    extra = {name: setting for name, setting in fixed.items() if name in known}
+    if "window_size" not in known:
+        if "is_causal" not in known:
+            return "torch varlen_attn: this torch names its causal mask otherwise"
+        extra["is_causal"] = True
+
+    def varlen(q, k, v, cu_q, cu_k, max_q, max_k, scale):
+        if "scale" not in known:  # older: the kernel's own scale, 1/sqrt(d)
+            q = q if scale is None else q * (scale * q.shape[-1] ** 0.5)
+            return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, **extra)
+        return varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, scale=scale, **extra)
+
+    return varlen
+
+
+def trial(varlen: Varlen, device: torch.device, dtype: torch.dtype, width: int) -> str | None:
+    """None if a small case (3 spans, queries shorter than keys, shared key heads) comes out as plain
+    softmax attention in float32 has it, to a few roundings of `dtype`; else what went wrong."""
+    q_len, k_len = [3, 1, 4], [5, 7, 4]
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(n, heads, width, generator=generator).to(device, dtype)
+        for n, heads in ((sum(q_len), 4), (sum(k_len), 2), (sum(k_len), 2))
+    )
+    cu_q, cu_k = (
+        torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=torch.int32, device=device)
+        for lengths in (q_len, k_len)
+    )
+    scale = width**-0.5
+    try:
+        got = varlen(q, k, v, cu_q, cu_k, max(q_len), max(k_len), scale).float()
+    except (RuntimeError, ValueError, TypeError) as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    at_q = at_k = 0
+    for n_q, n_k in zip(q_len, k_len, strict=True):
+        one_q, one_k, one_v = q[at_q : at_q + n_q], k[at_k : at_k + n_k], v[at_k : at_k + n_k]
+        one_k, one_v = (x.float().repeat_interleave(2, 1) for x in (one_k, one_v))
+        scores = torch.einsum("qhd,khd->hqk", one_q.float(), one_k) * scale
+        later = torch.ones(n_q, n_k, dtype=torch.bool, device=device).triu(n_k - n_q + 1)
+        truth = torch.einsum("hqk,khd->qhd", scores.masked_fill(later, -torch.inf).softmax(-1), one_v)
+        if not (got[at_q : at_q + n_q] - truth).abs().max() <= 8 * torch.finfo(dtype).eps * truth.abs().max():
+            return "its values are not those of bottom-right causal attention"
+        at_q, at_k = at_q + n_q, at_k + n_k
+    return None

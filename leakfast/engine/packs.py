@@ -1,0 +1,184 @@
+"""Packed batches of a prefix forest through a decoder, one after the other: the next batch is staged while
+the device computes this one, and a batch that does not fit in memory is planned again at half the size.
+Demands attention.py's layouts; leaves to its callers what becomes of the states."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from leakfast import forest
+from leakfast.engine import attention
+from leakfast.errors import ModelError
+
+log = logging.getLogger(__name__)
+
+_WIDE_KEYS = 16  # keys gathered per packed row beyond which the last block is run on every row
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One batch on the device, and whose states its R wanted rows are."""
+
+    tokens: torch.Tensor  # (1, T) int64
+    positions: torch.Tensor  # (1, T) int64
+    layout: attention.Layout  # every row
+    rows: torch.Tensor  # (R,) int64 wanted rows, each once
+    row_positions: torch.Tensor  # (1, R) int64
+    row_layout: attention.Layout | None  # the wanted rows alone; None where that would gather too much
+    members: np.ndarray  # (n,) int64: sequences that end in this batch, as places in what was given
+    counts: np.ndarray  # (n,) int64: how many last tokens of each are wanted
+    places: np.ndarray  # (sum(counts),) int64: the row among `rows` of each of them, in order of position
+    n_segments: int
+
+
+def walk(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    counts: np.ndarray,
+    budget: int,
+    run: Callable[[Pack], torch.Tensor],
+    started: Callable[[forest.Plan], None] = lambda plan: None,
+) -> Iterator[tuple[Pack, torch.Tensor]]:
+    """(pack, run(pack)) for every batch of N sequences; counts (N,) int64 last tokens of each are wanted.
+
+    `started` is told the plan before the first batch runs. What `run` queued on a GPU may still be
+    running when its result is yielded. Out of device memory, the sequences not yet done are planned
+    again at half the budget, with a warning; ModelError when even one sequence does not fit."""
+    device = next(model.parameters()).device
+    todo, plan = np.arange(len(sequences)), forest.plan(sequences, budget)
+    started(plan)
+    while True:
+        order = np.argsort(plan.segment_of, kind="stable")
+        stage = _stager(model, plan, todo, order, counts, device)
+        batches = list(plan)
+        ahead, failed = None, None
+        for index, batch in enumerate(batches):
+            pack = result = None
+            try:
+                pack = ahead or stage(batch)
+                ahead = None
+                result = run(pack)
+                if index + 1 < len(batches):
+                    ahead = stage(batches[index + 1])
+            except torch.OutOfMemoryError as error:
+                failed = str(error).splitlines()[0] if str(error) else "out of memory"
+            if failed is not None:
+                break
+            yield pack, result
+        if failed is None:
+            return
+        pack = result = ahead = None
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        left = np.flatnonzero(plan.segment_of >= batch.first_segment)
+        budget = min(budget, max(len(b.tokens) for b in batches)) // 2
+        if len(batch.leaf_rows) == 1 or budget < 1:
+            raise ModelError(
+                f"engine: a prompt of {len(batch.tokens)} tokens does not fit in the memory of {device} "
+                f"({failed}). Needed: memory for one prompt. Free the device, or use --dtype bfloat16."
+            )
+        log.warning(
+            "engine: out of memory at %d packed tokens; going on with at most %d (%s)",
+            *(len(batch.tokens), budget, failed),
+        )
+        todo = todo[left]
+        plan = forest.plan([sequences[i] for i in todo], budget)
+
+
+def _stager(
+    model: Any,
+    plan: forest.Plan,
+    todo: np.ndarray,
+    order: np.ndarray,
+    counts: np.ndarray,
+    device: torch.device,
+) -> Callable[[forest.Batch], Pack]:
+    """What turns a batch of the plan over sequences `todo` into a Pack on the device."""
+    by_segment = plan.segment_of[order]
+    like = torch.empty(0, dtype=next(model.parameters()).dtype, device=device)
+
+    def stage(batch: forest.Batch) -> Pack:
+        n = len(batch.leaf_rows)
+        low, high = np.searchsorted(by_segment, [batch.first_segment, batch.first_segment + n])
+        members = todo[order[low:high]]
+        wanted = counts[members]
+        rows, places, spans = batch.last_rows(by_segment[low:high] - batch.first_segment, wanted)
+        narrow = len(spans.k_rows) <= _WIDE_KEYS * len(batch.tokens)
+        return Pack(
+            attention.put(batch.tokens.astype(np.int64), device)[None],
+            attention.put(batch.positions.astype(np.int64), device)[None],
+            attention.layout(batch, model.config, like),
+            attention.put(rows, device),
+            attention.put(batch.positions[rows].astype(np.int64), device)[None],
+            attention.layout(spans, model.config, like) if narrow else None,
+            *(members, wanted, places, n),
+        )
+
+    return stage
+
+
+def blocks(model: Any, pack: Pack, deepest: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """(layer, states (R, D) of the wanted rows) for blocks 0…deepest over one pack. Block `deepest`
+    makes keys and values of every row, and the rest of its work for the wanted rows alone."""
+    hidden = model.embed_tokens(pack.tokens)
+    rotary = model.rotary_emb(hidden, pack.positions)
+    shared = {"attention_mask": None, "use_cache": False}
+    last = deepest if pack.row_layout is not None else deepest + 1
+    for layer in range(last):
+        hidden = model.layers[layer](
+            hidden,
+            position_ids=pack.positions,
+            position_embeddings=rotary,
+            forest=pack.layout,
+            **shared,
+        )
+        yield layer, hidden[0].index_select(0, pack.rows)
+    if pack.row_layout is None:
+        return
+    block = model.layers[deepest]
+    caught = attention.Layout(catch=True)
+    block.self_attn(
+        block.input_layernorm(hidden),
+        position_ids=pack.positions,
+        position_embeddings=rotary,
+        forest=caught,
+        **shared,
+    )
+    pack.row_layout.keys = caught.keys
+    hidden = block(
+        hidden.index_select(1, pack.rows),
+        position_ids=pack.row_positions,
+        position_embeddings=tuple(part.index_select(1, pack.rows) for part in rotary),
+        forest=pack.row_layout,
+        **shared,
+    )
+    pack.row_layout.keys = None
+    yield deepest, hidden[0]
+
+
+@contextmanager
+def measuring(model: Any) -> Iterator[None]:
+    """The model in eval mode with forest attention for the length of the block; then exactly as it was."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(attention.NAME, attention.forest_attention)
+    configs = {id(c): c for c in (model.config, *(layer.self_attn.config for layer in model.layers))}
+    were = [(config, config._attn_implementation) for config in configs.values()]
+    training = [module for module in model.modules() if module.training]
+    try:
+        for config, _ in were:
+            config._attn_implementation = attention.NAME
+        model.eval()
+        yield
+    finally:
+        for config, implementation in were:
+            config._attn_implementation = implementation
+        for module in training:
+            module.training = True
