@@ -148,7 +148,7 @@ def main() -> None:
     lengths = np.percentile(plan.lengths, [0, 50, 100]).astype(int).tolist()
     lines = [
         ("prompts", f"{len(plan.lengths):,} ({len(people)} personas × {len(questions)} items)"),
-        ("tokens a prompt", "{}–{}, median {}".format(lengths[0], lengths[2], lengths[1])),
+        ("tokens a prompt", f"{lengths[0]}–{lengths[2]}, median {lengths[1]}"),
         ("computed", f"{least:,} of {plan.n_input_tokens:,} tokens"),
         ("again at cuts", ", ".join(f"{float(v):.2%} at {int(b):,}" for b, v in waste.items())),
         ("wall", f"{seconds['ours']['median']:.2f} s (IQR {seconds['ours']['q25']:.2f}–{seconds['ours']['q75']:.2f})"),

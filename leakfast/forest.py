@@ -64,7 +64,7 @@ class Batch(Spans):
         among them, in the order of the arguments and of position; spans of one query a row).
         Raises ValueError where a count is below 1 or beyond the sequence."""
         ends = self.k_offsets[1:][segments]
-        if len(counts) and not (1 <= counts.min() and (counts <= ends - self.k_offsets[segments]).all()):
+        if len(counts) and not (counts.min() >= 1 and (counts <= ends - self.k_offsets[segments]).all()):
             raise ValueError("counts must lie between 1 and the sequence's length")
         keys = _ranges(ends - counts, counts)  # places of the asked tokens in k_rows
         first = np.repeat(self.k_offsets[segments], counts)

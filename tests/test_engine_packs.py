@@ -204,11 +204,11 @@ def failing_beyond(monkeypatch, most):
     """A device that holds `most` packed rows: more raise what torch raises."""
     real, seen = packs.blocks, []
 
-    def blocks(model, pack, deepest):
+    def blocks(model, pack, layers):
         seen.append(pack.tokens.shape[1])
         if seen[-1] > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
-        return real(model, pack, deepest)
+        return real(model, pack, layers)
 
     monkeypatch.setattr(packs, "blocks", blocks)
     return seen

@@ -66,7 +66,7 @@ def last_token_states(
 
     def run(pack: packs.Pack) -> torch.Tensor:
         with packs.measuring(model), torch.inference_mode():
-            found = {n: hidden.float() for n, hidden in packs.blocks(model, pack, max(layers)) if n in layers}
+            found = {layer: hidden.float() for layer, hidden in packs.blocks(model, pack, layers)}
             return torch.stack([found[layer] for layer in layers], 1)
 
     states = np.empty((len(sequences), len(layers), model.config.hidden_size), np.float32)
@@ -103,8 +103,7 @@ def final_states(
 
     def run(pack: packs.Pack) -> torch.Tensor:
         with packs.measuring(model), torch.inference_mode():
-            for _, hidden in packs.blocks(model, pack, deepest):
-                pass
+            ((_, hidden),) = packs.blocks(model, pack, [deepest])
             return model.norm(hidden)
 
     lengths: np.ndarray = np.empty(0, np.int64)

@@ -5,7 +5,7 @@ Demands attention.py's layouts; leaves to its callers what becomes of the states
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -124,9 +124,10 @@ def _stager(
     return stage
 
 
-def blocks(model: Any, pack: Pack, deepest: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """(layer, states (R, D) of the wanted rows) for blocks 0…deepest over one pack. Block `deepest`
-    makes keys and values of every row, and the rest of its work for the wanted rows alone."""
+def blocks(model: Any, pack: Pack, layers: Collection[int]) -> Iterator[tuple[int, torch.Tensor]]:
+    """(layer, states (R, D) of the wanted rows) for each of `layers`, rising, over one pack. The deepest
+    block makes keys and values of every row, and the rest of its work for the wanted rows alone."""
+    deepest = max(layers)
     hidden = model.embed_tokens(pack.tokens)
     rotary = model.rotary_emb(hidden, pack.positions)
     shared = {"attention_mask": None, "use_cache": False}
@@ -139,7 +140,8 @@ def blocks(model: Any, pack: Pack, deepest: int) -> Iterator[tuple[int, torch.Te
             forest=pack.layout,
             **shared,
         )
-        yield layer, hidden[0].index_select(0, pack.rows)
+        if layer in layers:
+            yield layer, hidden[0].index_select(0, pack.rows)
     if pack.row_layout is None:
         return
     block = model.layers[deepest]
