@@ -246,6 +246,51 @@ def test_a_batch_on_a_cpu_is_fixed_and_a_token_weighs_what_its_tensors_do(loaded
     assert engine.bytes_a_token(config, 4) == 2 * engine.bytes_a_token(config, 2) - 8 * config.hidden_size
 
 
+def test_a_batch_on_a_gpu_is_what_half_of_its_free_memory_holds():
+    from transformers import Qwen2Config
+
+    config = Qwen2Config(  # Qwen2.5-7B
+        hidden_size=3584, intermediate_size=18_944, num_attention_heads=28, num_key_value_heads=4
+    )
+    assert engine.tokens_that_fit(config, 2, 120 << 30) == 32_768
+    assert engine.tokens_that_fit(config, 2, 0) == 512
+    fitting = engine.tokens_that_fit(config, 2, 4 << 30)
+    assert 512 < fitting < 32_768
+    assert fitting * engine.bytes_a_token(config, 2) <= 2 << 30
+
+
+def test_the_calls_of_a_gpu_are_bound_to_what_this_torch_knows(monkeypatch):
+    """Words that a version of torch does not know are a reason in the log, not a crash on the device."""
+    from torch.nn.attention import varlen as theirs
+
+    told = {}
+
+    def newest(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1),
+               enable_gqa=False, num_splits=None):  # fmt: skip
+        told.update(locals())
+        return query
+
+    def oldest(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+        told.update(locals())
+        return query
+
+    q = torch.ones(2, 4, 16)
+    monkeypatch.setattr(theirs, "varlen_attn", newest)
+    attention._torch_varlen(num_splits=1)(q, q, q, "cu_q", "cu_k", 2, 3, 0.5)
+    assert (told["scale"], told["window_size"]) == (0.5, (-1, 0))
+    assert (told["enable_gqa"], told["num_splits"]) == (True, 1)
+    assert (told["cu_seq_q"], told["cu_seq_k"], told["max_q"], told["max_k"]) == ("cu_q", "cu_k", 2, 3)
+    monkeypatch.setattr(theirs, "varlen_attn", oldest)
+    assert "num_splits" in attention._torch_varlen(num_splits=1)
+    attention._torch_varlen()(q, q, q, "cu_q", "cu_k", 2, 3, 0.5)
+    assert told["is_causal"] is True
+    assert float(told["query"][0, 0, 0]) == 2.0  # 0.5 against the kernel's own 1/4
+
+
+def test_this_torchs_own_call_is_bound():
+    assert callable(attention._torch_varlen())
+
+
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 
 

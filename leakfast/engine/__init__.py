@@ -131,8 +131,13 @@ def budget_tokens(loaded: Loaded) -> int:
         return _CPU_BUDGET
     free = torch.cuda.mem_get_info(first.device)[0]
     free += torch.cuda.memory_reserved(first.device) - torch.cuda.memory_allocated(first.device)
+    return tokens_that_fit(model.config, first.element_size(), free)
+
+
+def tokens_that_fit(config: Any, size: int, free_bytes: int) -> int:
+    """Packed tokens a batch for a GPU with so much free memory, `size` bytes an element."""
     low, high = _GPU_BUDGETS
-    return int(min(max(_GPU_SHARE * free // bytes_a_token(model.config, first.element_size()), low), high))
+    return int(min(max(_GPU_SHARE * free_bytes // bytes_a_token(config, size), low), high))
 
 
 def bytes_a_token(config: Any, size: int) -> int:

@@ -192,9 +192,14 @@ def variable_length(device: str, index: int | None, dtype: torch.dtype, width: i
         log.info("attention: SDPA per group (variable-length attention is for half precision on a GPU)")
         return None
     reasons = []
-    for name, varlen in (("flash-attn", _flash_attn()), ("torch varlen_attn", _torch_varlen())):
+    candidates = {
+        "flash-attn": _flash_attn(),
+        "torch varlen_attn, unsplit keys": _torch_varlen(num_splits=1),
+        "torch varlen_attn": _torch_varlen(),
+    }
+    for name, varlen in candidates.items():
         if isinstance(varlen, str):
-            reasons.append(varlen)
+            reasons.append(f"{name}: {varlen}")
             continue
         trouble = trial(varlen, torch.device(device, index), dtype, width)
         if trouble is None:
@@ -210,7 +215,7 @@ def _flash_attn() -> Varlen | str:
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError as error:
-        return f"flash-attn: {error}"
+        return str(error)
 
     def varlen(q, k, v, cu_q, cu_k, max_q, max_k, scale):
         return flash_attn_varlen_func(
@@ -220,20 +225,21 @@ def _flash_attn() -> Varlen | str:
     return varlen
 
 
-def _torch_varlen() -> Varlen | str:
-    """torch's call, or why there is none. It hands `causal` to the flash kernel, whose mask is
-    bottom-right; num_splits=1 keeps a prompt's bits free of what it is packed with."""
+def _torch_varlen(**wanted: Any) -> Varlen | str:
+    """torch's call with further settings `wanted`, or why there is none. It hands `causal` to the flash
+    kernel, whose mask is bottom-right; num_splits=1 keeps a prompt's bits free of what it is packed
+    with. Which words it knows differs between versions of torch."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError as error:
-        return f"torch varlen_attn: {error}"
+        return str(error)
     known = inspect.signature(varlen_attn).parameters
-    fixed = {"enable_gqa": True, "num_splits": 1, "window_size": (-1, 0)}
-    extra = {name: setting for name, setting in fixed.items() if name in known}
-    if "window_size" not in known:
-        if "is_causal" not in known:
-            return "torch varlen_attn: this torch names its causal mask otherwise"
-        extra["is_causal"] = True
+    extra = dict(wanted)
+    if "enable_gqa" in known:  # before that word, fewer key heads were taken as they were
+        extra["enable_gqa"] = True
+    extra |= {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
+    if unknown := extra.keys() - known.keys():
+        return f"this torch does not know {', '.join(sorted(unknown))}"
 
     def varlen(q, k, v, cu_q, cu_k, max_q, max_k, scale):
         if "scale" not in known:  # older: the kernel's own scale, 1/sqrt(d)
