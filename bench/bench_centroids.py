@@ -60,7 +60,7 @@ def one_at_a_time(net, sequences, layers, device):
     rows = []
     with torch.inference_mode(), Hooks(net, layers) as hooks:
         for sequence in sequences:
-            net(input_ids=torch.tensor([sequence], device=device), use_cache=False)
+            net(input_ids=torch.tensor([sequence], device=device))
             rows.append(torch.stack([hooks.seen[i][0, -1] for i in layers]).float().cpu())
     return torch.stack(rows).numpy()
 

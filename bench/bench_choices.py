@@ -70,7 +70,7 @@ def one_at_a_time(net, sequences, letters, device):
     rows = []
     with torch.inference_mode():
         for sequence in sequences:
-            logits = net(input_ids=torch.tensor([sequence], device=device), use_cache=False).logits[0, -1]
+            logits = net(input_ids=torch.tensor([sequence], device=device)).logits[0, -1]
             rows.append(logits.float().log_softmax(-1)[letters].cpu())
     return torch.stack(rows).numpy()
 
