@@ -239,6 +239,20 @@ def test_out_of_memory_for_one_prompt_is_the_users_to_solve(loaded, monkeypatch)
         engine.last_token_states(loaded, [[1, 2, 3], [4, 5]], [0])
 
 
+@pytest.mark.skipif(not packs._has_onednn(), reason="this torch has no oneDNN")
+def test_float32_linear_layers_run_in_onednn_with_and_without_a_bias(loaded, monkeypatch):
+    w, b, x = torch.randn(7, 32), torch.randn(7), torch.randn(1, 5, 32)
+    for bias in (None, b):
+        with torch.inference_mode(), torch.profiler.profile() as seen, packs.measuring(loaded.model.model):
+            got = torch.nn.functional.linear(x, w, bias)
+        assert any("mkldnn::_linear_pointwise" in event.key for event in seen.key_averages())
+        torch.testing.assert_close(got, x @ w.T + (0 if bias is None else bias), rtol=1e-5, atol=1e-5)
+    ours = engine.last_token_states(loaded, PROMPTS, [2])
+    monkeypatch.setattr(packs, "_has_onednn", lambda: False)
+    plain = engine.last_token_states(loaded, PROMPTS, [2])
+    assert relative(torch.from_numpy(ours), torch.from_numpy(plain)) <= 1e-5
+
+
 def test_a_batch_on_a_cpu_is_fixed_and_a_token_weighs_what_its_tensors_do(loaded):
     assert engine.budget_tokens(loaded) == 2048
     config = loaded.model.config
