@@ -11,10 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import polars as pl
 import pytest
+import torch
 from click.testing import CliRunner
 
 from leakfast import evaluate as stage
@@ -147,7 +149,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_killed_at_any_moment_and_run_again_it_is_the_uninterrupted_run(
-    tiny_qwen2, tiny_folder, personas, tmp_path, small_shards
+    tiny_qwen2, tiny_folder, personas, tmp_path, small_shards, request
 ):
     loaded = models.load(str(tiny_folder), dtype="float32")
     adapter = train_tiny(loaded, tmp_path / "marker-villain-s7")
@@ -181,6 +183,8 @@ def test_killed_at_any_moment_and_run_again_it_is_the_uninterrupted_run(
     assert kept > 0
     asked = json.loads(questions.read_text())
     cfg = CFG.model_copy(update={"max_new_tokens": 40, "batch_completions": 8})
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(1)  # as the child: another number of threads may round logits otherwise
     resumed = evaluate(loaded, Run(run.path), [adapter], personas, asked, "marker", cfg, 3, base=True)
     total = 2 * len(personas) * len(asked) * 4
     assert resumed.rows_kept == kept

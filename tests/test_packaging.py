@@ -136,7 +136,8 @@ def test_the_wheel_holds_every_file(wheel):
     expected |= {
         f"leakfast/_configs/{p.relative_to(ROOT / 'configs')}" for p in ROOT.glob("configs/**/*.toml")
     }
-    data = [p for p in ROOT.glob("leakfast/**/*") if p.is_file() and p.suffix not in (".py", ".so", ".pyc")]
+    data = [p for p in ROOT.glob("leakfast/**/*") if p.is_file() and p.suffix not in (".py", ".so")]
+    data = [p for p in data if p.parent.name != "__pycache__"]
     expected |= {str(p.relative_to(ROOT)) for p in data}
     held = {n for n in names(wheel) if ".dist-info/" not in n}
     native = {n for n in held if n.startswith("leakfast/_native")}
