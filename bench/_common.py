@@ -89,6 +89,11 @@ def engine_flops(shape: str, tokens: int, rows: int, blocks: int, head: bool = F
     return 2.0 * (whole + (rows * d * s["vocab_size"] if head else 0))
 
 
+def lengths(low: int, high: int, n: int, rng: np.random.Generator) -> list[int]:
+    """n lengths spread evenly over low…high, shuffled: their mean is the same for every seed."""
+    return rng.permutation(np.linspace(low, high, n).round().astype(int)).tolist()
+
+
 def interleaved(
     runs: dict[str, Callable[[], Any]], repeats: int, sync: Callable[[], None], say: Callable[[str], None]
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, Any]]:

@@ -14,6 +14,7 @@ from _common import (
     card,
     engine_flops,
     interleaved,
+    lengths,
     loaded,
     make_model,
     parser,
@@ -32,8 +33,8 @@ def prompts_of(personas: int, questions: int, vocab: int, seed: int) -> list[lis
     other (3 tokens), a question's of 22–32. About 28 a prompt remain when shared parts count once."""
     rng = np.random.default_rng(seed)
     root = rng.integers(0, vocab, 3).tolist()
-    heads = [root + rng.integers(0, vocab, n).tolist() for n in rng.integers(17, 24, personas)]
-    tails = [rng.integers(0, vocab, n).tolist() for n in rng.integers(22, 33, questions)]
+    heads = [root + rng.integers(0, vocab, n).tolist() for n in lengths(17, 23, personas, rng)]
+    tails = [rng.integers(0, vocab, n).tolist() for n in lengths(22, 32, questions, rng)]
     return [head + tail for head in heads for tail in tails]
 
 

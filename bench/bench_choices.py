@@ -14,6 +14,7 @@ from _common import (
     card,
     engine_flops,
     interleaved,
+    lengths,
     loaded,
     make_model,
     parser,
@@ -33,8 +34,8 @@ def prompts_of(personas: int, items: int, vocab: int, seed: int) -> forest.Joine
     (3 tokens), an item's of 80–104."""
     rng = np.random.default_rng(seed)
     root = rng.integers(0, vocab, 3).tolist()
-    heads = [root + rng.integers(0, vocab, n).tolist() for n in rng.integers(17, 24, personas)]
-    return forest.Joined(heads, [rng.integers(0, vocab, n).tolist() for n in rng.integers(80, 105, items)])
+    heads = [root + rng.integers(0, vocab, n).tolist() for n in lengths(17, 23, personas, rng)]
+    return forest.Joined(heads, [rng.integers(0, vocab, n).tolist() for n in lengths(80, 104, items, rng)])
 
 
 def choice_op():
