@@ -280,7 +280,7 @@ run(); before = faults(); run(); print(faults() - before)
 
 
 def test_a_batch_on_a_cpu_is_fixed_and_a_token_weighs_what_its_tensors_do(loaded):
-    assert engine.budget_tokens(loaded) == 1024
+    assert engine.budget_tokens(loaded) == 2048
     config = loaded.model.config
     assert engine.bytes_a_token(config, 4) > 4 * 3 * config.intermediate_size
     assert engine.bytes_a_token(config, 4) == 2 * engine.bytes_a_token(config, 2) - 8 * config.hidden_size
