@@ -53,6 +53,8 @@ def last_token_centroids_reference(
         out = tuple(torch.zeros(shape, dtype=torch.float32, device=states.device) for _ in range(2))
     sums, squares = out
     for p in range(len(bounds) - 1):
+        if bounds[p] == bounds[p + 1]:
+            continue
         rows = states[leaf_rows[bounds[p] : bounds[p + 1]]].float()
         sums[p] += rows.sum(0)
         squares[p] += rows.square().sum(0)

@@ -34,13 +34,16 @@ _SPAN = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
 @dataclass
 class Centroids:
     """P personas × D dimensions per layer, float32. `metadata` says what they are centroids of;
-    `questions` holds (P, Q, D) per layer where they were kept, else nothing."""
+    `questions` holds (P, Q, D) per layer where they were kept, else nothing. `moments` holds the mean of
+    the squared states per layer, (P, D): moments − means² is their variance over the questions; it is
+    there after computing and is not written to files."""
 
     personas: list[str]
     layers: list[int]
     metadata: dict[str, Any]
     means: dict[int, np.ndarray] = field(repr=False)
     questions: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    moments: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
 
     def layer(self, layer: int) -> np.ndarray:
         """(P, D) float32 centroids at a layer, personas in order. Raises ValueError if it is not there."""
@@ -115,7 +118,8 @@ def compute(
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Centroids:
     """Centroids of P personas over Q questions: mean over questions of the state at the last prompt
-    token (chat template with generation prompt), accumulated in float32 in a fixed order.
+    token (chat template with generation prompt), accumulated in float32 in a fixed order. Unless
+    keep_questions asks for them, states are summed where the engine has them and never stored.
 
     center_extras: whether `qwen_default` and `no_persona`, if among the personas, join the mean that
     centered cosines subtract. Raises InputError for a layer the model does not have, ModelError
@@ -132,25 +136,45 @@ def compute(
     _warn_of_twins(personas, prompts, len(asked))
 
     p, q, d = len(personas), len(asked), loaded.hidden_size
-    means = {layer: np.empty((p, d), np.float32) for layer in layers}
+    means, moments = ({layer: np.empty((p, d), np.float32) for layer in layers} for _ in range(2))
     kept = {layer: np.empty((p, q, d), np.float32) for layer in layers} if keep_questions else {}
-    step = max(1, _CHUNK_BYTES // (q * len(layers) * d * 4))
-    for first in range(0, p, step):
-        last = min(first + step, p)
+
+    def states_of(first: int, last: int) -> np.ndarray:
+        """(·, layers, D) states of personas first…last-1, all finite."""
+        some = prompts[first * q : last * q]
+        shown = _shifted(progress, first * q, p * q)
         states = engine.last_token_states(
-            loaded,
-            [prompt.ids for prompt in prompts[first * q : last * q]],
-            layers,
-            budget_tokens=budget_tokens,
-            progress=_shifted(progress, first * q, p * q),
+            loaded, [prompt.ids for prompt in some], layers, budget_tokens=budget_tokens, progress=shown
         )
-        _check_finite(states, layers, prompts[first * q : last * q])
-        offsets = torch.arange(0, (last - first) * q + 1, q)
-        for column, layer in enumerate(layers):
-            rows = np.ascontiguousarray(states[:, column])
-            means[layer][first:last] = ops.segment_means(torch.from_numpy(rows), offsets).numpy()
-            if keep_questions:
+        _check_finite(states, layers, some)
+        return states
+
+    if keep_questions:
+        step = max(1, _CHUNK_BYTES // (q * len(layers) * d * 4))
+        for first in range(0, p, step):
+            last = min(first + step, p)
+            states = states_of(first, last)
+            offsets = torch.arange(0, (last - first) * q + 1, q)
+            for column, layer in enumerate(layers):
+                rows = np.ascontiguousarray(states[:, column])
+                means[layer][first:last] = ops.segment_means(torch.from_numpy(rows), offsets).numpy()
                 kept[layer][first:last] = rows.reshape(last - first, q, d)
+                moments[layer][first:last] = np.square(kept[layer][first:last]).mean(1)
+    else:
+        sums, squares = engine.last_token_sums(
+            loaded,
+            [prompt.ids for prompt in prompts],
+            layers,
+            np.repeat(np.arange(p), q),
+            budget_tokens=budget_tokens,
+            progress=_shifted(progress, 0, p * q),
+        )
+        for row in np.flatnonzero(~np.isfinite(sums).all((0, 2))):
+            progress = None
+            states_of(row, row + 1)  # finds the question
+        for column, layer in enumerate(layers):
+            np.divide(sums[column], np.float32(q), out=means[layer])
+            np.divide(squares[column], np.float32(q), out=moments[layer])
     if progress:
         progress(p * q, p * q, "states")
     return Centroids(
@@ -159,6 +183,7 @@ def compute(
         _metadata(loaded, personas, questions, asked, layers, prompts, center_extras),
         means,
         kept,
+        moments,
     )
 
 

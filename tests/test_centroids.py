@@ -68,6 +68,20 @@ def test_centroids_equal_the_mean_of_one_at_a_time_states(made, tiny_qwen2, pers
         assert relative(made.questions[layer], expected[:, :, layer]) <= 1e-5
 
 
+@pytest.mark.parametrize("budget", [1, 60, None])  # no batch shared, cuts within a persona, one batch
+def test_summed_in_place_they_are_the_same(made, tiny_qwen2, personas, budget):
+    """Without --keep-questions no state is stored: sums and squares alone leave the engine."""
+    expected = truth(tiny_qwen2, personas, QUESTIONS)
+    got = compute(tiny_qwen2, personas, QUESTIONS, "all", budget_tokens=budget)
+    again = compute(tiny_qwen2, personas, QUESTIONS, "all", budget_tokens=budget)
+    for layer in made.layers:
+        assert relative(got.layer(layer), expected[:, :, layer].mean(1)) <= 1e-5
+        assert relative(got.moments[layer], np.square(expected[:, :, layer]).mean(1)) <= 1e-5
+        assert relative(made.moments[layer], np.square(expected[:, :, layer]).mean(1)) <= 1e-5
+        np.testing.assert_array_equal(got.layer(layer), again.layer(layer))
+    assert got.questions == {}
+
+
 def test_a_chunked_run_gives_the_same_centroids(made, tiny_qwen2, personas, monkeypatch):
     from leakfast import centroids
 

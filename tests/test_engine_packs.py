@@ -236,6 +236,39 @@ def test_out_of_memory_halves_the_batch_says_so_and_changes_no_result(loaded, mo
     assert max(relative(again[key], states[key]) for key in again) <= 1e-5
 
 
+def test_out_of_memory_half_way_through_a_batch_counts_nothing_twice(loaded, monkeypatch):
+    """The first layer's sums of a batch exist when its last block fails."""
+    rng = np.random.default_rng(1)
+    sequences = [rng.integers(0, 300, n).tolist() for n in rng.integers(4, 12, 30)]
+    segments = np.arange(30) % 4
+    states = engine.last_token_states(loaded, sequences, [0, 2])
+    real, failed = packs.blocks, []
+
+    def blocks(model, pack, layers):
+        yielded = 0
+        for found in real(model, pack, layers):
+            if yielded and pack.tokens.shape[1] > 40:
+                failed.append(pack.tokens.shape[1])
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            yielded += 1
+            yield found
+
+    monkeypatch.setattr(packs, "blocks", blocks)
+    sums, squares = engine.last_token_sums(loaded, sequences, [2, 0], segments, budget_tokens=100)
+    assert failed
+    for column, at in ((0, 1), (1, 0)):  # layers in the order asked
+        for p in range(4):
+            rows = states[segments == p, at].astype(np.float64)
+            np.testing.assert_allclose(sums[column, p], rows.sum(0), rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(squares[column, p], np.square(rows).sum(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("segments", [[0], [0, -1], [[0, 1]]])
+def test_segments_that_do_not_fit_are_a_mistake(loaded, segments):
+    with pytest.raises(ValueError, match="segments must"):
+        engine.last_token_sums(loaded, [[1], [2]], [0], segments)
+
+
 def test_out_of_memory_for_one_prompt_is_the_users_to_solve(loaded, monkeypatch):
     failing_beyond(monkeypatch, 2)
     with pytest.raises(ModelError, match="prompt of 3 tokens does not fit in the memory.*Free the device"):

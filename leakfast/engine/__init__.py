@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from leakfast import forest
-from leakfast.engine import packs
+from leakfast import forest, ops
+from leakfast.engine import attention, packs
 from leakfast.errors import ModelError
 
 if TYPE_CHECKING:
@@ -59,14 +59,15 @@ def last_token_states(
     max(layers) are not run. Raises ValueError for layers the model does not have or empty sequences,
     ModelError for a model or a prompt that does not fit."""
     model = decoder(loaded)
-    layers = [int(layer) for layer in layers]
-    if not layers or min(layers) < 0 or max(layers) >= len(model.layers):
-        raise ValueError(f"layers must be some of 0…{len(model.layers) - 1}, not {layers}")
+    layers = _checked(layers, len(model.layers))
     counts = np.ones(len(sequences), np.int64)
 
     def run(pack: packs.Pack) -> torch.Tensor:
         with packs.measuring(model), torch.inference_mode():
-            found = {layer: hidden.float() for layer, hidden in packs.blocks(model, pack, layers)}
+            found = {
+                layer: packs.wanted(states, rows).float()
+                for layer, states, rows in packs.blocks(model, pack, layers)
+            }
             return torch.stack([found[layer] for layer in layers], 1)
 
     states = np.empty((len(sequences), len(layers), model.config.hidden_size), np.float32)
@@ -79,6 +80,51 @@ def last_token_states(
     if waiting:
         states[waiting[0].members] = waiting[1]()[waiting[0].places]
     return states
+
+
+def last_token_sums(
+    loaded: Loaded,
+    sequences: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    segments: Sequence[int] | np.ndarray,
+    *,
+    budget_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and sums of squares of the last-token states of each segment: (len(layers), P, D) float32 twice.
+
+    Sequence i belongs to segment segments[i], segments are 0…P-1. Equal to adding up the rows of
+    `last_token_states` and their squares, but states are read where the batch has them
+    (ops.centroid_sums) and never stored. Summed in float32: within a batch in the order of the
+    sequences, then batch after batch; the same call gives the same bits.
+    Raises as `last_token_states`, and ValueError for segments that do not fit."""
+    model = decoder(loaded)
+    layers = _checked(layers, len(model.layers))
+    segment_of = np.asarray(segments, np.int64)
+    if segment_of.shape != (len(sequences),) or (len(segment_of) and segment_of.min() < 0):
+        raise ValueError("segments must name one segment from 0 on for each sequence")
+    n_segments = int(segment_of.max(initial=-1)) + 1
+
+    def run(pack: packs.Pack) -> torch.Tensor:
+        order = np.lexsort((pack.members, segment_of[pack.members]))  # by segment, then as given
+        ends = np.searchsorted(segment_of[pack.members][order], np.arange(n_segments + 1))
+        device = pack.rows.device
+        places, offsets = (attention.put(x.astype(np.int64), device) for x in (pack.places[order], ends))
+        found = {}
+        with packs.measuring(model), torch.inference_mode():
+            for layer, states, rows in packs.blocks(model, pack, layers):
+                leaves = places if rows is None else rows.index_select(0, places)
+                found[layer] = torch.stack(ops.centroid_sums(states, leaves, offsets))
+            return torch.stack([found[layer] for layer in layers], 1)
+
+    # added here and not by the op: a batch that runs out of memory half way counts for nothing
+    device = next(model.parameters()).device
+    total = torch.zeros(2, len(layers), n_segments, model.config.hidden_size, device=device)
+    counts = np.ones(len(sequences), np.int64)
+    for _, found in _walk(loaded, model, sequences, counts, budget_tokens, progress, max(layers), run):
+        total += found
+    sums, squares = total.cpu().numpy()
+    return sums, squares
 
 
 def final_states(
@@ -103,8 +149,8 @@ def final_states(
 
     def run(pack: packs.Pack) -> torch.Tensor:
         with packs.measuring(model), torch.inference_mode():
-            ((_, hidden),) = packs.blocks(model, pack, [deepest])
-            return model.norm(hidden)
+            ((_, states, rows),) = packs.blocks(model, pack, [deepest])
+            return model.norm(packs.wanted(states, rows))
 
     lengths: np.ndarray = np.empty(0, np.int64)
 
@@ -166,6 +212,13 @@ def decoder(loaded: Loaded) -> Any:
     return inner
 
 
+def _checked(layers: Sequence[int], n_layers: int) -> list[int]:
+    layers = [int(layer) for layer in layers]
+    if not layers or min(layers) < 0 or max(layers) >= n_layers:
+        raise ValueError(f"layers must be some of 0…{n_layers - 1}, not {layers}")
+    return layers
+
+
 def _walk(
     loaded: Loaded,
     model: Any,
@@ -206,9 +259,10 @@ def _fetch(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
     if tensor.device.type != "cuda":
         return tensor.cpu().numpy
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)
-    copied = torch.cuda.Event()
-    copied.record()
+    with torch.cuda.device(tensor.device):  # an event belongs to the current device, which may be another
+        host.copy_(tensor, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
 
     def wait() -> np.ndarray:
         copied.synchronize()

@@ -114,8 +114,8 @@ def _stager(
         n = len(batch.leaf_rows)
         low, high = np.searchsorted(by_segment, [batch.first_segment, batch.first_segment + n])
         members = todo[order[low:high]]
-        wanted = counts[members]
-        rows, places, spans = batch.last_rows(by_segment[low:high] - batch.first_segment, wanted)
+        lasts = counts[members]
+        rows, places, spans = batch.last_rows(by_segment[low:high] - batch.first_segment, lasts)
         narrow = len(spans.k_rows) <= _WIDE_KEYS * len(batch.tokens)
         return Pack(
             attention.put(batch.tokens.astype(np.int64), device)[None],
@@ -124,15 +124,18 @@ def _stager(
             attention.put(rows, device),
             attention.put(batch.positions[rows].astype(np.int64), device)[None],
             attention.layout(spans, model.config, like) if narrow else None,
-            *(members, wanted, places, n),
+            *(members, lasts, places, n),
         )
 
     return stage
 
 
-def blocks(model: Any, pack: Pack, layers: Collection[int]) -> Iterator[tuple[int, torch.Tensor]]:
-    """(layer, states (R, D) of the wanted rows) for each of `layers`, rising, over one pack. The deepest
-    block makes keys and values of every row, and the rest of its work for the wanted rows alone."""
+def blocks(
+    model: Any, pack: Pack, layers: Collection[int]
+) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
+    """(layer, states, rows) for each of `layers`, rising, over one pack: the R wanted states are
+    states[rows], or all of them where rows is None; see `wanted`. The deepest block makes keys and
+    values of every row, and the rest of its work for the wanted rows alone."""
     deepest = max(layers)
     hidden = model.embed_tokens(pack.tokens)
     rotary = model.rotary_emb(hidden, pack.positions)
@@ -147,7 +150,7 @@ def blocks(model: Any, pack: Pack, layers: Collection[int]) -> Iterator[tuple[in
             **shared,
         )
         if layer in layers:
-            yield layer, hidden[0].index_select(0, pack.rows)
+            yield layer, hidden[0], pack.rows
     if pack.row_layout is None:
         return
     block = model.layers[deepest]
@@ -168,7 +171,12 @@ def blocks(model: Any, pack: Pack, layers: Collection[int]) -> Iterator[tuple[in
         **shared,
     )
     pack.row_layout.keys = None
-    yield deepest, hidden[0]
+    yield deepest, hidden[0], None
+
+
+def wanted(states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """The (R, D) wanted states of what `blocks` yields."""
+    return states if rows is None else states.index_select(0, rows)
 
 
 class _LinearByOneDNN(TorchFunctionMode):
