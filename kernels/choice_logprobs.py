@@ -52,7 +52,41 @@ def config_for(n: int, element_bytes: int, aligned: bool) -> Config:
     return next(c for (rows, size), c in CONFIGS.items() if n <= rows and size == element_bytes)
 
 
-@triton.jit
+def fitted(config: Config, element_bytes: int, shared_bytes: int) -> Config:
+    """The config with as many stages as the shared memory of a block holds: GPUs other than Hopper have less."""
+    stage = (config.block_n + config.block_v) * config.block_d * element_bytes
+    return config._replace(num_stages=max(1, min(config.num_stages, shared_bytes // stage)))
+
+
+def candidates(hidden: torch.Tensor, head: torch.Tensor) -> tuple[tuple[object, ...], list[Config]]:
+    """(class of shape, shipped configs that run such operands, the table's own first): N to a power of two."""
+    size, aligned, n = _element_bytes(hidden, head), _aligned(hidden, head), len(hidden)
+    found = [config_for(n, size, aligned)]
+    if aligned or size == 4:
+        found += [c for (_, s), c in CONFIGS.items() if s == size and c not in found]
+    shape = 1 << max(n - 1, 0).bit_length(), *head.shape, size, aligned
+    return shape, [fitted(c, size, _shared_bytes(hidden.device)) for c in found]
+
+
+def _element_bytes(hidden: torch.Tensor, head: torch.Tensor) -> int:
+    return 4 if hidden.dtype != head.dtype or hidden.dtype == torch.float32 else 2
+
+
+def _aligned(hidden: torch.Tensor, head: torch.Tensor) -> bool:
+    """Whether rows are whole steps of D that begin at multiples of 16 bytes."""
+    return hidden.shape[1] % 128 == 0 and all(
+        x.stride(1) == 1 and x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0 for x in (hidden, head)
+    )
+
+
+def _shared_bytes(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 227 << 10  # the interpreter has no limit
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+# sizes that change from batch to batch would each compile the kernel anew where they are 1 or multiples of 16
+@triton.jit(do_not_specialize=["n", "n_choices", "n_blocks"])
 def _choice_logprobs_kernel(
     hidden, head, token_ids, logits, maxima, sums, n, v, d, n_choices, stride_hn, stride_vn,
     n_blocks, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, TILES: tl.constexpr,
@@ -106,7 +140,7 @@ def _choice_logprobs_kernel(
     tl.store(sums + o_part, b_sum, mask=m_n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "n_choices"])
 def _merge_kernel(maxima, sums, logprobs, lse, n, n_choices, n_parts, BLOCK_N: tl.constexpr):
     o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
@@ -127,13 +161,14 @@ def _merge_kernel(maxima, sums, logprobs, lse, n, n_choices, n_parts, BLOCK_N: t
 
 
 def choice_logprobs(
-    hidden: torch.Tensor, head: torch.Tensor, token_ids: torch.Tensor
+    hidden: torch.Tensor, head: torch.Tensor, token_ids: torch.Tensor, config: Config | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities in nats: hidden (N, D), head (V, D), token_ids (N, C) int64 → float32 logprobs
     (N, C) and lse (N,). float16, bfloat16 or float32; two different dtypes are multiplied in float32.
 
     A NaN in a row of hidden reaches that row alone. An id outside 0…V-1 gives NaN: ids on a device are
-    not read back to be checked. Raises ValueError on shapes or dtypes that do not fit."""
+    not read back to be checked. config: one of `candidates`, else the table's. Raises ValueError on shapes
+    or dtypes that do not fit."""
     if hidden.ndim != 2 or head.ndim != 2 or hidden.shape[1] != head.shape[1] or head.numel() == 0:
         raise ValueError("hidden must be (N, D) and head (V, D), with V and D of at least 1")
     if token_ids.ndim != 2 or len(token_ids) != len(hidden) or token_ids.dtype != torch.int64:
@@ -145,10 +180,9 @@ def choice_logprobs(
     lse = torch.empty(n, dtype=torch.float32, device=hidden.device)
     if n == 0:
         return logprobs, lse
-    as_float32 = hidden.dtype != head.dtype or hidden.dtype == torch.float32
     hidden, head = (x if x.stride(1) == 1 else x.contiguous() for x in (hidden, head))
-    aligned = d % 128 == 0 and all(x.stride(0) % 16 == 0 and x.data_ptr() % 16 == 0 for x in (hidden, head))
-    config = config_for(n, 4 if as_float32 else 2, aligned)
+    config = config or candidates(hidden, head)[1][0]
+    as_float32 = _element_bytes(hidden, head) == 4
     n_parts = triton.cdiv(v, config.block_v * config.tiles)
     maxima = torch.empty(n_parts, n, dtype=torch.float32, device=hidden.device)
     sums = torch.empty_like(maxima)

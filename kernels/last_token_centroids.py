@@ -73,11 +73,12 @@ def last_token_centroids(
     leaf_rows: torch.Tensor,
     offsets: torch.Tensor,
     out: tuple[torch.Tensor, torch.Tensor] | None = None,
+    config: Config | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sums, squares), each (P, D) float32, of states (T, D) at leaf_rows (N,), persona p owning
     leaf_rows[offsets[p]:offsets[p+1]]; an empty persona sums to 0. `out`: two contiguous (P, D) float32
-    that are added to in place. All tensors on the device of states; leaf_rows and offsets are trusted.
-    Raises ValueError on shapes or dtypes that do not fit."""
+    that are added to in place. config: one of CONFIGS, else the one for D. All tensors on the device of
+    states; leaf_rows and offsets are trusted. Raises ValueError on shapes or dtypes that do not fit."""
     if states.ndim != 2 or not states.is_floating_point():
         raise ValueError("states must be (T, D) of a float dtype")
     if leaf_rows.ndim != 1 or offsets.ndim != 1 or len(offsets) < 1:
@@ -95,7 +96,7 @@ def last_token_centroids(
                 raise ValueError(f"out must be two contiguous float32 tensors ({n_personas}, {d})")
     if n_personas == 0 or d == 0:
         return sums, squares
-    config = config_for(d)
+    config = config or config_for(d)
     grid = (n_personas, triton.cdiv(d, config.block_d))
     _last_token_centroids_kernel[grid](
         states, leaf_rows.contiguous(), offsets.contiguous(), sums, squares, d, states.stride(0),

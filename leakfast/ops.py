@@ -7,8 +7,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
+
+from leakfast import tuning
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +58,8 @@ def centroid_sums(
         from leakfast.kernels import reference
 
         return reference.last_token_centroids_reference(states, leaf_rows, offsets, out)
+    import torch
+
     from leakfast.kernels.last_token_centroids import last_token_centroids
 
     if not offsets.is_cuda and (
@@ -64,7 +68,9 @@ def centroid_sums(
         raise ValueError("offsets must run from 0 to N and not decrease")
     if not leaf_rows.is_cuda and len(leaf_rows) and not 0 <= leaf_rows.min() <= leaf_rows.max() < len(states):
         raise ValueError(f"leaf_rows must lie in 0…{len(states) - 1}")
-    return last_token_centroids(states, leaf_rows.to(states.device), offsets.to(states.device), out)
+    given = states, leaf_rows.to(states.device), offsets.to(states.device)
+    with torch.cuda.device(states.device):  # Triton launches on the current device
+        return last_token_centroids(*given, out, _tuned_centroids(given))
 
 
 def choice_logprobs(
@@ -96,9 +102,13 @@ def choice_logprobs(
     if chosen == "native":
         return _choice_logprobs_native(hidden, head, token_ids)
     if chosen == "triton":
+        import torch
+
         from leakfast.kernels.choice_logprobs import choice_logprobs as triton_choice_logprobs
 
-        return triton_choice_logprobs(hidden, head, token_ids)
+        with torch.cuda.device(hidden.device):  # Triton launches on the current device
+            config = _tuned_choices(hidden, head, token_ids)
+            return triton_choice_logprobs(hidden, head, token_ids, config)
     if chosen == "tiled":
         from leakfast.kernels.choice_tiled import choice_logprobs_tiled
 
@@ -122,6 +132,31 @@ def explained_paths(
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return {op: _decide(op, "auto", device, dtypes) for op in IMPLEMENTATIONS}
+
+
+def _tuned_centroids(given: tuple[torch.Tensor, ...]) -> Any:
+    """The kernel's config under LEAKFAST_AUTOTUNE; None: the shipped table's."""
+    if not tuning.asked():
+        return None
+    from leakfast.kernels import last_token_centroids as kernel
+
+    states, rows, offsets = given
+    runs = {str(c): partial(kernel.last_token_centroids, *given, config=c) for c in kernel.CONFIGS.values()}
+    shape = 1 << len(rows).bit_length(), len(offsets) - 1, states.shape[1], states.dtype
+    name = tuning.best("centroid_sums", shape, states.device, runs)
+    return runs[name].keywords["config"]
+
+
+def _tuned_choices(hidden: torch.Tensor, head: torch.Tensor, token_ids: torch.Tensor) -> Any:
+    """As above, for choice_logprobs."""
+    if not tuning.asked() or len(hidden) == 0:
+        return None
+    from leakfast.kernels import choice_logprobs as kernel
+
+    shape, configs = kernel.candidates(hidden, head)
+    runs = {str(c): partial(kernel.choice_logprobs, hidden, head, token_ids, c) for c in configs}
+    name = tuning.best("choice_logprobs", (*shape, token_ids.shape[1]), hidden.device, runs)
+    return runs[name].args[3]
 
 
 def _choice_logprobs_native(

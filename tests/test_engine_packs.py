@@ -245,12 +245,10 @@ def test_out_of_memory_half_way_through_a_batch_counts_nothing_twice(loaded, mon
     real, failed = packs.blocks, []
 
     def blocks(model, pack, layers):
-        yielded = 0
-        for found in real(model, pack, layers):
-            if yielded and pack.tokens.shape[1] > 40:
+        for number, found in enumerate(real(model, pack, layers)):
+            if number and pack.tokens.shape[1] > 40:
                 failed.append(pack.tokens.shape[1])
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            yielded += 1
             yield found
 
     monkeypatch.setattr(packs, "blocks", blocks)

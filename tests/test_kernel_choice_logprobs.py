@@ -41,8 +41,9 @@ from safetensors.torch import load_file, save_file
 empty, empty_like = torch.empty, torch.empty_like
 torch.empty = lambda *a, **k: empty(*a, **k).fill_(float("nan"))
 torch.empty_like = lambda *a, **k: empty_like(*a, **k).fill_(float("nan"))
-from leakfast.kernels.choice_logprobs import choice_logprobs
-given, out = load_file(sys.argv[1]), {}
+from leakfast import ops, tuning
+from leakfast.kernels.choice_logprobs import candidates, choice_logprobs
+given, out = {name: x.clone() for name, x in load_file(sys.argv[1]).items()}, {}  # aligned, as torch has it
 for name in sorted({key.rsplit("/", 1)[0] for key in given}):
     arguments = [given[f"{name}/{part}"] for part in ("hidden", "head", "ids")]
     out[f"{name}/logprobs"], out[f"{name}/lse"] = choice_logprobs(*arguments)
@@ -51,6 +52,11 @@ for name in sorted({key.rsplit("/", 1)[0] for key in given}):
         out[f"{name}/same"] = torch.tensor(
             torch.equal(out[f"{name}/logprobs"].view(torch.int32), again[0].view(torch.int32))
             and torch.equal(out[f"{name}/lse"].view(torch.int32), again[1].view(torch.int32)))
+arguments = [given[f"config of up to 16 rows/{part}"] for part in ("hidden", "head", "ids")]
+for number, config in enumerate(candidates(*arguments[:2])[1]):
+    out[f"tuned {number}/logprobs"], out[f"tuned {number}/lse"] = choice_logprobs(*arguments, config)
+assert ops._tuned_choices(*arguments) in candidates(*arguments[:2])[1]
+assert "choice_logprobs | cpu" in tuning.store().read_text()
 save_file(out, sys.argv[2])
 """
 
@@ -108,7 +114,10 @@ def interpreted(tmp_path_factory):
     wrong = torch.tensor([[0, 90], [-1, 5]])
     given |= {"wrong/hidden": torch.ones(2, 32), "wrong/head": ties.clone(), "wrong/ids": wrong}
     save_file(given, folder / "given")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
+        "LEAKFAST_AUTOTUNE": "1", "LEAKFAST_CACHE": str(folder),
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, folder / "given", folder / "out"],
         env=environment, capture_output=True, text=True, check=False,
@@ -122,6 +131,28 @@ def interpreted(tmp_path_factory):
 def test_errs_no_more_than_torch(interpreted, name):
     got = interpreted[f"{name}/logprobs"], interpreted[f"{name}/lse"]
     check_errors(got, *inputs_of(CASES[name]))
+
+
+@needs_triton
+def test_every_config_that_tuning_may_take_errs_no_more(interpreted):
+    found = {name.split("/")[0] for name in interpreted if name.startswith("tuned")}
+    assert len(found) == 3  # the shipped configs of 2-byte elements
+    for name in found:
+        got = interpreted[f"{name}/logprobs"], interpreted[f"{name}/lse"]
+        check_errors(got, *inputs_of(CASES["config of up to 16 rows"]))
+
+
+@needs_triton
+def test_stages_shrink_to_the_shared_memory_of_the_device():
+    from leakfast.kernels.choice_logprobs import CONFIGS, fitted
+
+    wide = CONFIGS[(64, 2)]
+    assert fitted(wide, 2, 227 << 10) == wide
+    assert fitted(wide, 2, 99 << 10).num_stages == 2  # 48 KB a stage
+    assert fitted(wide, 2, 48 << 10).num_stages == 1
+    for (_, size), config in CONFIGS.items():
+        small = fitted(config, size, 99 << 10)
+        assert (small.block_n + small.block_v) * small.block_d * size * small.num_stages <= 99 << 10
 
 
 @needs_triton
@@ -165,6 +196,7 @@ def test_what_does_not_fit_is_refused():
 
 @needs_triton
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("dtype", [F16, BF16, F32])
 @pytest.mark.parametrize(
     ("n", "v", "d", "c"),

@@ -35,8 +35,9 @@ from safetensors.torch import load_file, save_file
 empty, empty_like = torch.empty, torch.empty_like
 torch.empty = lambda *a, **k: empty(*a, **k).fill_(float("nan"))
 torch.empty_like = lambda *a, **k: empty_like(*a, **k).fill_(float("nan"))
-from leakfast.kernels.last_token_centroids import last_token_centroids
-given, out = load_file(sys.argv[1]), {}
+from leakfast import ops
+from leakfast.kernels.last_token_centroids import CONFIGS, last_token_centroids
+given, out = {name: x.clone() for name, x in load_file(sys.argv[1]).items()}, {}  # aligned, as torch has it
 for name in sorted({key.rsplit("/", 1)[0] for key in given}):
     arguments = [given[f"{name}/{part}"] for part in ("states", "rows", "offsets")]
     sums, squares = last_token_centroids(*arguments)
@@ -46,6 +47,10 @@ for name in sorted({key.rsplit("/", 1)[0] for key in given}):
     added = last_token_centroids(*arguments, out=(sums, squares))
     assert added[0] is sums and added[1] is squares
     out[f"{name}/sums twice"], out[f"{name}/squares twice"] = sums, squares
+arguments = [given[f"wide, three column blocks/{part}"] for part in ("states", "rows", "offsets")]
+for number, config in enumerate(CONFIGS.values()):
+    out[f"tuned {number}/sums"], out[f"tuned {number}/squares"] = last_token_centroids(*arguments, None, config)
+assert ops._tuned_centroids(arguments) in CONFIGS.values()
 save_file(out, sys.argv[2])
 """
 
@@ -89,7 +94,10 @@ def interpreted(tmp_path_factory):
     poisoned[rows[0], 7] = float("nan")
     given |= {"one nan/states": poisoned, "one nan/rows": rows.clone(), "one nan/offsets": offsets.clone()}
     save_file({name: x.contiguous().clone() for name, x in given.items()}, folder / "given")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
+        "LEAKFAST_AUTOTUNE": "1", "LEAKFAST_CACHE": str(folder),
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, folder / "given", folder / "out"],
         env=environment, capture_output=True, text=True, check=False,
@@ -104,6 +112,13 @@ def test_errs_no_more_than_torch(interpreted, name):
     given = inputs_of(CASES[name])
     check_errors((interpreted[f"{name}/sums"], interpreted[f"{name}/squares"]), *given)
     check_errors((interpreted[f"{name}/sums twice"], interpreted[f"{name}/squares twice"]), *given, times=2)
+
+
+@needs_triton
+def test_every_config_that_tuning_may_take_errs_no_more(interpreted):
+    for number in range(2):
+        got = interpreted[f"tuned {number}/sums"], interpreted[f"tuned {number}/squares"]
+        check_errors(got, *inputs_of(CASES["wide, three column blocks"]))
 
 
 @needs_triton
@@ -138,6 +153,7 @@ def test_what_does_not_fit_is_refused():
 
 @needs_triton
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("t", "d", "sizes"), [(9_000, 3584, [20] * 111), (700, 77, [1, 0, 33, 512])])
 def test_on_a_gpu(t, d, sizes, dtype):

@@ -19,7 +19,7 @@ OURS = [*SOURCES, *KERNELS, *sorted((ROOT / "bench").rglob("*.py")), *sorted((RO
 # Floors of the house: a module imports from its own floor or below. A new module is given its floor here.
 FLOORS = [
     {"errors", "schema"},
-    {"files", "disk"},
+    {"files", "disk", "tuning"},
     {"personas"},
     {"config", "store", "behaviors"},
     {"chat", "ops", "forest", "_forest_py", "kernels", "_native", "adapters", "models"},
