@@ -114,6 +114,7 @@ def compute(
     keep_questions: bool = False,
     *,
     center_extras: bool = False,
+    precision: str | None = None,
     budget_tokens: int | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Centroids:
@@ -122,11 +123,10 @@ def compute(
     keep_questions asks for them, states are summed where the engine has them and never stored.
 
     center_extras: whether `qwen_default` and `no_persona`, if among the personas, join the mean that
-    centered cosines subtract. Raises InputError for a layer the model does not have, ModelError
+    centered cosines subtract. precision: None, or "fp8" for linear layers in FP8 (see
+    engine.running). Raises InputError for a layer the model does not have, ModelError
     where a state is not finite or the model does not fit the engine."""
-    import torch
-
-    from leakfast import chat, engine, ops
+    from leakfast import chat, engine
 
     asked = list(getattr(questions, "questions", questions))
     if not personas or not asked:
@@ -135,7 +135,35 @@ def compute(
     prompts = chat.render_prompts(loaded.tokenizer, personas, asked)
     _warn_of_twins(personas, prompts, len(asked))
 
-    p, q, d = len(personas), len(asked), loaded.hidden_size
+    p, q = len(personas), len(asked)
+    sequences = [prompt.ids for prompt in prompts]
+    with engine.running(loaded, precision, sequences, layers) as agreement:
+        means, moments, kept = _measured(
+            loaded, prompts, (p, q), layers, keep_questions, budget_tokens, progress
+        )
+    if progress:
+        progress(p * q, p * q, "states")
+    metadata = _metadata(loaded, personas, questions, asked, layers, prompts, center_extras)
+    if agreement is not None:
+        metadata |= {"precision": precision, "precision_agreement": str(agreement)}
+    return Centroids([persona.name for persona in personas], layers, metadata, means, kept, moments)
+
+
+def _measured(
+    loaded: Loaded,
+    prompts: Sequence[Any],
+    shape: tuple[int, int],
+    layers: list[int],
+    keep_questions: bool,
+    budget_tokens: int | None,
+    progress: Callable[[int, int, str], None] | None,
+) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """(means, moments, kept states) by layer, of prompts persona by persona; shape is (P, Q)."""
+    import torch
+
+    from leakfast import engine, ops
+
+    (p, q), d = shape, loaded.hidden_size
     means, moments = ({layer: np.empty((p, d), np.float32) for layer in layers} for _ in range(2))
     kept = {layer: np.empty((p, q, d), np.float32) for layer in layers} if keep_questions else {}
 
@@ -175,16 +203,7 @@ def compute(
         for column, layer in enumerate(layers):
             np.divide(sums[column], np.float32(q), out=means[layer])
             np.divide(squares[column], np.float32(q), out=moments[layer])
-    if progress:
-        progress(p * q, p * q, "states")
-    return Centroids(
-        [persona.name for persona in personas],
-        layers,
-        _metadata(loaded, personas, questions, asked, layers, prompts, center_extras),
-        means,
-        kept,
-        moments,
-    )
+    return means, moments, kept
 
 
 def measure(
@@ -197,6 +216,7 @@ def measure(
     dtype: str = "bfloat16",
     revision: str | None = None,
     keep_questions: bool = False,
+    precision: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Centroids:
     """`compute` from names: everything that can be wrong is looked at before the weights are loaded."""
@@ -208,8 +228,18 @@ def measure(
     wanted = parse_layers(layers, models.load_config(model, revision).num_hidden_layers, str(name))
     if adapter is not None:
         models.adapter_hash(adapter)
+    if precision is not None and isinstance(model, str | Path):
+        import torch
+
+        from leakfast import engine
+
+        engine.check_precision(precision, "cuda" if torch.cuda.is_available() else "cpu", dtype)
     loaded = models.load(model, dtype=dtype, revision=revision)
-    settings = {"center_extras": names_extras(personas, people), "progress": progress}
+    settings = {
+        "center_extras": names_extras(personas, people),
+        "precision": precision,
+        "progress": progress,
+    }
     if adapter is None:
         return compute(loaded, people, asked, wanted, keep_questions, **settings)
     with models.with_adapter(loaded, adapter) as adapted:

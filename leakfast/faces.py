@@ -27,17 +27,20 @@ def centroids(
     adapter: str | Path | None = None,
     dtype: str = "bfloat16",
     keep_questions: bool = False,
+    precision: str | None = None,
 ) -> Centroids:
     """Mean last-prompt-token states, one (P, D) float32 matrix a layer.
 
     model: "organism", a hub id, a Hugging Face folder, or (transformers model, tokenizer).
     layers: decoder blocks, 0-based, or "all". adapter: a LoRA folder to measure instead of the base.
+    precision: "fp8" for linear layers in FP8 on a GPU that has it.
     Raises InputError (persona, set, layer), ModelError, AdapterError."""
     from leakfast.centroids import measure
 
     return measure(
-        model, personas, questions, layers, adapter=adapter, dtype=dtype, keep_questions=keep_questions
-    )
+        model, personas, questions, layers, adapter=adapter, dtype=dtype, keep_questions=keep_questions,
+        precision=precision,
+    )  # fmt: skip
 
 
 def generate(

@@ -39,6 +39,10 @@ _SHOWN_LAYERS = 8
     help="Model precision.  [default: float32 for the organism, else bfloat16]",
 )  # fmt: skip
 @click.option(
+    "--precision", type=click.Choice(["fp8"]), default=None,
+    help="fp8: linear layers in FP8 (GPU of compute 8.9 or more).  [default: as --dtype]",
+)  # fmt: skip
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=None,
@@ -58,7 +62,7 @@ _SHOWN_LAYERS = 8
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def cli(
     model: str | None, revision: str | None, layers: str, adapter: Path | None, personas: str, questions: str,
-    keep_questions: bool, dtype: str | None, out: Path | None, show: tuple[str, ...], top: int, kind: str,
+    keep_questions: bool, dtype: str | None, precision: str | None, out: Path | None, show: tuple[str, ...], top: int, kind: str,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Average last-token states per persona and layer.
@@ -101,6 +105,7 @@ def cli(
             dtype=dtype or ("float32" if model == "organism" else "bfloat16"),
             revision=revision,
             keep_questions=keep_questions,
+            precision=precision,
             progress=progress,
         )
     made.save(out)

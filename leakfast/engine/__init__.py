@@ -14,6 +14,8 @@ import torch
 
 from leakfast import forest, ops
 from leakfast.engine import attention, packs
+from leakfast.engine.fp8 import check_precision as check_precision
+from leakfast.engine.fp8 import running as running
 from leakfast.errors import ModelError
 
 if TYPE_CHECKING:
