@@ -267,6 +267,24 @@ def test_segments_that_do_not_fit_are_a_mistake(loaded, segments):
         engine.last_token_sums(loaded, [[1], [2]], [0], segments)
 
 
+def test_what_says_out_of_memory_in_words_alone_counts_and_other_errors_do_not(loaded, monkeypatch, caplog):
+    expected = engine.last_token_states(loaded, PROMPTS, [0])
+    real, words = packs.blocks, ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"]
+
+    def blocks(model, pack, layers):
+        if pack.tokens.shape[1] > 12:
+            raise RuntimeError(words[0])
+        return real(model, pack, layers)
+
+    monkeypatch.setattr(packs, "blocks", blocks)
+    got = engine.last_token_states(loaded, PROMPTS, [0], budget_tokens=100)
+    assert "CUBLAS_STATUS_ALLOC_FAILED" in caplog.text
+    assert relative(torch.from_numpy(got), torch.from_numpy(expected)) <= 1e-5
+    words[0] = "CUDA error: an illegal memory access was encountered"
+    with pytest.raises(RuntimeError, match="illegal"):
+        engine.last_token_states(loaded, PROMPTS, [0], budget_tokens=100)
+
+
 def test_out_of_memory_for_one_prompt_is_the_users_to_solve(loaded, monkeypatch):
     failing_beyond(monkeypatch, 2)
     with pytest.raises(ModelError, match="prompt of 3 tokens does not fit in the memory.*Free the device"):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from leakfast import forest
-from leakfast.engine import attention
+from leakfast.engine import attention, fused
 from leakfast.errors import ModelError
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,10 @@ def walk(
                 result = run(pack)
                 if index + 1 < len(batches):
                     ahead = stage(batches[index + 1])
-            except torch.OutOfMemoryError as error:
-                failed = str(error).splitlines()[0] if str(error) else "out of memory"
+            except RuntimeError as error:
+                failed = _out_of_memory(error)
+                if failed is None:
+                    raise
             if failed is not None:
                 break
             yield pack, result
@@ -96,6 +98,14 @@ def walk(
         )
         todo = todo[left]
         plan = forest.plan([sequences[i] for i in todo], budget)
+
+
+def _out_of_memory(error: RuntimeError) -> str | None:
+    """The first line of an error that says that memory is out, else None. Libraries that allocate beside
+    torch (cuBLAS, a driver call) say it in words alone."""
+    line = (str(error).splitlines() or ["out of memory"])[0]
+    words = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "CUDA driver error: out of memory")
+    return line if isinstance(error, torch.OutOfMemoryError) or any(w in line for w in words) else None
 
 
 def _stager(
@@ -228,7 +238,8 @@ def measuring(model: Any) -> Iterator[None]:
         on_cpu = next(model.parameters()).device.type == "cpu"
         if on_cpu:
             _keeps_memory()
-        with _LinearByOneDNN() if on_cpu and _has_onednn() else nullcontext():
+        products = _LinearByOneDNN() if on_cpu and _has_onednn() else nullcontext()
+        with products, fused.applied(model, fused.chosen(model)):
             yield
     finally:
         for config, implementation in were:
