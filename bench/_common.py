@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.metadata
 import json
 import platform
 import resource
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,15 @@ SHAPES: dict[str, dict[str, int]] = {
         "vocab_size": 152_064,
         "tie_word_embeddings": False,
     },
+    "tiny": {  # for rehearsals: whether a bench runs to its end, nothing about speed
+        "hidden_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "vocab_size": 512,
+        "tie_word_embeddings": False,
+    },
 }
 PEAK_TFLOPS = 790.0  # bf16 matrix rate of an H200, as measured with large square products
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,7 +59,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument(
         "--shape", choices=tuple(SHAPES), help="default: qwen2.5-0.5b on cpu, qwen2.5-7b on cuda"
     )
-    made.add_argument("--repeats", type=int, default=5)
+    made.add_argument("--repeats", type=int, default=5, help="at least 5, for a median and quartiles")
     made.add_argument("--threads", type=int, help="CPU threads (default: what torch takes)")
     made.add_argument("--seed", type=int, default=0)
     return made
@@ -153,6 +165,11 @@ def surroundings(device: str) -> dict[str, Any]:
 
     import leakfast
 
+    optional = {}
+    for package in ("triton", "liger-kernel", "cut-cross-entropy", "flash-attn", "torchao"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            optional[package] = importlib.metadata.version(package)
+
     def git(*words: str) -> str:
         done = subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=False)
         return done.stdout.strip()
@@ -162,6 +179,7 @@ def surroundings(device: str) -> dict[str, Any]:
         "leakfast": leakfast.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        **optional,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device == "cuda" else (names or [platform.machine()])[0],
         "threads": torch.get_num_threads(),
@@ -181,4 +199,43 @@ def card(title: str, lines: list[tuple[str, str]], record: dict[str, Any]) -> No
     print(f"\n{title}\n{'-' * len(title)}")
     for left, right in lines:
         print(f"{left:<{width}}  {right}")
+    tell(record)
+
+
+def skipped(bench: str, why: str, device: str) -> None:
+    """The line of a bench that has nothing to do here."""
+    print(f"bench_{bench}: {why}")
+    tell({"bench": bench, "skipped": why, **surroundings(device)})
+
+
+def failed(bench: str, why: str, device: str) -> None:
+    """The line of a bench that reports no ratio, and why."""
+    print(f"bench_{bench}: {why}; no ratio is reported", file=sys.stderr)
+    tell({"bench": bench, "failed": why, **surroundings("cpu" if not _has(device) else device)})
+
+
+@contextmanager
+def ending_with_json(bench: str, device: str) -> Iterator[None]:
+    """The last line of a bench is JSON, also where it breaks: then it says with what, and the error goes on."""
+    if not _has(device):
+        failed(bench, f"--device {device} asked, but torch sees no such device here", device)
+        sys.exit(1)
+    try:
+        yield
+    finally:
+        error = sys.exc_info()[1]
+        code = getattr(error, "code", None) if isinstance(error, SystemExit) else None
+        if isinstance(code, str) or (error is not None and not isinstance(error, SystemExit)):
+            words = (str(error).splitlines() or [""])[0]
+            failed(bench, f"{type(error).__name__}: {words}" if code is None else code, device)
+
+
+def _has(device: str) -> bool:
+    import torch
+
+    return device != "cuda" or torch.cuda.is_available()
+
+
+def tell(record: dict[str, Any]) -> None:
+    """The one line of JSON a bench ends with."""
     print(json.dumps(record, sort_keys=True), flush=True)

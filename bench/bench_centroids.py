@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from _common import (
     PEAK_TFLOPS,
+    SHAPES,
     card,
+    ending_with_json,
     engine_flops,
+    failed,
     interleaved,
     lengths,
     loaded,
@@ -26,6 +29,7 @@ from _common import (
 )
 
 from leakfast import engine, forest
+from leakfast.engine import fp8 as engine_fp8
 
 
 def prompts_of(personas: int, questions: int, vocab: int, seed: int) -> list[list[int]]:
@@ -98,12 +102,24 @@ def overall(got, truth):
     return float(np.linalg.norm(got - truth) / np.linalg.norm(truth))
 
 
+def in_fp8(options, ready, sequences, layers, of, budget, sync) -> dict | None:
+    """Seconds of the sums with FP8 linear layers and their agreement; None where the device has none."""
+    if engine_fp8.why_not(ready.device, torch.bfloat16):
+        return None
+    with engine.running(ready, "fp8", sequences, layers) as agreement:
+        runs = {"fp8": lambda: engine.last_token_sums(ready, sequences, layers, of, budget_tokens=budget)}
+        wall, _, _ = interleaved(runs, options.repeats + 1, sync, lambda _: None)
+    return {"seconds": spread(wall["fp8"][1:]), "agreement": str(agreement)}
+
+
 def bench(options, dtype: str) -> bool:
     """One dtype: sweep, interleave, check, card. False when the results differ."""
     device, layers = options.device, options.layers
     sync = sync_of(device)
-    vocab = 151_000
+    vocab = min(151_000, SHAPES[options.shape]["vocab_size"])
     sequences = prompts_of(options.personas, options.questions, vocab, options.seed)
+    some = sequences[:: max(1, len(sequences) // options.sample)]  # what (i) is run on
+    of = np.repeat(np.arange(options.personas), options.questions)
     net = make_model(options.shape, dtype, device, options.seed)
     ready = loaded(net, dtype)
     budget = options.budget or engine.budget_tokens(ready)
@@ -116,41 +132,53 @@ def bench(options, dtype: str) -> bool:
     def ours():
         return engine.last_token_states(ready, sequences, layers, budget_tokens=budget)
 
+    def sums():
+        return engine.last_token_sums(ready, sequences, layers, of, budget_tokens=budget)
+
     one_at_a_time(net, sequences[:2], layers, device)  # warm
-    ours()
+    ours(), sums()
     sizes = options.sizes
     if len(sizes) > 1:
-        some = sequences[:: max(1, len(sequences) // options.sweep)]
-        padded(net, some[: max(sizes)], layers, device, max(sizes))
-        sweep = {n: lambda n=n: padded(net, some, layers, device, n) for n in sizes}
+        swept = sequences[:: max(1, len(sequences) // options.sweep)]
+        padded(net, swept[: max(sizes)], layers, device, max(sizes))
+        sweep = {n: lambda n=n: padded(net, swept, layers, device, n) for n in sizes}
         took, _, _ = interleaved(sweep, 2, sync, lambda _: None)
         best = min(sizes, key=lambda n: min(took[n]))
         say("padded batch sizes: " + ", ".join(f"{n}: {min(took[n]):.2f} s" for n in sizes))
     else:
         best = sizes[0]
     runs = {
-        "one": lambda: one_at_a_time(net, sequences, layers, device),
+        "one": lambda: one_at_a_time(net, some, layers, device),
         "padded": lambda: padded(net, sequences, layers, device, best),
         "engine": ours,
+        "sums": sums,
     }
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     wall, busy, first = interleaved(runs, options.repeats, sync, say)
+    scale = len(sequences) / len(some)
+    wall["one"], busy["one"] = ([t * scale for t in times["one"]] for times in (wall, busy))
+    peak = peak_memory_gb(device)
+    added = np.stack([first["engine"][of == p].sum(0, dtype=np.float64) for p in range(options.personas)], 1)
+    off = overall(first.pop("sums")[0], added)
+    fp8 = in_fp8(options, ready, sequences, layers, of, budget, sync) if dtype == "bfloat16" else None
 
+    at = list(range(0, len(sequences), max(1, len(sequences) // options.sample)))
     if dtype == "float32":
-        errors = {name: error(first[name], first["one"]) for name in ("padded", "engine")}
+        errors = {name: error(first[name][at], first["one"]) for name in ("padded", "engine")}
         good = errors["engine"] <= 1e-5
         agreement = (
             f"engine {errors['engine']:.1e}, padded {errors['padded']:.1e} from one at a time (bar 1e-5)"
         )
     else:
-        picked = list(range(0, len(sequences), max(1, len(sequences) // 24)))
-        truth = one_at_a_time(net.float(), [sequences[i] for i in picked], layers, device)
-        errors = {name: overall(first[name][picked], truth) for name in runs}
+        few = list(range(0, len(some), max(1, len(some) // 24)))
+        truth = one_at_a_time(net.float(), [some[i] for i in few], layers, device)
+        got = {name: states if name == "one" else states[at] for name, states in first.items()}
+        errors = {name: overall(states[few], truth) for name, states in got.items()}
         good = errors["engine"] <= 1.05 * errors["one"]
         agreement = ", ".join(f"{name} {value:.2e}" for name, value in errors.items()) + " from fp32"
-    if not good:
-        print(f"bench_centroids: results differ ({agreement}); no ratio is reported", file=sys.stderr)
+    if not good or off > 1e-5:
+        failed("centroids", f"results differ ({agreement}; sums {off:.1e} from the states')", device)
         return False
 
     seconds = {name: spread(values) for name, values in wall.items()}
@@ -164,6 +192,8 @@ def bench(options, dtype: str) -> bool:
         "dtype": dtype,
         "layers": layers,
         "prompts": len(sequences),
+        "prompts_of_one_at_a_time": len(some),
+        "fp8": fp8,
         "tokens_a_prompt": plan.n_input_tokens / len(sequences),
         "tokens_a_prompt_shared": tokens / len(sequences),
         "padded_batch": best,
@@ -177,7 +207,7 @@ def bench(options, dtype: str) -> bool:
         "tflop": flops / 1e12,
         "tflops": tflops,
         "fraction_of_peak": tflops / PEAK_TFLOPS if device == "cuda" else None,
-        "peak_memory_gb": peak_memory_gb(device),
+        "peak_memory_gb": peak,
         **surroundings(device),
     }
 
@@ -194,6 +224,7 @@ def bench(options, dtype: str) -> bool:
         ("(i) one at a time", shown(seconds["one"], " s")),
         (f"(ii) padded, {best} a batch", shown(seconds["padded"], " s")),
         ("engine", shown(seconds["engine"], " s")),
+        ("engine, summed by persona", shown(seconds["sums"], " s")),
         ("over (i)", shown(over["one"], "×") + f"; in CPU seconds {over_cpu['one']['median']:.2f}×"),
         ("over (ii)", shown(over["padded"], "×") + f"; in CPU seconds {over_cpu['padded']['median']:.2f}×"),
         ("agreement", agreement),
@@ -203,6 +234,8 @@ def bench(options, dtype: str) -> bool:
             f"{record['device']}, {record['threads']} threads, torch {record['torch']}, {record['commit']}",
         ),
     ]
+    if fp8:
+        lines.insert(-2, ("fp8, summed", f"{shown(fp8['seconds'], ' s')}; {fp8['agreement']}"))
     if device == "cuda":
         lines.insert(-2, ("rate", f"{tflops:.0f} TFLOP/s, {tflops / PEAK_TFLOPS:.0%} of {PEAK_TFLOPS:.0f}"))
     card(f"centroids, {options.shape}, {dtype}", lines, record)
@@ -217,6 +250,7 @@ def main() -> None:
     made.add_argument("--layers", help="default: 10,15,20 on cpu, 10,15,20,25 on cuda")
     made.add_argument("--budget", type=int, help="packed tokens a batch (default: the engine's own)")
     made.add_argument("--sizes", help="batch sizes of (ii) to try; default 4,8,16,32,64, on cuda up to 512")
+    made.add_argument("--sample", type=int, help="prompts (i) is run on (default: all, on cuda 444)")
     made.add_argument("--sweep", type=int, help="prompts the sizes are tried on (default: 64, on cuda all)")
     made.add_argument("--verbose", action="store_true", help="print what the engine logs")
     options = made.parse_args()
@@ -224,6 +258,7 @@ def main() -> None:
     options.shape = options.shape or ("qwen2.5-7b" if cuda else "qwen2.5-0.5b")
     options.personas = options.personas or (111 if cuda else 6)
     options.layers = [int(n) for n in (options.layers or ("10,15,20,25" if cuda else "10,15,20")).split(",")]
+    options.sample = options.sample or (444 if cuda else 1 << 30)
     options.sweep = options.sweep or (1 << 30 if cuda else 64)
     default = "16,32,64,128,256,512" if cuda else "4,8,16,32,64"
     options.sizes = [int(n) for n in (options.sizes or default).split(",")]
@@ -232,7 +267,8 @@ def main() -> None:
     if options.verbose:
         logging.basicConfig(level=logging.INFO)
     dtypes = options.dtype or (["bfloat16"] if cuda else ["float32", "bfloat16"])
-    good = [bench(options, dtype) for dtype in dtypes]  # every one, even after a failure
+    with ending_with_json("centroids", options.device):
+        good = [bench(options, dtype) for dtype in dtypes]  # every one, even after a failure
     sys.exit(0 if all(good) else 1)
 
 

@@ -4,13 +4,12 @@ float32 log-softmax and a gather. The 0.5B head: N=64, D=896, V=152,064. Reports
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 import time
 
 import torch
-from bench_kernels import commit, last_line
+from _common import ending_with_json, failed, skipped, surroundings, tell
 
 from leakfast import ops
 
@@ -67,18 +66,25 @@ def main():
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--rows", type=int, default=64, help="N, prompts")
+    parser.add_argument("--width", type=int, default=896, help="D")
+    parser.add_argument("--vocabulary", type=int, default=152_064, help="V")
     parser.add_argument("--threads", type=int, default=None, help="torch's own choice otherwise")
     arguments = parser.parse_args()
     if arguments.device == "cuda":
-        return print(
-            "bench_choice_op is about the CPU op; bench_kernels.py --device cuda measures the GPU's."
-        )
+        why = "this is about the CPU op; bench_kernels.py --device cuda measures the GPU's"
+        return skipped("choice_op", why, "cpu")
+    with ending_with_json("choice_op", "cpu"):
+        run(arguments)
+    return None
+
+
+def run(arguments):
     if arguments.repeats < 5:
         sys.exit("a median needs --repeats 5 or more")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     rows = [
-        measure(dtype, arguments.rows, 896, 152_064, 4, arguments.repeats)
+        measure(dtype, arguments.rows, arguments.width, arguments.vocabulary, 4, arguments.repeats)
         for dtype in (torch.float32, torch.bfloat16)
     ]
     print(f"choice op, {torch.get_num_threads()} threads: times faster than eager torch (median, quartiles)")
@@ -90,9 +96,9 @@ def main():
         ours, float32 = row["error_rms_max_ours"], row["error_rms_max_eager_float32"]
         print(f"  {row['dtype']:9} {speed}   rms error {ours[0]:.2e} nats, eager float32 {float32[0]:.2e}")
     if wrong:
-        sys.exit("the results differ from float64 by more than eager float32: no speed-up is reported")
-    cpu = platform.processor() or platform.machine()
-    last_line("choice_op", rows, {"cpu": cpu, "threads": torch.get_num_threads()}, commit())
+        failed("choice_op", "the results differ from float64 by more than eager float32", "cpu")
+        sys.exit(1)
+    tell({"bench": "choice_op", "rows": rows, **surroundings("cpu")})
 
 
 if __name__ == "__main__":

@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from _common import (
     PEAK_TFLOPS,
+    SHAPES,
     card,
+    ending_with_json,
     engine_flops,
+    failed,
     interleaved,
     lengths,
     loaded,
@@ -98,7 +101,8 @@ def padded(net, sequences, letters, device, size):
 def bench(options, dtype: str) -> bool:
     """One dtype: sweep, interleave, check, card. False when the results differ."""
     device, sync = options.device, sync_of(options.device)
-    sequences = prompts_of(options.personas, options.items, 150_000, options.seed)
+    vocab = min(150_000, SHAPES[options.shape]["vocab_size"])
+    sequences = prompts_of(options.personas, options.items, vocab, options.seed)
     letters = [32, 33, 34, 35]
     n = len(sequences)
     picked = sorted(np.random.default_rng(2).choice(n, min(options.sample, n), replace=False).tolist())
@@ -139,7 +143,7 @@ def bench(options, dtype: str) -> bool:
     good = errors["engine"] <= (1e-4 if dtype == "float32" else 1.05 * errors["one"])
     agreement = ", ".join(f"{name} {value:.1e}" for name, value in errors.items()) + " nats rms"
     if not good:
-        print(f"bench_choices: results differ ({agreement}); no ratio is reported", file=sys.stderr)
+        failed("choices", f"results differ ({agreement})", device)
         return False
 
     each = {name: [t / (n if name == "engine" else len(some)) for t in wall[name]] for name in runs}
@@ -220,7 +224,8 @@ def main() -> None:
     if options.verbose:
         logging.basicConfig(level=logging.INFO)
     dtypes = options.dtype or (["bfloat16"] if cuda else ["float32", "bfloat16"])
-    good = [bench(options, dtype) for dtype in dtypes]  # every one, even after a failure
+    with ending_with_json("choices", options.device):
+        good = [bench(options, dtype) for dtype in dtypes]  # every one, even after a failure
     sys.exit(0 if all(good) else 1)
 
 

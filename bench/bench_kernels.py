@@ -1,79 +1,65 @@
 """The Triton kernels beside eager torch, torch.compile, F.linear_cross_entropy, Liger and cut-cross-entropy,
-whichever are there: fractions of the copy bandwidth and of the matrix rate measured in the same run. Needs a
-CUDA device: `--device cuda`. Inputs are drawn anew and rotated past the L2."""
+whichever are there: fractions of the copy bandwidth and of the matrix rate measured in the same run; and each way
+the engine knows for a block's norm and MLP. Needs a CUDA device: `--device cuda`. Inputs are larger than the L2."""
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import importlib.metadata
 import importlib.util
-import json
-import platform
 import statistics
-import subprocess
 import sys
+import time
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _common import card, ending_with_json, make_model, parser, ratio, skipped, spread, surroundings
 
 from leakfast import ops
 
-SHAPES = [(64, 896), (64, 3584), (2048, 896), (2048, 3584)]  # (N, D): the 0.5B and the 7B head
+SIZES = [(64, 896), (64, 3584), (2048, 896), (2048, 3584)]  # (N, D): the 0.5B and the 7B head
 VOCABULARY = 152_064
 
 
-def commit():
-    """The checkout's commit, with + where files differ from it."""
-    where = Path(__file__).resolve().parent
-    tell = ["git", "describe", "--always", "--dirty=+", "--exclude=*"]
-    done = subprocess.run(tell, cwd=where, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
-
-
-def last_line(name, rows, hardware, at):
-    """The one line of JSON a bench ends with."""
-    packages = ("leakfast", "torch", "triton", "liger-kernel", "cut-cross-entropy")
-    versions = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    print(json.dumps({"bench": name, "rows": rows, "versions": versions, "hardware": hardware, "commit": at}))
-
-
-def timed(runs, repeats):
-    """Name → milliseconds of each repeat, interleaved, by device events after two warm-ups."""
+def timed(runs, repeats, device):
+    """Name → milliseconds of each repeat, interleaved, after two warm-ups; by events on a GPU."""
     times = {name: [] for name in runs}
     for repeat in range(repeats + 2):
         for name, run in runs.items():
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda.synchronize()
-            begin.record()
-            run(repeat)
-            end.record()
-            torch.cuda.synchronize()
+            ms = timed_once(lambda run=run, repeat=repeat: run(repeat), device)
             if repeat >= 2:
-                times[name].append(begin.elapsed_time(end))
+                times[name].append(ms)
     return times
 
 
-def spread(times_ms):
-    low, middle, high = statistics.quantiles(times_ms, n=4)
-    return {"median_ms": middle, "iqr_ms": [low, high]}
+def timed_once(run, device):
+    if device == "cpu":
+        began = time.perf_counter()
+        run()
+        return 1e3 * (time.perf_counter() - began)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    begin.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end)
 
 
-def ceilings(repeats):
+def ceilings(repeats, device, small):
     """Copy bandwidth (bytes read and written a second) and bf16 matrix rate (FLOP/s) of this device."""
-    source = torch.randn(1 << 30, device="cuda", dtype=torch.bfloat16)
+    source = torch.randn(1 << (16 if small else 30), device=device, dtype=torch.bfloat16)
     target = torch.empty_like(source)
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    times = timed({"copy": lambda _: target.copy_(source), "matrix": lambda _: a @ b}, repeats)
+    side = 128 if small else 8192
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    times = timed({"copy": lambda _: target.copy_(source), "matrix": lambda _: a @ b}, repeats, device)
     copy_ms, matrix_ms = (statistics.median(times[name]) for name in ("copy", "matrix"))
-    return 4 * source.numel() / copy_ms * 1e3, 2 * 8192**3 / matrix_ms * 1e3
+    return 4 * source.numel() / copy_ms * 1e3, 2 * side**3 / matrix_ms * 1e3
+
+
+def exact(hidden, head, ids):
+    """float64 throughout, (N, C)."""
+    return torch.log_softmax(hidden.double() @ head.double().T, -1).gather(1, ids)
 
 
 def eager(hidden, head, ids):
@@ -98,136 +84,182 @@ def libraries(hidden, head, ids):
     return found
 
 
-def bench_choices(n, d, rate, bandwidth, repeats, n_choices):
+def bench_choices(n, d, v, n_choices, options, rate, bandwidth):
     """One row: ours with all choices and the others, with the fraction of each ceiling."""
-    hidden = (torch.randn(n, d, device="cuda") * d**-0.5 * 4).bfloat16()
-    head = torch.randn(VOCABULARY, d, device="cuda").bfloat16()
-    ids = torch.randint(0, VOCABULARY, (n, n_choices), device="cuda")
-    compiled = torch.compile(eager)
+    device = options.device
+    hidden = (torch.randn(n, d, device=device) * d**-0.5 * 4).bfloat16()
+    head = torch.randn(v, d, device=device).bfloat16()
+    ids = torch.randint(0, v, (n, n_choices), device=device)
     runs = {
-        "ours": lambda: ops.choice_logprobs(hidden, head, ids, impl="triton")[0],
+        "ours": lambda: ops.choice_logprobs(hidden, head, ids, impl=options.impl)[0],
         "eager": lambda: eager(hidden, head, ids),
-        "torch.compile": lambda: compiled(hidden, head, ids),
-        **libraries(hidden, head, ids),
     }
-    truth = eager(hidden[:64].double(), head.double(), ids[:64])
-    same = (eager(hidden, head, ids)[:64].double() - truth).square().mean().sqrt()
-    ours = (runs["ours"]()[:64].double() - truth).square().mean().sqrt()
+    if not options.rehearse:
+        compiled = torch.compile(eager)
+        runs["torch.compile"] = lambda: compiled(hidden, head, ids)
+    runs |= libraries(hidden, head, ids)
+    truth = exact(hidden[:64], head, ids[:64])
+
+    def off(run):
+        """Root mean square error in nats of the first choice of the first rows."""
+        got = run()[:64].reshape(len(truth), -1)[:, 0].double()
+        return float((got - truth[:, 0]).square().mean().sqrt())
+
+    ours, same = (float((runs[k]()[:64].double() - truth).square().mean().sqrt()) for k in ("ours", "eager"))
     left_out = {}
-    for name in list(runs)[
-        2:
-    ]:  # a library that does not run here, or computes something else, is left out aloud
+    for name in [name for name in runs if name not in ("ours", "eager")]:
+        # a library that does not run here, or computes something else, is left out aloud
         try:
-            off = (
-                (runs[name]()[:64].reshape(min(n, 64), -1)[:, 0].double() - truth[:, 0])
-                .square()
-                .mean()
-                .sqrt()
-            )
-        except (RuntimeError, TypeError, ValueError) as error:
-            left_out[name] = str(error).splitlines()[0]
+            error = off(runs[name])
+        except (RuntimeError, TypeError, ValueError, AttributeError, AssertionError) as trouble:
+            left_out[name] = f"{type(trouble).__name__}: {(str(trouble).splitlines() or [''])[0]}"
         else:
-            if not off <= 4 * same:
-                left_out[name] = f"rms error {float(off):.1e} nats, eager {float(same):.1e}"
+            if not error <= 4 * same:
+                left_out[name] = f"rms error {error:.1e} nats, eager {same:.1e}"
         if name in left_out:
             del runs[name]
     with torch.no_grad():
-        times = timed({name: lambda _, run=run: run() for name, run in runs.items()}, repeats)
+        times = timed({k: lambda _, run=run: run() for k, run in runs.items()}, options.repeats, device)
     ms = statistics.median(times["ours"])
-    flops, moved = 2 * n * d * VOCABULARY, 2 * d * (VOCABULARY + n)
+    flops, moved = 2 * n * d * v, 2 * d * (v + n)
     return {
-        "op": "choice_logprobs", "N": n, "D": d, "V": VOCABULARY, "C": n_choices,
-        "times": {name: spread(t) for name, t in times.items()}, "left_out": left_out,
-        "ratio": {name: statistics.median(t) / ms for name, t in times.items() if name != "ours"},
+        "op": "choice_logprobs", "N": n, "D": d, "V": v, "C": n_choices,
+        "times_ms": {name: spread(t) for name, t in times.items()}, "left_out": left_out,
+        "ratio": {name: ratio(t, times["ours"]) for name, t in times.items() if name != "ours"},
         "flops": flops, "bytes": moved, "of_matrix_rate": flops / ms * 1e3 / rate,
         "of_copy_bandwidth": moved / ms * 1e3 / bandwidth,
-        "rms_error_nats": [float(ours), float(same)], "right": bool(ours <= same),
+        "rms_error_nats": [ours, same], "right": ours <= same,
     }  # fmt: skip
 
 
-def bench_centroids(n_personas, n_questions, d, bandwidth, repeats):
+def bench_centroids(n_personas, n_questions, d, options, bandwidth):
     """One row: leaf rows of packed states, 28 tokens apart, against index_select and a sum a persona."""
-    n = n_personas * n_questions
-    copies = 1 + (512 << 20) // (2 * n * d)  # several times the L2
-    states = (
-        torch.randn(copies, 28 * n, d, device="cuda", dtype=torch.bfloat16)
-        if 28 * n * d * copies < 1 << 34
-        else None
-    )
-    if states is None:
-        copies, states = 1, torch.randn(1, 28 * n, d, device="cuda", dtype=torch.bfloat16)
-    rows = torch.arange(n, device="cuda") * 28 + 27
-    offsets = torch.arange(n_personas + 1, device="cuda") * n_questions
+    device, n = options.device, n_personas * n_questions
+    packed = 28 * n * d
+    # several copies, more than the L2 holds, where they fit in 32 GB
+    copies = max(1, min(1 + (512 << 20) // (2 * n * d), (16 << 30) // packed)) if not options.rehearse else 2
+    states = torch.randn(copies, 28 * n, d, device=device, dtype=torch.bfloat16)
+    rows = torch.arange(n, device=device) * 28 + 27
+    offsets = torch.arange(n_personas + 1, device=device) * n_questions
 
     def torchs(x):
         chosen = x[rows].view(n_personas, n_questions, d).float()
         return chosen.sum(1), chosen.square().sum(1)
 
-    compiled = torch.compile(torchs)
     runs = {
-        "ours": lambda i: ops.centroid_sums(states[i % copies], rows, offsets, impl="triton"),
+        "ours": lambda i: ops.centroid_sums(states[i % copies], rows, offsets, impl=options.impl),
         "eager": lambda i: torchs(states[i % copies]),
-        "torch.compile": lambda i: compiled(states[i % copies]),
     }
+    if not options.rehearse:
+        compiled = torch.compile(torchs)
+        runs["torch.compile"] = lambda i: compiled(states[i % copies])
     truth = torch.stack([states[0, rows[a:b]].double().sum(0) for a, b in pairwise(offsets.tolist())])
-    ours, same = ((runs[name](0)[0].double() - truth).square().mean().sqrt() for name in ("ours", "eager"))
-    floor = 2.0**-24 * truth.abs().max()
-    times = timed(runs, repeats)
+    ours, same = (
+        float((runs[name](0)[0].double() - truth).square().mean().sqrt()) for name in ("ours", "eager")
+    )
+    floor = 2.0**-24 * float(truth.abs().max())
+    times = timed(runs, options.repeats, device)
     ms = statistics.median(times["ours"])
     moved = 2 * n * d + 8 * n_personas * d + 8 * n
     return {
         "op": "centroid_sums", "N": n, "P": n_personas, "D": d,
-        "times": {name: spread(t) for name, t in times.items()},
-        "ratio": {name: statistics.median(t) / ms for name, t in times.items() if name != "ours"},
+        "times_ms": {name: spread(t) for name, t in times.items()},
+        "ratio": {name: ratio(t, times["ours"]) for name, t in times.items() if name != "ours"},
         "bytes": moved, "of_copy_bandwidth": moved / ms * 1e3 / bandwidth,
-        "rms_error": [float(ours), float(same)], "right": bool(ours <= max(same, floor)),
+        "rms_error": [ours, same], "right": ours <= max(same, floor),
     }  # fmt: skip
 
 
+def bench_part(part, options):
+    """One row: a norm or an MLP of the shape's block over a pack's rows, each way the engine knows."""
+    from transformers.models.qwen2 import modeling_qwen2 as qwen2
+
+    from leakfast.engine import fused
+
+    net = make_model("tiny" if options.rehearse else options.shape, "bfloat16", "meta")
+    kind = qwen2.Qwen2RMSNorm if part == "norm" else qwen2.Qwen2MLP
+    config, t = net.config, 64 if options.rehearse else 16_384
+    made = kind(config.hidden_size) if part == "norm" else kind(config)
+    module = made.to(options.device, torch.bfloat16).requires_grad_(False)
+    x = torch.randn(1, t, config.hidden_size, device=options.device, dtype=torch.bfloat16)
+    plan = {"norm": "plain", "mlp": "plain"}
+    left_out, runs = {}, {}
+    truth = module(x)
+    for way in fused.ways(part):
+
+        def run(_, way=way):
+            with fused.applied(module, plan | {part: way}), torch.inference_mode():
+                return module(x)
+
+        try:
+            error = float((run(0).float() - truth.float()).norm() / truth.float().norm())
+        except (RuntimeError, TypeError, ValueError, AttributeError, ImportError) as trouble:
+            left_out[way] = f"{type(trouble).__name__}: {(str(trouble).splitlines() or [''])[0]}"
+        else:
+            if error <= 1e-2:
+                runs[way] = run
+            else:
+                left_out[way] = f"differs by {error:.1e}"
+    times = timed(runs, options.repeats, options.device)
+    return {
+        "op": f"engine {part}", "N": t, "D": config.hidden_size, "left_out": left_out, "right": "plain" in runs,
+        "times_ms": {name: spread(ms) for name, ms in times.items()},
+        "ratio": {f"{name} over plain": ratio(times["plain"], ms) for name, ms in times.items()},
+    }  # fmt: skip
+
+
+def measure(options):
+    bandwidth, rate = ceilings(options.repeats, options.device, options.rehearse)
+    if options.rehearse:
+        rows = [bench_centroids(3, 4, 64, options, bandwidth)]
+        rows += [bench_choices(n, 64, 512, c, options, rate, bandwidth) for n, c in ((5, 4), (70, 1))]
+    else:
+        rows = [bench_centroids(111, q, 3584, options, bandwidth) for q in (20, 586)]
+        rows += [
+            bench_choices(n, d, VOCABULARY, c, options, rate, bandwidth) for c in (4, 1) for n, d in SIZES
+        ]
+    return [*rows, *(bench_part(part, options) for part in ("norm", "mlp"))], bandwidth, rate
+
+
+def line(row):
+    sizes = " ".join(f"{key}={row[key]}" for key in ("P", "N", "D", "C") if key in row)
+    if not row["right"]:
+        return f"{row['op']} {sizes}", f"WRONG by {row.get('rms_error_nats', row.get('rms_error'))}: no ratio"
+    mine = row["times_ms"].get("ours", row["times_ms"].get("plain"))["median"]
+    share = [f"{row[key]:.0%} {key}" for key in ("of_matrix_rate", "of_copy_bandwidth") if key in row]
+    ratios = [f"{value['median']:.2f}× {name}" for name, value in row["ratio"].items()]
+    out = [f"{name} left out: {why}" for name, why in row.get("left_out", {}).items()]
+    return f"{row['op']} {sizes}", "; ".join([f"{mine:.3f} ms", *share, *ratios, *out])
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--repeats", type=int, default=11)
-    arguments = parser.parse_args()
-    if arguments.device == "cpu":
-        return print(
-            "bench_kernels measures GPU kernels: give --device cuda. bench_choice_op.py measures the CPU op."
-        )
-    if not torch.cuda.is_available():
-        sys.exit(
-            "bench_kernels: --device cuda asked, but torch sees no CUDA device. Run it on a machine with a GPU."
-        )
-    if arguments.repeats < 5:
-        sys.exit("a median needs --repeats 5 or more")
-    bandwidth, rate = ceilings(arguments.repeats)
-    print(
-        f"{torch.cuda.get_device_name()}: copy {bandwidth / 1e12:.2f} TB/s, bf16 matrix {rate / 1e12:.0f} TFLOP/s"
+    made = parser(__doc__)
+    made.set_defaults(repeats=11)
+    made.add_argument(
+        "--rehearse", action="store_true", help="tiny sizes on any device: does it run through?"
     )
-    rows = [bench_centroids(111, q, 3584, bandwidth, arguments.repeats) for q in (20, 586)]
-    for n_choices in (4, 1):
-        rows += [bench_choices(n, d, rate, bandwidth, arguments.repeats, n_choices) for n, d in SHAPES]
-    for row in rows:
-        sizes = " ".join(f"{key}={row[key]}" for key in ("P", "N", "D", "C") if key in row)
-        if not row["right"]:
-            print(
-                f"  {row['op']} {sizes}: WRONG by {row.get('rms_error_nats', row.get('rms_error'))}: no ratio"
-            )
-            continue
-        share = [f"{row[key]:.0%} {key}" for key in ("of_matrix_rate", "of_copy_bandwidth") if key in row]
-        ratios = ", ".join(f"{ratio:.2f}× {name}" for name, ratio in row["ratio"].items())
-        print(
-            f"  {row['op']} {sizes}: {row['times']['ours']['median_ms']:.3f} ms, {', '.join(share)}; {ratios}"
-        )
-        for name, why in row.get("left_out", {}).items():
-            print(f"    {name} left out: {why}")
-    if not all(row["right"] for row in rows):
-        sys.exit("a result is wrong: no speed-up is reported")
-    last_line(
-        "kernels",
-        rows,
-        {"gpu": torch.cuda.get_device_name(), "copy_bytes_s": bandwidth, "flops": rate},
-        commit(),
-    )
+    options = made.parse_args()
+    options.shape = options.shape or "qwen2.5-7b"
+    options.impl = "triton" if options.device == "cuda" else "auto"
+    if options.device == "cpu" and not options.rehearse:
+        why = "GPU kernels are measured with --device cuda; bench_choice_op.py measures the CPU op"
+        return skipped("kernels", why, "cpu")
+    with ending_with_json("kernels", options.device):
+        if options.repeats < 5 and not options.rehearse:
+            sys.exit("a median needs --repeats 5 or more")
+        torch.manual_seed(options.seed)
+        rows, bandwidth, rate = measure(options)
+        if not all(row["right"] for row in rows):
+            for row in rows:
+                print(*line(row))
+            sys.exit("a result is wrong")
+        record = {
+            "bench": "kernels", "rows": rows, "copy_bytes_s": bandwidth, "matrix_flop_s": rate,
+            "rehearsal": options.rehearse, **surroundings(options.device),
+        }  # fmt: skip
+        ceiling = f"copy {bandwidth / 1e12:.2f} TB/s, bf16 matrix {rate / 1e12:.0f} TFLOP/s"
+        card("kernels", [("measured here", ceiling), *map(line, rows)], record)
+    return None
 
 
 if __name__ == "__main__":
