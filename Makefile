@@ -3,9 +3,11 @@
 #   TORCH_INDEX  an extra package index for torch, e.g. PyTorch's own index of CPU wheels; without it,
 #                Linux gets the build that PyPI has, which is large because it brings CUDA
 #   ARGS         more words for pytest: make test ARGS="-k store"
+#   GPU          more words for bench/gpu.py: make bench-gpu GPU=--quick
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
+GPU ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -55,10 +57,11 @@ lint: install
 	$(BIN)/python -m leakfast.cli.commands --check README.md
 
 bench: install
-	@set -e; for script in $(wildcard bench/bench_*.py); do echo "== $$script"; $(BIN)/python $$script; done
+	@rc=0; for script in $(wildcard bench/bench_*.py); do echo "== $$script"; $(BIN)/python $$script || rc=1; done; exit $$rc
 
+# the GPU table of bench/RESULTS.md; about half an hour on an H200, GPU="--quick" below eight minutes
 bench-gpu: install
-	@set -e; for script in $(wildcard bench/bench_*.py); do echo "== $$script"; $(BIN)/python $$script --device cuda; done
+	$(BIN)/python bench/gpu.py --write bench/RESULTS.md $(GPU)
 
 clean:
 	rm -rf .venv build dist leakfast.egg-info leakfast/_native*.so .pytest_cache .ruff_cache .hypothesis
