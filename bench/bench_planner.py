@@ -15,7 +15,7 @@ import sys
 import time
 
 import numpy as np
-from _common import card, interleaved, parser, ratio, spread, surroundings
+from _common import card, ending_with_json, failed, interleaved, parser, ratio, spread, surroundings
 
 from leakfast import _forest_py, chat, forest
 from leakfast.personas import load_personas
@@ -113,7 +113,7 @@ def main() -> None:
     peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     parts = {"render": [], "plan": []}
     if not plans_right(tokenizer, people, questions, plan):
-        print("bench_planner: the plan differs from the prompts; nothing is reported", file=sys.stderr)
+        failed("planner", "the plan differs from the prompts", "cpu")
         sys.exit(1)
 
     def say(text):
@@ -163,4 +163,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending_with_json("planner", "cpu"):
+        main()

@@ -20,6 +20,7 @@ import numpy as np
 import polars as pl
 import scipy
 import scipy.stats
+from _common import ending_with_json
 from scipy.stats import rankdata
 
 from leakfast import personas, stats
@@ -181,4 +182,5 @@ def _commit() -> str | None:
 
 
 if __name__ == "__main__":
-    main()
+    with ending_with_json("stats", "cpu"):
+        main()

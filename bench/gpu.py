@@ -43,12 +43,12 @@ def parts(mode: str, python: str = sys.executable) -> list[Part]:
         tiny = ["--shape", "tiny", "--personas", "3", "--repeats", "2", "--dtype", "bfloat16"]
         centroids = bench("centroids", *tiny, "--questions", "4", "--layers", "0,2", "--sizes", "4,8")
         return [
-            Part("build", [*build, "--dry-run"], (60, 60)),
-            Part("tests", [*tests, "--collect-only"], (120, 120)),
-            Part("kernels", bench("kernels", "--rehearse", "--repeats", "2"), (120, 120)),
-            Part("centroids", [*centroids, "--sample", "6"], (120, 120)),
-            Part("choices", bench("choices", *tiny, "--items", "4", "--sizes", "2,4"), (120, 120)),
-            Part("autotune", [*centroids, "--sample", "2"], (120, 120), tuned),
+            Part("build", [*build, "--dry-run"], (900, 900)),
+            Part("tests", [*tests, "--collect-only"], (900, 900)),
+            Part("kernels", bench("kernels", "--rehearse", "--repeats", "2"), (900, 900)),
+            Part("centroids", [*centroids, "--sample", "6"], (900, 900)),
+            Part("choices", bench("choices", *tiny, "--items", "4", "--sizes", "2,4"), (900, 900)),
+            Part("autotune", [*centroids, "--sample", "2"], (900, 900), tuned),
         ]
     cuda, short = ["--device", "cuda"], mode == "quick"
     few = ["--sample", "111", "--sizes", "64,128,256"] if short else []

@@ -31,34 +31,33 @@ def script(*words, **more):
     )
 
 
-@pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory):
-    out = tmp_path_factory.mktemp("gpu")
+def rehearsed(out, *words):
     (out / "table.md").write_text("before\n<!-- gpu -->\nnothing\n<!-- end of gpu -->\nafter\n")
-    done = script(
-        "bench/gpu.py", "--rehearse", "--out", out, "--write", out / "table.md", LEAKFAST_CACHE=str(out)
-    )
-    return done, out
+    more = ("--out", out, "--write", out / "table.md", *words)
+    return script("bench/gpu.py", "--rehearse", *more, LEAKFAST_CACHE=str(out))
 
 
-def test_the_whole_run_goes_through(rehearsed):
-    done, out = rehearsed
+@pytest.mark.slow
+def test_the_whole_run_goes_through(tmp_path):
+    out, done = tmp_path, rehearsed(tmp_path)
     assert done.returncode == 0, done.stdout + "".join(p.read_text()[-2000:] for p in out.glob("*.log"))
     records = [json.loads(line) for line in (out / "gpu.jsonl").read_text().splitlines()]
     assert [r["part"] for r in records] == ["build", "tests", "kernels", "centroids", "choices", "autotune"]
     assert all(r["rc"] == 0 and not r["timed_out"] for r in records)
     assert [r.get("bench") for r in records[2:]] == ["kernels", "centroids", "choices", "centroids"]
     assert all({"commit", "torch", "device"} <= r.keys() for r in records[2:])
-    assert {row["op"] for row in records[2]["rows"]} == {
-        "centroid_sums", "choice_logprobs", "engine norm", "engine mlp"
-    }  # fmt: skip
     assert json.loads(done.stdout.splitlines()[-1]) == {
         "bench": "gpu", "mode": "rehearse", "records": 6, "failed": []
     }  # fmt: skip
 
 
-def test_the_table_holds_what_was_measured(rehearsed):
-    text = (rehearsed[1] / "table.md").read_text()
+def test_two_parts_of_it_and_the_table_they_fill(tmp_path):
+    done = rehearsed(tmp_path, "--only", "kernels", "--only", "centroids")
+    assert done.returncode == 0, done.stdout + "".join(p.read_text()[-2000:] for p in tmp_path.glob("*.log"))
+    kernels, _ = (json.loads(line) for line in (tmp_path / "gpu.jsonl").read_text().splitlines())
+    ops = {row["op"] for row in kernels["rows"]}
+    assert ops == {"centroid_sums", "choice_logprobs", "engine norm", "engine mlp"}
+    text = (tmp_path / "table.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "nothing" not in text
     assert "| centroids, tiny, bfloat16 | 12 prompts of 50 tokens" in text
     assert "| choice_logprobs, N = 5, D = 64, C = 4 |" in text
@@ -93,8 +92,6 @@ def test_the_quick_run_stays_below_eight_minutes(gpu):
     ("words", "field", "rc"),
     [
         (("bench_kernels.py",), "skipped", 0),
-        (("bench_choice_op.py", "--device", "cuda"), "skipped", 0),
-        (("bench_choice_op.py", "--repeats", "2"), "failed", 1),
         (("bench_centroids.py", "--shape", "tiny", "--layers", "9", "--repeats", "1"), "failed", 1),
     ],
 )
