@@ -82,7 +82,8 @@ def _aligned(hidden: torch.Tensor, head: torch.Tensor) -> bool:
 def _shared_bytes(device: torch.device) -> int:
     if device.type != "cuda":
         return 227 << 10  # the interpreter has no limit
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties(device)
+    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
 
 
 # sizes that change from batch to batch would each compile the kernel anew where they are 1 or multiples of 16

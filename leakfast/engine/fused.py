@@ -74,9 +74,9 @@ def _tuned(model: Any, part: str, weight: torch.Tensor) -> str:
     if _part(module) != part:
         return "plain"
     shape = (config.model_type, config.hidden_size, config.intermediate_size, weight.dtype)
-    x = torch.zeros(1, _TRIAL_ROWS, config.hidden_size, dtype=weight.dtype, device=weight.device)
 
     def run(way: str) -> None:
+        x = weight.new_zeros(1, _TRIAL_ROWS, config.hidden_size)
         with applied(block, {"norm": "plain", "mlp": "plain", part: way}), torch.inference_mode():
             module(x)
 
