@@ -399,6 +399,17 @@ def test_gpu_float32_equals_the_cpu(loaded):
 
 @gpu
 @pytest.mark.gpu
+def test_gpu_sums_equal_the_cpus(loaded):
+    segments = [0, 2, 1, 0, 2, 2]
+    settings = {"layers": [0, 2], "segments": segments, "budget_tokens": 12}
+    expected = engine.last_token_sums(loaded, PROMPTS, **settings)
+    got = engine.last_token_sums(on_gpu(loaded, torch.float32), PROMPTS, **settings)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert relative(torch.from_numpy(ours), torch.from_numpy(theirs)) <= 1e-5
+
+
+@gpu
+@pytest.mark.gpu
 def test_gpu_bfloat16_takes_one_call_a_block_and_is_as_true_as_transformers(loaded):
     half = on_gpu(loaded, torch.bfloat16)
     assert attention.variable_length("cuda", 0, torch.bfloat16, 64) is not None
