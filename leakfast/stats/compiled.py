@@ -171,7 +171,7 @@ def shuffle(seed, resample, sent):
 @compiled
 def follow(sent, person, block, position, out):
     """Rows that a shuffle of persons moves each row to, inside its own block; see
-    `correlations.joint_permutations`."""
+    `resample.joint_permutations`."""
     for i in range(len(person)):
         who = sent[person[i]]
         while position[block[i], who] < 0:
@@ -180,43 +180,36 @@ def follow(sent, person, block, position, out):
 
 
 @compiled
-def permute(
-    ranks, y_rank, length, family, observed, person, block, position, seed, first, count, single, best
-):
-    """Counts, over `count` joint shuffles of y, of |ρ*| ≥ |ρ| in each column (single) and of
-    max over the column's family of |ρ*| ≥ |ρ| (best); both (K,) and added to.
-
-    ranks: (K, n) twice centered ranks, y_rank: (n,), length: (K,) √Σ rank²·Σ y_rank²; family: (K,) codes."""
-    columns, n, people = ranks.shape[0], ranks.shape[1], position.shape[1]
+def moved_ranks(y_rank, person, block, position, seed, first, out):
+    """y_rank (n,) under joint shuffles number first, first + 1, …: fills out (count, n)."""
+    n, people = len(person), position.shape[1]
     sent, rows = np.empty(people, np.int64), np.empty(n, np.int64)
-    moved = np.empty((n, LANES))
-    total, top = np.empty(LANES), np.empty((columns, LANES))
-    found = np.empty((columns, LANES))
-    for at in range(0, count, LANES):
-        lanes = min(LANES, count - at)
-        for lane in range(LANES):
-            shuffle(seed, first + at + lane, sent)
-            follow(sent, person, block, position, rows)
-            for i in range(n):
-                moved[i, lane] = y_rank[rows[i]]
+    for number in range(out.shape[0]):
+        shuffle(seed, first + number, sent)
+        follow(sent, person, block, position, rows)
+        for i in range(n):
+            out[number, i] = y_rank[rows[i]]
+
+
+@compiled
+def tally(total, length, family, observed, single, best):
+    """Counts, over shuffles, of |ρ*| ≥ |ρ| in each column (single) and of the largest |ρ*| of the column's
+    family ≥ |ρ| (best); both (K,) and added to.
+
+    total: (count, K) Σ rank·moved rank, whole numbers; length: (K,) √Σ rank²·Σ y_rank²; family: (K,) codes."""
+    columns = len(length)
+    found, top = np.empty(columns), np.empty(columns)
+    for number in range(total.shape[0]):
         top[:] = 0.0
         for j in range(columns):
-            for lane in range(LANES):
-                total[lane] = 0.0
-            for i in range(n):
-                r = ranks[j, i]
-                for lane in range(LANES):
-                    total[lane] += r * moved[i, lane]
-            for lane in range(LANES):
-                found[j, lane] = abs(total[lane]) / length[j]
-                if found[j, lane] > top[family[j], lane]:
-                    top[family[j], lane] = found[j, lane]
+            found[j] = abs(total[number, j]) / length[j]
+            if found[j] > top[family[j]]:
+                top[family[j]] = found[j]
         for j in range(columns):
-            for lane in range(lanes):
-                if found[j, lane] >= observed[j]:
-                    single[j] += 1
-                if top[family[j], lane] >= observed[j]:
-                    best[j] += 1
+            if found[j] >= observed[j]:
+                single[j] += 1
+            if top[family[j]] >= observed[j]:
+                best[j] += 1
 
 
 @compiled

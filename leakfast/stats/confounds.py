@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
@@ -16,6 +17,7 @@ from scipy.stats import rankdata
 from leakfast.stats import intervals
 from leakfast.stats.collect import People
 from leakfast.stats.correlations import MIN_PAIRS, YS
+from leakfast.stats.resample import ordered
 
 _WORD = re.compile(r"[a-z]+")
 # words that any two prompts share without being about the same thing
@@ -86,6 +88,11 @@ def partial_spearman(x, y, controls, groups=None) -> tuple[float, float, int] | 
     means of the groups (n,) have been taken out of both by least squares. p: t with n − 2 − C degrees of
     freedom. Equal to the Pearson correlation of those residuals. Linear in ranks: what depends on a
     control in another shape is not taken out."""
+    return _partial_columns(np.asarray(x, float)[:, None], y, controls, groups)[0]
+
+
+def _partial_columns(x, y, controls, groups=None) -> list[tuple[float, float, int] | str]:
+    """`partial_spearman` of every column of x (n, K), the controls taken out once for all of them."""
     n = len(y)
     columns = [np.ones(n)] + [rankdata(c) for c in np.asarray(controls, float).reshape(n, -1).T]
     if groups is not None:
@@ -96,18 +103,68 @@ def partial_spearman(x, y, controls, groups=None) -> tuple[float, float, int] | 
     basis = basis[:, :rank]
     left = n - rank - 1
     if left < MIN_PAIRS - 2:
-        return f"{n} pairs and {rank - 1} controls leave {left} degrees of freedom"
+        return [f"{n} pairs and {rank - 1} controls leave {left} degrees of freedom"] * x.shape[1]
     parts = []
-    for side, name in ((x, "the cosine"), (y, "the rate")):
-        ranks = rankdata(side) - (n + 1) / 2
+    for side in (x, np.asarray(y, float)[:, None]):
+        ranks = ordered(side.T).rank.T / 2
         rest = ranks - basis @ (basis.T @ ranks)
-        if np.linalg.norm(rest) <= 1e-9 * max(1.0, np.linalg.norm(ranks)):
-            return f"{name} does not vary once the controls are taken out"
-        parts.append(rest / np.linalg.norm(rest))
-    rho = float(np.clip(parts[0] @ parts[1], -1, 1))
-    with np.errstate(divide="ignore"):
-        t = abs(rho) * np.sqrt(left / np.maximum((1 + rho) * (1 - rho), 0))
-    return rho, float(2 * stdtr(left, -t)), rank - 1
+        size = np.linalg.norm(rest, axis=0)
+        gone = size <= 1e-9 * np.maximum(1.0, np.linalg.norm(ranks, axis=0))
+        parts.append((rest / np.where(gone, 1.0, size), gone))
+    (own, still), (other, settled) = parts
+    found: list[tuple[float, float, int] | str] = []
+    for rho, nothing in zip(np.clip(own.T @ other[:, 0], -1, 1), still, strict=True):
+        if nothing or settled[0]:
+            side = "the cosine" if nothing else "the rate"
+            found.append(f"{side} does not vary once the controls are taken out")
+            continue
+        with np.errstate(divide="ignore"):
+            t = abs(rho) * np.sqrt(left / np.maximum((1 + rho) * (1 - rho), 0))
+        found.append((float(rho), float(2 * stdtr(left, -t)), rank - 1))
+    return found
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """The pairs of one adapter, wide. key: behavior, seed, source, adapter; x (n, L) cosines, NaN where
+    there is none; every other column (n,), one value a persona."""
+
+    key: dict
+    layers: list[int]
+    x: np.ndarray
+    people: pl.DataFrame
+
+    def column(self, name: str) -> np.ndarray:
+        return self.people[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+    def alike(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(which layers, which personas (n,)) for each set of personas that some layers have cosines for."""
+        known = np.isfinite(self.x)
+        patterns, which = np.unique(known, axis=1, return_inverse=True)
+        return [(np.nonzero(which.ravel() == k)[0], patterns[:, k]) for k in range(patterns.shape[1])]
+
+    def rows(self, found: Mapping[tuple, dict], cosine: str) -> list[dict]:
+        """(layer's number, y, …) → values, as rows in order of layer and y."""
+        return [
+            {**self.key, "layer": self.layers[j], "cosine": cosine, "y": y_name, **values}
+            for (j, y_name, *_), values in sorted(found.items(), key=lambda p: (p[0][0], YS.index(p[0][1])))
+        ]
+
+
+def _adapters(table: pl.DataFrame, cosine: str) -> list[_Adapter]:
+    keys = ["behavior", "seed", "adapter"]
+    out = []
+    for group in table.partition_by(keys, maintain_order=True) if table.height else []:
+        people = group.unique("persona", keep="first", maintain_order=True)
+        place = {name: i for i, name in enumerate(people["persona"])}
+        layers = sorted(group["layer"].unique())
+        number = {layer: j for j, layer in enumerate(layers)}
+        x = np.full((len(place), len(layers)), np.nan)
+        for name, layer, value in group.select("persona", "layer", f"cosine_{cosine}").rows():
+            x[place[name], number[layer]] = np.nan if value is None else value
+        key = {name: group[name][0] for name in ("behavior", "seed", "source", "adapter")}
+        out.append(_Adapter(key, layers, x, people))
+    return out
 
 
 def partials(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
@@ -115,51 +172,59 @@ def partials(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
     and all that is known together (`control`; `none` is plain ρ). 95 % interval by Fisher's z with Bonett
     and Wright's variance; a reason where a value is null."""
     rows = []
-    for group in _groups(table):
-        key, x = _key(group), _floats(group, f"cosine_{cosine}")
-        for y_name in YS:
-            y = _floats(group, y_name)
-            known = [c for c in CONTROLS if c != "category" and _varies(group, c, x, y)]
-            sets: list[tuple[str, list[str], bool]] = [("none", [], False)]
-            sets += [(c, [c], False) for c in CONTROLS if c != "category"]
-            sets += [("category", [], True), ("all", known, group["category"].null_count() == 0)]
-            for name, columns, by_category in sets:
-                found = _partial(group, x, y, columns, by_category)
-                rows.append({**key, "cosine": cosine, "y": y_name, "control": name, **found})
-    columns = _columns(table, "layer") | {
-        "cosine": pl.String,
-        "y": pl.String,
-        "control": pl.String,
-        "n": pl.Int64,
-    }
-    columns |= {"controls": pl.Int64, **dict.fromkeys(("partial", "low", "high", "p_t"), pl.Float64)}
+    for one in _adapters(table, cosine):
+        values, found = {c: one.column(c) for c in CONTROLS if c != "category"}, {}
+        kinds = one.people["category"].to_numpy()
+        for which, known in one.alike():
+            for y_name in YS:
+                y = one.column(y_name)
+                both = known & np.isfinite(y)
+                vary = [c for c, value in values.items() if _varies(value[both])]
+                sets: list[tuple[str, list[str], bool]] = [("none", [], False)]
+                sets += [(c, [c], False) for c in values]
+                sets += [("category", [], True), ("all", vary, one.people["category"].null_count() == 0)]
+                for name, columns, by_category in sets:
+                    z = np.column_stack([values[c] for c in columns]) if columns else np.empty((len(y), 0))
+                    told = _partial(one.x[:, which], y, z, both, columns, kinds if by_category else None)
+                    for j, cell in zip(which, told, strict=True):
+                        cell |= {"control": name, "words_of": one.people["words_of"][0]}
+                        found[int(j), y_name, name] = cell
+        rows += one.rows(found, cosine)
+    columns = _columns(table, "layer") | dict.fromkeys(("cosine", "y", "control"), pl.String)
+    columns |= {"n": pl.Int64, "controls": pl.Int64}
+    columns |= dict.fromkeys(("partial", "low", "high", "p_t"), pl.Float64)
     columns |= {"words_of": pl.String, "reason": pl.String, "method": pl.String}
     return pl.DataFrame(rows, schema=columns)
 
 
-def _partial(group: pl.DataFrame, x, y, columns: list[str], by_category: bool) -> dict:
-    told = {"words_of": group["words_of"][0], "n": 0, "method": "rank residuals, t, Fisher z"}
-    z = np.column_stack([_floats(group, c) for c in columns]) if columns else np.empty((len(x), 0))
-    keep = np.isfinite(x) & np.isfinite(y) & np.isfinite(z).all(1)
-    if by_category:
-        keep &= group["category"].is_not_null().to_numpy()
+def _partial(x, y, z, both, names: list[str], kinds) -> list[dict]:
+    """The cells of some layers, whose cosines x (n, K) are known for the same personas."""
+    keep = both & np.isfinite(z).all(1)
+    if kinds is not None:
+        keep = keep & np.array([kind is not None for kind in kinds])
     n = int(keep.sum())
-    told["n"] = n
-    for name in columns:
-        if not np.isfinite(_floats(group, name)).any():
-            return told | {"reason": f"{name} is not known here"}
-    if n < MIN_PAIRS:
-        return told | {"reason": f"{n} pairs with all values; at least {MIN_PAIRS} are needed"}
-    groups = group["category"].to_numpy()[keep] if by_category else None
-    found = partial_spearman(x[keep], y[keep], z[keep], groups)
-    if isinstance(found, str):
-        return told | {"reason": found}
-    rho, p, controls = found
-    told |= {"partial": rho, "p_t": p, "controls": controls}
-    if n - 3 - controls < 1 or abs(rho) >= 1 - 1e-12:
-        return told | {"reason": "too few pairs for an interval, or ρ is ±1"}
-    low, high = intervals.z_interval(rho, intervals.spearman_z_se(rho, n, controls))
-    return told | {"low": float(low), "high": float(high)}
+    told = {"n": n, "method": "rank residuals, t, Fisher z"}
+    why = None
+    for name, column in zip(names, z.T, strict=True):
+        if not np.isfinite(column).any():
+            why = f"{name} is not known here"
+    if why is None and n < MIN_PAIRS:
+        why = f"{n} pairs with all values; at least {MIN_PAIRS} are needed"
+    if why is not None:
+        return [told | {"reason": why} for _ in range(x.shape[1])]
+    cells = []
+    for found in _partial_columns(x[keep], y[keep], z[keep], None if kinds is None else kinds[keep]):
+        if isinstance(found, str):
+            cells.append(told | {"reason": found})
+            continue
+        rho, p, controls = found
+        cell = told | {"partial": rho, "p_t": p, "controls": controls}
+        if n - 3 - controls < 1 or abs(rho) >= 1 - 1e-12:
+            cells.append(cell | {"reason": "too few pairs for an interval, or ρ is ±1"})
+            continue
+        low, high = intervals.z_interval(rho, intervals.spearman_z_se(rho, n, controls))
+        cells.append(cell | {"low": float(low), "high": float(high)})
+    return cells
 
 
 def commonality(table: pl.DataFrame, cosine: str = "centered", against: str = "jaccard") -> pl.DataFrame:
@@ -168,83 +233,85 @@ def commonality(table: pl.DataFrame, cosine: str = "centered", against: str = "j
     R² of least squares on ranks (Mood 1971): unique_cosine = R²(both) − R²(words), unique_words likewise,
     common = R²(cosine) + R²(words) − R²(both), which can be negative. No interval is given."""
     rows = []
-    for group in _groups(table):
-        x, w = _floats(group, f"cosine_{cosine}"), _floats(group, against)
-        for y_name in YS:
-            y = _floats(group, y_name)
-            keep = np.isfinite(x) & np.isfinite(y) & np.isfinite(w)
-            n = int(keep.sum())
-            row = {**_key(group), "cosine": cosine, "y": y_name, "against": against, "n": n}
-            if n < MIN_PAIRS + 1 or min(map(np.ptp, (x[keep], y[keep], w[keep]))) == 0:
-                rows.append({**row, "reason": "too few pairs, or a side does not vary"})
-                continue
-            r = np.corrcoef([rankdata(v[keep]) for v in (x, w, y)])
-            one, other, apart = r[0, 2] ** 2, r[1, 2] ** 2, 1 - r[0, 1] ** 2
-            both = (one + other - 2 * r[0, 2] * r[1, 2] * r[0, 1]) / apart if apart > 1e-12 else one
-            rows.append({**row, "total": both, "unique_cosine": both - other, "unique_words": both - one,
-                         "common": one + other - both})  # fmt: skip
-    names = ("total", "unique_cosine", "unique_words", "common")
-    columns = (
-        _columns(table, "layer") | dict.fromkeys(("cosine", "y", "against"), pl.String) | {"n": pl.Int64}
-    )
-    return pl.DataFrame(rows, schema=columns | dict.fromkeys(names, pl.Float64) | {"reason": pl.String})
+    for one in _adapters(table, cosine):
+        w, found = one.column(against), {}
+        for which, known in one.alike():
+            for y_name in YS:
+                y = one.column(y_name)
+                keep = known & np.isfinite(y) & np.isfinite(w)
+                told = {"against": against, "n": int(keep.sum()), "method": "R² of least squares on ranks"}
+                why = None
+                if told["n"] < MIN_PAIRS + 1 or min(np.ptp(y[keep]), np.ptp(w[keep])) == 0:
+                    why = "too few pairs, or a side does not vary"
+                    first = [None] * len(which)
+                else:
+                    first, alike = _rhos(one.x[np.ix_(keep, which)], y[keep]), _rhos(
+                        one.x[np.ix_(keep, which)], w[keep]
+                    )  # fmt: skip
+                    second = _rhos(w[keep][:, None], y[keep])[0]
+                for k, j in enumerate(which):
+                    if why is not None or first[k] is None:
+                        found[int(j), y_name] = told | {"reason": "too few pairs, or a side does not vary"}
+                        continue
+                    alone, other, apart = first[k] ** 2, second**2, 1 - alike[k] ** 2
+                    both = (
+                        (alone + other - 2 * first[k] * second * alike[k]) / apart if apart > 1e-12 else alone
+                    )
+                    found[int(j), y_name] = told | {
+                        "total": both, "unique_cosine": both - other, "unique_words": both - alone,
+                        "common": alone + other - both,
+                    }  # fmt: skip
+        rows += one.rows(found, cosine)
+    columns = _columns(table, "layer") | dict.fromkeys(("cosine", "y", "against"), pl.String)
+    columns |= {"n": pl.Int64}
+    columns |= dict.fromkeys(("total", "unique_cosine", "unique_words", "common"), pl.Float64)
+    return pl.DataFrame(rows, schema=columns | {"reason": pl.String, "method": pl.String})
 
 
 def left_out(table: pl.DataFrame, by: str, cosine: str = "centered") -> pl.DataFrame:
     """ρ without each category (by="category") or without each persona (by="persona"), and `change`, by how
     much leaving it out moves ρ. Exact, ranks made anew without it."""
     rows = []
-    for group in _groups(table):
-        x, names = _floats(group, f"cosine_{cosine}"), group[by].to_numpy()
-        for y_name in YS:
-            y = _floats(group, y_name)
-            keep = np.isfinite(x) & np.isfinite(y)
-            whole = _rho(x[keep], y[keep])
-            for name in [n for n in dict.fromkeys(names) if n is not None]:
-                rest = keep & (names != name)
-                rho = _rho(x[rest], y[rest])
-                why = None if rho is not None else "fewer than 4 pairs are left, or a side does not vary"
-                rows.append({
-                    **_key(group), "cosine": cosine, "y": y_name, "left_out": name, "n": int(rest.sum()),
-                    "spearman": rho, "spearman_all": whole,
-                    "change": None if rho is None or whole is None else rho - whole, "reason": why,
-                })  # fmt: skip
-    columns = _columns(table, "layer") | {
-        "cosine": pl.String,
-        "y": pl.String,
-        "left_out": pl.String,
-        "n": pl.Int64,
-    }
-    columns |= dict.fromkeys(("spearman", "spearman_all", "change"), pl.Float64) | {"reason": pl.String}
-    return pl.DataFrame(rows, schema=columns)
+    for one in _adapters(table, cosine):
+        names, found = one.people[by].to_numpy(), {}
+        for which, known in one.alike():
+            for y_name in YS:
+                y = one.column(y_name)
+                keep = known & np.isfinite(y)
+                whole = _rhos(one.x[np.ix_(keep, which)], y[keep])
+                for name in [n for n in dict.fromkeys(names) if n is not None]:
+                    rest = keep & (names != name)
+                    for j, all_of, rho in zip(
+                        which, whole, _rhos(one.x[np.ix_(rest, which)], y[rest]), strict=True
+                    ):
+                        found[int(j), y_name, name] = {
+                            "left_out": name, "n": int(rest.sum()), "spearman": rho, "spearman_all": all_of,
+                            "change": None if rho is None or all_of is None else rho - all_of,
+                            "reason": "fewer than 4 pairs are left, or a side does not vary"
+                            if rho is None else None,
+                            "method": "Spearman of the others, ranked anew",
+                        }  # fmt: skip
+        rows += one.rows(found, cosine)
+    columns = _columns(table, "layer") | dict.fromkeys(("cosine", "y", "left_out"), pl.String)
+    columns |= {"n": pl.Int64, **dict.fromkeys(("spearman", "spearman_all", "change"), pl.Float64)}
+    return pl.DataFrame(rows, schema=columns | {"reason": pl.String, "method": pl.String})
 
 
-def _rho(x: np.ndarray, y: np.ndarray) -> float | None:
-    if len(y) < MIN_PAIRS or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return None
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
-
-
-def _groups(table: pl.DataFrame) -> list[pl.DataFrame]:
-    keys = ["behavior", "seed", "adapter", "layer"]
-    return table.partition_by(keys, maintain_order=True) if table.height else []
-
-
-def _key(group: pl.DataFrame) -> dict:
-    return {name: group[name][0] for name in ("behavior", "seed", "source", "adapter", "layer")}
+def _rhos(x: np.ndarray, y: np.ndarray) -> list[float | None]:
+    """Spearman's ρ of each column of x (n, K) with y (n,); None where it is not defined."""
+    if len(y) < MIN_PAIRS:
+        return [None] * x.shape[1]
+    a, b = ordered(x.T).rank, ordered(y).rank[0]
+    length = np.sqrt((a * a).sum(axis=1) * (b @ b))
+    return [
+        float(np.clip(s / size, -1, 1)) if size > 0 else None for s, size in zip(a @ b, length, strict=True)
+    ]
 
 
 def _columns(table: pl.DataFrame, *more: str) -> Mapping:
     return {name: table.schema[name] for name in ("behavior", "seed", "source", "adapter", *more)}
 
 
-def _floats(group: pl.DataFrame, name: str) -> np.ndarray:
-    return group[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
-
-
-def _varies(group: pl.DataFrame, name: str, *sides: np.ndarray) -> bool:
-    value = _floats(group, name)
-    keep = np.isfinite(value)
-    for side in sides:
-        keep &= np.isfinite(side)
-    return bool(keep.sum() >= MIN_PAIRS and np.ptp(value[keep]) > 0)
+def _varies(value: np.ndarray) -> bool:
+    value = value[np.isfinite(value)]
+    return bool(len(value) >= MIN_PAIRS and np.ptp(value) > 0)

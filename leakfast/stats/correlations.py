@@ -42,7 +42,7 @@ _EXTRA = {
     "kendall": pl.Float64,
     "spearman_ci_low": pl.Float64,
     "spearman_ci_high": pl.Float64,
-    "spearman_se_z": pl.Float64,  # of atanh(ρ), from the same resamples
+    "spearman_se_z": pl.Float64,  # of atanh(ρ), from the same resamples; null where one of them has ρ = ±1
     "ci_reason": pl.String,  # why there is no interval
     "spearman_p_max": pl.Float64,  # family-wise over `layers_tested` layers
     "layers_tested": pl.Int64,
@@ -287,7 +287,8 @@ def _solve(
         }
         if ci_why[j] is None:
             cell |= {"spearman_ci_low": float(low[j]), "spearman_ci_high": float(high[j])}
-            cell |= {"spearman_se_z": float(se[j]), "bootstraps": draws.bootstraps}
+            cell |= {"spearman_se_z": float(se[j]) if np.isfinite(se[j]) else None}
+            cell |= {"bootstraps": draws.bootstraps}
             cell |= {"bootstrap_seed": draws.seed("bootstrap", *scope)}
         out.append(cell)
     return out
@@ -306,13 +307,14 @@ def _interval(x, y, people, persons: int, spearman: np.ndarray, draws: _Draws, s
     )
     se, lost = intervals.bootstrap_z(spearman, drawn)
     low, high = intervals.percentiles(drawn)
+    same = np.fmin.reduce(drawn) == np.fmax.reduce(drawn)  # these two pass over NaN
     why = [
-        None
-        if np.isfinite(one)
-        else f"{gone:.0%} of the resamples do not vary"
+        f"{gone:.0%} of the resamples do not vary"
         if gone > intervals.TOO_FEW_DRAWS
         else "ρ is the same in all resamples"
-        for one, gone in zip(se, lost, strict=True)
+        if one_value
+        else None
+        for gone, one_value in zip(lost, same, strict=True)
     ]
     return low, high, se, why
 

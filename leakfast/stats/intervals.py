@@ -84,15 +84,21 @@ def z_interval(rho, se, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.
 
 
 def bootstrap_z(rho, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(se of atanh(ρ), share of draws without a value) from bootstrap draws (R, K); se is NaN where more
-    than 5 % of the draws or ρ = ±1 leave it without meaning."""
-    with np.errstate(all="ignore"):
-        z = np.arctanh(np.clip(draws, -1 + 1e-12, 1 - 1e-12))
-        lost = np.isnan(draws).mean(axis=0) if len(draws) else np.ones(draws.shape[1])
-        spread = (
-            np.array([column[~np.isnan(column)].std(ddof=1) for column in z.T]) if len(draws) > 1 else lost
-        )
-    bad = (lost > TOO_FEW_DRAWS) | (np.abs(np.asarray(rho)) >= 1 - 1e-12) | (spread == 0)
+    """(se of atanh(ρ), share of draws without a value) from bootstrap draws (R, K).
+
+    se is NaN where it would mean nothing: more than 5 % of the draws have no value, ρ or a draw is ±1
+    (atanh is infinite there), or the draws do not vary."""
+    if len(draws) < 2:
+        return np.full(draws.shape[1], np.nan), np.ones(draws.shape[1])
+    gone = np.isnan(draws)
+    lost = gone.mean(axis=0)
+    at_edge = (np.abs(draws) >= 1 - 1e-12).any(axis=0) | (np.abs(np.asarray(rho)) >= 1 - 1e-12)
+    z = np.arctanh(np.clip(draws, -1 + 1e-12, 1 - 1e-12))
+    count = len(draws) - gone.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        apart = z - np.where(gone, 0.0, z).sum(axis=0) / count
+        spread = np.sqrt(np.where(gone, 0.0, apart * apart).sum(axis=0) / (count - 1))
+    bad = (lost > TOO_FEW_DRAWS) | at_edge | ~(spread > 0)
     return np.where(bad, np.nan, spread), lost
 
 
@@ -102,8 +108,12 @@ def percentiles(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[np.n
     A column of NaN alone gives NaN."""
     tails = [0.5 - confidence / 2, 0.5 + confidence / 2]
     out = np.full((2, draws.shape[1]), np.nan)
-    for k in range(draws.shape[1]):
-        kept = draws[~np.isnan(draws[:, k]), k]
+    rows = np.ascontiguousarray(draws.T)
+    whole = ~np.isnan(rows).any(axis=1)
+    if whole.any() and len(draws):
+        out[:, whole] = np.quantile(rows[whole], tails, axis=1)
+    for k in np.nonzero(~whole)[0]:
+        kept = rows[k][~np.isnan(rows[k])]
         if len(kept):
             out[:, k] = np.quantile(kept, tails)
     return out[0], out[1]

@@ -11,8 +11,10 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 _PART = 1_024  # resamples a thread takes at a time, a multiple of the lanes
 
@@ -113,7 +115,7 @@ def permute_spearman(
     columns among which one would pick (the layers); one family without it. The comparison is exact,
     because doubled ranks are integers. A column that does not vary has p NaN.
     """
-    from leakfast.stats.compiled import permute
+    from leakfast.stats.compiled import moved_ranks, tally
 
     x, y, codes, blocks = _checked(x, y, person, block)
     xs, ys = ordered(x).rank, ordered(y).rank[0]
@@ -126,14 +128,16 @@ def permute_spearman(
     tries = [(first, min(_PART, resamples - first)) for first in range(0, resamples, _PART)]
     single, best = np.zeros((len(tries), len(xs)), np.int64), np.zeros((len(tries), len(xs)), np.int64)
 
-    def part(first: int, count: int) -> None:
-        k = first // _PART
-        permute(
-            xs, ys, np.where(usable, length, 1.0), family, np.where(usable, observed, np.inf), codes, blocks,
-            position, _word(seed), first, count, single[k], best[k],
-        )  # fmt: skip
+    length, observed = np.where(usable, length, 1.0), np.where(usable, observed, np.inf)
 
-    _spread(part, resamples, workers, x.shape[0] * x.shape[1])
+    def part(first: int, count: int) -> None:
+        k, moved = first // _PART, np.empty((count, len(ys)))
+        moved_ranks(ys, codes, blocks, position, _word(seed), first, moved)
+        # sums of whole numbers below 2⁵³, so exact in whatever order the matrix product adds them
+        tally(moved @ xs.T, length, family, observed, single[k], best[k])
+
+    with _blas().limit(limits=1, user_api="blas"):  # the threads are ours
+        _spread(part, resamples, workers, x.shape[0] * x.shape[1])
     p = (1 + single.sum(0)) / (1 + resamples)
     p_max = (1 + best.sum(0)) / (1 + resamples)
     return Permuted(np.where(usable, p, np.nan), np.where(usable, p_max, np.nan))
@@ -195,6 +199,11 @@ def _checked(x, y, person, block=None):
     if codes.shape != (n,) or blocks.shape != (n,):
         raise ValueError(f"person and block must be ({n},), got {codes.shape} and {blocks.shape}")
     return x, y, codes.astype(np.int64), blocks.astype(np.int64)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def _word(seed: int) -> np.uint64:
