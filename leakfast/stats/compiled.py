@@ -192,17 +192,18 @@ def moved_ranks(y_rank, person, block, position, seed, first, out):
 
 
 @compiled
-def tally(total, length, family, observed, single, best):
+def tally(total, scale, family, observed, single, best):
     """Counts, over shuffles, of |ρ*| ≥ |ρ| in each column (single) and of the largest |ρ*| of the column's
     family ≥ |ρ| (best); both (K,) and added to.
 
-    total: (count, K) Σ rank·moved rank, whole numbers; length: (K,) √Σ rank²·Σ y_rank²; family: (K,) codes."""
-    columns = len(length)
+    total: (count, K) Σ rank·moved rank, whole numbers; scale: (K,) 1/√(Σ rank²·Σ y_rank²); family: (K,) codes;
+    observed: (K,) |Σ rank·y_rank|·scale, rounded in the same way."""
+    columns = len(scale)
     found, top = np.empty(columns), np.empty(columns)
     for number in range(total.shape[0]):
         top[:] = 0.0
         for j in range(columns):
-            found[j] = abs(total[number, j]) / length[j]
+            found[j] = abs(total[number, j]) * scale[j]
             if found[j] > top[family[j]]:
                 top[family[j]] = found[j]
         for j in range(columns):

@@ -221,12 +221,13 @@ def _grid(
     solved: dict[tuple[int, int], dict] = {}
     for k in range(len(YS)):
         usable = np.isfinite(points.x) & (np.isfinite(points.y[:, k]) & inside)[:, None]
-        patterns, which = np.unique(usable, axis=1, return_inverse=True)
-        for pattern in range(patterns.shape[1]):
-            rows = np.nonzero(patterns[:, pattern])[0]
-            members = np.nonzero(which.ravel() == pattern)[0]
-            part = _solve(points, rows, members, k, draws, scope, why, [cells[j] for j in members])
-            solved.update({(int(j), k): cell for j, cell in zip(members, part, strict=True)})
+        patterns: dict[bytes, list[int]] = {}  # columns over the same rows are solved together
+        for j, column in enumerate(np.ascontiguousarray(usable.T)):
+            patterns.setdefault(column.tobytes(), []).append(j)
+        for members in patterns.values():
+            rows = np.nonzero(usable[:, members[0]])[0]
+            part = _solve(points, rows, np.array(members), k, draws, scope, why, [cells[j] for j in members])
+            solved.update({(j, k): cell for j, cell in zip(members, part, strict=True)})
     for j, (layer, cosine) in enumerate(cells):
         for k, y_name in enumerate(YS):
             yield {"layer": layer, "cosine": cosine, "y": y_name, **solved[j, k]}

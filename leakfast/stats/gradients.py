@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import brentq, isotonic_regression, minimize, minimize_scalar
@@ -56,6 +57,7 @@ class Curve:
             raise ValueError("a gradient needs totals of at least 1")
         self.start, self.span = float(self.cosine.min()), float(np.ptp(self.cosine))
         self.at = (self.cosine - self.start) / self.span if self.span > 0 else self.cosine * 0
+        self.totals, self.whose = np.unique(self.total, return_inverse=True)
         self.constant = float(
             (gammaln(self.total + 1) - gammaln(self.hits + 1) - gammaln(self.total - self.hits + 1)).sum()
         )
@@ -82,12 +84,13 @@ class Curve:
         p = np.clip(far + (near - far) * s, 1e-12, 1 - 1e-12)
         size = np.exp(-noise)  # a + b = (1 − icc) / icc
         a, b, m, h = p * size, (1 - p) * size, self.total, self.hits
-        value = (
-            gammaln(h + a) - gammaln(a) + gammaln(m - h + b) - gammaln(b) - gammaln(m + size) + gammaln(size)
-        )
-        da, db = psi(h + a) - psi(a), psi(m - h + b) - psi(b)
+        terms = np.array([h + a, a, m - h + b, b])
+        whole = self.totals + size  # few different ones
+        logs, slopes = gammaln(terms), psi(terms)
+        value = logs[0] - logs[1] + logs[2] - logs[3] - gammaln(whole)[self.whose] + gammaln(size)
+        da, db = slopes[0] - slopes[1], slopes[2] - slopes[3]
         dp = size * (da - db)
-        dsize = p * da + (1 - p) * db - psi(m + size) + psi(size)
+        dsize = p * da + (1 - p) * db - psi(whole)[self.whose] + psi(size)
         ds = (near - far) * s * (1 - s)
         gradient = np.array(
             [
@@ -131,22 +134,27 @@ class Curve:
         rising = np.corrcoef(self.at, rate)[0, 1] >= 0 if np.ptp(rate) > 0 else True
         return points if rising else [p[[_HIGH, _MID, _LOW, _WIDTH, _NOISE]] for p in points]
 
-    def fit(self) -> tuple[float, np.ndarray]:
+    @cached_property
+    def found(self) -> tuple[float, np.ndarray]:
         """(loss, theta) of the best of all starts."""
         return min((self.best(start) for start in self.starts()), key=lambda pair: pair[0])
 
 
 def fit(cosine, hits, total, *, with_intervals: bool = True) -> Fit | str:
+    """`fit_curve` of these counts: cosine (n,) float64; hits, total (n,) integers."""
+    return fit_curve(Curve(cosine, hits, total), with_intervals=with_intervals)
+
+
+def fit_curve(curve: Curve, *, with_intervals: bool = True) -> Fit | str:
     """The curve of one source by maximum likelihood, or why there is none.
 
     Model: hits ~ beta-binomial(total, rate(cosine), overdispersion), bystanders independent. Intervals
     are 95 % profile likelihood, for midpoint and width in units of the cosine: where the likelihood stays
     within the bar up to the edge of what is searched (midpoint: one span beyond the data on either side;
     width: 1 % to 20 spans), that side is None."""
-    curve = Curve(cosine, hits, total)
     if why := curve.unusable():
         return why
-    loss, theta = curve.fit()
+    loss, theta = curve.found
     told: dict[str, tuple[float | None, float | None]] = {}
     if with_intervals:
         for name, index in (("midpoint", _MID), ("width", _WIDTH), ("far", _LOW), ("near", _HIGH)):
@@ -202,7 +210,7 @@ def width_test(curves: Sequence[Curve]) -> dict[str, float | int | None]:
     own. Raises ValueError for fewer than two curves."""
     if len(curves) < 2:
         raise ValueError("widths of at least two sources are needed to differ")
-    singles = [curve.fit() for curve in curves]
+    singles = [curve.found for curve in curves]
     points = [theta for _, theta in singles]
 
     def together(log_width: float) -> float:

@@ -122,19 +122,17 @@ def permute_spearman(
     length = np.sqrt((xs * xs).sum(1) * (ys @ ys))
     family = np.zeros(len(xs), np.int64) if family is None else np.asarray(family, np.int64)
     position = positions(codes, blocks)
-    with np.errstate(invalid="ignore"):
-        observed = np.abs(xs @ ys) / length
     usable = length > 0
+    scale = 1 / np.where(usable, length, 1.0)
+    observed = np.where(usable, np.abs(xs @ ys) * scale, np.inf)
     tries = [(first, min(_PART, resamples - first)) for first in range(0, resamples, _PART)]
     single, best = np.zeros((len(tries), len(xs)), np.int64), np.zeros((len(tries), len(xs)), np.int64)
-
-    length, observed = np.where(usable, length, 1.0), np.where(usable, observed, np.inf)
 
     def part(first: int, count: int) -> None:
         k, moved = first // _PART, np.empty((count, len(ys)))
         moved_ranks(ys, codes, blocks, position, _word(seed), first, moved)
         # sums of whole numbers below 2⁵³, so exact in whatever order the matrix product adds them
-        tally(moved @ xs.T, length, family, observed, single[k], best[k])
+        tally(moved @ xs.T, scale, family, observed, single[k], best[k])
 
     with _blas().limit(limits=1, user_api="blas"):  # the threads are ours
         _spread(part, resamples, workers, x.shape[0] * x.shape[1])

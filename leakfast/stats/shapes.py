@@ -28,10 +28,11 @@ def tables(pairs: pl.DataFrame, rates: pl.DataFrame, cosine: str) -> dict[str, p
             rows.append({**key, "n": 0, "reason": "no counts: a mean of judgements has no binomial curve"})
             continue
         data = [kept[name].to_numpy() for name in (f"cosine_{cosine}", "hits", "total")]
-        found = gradients.fit(*data)
+        curve = gradients.Curve(*data)
+        found = gradients.fit_curve(curve)
         rows.append({**key, "n": kept.height, **_told(found)})
         if not isinstance(found, str):
-            curves.setdefault((key["behavior"], key["seed"], key["layer"]), []).append(gradients.Curve(*data))
+            curves.setdefault((key["behavior"], key["seed"], key["layer"]), []).append(curve)
         x, fitted = gradients.isotonic(data[0], kept["rate"].to_numpy(), data[2])
         display.append(
             pl.DataFrame({"at": x, "fitted": fitted}).with_columns(
