@@ -33,6 +33,7 @@ __all__ = [
     "Study",
     "TrainConfig",
     "derive_seed",
+    "explain",
     "load_study",
     "parse_study",
     "read_toml",
@@ -196,7 +197,7 @@ def _check(document: Document) -> Study:
     try:
         study = Study.model_validate(_beside(document.data, document.path.parent))
     except ValidationError as error:
-        raise InputError(_explain(error, document)) from None
+        raise InputError(explain(error, document, Study)) from None
     study._raw_text = document.text
     _check_words(study, document)
     return study
@@ -218,15 +219,16 @@ def _beside(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     return whole(data)
 
 
-def _explain(error: ValidationError, document: Document) -> str:
-    """One message for all findings, each with its line and what to write instead."""
+def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> str:
+    """One message for all findings in a document that should be a `model`, each with its line and what to
+    write instead."""
     messages: dict[str, None] = {}
     for finding in error.errors(include_url=False):
         loc = _real_path(finding["loc"])
         name = ".".join(str(part) for part in loc)
         where = document.where(_present(loc, document.data))
         if finding["type"] == "extra_forbidden":
-            known = _keys_at(loc[:-1])
+            known = _keys_at(loc[:-1], model)
             close = nearest(loc[-1], known)
             hint = f"Did you mean {close}?" if close else f"Known here: {', '.join(known)}."
             messages[f"{where}: unknown key {name}. {hint}"] = None
@@ -235,7 +237,7 @@ def _explain(error: ValidationError, document: Document) -> str:
         else:
             reason = finding["msg"].removeprefix("Value error, ")
             given = finding.get("input")
-            shown = "" if isinstance(given, dict | list) else f" is {given!r}:"
+            shown = ":" if isinstance(given, dict | list) else f" is {given!r}:"
             messages[f"{where}: {name}{shown} {reason[:1].lower()}{reason[1:]}. Correct that line."] = None
     return "\n       ".join(messages)
 
@@ -264,13 +266,12 @@ def _present(loc: KeyPath, data: Any) -> KeyPath:
     return tuple(out)
 
 
-def _keys_at(loc: KeyPath) -> list[str]:
-    """The keys that a study file may hold under `loc`."""
-    model: Any = Study
+def _keys_at(loc: KeyPath, model: Any) -> list[str]:
+    """The keys that a file of `model` may hold under `loc`."""
     for part in loc:
         if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
             annotation = model.model_fields[str(part)].annotation
-            model = annotation if isinstance(annotation, type) else (get_args(annotation) or (None,))[-1]
+            model = (get_args(annotation) or (annotation,))[-1]
     return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
 
 

@@ -9,6 +9,7 @@ import scipy.stats
 from scipy.stats import rankdata
 
 from leakfast import schema
+from leakfast.errors import InputError
 from leakfast.stats import between, confounds, verdicts
 from leakfast.stats.collect import People
 from leakfast.stats.correlations import correlate
@@ -221,10 +222,96 @@ def test_what_was_not_measured_leaves_the_verdict_open():
 
 
 def test_the_stop_rule_asks_for_both_traits():
-    rows = [("capability", 0.1), ("misalignment", 0.15)]
-    table = pl.DataFrame(rows, schema=["behavior", "value"], orient="row").with_columns(
-        quantity=pl.lit("spearman_drop")
+    def found(capability: float, misalignment: float | None):
+        rows = [("capability", capability), ("misalignment", misalignment)]
+        rates, tables = [], []
+        for behavior, rho in rows:
+            if rho is None:
+                continue
+            mine = _rates(sources=("s",), behaviors=(behavior,))
+            rates.append(mine)
+            others = mine.filter(pl.col("role") == "bystander")
+            pairs = others.select(
+                "behavior", "source", "seed", "persona", "category", layer=pl.lit(3, pl.Int32),
+                cosine_centered=pl.col("delta"), cosine_raw=pl.lit(None, pl.Float64), rate="rate",
+                delta="delta", adapter="adapter",
+            )  # fmt: skip
+            tables.append(correlate(pairs, 19).with_columns(spearman=pl.lit(-rho)))
+        table = verdicts.judge(pl.concat(rates), pl.concat(tables), {"capability": 3, "misalignment": 3})
+        return table.filter(pl.col("claim").str.contains("sweep"))
+
+    assert found(0.1, 0.15)["verdict"].unique().to_list() == ["stop"]
+    assert found(0.1, 0.21)["verdict"].unique().to_list() == ["go on"]
+    assert found(0.1, 0.2)["verdict"].unique().to_list() == ["go on"], "below the bar stops, the bar does not"
+    assert found(0.1, None).is_empty(), "one trait alone decides nothing"
+
+
+def test_a_layer_picked_afterwards_is_paid_for():
+    rng = np.random.default_rng(3)
+    rates = _rates(sources=("s",))
+    others = rates.filter(pl.col("role") == "bystander")
+    pairs = pl.concat(
+        others.select(
+            "behavior", "source", "seed", "persona", "category", layer=pl.lit(layer, pl.Int32),
+            cosine_centered=pl.Series(rng.normal(size=30) - 8 * others["delta"].to_numpy()),
+            cosine_raw=pl.lit(None, pl.Float64), rate="rate", delta="delta", adapter="adapter",
+        )
+        for layer in range(12)
+    )  # fmt: skip
+    table = correlate(pairs, 999)
+    row = table.filter((pl.col("source") == "s") & (pl.col("y") == "delta") & pl.col("category").is_null()
+                       & (pl.col("cosine") == "centered") & (pl.col("layer") == 5)).row(0, named=True)  # fmt: skip
+    assert row["spearman_p_max"] > row["spearman_p_perm"]
+    for picked, name in ((True, "spearman_p_max"), (False, "spearman_p_perm")):
+        found = verdicts.judge(rates, table, {"capability": 5}, picked=picked)
+        rho = found.filter((pl.col("quantity") == "spearman_drop") & (pl.col("verdict") != "open"))
+        assert rho["p"].to_list() == [row[name]]
+        assert ("largest of 12 layers" in rho["p_from"][0]) == picked
+
+
+def test_rates_in_another_unit_than_the_bars_decide_nothing():
+    found = verdicts.judge(_rates(sources=("s",), behaviors=("misalignment",)), correlate(schema.empty("pairs")),
+                           {"misalignment": None})  # fmt: skip
+    assert found["verdict"].unique().to_list() == ["open"]
+    assert "shares" in found["reason"][0] and "points" in found["reason"][0]
+
+
+def test_a_file_of_rules_decides_and_its_typos_are_named(tmp_path):
+    file = tmp_path / "rules.toml"
+    file.write_text(
+        '[[rule]]\nclaim = "much"\nbehaviors = ["capability"]\nunit = "share"\n'
+        'test = [{quantity = "source_drop", above = 0.9}]\n'
     )
-    assert verdicts.should_stop(table) is True
-    assert verdicts.should_stop(table.with_columns(value=pl.col("value") + 0.06)) is False
-    assert verdicts.should_stop(table[:1]) is None
+    found = verdicts.judge(_rates(sources=("s",)), correlate(schema.empty("pairs")), {"capability": None},
+                           verdicts.load_rules(file))  # fmt: skip
+    assert found.select("claim", "quantity", "bar", "verdict").rows() == [
+        ("much", "source_drop", 0.9, "falsified")
+    ]
+    good = file.read_text()
+    for old, new, wanted in (
+        ("behaviors", "behaviours", "line 3: unknown key rule.0.behaviours. Did you mean behaviors?"),
+        ("above = 0.9", "abov = 0.9", "line 5: unknown key rule.0.test.0.abov. Did you mean above?"),
+        ("source_drop", "sauce_drop", "line 5: rule.0.test.0.quantity is 'sauce_drop': input should be"),
+        (", above = 0.9", "", "line 5: rule.0.test.0: a test needs one of above and at_least"),
+        ("0.9}", "0.9, at_least = 1}", "a test needs one of above and at_least"),
+        ("above = 0.9", "above = nan", "line 5: rule.0.test.0.above is nan"),
+        ('unit = "share"', 'unit = "percent"', "line 4: rule.0.unit is 'percent'"),
+        ("[[rule]]", "[[rule]", "not TOML"),
+    ):
+        file.write_text(good.replace(old, new))
+        with pytest.raises(InputError) as error:
+            verdicts.load_rules(file)
+        assert wanted in error.value.message, error.value.message
+    with pytest.raises(InputError, match="no such file"):
+        verdicts.load_rules(tmp_path / "none.toml")
+
+
+def test_the_shipped_rules_are_the_studys():
+    rules = verdicts.load_rules()
+    told = {rule.behaviors[0]: [(t.quantity, t.bar, t.p_below) for t in rule.test] for rule in rules.rule}
+    rho = ("spearman_drop", 0.2, 0.05)
+    assert told == {
+        "capability": [("source_drop", 0.05, None), ("mean_bystander_drop", 0.01, 0.05), rho],
+        "misalignment": [("source_drop", 10, None), ("mean_bystander_drop", 2, None), rho],
+    }
+    assert rules.stop.spearman_drop == 0.2 and len(rules.stop.traits) == 2

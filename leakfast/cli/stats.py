@@ -11,11 +11,17 @@ from leakfast.errors import InputError
 from leakfast.files import did_you_mean
 
 COSINES = ("centered", "raw")
+MANY_LAYERS = 10  # more than these, and the table of layers has a row for each
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--layer", type=int, help="Decoder block to show, 0-based; the best pooled one if not given.")
+@click.option(
+    "--layer",
+    type=int,
+    help="Decoder block to show and to look at closely (gradients, influence, verdicts), 0-based, if chosen in "
+    "advance. Without it the one with the largest pooled |ρ|, and the verdicts' p pays for that choice.",
+)
 @click.option("--cosine", type=click.Choice(COSINES), default="centered", help="Which cosine to show.")
 @click.option(
     "--permutations",
@@ -33,6 +39,18 @@ COSINES = ("centered", "raw")
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Threads; all cores if not given. Changes no bit."
 )
+@click.option(
+    "--rules",
+    type=click.Path(path_type=Path),
+    default=Path("verdicts.toml"),
+    help="TOML file of verdict rules; the shipped one holds the published study's.",
+)
+@click.option(
+    "--embeddings",
+    type=click.Path(path_type=Path),
+    help="Similarities to control for: CSV or Parquet with source, persona, similarity (a row a pair), or with "
+    "persona and a number column for each dimension (a row a persona).",
+)
 @click.option("--table", "name", help="One table by name, in place of all (--json) or the headline rows.")
 @click.option("--json", "as_json", is_flag=True, help="Print all tables (or --table) as JSON.")
 @click.option("--csv", "form", flag_value="csv", help="Print --table (or the headline rows) as CSV.")
@@ -46,6 +64,8 @@ def cli(
     bootstraps: int,
     seed: int,
     threads: int | None,
+    rules: Path,
+    embeddings: Path | None,
     name: str | None,
     as_json: bool,
     form: str | None,
@@ -53,6 +73,12 @@ def cli(
     """Compute rates, pairs, correlations and what follows from them, and write RUN/tables.
 
     Example: leakfast stats runs/demo --table correlations --csv
+
+    RUN is a run directory of `leakfast run`, `leakfast eval` or `leakfast import`. Prints the headline rows
+    and the verdicts; --table shows any one table: rates, pairs, correlations, layers, means, disattenuated,
+    partials, commonality, without_category, influence, gradients, widths, matrix, crossed, predicted,
+    verdicts, and others that the run gives rise to. All are kept in full precision in RUN/tables. Exit code 3:
+    done, but something was not measured (said on stderr).
     """
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json, print_table
@@ -65,13 +91,10 @@ def cli(
             bootstraps=bootstraps,
             seed=seed,
             workers=threads,
+            layer=layer,
+            rules=rules,
+            embeddings=embeddings,
             progress=progress,
-        )
-    if layer is not None and layer not in tables.layers():
-        known = ", ".join(map(str, tables.layers())) or "none"
-        raise InputError(
-            f"stats: layer {layer} asked, but the pairs of {run} have layers {known}. "
-            "Leave --layer out for the best of them, or make centroids at that layer."
         )
     found = tables.all_tables()
     if name is not None and name not in found:
@@ -96,7 +119,7 @@ def headline(tables, layer: int | None = None, cosine: str = "centered"):
     """The summary's rows at one layer a behavior: the best pooled one, or `layer` (polars)."""
     import polars as pl
 
-    rows = tables.summary(cosine, "rate")
+    rows = tables.summary(cosine)
     at = pl.col("best_layer") if layer is None else pl.col("layer") == layer
     return rows.filter(at | pl.col("layer").is_null())
 
@@ -106,31 +129,42 @@ def show(tables, layer: int | None = None, cosine: str = "centered") -> None:
     from leakfast.cli.text import print_table
 
     for behavior in tables.behaviors():
-        y = "rate"
+        y, unit = tables.outcome(behavior), tables.unit(behavior)
         rows = tables.summary(cosine, y).rows(named=True)
         rows = [row for row in rows if row["behavior"] == behavior]
         best = tables.best_layer(behavior, cosine, y)
         at = best if layer is None else layer
         shown = [row for row in rows if row["layer"] in (None, at)]
         seeds = len({row["seed"] for row in rows}) > 1
+        what = f"{behavior} {'rate' if y == 'rate' else 'change of rate against the unadapted model'}"
         if at is None:
-            title = f"{behavior} rate; no correlations yet"
+            title = f"{what}; no correlations yet"
         else:
             chosen = "asked" if layer is not None else "the largest pooled |ρ|"
-            title = f"{behavior} rate against {cosine} cosine at layer {at} ({chosen}), bystanders only"
-        head = ["source", *(["seed"] if seeds else []), "source %", "mean bystander %"]
-        head += ["max bystander %", "who", "ρ", "95 % interval", "p (t)", "p (perm)", "p (max)", "r", "N"]
-        print_table(head, [_headline(row, seeds) for row in shown], title=title)
+            title = f"{what}, and {cosine} cosine at layer {at} ({chosen}), bystanders only"
+        sign = "%" if unit == "share" else "0–100"
+        head = ["source", *(["seed"] if seeds else []), f"source {sign}", f"mean bystander {sign}"]
+        if y == "delta":
+            head += ["source Δ", "mean bystander Δ"]
+        head += [
+            f"max bystander {sign}",
+            "who",
+            "ρ",
+            "95 % interval",
+            "p (t)",
+            "p (perm)",
+            "p (max)",
+            "r",
+            "N",
+        ]
+        print_table(head, [_headline(row, seeds, y, unit) for row in shown], title=title)
         for row in shown:
             if row["reason"]:
                 click.echo(f"{row['source']}: no ρ: {row['reason']}.")
         if len(layers := sorted({row["layer"] for row in rows if row["layer"] is not None})) > 1:
             click.echo()
-            print_table(
-                ["source", *(["seed"] if seeds else []), *(f"{n}{'*' if n == best else ''}" for n in layers)],
-                _by_layer(rows, layers, seeds),
-                title=f"ρ by layer, {cosine} cosine (* largest pooled |ρ|)",
-            )
+            title_of_layers = f"ρ by layer, {cosine} cosine (* largest pooled |ρ|)"
+            print_table(*_by_layer(rows, layers, best, seeds), title=title_of_layers)
         click.echo()
     _show_verdicts(tables)
     _show_agreement(tables)
@@ -149,7 +183,9 @@ def _show_verdicts(tables) -> None:
          None, _p(r["p"]), f"{r['bar']:g}", {True: "yes", False: "no", None: None}[r["met"]]]
         for r in rows
     ]  # fmt: skip
-    print_table(head, body, title="the study's own rules (drop = −Δ)")
+    print_table(head, body, title="verdicts (drop = −Δ against the unadapted model)")
+    for reason in dict.fromkeys(f"{r['claim']}, {r['source']}: {r['reason']}" for r in rows if r["reason"]):
+        click.echo(f"open: {reason}.")
 
 
 def _show_agreement(tables) -> None:
@@ -172,13 +208,16 @@ def _show_agreement(tables) -> None:
             )
 
 
-def _headline(row: dict, seeds: bool) -> list:
+def _headline(row: dict, seeds: bool, y: str, unit: str) -> list:
+    scale = 100 if unit == "share" else 1
+    changes = [_change(row[name], scale) for name in ("source_delta", "mean_delta")] if y == "delta" else []
     return [
         row["source"],
         *([row["seed"]] if seeds else []),
-        _percent(row["source_rate"]),
-        _percent(row["mean_bystander"]),
-        _percent(row["max_bystander"]),
+        _amount(row["source_rate"], scale),
+        _amount(row["mean_bystander"], scale),
+        *changes,
+        _amount(row["max_bystander"], scale),
         row["max_persona"],
         _signed(row["spearman"]),
         _interval(row["spearman_ci_low"], row["spearman_ci_high"]),
@@ -190,12 +229,21 @@ def _headline(row: dict, seeds: bool) -> list:
     ]
 
 
-def _by_layer(rows: list[dict], layers: list[int], seeds: bool) -> list[list]:
+def _by_layer(
+    rows: list[dict], layers: list[int], best: int | None, seeds: bool
+) -> tuple[list[str], list[list]]:
+    """Heading and body of ρ by layer: a row a source, or a row a layer where there are many of them."""
     people = list(dict.fromkeys((row["adapter"], row["source"], row["seed"]) for row in rows))
     found = {(row["adapter"], row["source"], row["seed"], row["layer"]): row["spearman"] for row in rows}
-    return [
-        [who[1], *([who[2]] if seeds else []), *(_signed(found.get((*who, layer))) for layer in layers)]
-        for who in people
+    names = [f"{n}{'*' if n == best else ''}" for n in layers]
+    values = [[_signed(found.get((*who, layer))) for layer in layers] for who in people]
+    if len(layers) > MANY_LAYERS:
+        titles = [f"{who[1]}{f', seed {who[2]}' if seeds and who[2] is not None else ''}" for who in people]
+        return ["layer", *titles], [
+            [name, *row] for name, row in zip(names, zip(*values, strict=True), strict=True)
+        ]
+    return ["source", *(["seed"] if seeds else []), *names], [
+        [who[1], *([who[2]] if seeds else []), *row] for who, row in zip(people, values, strict=True)
     ]
 
 
@@ -210,8 +258,12 @@ def _interval(low: float | None, high: float | None) -> str | None:
     return None if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
 
 
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:5.1f}"
+def _amount(value: float | None, scale: int) -> str | None:
+    return None if value is None else f"{scale * value:5.1f}"
+
+
+def _change(value: float | None, scale: int) -> str | None:
+    return None if value is None else f"{scale * value:+.1f}"
 
 
 def _signed(value: float | None) -> str | None:

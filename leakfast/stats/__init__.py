@@ -13,11 +13,11 @@ from threadpoolctl import threadpool_limits
 
 from leakfast import schema
 from leakfast.errors import InputError
-from leakfast.stats import analysis
+from leakfast.stats import analysis, similarity, verdicts
 from leakfast.stats import correlations as correlation_tables
+from leakfast.stats import summary as summary_tables
 from leakfast.stats.collect import CENTROIDS, PERSONAS, collect, completion_folders, inputs_hash
 from leakfast.stats.correlations import BOOTSTRAPS, PERMUTATIONS
-from leakfast.stats.summary import best_layer, summarize
 from leakfast.store import Run
 
 __all__ = ["CENTROIDS", "PERSONAS", "Stats", "completion_folders", "current", "read", "stats"]
@@ -56,15 +56,25 @@ class Stats:
         """Layers with correlations, ascending."""
         return sorted(self.correlations["layer"].unique().to_list())
 
-    def best_layer(self, behavior: str, cosine: str = "centered", y: str = "rate") -> int | None:
+    def outcome(self, behavior: str) -> str:
+        """`delta` or `rate`: what the behavior's leakage is read from (`summary.outcome`)."""
+        return summary_tables.outcome(self.rates, behavior)
+
+    def unit(self, behavior: str) -> str:
+        """`share` (0–1) or `points` (0–100) of the behavior's rates."""
+        return summary_tables.unit(self.rates, behavior)
+
+    def best_layer(self, behavior: str, cosine: str = "centered", y: str | None = None) -> int | None:
         """The layer with the largest pooled |ρ|; None without any. It was picked after looking at
         every layer, so its p-value is too small; `spearman_p_max` pays for the choice."""
-        return best_layer(self.correlations, behavior, cosine, y)
+        y = y or self.outcome(behavior)
+        return summary_tables.best_layer(self.correlations, behavior, cosine, y)
 
-    def summary(self, cosine: str = "centered", y: str = "rate") -> pl.DataFrame:
+    def summary(self, cosine: str = "centered", y: str | None = None) -> pl.DataFrame:
         """One row per behavior, adapter (and `pooled`) and layer: rates of source and bystanders beside
-        the correlations over all categories; `best_layer` marks the one `best_layer()` gives."""
-        return summarize(self.rates, self.correlations, cosine, y)
+        the correlations over all categories; `best_layer` marks the one `best_layer()` gives. `y`: rate
+        or delta, each behavior's own (`outcome`) without it."""
+        return summary_tables.summarize(self.rates, self.correlations, cosine, y)
 
 
 def stats(
@@ -75,25 +85,38 @@ def stats(
     seed: int = 0,
     write: bool = True,
     workers: int | None = None,
+    layer: int | None = None,
+    rules: str | Path | None = None,
+    embeddings: str | Path | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Stats:
     """Compute the tables of a run directory and write them to tables/*.parquet.
 
-    Reads completions/ (every intact shard), imported/ tables, the adapters' cards, and
+    Reads completions/ and choices/ (every intact shard), imported/ tables, the adapters' cards, and
     centroids/base.safetensors; without centroids the rates still come, pairs and correlations stay empty
     and `missing` says so. `seed`, `permutations` and `bootstraps` are those of everything drawn; `workers`
-    are threads (all cores by default) and change no bit. Raises InputError if `run` is no run or holds
-    nothing to count, StoreError if completions are there twice or from an unknown source.
+    are threads (all cores by default) and change no bit. `layer`: looked at closely (gradients, influence,
+    verdicts) because it was chosen in advance; without it the best one is, and the verdicts' p pays for the
+    choice. `rules`: file of verdict rules, by default the published study's. `embeddings`: file of
+    similarities to control for (`stats.similarity` tells its shapes). Raises InputError if `run` is no run
+    or holds nothing to count, for a layer without pairs and a file of another shape, StoreError if
+    completions are there twice or from an unknown source.
     """
     run = (run if isinstance(run, Run) else Run(run)).open()
+    asked = analysis.Asked(
+        layer,
+        verdicts.load_rules(rules or verdicts.RULES),
+        similarity.read(embeddings) if embeddings else None,
+    )
     found = collect(run)
+    asked.check(run.path, found.pairs)
     draws = analysis.Draws(permutations, bootstraps, seed, workers)
     rates = analysis.rates_with_intervals(found)
     correlations = correlation_tables.correlate(
         found.pairs, permutations, seed, progress, bootstraps=bootstraps, workers=workers
     )
     with threadpool_limits(1, user_api="blas"):  # systems of five numbers: a BLAS's threads only wait
-        more = analysis.further(found, rates, correlations, draws, progress)
+        more = analysis.further(found, rates, correlations, draws, asked, progress)
     result = Stats(rates, found.pairs, correlations, tuple(found.missing), more)
     for sentence in found.missing:
         log.warning("%s: %s", run.path, sentence)
@@ -104,7 +127,7 @@ def stats(
                 run.add_shard(f"tables/{name}.parquet", table)
             run.mark_done(
                 "stats", inputs_hash(run), files=[f"tables/{name}.parquet" for name in tables],
-                permutations=permutations, bootstraps=bootstraps, seed=seed, missing=found.missing,
+                permutations=permutations, bootstraps=bootstraps, seed=seed, missing=found.missing, layer=layer,
             )  # fmt: skip
     return result
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import polars as pl
 
+from leakfast.errors import InputError
 from leakfast.stats import agreement, between, confounds, shapes, summaries, verdicts
 from leakfast.stats.collect import Collected
 from leakfast.stats.correlations import correlate
-from leakfast.stats.summary import best_layer
+from leakfast.stats.summary import best_layer, outcome
 
 # name → what it holds; a table without rows is not written
 TABLES = {
@@ -45,6 +47,33 @@ class Draws:
     workers: int | None = None
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a user chose in advance. layer: to be looked at closely, None for the best one; rules: of the
+    verdicts; similarity: (source, persona, similarity), given beside the words they share."""
+
+    layer: int | None = None
+    rules: verdicts.Rules | None = None
+    similarity: pl.DataFrame | None = None
+
+    def check(self, run: Path, pairs: pl.DataFrame) -> None:
+        """Raises InputError for a layer that no pair has, or similarities of none of the pairs."""
+        layers = sorted(pairs["layer"].unique())
+        if self.layer is not None and self.layer not in layers:
+            raise InputError(
+                f"stats: layer {self.layer} asked, but the pairs of {run} have layers "
+                f"{', '.join(map(str, layers)) or 'none'}. "
+                "Leave --layer out for the best of them, or make centroids at that layer."
+            )
+        if self.similarity is None or pairs.is_empty():
+            return
+        if pairs.join(self.similarity, on=["source", "persona"], how="semi").is_empty():
+            raise InputError(
+                f"embeddings: none of its pairs is one of the run's, such as {pairs['source'][0]} and "
+                f"{pairs['persona'][0]}. Use the run's names of personas."
+            )
+
+
 def rates_with_intervals(found: Collected) -> pl.DataFrame:
     """The rates with intervals over questions and of the deltas (`summaries.with_intervals`)."""
     return summaries.with_intervals(found.rates, found.questions)
@@ -55,6 +84,7 @@ def further(
     rates: pl.DataFrame,
     correlations: pl.DataFrame,
     draws: Draws,
+    asked: Asked = Asked(),
     progress: Callable[[int, int, str], None] | None = None,
 ) -> dict[str, pl.DataFrame]:
     """The tables of TABLES that have rows."""
@@ -69,17 +99,26 @@ def further(
     if "related" in pairs.columns:
         near = pairs.filter(pl.col("related"))
         tables["related"] = correlate(near, *shared, bootstraps=draws.bootstraps, workers=draws.workers)
-    best = {behavior: headline(correlations, behavior) for behavior in rates["behavior"].unique()}
+    best = {
+        behavior: headline(rates, correlations, behavior, asked.layer)
+        for behavior in rates["behavior"].unique(maintain_order=True)
+    }
     at = {behavior: layer for behavior, (_, layer) in best.items()}
-    said = confounds.covariates(pairs, rates, found.people) if pairs.height else pairs
+    said = confounds.covariates(pairs, rates, found.people, asked.similarity) if pairs.height else pairs
+    others = ("jaccard",) if asked.similarity is None else ("jaccard", "similarity")
     for cosine in dict.fromkeys(cosine for cosine, _ in best.values()):
         here = said.filter(pl.col("behavior").is_in([b for b, (c, _) in best.items() if c == cosine]))
         if here.is_empty():
             continue
-        head = pl.concat([here.clear(), *(here.filter(_is(b, at[b])) for b in here["behavior"].unique())])
+        head = pl.concat(
+            [
+                here.clear(),
+                *(here.filter(_is(b, at[b])) for b in here["behavior"].unique(maintain_order=True)),
+            ]
+        )
         for name, table in {
             "partials": confounds.partials(here, cosine),
-            "commonality": confounds.commonality(here, cosine),
+            "commonality": pl.concat(confounds.commonality(here, cosine, other) for other in others),
             "without_category": confounds.left_out(here, "category", cosine),
             "influence": confounds.left_out(head, "persona", cosine),
             "predicted": between.predicted(here, cosine),
@@ -90,7 +129,7 @@ def further(
     tables["crossed"] = between.crossed(
         rates, draws.permutations, draws.bootstraps, draws.seed, draws.workers
     )
-    tables["verdicts"] = verdicts.judge(rates, correlations, at)
+    tables["verdicts"] = verdicts.judge(rates, correlations, at, asked.rules, picked=asked.layer is None)
     if found.published is not None and found.published.height:
         tables["published"] = agreement.compare(
             found.published, rates, correlations, tables.get("related", correlations.clear()), "marker"
@@ -98,14 +137,16 @@ def further(
     return {name: tables[name] for name in TABLES if name in tables and tables[name].height}
 
 
-def headline(correlations: pl.DataFrame, behavior: str) -> tuple[str, int | None]:
-    """(cosine, layer) at which a behavior is looked at closely: the layer with the largest pooled |ρ| with
-    the rate, of the centered cosine where there is one, else of the raw one."""
+def headline(
+    rates: pl.DataFrame, correlations: pl.DataFrame, behavior: str, layer: int | None = None
+) -> tuple[str, int | None]:
+    """(cosine, layer) at which a behavior is looked at closely: `layer`, else the one with the largest
+    pooled |ρ| with its `outcome`; of the centered cosine where there is one, else of the raw one."""
     for cosine in ("centered", "raw"):
-        layer = best_layer(correlations, behavior, cosine, "rate")
-        if layer is not None:
-            return cosine, layer
-    return "centered", None
+        best = best_layer(correlations, behavior, cosine, outcome(rates, behavior))
+        if best is not None:
+            return cosine, best if layer is None else layer
+    return "centered", layer
 
 
 def _is(behavior: str, layer: int | None) -> pl.Expr:

@@ -13,6 +13,8 @@ from leakfast.stats import intervals, resample
 from leakfast.stats.correlations import MIN_BOOTSTRAP, MIN_PAIRS, spearman_and_pearson
 
 NEIGHBOURS = 10
+_PREDICTED = "least squares on the other sources' bystanders; cosine_nearest: mean of the 10 nearest"
+_CROSSED = "percentile bootstrap over personas; permutation of personas; t for Pearson"
 MODELS = ("mean", "words", "cosine", "cosine_nearest", "cosine_and_words")
 
 
@@ -33,7 +35,20 @@ def leakage_matrix(rates: pl.DataFrame) -> pl.DataFrame:
         "ci_high",
     ]
     names += ["bb_low", "bb_high", "baseline", "delta", "delta_low", "delta_high"]
-    return trained.select(names).sort("behavior", "seed", "source", "persona", maintain_order=True)
+    trained = trained.with_columns(
+        pl.col("total").alias("n"),
+        pl.when(pl.col("ci_low").is_not_null())
+        .then(
+            pl.lit(
+                "share of n; ci: Wilson over samples; bb: beta-binomial over questions; delta: square-and-add"
+            )
+        )
+        .otherwise(pl.lit("a mean or a share as stored, n not known"))
+        .alias("method"),
+    )
+    return trained.select(*names, "n", "method").sort(
+        "behavior", "seed", "source", "persona", maintain_order=True
+    )
 
 
 def crossed(
@@ -61,7 +76,14 @@ def crossed(
             .sort("persona")
         )
         key = {"between": "sources" if a[0] == b[0] else "behaviors", "seed": a[1], "y": y, "n": both.height}
-        key |= {"behavior": a[0], "source": a[2], "other_behavior": b[0], "other_source": b[2]}
+        key |= {
+            "resampling_unit": "persona",
+            "method": _CROSSED,
+            "behavior": a[0],
+            "source": a[2],
+            "other_behavior": b[0],
+            "other_source": b[2],
+        }
         drawn = derive_seed("crossed", seed, *a, *b)
         rows.append(key | _correlated(both["x"].to_numpy(), both[y].to_numpy(), permutations, bootstraps, drawn,
                                       workers))  # fmt: skip
@@ -73,6 +95,8 @@ def crossed(
     )
     columns |= {
         "reason": pl.String,
+        "resampling_unit": pl.String,
+        "method": pl.String,
         "permutations": pl.Int64,
         "bootstraps": pl.Int64,
         "resampling_seed": pl.Int64,
@@ -121,7 +145,7 @@ def predicted(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
             names
         )
         sources = whole["source"].unique(maintain_order=True).to_list()
-        told = {**{k: group[k][0] for k in keys}, "cosine": cosine, "y": y_name}
+        told = {**{k: group[k][0] for k in keys}, "cosine": cosine, "y": y_name, "method": _PREDICTED}
         if len(sources) < 2:
             rows.append({**told, "reason": f"{len(sources)} source with cosines; at least 2 are needed"})
             continue
@@ -144,7 +168,8 @@ def predicted(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
                              **_explained(sums[model])})  # fmt: skip
     columns = {name: table.schema[name] for name in keys}
     columns |= {"cosine": pl.String, "y": pl.String, "source": pl.String, "model": pl.String, "n": pl.Int64}
-    columns |= dict.fromkeys(("r2", "gain", "rmse"), pl.Float64) | {"reason": pl.String}
+    columns |= dict.fromkeys(("r2", "gain", "rmse"), pl.Float64)
+    columns |= {"reason": pl.String, "method": pl.String}
     out = pl.DataFrame(rows, schema=columns)
     count = pl.col("n").cast(pl.Float64)
     return out.with_columns((pl.col("rmse") / count).sqrt().alias("rmse"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -12,6 +13,7 @@ import polars as pl
 
 from leakfast import schema
 from leakfast.errors import InputError, StoreError
+from leakfast.stats import accuracy
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import rates as rate_tables
 from leakfast.stats.rates import BASE
@@ -77,9 +79,14 @@ def inputs_hash(run: Run) -> str:
     rests_on = {
         path: entry["sha256"]
         for path, entry in run.manifest["shards"].items()
-        if path.startswith(("completions/", f"{IMPORTED}/"))
+        if path.startswith(("completions/", f"{accuracy.CHOICES}/", f"{IMPORTED}/"))
     }
-    for path in [run.path / "study.toml", run.path / CENTROIDS, *run.path.glob("adapters/*/*_card.json")]:
+    for path in [
+        run.path / "study.toml",
+        run.path / PERSONAS,
+        run.path / CENTROIDS,
+        *run.path.glob("adapters/*/*_card.json"),
+    ]:
         if path.is_file():
             rests_on[path.relative_to(run.path).as_posix()] = file_hash(path)
     return hashlib.sha256(json.dumps(rests_on, sort_keys=True).encode()).hexdigest()
@@ -133,9 +140,32 @@ def _count(
     run: Run, sources: list[str], imported: pl.DataFrame | None, missing: list[str]
 ) -> tuple[pl.DataFrame, dict[str, tuple[str, int | None]]]:
     """Counts per question of all shards, and adapter → (source, seed); sources in the study's order."""
+    frames, adapters = [], {}
+    for behavior, adapter, counts, origin in [*_completions(run), *_choices(run, missing)]:
+        stored = None if imported is None else imported.filter(_is_one_of([(behavior, adapter)]))
+        if stored is not None and stored.height:
+            counts, sentence = _as_imported(counts, stored, f"{behavior}/{adapter}")
+            missing += sentence
+        elif adapter != BASE:
+            adapters[adapter] = _origin(run, adapter, origin)
+        frames.append(counts)
+    if not frames:
+        if imported is None:
+            raise InputError(
+                f"{run.path}: holds no completions and no choice scores, so there is nothing to count. "
+                "Make them with `leakfast eval`, or all at once with `leakfast run STUDY.toml`."
+            )
+        return schema.empty("question_counts"), {}
+    place = {a: sources.index(s) if s in sources else len(sources) for a, (s, _) in adapters.items()}
+    place[BASE] = len(sources) + 1
+    frames.sort(key=lambda frame: place.get(frame["adapter"][0], 0) if frame.height else 0)
+    return pl.concat(frames, how="diagonal").sort("behavior", maintain_order=True), adapters
+
+
+def _completions(run: Run) -> Iterator[tuple[str, str, pl.DataFrame, pl.DataFrame]]:
+    """(behavior, adapter, counts per question, what they were counted in) of each folder of completions."""
     from leakfast.behaviors import get
 
-    frames, adapters = [], {}
     for behavior, adapter in completion_folders(run):
         completions = run.read(f"completions/{behavior}/{adapter}")
         try:
@@ -146,26 +176,23 @@ def _count(
                 f"{run.path}: completions/{behavior}/{adapter}: {error}. "
                 "Move that folder away and run `leakfast eval` again."
             ) from error
-        stored = None if imported is None else imported.filter(_is_one_of([(behavior, adapter)]))
-        if stored is not None and stored.height:
-            counts, sentence = _as_imported(counts, stored, f"{behavior}/{adapter}")
-            missing += sentence
-            frames.append(counts)
-            continue
-        frames.append(counts)
-        if adapter != BASE:
-            adapters[adapter] = _origin(run, adapter, completions)
-    if not frames:
-        if imported is None:
-            raise InputError(
-                f"{run.path}: holds no completions, so there is nothing to count. "
-                "Make them with `leakfast eval`, or all at once with `leakfast run STUDY.toml`."
-            )
-        return schema.empty("question_counts"), {}
-    place = {a: sources.index(s) if s in sources else len(sources) for a, (s, _) in adapters.items()}
-    place[BASE] = len(sources) + 1
-    frames.sort(key=lambda frame: place.get(frame["adapter"][0], 0) if frame.height else 0)
-    return pl.concat(frames, how="diagonal").sort("behavior", maintain_order=True), adapters
+        yield behavior, adapter, counts, completions
+
+
+def _choices(run: Run, missing: list[str]) -> Iterator[tuple[str, str, pl.DataFrame, pl.DataFrame]]:
+    """The same of the choice scores."""
+    try:
+        scores = accuracy.read(run)
+    except ValueError as error:
+        raise StoreError(
+            f"{run.path}: {accuracy.CHOICES}: {error}. Move that file away and run `leakfast eval` again."
+        ) from error
+    if scores is None:
+        return
+    counts = accuracy.count(scores)
+    missing += accuracy.unlike(counts)
+    for (behavior, adapter), group in counts.group_by("behavior", "adapter", maintain_order=True):
+        yield behavior, adapter, group, scores.filter(pl.col("adapter") == adapter)
 
 
 def _as_imported(counts: pl.DataFrame, stored: pl.DataFrame, name: str) -> tuple[pl.DataFrame, list[str]]:
@@ -214,17 +241,17 @@ def _is_one_of(keys: list[tuple[str, str]]) -> pl.Expr:
     )
 
 
-def _origin(run: Run, adapter: str, completions: pl.DataFrame) -> tuple[str, int | None]:
-    """Source and training seed of an adapter: from its card in the run, else from its completions."""
+def _origin(run: Run, adapter: str, rows: pl.DataFrame) -> tuple[str, int | None]:
+    """Source and training seed of an adapter: from its card in the run, else from its rows' `source`."""
     from leakfast.adapters import read_card
 
     card = read_card(run.path / "adapters" / adapter)
     if card is not None:
         return card.source, card.seed
-    found = completions["source"].drop_nulls().unique().to_list() if "source" in completions.columns else []
+    found = rows["source"].drop_nulls().unique().to_list() if "source" in rows.columns else []
     if len(found) != 1:
         raise StoreError(
-            f"{run.path}: adapter {adapter} has no card and its completions name "
+            f"{run.path}: adapter {adapter} has no card and its rows name "
             f"{len(found)} sources, where one is needed. "
             "Run `leakfast eval --adapter DIR --source NAME` again."
         )
@@ -237,18 +264,20 @@ def _gaps(rates: pl.DataFrame) -> list[str]:
     if "n_error" not in rates.columns:
         return out
     by = rates.with_columns((pl.col("total") + pl.col("n_error")).alias("drawn"))
+    choices = pl.col("n_empty").is_null() if "n_empty" in rates.columns else pl.lit(True)
     for (behavior,), group in by.group_by("behavior", maintain_order=True):
         if group["drawn"].null_count() == group.height:
             continue
         whole = group["persona"].n_unique() * group["drawn"].max()
+        what = "items" if group.select(choices.all()).item() else "completions"
         for (adapter,), mine in group.group_by("adapter", maintain_order=True):
             name, drawn = f"{behavior}/{adapter}", mine["drawn"].sum()
             if mine["drawn"].null_count() == mine.height:
                 continue
             if drawn < whole:
-                out.append(f"{name}: {drawn} of {whole} completions (what every persona has elsewhere)")
+                out.append(f"{name}: {drawn} of {whole} {what} (what every persona has elsewhere)")
             if errors := mine["n_error"].sum():
-                out.append(f"{name}: {errors} completions have an error status and are not counted")
+                out.append(f"{name}: {errors} {what} have an error status and are not counted")
             if adapter != BASE and not (mine["role"] == "source").any():
                 out.append(f"{name}: the source {mine['source'][0]} itself was not measured")
     return out

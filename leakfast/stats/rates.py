@@ -92,9 +92,13 @@ def count(
 
 
 def totals(counts: pl.DataFrame) -> pl.DataFrame:
-    """Counts per question (from `count`) summed over the questions: one row per behavior, adapter, persona."""
+    """Counts per question (from `count`) summed over the questions: one row per behavior, adapter, persona.
+
+    A sum of nothing but nulls is null: that kind was not counted there."""
     summed = pl.exclude(*_GROUP, "question")
-    return counts.group_by(_GROUP, maintain_order=True).agg(summed.sum())
+    return counts.group_by(_GROUP, maintain_order=True).agg(
+        pl.when(summed.is_not_null().any()).then(summed.sum())
+    )
 
 
 def table(

@@ -78,6 +78,7 @@ def _widths(curves: dict, pairs: pl.DataFrame, cosine: str) -> pl.DataFrame:
     rows = []
     for (behavior, seed, layer), group in curves.items():
         row = {"behavior": behavior, "seed": seed, "layer": layer, "cosine": cosine, "sources": len(group)}
+        row |= {"n": sum(len(curve.cosine) for curve in group), "method": "likelihood ratio, χ²"}
         if len(group) < 2:
             rows.append({**row, "reason": "one source with a curve; widths differ between two or more"})
         else:
@@ -85,4 +86,5 @@ def _widths(curves: dict, pairs: pl.DataFrame, cosine: str) -> pl.DataFrame:
     columns = {name: pairs.schema[name] for name in ("behavior", "seed", "layer")}
     columns |= {"cosine": pl.String, "sources": pl.Int64, "statistic": pl.Float64, "degrees": pl.Int64}
     columns |= {"p": pl.Float64, "common_width": pl.Float64, "reason": pl.String}
+    columns |= {"n": pl.Int64, "method": pl.String}
     return pl.DataFrame(rows, schema=columns)

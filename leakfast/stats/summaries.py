@@ -11,13 +11,17 @@ from leakfast.stats import intervals, resample
 from leakfast.stats.correlations import COSINES, MIN_BOOTSTRAP, POOLED, YS
 from leakfast.stats.rates import BASE
 
+_RATES = (
+    "ci: Wilson over samples; bb: Wilson over the samples that a beta-binomial over questions finds worth"
+)
+_SPLIT = "ρ / √reliability; split halves of questions, Spearman-Brown; percentile bootstrap over personas"
 SPLITS = 20  # random halvings of the questions whose correlations are averaged
 _ONE = ["behavior", "adapter"]
 
 
 def with_intervals(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
     """`rates` + questions, icc, effective_total, bb_low, bb_high, bb_reason, delta_low, delta_high,
-    delta_reason, delta_method.
+    delta_reason, delta_method, method.
 
     bb_*: 95 % interval for the probability that one more sample, of one more question, shows the
     behavior. Samples of one question are not independent: a beta-binomial with one intraclass
@@ -101,6 +105,7 @@ def _with_delta(table: pl.DataFrame) -> pl.DataFrame:
         pl.when(pl.col("delta_low").is_not_null())
         .then(pl.concat_str(pl.lit("square-and-add of Wilson intervals over "), over))
         .alias("delta_method"),
+        pl.when(pl.col("ci_low").is_not_null()).then(pl.lit(_RATES)).alias("method"),
     ).drop("_low", "_high", "_base_low", "_base_high")
 
 
@@ -114,7 +119,8 @@ def layers(correlations: pl.DataFrame) -> pl.DataFrame:
         *names, "layer", "n", "spearman", "spearman_ci_low", "spearman_ci_high", "spearman_p_perm",
         "spearman_p_max", "layers_tested",
         (size == size.max().over(names)).alias("best"),
-        "reason", "ci_reason", "resampling_unit", "permutations", "permutation_seed",
+        "reason", "ci_reason", "resampling_unit", "permutations", "permutation_seed", "bootstraps",
+        "bootstrap_seed", "method",
     ).sort(["behavior", "seed", "source", "cosine", "y", "layer"], maintain_order=True)  # fmt: skip
 
 
@@ -187,6 +193,7 @@ def disattenuated(
     columns = {name: pairs.schema.get(name, pl.String) for name in ("behavior", "source", "adapter", "seed")}
     columns |= {"layer": pl.Int32, "cosine": pl.String, "y": pl.String, "n": pl.Int64, "questions": pl.Int64}
     columns |= {**values, "reason": pl.String, "bootstraps": pl.Int64, "bootstrap_seed": pl.Int64}
+    columns |= {"resampling_unit": pl.String, "method": pl.String}
     return pl.DataFrame(rows, schema=columns)
 
 
@@ -229,7 +236,8 @@ def _one_adapter(
             theirs = _halves(base, people, drawn_seed) if base.height else None
             halves = None if theirs is None else (own[0] - theirs[0], own[1] - theirs[1], own[2])
         cells = [(layer, cosine) for layer in layers_here for cosine in COSINES]
-        told = {"y": y, "bootstraps": bootstraps, "bootstrap_seed": drawn_seed, "n": 0}
+        told = {"y": y, "bootstraps": bootstraps, "bootstrap_seed": drawn_seed, "n": 0,
+                "resampling_unit": "persona", "method": _SPLIT}  # fmt: skip
         if halves is None:
             why = {"reason": "no counts per question, or fewer than two questions"}
             rows += [{**key, **told, "layer": a, "cosine": c, **why} for a, c in cells]

@@ -10,6 +10,20 @@ from leakfast.stats.correlations import POOLED
 _KEYS = ["behavior", "adapter", "source", "seed"]
 
 
+def outcome(rates: pl.DataFrame, behavior: str) -> str:
+    """What a behavior's leakage is read from: `delta` where the unadapted model was measured for every
+    bystander and is not 0 for all of them, else `rate` (which is then the delta, or all there is)."""
+    mine = rates.filter((pl.col("behavior") == behavior) & (pl.col("role") == "bystander"))
+    known = mine.filter(pl.col("rate").is_not_null())["baseline"]
+    return "delta" if known.len() and known.null_count() == 0 and (known != 0).any() else "rate"
+
+
+def unit(rates: pl.DataFrame, behavior: str) -> str:
+    """`share` (0–1) or `points` (of a judge's 0–100): points where some value lies outside 0–1."""
+    mine = rates.filter(pl.col("behavior") == behavior)["rate"]
+    return "share" if mine.drop_nulls().is_between(0, 1).all() else "points"
+
+
 def best_layer(correlations: pl.DataFrame, behavior: str, cosine: str, y: str) -> int | None:
     """The layer with the largest pooled |Spearman|, averaged over training seeds; the lower of equals.
 
@@ -33,15 +47,20 @@ def best_layer(correlations: pl.DataFrame, behavior: str, cosine: str, y: str) -
     return None
 
 
-def summarize(rates: pl.DataFrame, correlations: pl.DataFrame, cosine: str, y: str) -> pl.DataFrame:
+def summarize(
+    rates: pl.DataFrame, correlations: pl.DataFrame, cosine: str, y: str | None = None
+) -> pl.DataFrame:
     """behavior, adapter, source, seed, layer, cosine, y, best_layer (Boolean), source_rate with its
-    interval, mean_bystander, max_bystander and whose, then n, ρ with its interval, r and their p-values.
+    interval, source_delta, mean_bystander, mean_delta, max_bystander and whose, then n, ρ with its interval,
+    r and their p-values. `y`: rate or delta; without it each behavior's own (`outcome`).
 
     Sources in order of their adapters, `pooled` last (it has no source rate). Without correlations,
     one row per adapter with a null layer."""
     people = _people(rates)
+    ys = {b: y or outcome(rates, b) for b in people["behavior"].unique()}
+    its_y = pl.col("behavior").replace_strict(ys, default=None, return_dtype=pl.String)
     chosen = correlations.filter(
-        (pl.col("cosine") == cosine) & (pl.col("y") == y) & pl.col("category").is_null()
+        (pl.col("cosine") == cosine) & (pl.col("y") == its_y) & pl.col("category").is_null()
     )
     values = ["n", "spearman", "spearman_ci_low", "spearman_ci_high", "spearman_p_t", "spearman_p_perm"]
     values += ["spearman_p_max", "pearson", "pearson_p", "reason"]
@@ -53,8 +72,8 @@ def summarize(rates: pl.DataFrame, correlations: pl.DataFrame, cosine: str, y: s
         how="left",
         nulls_equal=True,
         maintain_order="left",
-    ).with_columns(cosine=pl.lit(cosine), y=pl.lit(y))
-    best = {b: best_layer(correlations, b, cosine, y) for b in table["behavior"].unique()}
+    ).with_columns(cosine=pl.lit(cosine), y=its_y)
+    best = {b: best_layer(correlations, b, cosine, ys[b]) for b in ys}
     table = table.with_columns(
         pl.Series(
             "best_layer",
@@ -72,6 +91,7 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
     trained = rates.filter(pl.col("role") != "base")
     spread = [
         pl.col("rate").mean().alias("mean_bystander"),
+        pl.col("delta").mean().alias("mean_delta"),
         pl.col("rate").max().alias("max_bystander"),
         pl.col("persona")
         .sort_by("rate", "persona", descending=[True, False], nulls_last=True)
@@ -83,6 +103,7 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
         pl.col("rate").alias("source_rate"),
         pl.col("ci_low").alias("source_ci_low"),
         pl.col("ci_high").alias("source_ci_high"),
+        pl.col("delta").alias("source_delta"),
     )
     single = (
         trained.select(_KEYS)
