@@ -34,7 +34,7 @@ def read(run: Run) -> pl.DataFrame | None:
         frames.append(frame)
     if not frames:
         return None
-    scores = pl.concat(frames, how="diagonal")
+    scores = pl.concat(frames, how="diagonal_relaxed")  # a source that is null in all rows has no type
     twice = scores.select(*_ITEM, "label").is_duplicated()
     if twice.any():
         row = scores.filter(twice).row(0, named=True)
