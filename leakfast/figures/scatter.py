@@ -1,9 +1,8 @@
-"""Pictures of a run, from its tables alone: cosine against rate per source, and ρ by layer. Demands
-matplotlib (no display, no pyplot state); the same tables give the same bytes. Leaves files to callers."""
+"""Cosine against rate, one panel a source: who leaked, and how near they are. Demands the tables of rates,
+pairs and correlations."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 
@@ -11,55 +10,24 @@ import matplotlib
 import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from matplotlib.transforms import Bbox
-from scipy.optimize import isotonic_regression
 
-from leakfast.stats.correlations import COSINES, POOLED
-from leakfast.stats.summary import best_layer
-
-# Colour and shape both tell the category, so that neither is needed alone. Colours: Paul Tol's
-# "muted" set with a dark grey first; distinct under the common colour-vision deficiencies.
-CATEGORY_STYLES = (
-    ("#555555", "o"), ("#332288", "s"), ("#88ccee", "^"), ("#44aa99", "D"), ("#117733", "v"),
-    ("#999933", "P"), ("#ddcc77", "X"), ("#cc6677", "<"), ("#882255", ">"), ("#aa4499", "h"),
-    ("#4477aa", "p"), ("#ee7733", "d"),
-)  # fmt: skip
-SOURCE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
-STAR = "#d7263d"
-INK, FAINT = "#222222", "#bbbbbb"
-PANEL_IN = (2.4, 2.35)  # three panels fill a text width of 7.2 inches
-
-_STYLE = {
-    "font.size": 7.5,
-    "font.family": "DejaVu Sans",
-    "axes.titlesize": 8,
-    "axes.labelsize": 7.5,
-    "axes.edgecolor": "#888888",
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "text.color": INK,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "xtick.color": "#555555",
-    "ytick.color": "#555555",
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "leakfast",
-}
+from leakfast.figures.house import (
+    CATEGORY_STYLES,
+    PANEL_IN,
+    STAR,
+    STYLE,
+    figure_of,
+    p_words,
+    quantity,
+    settle,
+    words,
+)
 
 
 def scatter(
@@ -97,8 +65,8 @@ def scatter(
     across = max(1, int(width / 1.35))
     legend_in = 0 if free else 0.2 + 0.16 * math.ceil((len(styles) + 1) / across)
     ratios = [PANEL_IN[1]] * height + ([legend_in] if legend_in else [])
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure((width, sum(ratios)))
+    with matplotlib.rc_context(STYLE):
+        figure = figure_of((width, sum(ratios)))
         grid = figure.add_gridspec(len(ratios), columns, height_ratios=ratios)
         first = figure.add_subplot(grid[0, 0])
         axes = [first]
@@ -110,110 +78,22 @@ def scatter(
             mine = at.filter(pl.col("adapter") == panel["adapter"])
             _dots(axis, mine, styles, cosine, y, stars.get(panel["adapter"]))
             found = _found(correlations, behavior, panel["adapter"], layer, cosine, y)
-            name = _words(panel["source"]) + (f", seed {panel['seed']}" if several else "")
+            name = words(panel["source"]) + (f", seed {panel['seed']}" if several else "")
             axis.set_title(name, loc="left", fontweight="bold", pad=15)
             axis.text(0, 1.03, _result(found), transform=axis.transAxes, fontsize=7, color="#444444")
             left, lowest = place % columns == 0, place + columns >= len(panels)
             axis.tick_params(labelleft=left, labelbottom=lowest)
             if left:
-                axis.set_ylabel(_quantity(behavior, y, unit))
+                axis.set_ylabel(quantity(behavior, y, unit))
             if lowest:
                 axis.set_xlabel(f"{cosine} cosine, layer {layer}")
         _limits(first, at, cosine, y, stars, unit)
         _legend(figure.add_subplot(grid[-1, -1] if free else grid[-1, :]), styles, 1 if free else across)
-        _settle(figure)
+        settle(figure)
         for axis, panel in zip(axes, panels, strict=True):
             mine = at.filter(pl.col("adapter") == panel["adapter"])
             _name_highest(axis, mine, cosine, y, label, stars.get(panel["adapter"]))
     return figure
-
-
-def layers(
-    correlations: pl.DataFrame, *, behavior: str, y: str = "rate", cosines: tuple[str, ...] = COSINES
-) -> Figure | None:
-    """Spearman ρ by layer, one line per source and a thick one pooled, one panel per cosine.
-
-    The ring is the layer with the largest pooled |ρ|. None where there are fewer than two layers."""
-    all_rows = correlations.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("y") == y)
-        & pl.col("category").is_null()
-        & pl.col("spearman").is_not_null()
-    )
-    cosines = tuple(c for c in cosines if all_rows.filter(pl.col("cosine") == c)["layer"].n_unique() > 1)
-    if not cosines:
-        return None
-    lines = all_rows.select("adapter", "source", "seed").unique(maintain_order=True).rows()
-    sources = [source for _, source, _ in lines if source != POOLED]
-    colour = {s: SOURCE_COLOURS[i % len(SOURCE_COLOURS)] for i, s in enumerate(dict.fromkeys(sources))}
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure((3.6 * len(cosines), 2.7))
-        axes = figure.subplots(1, len(cosines), sharey=True, squeeze=False)[0]
-        for axis, cosine in zip(axes, cosines, strict=True):
-            ends = []
-            for adapter, source, seed in lines:
-                line = all_rows.filter(
-                    (pl.col("cosine") == cosine)
-                    & pl.col("adapter").eq_missing(pl.lit(adapter, pl.String))
-                    & (pl.col("source") == source)
-                    & pl.col("seed").eq_missing(pl.lit(seed, pl.Int64))
-                ).sort("layer")
-                if line.is_empty():
-                    continue
-                pooled = source == POOLED
-                axis.plot(
-                    line["layer"].to_list(),
-                    line["spearman"].to_list(),
-                    color=INK if pooled else colour[source],
-                    linewidth=2.0 if pooled else 1.1,
-                    marker="o",
-                    markersize=3.2 if pooled else 2.4,
-                    zorder=3 if pooled else 2,
-                )
-                ends.append((line["spearman"][-1], _words(source), INK if pooled else colour[source], pooled))
-            _ring(axis, all_rows, behavior, cosine, y)
-            axis.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-            axis.set_title(f"{cosine} cosine", loc="left", fontweight="bold")
-            axis.set_xlabel("layer (output of decoder block, 0-based)")
-            _name_ends(axis, ends, max(all_rows["layer"]))
-        axes[0].set_ylabel(f"Spearman ρ, cosine and {behavior} {y}")
-        _settle(figure)
-    return figure
-
-
-def png(figure: Figure, dpi: int = 200) -> bytes:
-    """The figure as PNG, without a software stamp."""
-    return _saved(figure, "png", dpi=dpi, metadata={"Software": None})
-
-
-def pdf(figure: Figure) -> bytes:
-    """The figure as PDF with embedded TrueType fonts, without dates."""
-    return _saved(figure, "pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None})
-
-
-def svg(figure: Figure) -> bytes:
-    """The figure as SVG with letters as paths, without dates: looks the same on every machine."""
-    return _saved(figure, "svg", metadata={"Date": None, "Creator": None})
-
-
-def _saved(figure: Figure, kind: str, **settings) -> bytes:
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format=kind, **settings)
-    return buffer.getvalue()
-
-
-def _figure(inches: tuple[float, float]) -> Figure:
-    figure = Figure(figsize=inches, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _settle(figure: Figure) -> None:
-    """Run the layout once and keep it, so that labels can be placed in final coordinates."""
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
 
 
 def _styles(categories: pl.Series) -> dict[str | None, tuple[str, str]]:
@@ -285,28 +165,12 @@ def _result(found: dict | None) -> str:
         return "ρ is not defined" if found else ""
     shuffled = found["spearman_p_perm"]
     if shuffled is None:
-        p = f", p = {_p(found['spearman_p_t'])} (t)"
+        p = f", p = {p_words(found['spearman_p_t'])} (t)"
     else:  # the smallest p that so many shuffles can give is a bound
         least = shuffled * (found["permutations"] + 1) < 1.5
-        p = f", p {'≤' if least else '='} {_p(shuffled)} (perm.)"
+        p = f", p {'≤' if least else '='} {p_words(shuffled)} (perm.)"
     rho = f"{found['spearman']:.2f}".replace("-", "−")
     return f"ρ = {rho}{p}, N = {found['n']}"
-
-
-def _p(p: float) -> str:
-    if p >= 1e-3:
-        return f"{p:.2g}"
-    mantissa, exponent = f"{p:.0e}".split("e")
-    return rf"${mantissa}\times10^{{{int(exponent)}}}$"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _quantity(behavior: str, y: str, unit: str) -> str:
-    what = f"{behavior} rate" if y == "rate" else f"change of {behavior} rate"
-    return f"{what} (%)" if unit == "share" else f"{what} ({unit})"
 
 
 def _legend(axis: Axes, styles: dict, columns: int) -> None:
@@ -317,7 +181,7 @@ def _legend(axis: Axes, styles: dict, columns: int) -> None:
         )  # fmt: skip
 
     handles = [dot(STAR, "*", 8)] + [dot(colour, shape, 4.8) for colour, shape in styles.values()]
-    names = ["source (not in ρ)"] + [_words(name) if name else "no category" for name in styles]
+    names = ["source (not in ρ)"] + [words(name) if name else "no category" for name in styles]
     axis.set_axis_off()
     axis.legend(
         handles, names, loc="center", ncols=columns, handletextpad=0.3, labelspacing=0.45, columnspacing=1
@@ -339,7 +203,7 @@ def _name_highest(axis: Axes, mine: pl.DataFrame, cosine: str, y: str, count: in
         for distance, (dx, dy, h, v) in itertools.product((5, 11, 18, 27, 36), _AROUND):
             line = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 2}
             text = axis.annotate(
-                _words(row["persona"]), spot, (dx * distance, dy * distance), fontsize=6,
+                words(row["persona"]), spot, (dx * distance, dy * distance), fontsize=6,
                 textcoords="offset points", ha=h, va=v, color="#333333", zorder=5,
                 arrowprops=line if distance > 5 else None, path_effects=[_HALO],
             )  # fmt: skip
@@ -372,27 +236,3 @@ _AROUND = (
     (0, 1, "center", "bottom"),
     (0, -1, "center", "top"),
 )
-
-
-def _ring(axis: Axes, rows: pl.DataFrame, behavior: str, cosine: str, y: str) -> None:
-    best = best_layer(rows, behavior, cosine, y)
-    at = rows.filter((pl.col("cosine") == cosine) & (pl.col("layer") == best) & (pl.col("source") == POOLED))[
-        "spearman"
-    ]
-    for value in at:
-        axis.plot([best], [value], "o", markersize=8, fillstyle="none", color=INK, markeredgewidth=0.9)
-
-
-def _name_ends(axis: Axes, ends: list[tuple[float, str, str, bool]], last: int) -> None:
-    """Names at the right end of the lines, pushed apart where they would overlap."""
-    ends = sorted(ends)
-    low, high = axis.get_ylim()
-    steps = np.arange(len(ends)) * (high - low) * 0.062
-    heights = isotonic_regression([end[0] for end in ends] - steps).x + steps  # least total shift
-    for height, (_, name, colour, bold) in zip(heights, ends, strict=True):
-        axis.annotate(
-            name, (1.0, height), xycoords=("axes fraction", "data"), xytext=(4, 0),
-            textcoords="offset points", color=colour, fontsize=6.5, va="center",
-            fontweight="bold" if bold else "normal", annotation_clip=False,
-        )  # fmt: skip
-    axis.set_xlim(right=last + 0.02 * max(last, 1))

@@ -1,0 +1,15 @@
+"""Pictures of a run, from its tables alone: cosine against rate, ρ by layer, the shape of gradients, who
+leaked from whom, what else could explain it. The same tables give the same bytes. Leaves files to callers."""
+
+from __future__ import annotations
+
+from leakfast.figures.gradients import gradients
+from leakfast.figures.house import CATEGORY_STYLES, SOURCE_COLOURS, pdf, png, svg
+from leakfast.figures.layers import layers
+from leakfast.figures.matrix import matrix
+from leakfast.figures.partials import partials
+from leakfast.figures.scatter import scatter
+
+__all__ = [
+    "CATEGORY_STYLES", "SOURCE_COLOURS", "gradients", "layers", "matrix", "partials", "pdf", "png", "scatter", "svg",
+]  # fmt: skip

@@ -1,0 +1,108 @@
+"""The shape of each source's gradient: rates, the fitted logistic curve with its midpoint and 10–90 % width,
+and the isotonic steps. Demands the tables of pairs, gradients and isotonic."""
+
+from __future__ import annotations
+
+import math
+
+import matplotlib
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from scipy.special import expit
+
+from leakfast.figures.house import (
+    FAINT,
+    INK,
+    PANEL_IN,
+    SOURCE_COLOURS,
+    STYLE,
+    figure_of,
+    quantity,
+    settle,
+    words,
+)
+from leakfast.stats.gradients import WIDTH
+
+
+def gradients(
+    pairs: pl.DataFrame, fits: pl.DataFrame, isotonic: pl.DataFrame, *, behavior: str, unit: str = "share"
+) -> Figure | None:
+    """One panel a source with a fitted curve: bystanders as dots, the curve, its midpoint (line) and 10–90 %
+    width (band), the isotonic fit (thin steps). None where no source has a curve.
+
+    `fits`, `isotonic`: tables `gradients` and `isotonic`, which say the layer and the cosine."""
+    rows = fits.filter((pl.col("behavior") == behavior) & pl.col("midpoint").is_not_null()).rows(named=True)
+    if not rows:
+        return None
+    across = min(3, len(rows))
+    down = math.ceil(len(rows) / across)
+    several = len({row["seed"] for row in rows}) > 1
+    with matplotlib.rc_context(STYLE):
+        figure = figure_of((PANEL_IN[0] * max(across, 2), PANEL_IN[1] * down + 0.3))
+        axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+        for place, axis in enumerate(axes.ravel()):
+            if place >= len(rows):
+                axis.set_axis_off()
+                continue
+            row = rows[place]
+            name = words(row["source"]) + (f", seed {row['seed']}" if several else "")
+            axis.set_title(name, loc="left", fontweight="bold", pad=15)
+            axis.text(0, 1.03, _told(row), transform=axis.transAxes, fontsize=7, color="#444444")
+            same = (pl.col("behavior") == behavior) & (pl.col("adapter") == row["adapter"])
+            same &= pl.col("layer") == row["layer"]
+            at = pairs.filter(same & pl.col(f"cosine_{row['cosine']}").is_not_null())
+            _panel(axis, at, isotonic.filter(same), row, SOURCE_COLOURS[place % len(SOURCE_COLOURS)])
+            axis.tick_params(labelleft=place % across == 0, labelbottom=place + across >= len(rows))
+            if place % across == 0:
+                axis.set_ylabel(quantity(behavior, "rate", unit))
+            if place + across >= len(rows):
+                axis.set_xlabel(f"{row['cosine']} cosine, layer {row['layer']}")
+        axes[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=5))
+        if unit == "share":
+            axes[0, 0].yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="", decimals=None))
+        handles = [
+            Line2D([], [], color=INK, linewidth=1.4), Patch(color=FAINT, alpha=0.4, linewidth=0),
+            Line2D([], [], color=INK, linewidth=0.7, linestyle=":"),
+        ]  # fmt: skip
+        names = ["logistic curve", "10–90 % width", "isotonic"]
+        figure.legend(handles, names, loc="outside lower center", ncols=3)
+        settle(figure)
+    return figure
+
+
+def _panel(axis: Axes, at: pl.DataFrame, steps: pl.DataFrame, row: dict, colour: str) -> None:
+    x = at[f"cosine_{row['cosine']}"].to_numpy()
+    axis.scatter(
+        x, at["rate"].to_numpy(), s=9, c=colour, linewidths=0.3, edgecolors="white", alpha=0.75, zorder=2
+    )
+    low, high = float(x.min()), float(x.max())
+    half = row["width"] / 2
+    left, right = max(low, row["midpoint"] - half), min(high, row["midpoint"] + half)
+    if left < right:
+        axis.axvspan(left, right, color=FAINT, alpha=0.4, linewidth=0, zorder=0)
+    if low <= row["midpoint"] <= high:
+        axis.axvline(row["midpoint"], color="#777777", linewidth=0.6, zorder=1)
+    line = np.linspace(low, high, 200)
+    curve = row["far"] + (row["near"] - row["far"]) * expit(WIDTH * (line - row["midpoint"]) / row["width"])
+    axis.plot(line, curve, color=INK, linewidth=1.4, zorder=3)
+    order = steps.sort("at", maintain_order=True)
+    axis.step(order["at"].to_numpy(), order["fitted"].to_numpy(), where="mid", color=INK, linewidth=0.7,
+              linestyle=":", zorder=3)  # fmt: skip
+
+
+def _told(row: dict) -> str:
+    """The midpoint and width with their intervals, open ends said."""
+
+    def with_ends(name: str) -> str:
+        low, high = (
+            "open" if row[f"{name}_{end}"] is None else f"{row[f'{name}_{end}']:.2f}"
+            for end in ("low", "high")
+        )
+        return f"{row[name]:.2f} ({low} to {high})".replace("-", "−")
+
+    return f"midpoint {with_ends('midpoint')}\nwidth {with_ends('width')}"

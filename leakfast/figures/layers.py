@@ -1,0 +1,106 @@
+"""ρ by layer, one line a source. Demands the table of correlations."""
+
+from __future__ import annotations
+
+import matplotlib
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from scipy.optimize import isotonic_regression
+
+from leakfast.figures.house import FAINT, INK, SOURCE_COLOURS, STYLE, figure_of, settle, words
+from leakfast.stats.correlations import COSINES, POOLED
+from leakfast.stats.summary import best_layer
+
+
+def layers(
+    correlations: pl.DataFrame, *, behavior: str, y: str = "rate", cosines: tuple[str, ...] = COSINES
+) -> Figure | None:
+    """Spearman ρ by layer, one line per source and a thick one pooled, one panel per cosine.
+
+    The ring is the layer with the largest pooled |ρ|. A hollow dot: not distinguishable from chance once the
+    choice of a layer is paid for (`spearman_p_max` from 0.05 on, where it is known). None where there are
+    fewer than two layers."""
+    all_rows = correlations.filter(
+        (pl.col("behavior") == behavior)
+        & (pl.col("y") == y)
+        & pl.col("category").is_null()
+        & pl.col("spearman").is_not_null()
+    )
+    cosines = tuple(c for c in cosines if all_rows.filter(pl.col("cosine") == c)["layer"].n_unique() > 1)
+    if not cosines:
+        return None
+    lines = all_rows.select("adapter", "source", "seed").unique(maintain_order=True).rows()
+    sources = [source for _, source, _ in lines if source != POOLED]
+    colour = {s: SOURCE_COLOURS[i % len(SOURCE_COLOURS)] for i, s in enumerate(dict.fromkeys(sources))}
+    with matplotlib.rc_context(STYLE):
+        figure = figure_of((3.6 * len(cosines), 2.7))
+        axes = figure.subplots(1, len(cosines), sharey=True, squeeze=False)[0]
+        for axis, cosine in zip(axes, cosines, strict=True):
+            ends = []
+            for adapter, source, seed in lines:
+                line = all_rows.filter(
+                    (pl.col("cosine") == cosine)
+                    & pl.col("adapter").eq_missing(pl.lit(adapter, pl.String))
+                    & (pl.col("source") == source)
+                    & pl.col("seed").eq_missing(pl.lit(seed, pl.Int64))
+                ).sort("layer")
+                if line.is_empty():
+                    continue
+                pooled = source == POOLED
+                axis.plot(
+                    line["layer"].to_list(),
+                    line["spearman"].to_list(),
+                    color=INK if pooled else colour[source],
+                    linewidth=2.0 if pooled else 1.1,
+                    marker="o",
+                    markersize=3.2 if pooled else 2.4,
+                    zorder=3 if pooled else 2,
+                )
+                _hollow(axis, line, INK if pooled else colour[source], 3.2 if pooled else 2.4)
+                ends.append((line["spearman"][-1], words(source), INK if pooled else colour[source], pooled))
+            _ring(axis, all_rows, behavior, cosine, y)
+            axis.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            axis.set_title(f"{cosine} cosine", loc="left", fontweight="bold")
+            axis.set_xlabel("layer (output of decoder block, 0-based)")
+            _name_ends(axis, ends, max(all_rows["layer"]))
+        axes[0].set_ylabel(f"Spearman ρ, cosine and {behavior} {y}")
+        settle(figure)
+    return figure
+
+
+def _hollow(axis: Axes, line: pl.DataFrame, colour: str, size: float) -> None:
+    chance = (
+        line.filter(pl.col("spearman_p_max") >= 0.05) if "spearman_p_max" in line.columns else line.clear()
+    )
+    axis.plot(
+        chance["layer"].to_list(), chance["spearman"].to_list(), "o", color=colour, markerfacecolor="white",
+        markersize=size, markeredgewidth=0.8, zorder=4,
+    )  # fmt: skip
+
+
+def _ring(axis: Axes, rows: pl.DataFrame, behavior: str, cosine: str, y: str) -> None:
+    best = best_layer(rows, behavior, cosine, y)
+    at = rows.filter((pl.col("cosine") == cosine) & (pl.col("layer") == best) & (pl.col("source") == POOLED))[
+        "spearman"
+    ]
+    for value in at:
+        axis.plot([best], [value], "o", markersize=8, fillstyle="none", color=INK, markeredgewidth=0.9)
+
+
+def _name_ends(axis: Axes, ends: list[tuple[float, str, str, bool]], last: int) -> None:
+    """Names at the right end of the lines, pushed apart where they would overlap."""
+    ends = sorted(ends)
+    low, high = axis.get_ylim()
+    steps = np.arange(len(ends)) * (high - low) * 0.062
+    heights = isotonic_regression([end[0] for end in ends] - steps).x + steps  # least total shift
+    for height, (_, name, colour, bold) in zip(heights, ends, strict=True):
+        axis.annotate(
+            name, (1.0, height), xycoords=("axes fraction", "data"), xytext=(4, 0),
+            textcoords="offset points", color=colour, fontsize=6.5, va="center",
+            fontweight="bold" if bold else "normal", annotation_clip=False,
+        )  # fmt: skip
+    axis.set_xlim(right=last + 0.02 * max(last, 1))

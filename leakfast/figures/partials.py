@@ -1,0 +1,56 @@
+"""What is left of ρ once something else is taken out, per source. Demands the table `partials`."""
+
+from __future__ import annotations
+
+import matplotlib
+import polars as pl
+from matplotlib.figure import Figure
+
+from leakfast.figures.house import FAINT, SOURCE_COLOURS, STYLE, figure_of, settle, words
+
+_NAMES = {
+    "none": "nothing", "prompt_words": "prompt length", "baseline": "baseline rate", "jaccard": "word overlap",
+    "shared_word": "a shared word", "tfidf": "tf-idf similarity", "similarity": "given similarity",
+    "category": "category", "all": "all of these",
+}  # fmt: skip
+
+
+def partials(
+    table: pl.DataFrame, *, behavior: str, layer: int, cosine: str = "centered", y: str = "rate"
+) -> Figure | None:
+    """Partial Spearman ρ with its 95 % interval: a row a control, a colour a source.
+
+    Controls that are known for no source have no row. None where no ρ is defined."""
+    here = table.filter(
+        (pl.col("behavior") == behavior) & (pl.col("layer") == layer) & (pl.col("cosine") == cosine)
+        & (pl.col("y") == y) & pl.col("partial").is_not_null()
+    )  # fmt: skip
+    if here.is_empty():
+        return None
+    controls = [name for name in _NAMES if name in set(here["control"])]
+    several = here["seed"].n_unique() > 1
+    adapters = here.select("adapter", "source", "seed").unique(maintain_order=True).rows()
+    step = 0.7 / len(adapters)
+    with matplotlib.rc_context(STYLE):
+        figure = figure_of((4.8, 0.9 + len(controls) * max(0.28, 0.07 * len(adapters))))
+        axis = figure.subplots()
+        for k, (adapter, source, seed) in enumerate(adapters):
+            mine = {r["control"]: r for r in here.filter(pl.col("adapter") == adapter).rows(named=True)}
+            found = [(i, mine[name]) for i, name in enumerate(controls) if name in mine]
+            heights = [i + (k - (len(adapters) - 1) / 2) * step for i, _ in found]
+            colour = SOURCE_COLOURS[k % len(SOURCE_COLOURS)]
+            for height, (_, row) in zip(heights, found, strict=True):
+                if row["low"] is not None:
+                    axis.plot([row["low"], row["high"]], [height] * 2, color=colour, linewidth=0.9)
+            label = words(source) + (f", seed {seed}" if several else "")
+            axis.plot(
+                [row["partial"] for _, row in found], heights, "o", color=colour, markersize=3, label=label
+            )
+        axis.axvline(0, color=FAINT, linewidth=0.6, zorder=0)
+        axis.set_yticks(range(len(controls)), [_NAMES[name] for name in controls])
+        axis.invert_yaxis()
+        axis.set_ylabel("taken out of both")
+        axis.set_xlabel(f"partial Spearman ρ, {cosine} cosine (layer {layer}) and {behavior} {y}")
+        figure.legend(loc="outside right upper")
+        settle(figure)
+    return figure
