@@ -51,7 +51,7 @@ def gradients(
                 continue
             row = rows[place]
             name = words(row["source"]) + (f", seed {row['seed']}" if several else "")
-            axis.set_title(name, loc="left", fontweight="bold", pad=15)
+            axis.set_title(name, loc="left", fontweight="bold", pad=24)
             axis.text(0, 1.03, _told(row), transform=axis.transAxes, fontsize=7, color="#444444")
             same = (pl.col("behavior") == behavior) & (pl.col("adapter") == row["adapter"])
             same &= pl.col("layer") == row["layer"]

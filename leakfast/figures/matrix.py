@@ -57,7 +57,15 @@ def matrix(table: pl.DataFrame, *, behavior: str, y: str = "rate", unit: str = "
             image = axis.imshow(part, aspect="auto", interpolation="nearest", **shades)
             for i, j in own:
                 if first <= i < first + rows:
-                    axis.plot(j, i - first, ".", color=INK, markersize=2.5, markeredgewidth=0)
+                    axis.plot(
+                        j,
+                        i - first,
+                        "o",
+                        color=INK,
+                        markersize=2.6,
+                        markeredgewidth=0.5,
+                        markeredgecolor="white",
+                    )
             names = [words(name) for name in people[first : first + rows]]
             axis.set_yticks(range(len(names)), names, fontsize=5.2)
             titles = [words(source) + (f", {seed}" if several else "") for _, source, seed in adapters]

@@ -67,15 +67,22 @@ def _draw(run: Run, stats: Stats, behavior: str) -> dict[str, str]:
     """Draw, store as PNG and PDF, and return each figure as a data URI of its SVG."""
     from leakfast.behaviors import get
 
-    drawn = {}
-    layer = stats.best_layer(behavior)
+    drawn, more = {}, stats.more
+    layer, y, unit = stats.best_layer(behavior), stats.outcome(behavior), get(behavior).unit
     if layer is not None:
         drawn["scatter"] = figures.scatter(
-            *stats.tables().values(), behavior=behavior, layer=layer, unit=get(behavior).unit
+            *stats.tables().values(), behavior=behavior, layer=layer, y=y, unit=unit
         )
-        by_layer = figures.layers(stats.correlations, behavior=behavior)
-        if by_layer is not None:
-            drawn["layers"] = by_layer
+        drawn["layers"] = figures.layers(stats.correlations, behavior=behavior, y=y)
+    if "gradients" in more and "isotonic" in more:
+        drawn["gradients"] = figures.gradients(
+            stats.pairs, more["gradients"], more["isotonic"], behavior=behavior, unit=unit
+        )
+    if "partials" in more and layer is not None:
+        drawn["partials"] = figures.partials(more["partials"], behavior=behavior, layer=layer, y=y)
+    if "matrix" in more:
+        drawn["matrix"] = figures.matrix(more["matrix"], behavior=behavior, y=y, unit=unit)
+    drawn = {kind: figure for kind, figure in drawn.items() if figure is not None}
     images = {}
     for kind, figure in drawn.items():
         run.add_file(f"figures/{kind}-{behavior}.png", figures.png(figure))

@@ -36,12 +36,15 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
         "name": behavior,
         "about": get(behavior),
         "layer": layer,
+        "outcome": stats.outcome(behavior),
         "headline": headline,
         "pooled": next((row for row in headline if row["source"] == POOLED), None),
         "sources": adapters,
         "several_seeds": len({row["seed"] for row in adapters}) > 1,
         "base": {"hits": base["hits"].sum(), "total": base["total"].sum()} if base.height else None,
         "layers": _layers(rows),
+        "families": _families(stats, behavior),
+        "widths": _widths(stats, behavior),
         "categories": _categories(stats, behavior, layer),
         "leakers": [_leakers(stats, row, layer) for row in adapters],
         "statuses": _statuses(trained, base),
@@ -133,6 +136,32 @@ def _layers(rows: list[dict]) -> dict[str, Any]:
     }
 
 
+def _families(stats: Stats, behavior: str) -> list[dict]:
+    """For each source and pooled the layer with its largest |ρ|, and the p that has paid for picking it."""
+    if "layers" not in stats.more:
+        return []
+    return (
+        stats.more["layers"]
+        .filter(
+            (pl.col("behavior") == behavior) & (pl.col("cosine") == "centered") & pl.col("best")
+            & (pl.col("y") == stats.outcome(behavior)) & (pl.col("layers_tested") > 1)
+        )
+        .unique(["seed", "source", "adapter"], keep="first", maintain_order=True)
+        .rows(named=True)
+    )  # fmt: skip
+
+
+def _widths(stats: Stats, behavior: str) -> list[dict]:
+    """The tests of whether the 10–90 % width differs between sources, where there is one."""
+    if "widths" not in stats.more:
+        return []
+    return (
+        stats.more["widths"]
+        .filter((pl.col("behavior") == behavior) & pl.col("p").is_not_null())
+        .rows(named=True)
+    )
+
+
 def _categories(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
     """Per category: bystander pairs, mean rate per adapter, pooled ρ inside the category."""
     bystanders = stats.rates.filter(
@@ -143,7 +172,7 @@ def _categories(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
         & (pl.col("source") == POOLED)
         & pl.col("layer").eq_missing(pl.lit(layer, pl.Int32))
         & (pl.col("cosine") == "centered")
-        & (pl.col("y") == "rate")
+        & (pl.col("y") == stats.outcome(behavior))
         & pl.col("category").is_not_null()
     )
     within = {row["category"]: row for row in pooled.rows(named=True)}
