@@ -45,7 +45,7 @@ PACKAGE_DATA = {
     "leakfast.report": ["*.html", "*.css", "*.j2", "templates/*"],
 }
 
-DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "setuptools>=77", "pybind11>=2.13"]
+DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "setuptools>=77", "pybind11>=2.13", "statsmodels>=0.14"]
 
 
 class BuildIfPossible(build_ext):

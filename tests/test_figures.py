@@ -153,3 +153,65 @@ def test_an_undefined_correlation_is_said_not_drawn_as_zero(tables):
 def test_colours_and_shapes_are_distinct_for_the_eleven_categories():
     used = figures.CATEGORY_STYLES[:11]
     assert len({colour for colour, _ in used}) == len({shape for _, shape in used}) == 11
+
+
+def _more(tables):
+    from leakfast.stats import between, confounds, shapes
+    from leakfast.stats.collect import People
+
+    rates, pairs, _ = tables
+    at = pairs.filter(pl.col("layer") == 3)
+    said = confounds.covariates(at, rates, People(dict.fromkeys([*rates["persona"], *SOURCES])))
+    whole = rates.with_columns(
+        *[pl.lit(None, pl.Float64).alias(n) for n in ("bb_low", "bb_high", "delta_low", "delta_high")]
+    )
+    return shapes.tables(at, rates, "centered"), confounds.partials(said), between.leakage_matrix(whole)
+
+
+def test_the_further_figures_tell_their_numbers(tables):
+    shaped, partial, matrix = _more(tables)
+    drawn = {
+        "gradients": figures.gradients(tables[1], shaped["gradients"], shaped["isotonic"], behavior="marker"),
+        "partials": figures.partials(partial, behavior="marker", layer=3),
+        "matrix": figures.matrix(matrix, behavior="marker"),
+    }
+    for name, figure in drawn.items():
+        texts = " ".join(_texts(figure))
+        assert "villain" in texts and "poet" in texts, name
+        assert figures.png(figure)[:4] == b"\x89PNG", name
+    row = shaped["gradients"].row(0, named=True)
+    assert f"midpoint {row['midpoint']:.2f}".replace("-", "−") in " ".join(_texts(drawn["gradients"]))
+    shown = _texts(drawn["partials"])
+    assert {"nothing", "word overlap", "category"} <= set(shown) and "given similarity" not in shown
+    assert {f"persona {i}" for i in range(24)} <= set(_texts(drawn["matrix"])), "every persona has its row"
+    again = figures.matrix(matrix, behavior="marker")
+    assert figures.svg(again) == figures.svg(figures.matrix(matrix, behavior="marker"))
+
+
+def test_the_matrix_shows_each_value_in_its_cell(tables):
+    _, _, matrix = _more(tables)
+    figure = figures.matrix(matrix, behavior="marker")
+    axis = figure.axes[0]
+    people = [label.get_text().replace(" ", "_") for label in axis.get_yticklabels()]
+    sources = [label.get_text() for label in axis.get_xticklabels()]
+    values = axis.images[0].get_array()
+    told = {(row["persona"], row["source"]): row["rate"] for row in matrix.rows(named=True)}
+    for i, persona in enumerate(people):
+        for j, source in enumerate(sources):
+            known = told.get((persona, source))
+            assert values.mask[i, j] if known is None else values[i, j] == known
+    assert figures.matrix(matrix, behavior="marker", y="delta") is None, "no baseline, no deltas"
+
+
+def test_nothing_known_draws_nothing(tables):
+    shaped, partial, _ = _more(tables)
+    empty = shaped["gradients"].with_columns(midpoint=pl.lit(None, pl.Float64))
+    assert figures.gradients(tables[1], empty, shaped["isotonic"], behavior="marker") is None
+    assert figures.partials(partial, behavior="marker", layer=9) is None
+
+
+def test_a_layer_that_chance_explains_is_hollow(tables):
+    table = tables[2].with_columns(spearman_p_max=pl.when(pl.col("layer") == 3).then(0.01).otherwise(0.5))
+    figure = figures.layers(table, behavior="marker", cosines=("centered",))
+    hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
+    assert {x for line in hollow for x in line.get_xdata()} == {0, 5}

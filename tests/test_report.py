@@ -320,7 +320,8 @@ def test_figures_lie_beside_the_page(filled):
     run, path = filled
     assert path == run.path / "report.html"
     names = {file.name for file in (run.path / "figures").iterdir()}
-    assert names == {f"{kind}-marker.{end}" for kind in ("scatter", "layers") for end in ("png", "pdf")}
+    kinds = {"scatter", "layers", "gradients", "partials", "matrix"}
+    assert names == {f"{kind}-marker.{end}" for kind in kinds for end in ("png", "pdf")}
     assert set(run.shards("figures")) == {f"figures/{name}" for name in names}
 
 

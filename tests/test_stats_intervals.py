@@ -85,7 +85,8 @@ def test_paule_mandel_solves_its_equation(pairs):
 
 
 def test_random_effects_are_statsmodels():
-    meta = pytest.importorskip("statsmodels.stats.meta_analysis", reason="statsmodels is not installed")
+    from statsmodels.stats import meta_analysis as meta
+
     z, se = np.array([0.2, 0.5, 0.9, 0.4]), np.array([0.1, 0.15, 0.2, 0.12])
     for method, theirs in (("dersimonian-laird", "chi2"), ("paule-mandel", "iterated")):
         told = meta.combine_effects(z, se**2, method_re=theirs, use_t=True, atol=1e-15, maxiter=1000)
@@ -94,6 +95,38 @@ def test_random_effects_are_statsmodels():
         assert np.arctanh(found.mean) == pytest.approx(told.mean_effect_re, abs=1e-12)
         assert found.se == pytest.approx(told.sd_eff_w_re_hksj, abs=1e-12)
         assert found.q == pytest.approx(told.q, abs=1e-12)
+
+
+def test_shares_differences_and_many_tests_are_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+    from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+
+    rng = np.random.default_rng(4)
+    for _ in range(50):
+        total = rng.integers(5, 400, 2)
+        hits = rng.integers(0, total + 1)
+        sides = [intervals.wilson_share(h / n, n) for h, n in zip(hits, total, strict=True)]
+        for (low, high), h, n in zip(sides, hits, total, strict=True):
+            told = proportion_confint(h, n, method="wilson")
+            assert (float(low), float(high)) == pytest.approx(told, abs=1e-12)
+        a, b = hits / total
+        found = intervals.difference(a, *sides[0], b, *sides[1])
+        told = confint_proportions_2indep(hits[0], total[0], hits[1], total[1], "newcomb", "diff")
+        assert [float(side) for side in found] == pytest.approx(told, abs=1e-12)
+    p = np.round(rng.uniform(size=60) ** 3, 3)  # with ties
+    assert intervals.benjamini_hochberg(p) == pytest.approx(multipletests(p, method="fdr_bh")[1], abs=1e-12)
+
+
+def test_a_resample_with_rho_of_one_gives_no_standard_error():
+    draws = np.array([[0.5, 0.5], [0.4, 1.0], [0.6, 0.7], [np.nan, 0.6]] * 30)
+    se, lost = intervals.bootstrap_z(np.array([0.5, 0.5]), draws)
+    kept = np.arctanh(draws[~np.isnan(draws[:, 0]), 0])
+    assert se[0] != se[0], "a quarter of the draws has no value"
+    assert np.isnan(se[1]) and lost.tolist() == [0.25, 0.0]
+    whole = draws[~np.isnan(draws).any(axis=1)]
+    assert intervals.bootstrap_z(np.array([0.5, 0.5]), whole)[0][0] == pytest.approx(
+        kept.std(ddof=1), abs=1e-12
+    )
 
 
 def test_one_estimate_has_no_interval_and_none_is_refused():
