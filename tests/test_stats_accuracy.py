@@ -205,3 +205,25 @@ def test_similarities_from_a_file_are_taken_out_in_the_partials(tmp_path):
     given.with_columns(persona=pl.lit("nobody")).unique(["source", "persona"]).write_csv(tmp_path / "e.csv")
     with pytest.raises(InputError, match="none of its pairs"):
         stats.stats(run, permutations=0, bootstraps=0, embeddings=tmp_path / "e.csv")
+
+
+def test_a_table_without_rows_does_not_stay_from_an_earlier_time(tmp_path):
+    run = _study(tmp_path / "run", sources=("villain",))
+    stats.stats(run, permutations=0, bootstraps=0)
+    assert "verdicts" in stats.read(run).more
+    rules = tmp_path / "none.toml"
+    rules.write_text("rule = []\n")
+    stats.stats(run, permutations=0, bootstraps=0, rules=rules)
+    assert "verdicts" not in stats.read(run).more
+
+
+def test_the_report_shows_accuracies_and_their_change(tmp_path):
+    from leakfast.report import report
+
+    run = _study(tmp_path / "run")
+    made = stats.stats(run, permutations=19, bootstraps=0)
+    text = report(run, made).read_text(encoding="utf-8")
+    assert "change of rate" in text and "capability" in text
+    assert {"scatter", "partials", "matrix"} <= {
+        p.stem.split("-")[0] for p in (run.path / "figures").iterdir()
+    }

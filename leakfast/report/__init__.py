@@ -59,16 +59,14 @@ def render(**values) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": percent, "signed": signed, "p": p_value, "words": words}
-    environment.filters |= {"digits": digits, "count": count}
+    environment.filters |= {"digits": digits, "count": count, "amount": amount}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
 
 
 def _draw(run: Run, stats: Stats, behavior: str) -> dict[str, str]:
     """Draw, store as PNG and PDF, and return each figure as a data URI of its SVG."""
-    from leakfast.behaviors import get
-
     drawn, more = {}, stats.more
-    layer, y, unit = stats.best_layer(behavior), stats.outcome(behavior), get(behavior).unit
+    layer, y, unit = stats.best_layer(behavior), stats.outcome(behavior), stats.unit(behavior)
     if layer is not None:
         drawn["scatter"] = figures.scatter(
             *stats.tables().values(), behavior=behavior, layer=layer, y=y, unit=unit
@@ -99,6 +97,11 @@ _NONE = Markup('<span class="none">–</span>')
 def percent(share: float | None, places: int = 1) -> str:
     """0.4163 → 41.6, without the sign."""
     return _NONE if share is None else f"{100 * share:.{places}f}"
+
+
+def amount(value: float | None, unit: str) -> str:
+    """A share in percent, or points as they are; one digit."""
+    return percent(value) if unit == "share" else digits(value, 1)
 
 
 def signed(value: float | None, places: int = 2) -> str:

@@ -11,7 +11,7 @@ import polars as pl
 
 import leakfast
 from leakfast.adapters import read_card
-from leakfast.behaviors import get
+from leakfast.behaviors import get, names
 from leakfast.errors import InputError
 from leakfast.report.examples import choose
 from leakfast.stats import CENTROIDS, Stats
@@ -34,14 +34,16 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
     questions = _questions(run, behavior)
     return {
         "name": behavior,
-        "about": get(behavior),
+        "about": describe(behavior),
         "layer": layer,
         "outcome": stats.outcome(behavior),
+        "unit": stats.unit(behavior),
         "headline": headline,
         "pooled": next((row for row in headline if row["source"] == POOLED), None),
         "sources": adapters,
         "several_seeds": len({row["seed"] for row in adapters}) > 1,
-        "base": {"hits": base["hits"].sum(), "total": base["total"].sum()} if base.height else None,
+        "base": {"hits": base["hits"].sum(), "total": base["total"].sum()} if base["total"].sum() else None,
+        "has_base": base.height > 0,
         "layers": _layers(rows),
         "families": _families(stats, behavior),
         "widths": _widths(stats, behavior),
@@ -53,6 +55,11 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
         ],
         "questions": questions,
     }
+
+
+def describe(behavior: str) -> str:
+    """What the behavior's rate is, in words."""
+    return get(behavior).description if behavior in names() else f"measure of {behavior} that the run holds"
 
 
 def provenance(run: Run, stats: Stats) -> dict[str, Any]:

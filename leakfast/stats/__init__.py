@@ -123,6 +123,9 @@ def stats(
     if write:
         tables = result.all_tables()
         with run.lock():
+            for name in analysis.TABLES:  # a table of an earlier time that has no rows any more
+                if name not in tables and run.has(f"tables/{name}.parquet"):
+                    run.retire(f"tables/{name}.parquet", "the statistics made anew have no such table")
             for name, table in tables.items():
                 run.add_shard(f"tables/{name}.parquet", table)
             run.mark_done(
