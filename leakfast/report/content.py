@@ -223,10 +223,14 @@ def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
 
 def _statuses(trained: pl.DataFrame, base: pl.DataFrame) -> list[dict]:
     counts = ("total", "n_empty", "n_truncated", "n_error")
+    both = pl.concat([trained, base])
+    absent = [pl.lit(None, pl.Int64).alias(name) for name in counts if name not in both.columns]
     return (
-        pl.concat([trained, base])
+        both.with_columns(absent)
         .group_by("adapter", maintain_order=True)
-        .agg(pl.col(name).sum() for name in counts)
+        .agg(  # what was counted nowhere is not 0
+            pl.when(pl.col(name).is_not_null().any()).then(pl.col(name).sum()).alias(name) for name in counts
+        )
         .rows(named=True)
     )
 
