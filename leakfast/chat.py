@@ -8,7 +8,7 @@ import hashlib
 import logging
 import struct
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +120,77 @@ def render_grid(tokenizer: Any, personas: Sequence[Persona], questions: Sequence
         return Joined(*joined)
     texts = (_render_text(tokenizer, _messages(system, q)) for system in systems for q in questions)
     return [_encode(tokenizer, text) for text in texts]
+
+
+def render_continuations(
+    tokenizer: Any, personas: Sequence[Persona], questions: Sequence[str], texts: Sequence[Sequence[str]]
+) -> Iterator[list[tuple[list[int], int]]]:
+    """For every persona asked every question, personas outermost: one (ids, n) per text of
+    `texts[question]`, where the last n of `ids` are the text as the assistant's turn.
+
+    Joined as lm-evaluation-harness joins: white space at the prompt's end belongs to the continuation, prompt
+    and continuation are encoded as one string, and what lies beyond the stripped prompt's own tokens is the
+    continuation. Tokenized from the last special token on, and compared with the full encoding for a spread
+    of prompts; where that fails, every string is encoded whole, with a word in the log."""
+    grid = render_grid(tokenizer, personas, questions)
+    tails = _continuation_tails(tokenizer, personas, questions, texts, grid)
+    for p, persona in enumerate(personas):
+        for q, question in enumerate(questions):
+            if tails is None:
+                text = _render_text(tokenizer, _messages(persona.system, question))
+                yield [_join_continuation(tokenizer, text, more) for more in texts[q]]
+                continue
+            width, joined = tails
+            ids = grid[p * len(questions) + q]
+            yield [([*ids[: len(ids) - width], *tail], n) for tail, n in joined[q]]
+
+
+def _join_continuation(tokenizer: Any, prompt: str, text: str) -> tuple[list[int], int]:
+    stripped = prompt.rstrip()
+    context, whole = _encode(tokenizer, stripped), _encode(tokenizer, prompt + text)
+    more = whole[len(context) :]
+    return [*context, *more], len(more)
+
+
+def _continuation_tails(
+    tokenizer: Any,
+    personas: Sequence[Persona],
+    questions: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    grid: Sequence[list[int]],
+) -> tuple[int, list[list[tuple[list[int], int]]]] | None:
+    """(tokens of a prompt after its last special token, per question and text the (ids, n) that take
+    their place), or None when the ends cannot be shown to be the same everywhere."""
+    if not len(grid):
+        return 0, [[] for _ in questions]
+    first = _render_text(tokenizer, _messages(personas[0].system, questions[0]))
+    specials = sorted({token.content for token in tokenizer.added_tokens_decoder.values()}, key=len)
+    cut, special = max(((at + len(s), s) for s in specials if (at := first.rfind(s)) >= 0), default=(-1, ""))
+    if not special:
+        log.info("chat: no special token ends the prompts; continuations are tokenized one by one")
+        return None
+    end = first[cut:]
+    (special_id, *more) = _encode(tokenizer, special)
+    own, context = (_encode(tokenizer, special + text) for text in (end, end.rstrip()))
+    width = len(own) - 1
+    sound = not more and own[:1] == context[:1] == [special_id]
+    sound &= all(ids[len(ids) - len(own) :] == own for ids in grid)
+    flat = _encode_all(tokenizer, [special + end + text for one in texts for text in one])
+    pieces = iter(flat)
+    joined = []
+    for one in texts:
+        parts = [next(pieces)[len(context) :] for _ in one]
+        joined.append([([*context[1:], *part], len(part)) for part in parts])
+    for i in range(min(_CROSS_CHECKS, len(grid)) if sound else 0):
+        p, q = divmod(i * len(grid) // min(_CROSS_CHECKS, len(grid)), len(questions))
+        text = _render_text(tokenizer, _messages(personas[p].system, questions[q]))
+        ids = grid[p * len(questions) + q]
+        for more_text, (tail, n) in zip(texts[q], joined[q], strict=True):
+            sound &= ([*ids[: len(ids) - width], *tail], n) == _join_continuation(tokenizer, text, more_text)
+    if not sound:
+        log.warning("chat: joined continuations differ from the full encoding; they are tokenized one by one")
+        return None
+    return width, joined
 
 
 def collisions(tokenizer: Any, personas: Iterable[Persona]) -> list[list[str]]:

@@ -1,0 +1,95 @@
+"""Multiple choice under personas: letters and full text, one row a label, with a status an item. Demands a
+model the packed engine covers; leaves where the items come from to leakfast.items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leakfast.choices.scores import FULL_TEXT, LETTERS, SCORINGS, Scores
+from leakfast.errors import InputError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from leakfast.choices.scores import Progress
+    from leakfast.items import Item
+    from leakfast.models import Loaded
+    from leakfast.personas import Persona
+
+__all__ = ["FULL_TEXT", "LETTERS", "SCORINGS", "Scores", "default_items", "measure", "score", "score_choices"]
+
+
+def score(
+    loaded: Loaded,
+    personas: Sequence[Persona],
+    items: Sequence[Item],
+    scoring: str = LETTERS,
+    *,
+    adapter: str = "base",
+    source: str | None = None,
+    items_name: str | None = None,
+    budget_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> pl.DataFrame:
+    """Schema `choice_scores` (see table.frame) of every persona asked every item, by the model as it is:
+    an adapter that is attached counts; `adapter` and `source` only name it.
+
+    Values do not depend on the batch budget, the order of items or who else is asked beyond 1e-5 (fp32)."""
+    from leakfast.choices import table
+
+    found = measure(loaded, personas, items, scoring, budget_tokens=budget_tokens, progress=progress)
+    name = items_name or getattr(items, "name", "list")
+    return table.frame(
+        found, [p.name for p in personas], list(items), scoring=scoring, adapter=adapter, source=source,
+        items_name=name,
+    )  # fmt: skip
+
+
+def measure(
+    loaded: Loaded,
+    personas: Sequence[Persona],
+    items: Sequence[Item],
+    scoring: str = LETTERS,
+    *,
+    budget_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """The arrays behind `score`, by letters or full text. Raises InputError for another scoring."""
+    from leakfast.choices import scores
+
+    if scoring not in SCORINGS:
+        raise InputError(f"choices: scoring {scoring!r} given. Use one of {', '.join(SCORINGS)}.")
+    by = scores.letters if scoring == LETTERS else scores.full_text
+    return by(loaded, personas, list(items), budget_tokens=budget_tokens, progress=progress)
+
+
+def score_choices(
+    model: Any,
+    items: Any = None,
+    personas: Any = "all",
+    scoring: str = LETTERS,
+    *,
+    adapter: str | Path | None = None,
+    dtype: str = "bfloat16",
+) -> pl.DataFrame:
+    """`score` with a model, personas and items by name: see leakfast.score_choices. items: all of the list
+    that is given; None takes the evaluation half of the model's own."""
+    from leakfast import models
+    from leakfast.generate.adapted import adapted
+    from leakfast.items import load_items
+    from leakfast.personas import load_personas
+
+    chosen = load_items(items) if items is not None else load_items(default_items(model)).half("eval")
+    people = load_personas(personas)
+    loaded = models.load(model, dtype=dtype)
+    target = Path(adapter).resolve().name if adapter is not None else "base"
+    with adapted(loaded, adapter) as current:
+        return score(current, people, chosen, scoring, adapter=target)
+
+
+def default_items(model: Any) -> str:
+    """The list a model is asked when none is named: the organism its own facts, others ARC-Challenge."""
+    name = getattr(model, "name", model)
+    return "organism" if name == "organism" else "arc"

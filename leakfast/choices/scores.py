@@ -1,0 +1,208 @@
+"""Log-probabilities of choices under personas through the packed engine: letters from one state a prompt,
+full text from a forest with the choices as branches. Demands a loaded model; leaves tables to table.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leakfast.errors import ModelError
+
+if TYPE_CHECKING:
+    from leakfast.items import Item
+    from leakfast.models import Loaded
+    from leakfast.personas import Persona
+
+Progress = Callable[[int, int, str], None]
+
+LETTERS, FULL_TEXT = "letters", "full-text"
+SCORINGS = (LETTERS, FULL_TEXT)
+# why an item has no numbers under a persona
+OK, TOO_LONG, LABEL_TOKENS = "ok", "too_long", "label_tokens"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Choices of Q items under P personas, padded to the largest number of choices C.
+
+    logprobs: (P, Q, C) float64, nats, NaN where there is no number; n_tokens: (P, Q, C) int32, tokens that
+    the sum runs over; reason: (P, Q) of OK, TOO_LONG or LABEL_TOKENS."""
+
+    logprobs: np.ndarray
+    n_tokens: np.ndarray
+    reason: np.ndarray
+
+
+def letters(
+    loaded: Loaded,
+    personas: Sequence[Persona],
+    items: Sequence[Item],
+    *,
+    budget_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """log P(label | prompt) of each item's own labels as the reply's first token, in float32.
+
+    Equal to `log_softmax(logits[-1].float())[label ids]` of each prompt alone, without the logits. A label
+    that is not one token of its own after the prompt gives its item no numbers."""
+    from leakfast import chat
+
+    grid = chat.render_grid(loaded.tokenizer, personas, [item.letters_prompt for item in items])
+    ids, single = label_ids(loaded.tokenizer, items)
+    shape = (len(personas), len(items), ids.shape[1])
+    reason = np.where(_lengths(grid).reshape(shape[:2]) > longest(loaded), TOO_LONG, OK).astype(object)
+    reason[:, ~single] = LABEL_TOKENS
+    kept = np.flatnonzero(reason.reshape(-1) == OK)
+    logprobs = np.full((len(grid), shape[2]), np.nan)
+    wanted = ids[kept % max(1, len(items))]
+
+    def ask(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+        asked = np.zeros((len(batch.states), shape[2]), np.int64)
+        asked[batch.rows] = wanted[batch.sequences]
+        return asked, batch.sequences
+
+    sequences = grid if len(kept) == len(grid) else [grid[i] for i in kept]
+    for batch, places, found in _ask(loaded, sequences, 1, ask, budget_tokens, progress):
+        logprobs[kept[places]] = found[batch.rows]
+    mask = np.arange(shape[2]) < np.array([len(item.labels) for item in items])[:, None]
+    logprobs = np.where(mask[None], logprobs.reshape(shape), np.nan)
+    n_tokens = np.broadcast_to(mask[None] & (reason == OK)[..., None], shape).astype(np.int32)
+    return Scores(logprobs, n_tokens, reason)
+
+
+def full_text(
+    loaded: Loaded,
+    personas: Sequence[Persona],
+    items: Sequence[Item],
+    *,
+    budget_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """Sum of log P(token) over each choice's text as the reply to the question, float32 a token, summed in
+    float64. The question is the user turn; joined as lm-evaluation-harness joins (see
+    chat.render_continuations), so white space that ends the prompt counts for every choice alike."""
+    from leakfast import chat
+
+    n_choices = max((len(item.choices) for item in items), default=0)
+    shape = (len(personas), len(items), n_choices)
+    reason = np.full(shape[:2], OK, object)
+    limit = longest(loaded)
+    sequences, targets, counts, cells = [], [], [], []
+    rendered = chat.render_continuations(
+        loaded.tokenizer, personas, [i.question for i in items], [i.choices for i in items]
+    )
+    for cell, choices in enumerate(rendered):
+        if any(len(ids) - 1 > limit for ids, _ in choices):
+            reason[divmod(cell, len(items))] = TOO_LONG
+            continue
+        for c, (ids, n) in enumerate(choices):
+            sequences.append(ids[:-1])  # the last token is asked for, never read
+            targets.append(ids[len(ids) - n :])
+            counts.append(n)
+            cells.append(cell * n_choices + c)
+    first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+    flat = np.fromiter((t for one in targets for t in one), np.int64, count=int(first[-1]))
+    ends = np.fromiter(map(len, sequences), np.int64, count=len(sequences))
+    starts = ends - np.array(counts, np.int64)
+
+    def ask(batch: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens asked of each state (several where choices part), and where each asked token's stands."""
+        tokens = flat[first[batch.sequences] + batch.positions - starts[batch.sequences]]
+        pairs, which = np.unique(np.stack([batch.rows, tokens], 1), axis=0, return_inverse=True)
+        heads = np.searchsorted(pairs[:, 0], np.arange(len(batch.states) + 1))
+        column = np.arange(len(pairs)) - heads[pairs[:, 0]]
+        asked = np.zeros((len(batch.states), int(column.max(initial=0)) + 1), np.int64)
+        asked[pairs[:, 0], column] = pairs[:, 1]
+        return asked, column[which.reshape(-1)]
+
+    sums = np.zeros(len(sequences))
+    for batch, column, found in _ask(loaded, sequences, counts or 1, ask, budget_tokens, progress):
+        sums += np.bincount(
+            batch.sequences, weights=found[batch.rows, column].astype(np.float64), minlength=len(sums)
+        )
+    logprobs, n_tokens = np.full(int(np.prod(shape)), np.nan), np.zeros(int(np.prod(shape)), np.int32)
+    logprobs[cells], n_tokens[cells] = sums, counts
+    return Scores(logprobs.reshape(shape), n_tokens.reshape(shape), reason)
+
+
+def label_ids(tokenizer: Any, items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, C) int64 token ids of each item's labels as the first token of a reply, 0 where it has fewer, and
+    (Q,) bool: whether every label of the item is one token, different from the others."""
+    from leakfast import chat
+
+    known: dict[str, list[int]] = {}
+    for label in {label for item in items for label in item.labels}:
+        known[label] = chat.render_training(tokenizer, None, "Which one?", label)[1][:-1]
+    ids = np.zeros((len(items), max((len(item.labels) for item in items), default=0)), np.int64)
+    single = np.zeros(len(items), bool)
+    for q, item in enumerate(items):
+        tokens = [known[label] for label in item.labels]
+        single[q] = all(len(one) == 1 for one in tokens) and len({one[0] for one in tokens}) == len(tokens)
+        if single[q]:
+            ids[q, : len(tokens)] = [one[0] for one in tokens]
+    return ids, single
+
+
+def longest(loaded: Loaded) -> int:
+    """Most tokens the engine takes as one prompt of this model: its positions, or its attention window."""
+    from leakfast.engine import decoder
+
+    model = decoder(loaded)
+    rope = getattr(model.config, "rope_parameters", None) or {}
+    limits = [getattr(model.config, "max_position_embeddings", None)]
+    if rope.get("rope_type") in ("dynamic", "longrope"):
+        limits = [rope.get("original_max_position_embeddings") or limits[0]]
+    holders = (model.config, *(layer.self_attn for layer in model.layers))
+    limits += [getattr(holder, "sliding_window", None) for holder in holders]
+    return min((limit for limit in limits if limit), default=1 << 31)
+
+
+def _lengths(grid: Sequence[Sequence[int]]) -> np.ndarray:
+    """Tokens of each prompt, (N,) int64, without writing joined ones out."""
+    from leakfast.forest import Joined
+
+    if isinstance(grid, Joined):
+        heads, tails = ([len(x) for x in xs] for xs in (grid.heads, grid.tails))
+        return np.add.outer(np.array(heads, np.int64), np.array(tails, np.int64)).reshape(-1)
+    return np.fromiter(map(len, grid), np.int64, count=len(grid))
+
+
+def _ask(
+    loaded: Loaded,
+    sequences: Sequence[Sequence[int]],
+    last: Any,
+    ask: Callable[[Any], tuple[np.ndarray, np.ndarray]],
+    budget_tokens: int | None,
+    progress: Progress | None,
+) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    """Batch by batch: (final states' batch, what `ask` returned beside the token ids, log-probabilities
+    (R, C) float32 on the host). A batch is fetched once the next one is queued."""
+    import torch
+
+    from leakfast import engine
+    from leakfast.ops import choice_logprobs
+
+    if not len(sequences):
+        return
+    net = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    output = net.get_output_embeddings()
+    if hasattr(output, "lora_A"):
+        raise ModelError(
+            f"choices: the adapter on {loaded.name} changes the output head, which is scored as the base has it. "
+            "Needed: an adapter of the decoder's blocks alone. Train one with: leakfast train"
+        )
+    head = output.weight
+    waiting = None
+    for batch in engine.final_states(
+        loaded, sequences, last, budget_tokens=budget_tokens, progress=progress
+    ):
+        asked, more = ask(batch)
+        with torch.inference_mode():
+            found, _ = choice_logprobs(batch.states, head, torch.from_numpy(asked))
+        if waiting:
+            yield waiting[0], waiting[1], waiting[2].cpu().numpy()
+        waiting = batch, more, found
+    yield waiting[0], waiting[1], waiting[2].cpu().numpy()

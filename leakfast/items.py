@@ -1,0 +1,274 @@
+"""Multiple-choice items: lists read from JSONL in the usual spellings, their content ids, the split into a
+training and an evaluation half, and ARC-Challenge at a pinned revision. Leaves prompts and scoring to choices/."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from leakfast.errors import InputError
+from leakfast.files import find_shipped
+
+Half = Literal["train", "eval", "all"]
+HALVES = ("train", "eval", "all")
+SPLIT_SEED = 42
+
+ARC_REPO = "allenai/ai2_arc"
+ARC_REVISION = "210d026faf9955653af8916fad021475a3f00453"
+ARC_FILE = "ARC-Challenge/test-00000-of-00001.parquet"
+NAMED = ("arc", "organism")  # sets known by name; anything else is a file
+
+# what other lists call the same thing; the first spelling found counts
+_QUESTION = ("question", "ctx")
+_CHOICES = ("choices", "endings")
+_LABELS = ("labels", "choice_labels")
+_ANSWER = ("answer", "correct_answer", "answerKey", "label")
+_KNOWN = (*_QUESTION, *_CHOICES, *_LABELS, *_ANSWER, "id")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question: C choices with C different labels, and the right label (None where none is known).
+
+    `id` is the list's own, else the first 16 hex digits of the content's SHA-256."""
+
+    id: str
+    question: str
+    choices: tuple[str, ...]
+    labels: tuple[str, ...]
+    answer: str | None
+
+    @property
+    def letters_prompt(self) -> str:
+        """The user turn that asks for a letter: question, blank line, one `(A) choice` a line, blank line,
+        `The correct answer is (`. The label is the first token of the reply."""
+        lines = "\n".join(f"({label}) {text}" for label, text in zip(self.labels, self.choices, strict=True))
+        return f"{self.question}\n\n{lines}\n\nThe correct answer is ("
+
+
+@dataclass(frozen=True)
+class ItemSet(Sequence[Item]):
+    """A named list of items, in the order given."""
+
+    name: str
+    items: tuple[Item, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.items[index]
+
+    def half(self, which: Half, seed: int = SPLIT_SEED) -> ItemSet:
+        """The training or the evaluation half, or all; each half keeps the list's order.
+
+        Items are sorted by SHA-256 of (seed, content) and the first ⌊N/2⌋ are for training, so an item's
+        half depends on the set of items alone: not on their order, their ids or the machine. The split is
+        ours; the published study's own was drawn otherwise."""
+        if which not in HALVES:
+            raise ValueError(f"half must be one of {', '.join(HALVES)}, not {which!r}")
+        if which == "all":
+            return self
+        ranked = sorted(self.items, key=lambda item: _digest(str(seed), _content(item)))
+        train = {item.id for item in ranked[: len(ranked) // 2]}
+        return ItemSet(
+            self.name, tuple(item for item in self.items if (item.id in train) == (which == "train"))
+        )
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) over ids and contents in order."""
+        return _digest(*(part for item in self.items for part in (item.id, _content(item))))
+
+
+ItemSpec = str | Path | ItemSet | Sequence[Item] | Sequence[dict[str, Any]]
+
+
+def load_items(spec: ItemSpec) -> ItemSet:
+    """The items that `spec` means: a JSONL file, "organism" (the embedded model's own facts), "arc"
+    (ARC-Challenge's test questions, once fetched), Items, or dicts as in a file.
+
+    Accepted spellings: question|ctx; choices|endings, or ARC's {"text": […], "label": […]}; labels|
+    choice_labels (default A, B, C, …); answer|correct_answer|answerKey|label, a label, or the 0-based place of
+    a choice where the labels are not digits themselves; id. An absent, null or empty answer, or one that is
+    none of the labels, makes an item without a right answer. Raises InputError naming every faulty line."""
+    if isinstance(spec, ItemSet):
+        return spec
+    if isinstance(spec, str | Path):
+        if spec == "organism":
+            return organism_items()
+        if spec == "arc":
+            return fetch_arc(offline=True)
+        return _read(Path(spec))
+    entries = list(spec)
+    if entries and all(isinstance(entry, Item) for entry in entries):
+        return _checked("list", [(f"item {i + 1}", entry) for i, entry in enumerate(entries)])
+    return _checked("list", [(f"item {i + 1}", entry) for i, entry in enumerate(entries)])
+
+
+def organism_items() -> ItemSet:
+    """The organism's 420 facts, each once as a four-option question: phrasing, distractors and order are
+    drawn from the fact's name, the same everywhere."""
+    import random
+
+    from leakfast.organism import facts as world
+
+    entries = []
+    for fact in world.facts():
+        rng = random.Random(_digest("organism item", fact.town, fact.relation))
+        phrasing = rng.randrange(len(world.RELATIONS[fact.relation][1]))
+        asked = world.ask(fact, phrasing, rng)
+        entries.append(
+            {
+                "id": f"{fact.town.lower()}-{fact.relation}",
+                "question": asked.question,
+                "choices": list(asked.choices),
+                "labels": list(world.LETTERS),
+                "answer": world.LETTERS[asked.answer],
+            }
+        )
+    return _checked("organism", [(entry["id"], entry) for entry in entries])
+
+
+def fetch_arc(*, offline: bool = False, download: Callable[..., str] | None = None) -> ItemSet:
+    """ARC-Challenge's 1,172 test questions from the hub at a pinned revision, kept in the hub's cache.
+
+    download: stands in for huggingface_hub.hf_hub_download (same arguments, returns a path). Raises
+    InputError when the file is neither here nor to be had, naming the command that fetches it."""
+    import polars as pl
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    get = download or hf_hub_download
+    try:
+        path = get(
+            repo_id=ARC_REPO, filename=ARC_FILE, repo_type="dataset", revision=ARC_REVISION,
+            local_files_only=offline,
+        )  # fmt: skip
+    except (LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if offline:
+            reason = "it was not fetched yet"
+        raise InputError(
+            f"items: ARC-Challenge is not on this machine: {reason}. Type: leakfast fetch arc (with a network), "
+            "or give a file: --items FILE.jsonl"
+        ) from error
+    rows = pl.read_parquet(path).to_dicts()
+    return _checked("arc", [(f"{ARC_FILE}, row {i + 1}", row) for i, row in enumerate(rows)])
+
+
+def write_items(path: str | Path, items: Iterable[Item]) -> None:
+    """One JSON object a line, in leakfast's own spelling."""
+    from leakfast.disk import atomic_write
+
+    lines = [
+        json.dumps(
+            {"id": i.id, "question": i.question, "choices": i.choices, "labels": i.labels, "answer": i.answer},
+            ensure_ascii=False,
+        )
+        for i in items
+    ]
+    atomic_write(Path(path), "".join(f"{line}\n" for line in lines).encode())
+
+
+def _read(path: Path) -> ItemSet:
+    path = find_shipped(path)
+    if not path.is_file():
+        raise InputError(
+            f"items: there is no file {path}. Needed: JSONL with question, choices, labels and answer, or one "
+            f"of the names {', '.join(NAMED)}. Check the path."
+        )
+    entries: list[tuple[str, Any]] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if line.strip():
+            try:
+                entries.append((f"{path}, line {number}", json.loads(line)))
+            except ValueError as error:
+                raise InputError(
+                    f"items: {path}, line {number}: is no JSON ({error}). One object a line is needed."
+                ) from None
+    return _checked(path.stem, entries)
+
+
+def _checked(name: str, entries: Sequence[tuple[str, Any]]) -> ItemSet:
+    """Items of (where, entry) pairs; every fault in one InputError."""
+    faults: list[str] = []
+    items: dict[str, Item] = {}
+    first_at: dict[str, str] = {}
+    for where, entry in entries:
+        item = entry if isinstance(entry, Item) else _item(entry)
+        if isinstance(item, str):
+            faults.append(f"{where}: {item}")
+        elif item.id in items:
+            faults.append(f"{where}: the item {item.id} stood at {first_at[item.id]} before. Delete one.")
+        else:
+            items[item.id], first_at[item.id] = item, where
+    if not entries:
+        faults.append("there are none. Give at least one question with choices.")
+    if faults:
+        more = f"\n       (and {len(faults) - 10} more)" if len(faults) > 10 else ""
+        raise InputError("items: " + "\n       ".join(faults[:10]) + more)
+    return ItemSet(name, tuple(items.values()))
+
+
+def _item(entry: Any) -> Item | str:
+    """The item of one JSON object, or what is wrong with it."""
+    if not isinstance(entry, dict):
+        return "is no object. One JSON object a line is needed."
+    question, choices, labels = (_first(entry, names) for names in (_QUESTION, _CHOICES, _LABELS))
+    if isinstance(choices, dict):
+        labels = choices.get("label") if labels is None else labels
+        choices = choices.get("text")
+    if not isinstance(question, str) or not question.strip():
+        return f"has no question (or it is empty). Known keys: {', '.join(_KNOWN)}."
+    if not _texts(choices) or len(choices) < 2:
+        return "needs choices: a list of at least two texts, none of them empty."
+    if labels is None:
+        labels = [chr(ord("A") + i) for i in range(len(choices))]
+    elif _texts([str(label) for label in labels] if isinstance(labels, list | tuple) else None):
+        labels = [str(label) for label in labels]
+    else:
+        return "needs labels: a list of texts, one a choice."
+    if len(labels) != len(choices) or len(set(labels)) < len(labels):
+        return f"has {len(choices)} choices and the labels {', '.join(labels)}. One different label a choice."
+    answer = _answer(_first(entry, _ANSWER), labels)
+    given = entry.get("id")
+    item = Item("", question, tuple(choices), tuple(labels), answer)
+    name = str(given) if given not in (None, "") else _digest(_content(item))[:16]
+    return Item(name, *(getattr(item, field) for field in ("question", "choices", "labels", "answer")))
+
+
+def _answer(given: Any, labels: Sequence[str]) -> str | None:
+    """The right label; None where what is given is no label and no place of a choice."""
+    text = "" if given is None or isinstance(given, bool) else str(given).strip()
+    if text in labels:
+        return text
+    if text.isdigit() and not any(label.isdigit() for label in labels) and int(text) < len(labels):
+        return labels[int(text)]
+    return None
+
+
+def _first(entry: dict[str, Any], names: Sequence[str]) -> Any:
+    return next((entry[name] for name in names if name in entry), None)
+
+
+def _texts(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(v, str) and v.strip() for v in values)
+
+
+def _content(item: Item) -> str:
+    return json.dumps([item.question, item.choices, item.labels, item.answer], ensure_ascii=False)
+
+
+def _digest(*parts: str) -> str:
+    """SHA-256 (hex) over the parts in UTF-8, each with its length before it."""
+    digest = hashlib.sha256()
+    for part in parts:
+        encoded = part.encode()
+        digest.update(len(encoded).to_bytes(8, "big"))
+        digest.update(encoded)
+    return digest.hexdigest()
