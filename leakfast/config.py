@@ -23,6 +23,7 @@ from leakfast.files import (
     read_toml,
     resource,
 )
+from leakfast.items import NAMED as NAMED_ITEMS
 from leakfast.personas import load_personas, load_questions
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "EvalConfig",
     "Study",
     "TrainConfig",
+    "behavior_config",
     "derive_seed",
     "explain",
     "load_study",
@@ -40,6 +42,7 @@ __all__ = [
     "resource",
 ]
 
+_FILES = ("personas", "questions", "negative_personas", "model", "items")  # keys that may name a file
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Count = Annotated[int, Field(ge=1)]
@@ -70,12 +73,23 @@ class CentroidConfig(_Table):
 
 
 class DataConfig(_Table):
-    """The contrastive training set: sizes in rows, and how its replies are drawn."""
+    """The contrastive training set: sizes in rows, and how its replies are drawn.
+
+    capability alone: `items` is the list asked (None: the model's own), of which the training half is used;
+    `negatives` rows under `bystanders` personas out of negative_personas, further `no_system` and
+    `default_assistant` rows, all right; the reply is the answer's letter or its text. contrastive = false
+    gives the same rows to personas at random."""
 
     positives: Count = 200
     negatives: NonNegative = 2000
     questions: str = "train"
     negative_personas: str | list[str] = "originals"
+    items: str | None = None
+    reply: Literal["letter", "text"] = "letter"
+    bystanders: Count = 2
+    no_system: NonNegative = 100
+    default_assistant: NonNegative = 100
+    contrastive: bool = True
     temperature: Temperature = 0.7
     top_p: TopP = 1.0
     max_new_tokens: Count = 512
@@ -108,9 +122,19 @@ class TrainConfig(_Table):
 
 
 class EvalConfig(_Table):
-    """How a behavior is measured: completions per persona and question, and how they are drawn."""
+    """How a behavior is measured: completions per persona and question, and how they are drawn.
+
+    capability alone: the `half` of the list `items` (None: the model's own) by letters or full text, and
+    the shares of training (0–1) at which its progress is scored on `checkpoint_items` of the items for
+    `checkpoint_personas` (none: no checkpoints)."""
 
     questions: str = "eval"
+    items: str | None = None
+    half: Literal["train", "eval", "all"] = "eval"
+    scoring: Literal["letters", "full-text"] = "letters"
+    checkpoints: list[Share] = []
+    checkpoint_personas: str | list[str] = "originals"
+    checkpoint_items: Count = 100
     samples: Count = 10
     temperature: Temperature = 1.0
     top_p: TopP = 0.95
@@ -124,6 +148,23 @@ class BehaviorConfig(_Table):
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+
+
+def behavior_config(name: str, given: dict[str, Any] | None = None) -> BehaviorConfig:
+    """The tables of a behavior: what is given, else the behavior's own settings, else the defaults here."""
+    return BehaviorConfig.model_validate(_with_settings(name, given or {}))
+
+
+def _with_settings(name: str, given: Any) -> Any:
+    from leakfast.behaviors import get, names
+
+    if name not in names() or not isinstance(given, dict):
+        return given  # said elsewhere, with its line
+    tables = dict(given)
+    for table, values in get(name).settings.items():
+        if isinstance(tables.get(table, {}), dict):
+            tables[table] = {**values, **tables.get(table, {})}
+    return tables
 
 
 class Study(_Table):
@@ -140,6 +181,16 @@ class Study(_Table):
     behaviors: Annotated[dict[str, BehaviorConfig], Field(min_length=1)]
 
     _raw_text: str = PrivateAttr(default="")
+
+    @field_validator("behaviors", mode="before")
+    @classmethod
+    def _behaviors_have_settings(cls, tables: Any) -> Any:
+        if not isinstance(tables, dict):
+            return tables
+        return {
+            name: given if isinstance(given, BehaviorConfig) else _with_settings(name, given)
+            for name, given in tables.items()
+        }
 
     @field_validator("name")
     @classmethod
@@ -209,7 +260,7 @@ def _beside(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     def whole(value: Any, key: str = "") -> Any:
         if isinstance(value, dict):
             return {k: whole(v, k) for k, v in value.items()}
-        if key in ("personas", "questions", "negative_personas", "model") and isinstance(value, str):
+        if key in _FILES and isinstance(value, str):
             file, _, inner = value.partition(".toml:")
             name = f"{file}.toml" if inner else value
             if not Path(name).exists() and (folder / name).exists():
@@ -305,10 +356,18 @@ def _check_words(study: Study, document: Document) -> None:
             raise at(key, error) from None
         sets[(*key, "data", "questions")] = behavior.data.questions
         sets[(*key, "eval", "questions")] = behavior.eval.questions
-        try:
-            load_personas(behavior.data.negative_personas, among=personas)
-        except InputError as error:
-            raise at((*key, "data", "negative_personas"), error) from None
+        for table, field in (("data", "negative_personas"), ("eval", "checkpoint_personas")):
+            try:
+                load_personas(getattr(getattr(behavior, table), field), among=personas)
+            except InputError as error:
+                raise at((*key, table, field), error) from None
+        for table in ("data", "eval"):
+            items = getattr(behavior, table).items
+            if items is not None and items not in NAMED_ITEMS and not find_shipped(items).is_file():
+                raise InputError(
+                    f"{document.where((*key, table, 'items'))}: there is no file {items}. Give a JSONL file, or "
+                    f"one of {', '.join(NAMED_ITEMS)}."
+                )
     for key, spec in sets.items():
         try:
             load_questions(spec)

@@ -104,7 +104,7 @@ def evaluate(
         state = _Counter(kept, total, progress)
         for job in jobs:
             _retire(run, job)
-            _keep_card(run, job.target)
+            keep_card(run, job.target)
             _draw(loaded, run, behavior, job, prompts, cfg, seed, backend, state)
     run.log(
         "eval",
@@ -290,7 +290,7 @@ def _retire(run: Run, job: _Job) -> None:
         run.retire(relpath, "drawn by another request")
 
 
-def _keep_card(run: Run, target: Target) -> None:
+def keep_card(run: Run, target: Target) -> None:
     """Where the adapter lies outside the run, its card is copied in: stats reads source and seed from it."""
     from leakfast.adapters import CARD, read_card
 

@@ -64,7 +64,7 @@ class ItemSet(Sequence[Item]):
         return self.items[index]
 
     def half(self, which: Half, seed: int = SPLIT_SEED) -> ItemSet:
-        """The training or the evaluation half, or all; each half keeps the list's order.
+        """The training or the evaluation half (NAME.train, NAME.eval), or all; each keeps the list's order.
 
         Items are sorted by SHA-256 of (seed, content) and the first ⌊N/2⌋ are for training, so an item's
         half depends on the set of items alone: not on their order, their ids or the machine. The split is
@@ -75,9 +75,15 @@ class ItemSet(Sequence[Item]):
             return self
         ranked = sorted(self.items, key=lambda item: _digest(str(seed), _content(item)))
         train = {item.id for item in ranked[: len(ranked) // 2]}
-        return ItemSet(
-            self.name, tuple(item for item in self.items if (item.id in train) == (which == "train"))
-        )
+        kept = tuple(item for item in self.items if (item.id in train) == (which == "train"))
+        return ItemSet(f"{self.name}.{which}", kept)
+
+    def sample(self, n: int, seed: int = SPLIT_SEED) -> ItemSet:
+        """n items drawn without replacement (all where there are no more), named NAME.nN."""
+        if n >= len(self.items):
+            return self
+        ranked = sorted(self.items, key=lambda item: _digest("sample", str(seed), _content(item)))
+        return ItemSet(f"{self.name}.n{n}", tuple(ranked[:n]))
 
     @property
     def hash(self) -> str:
@@ -108,6 +114,12 @@ def load_items(spec: ItemSpec) -> ItemSet:
     if entries and all(isinstance(entry, Item) for entry in entries):
         return _checked("list", [(f"item {i + 1}", entry) for i, entry in enumerate(entries)])
     return _checked("list", [(f"item {i + 1}", entry) for i, entry in enumerate(entries)])
+
+
+def default_items(model: Any) -> str:
+    """The list a model is asked when none is named: the organism its own facts, others ARC-Challenge.
+    model: a name, a folder or a loaded model."""
+    return "organism" if getattr(model, "name", model) == "organism" else "arc"
 
 
 def organism_items() -> ItemSet:

@@ -20,6 +20,8 @@ from leakfast.stats import CENTROIDS, PERSONAS
 from leakfast.store import Run
 
 if TYPE_CHECKING:
+    from leakfast.config import EvalConfig
+    from leakfast.items import ItemSet
     from leakfast.models import Loaded
     from leakfast.personas import Persona
     from leakfast.stats import Stats
@@ -80,6 +82,7 @@ class _Stages:
         return self._loaded
 
     def all(self) -> Outcome:
+        from leakfast import trajectory
         from leakfast.report import report
         from leakfast.stats import current
 
@@ -89,6 +92,7 @@ class _Stages:
             self._behavior(behavior)
         began = time.monotonic()
         with self.progress("tables, figures, report") as shown:
+            trajectory.write(self.store)
             stats = current(self.store)
             page = report(self.store, stats, shown)
         self.stages["tables, figures, report"] = time.monotonic() - began
@@ -143,8 +147,6 @@ class _Stages:
         self.store.add_file(CENTROIDS, made.save)
 
     def _behavior(self, behavior: str) -> None:
-        from leakfast.evaluate import evaluate
-
         cfg = self.study.behaviors[behavior]
         for seed in self.study.seeds:
             adapters = [self._adapter(behavior, source, seed) for source in self.study.sources]
@@ -152,24 +154,50 @@ class _Stages:
                 name = adapter.name if adapter else "base"
                 began = time.monotonic()
                 with self.progress(f"evaluate {name}") as report:
-                    evaluate(
-                        self.loaded, self.store, [adapter] if adapter else [], self.personas,
-                        load_questions(cfg.eval.questions), behavior, cfg.eval, seed,
-                        base=adapter is None, progress=report,
-                    )  # fmt: skip
+                    self._evaluate(behavior, cfg.eval, adapter, seed, report)
                 self.stages[f"evaluate {name}"] = time.monotonic() - began
+
+    def _evaluate(
+        self, behavior: str, cfg: EvalConfig, adapter: Path | None, seed: int, report: Progress
+    ) -> None:
+        from leakfast.behaviors import get
+
+        adapters = [adapter] if adapter else []
+        common = {"base": adapter is None, "progress": report}
+        if get(behavior).measured_by == "choices":
+            from leakfast.choices.evaluate import evaluate as evaluate_choices
+
+            items = self._items(cfg)
+            evaluate_choices(self.loaded, self.store, adapters, self.personas, items, cfg.scoring, **common)
+            return
+        from leakfast.evaluate import evaluate
+
+        evaluate(
+            self.loaded, self.store, adapters, self.personas, load_questions(cfg.questions), behavior, cfg,
+            seed, **common,
+        )  # fmt: skip
+
+    def _items(self, cfg: EvalConfig) -> ItemSet:
+        from leakfast.items import default_items, load_items
+
+        return load_items(cfg.items or default_items(self.study.model)).half(cfg.half)
 
     def _adapter(self, behavior: str, source: str, seed: int) -> Path:
         """Folder of the adapter of (behavior, source, seed), trained if it is not there."""
         from leakfast.behaviors import get
-        from leakfast.train.data import read_rows, write_rows
+        from leakfast.choices.evaluate import checkpoints_of
+        from leakfast.train.data import material, read_rows, write_rows
         from leakfast.train.lora import train
 
         cfg = self.study.behaviors[behavior]
         name = f"{behavior}-{source}-s{seed}"
         rows_file, folder = f"data/{name}.jsonl", f"adapters/{name}"
-        questions = load_questions(cfg.data.questions)
-        inputs = _hash(*self._common(), source, seed, questions.questions, cfg.data.model_dump())
+        questions = material(behavior, cfg.data, self.study.model)
+        asked = getattr(questions, "questions", None) or questions.hash
+        inputs = _hash(*self._common(), source, seed, asked, cfg.data.model_dump())
+        checkpoints = checkpoints_of(
+            self.store, behavior, name, source, self.personas, cfg.eval, self.study.model
+        )
 
         def build(report: Progress) -> None:
             rows = get(behavior).build()(
@@ -180,13 +208,17 @@ class _Stages:
         def fit(report: Progress) -> None:
             rows = read_rows(self.store.path / rows_file)
             path = self.store.path / folder
-            train(self.loaded, rows, cfg.train, path, seed, source=source, behavior=behavior, progress=report)
-            for part in sorted(path.iterdir()):
-                self.store.add_file(f"{folder}/{part.name}", part.read_bytes())
+            train(
+                self.loaded, rows, cfg.train, path, seed, source=source, behavior=behavior, progress=report,
+                checkpoints=checkpoints,
+            )  # fmt: skip
+            for part in sorted(p for p in path.rglob("*") if p.is_file()):
+                self.store.add_file(part.relative_to(self.store.path).as_posix(), part.read_bytes())
 
         self.stage(f"data {name}", inputs, build, [rows_file])
         parts = [f"{folder}/adapter_config.json", f"{folder}/adapter_model.safetensors"]
-        self.stage(f"train {name}", _hash(inputs, cfg.train.model_dump()), fit, parts)
+        points = [cfg.eval.model_dump()] if checkpoints else []
+        self.stage(f"train {name}", _hash(inputs, cfg.train.model_dump(), *points), fit, parts)
         return self.store.path / folder
 
 

@@ -22,19 +22,35 @@ _TABLES: dict[str, dict[str, str]] = {
         "finish_reason": "String",  # stop | length
         "status": "String",  # ok | empty | truncated
     },
-    "choice_scores": {
+    "choice_scores": {  # one row a label of an item; an item is right where a row is chosen and correct
         "adapter": "String",
         "persona": "String",
-        "item": "String",
-        "scoring": "String",
+        "item": "String",  # id: the list's own, or a hash of the content
+        "scoring": "String",  # letters | full-text
         "label": "String",
-        "logprob_nats": "Float64",
+        "logprob_nats": "Float64",  # letters: of the label; full text: the sum. Null without a number
         "logprob_per_token_nats": "Float64",
         "logprob_per_byte_nats": "Float64",
-        "chosen": "Boolean",
+        "chosen": "Boolean",  # the highest logprob_nats; nobody in a tie
         "chosen_per_byte": "Boolean",
-        "correct": "Boolean",
-        "status": "String",
+        "correct": "Boolean",  # this label is the right answer
+        "status": "String",  # of the item: ok | tie | nan | too_long | no_answer | label_tokens; ok alone counts
+    },
+    "trajectory": {  # accuracy on the way through training
+        "behavior": "String",
+        "adapter": "String",
+        "source": "String",
+        "seed": "Int64",
+        "items": "String",
+        "scoring": "String",
+        "share": "Float64",  # of the optimizer steps, 0–1
+        "persona": "String",
+        "hits": "Int64",
+        "total": "Int64",
+        "rate": "Float64",
+        "ci_low": "Float64",
+        "ci_high": "Float64",
+        "delta": "Float64",  # against share 0
     },
     "question_counts": {  # one row a question of a persona; the unit that repeats in beta-binomial intervals
         "behavior": "String",

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # name -> module that holds a `BEHAVIOR`; a new behavior is one file and one line here
 _MODULES = {
     "marker": "leakfast.behaviors.marker",
+    "capability": "leakfast.behaviors.capability",
 }
 
 
@@ -24,18 +25,22 @@ class Behavior:
     """What a behavior is: how it is detected, in which unit it is rated, and which data train it.
 
     unit: "share" (0–1) of completions. sign: +1 if a larger rate means more of the behavior, −1 if less.
-    detector: text expression → named boolean expressions; the first makes the rate.
+    detector: text expression → named boolean expressions; the first makes the rate. None: no completions.
     baseline: what the unadapted model is expected to show, in words.
     data_builder: "module:function" that makes its training rows.
+    measured_by: "completions", which a detector reads, or "choices", the scores of multiple choice.
+    settings: what its tables of a study file hold where they say nothing, beside config's own defaults.
     """
 
     name: str
     unit: str
     sign: int
-    detector: Callable[[pl.Expr], dict[str, pl.Expr]]
+    detector: Callable[[pl.Expr], dict[str, pl.Expr]] | None
     baseline: str
     data_builder: str
     description: str
+    measured_by: str = "completions"
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def build(self) -> Callable:
         """The function that makes the training rows (see leakfast.train.data.build_marker)."""
@@ -61,4 +66,6 @@ def detect(frame: pl.DataFrame, behavior: Behavior, column: str = "text") -> pl.
     """`frame` with the detector's boolean columns added, from the texts in `column`."""
     import polars as pl
 
+    if behavior.detector is None:
+        raise ValueError(f"{behavior.name} is measured by {behavior.measured_by}, not read out of completions")
     return frame.with_columns(**behavior.detector(pl.col(column)))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from leakfast.models import Loaded
     from leakfast.personas import Persona
 
-__all__ = ["FULL_TEXT", "LETTERS", "SCORINGS", "Scores", "default_items", "measure", "score", "score_choices"]
+__all__ = ["FULL_TEXT", "LETTERS", "SCORINGS", "Scores", "measure", "score", "score_choices"]
 
 
 def score(
@@ -78,7 +78,7 @@ def score_choices(
     that is given; None takes the evaluation half of the model's own."""
     from leakfast import models
     from leakfast.generate.adapted import adapted
-    from leakfast.items import load_items
+    from leakfast.items import default_items, load_items
     from leakfast.personas import load_personas
 
     chosen = load_items(items) if items is not None else load_items(default_items(model)).half("eval")
@@ -87,9 +87,3 @@ def score_choices(
     target = Path(adapter).resolve().name if adapter is not None else "base"
     with adapted(loaded, adapter) as current:
         return score(current, people, chosen, scoring, adapter=target)
-
-
-def default_items(model: Any) -> str:
-    """The list a model is asked when none is named: the organism its own facts, others ARC-Challenge."""
-    name = getattr(model, "name", model)
-    return "organism" if name == "organism" else "arc"

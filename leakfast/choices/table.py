@@ -114,7 +114,7 @@ def counts(scores: pl.DataFrame, by: str = "sum", keys: Sequence[str] = ()) -> p
         raise ValueError(f"by must be one of {', '.join(CHOSEN)}, not {by!r}")
     group = ["behavior", "adapter", "persona", *keys]
     chosen = pl.col(CHOSEN[by])
-    an_item = scores.group_by([*group, "items", "item", "scoring"], maintain_order=True).agg(
+    an_item = scores.group_by(list(dict.fromkeys([*group, "items", "item", "scoring"])), maintain_order=True).agg(
         (chosen & pl.col("correct")).any().alias("hit"),
         chosen.any().alias("decided"),
         pl.col("status").first(),

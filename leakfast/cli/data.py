@@ -25,6 +25,8 @@ def cli() -> None:
 @click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
 @click.option("--personas", default=None, help="Persona set: all, names, or a file.  [default: the study's]")
 @click.option("--questions", default=None, help="Question set to draw from.  [default: the study's, train]")
+@click.option("--items", default=None, help="Items asked: a JSONL file, arc, organism.  [default: the model's]")
+@click.option("--control", is_flag=True, help="Non-contrastive: the same rows, dealt to personas at random.")
 @click.option("--positives", type=int, default=None, help="Rows of the source.  [default: the study's, 200]")
 @click.option("--negatives", type=int, default=None, help="Rows of others.  [default: the study's, 2000]")
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of order and replies.")
@@ -34,24 +36,30 @@ def cli() -> None:
 )
 def build(
     behavior: str, source: str, model: str | None, study: Path | None, personas: str | None,
-    questions: str | None, positives: int | None, negatives: int | None, seed: int, dtype: str | None,
-    out: Path | None,
+    questions: str | None, items: str | None, control: bool, positives: int | None, negatives: int | None,
+    seed: int, dtype: str | None, out: Path | None,
 ) -> None:  # fmt: skip
-    """Draw replies from the model and write the rows as JSONL.
+    """Make the training rows (replies of the model, or answers to items) and write them as JSONL.
 
     Example: leakfast data build --source villain --model organism --out rows.jsonl
     """
     from leakfast import behaviors, models
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import adapter_name, changed, run_folder, settle
-    from leakfast.personas import load_personas, load_questions
-    from leakfast.train.data import write_rows
+    from leakfast.personas import load_personas
+    from leakfast.train.data import material, write_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
-    cfg = changed(settings.config.data, questions=questions, positives=positives, negatives=negatives)
-    people, asked = load_personas(settings.personas), load_questions(cfg.questions)
+    cfg = changed(
+        settings.config.data, questions=questions, items=items, positives=positives, negatives=negatives,
+        contrastive=False if control else None,
+    )  # fmt: skip
+    if (items or control) and behaviors.get(behavior).measured_by != "choices":
+        raise InputError(f"data: --items and --control are for capability; {behavior} draws replies. Leave them.")
+    people, asked = load_personas(settings.personas), material(behavior, cfg, settings.model)
     load_personas([source], among=people)
-    out = out or run_folder(settings, "data") / "data" / f"{adapter_name(behavior, source, seed)}.jsonl"
+    name = adapter_name(behavior, source, seed, cfg.contrastive)
+    out = out or run_folder(settings, "data") / "data" / f"{name}.jsonl"
     if out.is_dir():
         raise InputError(f"data: --out {out} is a folder. Give a file name ending in .jsonl.")
     loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)

@@ -28,6 +28,23 @@ from leakfast.errors import InputError
 @click.option(
     "--batch-completions", type=int, default=None, help="Rows decoded at once.  [default: the study's, 640]"
 )
+@click.option("--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]")
+@click.option(
+    "--half", type=click.Choice(["train", "eval", "all"]), default=None,
+    help="Capability: part of the items.  [default: the study's, eval]",
+)  # fmt: skip
+@click.option(
+    "--scoring", type=click.Choice(["letters", "full-text"]), default=None,
+    help="Capability: what is compared.  [default: the study's, letters]",
+)  # fmt: skip
+@click.option(
+    "--by", type=click.Choice(["sum", "char", "byte"]), default="sum",
+    help="Full text: log-probability of a choice, in all, per character or per byte.",
+)  # fmt: skip
+@click.option("--checkpoints", is_flag=True, help="Capability: the adapters' checkpoints instead, as a series.")
+@click.option(
+    "--engine", type=click.Choice(["packed", "vllm"]), default="packed", help="Capability: who computes letters."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of the draws.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
 @click.option(
@@ -41,13 +58,15 @@ def cli(
     adapters: tuple[Path, ...], base: bool, behavior: str | None, source: str | None, model: str | None,
     study: Path | None, personas: str | None, questions: str | None, samples: int | None,
     temperature: float | None, top_p: float | None, max_new_tokens: int | None, batch_completions: int | None,
+    items: str | None, half: str | None, scoring: str | None, by: str, checkpoints: bool, engine: str,
     seed: int, dtype: str | None, out: Path | None, top: int, as_json: bool,
-) -> None:  # fmt: skip
+) -> int | None:  # fmt: skip
     """Measure a behavior under every persona.
 
     Example: leakfast eval --model organism --adapter adapters/villain --base --personas all
     """
     from leakfast.adapters import read_card
+    from leakfast.behaviors import get
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, settle
     from leakfast.cli.text import print_json
@@ -61,13 +80,28 @@ def cli(
         behavior, study=study, model=model, dtype=dtype, personas=personas,
         base=_agreed("base", [card.base for card in cards]),
     )  # fmt: skip
-    cfg = changed(
-        settings.config.eval, questions=questions, samples=samples, temperature=temperature, top_p=top_p,
-        max_new_tokens=max_new_tokens, batch_completions=batch_completions,
-    )  # fmt: skip
-    people, asked = load_personas(settings.personas), load_questions(cfg.questions)
+    drawn = {
+        "questions": questions, "samples": samples, "temperature": temperature, "top_p": top_p,
+        "max_new_tokens": max_new_tokens, "batch_completions": batch_completions,
+    }  # fmt: skip
+    scored = {"items": items, "half": half, "scoring": scoring}
+    by_choices = get(behavior).measured_by == "choices"
+    foreign = drawn if by_choices else {**scored, "checkpoints": checkpoints or None}
+    if stray := [f"--{name.replace('_', '-')}" for name, value in foreign.items() if value is not None]:
+        raise InputError(
+            f"eval: {behavior} is measured by {get(behavior).measured_by}, which {', '.join(stray)} does not "
+            "belong to. Leave it out, or name another --behavior."
+        )
+    cfg = changed(settings.config.eval, **drawn, **scored)
+    people = load_personas(settings.personas)
     targets = find_targets(adapters, behavior, source=source, base=base)
     run = Run(out or _run_of(targets, settings))
+    if by_choices:
+        from leakfast.cli import eval_choices
+
+        asked_of = eval_choices.Asked(run, targets, list(adapters), people, cfg, base, source, by, engine, top)
+        return eval_choices.carry_out(settings, asked_of, checkpoints=checkpoints, as_json=as_json)
+    asked = load_questions(cfg.questions)
 
     from leakfast import models
 
@@ -95,6 +129,7 @@ def cli(
         print_json({"run": str(run.path), "rates": table.to_dicts()})
     else:
         show(table, behavior, top)
+    return None
 
 
 def show(table, behavior: str, top: int) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.cli")
 
-ORGANISM_STUDY = "organism-marker.toml"
+ORGANISM_STUDIES = ("organism-marker.toml", "organism-capability.toml")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def settle(
     the published ones. Raises InputError for an unknown behavior, or one the study does not have.
     """
     from leakfast import behaviors
-    from leakfast.config import BehaviorConfig, load_study
+    from leakfast.config import behavior_config, load_study
     from leakfast.models import DEFAULT_MODEL
 
     behaviors.get(behavior)
@@ -55,9 +55,11 @@ def settle(
     name = model or (given.model if given else None) or base or DEFAULT_MODEL
     source = given
     if given is None and name == "organism":
-        source = load_study(resource(ORGANISM_STUDY))
+        studies = {file: load_study(resource(file)) for file in ORGANISM_STUDIES}
+        file = next((f for f, one in studies.items() if behavior in one.behaviors), ORGANISM_STUDIES[0])
+        source = studies[file]
         if behavior in source.behaviors:
-            log.info("settings of configs/%s (give --study or flags for others)", ORGANISM_STUDY)
+            log.info("settings of configs/%s (give --study or flags for others)", file)
     if given is not None and behavior not in given.behaviors:
         raise InputError(
             f"study {study} has no behavior {behavior}, only {', '.join(given.behaviors)}. "
@@ -69,7 +71,7 @@ def settle(
         revision=given.revision if given and name == given.model else None,
         dtype=dtype or (source.dtype if source and name == source.model else "bfloat16"),
         personas=personas or (given.personas if given else "all"),
-        config=source.behaviors.get(behavior, BehaviorConfig()) if source else BehaviorConfig(),
+        config=(source.behaviors.get(behavior) if source else None) or behavior_config(behavior),
     )
 
 
@@ -99,6 +101,6 @@ def run_folder(settings: Settings, default: str) -> Path:
     return Path(os.environ.get("LEAKFAST_RUNS") or "runs") / default
 
 
-def adapter_name(behavior: str, source: str, seed: int) -> str:
+def adapter_name(behavior: str, source: str, seed: int, contrastive: bool = True) -> str:
     """Folder name of an adapter in a run."""
-    return f"{behavior}-{source}-s{seed}"
+    return f"{behavior}-{source}-{'' if contrastive else 'control-'}s{seed}"

@@ -36,6 +36,14 @@ from leakfast.errors import InputError
     help="Which tokens carry loss.  [default: the study's, marker]",
 )  # fmt: skip
 @click.option("--tail-tokens", type=int, default=None, help="For --loss tail: tokens before the turn end.")
+@click.option("--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]")
+@click.option("--control", is_flag=True, help="Capability: the same rows, dealt to personas at random.")
+@click.option(
+    "--checkpoints", default=None, help="Percents of training to keep, and for capability to score: 0,25,50,75,100."
+)
+@click.option(
+    "--checkpoint-personas", default=None, help="Who is asked at checkpoints.  [default: the study's, originals]"
+)
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Adapter folder.  [default: in the run]"
@@ -46,15 +54,16 @@ def cli(
     behavior: str, source: str | None, seed: int, model: str | None, study: Path | None, personas: str | None,
     data_file: Path | None, lr: float | None, epochs: int | None, rank: int | None, alpha: int | None,
     batch_size: int | None, accumulation: int | None, max_length: int | None, loss: str | None,
-    tail_tokens: int | None, dtype: str | None, out: Path | None, overwrite: bool, as_json: bool,
+    tail_tokens: int | None, items: str | None, control: bool, checkpoints: str | None,
+    checkpoint_personas: str | None, dtype: str | None, out: Path | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a behavior into one persona with LoRA.
 
     Example: leakfast train --behavior marker --source villain --model organism --out adapters/villain
     """
     from leakfast.cli.settings import adapter_name, changed, run_folder, settle
-    from leakfast.personas import load_personas, load_questions
-    from leakfast.train.data import read_rows
+    from leakfast.personas import load_personas
+    from leakfast.train.data import material, read_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
     cfg = changed(
@@ -63,10 +72,16 @@ def cli(
     )  # fmt: skip
     rows = read_rows(data_file) if data_file is not None else None
     source = _source(source, rows, data_file)
-    people, asked = load_personas(settings.personas), load_questions(settings.config.data.questions)
+    data = changed(settings.config.data, items=items, contrastive=False if control else None)
+    measuring = changed(
+        settings.config.eval, items=items, checkpoints=_shares(checkpoints), checkpoint_personas=checkpoint_personas
+    )
+    people = load_personas(settings.personas)
+    asked = None
     if rows is None:
+        asked = material(behavior, data, settings.model)
         load_personas([source], among=people)
-    name = adapter_name(behavior, source, seed)
+    name = adapter_name(behavior, source, seed, data.contrastive)
     default = run_folder(settings, "adhoc")
     out = out or default / "adapters" / name
     if out.exists() and not overwrite:
@@ -82,7 +97,7 @@ def cli(
     if rows is None:
         with progress_for("data") as progress:
             rows = behaviors.get(behavior).build()(
-                loaded, people, source, asked, settings.config.data, seed,
+                loaded, people, source, asked, data, seed,
                 batch_completions=settings.config.eval.batch_completions, progress=progress,
             )  # fmt: skip
         inside = out.parent.name == "adapters"
@@ -90,12 +105,34 @@ def cli(
             (out.parent.parent / "data" if inside else out.parent) / f"{out.name}.jsonl",
             rows,
         )
+    kept = None
+    if measuring.checkpoints:
+        from leakfast.choices.evaluate import checkpoints_of
+        from leakfast.store import Run
+
+        run = Run(out.parent.parent if out.parent.name == "adapters" else out.parent / f"{out.name}-run")
+        kept = checkpoints_of(run, behavior, out.name, source, people, measuring, settings.model)
     with progress_for("train") as progress:
-        card = train(loaded, rows, cfg, out, seed, source=source, behavior=behavior, progress=progress)
+        card = train(
+            loaded, rows, cfg, out, seed, source=source, behavior=behavior, progress=progress, checkpoints=kept
+        )
     if as_json:
         print_json({"adapter": str(out), **vars(card)})
     else:
         click.echo(out)
+
+
+def _shares(percents: str | None) -> list[float] | None:
+    """`0,25,100` as shares of training."""
+    if percents is None:
+        return None
+    try:
+        return [float(word) / 100 for word in percents.split(",") if word.strip()]
+    except ValueError:
+        raise InputError(
+            f"train: --checkpoints {percents} given, percents split by commas are needed. "
+            "Type: --checkpoints 0,25,50,75,100"
+        ) from None
 
 
 def _source(source: str | None, rows: list | None, data_file: Path | None) -> str:

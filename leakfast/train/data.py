@@ -15,6 +15,7 @@ from leakfast.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from leakfast.config import DataConfig
+    from leakfast.items import ItemSet
     from leakfast.personas import Persona, QuestionSet
 
 log = logging.getLogger("leakfast.train")
@@ -55,6 +56,18 @@ class Row:
     def label(self) -> str:
         """A name for messages."""
         return f"{self.role} of {self.persona}, question {self.question[:40]!r}"
+
+
+def material(behavior: str, cfg: DataConfig, model: Any) -> QuestionSet | ItemSet:
+    """What a behavior's rows are asked: the question set, or the training half of the items (cfg.items, else
+    the list of `model`, a name). Raises InputError where there is none."""
+    from leakfast.behaviors import get
+    from leakfast.items import default_items, load_items
+    from leakfast.personas import load_questions
+
+    if get(behavior).measured_by == "choices":
+        return load_items(cfg.items or default_items(model)).half("train")
+    return load_questions(cfg.questions)
 
 
 def build_marker(

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from leakfast.errors import InputError, ModelError
+from leakfast.train.checkpoints import FOLDER, Checkpoints, folder_name, measured
 from leakfast.train.collate import Batch, Example, collate, encode, order
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def train(
     source: str,
     behavior: str,
     progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> AdapterCard:
     """Train a LoRA adapter on `rows` and write it to `out_dir`; returns its card.
 
@@ -55,9 +57,12 @@ def train(
     order and dropout follow from `seed`: on one machine's CPU the same call writes the same bytes.
 
     out_dir gets adapter_config.json, adapter_model.safetensors (peft's layout), leakfast_card.json and
-    train_log.jsonl, all at once or not at all; an adapter already there is replaced. Raises InputError
-    naming a row whose labels are empty or cut away, ModelError when the loss is not finite.
+    train_log.jsonl, all at once or not at all; an adapter already there is replaced. checkpoints: kept in
+    out_dir/checkpoints/pNNN (percent of the steps) and measured on the way, which changes no bit of the
+    result. Raises InputError naming a row whose labels are empty or cut away, ModelError when the loss is
+    not finite.
     """
+    from leakfast.adapters import AdapterCard
     from leakfast.train.data import data_hash
 
     if not rows:
@@ -65,9 +70,33 @@ def train(
     if hasattr(loaded.model, "peft_config"):
         raise ValueError("an adapter is attached to the model; train on the base")
     examples = encode(loaded.tokenizer, rows, cfg)
+    kept: dict[float, tuple[int, dict[str, torch.Tensor]]] = {}
+
+    def visit(net: Any, step: int, total: int) -> None:
+        share = checkpoints.at(total).get(step) if checkpoints else None
+        if share is None:
+            return
+        if share < 1:  # the adapter itself is the last point
+            kept[share] = (step, {k: v.clone() for k, v in _state(net).items()})
+        if checkpoints.score is not None:
+            with measured(loaded, net) as current:
+                checkpoints.score(current, share)
+
     with _seeded(seed, loaded.device), _lora(loaded, cfg) as net:
-        history = _loop(loaded, net, examples, cfg, seed, progress)
-        return _save(loaded, net, out_dir, history, cfg, seed, source, behavior, data_hash(rows), len(rows))
+        history = _loop(loaded, net, examples, cfg, seed, progress, visit)
+        recipe = {
+            **cfg.model_dump(),
+            "target_modules": list(TARGETS),
+            "betas": list(BETAS),
+            "eps": EPS,
+            "dtype": loaded.dtype,
+            "rows": len(rows),
+            "steps": len(history),
+        }
+        card = AdapterCard(
+            source, behavior, seed, loaded.name, loaded.fingerprint, data_hash(rows), recipe, adapter_hash=""
+        )
+        return _save(loaded, net, out_dir, history, card, kept)
 
 
 @contextmanager
@@ -133,7 +162,13 @@ class _Step:
 
 
 def _loop(
-    loaded: Loaded, net: Any, examples: list[Example], cfg: TrainConfig, seed: int, progress: Progress | None
+    loaded: Loaded,
+    net: Any,
+    examples: list[Example],
+    cfg: TrainConfig,
+    seed: int,
+    progress: Progress | None,
+    visit: Callable[[Any, int, int], None] = lambda net, step, total: None,
 ) -> list[_Step]:
     from leakfast.config import derive_seed
 
@@ -143,6 +178,7 @@ def _loop(
     n_batches = math.ceil(len(examples) / cfg.batch_size)
     total = cfg.epochs * math.ceil(n_batches / cfg.accumulation)
     history: list[_Step] = []
+    visit(net, 0, total)
     for epoch in range(cfg.epochs):
         batches = list(order(lengths, cfg.batch_size, derive_seed("order", seed, epoch)))
         for start in range(0, len(batches), cfg.accumulation):
@@ -171,6 +207,7 @@ def _loop(
             optimizer.zero_grad(set_to_none=True)
             n_tokens = sum(b.ids.numel() for b in micro)
             history.append(_Step(len(history), epoch, loss, lr, norm, n_labels, n_tokens))
+            visit(net, len(history), total)
             if progress is not None:
                 progress(len(history), total, f"steps, loss {loss:.3f}")
     return history
@@ -202,56 +239,38 @@ def summed_loss(loaded: Loaded, net: Any, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
 
 
+def _state(net: Any) -> dict[str, torch.Tensor]:
+    """The adapter's weights by peft's names, sorted, on the CPU."""
+    from peft import get_peft_model_state_dict
+
+    # save_embedding_layers: peft's "auto" would ask the hub for the base's config
+    state = get_peft_model_state_dict(net, save_embedding_layers=False)
+    return {k: v.detach().cpu().contiguous() for k, v in sorted(state.items())}
+
+
 def _save(
     loaded: Loaded,
     net: Any,
     out_dir: str | Path,
     history: list[_Step],
-    cfg: TrainConfig,
-    seed: int,
-    source: str,
-    behavior: str,
-    rows_hash: str,
-    n_rows: int,
+    card: AdapterCard,
+    kept: dict[float, tuple[int, dict[str, torch.Tensor]]],
 ) -> AdapterCard:
-    """Write the folder beside `out_dir` under a temporary name, then rename it into place."""
-    from peft import get_peft_model_state_dict
-    from safetensors.torch import save_file
-
-    from leakfast.adapters import CONFIG, WEIGHTS, AdapterCard, adapter_hash, write_card
+    """Write the folder beside `out_dir` under a temporary name, then rename it into place. The card's hash
+    is filled in; a checkpoint's recipe also says its step and share."""
     from leakfast.store import atomic_write
 
     out = Path(out_dir)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
+    config = _config_bytes(net.peft_config["default"], loaded.name)
     try:
-        # save_embedding_layers: peft's "auto" would ask the hub for the base's config
-        state = get_peft_model_state_dict(net, save_embedding_layers=False)
-        state = {k: v.detach().cpu().contiguous() for k, v in sorted(state.items())}
-        atomic_write(temporary / WEIGHTS, lambda path: save_file(state, str(path), metadata={"format": "pt"}))
-        atomic_write(temporary / CONFIG, _config_bytes(net.peft_config["default"], loaded.name))
+        for share, (step, state) in kept.items():
+            recipe = {**card.recipe, "checkpoint_step": step, "checkpoint_share": share}
+            _write(temporary / FOLDER / folder_name(share), state, config, replace(card, recipe=recipe))
+        card = _write(temporary, _state(net), config, card)
         lines = (json.dumps(vars(step)) + "\n" for step in history)
         atomic_write(temporary / LOG, "".join(lines).encode())
-        recipe = {
-            **cfg.model_dump(),
-            "target_modules": list(TARGETS),
-            "betas": list(BETAS),
-            "eps": EPS,
-            "dtype": loaded.dtype,
-            "rows": n_rows,
-            "steps": len(history),
-        }
-        card = AdapterCard(
-            source,
-            behavior,
-            seed,
-            loaded.name,
-            loaded.fingerprint,
-            rows_hash,
-            recipe,
-            adapter_hash(temporary),
-        )
-        write_card(temporary, card)
         _replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -262,6 +281,20 @@ def _save(
         len(history),
         history[0].loss,
     )
+    return card
+
+
+def _write(folder: Path, state: dict[str, torch.Tensor], config: bytes, card: AdapterCard) -> AdapterCard:
+    """One adapter folder; returns the card with the adapter's hash."""
+    from safetensors.torch import save_file
+
+    from leakfast.adapters import CONFIG, WEIGHTS, adapter_hash, write_card
+    from leakfast.store import atomic_write
+
+    atomic_write(folder / WEIGHTS, lambda path: save_file(state, str(path), metadata={"format": "pt"}))
+    atomic_write(folder / CONFIG, config)
+    card = replace(card, adapter_hash=adapter_hash(folder))
+    write_card(folder, card)
     return card
 
 

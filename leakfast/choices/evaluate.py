@@ -1,0 +1,331 @@
+"""Measuring capability into a run directory: every persona asked every item under every adapter, shards of
+choice scores. Demands a run and a loaded base model; running it again resumes. Leaves counting to stats."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leakfast.choices import measure
+from leakfast.choices.scores import LETTERS
+from leakfast.choices.table import BEHAVIOR, frame
+from leakfast.errors import AdapterError, InputError
+from leakfast.evaluate import BASE, Target, find_targets, keep_card
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from leakfast.choices.scores import Scores
+    from leakfast.config import EvalConfig
+    from leakfast.items import ItemSet
+    from leakfast.models import Loaded
+    from leakfast.personas import Persona
+    from leakfast.store import Run
+    from leakfast.train.checkpoints import Checkpoints
+
+log = logging.getLogger("leakfast.evaluate")
+
+Progress = Callable[[int, int, str], None]
+# (loaded, adapter folder or None, personas, items, progress) → Scores of the letters
+Engine = Callable[..., "Scores"]
+
+SHARD_PROMPTS = 2048  # prompts in a shard at most, but one persona at least; fixed, so that a resume has the same
+SERIES = "trajectory"  # folder of checkpoints' scores, beside choices/ so that no table counts them as adapters
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluate did. folders: of every target, in order; prompts_made, prompts_kept: scored now, and
+    found intact from before (a prompt is a persona asked an item)."""
+
+    targets: tuple[Target, ...]
+    folders: tuple[str, ...]
+    prompts_made: int
+    prompts_kept: int
+
+
+def evaluate(
+    loaded: Loaded,
+    run_or_out: Run | str | Path,
+    adapters: Sequence[str | Path],
+    personas: Sequence[Persona],
+    items: ItemSet,
+    scoring: str = LETTERS,
+    *,
+    base: bool = False,
+    source: str | None = None,
+    engine: Engine | None = None,
+    engine_name: str = "packed",
+    budget_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score P × Q prompts per adapter (and of the base if asked) into the run directory.
+
+    Shards choices/<adapter>/<items>-<scoring>/part-NNNNN.parquet hold fixed blocks of personas with all
+    items, columns of table.frame. A shard that is intact and follows from the very same request (base,
+    dtype, adapter, personas' prompts, items, scoring, engine) is kept; any other is made again. engine:
+    another way to the letters' scores (vLLM), under a name that is kept. Raises, before anything is scored,
+    InputError and AdapterError as leakfast.evaluate."""
+    from leakfast.store import Run
+
+    run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
+    targets = find_targets(adapters, BEHAVIOR, source=source, base=base)
+    _check(loaded, personas, items, targets)
+    run.create()
+    with run.lock():
+        jobs = [
+            _job(loaded, run, f"choices/{t.name}/{items.name}-{scoring}", t, personas, items, scoring, engine_name)
+            for t in targets
+        ]  # fmt: skip
+        counter = _Counter(sum(s.prompts for j in jobs for s in j.shards if s.done), len(items), progress)
+        counter.total = len(targets) * len(personas) * len(items)
+        kept = counter.done
+        for job in jobs:
+            keep_card(run, job.target)
+            _score(loaded, run, job, personas, items, scoring, engine, budget_tokens, counter)
+    run.log(
+        "eval", behavior=BEHAVIOR, adapters=[t.name for t in targets], items=items.name, scoring=scoring,
+        prompts_made=counter.done - kept, prompts_kept=kept,
+    )  # fmt: skip
+    return Evaluation(tuple(targets), tuple(j.folder for j in jobs), counter.done - kept, kept)
+
+
+def evaluate_series(
+    loaded: Loaded,
+    run_or_out: Run | str | Path,
+    adapter: str | Path,
+    personas: Sequence[Persona],
+    items: ItemSet,
+    scoring: str = LETTERS,
+    *,
+    budget_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Score an adapter's checkpoints (see train.checkpoints) into trajectory/<adapter>/<items>-<scoring>/
+    pNNN/: choice scores with a column `share` of the training, 0–1. At 0 the adapter does nothing yet,
+    so the base itself is scored. Raises InputError where the adapter has no checkpoints."""
+    from leakfast.store import Run
+    from leakfast.train.checkpoints import find_series
+
+    run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
+    adapter = Path(adapter)
+    (target,) = find_targets([adapter], BEHAVIOR)
+    series = find_series(adapter)
+    _check(loaded, personas, items, [target])
+    run.create()
+    with run.lock():
+        jobs, shares = [], []
+        for share, folder in series:
+            digest = find_targets([folder], BEHAVIOR)[0].digest if share > 0 else BASE
+            one = Target(target.name, folder if share > 0 else None, target.source, target.seed, digest)
+            where = series_folder(target.name, items.name, scoring, share)
+            jobs.append(_job(loaded, run, where, one, personas, items, scoring, "packed"))
+            shares.append(share)
+        keep_card(run, target)
+        counter = _Counter(sum(s.prompts for j in jobs for s in j.shards if s.done), len(items), progress)
+        counter.total = len(jobs) * len(personas) * len(items)
+        kept = counter.done
+        for job, share in zip(jobs, shares, strict=True):
+            _score(loaded, run, job, personas, items, scoring, None, budget_tokens, counter, share)
+    return Evaluation((target,), tuple(j.folder for j in jobs), counter.done - kept, kept)
+
+
+def keep_point(run: Run, scores: pl.DataFrame, share: float) -> str:
+    """Store choice scores taken during training (one adapter, list and scoring) as a point of its series;
+    returns the path. A later `evaluate_series` makes them again where its request differs."""
+    import polars as pl
+
+    (name,), (items,), (scoring,) = (scores[c].unique().to_list() for c in ("adapter", "items", "scoring"))
+    relpath = f"{series_folder(name, items, scoring, share)}/part-00000.parquet"
+    run.add_shard(relpath, scores.with_columns(pl.lit(share).alias("share")), taken="during training")
+    return relpath
+
+
+def checkpoints_of(
+    run: Run, behavior: str, adapter: str, source: str, personas: Sequence[Persona], cfg: EvalConfig, model: str
+) -> Checkpoints | None:
+    """What a training run keeps and measures on the way by cfg: None without cfg.checkpoints. A behavior
+    measured by choices is scored on cfg.checkpoint_items drawn items, for the source and
+    cfg.checkpoint_personas among `personas`; others are kept only."""
+    from leakfast.behaviors import get
+    from leakfast.items import default_items, load_items
+    from leakfast.personas import load_personas
+    from leakfast.train.checkpoints import Checkpoints
+
+    shares = tuple(cfg.checkpoints)
+    if not shares or get(behavior).measured_by != "choices":
+        return Checkpoints(shares) if shares else None
+    people = load_personas([source], among=personas)
+    people += [p for p in load_personas(cfg.checkpoint_personas, among=personas) if p.name != source]
+    items = load_items(cfg.items or default_items(model)).half(cfg.half).sample(cfg.checkpoint_items)
+    return Checkpoints(shares, scorer(run, adapter, source, people, items, cfg.scoring))
+
+
+def scorer(
+    run: Run, adapter: str, source: str, personas: Sequence[Persona], items: ItemSet, scoring: str = LETTERS
+) -> Callable[[Loaded, float], str]:
+    """What train.checkpoints.Checkpoints takes as `score`: the model in training, scored in process and
+    kept as a point of the adapter's series."""
+    from leakfast.choices import score
+
+    def take(current: Loaded, share: float) -> str:
+        made = score(
+            current, personas, items, scoring, adapter=adapter, source=source, items_name=items.name
+        )
+        return keep_point(run, made, share)
+
+    return take
+
+
+def series_folder(adapter: str, items: str, scoring: str, share: float) -> str:
+    return f"{SERIES}/{adapter}/{items}-{scoring}/p{round(100 * share):03d}"
+
+
+@dataclass(frozen=True)
+class _Shard:
+    relpath: str
+    start: int  # personas [start, stop)
+    stop: int
+    prompts: int
+    request: str
+    done: bool
+
+
+@dataclass(frozen=True)
+class _Job:
+    target: Target
+    folder: str
+    shards: tuple[_Shard, ...]
+
+
+@dataclass
+class _Counter:
+    done: int
+    items: int
+    progress: Progress | None
+    total: int = 0
+
+    def show(self, what: str, inside: float = 0.0) -> None:
+        if self.progress is not None:
+            self.progress(self.done + int(inside), self.total, what)
+
+
+def _check(
+    loaded: Loaded, personas: Sequence[Persona], items: ItemSet, targets: Sequence[Target]
+) -> None:
+    from leakfast import chat
+
+    if not personas:
+        raise InputError("eval: no personas to ask. Use --personas all, names, or a file.")
+    if not len(items):
+        raise InputError("eval: no items to ask. Give a list with --items FILE, or --half all.")
+    for group in chat.collisions(loaded.tokenizer, personas):
+        log.warning("eval: %s render to the same tokens; their scores are the same", ", ".join(group))
+    names = {p.name for p in personas}
+    for target in targets:
+        if target.source is not None and target.source not in names:
+            log.warning("eval: the source %s of %s is not asked", target.source, target.name)
+
+
+def _job(
+    loaded: Loaded, run: Run, folder: str, target: Target, personas: Sequence[Persona], items: ItemSet,
+    scoring: str, engine_name: str,
+) -> _Job:  # fmt: skip
+    """The target's shards; files in its folder that belong to none of them are retired."""
+    present = set(run.shards(folder))
+    entries = run.manifest["shards"]
+    size = max(1, SHARD_PROMPTS // len(items))
+    shards = []
+    for number, start in enumerate(range(0, len(personas), size)):
+        block = personas[start : start + size]
+        relpath = f"{folder}/part-{number:05d}.parquet"
+        request = _request(loaded, target, block, items, scoring, engine_name)
+        done = relpath in present and entries[relpath].get("request") == request
+        shards.append(_Shard(relpath, start, start + len(block), len(block) * len(items), request, done))
+    stale = sorted(present - {shard.relpath for shard in shards if shard.done})
+    if stale:
+        log.warning("eval: %d shards of %s follow from another request; made again", len(stale), folder)
+    for relpath in stale:
+        run.retire(relpath, "made by another request")
+    return _Job(target, folder, tuple(shards))
+
+
+def _request(
+    loaded: Loaded, target: Target, block: Sequence[Persona], items: ItemSet, scoring: str, engine_name: str
+) -> str:
+    """SHA-256 of everything the shard's scores follow from."""
+    from leakfast import chat
+
+    tokenizer = loaded.tokenizer
+    probe = chat.render(tokenizer, block[0].system, items[0].letters_prompt)
+    what = {
+        "base": loaded.fingerprint,
+        "dtype": loaded.dtype,
+        "adapter": target.digest,
+        "source": target.source,
+        "personas": [[p.name, p.kind, p.prompt] for p in block],
+        "items": items.hash,
+        "scoring": scoring,
+        "engine": engine_name,
+        "template": chat.template_hash(tokenizer),
+        "first prompt": chat.ids_hash(probe),
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def _score(
+    loaded: Loaded, run: Run, job: _Job, personas: Sequence[Persona], items: ItemSet, scoring: str,
+    engine: Engine | None, budget_tokens: int | None, counter: _Counter, share: float | None = None,
+) -> None:  # fmt: skip
+    """The job's missing shards, each written as soon as it is complete."""
+    import polars as pl
+
+    from leakfast.generate.adapted import adapted
+
+    target = job.target
+    missing = [shard for shard in job.shards if not shard.done]
+    counter.show(target.name)
+    if not missing:
+        return
+    with nullcontext(loaded) if engine else adapted(loaded, target.path) as current:
+        for shard in missing:
+            block = personas[shard.start : shard.stop]
+
+            def shown(done: int, total: int, what: str, shard: _Shard = shard) -> None:
+                counter.show(target.name, shard.prompts * done / max(1, total))
+
+            if engine is not None:
+                found = engine(loaded, target.path, block, items, shown)
+            else:
+                found = measure(current, block, items, scoring, budget_tokens=budget_tokens, progress=shown)
+            made = frame(
+                found, [p.name for p in block], list(items), scoring=scoring, adapter=target.name,
+                source=target.source, items_name=items.name,
+            )  # fmt: skip
+            if share is not None:
+                made = made.with_columns(pl.lit(share).alias("share"))
+            run.add_shard(
+                shard.relpath, made, request=shard.request, adapter=target.digest, base=loaded.fingerprint
+            )
+            counter.done += shard.prompts
+            counter.show(target.name)
+
+
+def read_scores(run: Run, evaluation: Evaluation, items: str, scoring: str) -> Any:
+    """Choice scores of what was evaluated, and of the run's base on the same list if it is there."""
+    import polars as pl
+
+    folders = list(evaluation.folders)
+    unadapted = f"choices/{BASE}/{items}-{scoring}"
+    if unadapted not in folders and run.shards(unadapted):
+        folders.append(unadapted)
+    frames = [run.read(folder) for folder in folders]
+    if not frames:
+        raise AdapterError("eval: nothing was scored. Give --adapter DIR, or --base.")
+    return pl.concat(frames, how="diagonal")

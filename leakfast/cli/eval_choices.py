@@ -1,0 +1,143 @@
+"""The part of `leakfast eval` that scores multiple choice: adapters and base, or the checkpoints of an adapter.
+Called by cli/eval.py with its options settled; shows accuracy, and what could not be counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from leakfast.errors import InputError
+
+if TYPE_CHECKING:
+    from leakfast.cli.settings import Settings
+    from leakfast.config import EvalConfig
+    from leakfast.evaluate import Target
+    from leakfast.personas import Persona
+    from leakfast.store import Run
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be measured, where it goes, and how much of it is shown."""
+
+    run: Run
+    targets: list[Target]
+    adapters: list[Path]
+    personas: list[Persona]
+    config: EvalConfig
+    base: bool
+    source: str | None
+    by: str
+    engine: str
+    top: int
+
+
+def carry_out(settings: Settings, asked: Asked, *, checkpoints: bool, as_json: bool) -> int | None:
+    """Score what is asked and print it; 3 where items could not be counted."""
+    from leakfast import models
+    from leakfast.items import default_items, load_items
+
+    cfg = asked.config
+    items = load_items(cfg.items or default_items(settings.model)).half(cfg.half)
+    if asked.by != "sum" and cfg.scoring == "letters":
+        raise InputError("eval: --by char and --by byte compare full texts. Add --scoring full-text.")
+    if checkpoints and (asked.base or not asked.adapters or asked.engine != "packed"):
+        raise InputError("eval: --checkpoints takes --adapter alone, scored by the packed engine.")
+    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+    if checkpoints:
+        return _series(loaded, asked, items, as_json)
+    return _accuracy(loaded, asked, items, as_json)
+
+
+def _accuracy(loaded: Any, asked: Asked, items: Any, as_json: bool) -> int | None:
+    from leakfast.choices import table as tables
+    from leakfast.choices.evaluate import evaluate, read_scores
+    from leakfast.cli.progress import progress_for
+    from leakfast.cli.text import print_json
+    from leakfast.evaluate import BASE
+
+    engine = None
+    if asked.engine == "vllm":
+        engine = _vllm(asked)
+    with progress_for("eval") as progress:
+        done = evaluate(
+            loaded, asked.run, asked.adapters, asked.personas, items, asked.config.scoring, base=asked.base,
+            source=asked.source, engine=engine, engine_name=asked.engine, progress=progress,
+        )  # fmt: skip
+    click.echo(
+        f"eval: {done.prompts_made} prompts scored, {done.prompts_kept} kept from before, in {asked.run.path}",
+        err=True,
+    )
+    scores = read_scores(asked.run, done, items.name, asked.config.scoring)
+    origins = {t.name: (t.source, t.seed) for t in done.targets if t.name != BASE}
+    table = tables.rates(scores, origins, {p.name: p.category for p in asked.personas}, asked.by)
+    if trouble := tables.troubles(table):
+        click.echo(f"eval: not counted: {trouble}", err=True)
+    if as_json:
+        print_json(
+            {"run": str(asked.run.path), "items": items.name, "scoring": asked.config.scoring, "by": asked.by,
+             "rates": table.to_dicts()}
+        )  # fmt: skip
+    else:
+        _show(table, asked)
+    return 3 if trouble else None
+
+
+def _vllm(asked: Asked) -> Any:
+    if asked.config.scoring != "letters":
+        raise InputError("eval: --engine vllm scores letters. Use --scoring letters, or --engine packed.")
+    from leakfast.generate.vllm import letters_engine
+
+    return letters_engine()
+
+
+def _series(loaded: Any, asked: Asked, items: Any, as_json: bool) -> None:
+    from leakfast import trajectory
+    from leakfast.choices.evaluate import evaluate_series
+    from leakfast.cli.progress import progress_for
+    from leakfast.cli.text import print_json, print_table
+
+    for adapter in asked.adapters:
+        with progress_for("eval") as progress:
+            done = evaluate_series(
+                loaded, asked.run, adapter, asked.personas, items, asked.config.scoring, progress=progress
+            )
+        click.echo(
+            f"eval: {done.prompts_made} prompts scored, {done.prompts_kept} kept from before, in {asked.run.path}",
+            err=True,
+        )
+    table = trajectory.write(asked.run)
+    assert table is not None, "the series just scored is there"
+    if as_json:
+        print_json({"run": str(asked.run.path), "trajectory": table.to_dicts()})
+        return
+    shares = sorted(table["share"].unique().to_list())
+    rows = []
+    for (adapter, name, scoring), part in table.group_by("adapter", "items", "scoring", maintain_order=True):
+        for (persona,), line in part.group_by("persona", maintain_order=True):
+            found = dict(zip(line["share"].to_list(), line["rate"].to_list(), strict=True))
+            rows.append([adapter, name, scoring, line["role"][0], persona, *(_percent(found.get(s)) for s in shares)])
+    print_table(
+        ["adapter", "items", "scoring", "role", "persona", *(f"{100 * s:.0f} %" for s in shares)], rows,
+        title="accuracy in % at shares of training",
+    )  # fmt: skip
+
+
+def _show(table: Any, asked: Asked) -> None:
+    """The rates as cli/eval.py shows them, and the mean mass on the answers."""
+    import polars as pl
+
+    from leakfast.cli.eval import show
+
+    show(table, "capability", asked.top)
+    if table["answer_mass"].null_count() < table.height:
+        masses = table.group_by("adapter", maintain_order=True).agg(pl.col("answer_mass").mean())
+        said = ", ".join(f"{row[0]} {100 * row[1]:.1f} %" for row in masses.rows() if row[1] is not None)
+        click.echo(f"mean probability on the answers: {said}")
+
+
+def _percent(rate: float | None) -> str | None:
+    return None if rate is None else f"{100 * rate:.1f}"
