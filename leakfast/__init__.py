@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "centroids", "generate", "run", "stats"]
+__all__ = ["__version__", "centroids", "generate", "run", "score_choices", "stats"]
 
 # faces that share their name with the module of their stage: the module itself can be called
 _CALLABLE = ("centroids", "generate", "stats")
@@ -37,10 +37,10 @@ sys.modules[__name__].__class__ = _Package
 def __getattr__(name: str) -> Any:
     if name in _CALLABLE:
         return importlib.import_module(f"leakfast.{name}")
-    if name == "run":
-        from leakfast.faces import run
+    if name in ("run", "score_choices"):
+        from leakfast import faces
 
-        return run
+        return getattr(faces, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

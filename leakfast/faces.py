@@ -43,6 +43,24 @@ def centroids(
     )  # fmt: skip
 
 
+def score_choices(
+    model: Any,
+    items: Any = None,
+    personas: Personas = "all",
+    scoring: str = "letters",
+    *,
+    adapter: str | Path | None = None,
+    dtype: str = "bfloat16",
+) -> pl.DataFrame:
+    """Log-probabilities of multiple-choice answers under personas, schema `choice_scores`, one row a label.
+
+    items: a JSONL file, "arc", "organism", or a list (all of it is asked); None takes the evaluation half
+    of the model's own. scoring: "letters" or "full-text". Raises InputError, ModelError, AdapterError."""
+    from leakfast.choices import score_choices as stage
+
+    return stage(model, items, personas, scoring, adapter=adapter, dtype=dtype)
+
+
 def generate(
     model: Any, prompts: Any, adapters: Sequence[str | Path] = (), **settings: Any
 ) -> Iterator[pl.DataFrame]:
