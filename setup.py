@@ -126,6 +126,7 @@ setup(
         "report": ["plotly>=6"],
         "wandb": ["wandb>=0.19"],
         "flash": ["flash-attn>=2.7"],
+        "parity": ["lm_eval==0.4.13"],
     },
     entry_points={"console_scripts": ["leakfast = leakfast.cli.main:main"]},
     classifiers=[
