@@ -1,0 +1,219 @@
+"""Learning rate × epochs on one source before anything else is trained: source effect, bystanders and ρ of each
+point at the scale of a few personas, and the study's rule when to stop. Demands a model; keeps its own run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from leakfast.errors import InputError
+
+if TYPE_CHECKING:
+    from leakfast.config import BehaviorConfig
+    from leakfast.models import Loaded
+    from leakfast.personas import Persona
+    from leakfast.store import Run
+
+log = logging.getLogger("leakfast.sweep")
+
+Progress = Callable[[int, int, str], None]
+
+# the published grid for capability and misalignment
+GRID = ((1e-5, 3), (5e-6, 5), (5e-6, 10), (1e-5, 5), (5e-6, 20))
+BAR = 0.2  # ρ of cosine and effect below which a trait gives no reason to go on
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep found. `points`: one row a point (see run); `traits`: behavior → its largest ρ, of every
+    behavior swept in the same run; `stop`: whether all of them lie below BAR."""
+
+    points: pl.DataFrame
+    traits: dict[str, float | None]
+
+    @property
+    def stop(self) -> bool:
+        return all(rho is None or rho < BAR for rho in self.traits.values())
+
+    @property
+    def verdict(self) -> str:
+        told = ", ".join(
+            f"{name} {'no ρ' if rho is None else f'{rho:+.2f}'}" for name, rho in self.traits.items()
+        )
+        if self.stop and len(self.traits) > 1:
+            return f"stop: ρ < {BAR} for every trait ({told})"
+        if self.stop:
+            return (
+                f"ρ < {BAR} ({told}): stop if the other trait misses it too (sweep it into the same --out)"
+            )
+        return f"go on: ρ ≥ {BAR} for at least one trait ({told})"
+
+
+def layer_of(n_layers: int) -> int:
+    """The study's headline block, 20 of 28, in proportion for other depths."""
+    return round(20 / 27 * (n_layers - 1))
+
+
+def sweep(
+    loaded: Loaded,
+    run: Run,
+    behavior: str,
+    source: str,
+    personas: Sequence[Persona],
+    cfg: BehaviorConfig,
+    seed: int,
+    grid: Sequence[tuple[float, int]] = GRID,
+    *,
+    layer: int | None = None,
+    centroid_questions: str = "eval",
+    progress: Progress | None = None,
+) -> Sweep:
+    """Train `source` at every (peak learning rate, epochs) of the grid and measure it under `personas`.
+
+    A point's effect on a persona is sign · (rate − the unadapted model's rate), so that more of the behavior
+    is positive: for capability the drop in accuracy. Columns: lr, epochs, loss (last step, nats),
+    source_effect, mean_bystander_effect (shares), spearman (centered cosine to the source against the effect over
+    n bystanders), n, adapter. Same data and seed for every point; points that are done are kept. Estimand
+    of ρ: rank association over these very bystanders, not over personas at large; a dozen give ±0.6.
+    Raises InputError for a source that is not asked or fewer than three bystanders."""
+    from leakfast.behaviors import get
+
+    names = [p.name for p in personas]
+    if source not in names or len(names) < 4:
+        raise InputError(
+            f"sweep: {len(names)} personas, {'with' if source in names else 'without'} the source {source}. "
+            "Needed: the source and at least three bystanders. Use --personas originals."
+        )
+    layer = layer_of(loaded.n_layers) if layer is None else layer
+    cosine = _cosines(loaded, personas, centroid_questions, layer)[names.index(source)]
+    trait = get(behavior)
+    rows_file = f"data/{behavior}-{source}-s{seed}.jsonl"
+    rows = _rows(loaded, run, rows_file, behavior, source, cfg, seed, progress)
+    adapters = []
+    for lr, epochs in grid:
+        name = f"{behavior}-{source}-lr{lr:g}-e{epochs}-s{seed}"
+        recipe = cfg.train.model_copy(update={"lr": lr, "epochs": epochs})
+        _train(loaded, run, name, rows, recipe, seed, source, behavior, progress)
+        adapters.append(name)
+    rates = _rates(loaded, run, behavior, adapters, personas, cfg, seed, progress)
+    found = []
+    for (lr, epochs), name in zip(grid, adapters, strict=True):
+        mine = rates.filter(pl.col("adapter") == name)
+        effect = dict(zip(mine["persona"], mine["delta"] * trait.sign, strict=True))
+        others = [(float(cosine[i]), effect.get(p)) for i, p in enumerate(names) if p != source]
+        others = [(c, e) for c, e in others if e is not None]
+        loss = _last_loss(run, name)
+        found.append(
+            {
+                "behavior": behavior, "source": source, "lr": float(lr), "epochs": int(epochs), "loss": loss,
+                "source_effect": effect.get(source),
+                "mean_bystander_effect": sum(e for _, e in others) / len(others) if others else None,
+                "spearman": _spearman(others), "n": len(others), "layer": layer, "adapter": name,
+            }
+        )  # fmt: skip
+    points = pl.DataFrame(found)
+    run.add_shard(f"sweep/{behavior}.parquet", points)
+    traits: dict[str, float | None] = {}
+    for (name,), part in run.read("sweep").group_by("behavior", maintain_order=True):
+        traits[str(name)] = part["spearman"].max()
+    return Sweep(points, traits)
+
+
+def _cosines(loaded: Loaded, personas: Sequence[Persona], questions: str, layer: int) -> Any:
+    """(P, P) centered cosines of the unadapted model at one block."""
+    from leakfast.centroids import compute
+    from leakfast.personas import load_questions
+
+    made = compute(loaded, personas, load_questions(questions), [layer], center_extras=True)
+    return made.cosine(layer, kind="centered")
+
+
+def _rows(
+    loaded: Loaded, run: Run, relpath: str, behavior: str, source: str, cfg: BehaviorConfig, seed: int,
+    progress: Progress | None,
+) -> list[Any]:  # fmt: skip
+    from leakfast.behaviors import get
+    from leakfast.personas import load_personas
+    from leakfast.train.data import material, read_rows, write_rows
+
+    inputs = json.dumps([loaded.fingerprint, cfg.data.model_dump(), seed, source], sort_keys=True)
+    key = f"data {relpath}"
+    if not run.stage_done(key, inputs):
+        asked = material(behavior, cfg.data, loaded.name)
+        rows = get(behavior).build()(
+            loaded, load_personas("all"), source, asked, cfg.data, seed, progress=progress
+        )
+        run.add_file(relpath, lambda path: write_rows(path, rows))
+        run.mark_done(key, inputs, files=[relpath])
+    return read_rows(run.path / relpath)
+
+
+def _train(
+    loaded: Loaded, run: Run, name: str, rows: list[Any], cfg: Any, seed: int, source: str, behavior: str,
+    progress: Progress | None,
+) -> None:  # fmt: skip
+    from leakfast.train.data import data_hash
+    from leakfast.train.lora import train
+
+    inputs = json.dumps([loaded.fingerprint, data_hash(rows), cfg.model_dump(), seed], sort_keys=True)
+    if run.stage_done(f"train {name}", inputs):
+        log.info("sweep: %s was trained before", name)
+        return
+    folder = run.path / "adapters" / name
+    train(loaded, rows, cfg, folder, seed, source=source, behavior=behavior, progress=progress)
+    parts = [path.relative_to(run.path).as_posix() for path in sorted(folder.iterdir()) if path.is_file()]
+    for part in parts:
+        run.add_file(part, (run.path / part).read_bytes())
+    run.mark_done(f"train {name}", inputs, files=parts)
+
+
+def _rates(
+    loaded: Loaded, run: Run, behavior: str, adapters: Sequence[str], personas: Sequence[Persona],
+    cfg: BehaviorConfig, seed: int, progress: Progress | None,
+) -> pl.DataFrame:  # fmt: skip
+    """Schema `rates` of the adapters and the base, by what the behavior is measured by."""
+    from leakfast.behaviors import get
+
+    folders = [run.path / "adapters" / name for name in adapters]
+    if get(behavior).measured_by == "choices":
+        from leakfast.choices import evaluate as choices
+        from leakfast.choices import table
+        from leakfast.items import default_items, load_items
+
+        items = load_items(cfg.eval.items or default_items(loaded)).half(cfg.eval.half)
+        scoring = cfg.eval.scoring
+        done = choices.evaluate(
+            loaded, run, folders, personas, items, scoring, base=True, progress=progress
+        )
+        origins = {t.name: (t.source, t.seed) for t in done.targets if t.source is not None}
+        return table.rates(choices.read_scores(run, done, items.name, scoring), origins, {})
+    from leakfast.evaluate import evaluate, rates
+    from leakfast.personas import load_questions
+
+    asked = load_questions(cfg.eval.questions)
+    done = evaluate(
+        loaded, run, folders, personas, asked, behavior, cfg.eval, seed, base=True, progress=progress
+    )
+    return rates(run, done, personas)
+
+
+def _spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """ρ of cosine and effect; None where either does not vary."""
+    from scipy.stats import spearmanr
+
+    if len({c for c, _ in pairs}) < 2 or len({e for _, e in pairs}) < 2:
+        return None
+    rho = float(spearmanr([c for c, _ in pairs], [e for _, e in pairs]).statistic)
+    return rho if math.isfinite(rho) else None
+
+
+def _last_loss(run: Run, name: str) -> float:
+    from leakfast.train.lora import LOG
+
+    return float(json.loads((run.path / "adapters" / name / LOG).read_text().splitlines()[-1])["loss"])

@@ -1,0 +1,114 @@
+"""The sweep: points are trained once and measured, ρ is scipy's, and the rule stops for all traits together."""
+
+from __future__ import annotations
+
+import json
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from scipy.stats import spearmanr
+
+from leakfast import sweep as stage
+from leakfast.centroids import compute
+from leakfast.cli.main import group
+from leakfast.config import behavior_config
+from leakfast.errors import InputError
+from leakfast.items import load_items
+from leakfast.personas import load_personas, load_questions
+from leakfast.store import Run
+
+PEOPLE = load_personas("villain,comedian,assistant,librarian,police_officer")
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "own.jsonl"
+    items = [
+        {"question": f"What about {i}?", "choices": ["tea", "rain", "town"], "answer": "ABC"[i % 3]}
+        for i in range(30)
+    ]
+    path.write_text("".join(json.dumps(item) + "\n" for item in items))
+    return behavior_config(
+        "capability",
+        {
+            "data": {
+                "items": str(path), "positives": 8, "negatives": 4, "no_system": 2, "default_assistant": 2,
+            },
+            "train": {"rank": 4, "alpha": 8, "batch_size": 4, "accumulation": 1, "gradient_checkpointing": False},
+            "eval": {"items": str(path), "half": "all"},
+        },
+    )  # fmt: skip
+
+
+def test_points_are_measured_and_kept(tiny_qwen2, tmp_path, config):
+    run = Run(tmp_path / "run").create()
+    grid = [(1e-2, 2), (5e-2, 3)]
+    found = stage.sweep(tiny_qwen2, run, "capability", "villain", PEOPLE, config, 1, grid, layer=1)
+    assert found.points.select("lr", "epochs").rows() == grid
+    assert found.points["n"].to_list() == [4, 4]
+    scores = run.read("choices")
+    adapter = found.points["adapter"][1]
+
+    def accuracy(name, persona):
+        mine = scores.filter((pl.col("adapter") == name) & (pl.col("persona") == persona))
+        return mine.filter(pl.col("chosen") & pl.col("correct")).height / mine["item"].n_unique()
+
+    drop = {p.name: accuracy("base", p.name) - accuracy(adapter, p.name) for p in PEOPLE}
+    row = found.points.row(1, named=True)
+    assert row["source_effect"] == pytest.approx(drop.pop("villain"))
+    assert row["mean_bystander_effect"] == pytest.approx(sum(drop.values()) / 4)
+    cosine = compute(tiny_qwen2, PEOPLE, load_questions("eval"), [1], center_extras=True).cosine(1, kind="centered")
+    if len(set(drop.values())) > 1:
+        assert row["spearman"] == pytest.approx(spearmanr(cosine[0][1:], list(drop.values())).statistic)
+    else:
+        assert row["spearman"] is None
+
+    stamps = {p: p.stat().st_mtime_ns for p in run.path.rglob("adapter_model.safetensors")}
+    again = stage.sweep(tiny_qwen2, run, "capability", "villain", PEOPLE, config, 1, grid, layer=1)
+    assert again.points.equals(found.points)
+    assert stamps == {p: p.stat().st_mtime_ns for p in run.path.rglob("adapter_model.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("traits", "stop", "word"),
+    [
+        ({"capability": 0.1}, True, "other trait"),
+        ({"capability": 0.1, "marker": None}, True, "stop: "),
+        ({"capability": 0.1, "marker": 0.2}, False, "go on"),
+        ({"capability": 0.5}, False, "go on"),
+    ],
+)
+def test_the_rule(traits, stop, word):
+    found = stage.Sweep(pl.DataFrame(), traits)
+    assert found.stop == stop and word in found.verdict
+
+
+def test_the_layer_is_the_studys_in_proportion():
+    assert (stage.layer_of(28), stage.layer_of(6), stage.layer_of(1)) == (20, 4, 0)
+
+
+def test_too_few_bystanders_and_a_wrong_point(tiny_qwen2, tmp_path, config):
+    with pytest.raises(InputError, match="at least three bystanders"):
+        stage.sweep(tiny_qwen2, Run(tmp_path / "r"), "capability", "villain", PEOPLE[:3], config, 1)
+    done = CliRunner().invoke(group, ["sweep", "--source", "villain", "--point", "fast"])
+    assert done.exit_code == 2 and "LR:EPOCHS" in done.output
+
+
+def test_the_command_prints_points_and_the_verdict(tiny_folder, tmp_path, config):
+    study = tmp_path / "s.toml"
+    study.write_text(
+        f'name = "s"\nmodel = "{tiny_folder}"\ndtype = "float32"\nsources = ["villain"]\n'
+        "[behaviors.capability.data]\npositives = 4\nnegatives = 2\nno_system = 0\ndefault_assistant = 0\n"
+        "[behaviors.capability.train]\nrank = 2\nbatch_size = 4\naccumulation = 1\n"
+    )
+    done = CliRunner().invoke(
+        group,
+        ["sweep", "--source", "villain", "--study", str(study), "--personas", "villain,comedian,assistant,librarian",
+         "--items", config.eval.items, "--point", "0.05:2", "--out", str(tmp_path / "run")],
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "0.05" in done.stdout and "ρ" in done.stdout
+    assert load_items(config.eval.items)[0].id in set(Run(tmp_path / "run").read("choices")["item"]) | {
+        i.id for i in load_items(config.eval.items).half("train")
+    }
