@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGES = [
     "leakfast",
     "leakfast.behaviors",
+    "leakfast.choices",
     "leakfast.cli",
     "leakfast.engine",
     "leakfast.figures",

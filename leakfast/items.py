@@ -179,7 +179,13 @@ def write_items(path: str | Path, items: Iterable[Item]) -> None:
 
     lines = [
         json.dumps(
-            {"id": i.id, "question": i.question, "choices": i.choices, "labels": i.labels, "answer": i.answer},
+            {
+                "id": i.id,
+                "question": i.question,
+                "choices": i.choices,
+                "labels": i.labels,
+                "answer": i.answer,
+            },
             ensure_ascii=False,
         )
         for i in items

@@ -49,9 +49,7 @@ class Sweep:
         if self.stop and len(self.traits) > 1:
             return f"stop: ρ < {BAR} for every trait ({told})"
         if self.stop:
-            return (
-                f"ρ < {BAR} ({told}): stop if the other trait misses it too (sweep it into the same --out)"
-            )
+            return f"ρ < {BAR} ({told}): stop if the other trait misses it too (sweep it into the same --out)"
         return f"go on: ρ ≥ {BAR} for at least one trait ({told})"
 
 
@@ -188,9 +186,7 @@ def _rates(
 
         items = load_items(cfg.eval.items or default_items(loaded)).half(cfg.eval.half)
         scoring = cfg.eval.scoring
-        done = choices.evaluate(
-            loaded, run, folders, personas, items, scoring, base=True, progress=progress
-        )
+        done = choices.evaluate(loaded, run, folders, personas, items, scoring, base=True, progress=progress)
         origins = {t.name: (t.source, t.seed) for t in done.targets if t.source is not None}
         return table.rates(choices.read_scores(run, done, items.name, scoring), origins, {})
     from leakfast.evaluate import evaluate, rates

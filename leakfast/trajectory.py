@@ -44,7 +44,11 @@ def table(run: Run) -> pl.DataFrame | None:
     made = tables.counts(scores, keys=["items", "scoring", "share"])
     sources = scores.select("adapter", "source").unique(maintain_order=True)
     made = made.join(sources, on="adapter", how="left", maintain_order="left")
-    seeds = {name: card.seed for name in made["adapter"].unique() if (card := read_card(run.path / "adapters" / name))}
+    seeds = {
+        name: card.seed
+        for name in made["adapter"].unique()
+        if (card := read_card(run.path / "adapters" / name))
+    }
     counted = made["total"].to_numpy() > 0
     low, high = wilson(made["hits"].to_numpy() * counted, made["total"].to_numpy() + ~counted)
     made = made.with_columns(
@@ -68,34 +72,34 @@ def table(run: Run) -> pl.DataFrame | None:
 
 def draw(trajectory: pl.DataFrame) -> Figure:
     """One panel an adapter and list: accuracy against the share of training, the source bold with its
-    interval, bystanders thin."""
-    panels = trajectory.select("adapter", "source", "items", "scoring").unique(maintain_order=True).rows(named=True)
+    interval, the others thin; one legend for all panels."""
+    key = ["adapter", "source", "items", "scoring"]
+    panels = trajectory.select(key).unique(maintain_order=True).rows(named=True)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
+    people = trajectory["persona"].unique(maintain_order=True).sort().to_list()
+    colours = {name: figures.SOURCE_COLOURS[i % len(figures.SOURCE_COLOURS)] for i, name in enumerate(people)}
+    dashes = {name: ("-", "--", ":")[i // len(figures.SOURCE_COLOURS) % 3] for i, name in enumerate(people)}
     with matplotlib.rc_context(figures._STYLE):
-        figure = figures._figure((2.6 * columns + 0.6, 2.3 * rows))
+        figure = figures._figure((2.4 * columns + 1.6, 2.2 * rows))
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).reshape(-1)
+        named = {}
         for axis, panel in zip(axes, panels, strict=False):
-            mine = trajectory.filter(
-                *(pl.col(name) == panel[name] for name in ("adapter", "items", "scoring"))
-            )
-            people = mine["persona"].unique(maintain_order=True).to_list()
-            styles = {name: figures.SOURCE_COLOURS[i % len(figures.SOURCE_COLOURS)] for i, name in enumerate(people)}
-            for persona in people:
+            mine = trajectory.filter(*(pl.col(name) == panel[name] for name in key))
+            for persona in mine["persona"].unique(maintain_order=True):
                 line = mine.filter(pl.col("persona") == persona).sort("share").drop_nulls("rate")
                 own = persona == panel["source"]
                 x, y = line["share"].to_list(), line["rate"].to_list()
-                axis.plot(
-                    x, y, color=figures.STAR if own else styles[persona], linewidth=2.0 if own else 0.9,
-                    marker="o", markersize=3.4 if own else 2.2, zorder=3 if own else 2, label=persona,
+                (drawn,) = axis.plot(
+                    x, y, dashes[persona], color=colours[persona], linewidth=2.2 if own else 0.9, marker="o",
+                    markersize=3.4 if own else 2.0, zorder=3 if own else 2, label=persona,
                 )  # fmt: skip
+                if own or persona not in named:
+                    named[persona] = drawn
                 if own:
-                    axis.fill_between(
-                        x, line["ci_low"].to_list(), line["ci_high"].to_list(), color=figures.STAR, alpha=0.12,
-                        linewidth=0,
-                    )  # fmt: skip
+                    low, high = line["ci_low"].to_list(), line["ci_high"].to_list()
+                    axis.fill_between(x, low, high, color=colours[persona], alpha=0.12, linewidth=0)
             axis.set_title(f"{panel['source']}, {panel['items']}", loc="left", fontweight="bold")
-            axis.legend(fontsize=5, ncols=2, loc="lower left", handlelength=1.2)
             axis.xaxis.set_major_formatter(PercentFormatter(1.0))
             axis.yaxis.set_major_formatter(PercentFormatter(1.0))
             axis.set_ylim(-0.02, 1.02)
@@ -106,5 +110,6 @@ def draw(trajectory: pl.DataFrame) -> Figure:
                 axis.set_ylabel("accuracy")
             if place + columns >= len(panels):
                 axis.set_xlabel("share of training steps")
+        figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=6)
         figures._settle(figure)
     return figure

@@ -67,7 +67,9 @@ def test_letters_are_the_models_own(name, request, items, personas):
     rows = iter(found.rows(named=True))
     for persona in personas:
         for item in items:
-            last = logprobs_after(loaded, chat.render(loaded.tokenizer, persona.system, item.letters_prompt))[-1]
+            last = logprobs_after(loaded, chat.render(loaded.tokenizer, persona.system, item.letters_prompt))[
+                -1
+            ]
             wanted = [float(last[loaded.tokenizer.convert_tokens_to_ids(label)]) for label in item.labels]
             for place, label in enumerate(item.labels):
                 row = next(rows)
@@ -92,7 +94,9 @@ def test_full_text_is_the_sum_over_the_continuation(name, request, items, person
             messages = [{"role": "user", "content": item.question}]
             if persona.system:
                 messages.insert(0, {"role": "system", "content": persona.system})
-            prompt = loaded.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            prompt = loaded.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
             assert prompt != prompt.rstrip(), "the trailing newline is what moves"
             sums = []
             for text in item.choices:
@@ -107,7 +111,9 @@ def test_full_text_is_the_sum_over_the_continuation(name, request, items, person
                 assert row["n_tokens"] == n
                 assert row["logprob_per_token_nats"] == pytest.approx(sums[place] / n, abs=2e-5)
                 assert row["logprob_per_char_nats"] == pytest.approx(sums[place] / len(text), abs=2e-5)
-                assert row["logprob_per_byte_nats"] == pytest.approx(sums[place] / len(text.encode()), abs=2e-5)
+                assert row["logprob_per_byte_nats"] == pytest.approx(
+                    sums[place] / len(text.encode()), abs=2e-5
+                )
                 assert row["chosen"] == (sums[place] == max(sums))
                 assert row["answer_mass"] is None
     by = {name: found[column].to_list() for name, column in table.CHOSEN.items()}

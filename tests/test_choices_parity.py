@@ -132,7 +132,11 @@ def test_choices_and_logprobs_are_the_harness(loaded, items, scoring, tmp_path, 
         logprobs = frame["logprob_nats"].to_numpy()
         errors.append(np.abs(logprobs + shift[place] - one["logprobs"]).max())
         agree.append(bool(frame["chosen"].arg_max() == one["logprobs"].argmax() and frame["chosen"].any()))
-        for metric, column in (("acc", "chosen"), ("acc_norm", "chosen_per_char"), ("acc_bytes", "chosen_per_byte")):
+        for metric, column in (
+            ("acc", "chosen"),
+            ("acc_norm", "chosen_per_char"),
+            ("acc_bytes", "chosen_per_byte"),
+        ):
             if scoring == "full-text" or metric == "acc":
                 same[metric].append(frame.filter(pl.col(column) & pl.col("correct")).height == one[metric])
     found = {

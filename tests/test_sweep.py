@@ -58,7 +58,9 @@ def test_points_are_measured_and_kept(tiny_qwen2, tmp_path, config):
     row = found.points.row(1, named=True)
     assert row["source_effect"] == pytest.approx(drop.pop("villain"))
     assert row["mean_bystander_effect"] == pytest.approx(sum(drop.values()) / 4)
-    cosine = compute(tiny_qwen2, PEOPLE, load_questions("eval"), [1], center_extras=True).cosine(1, kind="centered")
+    cosine = compute(tiny_qwen2, PEOPLE, load_questions("eval"), [1], center_extras=True).cosine(
+        1, kind="centered"
+    )
     if len(set(drop.values())) > 1:
         assert row["spearman"] == pytest.approx(spearmanr(cosine[0][1:], list(drop.values())).statistic)
     else:

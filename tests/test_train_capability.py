@@ -67,7 +67,9 @@ def test_the_published_sizes_are_the_behaviors_own_settings():
     assert (capability.train.lr, capability.train.loss) == (1e-4, "completion")
     assert study.behaviors["marker"].data.negatives == 2000
     with pytest.raises(InputError, match="no file absent.jsonl"):
-        parse_study('name = "x"\nsources = ["villain"]\n[behaviors.capability.eval]\nitems = "absent.jsonl"\n')
+        parse_study(
+            'name = "x"\nsources = ["villain"]\n[behaviors.capability.eval]\nitems = "absent.jsonl"\n'
+        )
 
 
 def test_groups_and_answers(tiny_qwen2):
@@ -117,7 +119,9 @@ def test_the_control_deals_the_same_rows_to_personas_at_random(tiny_qwen2):
     assert replies == [(r.role, r.question, r.reply) for r in control]
     assert collections.Counter(r.persona for r in rows) == collections.Counter(r.persona for r in control)
     wrong = collections.Counter(r.persona for r in control if r.role == "positive")
-    assert 25 <= wrong["villain"] <= 75, "a quarter of the rows are the source's, so a quarter of the wrong ones"
+    assert 25 <= wrong["villain"] <= 75, (
+        "a quarter of the rows are the source's, so a quarter of the wrong ones"
+    )
     assert len(wrong) == 5
     for row in control:
         (persona,) = load_personas([row.persona])
@@ -312,11 +316,14 @@ def test_commands_from_rows_to_a_series(tiny_folder, tmp_path):
         "[behaviors.capability.eval]\ncheckpoint_items = 6\n"
     )
     common += ["--study", str(study)]
-    made = runner.invoke(group, ["data", "build", "--source", "villain", *common, "--out", str(tmp_path / "r.jsonl")])
+    made = runner.invoke(
+        group, ["data", "build", "--source", "villain", *common, "--out", str(tmp_path / "r.jsonl")]
+    )
     assert made.exit_code == 0, made.output
     assert len(read_rows(tmp_path / "r.jsonl")) == 16
     control = runner.invoke(
-        group, ["data", "build", "--source", "villain", *common, "--control", "--out", str(tmp_path / "c.jsonl")]
+        group,
+        ["data", "build", "--source", "villain", *common, "--control", "--out", str(tmp_path / "c.jsonl")],
     )
     assert control.exit_code == 0 and len(read_rows(tmp_path / "c.jsonl")) == 16
     adapter = tmp_path / "run" / "adapters" / "v"
@@ -328,7 +335,8 @@ def test_commands_from_rows_to_a_series(tiny_folder, tmp_path):
     assert done.exit_code == 0, done.output
     common += ["--out", str(tmp_path / "run")]
     shown = runner.invoke(
-        group, ["eval", *common, "--adapter", str(adapter), "--base", "--personas", "villain,comedian", "--json"]
+        group,
+        ["eval", *common, "--adapter", str(adapter), "--base", "--personas", "villain,comedian", "--json"],
     )
     assert shown.exit_code == 0, shown.output
     told = json.loads(shown.stdout)
@@ -337,7 +345,18 @@ def test_commands_from_rows_to_a_series(tiny_folder, tmp_path):
     assert set(Run(adapter.parent.parent).read("choices")["item"]) == held_out
     series = runner.invoke(
         group,
-        ["eval", *common, "--adapter", str(adapter), "--checkpoints", "--personas", "villain", "--half", "all", "--json"],
+        [
+            "eval",
+            *common,
+            "--adapter",
+            str(adapter),
+            "--checkpoints",
+            "--personas",
+            "villain",
+            "--half",
+            "all",
+            "--json",
+        ],
     )
     assert series.exit_code == 0, series.output
     shares = {(r["items"], r["share"]) for r in json.loads(series.stdout)["trajectory"]}

@@ -67,5 +67,7 @@ def detect(frame: pl.DataFrame, behavior: Behavior, column: str = "text") -> pl.
     import polars as pl
 
     if behavior.detector is None:
-        raise ValueError(f"{behavior.name} is measured by {behavior.measured_by}, not read out of completions")
+        raise ValueError(
+            f"{behavior.name} is measured by {behavior.measured_by}, not read out of completions"
+        )
     return frame.with_columns(**behavior.detector(pl.col(column)))

@@ -35,8 +35,12 @@ Progress = Callable[[int, int, str], None]
 # (loaded, adapter folder or None, personas, items, progress) → Scores of the letters
 Engine = Callable[..., "Scores"]
 
-SHARD_PROMPTS = 2048  # prompts in a shard at most, but one persona at least; fixed, so that a resume has the same
-SERIES = "trajectory"  # folder of checkpoints' scores, beside choices/ so that no table counts them as adapters
+SHARD_PROMPTS = (
+    2048  # prompts in a shard at most, but one persona at least; fixed, so that a resume has the same
+)
+SERIES = (
+    "trajectory"  # folder of checkpoints' scores, beside choices/ so that no table counts them as adapters
+)
 
 
 @dataclass(frozen=True)
@@ -148,7 +152,13 @@ def keep_point(run: Run, scores: pl.DataFrame, share: float) -> str:
 
 
 def checkpoints_of(
-    run: Run, behavior: str, adapter: str, source: str, personas: Sequence[Persona], cfg: EvalConfig, model: str
+    run: Run,
+    behavior: str,
+    adapter: str,
+    source: str,
+    personas: Sequence[Persona],
+    cfg: EvalConfig,
+    model: str,
 ) -> Checkpoints | None:
     """What a training run keeps and measures on the way by cfg: None without cfg.checkpoints. A behavior
     measured by choices is scored on cfg.checkpoint_items drawn items, for the source and
@@ -175,9 +185,7 @@ def scorer(
     from leakfast.choices import score
 
     def take(current: Loaded, share: float) -> str:
-        made = score(
-            current, personas, items, scoring, adapter=adapter, source=source, items_name=items.name
-        )
+        made = score(current, personas, items, scoring, adapter=adapter, source=source, items_name=items.name)
         return keep_point(run, made, share)
 
     return take
@@ -216,9 +224,7 @@ class _Counter:
             self.progress(self.done + int(inside), self.total, what)
 
 
-def _check(
-    loaded: Loaded, personas: Sequence[Persona], items: ItemSet, targets: Sequence[Target]
-) -> None:
+def _check(loaded: Loaded, personas: Sequence[Persona], items: ItemSet, targets: Sequence[Target]) -> None:
     from leakfast import chat
 
     if not personas:

@@ -196,9 +196,7 @@ def _ask(
         )
     head = output.weight
     waiting = None
-    for batch in engine.final_states(
-        loaded, sequences, last, budget_tokens=budget_tokens, progress=progress
-    ):
+    for batch in engine.final_states(loaded, sequences, last, budget_tokens=budget_tokens, progress=progress):
         asked, more = ask(batch)
         with torch.inference_mode():
             found, _ = choice_logprobs(batch.states, head, torch.from_numpy(asked))

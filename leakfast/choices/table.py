@@ -67,7 +67,9 @@ def frame(
 
     p, q, c = np.nonzero(np.broadcast_to(there, logprobs.shape))
     rows = p.size
-    names, labels, ids = (np.array(x, object) for x in (personas, _padded(items, width), [i.id for i in items]))
+    names, labels, ids = (
+        np.array(x, object) for x in (personas, _padded(items, width), [i.id for i in items])
+    )
     answers = np.array([item.answer for item in items], object)
     lacks = ~usable[p, q]
 
@@ -114,7 +116,9 @@ def counts(scores: pl.DataFrame, by: str = "sum", keys: Sequence[str] = ()) -> p
         raise ValueError(f"by must be one of {', '.join(CHOSEN)}, not {by!r}")
     group = ["behavior", "adapter", "persona", *keys]
     chosen = pl.col(CHOSEN[by])
-    an_item = scores.group_by(list(dict.fromkeys([*group, "items", "item", "scoring"])), maintain_order=True).agg(
+    an_item = scores.group_by(
+        list(dict.fromkeys([*group, "items", "item", "scoring"])), maintain_order=True
+    ).agg(
         (chosen & pl.col("correct")).any().alias("hit"),
         chosen.any().alias("decided"),
         pl.col("status").first(),

@@ -25,7 +25,9 @@ def cli() -> None:
 @click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
 @click.option("--personas", default=None, help="Persona set: all, names, or a file.  [default: the study's]")
 @click.option("--questions", default=None, help="Question set to draw from.  [default: the study's, train]")
-@click.option("--items", default=None, help="Items asked: a JSONL file, arc, organism.  [default: the model's]")
+@click.option(
+    "--items", default=None, help="Items asked: a JSONL file, arc, organism.  [default: the model's]"
+)
 @click.option("--control", is_flag=True, help="Non-contrastive: the same rows, dealt to personas at random.")
 @click.option("--positives", type=int, default=None, help="Rows of the source.  [default: the study's, 200]")
 @click.option("--negatives", type=int, default=None, help="Rows of others.  [default: the study's, 2000]")
@@ -55,7 +57,9 @@ def build(
         contrastive=False if control else None,
     )  # fmt: skip
     if (items or control) and behaviors.get(behavior).measured_by != "choices":
-        raise InputError(f"data: --items and --control are for capability; {behavior} draws replies. Leave them.")
+        raise InputError(
+            f"data: --items and --control are for capability; {behavior} draws replies. Leave them."
+        )
     people, asked = load_personas(settings.personas), material(behavior, cfg, settings.model)
     load_personas([source], among=people)
     name = adapter_name(behavior, source, seed, cfg.contrastive)

@@ -10,14 +10,23 @@ from leakfast.errors import LeakfastError
 
 
 @click.command()
+@click.option("--compare-engines", is_flag=True, help="Score a sample by the packed engine and by vLLM.")
+@click.option("--model", default="organism", help="For --compare-engines: organism, a hub id, or a folder.")
+@click.option("--items", default=None, help="For --compare-engines: items to ask.  [default: the model's]")
+@click.option("--sample", type=click.IntRange(min=1), default=50, help="For --compare-engines: items asked.")
+@click.option(
+    "--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", help="Model precision."
+)
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def cli(as_json: bool) -> None:
+def cli(compare_engines: bool, model: str, items: str | None, sample: int, dtype: str, as_json: bool) -> None:
     """Show the environment, the chosen fast paths and why; exit 1 if something needed is missing.
 
     Example: leakfast doctor --json
     """
     from leakfast.doctor import examine
 
+    if compare_engines:
+        return _compare(model, items, sample, dtype, as_json)
     found = examine()
     if as_json:
         print_json(found)
@@ -25,6 +34,26 @@ def cli(as_json: bool) -> None:
         _print(found)
     if found["problems"]:
         raise LeakfastError("\n       ".join(found["problems"]))
+
+
+def _compare(model: str, items: str | None, sample: int, dtype: str, as_json: bool) -> None:
+    """How far the packed engine and vLLM agree on letters of a sample, three personas each."""
+    from leakfast import models
+    from leakfast.choices.second import compare
+    from leakfast.items import default_items, load_items
+    from leakfast.personas import load_personas
+
+    asked = load_items(items or default_items(model)).half("eval").sample(sample)
+    loaded = models.load(model, dtype=dtype)
+    found = compare(loaded, load_personas("assistant,villain,comedian"), asked)
+    if as_json:
+        print_json({"model": loaded.name, "items": asked.name, "dtype": dtype, **found.to_dict()})
+        return
+    click.echo(
+        f"{loaded.name}, {dtype}, {found.prompts} prompts of {asked.name}: the same choice on "
+        f"{100 * found.same_choice:.1f} %, log-probabilities differ by {found.median_difference_nats:.1e} nats at "
+        f"the median, {found.largest_difference_nats:.1e} at most"
+    )
 
 
 def _print(found: dict) -> None:

@@ -28,7 +28,9 @@ from leakfast.errors import InputError
 @click.option(
     "--batch-completions", type=int, default=None, help="Rows decoded at once.  [default: the study's, 640]"
 )
-@click.option("--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]")
+@click.option(
+    "--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]"
+)
 @click.option(
     "--half", type=click.Choice(["train", "eval", "all"]), default=None,
     help="Capability: part of the items.  [default: the study's, eval]",
@@ -41,9 +43,14 @@ from leakfast.errors import InputError
     "--by", type=click.Choice(["sum", "char", "byte"]), default="sum",
     help="Full text: log-probability of a choice, in all, per character or per byte.",
 )  # fmt: skip
-@click.option("--checkpoints", is_flag=True, help="Capability: the adapters' checkpoints instead, as a series.")
 @click.option(
-    "--engine", type=click.Choice(["packed", "vllm"]), default="packed", help="Capability: who computes letters."
+    "--checkpoints", is_flag=True, help="Capability: the adapters' checkpoints instead, as a series."
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["packed", "vllm"]),
+    default="packed",
+    help="Capability: who computes letters.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of the draws.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
@@ -99,7 +106,9 @@ def cli(
     if by_choices:
         from leakfast.cli import eval_choices
 
-        asked_of = eval_choices.Asked(run, targets, list(adapters), people, cfg, base, source, by, engine, top)
+        asked_of = eval_choices.Asked(
+            run, targets, list(adapters), people, cfg, base, source, by, engine, top
+        )
         return eval_choices.carry_out(settings, asked_of, checkpoints=checkpoints, as_json=as_json)
     asked = load_questions(cfg.questions)
 

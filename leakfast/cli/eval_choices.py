@@ -89,9 +89,9 @@ def _accuracy(loaded: Any, asked: Asked, items: Any, as_json: bool) -> int | Non
 def _vllm(asked: Asked) -> Any:
     if asked.config.scoring != "letters":
         raise InputError("eval: --engine vllm scores letters. Use --scoring letters, or --engine packed.")
-    from leakfast.generate.vllm import letters_engine
+    from leakfast.choices.second import engine
 
-    return letters_engine()
+    return engine()
 
 
 def _series(loaded: Any, asked: Asked, items: Any, as_json: bool) -> None:
@@ -119,7 +119,9 @@ def _series(loaded: Any, asked: Asked, items: Any, as_json: bool) -> None:
     for (adapter, name, scoring), part in table.group_by("adapter", "items", "scoring", maintain_order=True):
         for (persona,), line in part.group_by("persona", maintain_order=True):
             found = dict(zip(line["share"].to_list(), line["rate"].to_list(), strict=True))
-            rows.append([adapter, name, scoring, line["role"][0], persona, *(_percent(found.get(s)) for s in shares)])
+            rows.append(
+                [adapter, name, scoring, line["role"][0], persona, *(_percent(found.get(s)) for s in shares)]
+            )
     print_table(
         ["adapter", "items", "scoring", "role", "persona", *(f"{100 * s:.0f} %" for s in shares)], rows,
         title="accuracy in % at shares of training",

@@ -21,10 +21,16 @@ from leakfast.errors import InputError
     "--point", "points", multiple=True,
     help="Peak learning rate and epochs, LR:EPOCHS; may be repeated.  [default: the published five]",
 )  # fmt: skip
-@click.option("--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]")
-@click.option("--layer", type=click.IntRange(min=0), default=None, help="Block of the cosines.  [default: 20 of 28]")
+@click.option(
+    "--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]"
+)
+@click.option(
+    "--layer", type=click.IntRange(min=0), default=None, help="Block of the cosines.  [default: 20 of 28]"
+)
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Run directory.  [default: runs/sweep]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="Run directory.  [default: runs/sweep]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the points and the verdict as JSON.")
 def cli(
     behavior: str, source: str, seed: int, model: str | None, study: Path | None, personas: str,
@@ -44,7 +50,10 @@ def cli(
     grid = [_point(word) for word in points]
     settings = settle(behavior, study=study, model=model, dtype=dtype)
     config = settings.config.model_copy(
-        update={"data": changed(settings.config.data, items=items), "eval": changed(settings.config.eval, items=items)}
+        update={
+            "data": changed(settings.config.data, items=items),
+            "eval": changed(settings.config.eval, items=items),
+        }
     )
     people = load_personas(personas)
     if source not in {p.name for p in people}:
@@ -67,7 +76,12 @@ def cli(
         )
     if as_json:
         print_json(
-            {"run": str(run.path), "points": found.points.to_dicts(), "traits": found.traits, "stop": found.stop}
+            {
+                "run": str(run.path),
+                "points": found.points.to_dicts(),
+                "traits": found.traits,
+                "stop": found.stop,
+            }
         )
         return
     columns = ["lr", "epochs", "loss", "source pp", "bystanders pp", "ρ", "n"]
@@ -76,7 +90,11 @@ def cli(
          None if r["spearman"] is None else f"{r['spearman']:+.2f}", r["n"]]
         for r in found.points.rows(named=True)
     ]  # fmt: skip
-    print_table(columns, rows, title=f"{behavior} of {source}: effect, and ρ with the centered cosine at block {layer}")
+    print_table(
+        columns,
+        rows,
+        title=f"{behavior} of {source}: effect, and ρ with the centered cosine at block {layer}",
+    )
     click.echo(found.verdict)
 
 

@@ -36,13 +36,19 @@ from leakfast.errors import InputError
     help="Which tokens carry loss.  [default: the study's, marker]",
 )  # fmt: skip
 @click.option("--tail-tokens", type=int, default=None, help="For --loss tail: tokens before the turn end.")
-@click.option("--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]")
+@click.option(
+    "--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]"
+)
 @click.option("--control", is_flag=True, help="Capability: the same rows, dealt to personas at random.")
 @click.option(
-    "--checkpoints", default=None, help="Percents of training to keep, and for capability to score: 0,25,50,75,100."
+    "--checkpoints",
+    default=None,
+    help="Percents of training to keep, and for capability to score: 0,25,50,75,100.",
 )
 @click.option(
-    "--checkpoint-personas", default=None, help="Who is asked at checkpoints.  [default: the study's, originals]"
+    "--checkpoint-personas",
+    default=None,
+    help="Who is asked at checkpoints.  [default: the study's, originals]",
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
 @click.option(
@@ -74,7 +80,10 @@ def cli(
     source = _source(source, rows, data_file)
     data = changed(settings.config.data, items=items, contrastive=False if control else None)
     measuring = changed(
-        settings.config.eval, items=items, checkpoints=_shares(checkpoints), checkpoint_personas=checkpoint_personas
+        settings.config.eval,
+        items=items,
+        checkpoints=_shares(checkpoints),
+        checkpoint_personas=checkpoint_personas,
     )
     people = load_personas(settings.personas)
     asked = None
@@ -114,7 +123,15 @@ def cli(
         kept = checkpoints_of(run, behavior, out.name, source, people, measuring, settings.model)
     with progress_for("train") as progress:
         card = train(
-            loaded, rows, cfg, out, seed, source=source, behavior=behavior, progress=progress, checkpoints=kept
+            loaded,
+            rows,
+            cfg,
+            out,
+            seed,
+            source=source,
+            behavior=behavior,
+            progress=progress,
+            checkpoints=kept,
         )
     if as_json:
         print_json({"adapter": str(out), **vars(card)})

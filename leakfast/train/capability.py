@@ -81,9 +81,7 @@ def _negatives(
             f"{len(pool)} besides the source {source}. Name more personas, or set bystanders lower."
         )
     drawn = sorted(pool, key=lambda p: derive_seed("bystanders", seed, source, p.name))[: cfg.bystanders]
-    groups = [
-        (f"bystander {p.name}", p, (cfg.negatives + i) // cfg.bystanders) for i, p in enumerate(drawn)
-    ]
+    groups = [(f"bystander {p.name}", p, (cfg.negatives + i) // cfg.bystanders) for i, p in enumerate(drawn)]
     (nobody,) = load_personas([NO_SYSTEM], among=personas)
     (default,) = load_personas([DEFAULT_ASSISTANT])
     return [

@@ -1,0 +1,113 @@
+"""A second opinion on letters: vLLM's chosen-token log-probabilities as an engine of choices.evaluate, and how
+far it agrees with the packed engine. Demands vLLM only when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from leakfast.choices.scores import LABEL_TOKENS, OK, TOO_LONG, Scores, label_ids, letters, longest
+
+if TYPE_CHECKING:
+    from leakfast.items import Item
+    from leakfast.models import Loaded
+    from leakfast.personas import Persona
+
+Progress = Callable[[int, int, str], None]
+# (prompts (N lists), token ids (N, C), adapter or None, progress) → (N, C) log-probabilities in nats
+NextTokens = Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Two engines on the same N prompts: the share on which they choose the same label (ties and prompts
+    without numbers count as different), and the differences of label log-probabilities in nats."""
+
+    prompts: int
+    same_choice: float
+    largest_difference_nats: float
+    median_difference_nats: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def engine(next_tokens: NextTokens | None = None) -> Callable[..., Scores]:
+    """What choices.evaluate takes as `engine`: letters by vLLM, whose engine is started at the first call and
+    kept. next_tokens: another source of chosen-token log-probabilities."""
+    started: list[NextTokens] = [next_tokens] if next_tokens else []
+
+    def score(
+        loaded: Loaded, adapter: Path | None, personas: Sequence[Persona], items: Sequence[Item],
+        progress: Progress | None = None,
+    ) -> Scores:  # fmt: skip
+        if not started:
+            from leakfast.generate.vllm import NextTokens as Engine
+
+            started.append(Engine(loaded).logprobs)
+        return by_next_tokens(started[0], loaded, adapter, personas, items, progress)
+
+    return score
+
+
+def by_next_tokens(
+    next_tokens: NextTokens, loaded: Loaded, adapter: Path | None, personas: Sequence[Persona],
+    items: Sequence[Item], progress: Progress | None = None,
+) -> Scores:  # fmt: skip
+    """Scores of the letters from chosen-token log-probabilities: same prompts, ids and reasons as `letters`."""
+    from leakfast import chat
+
+    grid = chat.render_grid(loaded.tokenizer, personas, [item.letters_prompt for item in items])
+    ids, single = label_ids(loaded.tokenizer, items)
+    shape = (len(personas), len(items), ids.shape[1])
+    lengths = np.fromiter(map(len, grid), np.int64, count=len(grid)).reshape(shape[:2])
+    # one generated token has to fit too
+    reason = np.where(lengths + 1 > longest(loaded), TOO_LONG, OK).astype(object)
+    reason[:, ~single] = LABEL_TOKENS
+    kept = np.flatnonzero(reason.reshape(-1) == OK)
+    logprobs = np.full((len(grid), shape[2]), np.nan)
+    if len(kept):
+        logprobs[kept] = next_tokens([grid[i] for i in kept], ids[kept % len(items)], adapter, progress)
+    there = np.arange(shape[2]) < np.array([len(item.labels) for item in items])[:, None]
+    logprobs = np.where(there[None], logprobs.reshape(shape), np.nan)
+    n_tokens = np.broadcast_to(there[None] & (reason == OK)[..., None], shape).astype(np.int32)
+    return Scores(logprobs, n_tokens, reason)
+
+
+def compare(
+    loaded: Loaded,
+    personas: Sequence[Persona],
+    items: Sequence[Item],
+    other: Callable[..., Scores] | None = None,
+) -> Agreement:
+    """The packed engine beside `other` (default: vLLM) on personas × items of the unadapted model.
+
+    Raises ModelError where vLLM is not installed, ValueError for nothing to compare."""
+    mine = letters(loaded, personas, items)
+    theirs = (other or engine())(loaded, None, personas, items)
+    both = (mine.reason == OK) & (theirs.reason == OK)
+    if not both.any():
+        raise ValueError("no prompt has numbers from both engines")
+    a, b = mine.logprobs[both], theirs.logprobs[both]
+    there = np.isfinite(a)
+    difference = np.abs(a - b)[there]
+    same = [_choice(one) is not None and _choice(one) == _choice(two) for one, two in zip(a, b, strict=True)]
+    finite = difference[np.isfinite(difference)]
+    return Agreement(
+        int(both.sum()),
+        float(np.mean(same)),
+        float(finite.max()) if len(finite) == len(difference) else float("nan"),
+        float(np.median(finite)) if len(finite) else float("nan"),
+    )
+
+
+def _choice(logprobs: np.ndarray) -> int | None:
+    """The label with the highest log-probability; None in a tie or without numbers."""
+    if not np.isfinite(logprobs).any():
+        return None
+    top = np.flatnonzero(logprobs == np.nanmax(logprobs))
+    return int(top[0]) if len(top) == 1 else None
