@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,6 @@ import torch
 from leakfast import choices, models
 from leakfast.items import load_items
 from leakfast.personas import load_personas
-
-pytestmark = pytest.mark.parity
 
 ARC = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "arc" / "arc_challenge_test.jsonl"
 PERSONA = "villain"
@@ -62,21 +59,19 @@ def items():
     return load_items([*odd, *plain[: N_ITEMS - len(odd)]])
 
 
-def harness(loaded, items, persona, scoring, folder):
+def harness(loaded, items, persona, scoring, monkeypatch):
     """Per item: lm-evaluation-harness' log-probabilities of the choices, and its acc, acc_norm, acc_bytes."""
     import datasets
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.models.huggingface import HFLM
 
-    path = folder / "items.jsonl"
     letters = scoring == "letters"
     rows = [
         {"user": i.letters_prompt if letters else i.question, "texts": list(i.labels if letters else i.choices),
          "gold": i.labels.index(i.answer)}
         for i in items
     ]  # fmt: skip
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     dataset = datasets.Dataset.from_list(rows)
     task = ConfigurableTask(
         config={
@@ -91,7 +86,9 @@ def harness(loaded, items, persona, scoring, folder):
         }
     )
     lm = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=16, dtype="float32")
-    done = simple_evaluate(
+    # its report of the environment asks pip for every package, which takes a minute and says nothing here
+    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
+    done = evaluator.simple_evaluate(
         model=lm, tasks=[task], log_samples=True, bootstrap_iters=0, apply_chat_template=True,
         system_instruction=persona.prompt, confirm_run_unsafe_code=False,
     )  # fmt: skip
@@ -120,9 +117,9 @@ def newline_logprobs(loaded, persona, items):
 
 @pytest.mark.parametrize("scoring", ["letters", "full-text"])
 @pytest.mark.usefixtures("requirements")
-def test_choices_and_logprobs_are_the_harness(loaded, items, scoring, tmp_path, record_property):
+def test_choices_and_logprobs_are_the_harness(loaded, items, scoring, monkeypatch, record_property):
     (persona,) = load_personas(PERSONA)
-    theirs = harness(loaded, items, persona, scoring, tmp_path)
+    theirs = harness(loaded, items, persona, scoring, monkeypatch)
     assert len(theirs) == len(items) == N_ITEMS
     mine = choices.score(loaded, [persona], items, scoring)
     by_item = mine.partition_by("item", maintain_order=True)
