@@ -298,9 +298,14 @@ def test_scores_in_a_run_resume_and_repair(tiny_qwen2, tmp_path, monkeypatch):
     assert 0 < done.prompts_made <= 2 * len(ITEMS)
     assert run.read("choices").equals(wanted)
 
-    other = load_items([*ITEMS[:-1]])
-    done = stage.evaluate(tiny_qwen2, run, [], people, other, base=True)
-    assert done.prompts_made == 5 * len(other), "another list is another request"
+    other = dataclasses.replace(load_items([*ITEMS[:-1]]), name="elsewhere")
+    stage.evaluate(tiny_qwen2, run, [], people, other, base=True)
+    behaviors = run.read("choices").group_by("items").agg(pl.col("behavior").unique())
+    assert dict(behaviors.iter_rows()) == {"list": ["capability"], "elsewhere": ["capability-elsewhere"]}
+
+    changed = dataclasses.replace(other, name="list")
+    done = stage.evaluate(tiny_qwen2, run, [], people, changed, base=True)
+    assert done.prompts_made == 5 * len(changed), "another list of that name is another request"
 
 
 def test_commands_from_rows_to_a_series(tiny_folder, tmp_path):

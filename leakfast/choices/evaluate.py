@@ -74,7 +74,9 @@ def evaluate(
     Shards choices/<adapter>/<items>-<scoring>/part-NNNNN.parquet hold fixed blocks of personas with all
     items, columns of table.frame. A shard that is intact and follows from the very same request (base,
     dtype, adapter, personas' prompts, items, scoring, engine) is kept; any other is made again. engine:
-    another way to the letters' scores (vLLM), under a name that is kept. Raises, before anything is scored,
+    another way to the letters' scores (vLLM), under a name that is kept. The first list scored in a run makes
+    the rate of `capability`; any other is a behavior `capability-<items>` of its own, so that no rate mixes
+    two lists. Raises, before anything is scored,
     InputError and AdapterError as leakfast.evaluate."""
     from leakfast.store import Run
 
@@ -90,9 +92,12 @@ def evaluate(
         counter = _Counter(sum(s.prompts for j in jobs for s in j.shards if s.done), len(items), progress)
         counter.total = len(targets) * len(personas) * len(items)
         kept = counter.done
+        behavior = _behavior(run, items.name)
         for job in jobs:
             keep_card(run, job.target)
-            _score(loaded, run, job, personas, items, scoring, engine, budget_tokens, counter)
+            _score(
+                loaded, run, job, personas, items, scoring, engine, budget_tokens, counter, behavior=behavior
+            )
     run.log(
         "eval", behavior=BEHAVIOR, adapters=[t.name for t in targets], items=items.name, scoring=scoring,
         prompts_made=counter.done - kept, prompts_kept=kept,
@@ -285,9 +290,20 @@ def _request(
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
+def _behavior(run: Run, items: str) -> str:
+    """`capability` for the list that the run was scored on first, else a name that says the list."""
+    main = {
+        entry["items"]
+        for path, entry in run.manifest["shards"].items()
+        if path.startswith("choices/") and entry.get("behavior") == BEHAVIOR
+    }
+    return BEHAVIOR if not main or items in main else f"{BEHAVIOR}-{items}"
+
+
 def _score(
     loaded: Loaded, run: Run, job: _Job, personas: Sequence[Persona], items: ItemSet, scoring: str,
     engine: Engine | None, budget_tokens: int | None, counter: _Counter, share: float | None = None,
+    behavior: str = BEHAVIOR,
 ) -> None:  # fmt: skip
     """The job's missing shards, each written as soon as it is complete."""
     import polars as pl
@@ -312,13 +328,14 @@ def _score(
                 found = measure(current, block, items, scoring, budget_tokens=budget_tokens, progress=shown)
             made = frame(
                 found, [p.name for p in block], list(items), scoring=scoring, adapter=target.name,
-                source=target.source, items_name=items.name,
+                source=target.source, items_name=items.name, behavior=behavior,
             )  # fmt: skip
             if share is not None:
                 made = made.with_columns(pl.lit(share).alias("share"))
             run.add_shard(
-                shard.relpath, made, request=shard.request, adapter=target.digest, base=loaded.fingerprint
-            )
+                shard.relpath, made, request=shard.request, adapter=target.digest, base=loaded.fingerprint,
+                items=items.name, behavior=behavior,
+            )  # fmt: skip
             counter.done += shard.prompts
             counter.show(target.name)
 

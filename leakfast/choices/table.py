@@ -31,6 +31,7 @@ def frame(
     adapter: str,
     source: str | None = None,
     items_name: str = "list",
+    behavior: str = BEHAVIOR,
 ) -> pl.DataFrame:
     """Schema `choice_scores`, one row a persona, item and label in that order, and beside it: behavior,
     source, items (the list's name), n_tokens, logprob_per_char_nats, chosen_per_char, answer_mass.
@@ -82,7 +83,7 @@ def frame(
     label = labels[q, c]
     made = pl.DataFrame(
         {
-            "behavior": pl.Series([BEHAVIOR] * rows, dtype=pl.String),
+            "behavior": pl.Series([behavior] * rows, dtype=pl.String),
             "adapter": pl.Series([adapter] * rows, dtype=pl.String),
             "source": pl.Series([source] * rows, dtype=pl.String),
             "persona": pl.Series(names[p].tolist(), dtype=pl.String),
