@@ -4,6 +4,7 @@ tokenizer, random weights of the real shape."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import logging
 import sys
@@ -11,7 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _common import ROOT, card, interleaved, loaded, make_model, parser, ratio, spread, surroundings, sync_of
+from _common import (
+    ROOT,
+    card,
+    ending_with_json,
+    failed,
+    interleaved,
+    loaded,
+    make_model,
+    parser,
+    ratio,
+    skipped,
+    spread,
+    surroundings,
+    sync_of,
+)
 
 from leakfast import chat, models
 from leakfast.choices.scores import full_text
@@ -48,8 +63,6 @@ def bench(options, dtype: str) -> bool:
     personas = load_personas("all")[: options.personas]
     items = load_items(options.items_file)[: options.items]
     net = make_model(options.shape, dtype, options.device, options.seed)
-    import dataclasses
-
     ready = dataclasses.replace(loaded(net, dtype), tokenizer=tokenizer)
     requests = requests_of(tokenizer, personas, items)
     few = requests[: max(options.sizes)]
@@ -74,7 +87,7 @@ def bench(options, dtype: str) -> bool:
     # fp32: the same sums; bfloat16: the harness rounds its logits, so only the forest is near the truth
     good = difference <= (1e-3 if dtype == "float32" else 0.02 * float(np.abs(mine).max()))
     if not good:
-        print(f"bench_full_text: sums differ by {difference:.1e} nats; no ratio is reported", file=sys.stderr)
+        failed("full_text", f"sums differ by {difference:.1e} nats ({dtype})", options.device)
         return False
     over, over_busy = ratio(wall["harness"], wall["forest"]), ratio(busy["harness"], busy["forest"])
     record = {
@@ -125,7 +138,7 @@ def main() -> None:
         if not there
     ]
     if missing:
-        print(f"bench_full_text: left out, not here: {', '.join(missing)}", file=sys.stderr)
+        skipped("full_text", f"not here: {', '.join(missing)}", "cpu")
         return
     cuda = options.device == "cuda"
     options.shape = options.shape or ("qwen2.5-7b" if cuda else "qwen2.5-0.5b")
@@ -136,7 +149,8 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     dtypes = options.dtype or (["bfloat16"] if cuda else ["float32", "bfloat16"])
-    good = [bench(options, dtype) for dtype in dtypes]
+    with ending_with_json("full_text", options.device):
+        good = [bench(options, dtype) for dtype in dtypes]
     sys.exit(0 if all(good) else 1)
 
 
