@@ -63,6 +63,8 @@ def bench(options, dtype: str) -> bool:
     personas = load_personas("all")[: options.personas]
     items = load_items(options.items_file)[: options.items]
     net = make_model(options.shape, dtype, options.device, options.seed)
+    if net.config.vocab_size < len(tokenizer):  # the shape of rehearsals
+        net.resize_token_embeddings(len(tokenizer))
     ready = dataclasses.replace(loaded(net, dtype), tokenizer=tokenizer)
     requests = requests_of(tokenizer, personas, items)
     few = requests[: max(options.sizes)]
