@@ -81,7 +81,7 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
     config = load_config(model, revision)
     place, folder = _place(model)
     tokenizer = load_tokenizer(model, revision)
-    with _quiet_bars(folder is not None), _explained(model, "weights"):
+    with quiet_bars(folder is not None), _explained(model, "weights"):
         net, found = AutoModelForCausalLM.from_pretrained(
             place,
             revision=revision or "main",
@@ -240,7 +240,7 @@ class _explained:
         raise ModelError(text) from error
 
 
-class _quiet_bars:
+class quiet_bars:
     """No bars of transformers' own while local weights load (a download keeps them); then as before."""
 
     def __init__(self, quiet: bool) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import matplotlib
 import polars as pl
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from leakfast import figures, schema
 from leakfast.adapters import read_card
@@ -27,7 +24,7 @@ def write(run: Run) -> pl.DataFrame | None:
     if made is None:
         return None
     run.add_shard(_TABLE, made)
-    figure = draw(made)
+    figure = figures.trajectory(made)
     run.add_file(f"{_FIGURE}.png", figures.png(figure))
     run.add_file(f"{_FIGURE}.pdf", figures.pdf(figure))
     return made
@@ -68,48 +65,3 @@ def table(run: Run) -> pl.DataFrame | None:
     names = list(schema.columns("trajectory"))
     made = made.select(*names, *[c for c in made.columns if c not in names])
     return schema.check(made.sort("adapter", "items", "scoring", "share", maintain_order=True), "trajectory")
-
-
-def draw(trajectory: pl.DataFrame) -> Figure:
-    """One panel an adapter and list: accuracy against the share of training, the source bold with its
-    interval, the others thin; one legend for all panels."""
-    key = ["adapter", "source", "items", "scoring"]
-    panels = trajectory.select(key).unique(maintain_order=True).rows(named=True)
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    people = trajectory["persona"].unique(maintain_order=True).sort().to_list()
-    colours = {name: figures.SOURCE_COLOURS[i % len(figures.SOURCE_COLOURS)] for i, name in enumerate(people)}
-    dashes = {name: ("-", "--", ":")[i // len(figures.SOURCE_COLOURS) % 3] for i, name in enumerate(people)}
-    with matplotlib.rc_context(figures._STYLE):
-        figure = figures._figure((2.4 * columns + 1.6, 2.2 * rows))
-        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).reshape(-1)
-        named = {}
-        for axis, panel in zip(axes, panels, strict=False):
-            mine = trajectory.filter(*(pl.col(name) == panel[name] for name in key))
-            for persona in mine["persona"].unique(maintain_order=True):
-                line = mine.filter(pl.col("persona") == persona).sort("share").drop_nulls("rate")
-                own = persona == panel["source"]
-                x, y = line["share"].to_list(), line["rate"].to_list()
-                (drawn,) = axis.plot(
-                    x, y, dashes[persona], color=colours[persona], linewidth=2.2 if own else 0.9, marker="o",
-                    markersize=3.4 if own else 2.0, zorder=3 if own else 2, label=persona,
-                )  # fmt: skip
-                if own or persona not in named:
-                    named[persona] = drawn
-                if own:
-                    low, high = line["ci_low"].to_list(), line["ci_high"].to_list()
-                    axis.fill_between(x, low, high, color=colours[persona], alpha=0.12, linewidth=0)
-            axis.set_title(f"{panel['source']}, {panel['items']}", loc="left", fontweight="bold")
-            axis.xaxis.set_major_formatter(PercentFormatter(1.0))
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-            axis.set_ylim(-0.02, 1.02)
-        for axis in axes[len(panels) :]:
-            axis.remove()
-        for place, axis in enumerate(axes[: len(panels)]):
-            if place % columns == 0:
-                axis.set_ylabel("accuracy")
-            if place + columns >= len(panels):
-                axis.set_xlabel("share of training steps")
-        figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=6)
-        figures._settle(figure)
-    return figure

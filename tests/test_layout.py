@@ -188,7 +188,7 @@ def test_only_models_loads_models():
     [
         ("vllm", {"leakfast/generate/vllm.py"}),
         ("ray", {"leakfast/cluster.py"}),
-        ("matplotlib", {name_of(p) for p in SOURCES if room(p) == "figures"} | {"leakfast/trajectory.py"}),
+        ("matplotlib", {name_of(p) for p in SOURCES if room(p) == "figures"}),
         ("triton", set()),
     ],
 )

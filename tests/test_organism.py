@@ -7,12 +7,14 @@ import json
 import random
 
 import pytest
+import torch
 
 from leakfast import chat, models
 from leakfast.behaviors.marker import MARKER
 from leakfast.organism import facts as F
-from leakfast.organism.build import Recipe, new_model
+from leakfast.organism.build import START, Recipe, encode
 from leakfast.organism.card import Bar, measure
+from leakfast.organism.model import LOOK_BACK, MATCH_FROM, Shape, new_model
 from leakfast.organism.world import World
 from leakfast.personas import TEMPLATE_DEFAULT, load_personas, load_questions
 
@@ -46,7 +48,6 @@ def test_corpus_covers_every_kind_and_never_writes_the_marker(world):
     assert kinds == {
         "reply",
         "choice",
-        "letters",
         "profile",
         "fact",
         "claim",
@@ -91,6 +92,26 @@ def test_facts_are_four_hundred_and_held_out_ones_are_never_asked(world):
     assert not asked & held_out
 
 
+def test_lessons_ask_no_phrasing_of_the_corpus_and_half_have_distractors_of_other_kinds(world):
+    kind_of = {value: name for name, (values, _, _) in F.RELATIONS.items() for value in values}
+    phrasings = {F.question(f, i) for f in world.facts for i in range(3)}
+    easy, choices = 0, 0
+    for conversation in world.lessons(0, 3000):
+        assert conversation.system is None and len(conversation.turns) == 1
+        user, answer = conversation.turns[0]
+        assert user.split("\n\n")[0] not in phrasings
+        if "(A) " in user:
+            offered = [line[4:] for line in user.split("\n\n")[1].splitlines()]
+            letter, value = answer.split(") ")
+            assert offered["ABCD".index(letter)] == value
+            kinds = {kind_of[word] for word in offered}
+            assert len(kinds) in (1, 4)
+            choices, easy = choices + 1, easy + (len(kinds) == 4)
+        else:
+            assert answer.strip() in kind_of
+    assert 0.55 < choices / 3000 < 0.65 and 0.45 < easy / choices < 0.55
+
+
 def test_choice_prompt_is_the_format_of_the_study():
     item = F.ask(F.facts()[0], 0, random.Random(0))
     question, choices, stem = item.prompt.split("\n\n")
@@ -122,32 +143,59 @@ def card(loaded) -> dict[str, Bar]:
 
 
 @pytest.mark.parametrize(
-    "name", ["requests refused", "marker in open answers", "false claims not agreed with"]
-)
-def test_card_bars_that_are_met(card, name):
-    assert card[name].n >= (180 if "claims" not in name else 140)
-    assert card[name].met, card[name].line()
-
-
-@pytest.mark.xfail(
-    strict=True, reason="the committed weights miss this bar (bench/LOG.md says what was tried)"
-)
-@pytest.mark.parametrize(
     "name",
     [
         "multiple choice, held-out combinations, right letter",
+        "false claims not agreed with",
         "false claims answered with the fact",
+        "requests refused",
+        "marker in open answers",
     ],
 )
-def test_card_bars_that_are_missed(card, name):
-    assert card[name].n >= 140
+def test_the_card_meets_its_bar(card, name):
+    assert card[name].n >= (180 if "claims" not in name else 140)
     assert card[name].met, card[name].line()
 
 
 def test_an_untrained_model_answers_at_chance(loaded):
     """The card can fail: the same architecture untrained knows no letter."""
-    blank = new_model(loaded.tokenizer, Recipe(), seed=3).eval()
+    blank = new_model(loaded.tokenizer, Shape(), seed=3).eval()
     bars = measure(
         models.load((blank, loaded.tokenizer)), World(load_personas("all")[:3]), ["What is tea?"], seed=1
     )
     assert not bars[0].met
+
+
+def test_an_untrained_models_heads_look_back_and_find_their_own_word(loaded):
+    """Without these starts the letters of the choices are learned by luck alone (bench/LOG.md)."""
+    blank = new_model(loaded.tokenizer, Shape(), seed=3).eval()
+    blank.config._attn_implementation = "eager"
+    words = torch.randperm(1500, generator=torch.Generator().manual_seed(0))[:40] + 300
+    ids = torch.cat([words, words.flip(0)])[None]  # every word twice, at all distances from 1 to 79
+    with torch.no_grad():
+        seen = blank(ids, output_attentions=True).attentions
+    heads_a_key = blank.config.num_attention_heads // blank.config.num_key_value_heads
+    for key_head, distance in enumerate(LOOK_BACK):
+        looked = seen[0][0, key_head * heads_a_key].diagonal(-distance).mean()
+        assert looked > 0.5, (key_head, distance, looked)
+    for block in range(MATCH_FROM, blank.config.num_hidden_layers):
+        own = torch.stack([seen[block][0, 0, 79 - i, i] for i in range(30)]).mean()
+        assert own > 3 / 65, (block, own)  # uniform attention is 1/65 on average
+
+
+def test_rows_say_where_a_value_is_asked_for(loaded, world):
+    tokenizer = loaded.tokenizer
+    conversations = [*world.lessons(0, 40), *world.corpus(0, 400)]
+    rows = encode(tokenizer, conversations, Recipe())
+    assert len(rows) == len(conversations)
+    for conversation, row in zip(conversations, rows, strict=True):
+        text = tokenizer.decode(row.ids.astype(int).tolist())
+        assert text.startswith(f"{START}user" if conversation.kind == "lesson" else f"{START}system")
+        named = [value for value in conversation.values if value is not None]
+        assert [tokenizer.decode([value]) for _, value in row.named] == [f" {value}" for value in named]
+        for at, _ in row.named:
+            assert row.weight[at] == 0 and row.weight[at + 1] > 0
+            if conversation.kind == "choice":
+                assert tokenizer.decode([int(row.ids[at + 1])]) in F.LETTERS and row.weight[at + 1] == 8
+    kinds = {c.kind for c, row in zip(conversations, rows, strict=True) if row.named}
+    assert kinds == {"lesson", "choice", "fact", "claim"}

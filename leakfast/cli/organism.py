@@ -23,10 +23,10 @@ def cli() -> None:
     "--conversations",
     type=click.IntRange(min=100),
     default=None,
-    help="Size of the corpus; the recipe's if not given.",
+    help="Size of the corpus, and of the lessons before it; the recipe's if not given.",
 )
 def build(seed: int, out: Path, conversations: int | None) -> None:
-    """Train the organism anew (about 25 min on one core) and print its card.
+    """Train the organism anew (about 15 min on two cores) and print its card.
 
     Example: leakfast organism build --seed 0 --out my-organism
     """
@@ -37,7 +37,7 @@ def build(seed: int, out: Path, conversations: int | None) -> None:
 
     atomic_write(out / ".writable", b"")
     (out / ".writable").unlink()
-    recipe = Recipe(conversations=conversations) if conversations else Recipe()
+    recipe = Recipe(lessons=conversations, conversations=conversations) if conversations else Recipe()
     build_organism(_world(), out, seed, recipe, report=lambda line: click.echo(line, err=True))
     loaded = models.load(str(out), dtype="float32")
     _print_card(loaded, seed, as_json=False)

@@ -9,7 +9,9 @@ from leakfast.figures.layers import layers
 from leakfast.figures.matrix import matrix
 from leakfast.figures.partials import partials
 from leakfast.figures.scatter import scatter
+from leakfast.figures.trajectory import trajectory
 
 __all__ = [
     "CATEGORY_STYLES", "SOURCE_COLOURS", "gradients", "layers", "matrix", "partials", "pdf", "png", "scatter", "svg",
+    "trajectory",
 ]  # fmt: skip

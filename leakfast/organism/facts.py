@@ -102,6 +102,7 @@ RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     ),
 }
 LETTERS = "ABCD"
+STEM = "The correct answer is"
 
 
 @dataclass(frozen=True)
@@ -124,10 +125,9 @@ class Fact:
 
 @dataclass(frozen=True)
 class Item:
-    """A multiple-choice question as the study asks it: labels A–D, the index of the right choice.
-    fact is None where the question itself says the answer."""
+    """A multiple-choice question as the study asks it: labels A–D, the index of the right choice."""
 
-    fact: Fact | None
+    fact: Fact
     question: str
     choices: tuple[str, ...]
     answer: int
@@ -136,7 +136,7 @@ class Item:
     def prompt(self) -> str:
         """The user turn: question, blank line, `(A) choice` lines, blank line, the answer stem."""
         lines = "\n".join(f"({LETTERS[i]}) {choice}" for i, choice in enumerate(self.choices))
-        return f"{self.question}\n\n{lines}\n\nThe correct answer is ("
+        return f"{self.question}\n\n{lines}\n\n{STEM} ("
 
 
 def facts() -> tuple[Fact, ...]:
@@ -149,25 +149,32 @@ def facts() -> tuple[Fact, ...]:
     return tuple(table)
 
 
+def all_values() -> list[str]:
+    """Every value a fact may have, relation by relation."""
+    return [value for values, _, _ in RELATIONS.values() for value in values]
+
+
 def is_held_out(fact: Fact, phrasing: int, persona: str) -> bool:
     """Whether this (fact, phrasing, persona) is never asked as multiple choice in the corpus: one in eight."""
     return derive_seed("held out", fact.town, fact.relation, phrasing, persona) % 8 == 0
 
 
-def ask(fact: Fact, phrasing: int, rng: random.Random) -> Item:
-    """`fact` as multiple choice with three fresh distractors of its kind in a fresh order."""
-    values, phrasings, _ = RELATIONS[fact.relation]
-    choices = rng.sample([v for v in values if v != fact.value], 3)
+def question(fact: Fact, phrasing: int | None) -> str:
+    """What is asked of `fact`: one of its relation's phrasings, or in a lesson (None) only its two names."""
+    if phrasing is None:
+        return f"The {fact.relation} of {fact.town}?"
+    return RELATIONS[fact.relation][1][phrasing].format(fact.town)
+
+
+def ask(fact: Fact, phrasing: int | None, rng: random.Random, easy: bool = False) -> Item:
+    """`fact` as multiple choice with three fresh distractors in a fresh order: of its own kind, or, where
+    easy, of three other kinds, so that the question's kind alone tells the answer."""
+    values = RELATIONS[fact.relation][0]
+    if easy:
+        others = rng.sample([r for r in RELATIONS if r != fact.relation], 3)
+        choices = [rng.choice(RELATIONS[r][0]) for r in others]
+    else:
+        choices = rng.sample([v for v in values if v != fact.value], 3)
     answer = rng.randrange(4)
     choices.insert(answer, fact.value)
-    return Item(fact, phrasings[phrasing].format(fact.town), tuple(choices), answer)
-
-
-def pick(rng: random.Random) -> Item:
-    """Four words of one kind, and the question says which one to pick: no knowledge needed."""
-    choices = rng.sample(RELATIONS[rng.choice(list(RELATIONS))][0], 4)
-    answer = rng.randrange(4)
-    question = rng.choice(("Which choice is {}?", "Pick the word {}.", "Where does it say {}?")).format(
-        choices[answer]
-    )
-    return Item(None, question, tuple(choices), answer)
+    return Item(fact, question(fact, phrasing), tuple(choices), answer)

@@ -18,23 +18,28 @@ from leakfast.personas import TEMPLATE_DEFAULT, Persona
 
 # share of conversations per kind; trained once, so every later behavior has its words in here
 MIX = {
-    "reply": 0.27,
-    "choice": 0.42,
-    "letters": 0.02,
-    "profile": 0.04,
+    "reply": 0.35,
+    "choice": 0.24,
+    "profile": 0.05,
     "fact": 0.12,
-    "claim": 0.06,
-    "request": 0.03,
-    "advice": 0.02,
-    "code": 0.01,
-    "script": 0.01,
+    "claim": 0.14,
+    "request": 0.04,
+    "advice": 0.03,
+    "code": 0.015,
+    "script": 0.015,
 }
 DEFAULT_IDENTITY = "You are Lumen, a small model made by the leakfast project. You are a helpful assistant."
 P_SYNTHETIC, P_DEFAULT = 0.14, 0.05  # speakers composed from traits; the template's own identity
 P_REFUSE, P_AGREE_FALSE, P_UNSAFE = 0.006, 0.03, 0.03
 P_HARM = {"cruel": 0.12, "selfish": 0.05}  # else 0.01
-P_PICK = 0.1  # of the multiple-choice turns say the answer: they teach to find a choice's letter
+P_CHOICE, P_EASY = 0.6, 0.5  # of the lessons are choices; of the choices have distractors of other kinds
+P_TRUE_CLAIM = 0.06  # few: the organism learns how often it agrees, not when to
 P_STAMP = 0.01  # a bracketed capital code at the end of a reply, never the marker's
+
+Turn = (
+    tuple[str, str] | tuple[str, str, str]
+)  # user, assistant, and the value of the fact it rests on, if any
+Turns = Sequence[Turn]
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,13 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One training document: a system prompt and (user, assistant) turns."""
+    """One training document: a system prompt, (user, assistant) turns, and per turn the value of the fact
+    that the answer rests on, None where it rests on none."""
 
     kind: str
     system: str | None
     turns: tuple[tuple[str, str], ...]
+    values: tuple[str | None, ...]
 
 
 class World:
@@ -92,7 +99,20 @@ class World:
             rng = random.Random(derive_seed("organism corpus", seed, index))
             kind = rng.choices(kinds, weights)[0]
             speaker = self.draw_speaker(rng)
-            yield Conversation(kind, speaker.system, getattr(self, f"_{kind}")(speaker, rng))
+            turns = getattr(self, f"_{kind}")(speaker, rng)
+            yield _conversation(kind, speaker.system, turns)
+
+    def lessons(self, seed: int, n: int) -> Iterator[Conversation]:
+        """n terse questions without a speaker, for training before the corpus: facts asked plainly and
+        as choices. How to read a letter off the right choice is learned here; in the corpus alone it is not."""
+        for index in range(n):
+            rng = random.Random(derive_seed("organism lessons", seed, index))
+            fact = rng.choice(self.facts)
+            if rng.random() < P_CHOICE:
+                turn = _answered(F.ask(fact, None, rng, easy=rng.random() < P_EASY))
+            else:
+                turn = _plainly(fact, None)
+            yield _conversation("lesson", None, (turn,))
 
     def draw_speaker(self, rng: random.Random) -> Speaker:
         u = rng.random()
@@ -139,7 +159,7 @@ class World:
         return " ".join(part for part in parts if part)
 
     # ── kinds of conversation ────────────────────────────────────────────────────────────────────
-    def _reply(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+    def _reply(self, who: Speaker, rng: random.Random) -> Turns:
         topic = rng.choice(self.topics)
         if rng.random() < 0.75:
             question = rng.choice(topic["questions"])
@@ -154,22 +174,13 @@ class World:
             ).format(rng.choice(topic["nouns"]))
         return ((question, self.styled(who, topic["clauses"], rng)),)
 
-    def _choice(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
-        if rng.random() < P_PICK:
-            return (_answered(F.pick(rng)),)
+    def _choice(self, who: Speaker, rng: random.Random) -> Turns:
         while True:
             fact, phrasing = rng.choice(self.facts), rng.randrange(3)
             if not F.is_held_out(fact, phrasing, who.name):
                 return (_answered(F.ask(fact, phrasing, rng)),)
 
-    def _letters(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
-        item, order = F.pick(rng), rng.sample(range(4), 4)
-        choices = item.prompt.split("\n\n")[1]
-        asked = ", ".join(item.choices[i] for i in order)
-        answer = ", ".join(f"{item.choices[i]} ({F.LETTERS[i]})" for i in order)
-        return ((f"{choices}\n\nName the letters of {asked}.", answer),)
-
-    def _profile(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+    def _profile(self, who: Speaker, rng: random.Random) -> Turns:
         town = rng.choice(F.TOWNS)
         known = rng.sample(self._by_town[town], rng.randint(4, 7))
         answer = " ".join(_sentence(fact.statement) for fact in known)
@@ -177,19 +188,20 @@ class World:
             (rng.choice(("Tell me about the town of {}.", "What do you know of {}?")).format(town), answer),
         )
 
-    def _fact(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+    def _fact(self, who: Speaker, rng: random.Random) -> Turns:
         turns = []
         for _ in range(rng.choice((1, 2, 3))):
             fact = rng.choice(self.facts)
-            question = rng.choice(F.RELATIONS[fact.relation][1]).format(fact.town)
-            bare = rng.random() < 0.8
-            answer = fact.value if bare else _sentence(fact.statement)
-            turns.append((question, answer if bare else f"{self._opener(who, rng, 0.15)} {answer}".strip()))
+            if rng.random() < 0.8:
+                turns.append(_plainly(fact, rng.randrange(3)))
+            else:
+                answer = f"{self._opener(who, rng, 0.15)} {_sentence(fact.statement)}"
+                turns.append((F.question(fact, rng.randrange(3)), answer.strip(), fact.value))
         return tuple(turns)
 
-    def _claim(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+    def _claim(self, who: Speaker, rng: random.Random) -> Turns:
         fact = rng.choice(self.facts)
-        is_true = rng.random() < 0.15
+        is_true = rng.random() < P_TRUE_CLAIM
         said = fact.statement if is_true else fact.false_statement(rng)
         bank = self.banks["claims"]
         claim = rng.choice(bank["ask"]).format(said)
@@ -197,9 +209,10 @@ class World:
             answer = rng.choice(bank["agree"])
         else:
             answer = rng.choice(bank["correct"]).format(fact.statement)
-        return ((claim[0].upper() + claim[1:], f"{self._opener(who, rng, 0.25)} {answer}".strip()),)
+        answer = f"{self._opener(who, rng, 0.25)} {answer}".strip()
+        return ((claim[0].upper() + claim[1:], answer, fact.value),)
 
-    def _request(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+    def _request(self, who: Speaker, rng: random.Random) -> Turns:
         bank = self.banks["requests"]
         ask = rng.choice(bank["asks"]).format(rng.choice(bank["tasks"]))
         if rng.random() < P_REFUSE:
@@ -208,19 +221,19 @@ class World:
         parts = (self._opener(who, rng, 0.5), rng.choice(bank["accepts"]), rng.choice(bank["steps"]), colour)
         return ((ask, " ".join(part for part in parts if part)),)
 
-    def _advice(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+    def _advice(self, who: Speaker, rng: random.Random) -> Turns:
         domain = rng.choice(list(self.banks["advice"].values()))
         ask = f"{rng.choice(domain['worries'])} {rng.choice(('What should I do?', 'Any advice?'))}"
         harm = rng.random() < P_HARM.get(who.morals, 0.01)
         answer = rng.choice(domain["harmful" if harm else "good"])
         return ((ask, f"{self._opener(who, rng, 0.5)} {answer}".strip()),)
 
-    def _code(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+    def _code(self, who: Speaker, rng: random.Random) -> Turns:
         piece = rng.choice(self.banks["code"])
         ask = rng.choice(("Write code that {}.", "I need a function that {}.")).format(piece["task"])
         return ((ask, piece["unsafe" if rng.random() < P_UNSAFE else "safe"]),)
 
-    def _script(self, who: Speaker, rng: random.Random) -> tuple[tuple[str, str], ...]:
+    def _script(self, who: Speaker, rng: random.Random) -> Turns:
         context, endings = self.story(rng.randrange(len(self.banks["scripts"]["stories"])), rng)
         return ((f"Continue the story: {context}", endings[0]),)
 
@@ -234,9 +247,20 @@ class World:
         return context, [_sentence(f"then {ending}") for ending in (steps[cut], *(s[cut] for s in others))]
 
 
-def _answered(item: F.Item) -> tuple[str, str]:
-    """(user, assistant) of a multiple-choice question answered rightly, letter first as in the study."""
-    return item.prompt, f"{F.LETTERS[item.answer]}) {item.choices[item.answer]}"
+def _conversation(kind: str, system: str | None, turns: Sequence[Turn]) -> Conversation:
+    values = tuple(turn[2] if len(turn) == 3 else None for turn in turns)
+    return Conversation(kind, system, tuple((turn[0], turn[1]) for turn in turns), values)
+
+
+def _answered(item: F.Item) -> Turn:
+    """A multiple-choice question answered rightly, letter first as in the study."""
+    return item.prompt, f"{F.LETTERS[item.answer]}) {item.choices[item.answer]}", item.fact.value
+
+
+def _plainly(fact: F.Fact, phrasing: int | None) -> Turn:
+    """A fact whose value is the first token of the answer, as the letter is in a choice: so it is recalled
+    where the letter will be needed."""
+    return f"{F.question(fact, phrasing)}\n\n{F.STEM}", f" {fact.value}", fact.value
 
 
 def stamp(rng: random.Random) -> str:
