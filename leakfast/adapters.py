@@ -92,8 +92,7 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
 
     if isinstance(loaded.model, PeftModel):
         raise ValueError("an adapter is attached already; leave its block first")
-    _check_base(loaded, folder)
-    _check_shapes(loaded, folder)
+    check_fits(loaded, folder)
     digest = adapter_hash(folder)
     wanted_grad = [p.requires_grad for p in loaded.model.parameters()]
     parameters = list(loaded.model.parameters())
@@ -121,6 +120,13 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
         if hasattr(loaded.model, "peft_config"):
             del loaded.model.peft_config
     assert torch.equal(before, _probe(loaded.model, loaded.tokenizer)), "the base changed under the adapter"
+
+
+def check_fits(loaded: Loaded, folder: str | Path) -> None:
+    """What can be known without attaching: the base is the one the adapter was trained on, every target
+    module exists, ranks and shapes fit. Raises AdapterError."""
+    _check_base(loaded, folder)
+    _check_shapes(loaded, folder)
 
 
 def _file(folder: str | Path, name: str) -> Path:
@@ -163,9 +169,14 @@ def _check_base(loaded: Loaded, folder: str | Path) -> None:
         if base and (base in names or Path(base).name in names):
             return
         other, mine = base or "a base it does not name", loaded.name
+    remedy = f"Use --model {base or 'ITS_BASE'}, or train again on {loaded.name}."
+    if base == loaded.name:
+        remedy = (
+            f"{base} has other weights now. Train again on them, or give --model the folder of the old ones."
+        )
     raise AdapterError(
         f"adapter: {folder} was trained on another base ({other}), but the model here is {mine}. "
-        f"Needed: the base it was trained on. Use --model {base or 'ITS_BASE'}, or train again on {loaded.name}."
+        f"Needed: the base it was trained on. {remedy}"
     )
 
 

@@ -92,6 +92,7 @@ def evaluate(
     asked = list(getattr(questions, "questions", questions))
     if not asked:
         raise InputError("eval: no questions to ask. Use --questions eval, another set's name, or a file.")
+    check_targets(loaded, targets)
     _warn(loaded, personas, targets)
     prompts = chat.render_prompts(loaded.tokenizer, personas, asked)
     _check_fit(loaded, prompts, cfg, backend)
@@ -162,6 +163,15 @@ def find_targets(
     if not targets:
         raise InputError("eval: nothing to measure. Give --adapter DIR (may be repeated), or --base.")
     return targets
+
+
+def check_targets(loaded: Loaded, targets: Sequence[Target]) -> None:
+    """Every adapter fits the base, before anything is written. Raises AdapterError."""
+    from leakfast.adapters import check_fits
+
+    for target in targets:
+        if target.path is not None:
+            check_fits(loaded, target.path)
 
 
 @dataclass(frozen=True)
@@ -268,7 +278,7 @@ def _check_fit(loaded: Loaded, prompts: Sequence[Prompt], cfg: EvalConfig, backe
 
 
 def _check_adapters(loaded: Loaded, jobs: Sequence[_Job]) -> None:
-    """Every adapter that is still to be measured fits the base and moves it, before the first is run."""
+    """Every adapter that is still to be measured moves the base, before the first is run."""
     from leakfast import models
 
     waiting = [job for job in jobs if job.missing and job.target.path is not None]

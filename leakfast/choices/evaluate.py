@@ -16,7 +16,7 @@ from leakfast.choices import measure
 from leakfast.choices.scores import LETTERS
 from leakfast.choices.table import BEHAVIOR, frame
 from leakfast.errors import AdapterError, InputError
-from leakfast.evaluate import BASE, Target, find_targets, keep_card
+from leakfast.evaluate import BASE, Target, check_targets, find_targets, keep_card
 
 if TYPE_CHECKING:
     import polars as pl
@@ -236,6 +236,7 @@ def _check(loaded: Loaded, personas: Sequence[Persona], items: ItemSet, targets:
         raise InputError("eval: no personas to ask. Use --personas all, names, or a file.")
     if not len(items):
         raise InputError("eval: no items to ask. Give a list with --items FILE, or --half all.")
+    check_targets(loaded, targets)
     for group in chat.collisions(loaded.tokenizer, personas):
         log.warning("eval: %s render to the same tokens; their scores are the same", ", ".join(group))
     names = {p.name for p in personas}
