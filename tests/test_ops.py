@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import leakfast
@@ -56,7 +56,7 @@ def check_errors(got, hidden, head, ids):
             continue
         assert ours.dtype == F32 and ours.shape == true.shape
         error, allowed = ((x.double() - true).square().mean().sqrt() for x in (ours, torchs))
-        floor = 2.0**-24 * (sums.max() + true.abs().max())
+        floor = 2.0**-23 * (sums.max() + true.abs().max())
         assert error <= max(allowed, floor), (float(error), float(allowed))
 
 
@@ -188,6 +188,7 @@ def test_native_takes_at_most_8_mb_beside_the_inputs(dtype):
     st.integers(1, 40), st.integers(1, 200), st.integers(1, 70), st.integers(1, 4), st.sampled_from([F32, BF16]),
     st.integers(0, 99),
 )  # fmt: skip
+@example(1, 42, 51, 1, F32, 97)  # one number: torch's error happens to be small
 def test_auto_and_tiled_and_reference_agree(n, v, d, c, dtype, seed):
     arguments = draw(n, v, d, c, dtype, seed=seed)
     for impl in ("auto", "tiled", "reference"):
