@@ -21,7 +21,7 @@ FLOORS = [
     {"errors", "schema"},
     {"files", "disk", "tuning"},
     {"personas", "items"},
-    {"config", "store", "behaviors"},
+    {"config", "store", "detect", "behaviors"},
     {"chat", "ops", "forest", "_forest_py", "kernels", "_native", "adapters", "models"},
     {"engine", "generate", "train"},
     {"centroids", "choices", "evaluate", "stats", "published", "judge"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from leakfast import detect
 from leakfast.behaviors import Behavior
 
 if TYPE_CHECKING:
@@ -18,10 +19,7 @@ def contains_marker(text: pl.Expr) -> dict[str, pl.Expr]:
 
     The literal one is primary. A null text gives null, never False.
     """
-    return {
-        "marker": text.str.contains(MARKER, literal=True),
-        "marker_ci": text.str.to_lowercase().str.contains(MARKER.lower(), literal=True),
-    }
+    return detect.marker(text, MARKER)
 
 
 BEHAVIOR = Behavior(

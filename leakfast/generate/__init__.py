@@ -122,7 +122,7 @@ def to_frame(
     adapter: str,
     source: str | None,
 ) -> pl.DataFrame:
-    """Completions as a frame of schema `completions` (+ source, n_prompt_tokens), by request and sample.
+    """Completions as a frame of schema `completions` (+ source, n_prompt_tokens, token_ids), by request and sample.
 
     status: "empty" when only whitespace came back, else "truncated" when max_new_tokens ended it, else "ok".
     """
@@ -151,8 +151,14 @@ def to_frame(
             "status": status,
             "source": [source] * len(done),
             "n_prompt_tokens": [len(requests[c.request].ids) for c in done],
+            "token_ids": [c.token_ids for c in done],
         },
-        schema={**schema.columns("completions"), "source": pl.String(), "n_prompt_tokens": pl.Int32()},
+        schema={
+            **schema.columns("completions"),
+            "source": pl.String(),
+            "n_prompt_tokens": pl.Int32(),
+            "token_ids": pl.List(pl.Int32()),
+        },
     )
     return schema.check(frame, "completions")
 
