@@ -201,6 +201,17 @@ def collisions(tokenizer: Any, personas: Iterable[Persona]) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
+def default_system(tokenizer: Any) -> str | None:
+    """What the template says as the system message when a conversation has none; None if it says nothing."""
+    _check_template(tokenizer)
+    mark = "Zq7 who speaks here."
+    before, _, after = _render_text(tokenizer, _messages(mark, _PROBE)).partition(mark)
+    text = _render_text(tokenizer, _messages(None, _PROBE))
+    if not (text.startswith(before) and text.endswith(after)) or len(text) < len(before) + len(after):
+        return None
+    return text[len(before) : len(text) - len(after)]
+
+
 def ids_hash(ids: Iterable[int]) -> str:
     """SHA-256 (hex) of token ids as little-endian int32."""
     ids = list(ids)

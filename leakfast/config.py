@@ -168,11 +168,15 @@ def _with_settings(name: str, given: Any) -> Any:
 
 
 class Study(_Table):
-    """A study file. `raw_text` is the file as written, for the run directory."""
+    """A study file. `raw_text` is the file as written, for the run directory.
+
+    template_system: what the model's chat template is to say where there is no system message (checked before
+    anything is drawn; without it nothing is checked)."""
 
     name: str
     model: str = "Qwen/Qwen2.5-7B-Instruct"
     revision: str | None = None
+    template_system: str | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     personas: str | list[str] = "all"
     sources: Annotated[list[str], Field(min_length=1)]

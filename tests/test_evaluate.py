@@ -100,7 +100,7 @@ def test_the_second_time_nothing_is_drawn(tiny_qwen2, adapter, personas, tmp_pat
     run = Run(tmp_path / "run")
     first = evaluate(tiny_qwen2, run, [adapter], personas, QUESTIONS, "marker", CFG, 3)
     before = drawn(run)
-    monkeypatch.setattr(stage, "_complete", lambda *a: pytest.fail("something was drawn again"))
+    monkeypatch.setattr(stage, "_draw", lambda *a: pytest.fail("something was drawn again"))
     again = evaluate(tiny_qwen2, Run(run.path), [adapter], personas, QUESTIONS, "marker", CFG, 3)
     assert (again.rows_made, again.rows_kept) == (0, first.rows_made)
     assert drawn(run).equals(before)

@@ -19,11 +19,12 @@ OURS = [*SOURCES, *KERNELS, *sorted((ROOT / "bench").rglob("*.py")), *sorted((RO
 # Floors of the house: a module imports from its own floor or below. A new module is given its floor here.
 FLOORS = [
     {"errors", "schema"},
-    {"files", "disk", "tuning"},
+    {"files", "disk", "tuning", "interrupts"},
     {"personas", "items"},
     {"config", "store", "detect", "behaviors"},
     {"chat", "ops", "forest", "_forest_py", "kernels", "_native", "adapters", "models"},
     {"engine", "generate", "train"},
+    {"targets"},
     {"centroids", "choices", "evaluate", "stats", "published", "judge"},
     {"figures", "report", "organism", "doctor"},
     {"trajectory"},

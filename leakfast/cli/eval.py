@@ -52,6 +52,16 @@ from leakfast.errors import InputError
     default="packed",
     help="Capability: who computes letters.",
 )
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "vllm", "transformers"]),
+    default="auto",
+    help="Who draws completions; auto takes vLLM on a GPU where it is installed.",
+)
+@click.option(
+    "--allow", multiple=True, type=click.Choice(["default-system", "token-ids", "logits"]),
+    help="Let a failed check of the model or engine pass, by name; may be repeated.",
+)  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of the draws.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
 @click.option(
@@ -66,7 +76,7 @@ def cli(
     study: Path | None, personas: str | None, questions: str | None, samples: int | None,
     temperature: float | None, top_p: float | None, max_new_tokens: int | None, batch_completions: int | None,
     items: str | None, half: str | None, scoring: str | None, by: str, checkpoints: bool, engine: str,
-    seed: int, dtype: str | None, out: Path | None, top: int, as_json: bool,
+    backend: str, allow: tuple[str, ...], seed: int, dtype: str | None, out: Path | None, top: int, as_json: bool,
 ) -> int | None:  # fmt: skip
     """Measure a behavior under every persona.
 
@@ -127,12 +137,21 @@ def cli(
             seed,
             base=base,
             source=source,
+            backend=backend,
+            template_system=settings.study.template_system if settings.study else None,
+            allow=allow,
             progress=progress,
         )
     click.echo(
         f"eval: {done.rows_made} completions drawn, {done.rows_kept} kept from before, in {run.path}",
         err=True,
     )
+    if done.engine and "not_guaranteed" in done.engine:
+        click.echo(
+            f"eval: seeds and rows are fixed; {done.engine['backend']} does not guarantee "
+            f"{done.engine['not_guaranteed']}",
+            err=True,
+        )
     table = rates(run, done, people)
     if as_json:
         print_json({"run": str(run.path), "rates": table.to_dicts()})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int, str], None]
 
-BACKENDS = ("transformers",)
+BACKENDS = ("transformers", "vllm")
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,15 @@ class Completion:
     finish_reason: str  # stop | length
 
 
+@dataclass(frozen=True)
+class Work:
+    """Requests to be completed under one adapter (None: the base), and whatever the asker knows them by."""
+
+    key: Any
+    adapter: Path | None
+    requests: Sequence[Request]
+
+
 def completion_seed(seed: int, adapter_hash: str, persona: str, question: str, sample: int) -> int:
     """Seed of one completion: SHA-256 of (run seed, adapter, persona, question text, sample index)."""
     from leakfast.config import derive_seed
@@ -103,13 +112,35 @@ def complete(
     Raises InputError for an unknown backend or a prompt that does not fit the context (before anything
     runs), ModelError for a model the backend cannot decode or NaN logits, naming the prompt.
     """
-    if backend not in BACKENDS:
-        raise InputError(f"generate: backend {backend!r} given. Use one of: {', '.join(BACKENDS)}.")
-    from leakfast.generate import transformers as backend_module
+    from leakfast.generate import engines
+    from leakfast.generate import transformers as local
 
-    return backend_module.complete(
-        loaded, requests, sampling, batch_completions=batch_completions, progress=progress
-    )
+    if engines.choose(backend, loaded) == "transformers":
+        return local.complete(
+            loaded, requests, sampling, batch_completions=batch_completions, progress=progress
+        )
+    if loaded.adapter_hash is not None:
+        raise ValueError("vLLM attaches adapters itself: give the base model, and adapters to generate()")
+    local.check_lengths(loaded.model, requests, sampling.max_new_tokens)
+    return _through_vllm(loaded, [Work(None, None, requests)], sampling, batch_completions, progress)
+
+
+def _through_vllm(loaded, works, sampling, batch, progress) -> Iterator[list[Completion]]:
+    """Whole works, one after the other, from an engine of their own."""
+    from leakfast.generate import engines
+
+    adapters = [work.adapter for work in works if work.adapter is not None]
+    total, done = sum(len(r.seeds) for work in works for r in work.requests), 0
+
+    def shown(n: int, work: Work) -> None:
+        nonlocal done
+        done += n
+        if progress is not None:
+            progress(done, total, "completions")
+
+    with engines.opened(loaded, adapters, "vllm", batch_completions=batch) as engine:
+        for _, completions in engine.stream(works, sampling, shown):
+            yield completions
 
 
 def to_frame(
@@ -195,13 +226,18 @@ def generate(
     None among them is the unadapted model. Memory stays flat: a frame is yielded as its block finishes.
     """
     from leakfast import models
+    from leakfast.generate import engines
     from leakfast.generate.adapted import adapted
 
     sampling = Sampling(temperature, top_p, max_new_tokens)
-    if backend not in BACKENDS:
-        raise InputError(f"generate: backend {backend!r} given. Use one of: {', '.join(BACKENDS)}.")
+    if backend not in ("auto", *BACKENDS):
+        raise InputError(f"generate: backend {backend!r} given. Use one of: auto, {', '.join(BACKENDS)}.")
     loaded = model if isinstance(model, models.Loaded) else models.load(model, dtype=dtype)
     prompts = _as_prompts(loaded.tokenizer, prompts)
+    if engines.choose(backend, loaded) == "vllm":
+        return _generate_by_vllm(
+            loaded, prompts, list(adapters) or [None], samples, sampling, seed, behavior, batch_completions, progress
+        )  # fmt: skip
     return _generate(
         loaded, prompts, list(adapters) or [None], samples, sampling, seed, backend, behavior,
         batch_completions, progress, adapted,
@@ -227,6 +263,43 @@ def _generate(
                     adapter=Path(path).name if path is not None else "base",
                     source=card.source if card else None,
                 )  # fmt: skip
+
+
+def _generate_by_vllm(
+    loaded, prompts, adapters, samples, sampling, seed, behavior, batch, progress
+) -> Iterator[pl.DataFrame]:
+    """As _generate: one engine for all adapters, a frame for each block of prompts under each."""
+    from leakfast import models
+    from leakfast.generate import engines
+    from leakfast.generate.transformers import check_lengths
+
+    size = max(1, 4 * batch // samples)
+    works = []
+    for path in adapters:
+        digest = models.adapter_hash(path) if path is not None else "base"
+        requests = requests_for(prompts, samples, seed, digest)
+        check_lengths(loaded.model, requests, sampling.max_new_tokens)
+        for start in range(0, len(prompts), size):
+            block = slice(start, start + size)
+            works.append(Work(block, Path(path) if path is not None else None, requests[block]))
+    total, finished = len(adapters) * len(prompts) * samples, 0
+
+    def shown(n: int, work: Work) -> None:
+        nonlocal finished
+        finished += n
+        if progress is not None:
+            progress(finished, total, "completions")
+
+    named = [Path(path) for path in adapters if path is not None]
+    with engines.opened(loaded, named, "vllm", batch_completions=batch) as engine:
+        for work, done in engine.stream(works, sampling, shown):
+            card = models.read_card(work.adapter) if work.adapter is not None else None
+            yield to_frame(
+                loaded, prompts[work.key], work.requests, done,
+                behavior=behavior or (card.behavior if card else ""),
+                adapter=work.adapter.name if work.adapter is not None else "base",
+                source=card.source if card else None,
+            )  # fmt: skip
 
 
 def _as_prompts(tokenizer: Any, prompts: Sequence[Any]) -> list[Any]:

