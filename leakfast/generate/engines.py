@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,8 +18,8 @@ log = logging.getLogger("leakfast.generate")
 
 Progress = Callable[[int, Work], None]  # completions just finished, and whose
 CHECKS = ("default-system", "token-ids", "logits")  # names under which a failed check may be let pass
-_NEAR_NATS = {"float32": 1e-2, "bfloat16": 0.35}  # log-probabilities of two engines, at the likeliest tokens
-_LIKELIEST = 5
+_NEAR_NATS = {"float32": 1e-2, "bfloat16": 0.35}  # log-probabilities of one token in two engines
+_PROBE_TOKENS = 8
 
 
 class Engine(Protocol):
@@ -136,8 +136,8 @@ def check_engine(
     engine: Any, loaded: Any, adapters: Sequence[Path | None], personas: Sequence[Any], questions: Sequence[str],
     allow: Collection[str] = (),
 ) -> None:  # fmt: skip
-    """Canary of an engine beside transformers: its tokenizer renders the same ids, and its log-probabilities at
-    the likeliest tokens after a prompt are the model's, under the base and under each adapter (peft's).
+    """Canary of an engine beside transformers: its tokenizer renders the same ids, and its greedy tokens after a
+    prompt are as likely as the model says, under the base and each adapter (peft's), all in one batch.
 
     Raises ModelError naming the check, AdapterError for an adapter that does not fit or changes nothing."""
     from leakfast import chat, models
@@ -155,31 +155,30 @@ def check_engine(
     ids = chat.render(loaded.tokenizer, system[0], questions[0])
     bound = _NEAR_NATS.get(loaded.dtype, 0.35)
     worst = 0.0
-    for adapter in adapters:
-        if adapter is None:
-            wanted = _log_probs(loaded, ids)
-        else:
-            with models.with_adapter(loaded, adapter) as live:
-                wanted = _log_probs(live, ids)
-        likeliest = np.argsort(-wanted, kind="stable")[:_LIKELIEST]
-        apart = np.abs(engine.logprobs(ids, likeliest.tolist(), adapter) - wanted[likeliest]).max()
-        worst = max(worst, float(apart))
+    answers = engine.probe(ids, adapters, _PROBE_TOKENS)
+    for adapter, (tokens, got) in zip(adapters, answers, strict=True):
+        with models.with_adapter(loaded, adapter) if adapter is not None else nullcontext(loaded) as current:
+            log_probs = _log_probs(current, [*ids, *tokens[:-1]])[len(ids) - 1 :]
+        wanted = log_probs[np.arange(len(tokens)), tokens]
+        # as likely as transformers says, and as likely as its likeliest token: greedy, up to rounding
+        apart = float(max(np.abs(got - wanted).max(), (log_probs.max(axis=1) - wanted).max()))
+        worst = max(worst, apart)
         if not apart <= bound:
             _fail(
                 "logits",
-                f"under {adapter or 'no adapter'} vLLM's log-probabilities are {apart:.2g} nats from transformers' "
+                f"under {adapter or 'no adapter'} vLLM's greedy tokens are {apart:.2g} nats from transformers' "
                 f"(at most {bound:g}). Needed: the same model in both. Use --backend transformers",
                 allow,
             )
-    log.info("canary: same token ids, log-probabilities within %.1e nats of transformers'", worst)
+    log.info("canary: same token ids, greedy log-probabilities within %.1e nats of transformers'", worst)
 
 
 def _log_probs(loaded: Any, ids: Sequence[int]) -> np.ndarray:
-    """(V,) float64 nats of the token after `ids`."""
+    """(T, V) float64 nats of the token after each of `ids`."""
     import torch
 
     with torch.inference_mode():
-        logits = loaded.model(input_ids=torch.tensor([list(ids)], device=loaded.device)).logits[0, -1]
+        logits = loaded.model(input_ids=torch.tensor([list(ids)], device=loaded.device)).logits[0]
         return logits.float().log_softmax(-1).double().cpu().numpy()
 
 

