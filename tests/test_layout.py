@@ -28,7 +28,7 @@ FLOORS = [
     {"centroids", "choices", "evaluate", "stats", "published", "judge"},
     {"figures", "report", "organism", "doctor"},
     {"trajectory"},
-    {"pipeline", "cluster", "sweep"},
+    {"pipeline", "cluster", "sweep", "plan"},
     {"faces"},
     {"", "cli", "__main__"},
 ]

@@ -23,6 +23,7 @@ from leakfast.files import did_you_mean
 # name → (module that holds the click command `cli`, what it does in one line)
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("leakfast.cli.run", "Run all stages of a study file, skipping what is done."),
+    "plan": ("leakfast.cli.plan", "Show what a study will ask for before anything is spent."),
     "personas": ("leakfast.cli.personas", "List, show and check persona and question sets."),
     "centroids": ("leakfast.cli.centroids", "Average last-token states per persona and layer."),
     "data": ("leakfast.cli.data", "Build the contrastive training set of a behavior and source."),

@@ -1,0 +1,75 @@
+"""`leakfast plan`: what a study will cost before anything is spent. Demands a study file and its tokenizer;
+draws completions only where a calibration is asked for, and writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("study", type=click.Path(path_type=Path))
+@click.option(
+    "--calibrate", type=click.IntRange(min=0), default=0,
+    help="Completions drawn now, from the unadapted model, to learn length, rate and size.",
+)  # fmt: skip
+@click.option(
+    "--tokens-each", type=click.FloatRange(min=0), default=None, help="Output tokens a completion, if known."
+)
+@click.option(
+    "--tokens-per-s", type=click.FloatRange(min=0, min_open=True), default=None,
+    help="Output tokens a second of your device, if known.",
+)  # fmt: skip
+@click.option(
+    "--backend", type=click.Choice(["auto", "vllm", "transformers"]), default="auto", help="Who calibrates."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of the calibration's draws.")
+@click.option("--json", "as_json", is_flag=True, help="Print the stages as JSON.")
+def cli(
+    study: Path, calibrate: int, tokens_each: float | None, tokens_per_s: float | None, backend: str, seed: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Show prompts, tokens, seconds and disk of a study's measurements.
+
+    Example: leakfast plan configs/demo.toml --calibrate 64
+    """
+    from leakfast.cli.progress import progress_for
+    from leakfast.cli.text import print_json, print_table
+    from leakfast.config import load_study
+    from leakfast.plan import plan
+
+    checked = load_study(study)
+    with progress_for("calibrate") as progress:
+        stages = plan(
+            checked, tokens_each=tokens_each, tokens_per_s=tokens_per_s, calibrate=calibrate, backend=backend,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(
+            {"study": checked.name, "run": str(checked.run_dir), "stages": [asdict(s) for s in stages]}
+        )
+        return
+    rows = [
+        [s.name, s.targets, s.prompts, s.prompt_tokens, s.completions or None, s.output_tokens,
+         None if s.seconds is None else round(s.seconds, 1),
+         None if s.disk_bytes is None else round(s.disk_bytes / 1e6, 1)]
+        for s in stages
+    ]  # fmt: skip
+    columns = [
+        "stage",
+        "targets",
+        "prompts",
+        "prompt tokens",
+        "completions",
+        "output tokens",
+        "seconds",
+        "MB",
+    ]
+    print_table(columns, rows, title=f"plan of {checked.name} on {checked.model}; training is not planned")
+    for stage in stages:
+        if stage.output_from:
+            click.echo(f"{stage.name}: output tokens {stage.output_from}")
+        if stage.completions and stage.seconds is None:
+            click.echo(f"{stage.name}: no seconds without a rate. Give --tokens-per-s N or --calibrate N.")

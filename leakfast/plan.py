@@ -1,0 +1,200 @@
+"""What a study will ask for, before anything is spent: prompts, exact prompt tokens, completions, expected
+output tokens, seconds and disk. Demands the tokenizer alone; the model only where a calibration is asked for.
+A number that nobody measured or stated is None, never a guess. Leaves training out: its time is not planned."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from leakfast.errors import InputError
+from leakfast.personas import load_personas, load_questions
+
+if TYPE_CHECKING:
+    from leakfast.config import EvalConfig, Study
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage over all its targets. completions: drawn in all; output_tokens: expected of all of them,
+    `output_from` says by what; seconds: decoding them at the stated or measured rate; disk_bytes: their shards."""
+
+    name: str
+    targets: int
+    prompts: int
+    prompt_tokens: int
+    completions: int = 0
+    output_tokens: int | None = None
+    output_from: str = ""
+    seconds: float | None = None
+    disk_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a sample of completions of one behavior told: means over `n` completions, and the rate of drawing
+    them (output tokens a second, None where it was not timed)."""
+
+    n: int
+    tokens_each: float
+    bytes_each: float
+    tokens_per_s: float | None
+    said: str
+
+
+def plan(
+    study: Study,
+    *,
+    tokens_each: float | None = None,
+    tokens_per_s: float | None = None,
+    calibrate: int = 0,
+    backend: str = "auto",
+    seed: int = 42,
+    progress: Progress | None = None,
+) -> list[Stage]:
+    """Stages of `study` in order: centroids, then each behavior's measurement over its adapters and the base.
+
+    Output tokens a completion: tokens_each if stated, else of `calibrate` completions drawn now from the
+    unadapted model, else of what the study's run holds already, else at most max_new_tokens. Seconds: at
+    tokens_per_s if stated, else at the calibration's rate, else None. Raises InputError for a sample below 0,
+    and what loading the tokenizer (or, for a calibration, the model) raises."""
+    from leakfast import models
+
+    if calibrate < 0 or (tokens_each or 0) < 0 or (tokens_per_s is not None and tokens_per_s <= 0):
+        raise InputError("plan: --calibrate and --tokens-each must be 0 or more, --tokens-per-s above 0.")
+    tokenizer = models.load_tokenizer(study.model, study.revision)
+    personas = load_personas(study.personas)
+    loaded: list[Any] = []
+
+    def load() -> Any:
+        if not loaded:
+            loaded.append(models.load(study.model, dtype=study.dtype, revision=study.revision))
+        return loaded[0]
+
+    asked = load_questions(study.centroids.questions).questions
+    lengths = _lengths(tokenizer, personas, asked)
+    stages = [Stage("centroids", 1, len(lengths), sum(lengths))]
+    targets = len(study.sources) * len(study.seeds) + 1
+    for behavior, cfg in study.behaviors.items():
+        stage = _measurement(study, behavior, cfg.eval, tokenizer, personas, targets)
+        if stage.completions:
+            sample = None
+            if calibrate and tokens_each is None:
+                sample = _calibrated(load(), personas, cfg.eval, calibrate, backend, seed, progress)
+            sample = sample or _from_run(study, behavior)
+            stage = _expected(stage, cfg.eval, sample, tokens_each, tokens_per_s)
+        stages.append(stage)
+    return stages
+
+
+def _lengths(tokenizer: Any, personas: Sequence[Any], questions: Sequence[str]) -> list[int]:
+    from leakfast import chat
+
+    return [len(ids) for ids in chat.render_grid(tokenizer, personas, questions)]
+
+
+def _measurement(
+    study: Study, behavior: str, cfg: EvalConfig, tokenizer: Any, personas: Sequence[Any], targets: int
+) -> Stage:
+    """Prompts and tokens of one behavior, each prompt once a target."""
+    from leakfast.behaviors import get
+
+    name = f"evaluate {behavior}"
+    if get(behavior).measured_by == "choices":
+        from leakfast.items import default_items, load_items
+
+        items = load_items(cfg.items or default_items(study.model)).half(cfg.half)
+        if cfg.scoring == "letters":
+            lengths = _lengths(tokenizer, personas, [item.letters_prompt for item in items])
+        else:
+            lengths = _lengths(tokenizer, personas, [item.question for item in items])
+        return Stage(name, targets, targets * len(lengths), targets * sum(lengths))
+    lengths = _lengths(tokenizer, personas, load_questions(cfg.questions).questions)
+    n = targets * len(lengths)
+    return Stage(name, targets, n, targets * sum(lengths), completions=n * cfg.samples)
+
+
+def _expected(
+    stage: Stage,
+    cfg: EvalConfig,
+    sample: Sample | None,
+    tokens_each: float | None,
+    tokens_per_s: float | None,
+) -> Stage:
+    if tokens_each is not None:
+        each, said = tokens_each, "stated"
+    elif sample is not None:
+        each, said = sample.tokens_each, sample.said
+    else:
+        each, said = float(cfg.max_new_tokens), "at most: max_new_tokens"
+    tokens = round(each * stage.completions)
+    rate = tokens_per_s or (sample.tokens_per_s if sample else None)
+    disk = round(stage.completions * sample.bytes_each) if sample else None
+    return replace(
+        stage,
+        output_tokens=tokens,
+        output_from=said,
+        seconds=tokens / rate if rate else None,
+        disk_bytes=disk,
+    )
+
+
+def _from_run(study: Study, behavior: str) -> Sample | None:
+    """Means of what the study's run holds of this behavior; None without completions."""
+    import polars as pl
+
+    from leakfast.store import Run
+
+    run = Run(study.run_dir)
+    if not (run.path / "manifest.json").is_file():
+        return None
+    files = run.shards(f"completions/{behavior}")
+    if not files:
+        return None
+    entries = run.manifest["shards"]
+    counted = pl.concat([pl.read_parquet(run.path / f, columns=["n_tokens"]) for f in files])["n_tokens"]
+    size = sum(entries[f]["bytes"] for f in files)
+    return Sample(
+        len(counted), float(counted.mean()), size / len(counted), None, f"{len(counted):,} completions in {run.path}"
+    )  # fmt: skip
+
+
+def _calibrated(
+    loaded: Any,
+    personas: Sequence[Any],
+    cfg: EvalConfig,
+    n: int,
+    backend: str,
+    seed: int,
+    progress: Progress | None,
+) -> Sample:
+    """n completions of the unadapted model, of prompts spread evenly over personas and questions, timed."""
+    from leakfast import chat
+    from leakfast.disk import parquet_bytes
+    from leakfast.generate import Sampling, complete, requests_for, to_frame
+
+    prompts = chat.render_prompts(loaded.tokenizer, personas, load_questions(cfg.questions).questions)
+    n = min(n, len(prompts))
+    chosen = [prompts[i * len(prompts) // n] for i in range(n)]
+    requests = requests_for(chosen, 1, seed, "calibration")
+    sampling = Sampling(cfg.temperature, cfg.top_p, cfg.max_new_tokens)
+    began = time.perf_counter()
+    done = [
+        c
+        for batch in complete(
+            loaded, requests, sampling, backend=backend, batch_completions=cfg.batch_completions, progress=progress
+        )
+        for c in batch
+    ]  # fmt: skip
+    took = time.perf_counter() - began
+    frame = to_frame(loaded, chosen, requests, done, behavior="", adapter="base", source=None)
+    tokens = frame["n_tokens"]
+    error = float(tokens.std() or 0.0) / n**0.5 if n > 1 else float("nan")
+    return Sample(
+        n, float(tokens.mean()), len(parquet_bytes(frame)) / n, float(tokens.sum()) / took,
+        f"{n} completions drawn now, {tokens.mean():.1f} ± {error:.1f} (standard error) tokens each",
+    )  # fmt: skip
