@@ -1,0 +1,177 @@
+"""Stopping and breaking: signals let the shard in hand be written, a full disk leaves whole shards, and a run killed
+at random moments holds what an uninterrupted one does."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from leakfast import evaluate as stage
+from leakfast.interrupts import finishing
+from leakfast.store import Run
+
+KEYS = ["adapter", "persona", "question", "sample"]
+PERSONAS = "villain,comedian,assistant,librarian,police_officer"
+
+CHILD = """
+import sys
+from leakfast import evaluate
+evaluate.SHARD_ROWS = 16
+from leakfast.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+FULL = """
+import os, sys, threading, time
+from pathlib import Path
+from leakfast import disk, evaluate
+evaluate.SHARD_ROWS = 16
+from leakfast.cli.main import main
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+plain = disk.parquet_bytes
+
+def parquet_bytes(frame):
+    if len(list(Path(sys.argv[-1]).rglob("part-*.parquet"))) >= 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
+    return plain(frame)
+
+from leakfast import store
+store.parquet_bytes = parquet_bytes
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def command(tiny_folder, tmp_path):
+    """(script, run folder) → the command that measures the tiny model's base, 5 × 12 × 4 completions."""
+    questions = tmp_path / "asked.json"
+    questions.write_text(json.dumps([f"Number {i}?" for i in range(12)]))
+
+    def made(script: str, folder: Path) -> list[str]:
+        return [
+            sys.executable, "-c", script, "eval", "--model", str(tiny_folder), "--dtype", "float32", "--base",
+            "--personas", PERSONAS, "--questions", str(questions), "--samples", "4", "--max-new-tokens", "60",
+            "--batch-completions", "8", "--seed", "3", "--backend", "transformers", "--out", str(folder),
+        ]  # fmt: skip
+
+    return made
+
+
+def start(words: list[str]) -> subprocess.Popen:
+    root = str(Path(stage.__file__).parents[1])
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+    }
+    return subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_shards(child: subprocess.Popen, folder: Path, n: int) -> None:
+    limit = time.monotonic() + 300
+    while child.poll() is None and time.monotonic() < limit:
+        if folder.exists() and len(list(folder.rglob("part-*.parquet"))) >= n:
+            return
+        time.sleep(0.002)
+    assert child.poll() is None, child.stderr.read()
+
+
+def rows(folder: Path):
+    return Run(folder).read("completions").sort(KEYS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_the_shard_in_hand_be_written_and_exits_130(command, tmp_path, number):
+    folder = tmp_path / "run"
+    child = start(command(CHILD, folder))
+    wait_for_shards(child, folder, 2)
+    child.send_signal(number)
+    _, told = child.communicate(timeout=300)
+    assert child.returncode == 130, told
+    assert "finishing the shard in hand" in told and "the same command goes on" in told
+    there = rows(folder)
+    assert 32 <= there.height < 240 and there.height % 16 == 0, "the shard in hand, and no more"
+    assert not list(folder.rglob("*.tmp*")) and not (folder / "quarantine").exists()
+
+
+def test_a_second_signal_interrupts_at_once():
+    before = signal.getsignal(signal.SIGTERM)
+
+    def twice() -> None:
+        with finishing("it") as asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked()
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_disk_that_is_full_stops_with_a_word_and_whole_shards(command, tmp_path):
+    """The system refuses a write in mid-run (a limit on file size stands for the disk)."""
+    folder = tmp_path / "run"
+    child = start(command(FULL, folder))
+    _, told = child.communicate(timeout=300)
+    assert child.returncode == 1, told
+    assert "part-00003.parquet: cannot be written" in told and "Traceback" not in told
+    assert rows(folder).height == 3 * 16
+    assert not list(folder.rglob("*.tmp*"))
+    child = start(command(CHILD, folder))
+    _, told = child.communicate(timeout=300)
+    assert child.returncode == 0, told
+    assert rows(folder).height == 240 and not (folder / "quarantine").exists()
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_is_the_uninterrupted_run(command, tmp_path):
+    """SIGKILL at moments drawn over a whole process, loading and writing included; at most one shard is lost."""
+    draw = random.Random(0)
+    whole = tmp_path / "whole"
+    began = time.monotonic()
+    child = start(command(CHILD, whole))
+    assert child.communicate(timeout=300) and child.returncode == 0
+    took = time.monotonic() - began
+    folder, kills, hits = tmp_path / "run", 0, 0
+    while kills < 20:
+        before = (
+            rows(folder).height
+            if (folder / "manifest.json").exists() and Run(folder).shards("completions")
+            else 0
+        )
+        if before == 240:  # done before 20 kills: a further run of the same request
+            folder = tmp_path / f"run-{kills}"
+            before = 0
+        child = start(command(CHILD, folder))
+        time.sleep(draw.uniform(0.3, 1.0) * took)
+        if child.poll() is not None:
+            child.communicate()
+            continue
+        child.send_signal(signal.SIGKILL)
+        child.communicate()
+        kills += 1
+        files = list(folder.rglob("part-*.parquet"))
+        if not files:
+            continue
+        hits += 1
+        run = Run(folder)
+        counted = run.shards("completions")
+        assert len(files) - len(counted) <= 1, "at most the shard in hand"
+        assert not (folder / "quarantine").exists(), "what counts is whole"
+        assert rows(folder).height >= before
+    assert hits >= 5, "kills that met a run at work"
+    for made in {folder, *tmp_path.glob("run*")}:
+        child = start(command(CHILD, made))
+        _, told = child.communicate(timeout=300)
+        assert child.returncode == 0, told
+        assert rows(made).equals(rows(whole)), "none missing, none twice, texts and seeds too"
