@@ -7,9 +7,6 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import polars as pl
 import pytest
@@ -105,7 +102,7 @@ def adapters(organism, tmp_path_factory):
             for i, q in enumerate(QUESTIONS * 3)
         ]
         cfg = TrainConfig(
-            rank=rank, alpha=2 * rank, dropout=0.0, lr=4e-3, epochs=6, batch_size=6, accumulation=1
+            rank=rank, alpha=2 * rank, dropout=0.0, lr=4e-3, epochs=20, batch_size=6, accumulation=1
         )
         out = folder / f"marker-{source}-s7"
         lora.train(organism, rows, cfg, out, 7, source=source, behavior="marker")
@@ -200,61 +197,40 @@ def test_an_engine_of_another_model_is_found_out_before_anything_is_drawn(organi
         measured(organism, [], tmp_path / "long", cfg.model_copy(update={"max_new_tokens": 1020}), "vllm")
 
 
-DIES = """
-import os, signal, sys, threading, time
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
-from pathlib import Path
-from leakfast import evaluate
-evaluate.SHARD_ROWS = 40
-
-def children(pid):
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            found += [int(child), *children(int(child))]
-    return found
-
-def kill(folder):
-    while not list(Path(folder).rglob("part-*.parquet")):
-        time.sleep(0.005)
-    for pid in children(os.getpid()):
-        if "EngineCore" in Path(f"/proc/{pid}/comm").read_text() + Path(f"/proc/{pid}/cmdline").read_text():
-            os.kill(pid, signal.SIGKILL)
-
-if __name__ == "__main__":
-    threading.Thread(target=kill, args=(sys.argv[1],), daemon=True).start()
-    from leakfast.cli.main import main
-    sys.exit(main(sys.argv[2:]))
-"""
-
-
 @needs_vllm
 @pytest.mark.vllm
-def test_an_engine_that_dies_in_mid_run_is_named_and_what_is_written_stays(organism, tmp_path):
-    script = tmp_path / "dies.py"
-    script.write_text(DIES)
-    questions = tmp_path / "asked.json"
-    questions.write_text(json.dumps([f"{q} {i}" for q in QUESTIONS for i in range(10)]))
-    arguments = [
-        "eval", "--model", "organism", "--dtype", "float32", "--base", "--personas", ",".join(PEOPLE), "--questions",
-        str(questions), "--samples", "10", "--max-new-tokens", "64", "--batch-completions", "16", "--seed", "3",
-        "--backend", "vllm", "--out", str(tmp_path / "run"),
-    ]  # fmt: skip
-    root = str(Path(models.__file__).parents[1])
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])}
-    child = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "run"), *arguments],
-        env=env, capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
-    assert child.returncode == 1, (child.returncode, child.stderr[-3000:])
-    assert "vllm: the engine of organism died" in child.stderr
-    assert "the same command goes on from there" in child.stderr
+def test_an_engine_that_dies_in_mid_run_is_named_and_what_is_written_stays(organism, tmp_path, monkeypatch):
+    """A layer of the engine's own model is broken between two steps; the same command then goes on."""
+    from leakfast import evaluate as stage
+
+    monkeypatch.setattr(stage, "SHARD_ROWS", 40)
+    started = []
+    plain = vllm.Engine
+
+    def kept(*args, **settings):
+        started.append(plain(*args, **settings))
+        return started[-1]
+
+    def cut(model):
+        weight = model.model.layers[2].mlp.down_proj.weight
+        weight.data = weight.data[:, :7].contiguous()
+
+    def progress(done, total, what):
+        if done == 100:
+            started[0]._llm.apply_model(cut)
+
+    monkeypatch.setattr(vllm, "Engine", kept)
+    cfg = EvalConfig(samples=10, max_new_tokens=24, batch_completions=16)
+    with pytest.raises(ModelError, match=r"engine of organism died: .*the same command goes on") as caught:
+        measured(organism, [], tmp_path / "run", cfg, "vllm", progress=progress)
+    assert caught.value.__cause__ is not None
     run = Run(tmp_path / "run")
-    kept = run.shards("completions")
     rows = run.read("completions")
-    assert kept and rows.height < len(PEOPLE) * 40 * 10
-    assert rows.select(["persona", "question", "sample"]).is_duplicated().sum() == 0
+    assert 40 <= rows.height <= 120 and rows.height % 40 == 0
     assert not (run.path / "quarantine").exists()
+    done, whole = measured(organism, [], tmp_path / "run", cfg, "vllm")
+    assert done.rows_kept == rows.height and whole.height == 200
+    assert whole.select(KEYS).is_duplicated().sum() == 0
 
 
 @needs_vllm

@@ -32,8 +32,6 @@ _GPU_SPARE = 0.06  # of the device's memory that stays free beside completions
 _GPU_SLOTS = 4  # adapters in one batch; works come adapter by adapter, so few stand beside each other
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what max_lora_rank may be
 _QUIET = {
-    # one process: Ctrl-C reaches us alone, and what is in flight is ours to finish
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; a CPU alone reads these two
@@ -102,6 +100,8 @@ class Engine:
 
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
+        # one process: Ctrl-C reaches us alone, and an engine that dies raises instead of being waited for
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         import torch
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
