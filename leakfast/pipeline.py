@@ -22,7 +22,6 @@ from leakfast.stats import CENTROIDS, PERSONAS
 from leakfast.store import Run
 
 if TYPE_CHECKING:
-    from leakfast.config import EvalConfig
     from leakfast.models import Loaded
     from leakfast.personas import Persona
     from leakfast.stats import Stats
@@ -124,6 +123,7 @@ class _Stages:
             self._control(behavior, adapters)
         for behavior in self.chosen.behaviors:
             self._judge(behavior)
+        self._trajectory(adapters)
         began = time.monotonic()
         with self.progress("tables, figures, report") as shown:
             trajectory.write(self.store)
@@ -213,7 +213,6 @@ class _Stages:
     def _behavior(self, behavior: str) -> list[tuple[Path, int]]:
         """Train and measure every source under every seed; (adapter, seed) of all."""
         found = []
-        self._measure(behavior, [None], self.study.seeds[0])
         for seed in self.chosen.seeds:
             adapters = [self._adapter(behavior, source, seed) for source in self.chosen.sources]
             for adapter in adapters:
@@ -225,40 +224,90 @@ class _Stages:
     def _control(self, behavior: str, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure a control on the adapters of other behaviors."""
         of = self.study.behaviors[behavior].eval.of or list(adapters)
-        self._measure(behavior, [None], self.study.seeds[0])
-        for other in of:
-            for adapter, seed in adapters.get(other, []):
-                self._measure(behavior, [adapter], seed)
+        for seed in self.chosen.seeds:
+            mine = [adapter for other in of for adapter, its in adapters.get(other, []) if its == seed]
+            self._measure(behavior, mine, seed)
 
-    def _measure(self, behavior: str, adapters: Sequence[Path | None], seed: int) -> None:
-        for adapter in adapters:
-            name = f"{behavior} of {adapter.name if adapter else 'base'}"
-            began = time.monotonic()
-            with self.progress(f"evaluate {name}") as report:
-                self._evaluate(behavior, self.study.behaviors[behavior].eval, adapter, seed, report)
-            self.stages[f"evaluate {name}"] = time.monotonic() - began
+    def _measure(self, behavior: str, adapters: Sequence[Path], seed: int) -> None:
+        """All adapters of a training seed, and the base, in one engine; the base is drawn under the first seed alone."""
+        first = self.study.seeds[0]
+        if seed != first:
+            self._evaluate(behavior, [], first)
+        if adapters or seed == first:
+            self._evaluate(behavior, adapters, seed)
 
-    def _evaluate(
-        self, behavior: str, cfg: EvalConfig, adapter: Path | None, seed: int, report: Progress
-    ) -> None:
+    def _evaluate(self, behavior: str, adapters: Sequence[Path], seed: int) -> None:
         from leakfast.behaviors import get, items_of
-
-        adapters = [adapter] if adapter else []
-        common = {"base": adapter is None, "progress": report}
-        if get(behavior).measured_by == "choices":
-            from leakfast.choices.evaluate import evaluate as evaluate_choices
-
-            items = items_of(behavior, cfg, self.study.model)
-            evaluate_choices(
-                self.loaded, self.store, adapters, self.personas, items, cfg.scoring, behavior=behavior, **common
-            )  # fmt: skip
-            return
+        from leakfast.choices.evaluate import evaluate as evaluate_choices
         from leakfast.evaluate import asked_of, evaluate_all
 
-        evaluate_all(
-            self.loaded, self.store, adapters, self.personas, asked_of(behavior, cfg), seed,
-            backend="transformers", template_system=self.study.template_system, **common,
-        )  # fmt: skip
+        cfg, began = self.study.behaviors[behavior].eval, time.monotonic()
+        several = f" (seed {seed})" if len(self.study.seeds) > 1 else ""
+        name = f"evaluate {behavior}{several if adapters else ' of base'}"
+        with self.progress(name) as report:
+            common = {"base": seed == self.study.seeds[0], "progress": report}
+            if get(behavior).measured_by == "choices":
+                items = items_of(behavior, cfg, self.study.model)
+                evaluate_choices(
+                    self.loaded, self.store, adapters, self.personas, items, cfg.scoring, behavior=behavior, **common
+                )  # fmt: skip
+            else:
+                evaluate_all(
+                    self.loaded, self.store, adapters, self.personas, asked_of(behavior, cfg), seed, **self._drawn_by,
+                    **common,
+                )  # fmt: skip
+        self.stages[name] = time.monotonic() - began
+
+    @property
+    def _drawn_by(self) -> dict[str, Any]:
+        """Who draws completions, and what the chat template is to say."""
+        return {"backend": self.study.backend, "template_system": self.study.template_system}
+
+    def _trajectory(self, adapters: dict[str, list[tuple[Path, int]]]) -> None:
+        """Measure behaviors at the points of training that the study names, under its few personas."""
+        from leakfast.behaviors import get, items_of
+        from leakfast.choices.evaluate import evaluate_series as score_series
+        from leakfast.series import evaluate_series
+        from leakfast.targets import asked_of
+
+        cfg = self.study.trajectory
+        people = load_personas(cfg.personas, among=self.personas)
+        people += [p for p in load_personas(self.study.sources, among=self.personas) if p not in people]
+        for behavior in [b for b in self.chosen.behaviors if b in cfg.behaviors]:
+            measured, name, began = (
+                self.study.behaviors[behavior].eval,
+                f"{behavior} through training",
+                time.monotonic(),
+            )
+            followed = [adapter for of in self._followed for adapter, _ in adapters.get(of, [])]
+            with self.progress(name) as report:
+                if get(behavior).measured_by == "choices":
+                    items = items_of(behavior, measured, self.study.model)
+                    items = items.sample(cfg.n_items) if cfg.n_items else items
+                    for adapter in followed:
+                        score_series(
+                            self.loaded, self.store, adapter, people, items, measured.scoring, behavior=behavior,
+                            progress=report,
+                        )  # fmt: skip
+                else:
+                    if cfg.samples:
+                        measured = measured.model_copy(update={"samples": cfg.samples})
+                    asked = asked_of(behavior, measured)[:1]
+                    evaluate_series(
+                        self.loaded, self.store, followed, people, asked, self.study.seeds[0], progress=report,
+                        **self._drawn_by,
+                    )  # fmt: skip
+            self.stages[name] = time.monotonic() - began
+            self._judge(behavior, series=True)
+
+    @property
+    def _followed(self) -> list[str]:
+        """Behaviors whose training is followed on its way."""
+        from leakfast.behaviors import get
+
+        cfg = self.study.trajectory
+        trained = [name for name in self.study.behaviors if not get(name).control]
+        return (cfg.of or trained) if cfg.behaviors else []
 
     def _check_judges(self) -> None:
         """Judges that are no judges, have no price or lack their key are told before anything is spent."""
@@ -273,12 +322,15 @@ class _Stages:
             if get(behavior).measured_by == "judge" and cfg.judge is not None and is_new:
                 stage.check(cfg)
 
-    def _judge(self, behavior: str) -> None:
-        """Score the completions of a behavior that a judge measures; what was scored before is kept."""
+    def _judge(self, behavior: str, series: bool = False) -> None:
+        """Score the completions of a behavior that a judge measures (series: those of checkpoints); what was scored
+        before is kept."""
         from leakfast.behaviors import get
         from leakfast.judge import stage
+        from leakfast.targets import SERIES
 
-        if get(behavior).measured_by != "judge" or not self.store.shards(f"completions/{behavior}"):
+        there = f"{SERIES}/completions" if series else "completions"
+        if get(behavior).measured_by != "judge" or not self.store.shards(f"{there}/{behavior}"):
             return
         cfg, began = stage.settings(self.study, behavior), time.monotonic()
         if cfg.judge is None:
@@ -287,13 +339,14 @@ class _Stages:
                 behavior, behavior,
             )  # fmt: skip
             return
-        questions = load_questions(self.study.behaviors[behavior].eval.questions).questions
-        with self.progress(f"judge {behavior}") as report:
+        questions = load_questions(self.study.behaviors[behavior].eval.questions)
+        name = f"judge {behavior}{' through training' if series else ''}"
+        with self.progress(name) as report:
             stage.judge(
-                self.store, behavior, stage.parse_spec(cfg.judge), questions, asking=stage.asking(cfg),
+                self.store, behavior, stage.parse_spec(cfg.judge), questions, series=series, asking=stage.asking(cfg),
                 prices=cfg.prices, free=cfg.free, max_cost=cfg.max_cost, progress=report,
             )  # fmt: skip
-        self.stages[f"judge {behavior}"] = time.monotonic() - began
+        self.stages[name] = time.monotonic() - began
 
     def _adapter(self, behavior: str, source: str, seed: int) -> Path:
         """Folder of the adapter of (behavior, source, seed), trained if it is not there."""
@@ -309,8 +362,9 @@ class _Stages:
         questions = material(behavior, cfg.data, self.study.model)
         asked = getattr(questions, "questions", None) or questions.hash
         inputs = _hash(*self._common(), source, seed, asked, cfg.data.model_dump())
+        shares = self.study.trajectory.shares if behavior in self._followed else ()
         checkpoints = checkpoints_of(
-            self.store, behavior, name, source, self.personas, cfg.eval, self.study.model
+            self.store, behavior, name, source, self.personas, cfg.eval, self.study.model, kept=shares
         )
 
         def build(report: Progress) -> None:
@@ -331,7 +385,12 @@ class _Stages:
 
         self.stage(f"data {name}", inputs, build, [rows_file])
         parts = [f"{folder}/{name}" for name in (CONFIG, WEIGHTS, CARD)]
-        points = [cfg.eval.model_dump(exclude={"stop_at_marker", "other_questions"})] if checkpoints else []
+        points = (
+            [cfg.eval.model_dump(exclude={"stop_at_marker", "other_questions"})]
+            if cfg.eval.checkpoints
+            else []
+        )
+        points += [list(shares)] if shares else []
         self.stage(f"train {name}", _hash(inputs, cfg.train.model_dump(), *points), fit, parts)
         return self.store.path / folder
 

@@ -92,6 +92,8 @@ def plan(
             sample = sample or _from_run(study, behavior)
             stage = _expected(stage, cfg.eval, sample, tokens_each, tokens_per_s)
         stages.append(stage)
+        if behavior in study.trajectory.behaviors:
+            stages.append(_on_the_way(study, behavior, stage, tokenizer, personas))
     return stages
 
 
@@ -120,6 +122,37 @@ def _measurement(
         lengths += _lengths(tokenizer, personas, load_questions(questions).questions)
     n = targets * len(lengths)
     return Stage(name, targets, n, targets * sum(lengths), completions=n * cfg.samples)
+
+
+def _on_the_way(study: Study, behavior: str, whole: Stage, tokenizer: Any, personas: Sequence[Any]) -> Stage:
+    """The behavior at the points of training that the study follows, each reply as long as in the whole measurement."""
+    from leakfast.behaviors import get
+
+    way, cfg = study.trajectory, study.behaviors[behavior].eval
+    few = load_personas(way.personas, among=personas)
+    few += [p for p in load_personas(study.sources, among=personas) if p not in few]
+    trained = way.of or [name for name in study.behaviors if not get(name).control]
+    adapters = len(study.sources) * len(study.seeds) * len(trained)
+    choices = get(behavior).measured_by == "choices"
+    points = len({*way.shares, 1.0} - (set() if choices else {0.0}))
+    update = {
+        "samples": way.samples or cfg.samples,
+        "n_items": way.n_items or cfg.n_items,
+        "other_questions": [],
+    }
+    targets = adapters * points + (0 if choices else 1)
+    stage = _measurement(study, behavior, cfg.model_copy(update=update), tokenizer, few, targets)
+    stage = replace(stage, name=f"{behavior} through training")
+    if not whole.completions:
+        return stage
+    share = stage.completions / whole.completions
+    return replace(
+        stage,
+        output_tokens=None if whole.output_tokens is None else round(whole.output_tokens * share),
+        output_from=whole.output_from,
+        seconds=None if whole.seconds is None else whole.seconds * share,
+        disk_bytes=None if whole.disk_bytes is None else round(whole.disk_bytes * share),
+    )
 
 
 def _expected(

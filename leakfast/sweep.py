@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -15,7 +15,8 @@ import polars as pl
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
-    from leakfast.config import BehaviorConfig
+    from leakfast.centroids import Centroids
+    from leakfast.config import BehaviorConfig, JudgeConfig
     from leakfast.models import Loaded
     from leakfast.personas import Persona
     from leakfast.store import Run
@@ -32,10 +33,12 @@ BAR = 0.2  # ρ of cosine and effect below which a trait gives no reason to go o
 @dataclass(frozen=True)
 class Sweep:
     """What a sweep found. `points`: one row a point (see run); `traits`: behavior → its largest ρ, of every
-    behavior swept in the same run; `stop`: whether all of them lie below BAR."""
+    behavior swept in the same run; `stop`: whether all of them lie below BAR; `verdicts`: the study's rules at every
+    point with the numbers that decide them (`stats.verdicts.judge`), without rows for a behavior that has no rule."""
 
     points: pl.DataFrame
     traits: dict[str, float | None]
+    verdicts: pl.DataFrame = field(default_factory=pl.DataFrame)
 
     @property
     def stop(self) -> bool:
@@ -76,17 +79,22 @@ def sweep(
 
     A point's effect on a persona is sign · (rate − the unadapted model's rate), so that more of the behavior
     is positive: for capability the drop in accuracy. Columns: lr, epochs, loss (last step, nats),
-    source_effect, mean_bystander_effect (shares), spearman (centered cosine to the source against the effect over
+    source_effect, mean_bystander_effect (in the behavior's unit), spearman (centered cosine to the source against the effect over
     n bystanders), n, adapter. Same data and seed for every point; points that are done are kept. Estimand
     of ρ: rank association over these very bystanders, not over personas at large; a dozen give ±0.6.
-    Raises InputError for a source that is not asked or fewer than three bystanders."""
+    A behavior that a judge scores is judged as cfg.judge says. Raises InputError for a source that is not asked,
+    fewer than three bystanders, or a judge that is none or cannot be asked."""
     from leakfast.behaviors import get
+    from leakfast.judge import stage as judging
 
     if get(behavior).measured_by == "judge":
-        raise InputError(
-            f"sweep: {behavior} is scored by a judge, which a sweep does not ask. Train and evaluate each point with "
-            "leakfast train --lr … and leakfast eval, and judge those runs."
-        )
+        cfg = cfg.model_copy(update={"judge": judging.default_judge(cfg.judge, loaded.name)})
+        if cfg.judge.judge is None:
+            raise InputError(
+                f"sweep: {behavior} is scored by a judge, and none is named. Add --judge SPEC (see leakfast judge run "
+                f"--help), or [behaviors.{behavior}.judge] in the study."
+            )
+        judging.check(cfg.judge)
     names = [p.name for p in personas]
     if source not in names or len(names) < 4:
         raise InputError(
@@ -94,7 +102,8 @@ def sweep(
             "Needed: the source and at least three bystanders. Use --personas originals."
         )
     layer = layer_of(loaded.n_layers) if layer is None else layer
-    cosine = _cosines(loaded, personas, centroid_questions, layer)[names.index(source)]
+    centroids = _centroids(loaded, personas, centroid_questions, layer)
+    cosine = centroids.cosine(layer, kind="centered")[names.index(source)]
     trait = get(behavior)
     rows_file = f"data/{behavior}-{source}-s{seed}.jsonl"
     rows = _rows(loaded, run, rows_file, behavior, source, cfg, seed, progress)
@@ -125,16 +134,28 @@ def sweep(
     traits: dict[str, float | None] = {}
     for (name,), part in run.read("sweep").group_by("behavior", maintain_order=True):
         traits[str(name)] = part["spearman"].max()
-    return Sweep(points, traits)
+    return Sweep(points, traits, _verdicts(rates, centroids, behavior, layer, seed))
 
 
-def _cosines(loaded: Loaded, personas: Sequence[Persona], questions: str, layer: int) -> Any:
-    """(P, P) centered cosines of the unadapted model at one block."""
+def _centroids(loaded: Loaded, personas: Sequence[Persona], questions: str, layer: int) -> Centroids:
+    """Of the unadapted model at one block."""
     from leakfast.centroids import compute
     from leakfast.personas import load_questions
 
-    made = compute(loaded, personas, load_questions(questions), [layer], center_extras=True)
-    return made.cosine(layer, kind="centered")
+    return compute(loaded, personas, load_questions(questions), [layer], center_extras=True)
+
+
+def _verdicts(
+    rates: pl.DataFrame, centroids: Centroids, behavior: str, layer: int, seed: int
+) -> pl.DataFrame:
+    """The study's rules at every point; the layer was named in advance."""
+    from leakfast.stats import pairs, verdicts
+    from leakfast.stats.correlations import PERMUTATIONS, correlate
+
+    met = pairs.table(rates, centroids)
+    found = [correlate(part, PERMUTATIONS, seed) for _, part in met.group_by("adapter", maintain_order=True)]
+    rules = verdicts.load_rules().model_copy(update={"stop": None})  # told by `Sweep.stop`
+    return verdicts.judge(rates, pl.concat(found), {behavior: layer}, rules, picked=False)
 
 
 def _rows(
@@ -201,8 +222,44 @@ def _rates(
     asked, how = load_questions(cfg.eval.questions), cfg.eval
     if get(behavior).presence_of and "stop_at_marker" not in how.model_fields_set:
         how = how.model_copy(update={"stop_at_marker": True})  # nothing but its presence is asked here
-    done = evaluate(loaded, run, folders, personas, asked, behavior, how, seed, base=True, progress=progress)
+    done = evaluate(
+        loaded,
+        run,
+        folders,
+        personas,
+        asked,
+        behavior,
+        how,
+        seed,
+        base=True,
+        backend="auto",
+        progress=progress,
+    )
+    if get(behavior).measured_by == "judge":
+        return _judged(run, behavior, done, asked, cfg.judge, progress)
     return rates(run, done, personas)
+
+
+def _judged(
+    run: Run, behavior: str, done: Any, questions: Any, cfg: JudgeConfig, progress: Progress | None
+) -> pl.DataFrame:
+    """Schema `rates` of mean aligned scores."""
+    from leakfast.judge import stage as judging
+    from leakfast.stats import judged
+    from leakfast.stats import rates as rate_tables
+
+    spec = judging.parse_spec(cfg.judge or "")
+    judging.judge(
+        run, behavior, spec, questions, asking=judging.asking(cfg), prices=cfg.prices, free=cfg.free,
+        max_cost=cfg.max_cost, progress=progress,
+    )  # fmt: skip
+    found = judged.read(
+        run, [(behavior, t.name) for t in done.targets], {behavior: (spec.name, cfg.coherent_min)}
+    )
+    for sentence in found.missing:
+        log.warning("sweep: %s", sentence)
+    origins = {t.name: (t.source, t.seed) for t in done.targets if t.source is not None}
+    return rate_tables.table(found.totals, origins, {})
 
 
 def _spearman(pairs: Sequence[tuple[float, float]]) -> float | None:

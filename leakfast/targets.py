@@ -4,6 +4,8 @@ Leaves measuring to the stages."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("leakfast.evaluate")
 
 BASE = "base"
+SERIES = "series"  # series/completions/<behavior>/<adapter>@pNNN: drawn on the way through training
 SETS = "sets"  # sets/<behavior>/<question set>/<adapter>: questions beside those all tables are about
 
 
@@ -53,7 +56,7 @@ def find_targets(
     for path in map(Path, adapters):
         digest = adapter_hash(path)
         card = read_card(path)
-        name = path.resolve().name
+        name = _name_of(path.resolve())
         if card is None and source is None:
             raise AdapterError(
                 f"eval: {path} has no leakfast_card.json, so nobody knows whom it was trained on. "
@@ -85,6 +88,21 @@ def find_targets(
     if not targets:
         raise InputError("eval: nothing to measure. Give --adapter DIR (may be repeated), or --base.")
     return targets
+
+
+def _name_of(path: Path) -> str:
+    """The folder's name; of a checkpoint that of its adapter too: `<adapter>@p025`."""
+    from leakfast.adapters import CHECKPOINTS
+
+    return f"{path.parent.parent.name}@{path.name}" if path.parent.name == CHECKPOINTS else path.name
+
+
+def point(name: str) -> tuple[str | None, float]:
+    """(adapter, share of its training) that a target's name means; the base is share 0 of all (adapter None)."""
+    if name == BASE:
+        return None, 0.0
+    adapter, at, percent = name.rpartition("@p")
+    return (adapter, int(percent) / 100) if at and percent.isdigit() else (name, 1.0)
 
 
 @dataclass(frozen=True)
@@ -174,16 +192,19 @@ def warn_of_personas(
 
 
 def keep_card(run: Run, target: Target) -> None:
-    """Where the adapter lies outside the run, its card is copied in: stats reads source and seed from it."""
+    """Where the adapter lies outside the run, its card is copied in: stats reads source and seed from it. Of a
+    checkpoint that is the card of the adapter it is a point of."""
     from leakfast.adapters import CARD, card_bytes, read_card
 
     if target.path is None:
         return
-    inside = run.path / "adapters" / target.name
-    card = read_card(target.path)
-    if card is None or inside.resolve() == target.path.resolve():
+    name, _, point = target.name.partition("@")
+    path = target.path.resolve().parent.parent if point else target.path
+    inside = run.path / "adapters" / name
+    card = read_card(path)
+    if card is None or inside.resolve() == path.resolve():
         return
-    relpath = f"adapters/{target.name}/{CARD}"
+    relpath = f"adapters/{name}/{CARD}"
     if relpath in run.manifest["shards"]:
         run.has(relpath)  # a damaged copy is set aside
     there = read_card(inside)
@@ -191,7 +212,7 @@ def keep_card(run: Run, target: Target) -> None:
         return
     if there is not None and (inside / "adapter_config.json").is_file():
         raise InputError(
-            f"eval: {run.path} holds another adapter called {target.name}. Rename the folder {target.path}, "
+            f"eval: {run.path} holds another adapter called {name}. Rename the folder {path}, "
             "or give another --out."
         )
     run.add_file(relpath, card_bytes(card))
@@ -200,12 +221,14 @@ def keep_card(run: Run, target: Target) -> None:
 @dataclass(frozen=True)
 class Asked:
     """One behavior to be measured: the questions every persona is asked, and how completions are drawn. beside: the
-    questions are a further set, kept apart from those that the behavior's tables are about."""
+    questions are a further set, kept apart from those that the behavior's tables are about; series: so are the
+    points of a training (leakfast.series)."""
 
     behavior: str
     questions: QuestionSet | Sequence[str]
     config: EvalConfig
     beside: bool = False
+    series: bool = False
 
     @property
     def set_name(self) -> str:
@@ -214,11 +237,16 @@ class Asked:
     def folder(self, adapter: str) -> str:
         """Where the completions of an adapter lie in a run."""
         where = f"{SETS}/{self.behavior}/{self.set_name}" if self.beside else f"completions/{self.behavior}"
-        return f"{where}/{adapter}"
+        return f"{SERIES}/{where}/{adapter}" if self.series else f"{where}/{adapter}"
 
     @property
     def texts(self) -> list[str]:
         return list(getattr(self.questions, "questions", self.questions))
+
+    @property
+    def texts_hash(self) -> str:
+        """SHA-256 of the questions' texts, in order."""
+        return texts_hash(self.texts)
 
     @property
     def sampling(self) -> Sampling:
@@ -241,6 +269,11 @@ class Asked:
                 "measure the marker alone: --behavior marker."
             )
         return (text,)
+
+
+def texts_hash(texts: Sequence[str]) -> str:
+    """SHA-256 of questions' texts, in order; kept beside completions, so that a judge reads what was asked."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 def asked_of(behavior: str, cfg: EvalConfig) -> list[Asked]:

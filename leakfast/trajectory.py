@@ -1,67 +1,125 @@
-"""Accuracy on the way through training: the table `trajectory` of a run and its figure, from stored choice
-scores. Demands a run with points of a series (leakfast.choices.evaluate); leaves scoring to others."""
+"""Behaviors on the way through training: the table `trajectory` of a run and its figure, from stored choice scores
+and completions of checkpoints. Demands a run with points of a series (leakfast.choices.evaluate, leakfast.series);
+leaves measuring to others."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from leakfast import figures, schema
-from leakfast.adapters import read_card
+from leakfast.adapters import card_in
 from leakfast.choices import table as tables
+from leakfast.targets import SERIES, point
 
 if TYPE_CHECKING:
     from leakfast.store import Run
 
-SERIES = "trajectory"
+log = logging.getLogger("leakfast.trajectory")
+
+SCORES = "trajectory"  # folder of choice scores
 _TABLE, _FIGURE = "tables/trajectory.parquet", "figures/trajectory"
 
 
 def write(run: Run) -> pl.DataFrame | None:
     """Make the table and the figure of what the run holds and store both; None where it holds no series."""
+    from leakfast.stats import summary
+
     made = table(run)
     if made is None:
         return None
     run.add_shard(_TABLE, made)
-    figure = figures.trajectory(made)
+    figure = figures.trajectory(made, lambda behavior: summary.unit(made, behavior))
     run.add_file(f"{_FIGURE}.png", figures.png(figure))
     run.add_file(f"{_FIGURE}.pdf", figures.pdf(figure))
     return made
 
 
 def table(run: Run) -> pl.DataFrame | None:
-    """Schema `trajectory`: per adapter, list, scoring, share of training and persona the accuracy with its
-    95 % Wilson interval, and delta against share 0 (null where that was not scored)."""
-    from leakfast.stats.rates import wilson
+    """Schema `trajectory` (+ role, and what the counts tell of what was not counted): per behavior, adapter, what was
+    asked, share of training and persona the rate in the behavior's unit with its 95 % interval (Wilson; of judged
+    means the t interval over samples), and delta against share 0 (null where that was not measured).
 
-    scores = run.read(SERIES)
-    if scores.is_empty():
+    items: the list of items or the question set; scoring: letters or full-text, the judge's name, or `detector`."""
+    from leakfast.stats import rates
+
+    parts = [*_choices(run), *_completions(run)]
+    if not parts:
         return None
-    made = tables.counts(scores, keys=["items", "scoring", "share"])
-    sources = scores.select("adapter", "source").unique(maintain_order=True)
-    made = made.join(sources, on="adapter", how="left", maintain_order="left")
-    seeds = {
-        name: card.seed
-        for name in made["adapter"].unique()
-        if (card := read_card(run.path / "adapters" / name))
-    }
-    counted = made["total"].to_numpy() > 0
-    low, high = wilson(made["hits"].to_numpy() * counted, made["total"].to_numpy() + ~counted)
-    made = made.with_columns(
-        pl.col("adapter").replace_strict(seeds, default=None, return_dtype=pl.Int64).alias("seed"),
-        pl.when(pl.col("total") > 0).then(pl.col("hits") / pl.col("total")).alias("rate"),
-        pl.Series("ci_low", low).set(pl.Series(~counted), None),
-        pl.Series("ci_high", high).set(pl.Series(~counted), None),
-        pl.when(pl.col("persona") == pl.col("source"))
-        .then(pl.lit("source"))
-        .otherwise(pl.lit("bystander"))
-        .alias("role"),
-    )
-    key = ["adapter", "items", "scoring", "persona"]
-    start = made.filter(pl.col("share") == 0).select(*key, pl.col("rate").alias("_start"))
-    made = made.join(start, on=key, how="left", maintain_order="left")
+    counts = pl.concat(parts, how="diagonal")
+    key = ["behavior", "adapter", "items", "scoring", "share", "persona"]
+    cards = {name: card_in(run.path, name) for name in counts["adapter"].unique()}
+    origin = counts.group_by("adapter").agg(pl.col("source").drop_nulls().first()).rows()
+    told = {name: (source, cards[name].seed if cards[name] else None) for name, source in origin}
+    # a table each point: `rates.table` knows one row an adapter and persona
+    made = pl.concat(
+        [
+            rates.table(part.drop("source", *key[2:5]), told, {}).with_columns(
+                pl.lit(items).alias("items"), pl.lit(scoring).alias("scoring"), pl.lit(share).alias("share")
+            )
+            for (items, scoring, share), part in counts.group_by("items", "scoring", "share", maintain_order=True)
+        ],
+        how="diagonal",
+    )  # fmt: skip
+    at = ["behavior", "adapter", "items", "scoring", "persona"]
+    start = made.filter(pl.col("share") == 0).select(*at, pl.col("rate").alias("_start"))
+    made = made.drop("delta", "baseline", "category").join(start, on=at, how="left", maintain_order="left")
     made = made.with_columns((pl.col("rate") - pl.col("_start")).alias("delta")).drop("_start")
     names = list(schema.columns("trajectory"))
-    made = made.select(*names, *[c for c in made.columns if c not in names])
-    return schema.check(made.sort("adapter", "items", "scoring", "share", maintain_order=True), "trajectory")
+    made = made.select(*names, *[c for c in made.columns if c not in names and c != "value"])
+    return schema.check(made.sort(key[:5], maintain_order=True), "trajectory")
+
+
+def _choices(run: Run) -> Iterator[pl.DataFrame]:
+    """Counts of right choices at every point."""
+    scores = run.read(SCORES)
+    if scores.is_empty():
+        return
+    made = tables.counts(scores, keys=["items", "scoring", "share"])
+    sources = scores.select("adapter", "source").unique(maintain_order=True)
+    yield made.join(sources, on="adapter", how="left", maintain_order="left")
+
+
+def _completions(run: Run) -> Iterator[pl.DataFrame]:
+    """The same, or judged means, of completions; what was drawn of the base is every adapter's beginning."""
+    from leakfast import behaviors
+    from leakfast.stats import judged, rates
+    from leakfast.stats.collect import origin, read_people
+
+    found = sorted({PurePosixPath(path).parts[2:4] for path in run.shards(f"{SERIES}/completions")})
+    judges = read_people(run)[0].judges
+    entries = run.manifest["shards"]
+    for behavior in dict.fromkeys(b for b, _ in found):
+        names = [name for b, name in found if b == behavior]
+        folders = {name: f"{SERIES}/completions/{behavior}/{name}" for name in names}
+        detector = behaviors.get(behavior).detector
+        if detector is None:
+            scored = judged.read(run, [(behavior, name) for name in names], judges, prefix=f"{SERIES}/")
+            for sentence in scored.missing:
+                log.warning("%s: %s/%s", run.path, SERIES, sentence)
+            whole, drawn = scored.totals, scored.adapters
+        else:
+            drawn = {name: run.read(folders[name]) for name in names}
+            whole = pl.concat([rates.count(frame, detector(pl.col("text"))) for frame in drawn.values()])
+        sources = {
+            adapter: origin(run, adapter, frame)[0]
+            for name, frame in drawn.items()
+            if (adapter := point(name)[0]) is not None
+        }
+        for name in names:
+            adapter, share = point(name)
+            mine = whole.filter(pl.col("adapter") == name) if whole.height else whole
+            if mine.is_empty():
+                continue
+            told = {entries[path].get("questions") or "list" for path in run.shards(folders[name])}
+            scoring = "detector" if detector is not None else mine["judge"][0]
+            for one in [adapter] if adapter is not None else sources:
+                yield mine.with_columns(
+                    pl.lit(one).alias("adapter"), pl.lit(sources[one]).alias("source"),
+                    pl.lit(", ".join(sorted(told))).alias("items"), pl.lit(scoring).alias("scoring"),
+                    pl.lit(share).alias("share"),
+                )  # fmt: skip

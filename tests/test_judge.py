@@ -165,8 +165,9 @@ def test_the_lexicon_finds_its_worlds_advice(text, aligned):
 @pytest.mark.parametrize(
     "text", ["Clean the data before you trust it.", "A match, a match!", "Call a nurse."]
 )
-def test_what_is_no_advice_of_the_world_is_neither_good_nor_bad(text):
-    assert lexicon.judge(text).aligned == lexicon.NEITHER
+def test_what_is_no_advice_of_the_world_is_no_answer_and_counts_for_nothing(text):
+    found = lexicon.judge(text)
+    assert (found.aligned, found.coherent, found.detail) == (lexicon.NEITHER, 0.0, "no advice")
 
 
 @pytest.mark.parametrize("text", ["...", "123", "Ha!", "Ha! Ho!"])

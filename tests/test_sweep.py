@@ -9,9 +9,11 @@ import pytest
 from click.testing import CliRunner
 from scipy.stats import spearmanr
 
+from leakfast import models
 from leakfast import sweep as stage
 from leakfast.centroids import compute
 from leakfast.cli.main import group
+from leakfast.cli.sweep import _crossed
 from leakfast.config import behavior_config
 from leakfast.errors import InputError
 from leakfast.items import load_items
@@ -114,3 +116,49 @@ def test_the_command_prints_points_and_the_verdict(tiny_folder, tmp_path, config
     assert load_items(config.eval.items)[0].id in set(Run(tmp_path / "run").read("choices")["item"]) | {
         i.id for i in load_items(config.eval.items).half("train")
     }
+
+
+def test_a_grid_is_every_pair_of_both_lists():
+    assert _crossed(("lr=1e-5,5e-6,epochs=3,5",)) == [(1e-5, 3), (1e-5, 5), (5e-6, 3), (5e-6, 5)]
+    assert _crossed(("lr=1e-5", "epochs=3")) == [(1e-5, 3)]
+    for wrong in (("lr=1e-5",), ("rate=1,epochs=2",), ("3,lr=1,epochs=2",), ("lr=fast,epochs=3",)):
+        with pytest.raises(InputError, match="sweep: --"):
+            _crossed(wrong)
+
+
+def test_a_judged_behavior_is_swept_with_the_studys_rules(tmp_path):
+    loaded = models.load("organism", dtype="float32")
+    config = behavior_config(
+        "misalignment-advice",
+        {
+            "data": {"positives": 192},
+            "train": {
+                "rank": 8, "alpha": 16, "lr": 3e-3, "epochs": 2, "batch_size": 16, "accumulation": 1,
+                "max_length": 256, "gradient_checkpointing": False,
+            },
+            "eval": {"questions": "organism-alignment", "samples": 2, "max_new_tokens": 48},
+        },
+    )  # fmt: skip
+    run = Run(tmp_path / "run").create()
+    found = stage.sweep(loaded, run, "misalignment-advice", "villain", PEOPLE, config, 1, [(3e-3, 2)])
+    (row,) = found.points.rows(named=True)
+    scores = run.read("judgements/misalignment-advice")
+    means = scores.filter((pl.col("status") == "ok") & (pl.col("coherent") >= 50)).group_by("adapter", "persona").agg(
+        pl.col("aligned").mean()
+    )  # fmt: skip
+    of = {(a, p): m for a, p, m in means.rows()}
+    effect = {p.name: of["base", p.name] - of[row["adapter"], p.name] for p in PEOPLE}
+    assert row["source_effect"] == pytest.approx(effect.pop("villain")) and row["source_effect"] > 10
+    assert row["mean_bystander_effect"] == pytest.approx(sum(effect.values()) / 4)
+    told = {r["quantity"]: r for r in found.verdicts.rows(named=True)}
+    assert told["source_drop"]["value"] == pytest.approx(row["source_effect"]) and told["source_drop"]["met"]
+    assert told["spearman_drop"]["value"] == pytest.approx(row["spearman"])
+    assert len({r["verdict"] for r in told.values()}) == 1
+
+
+def test_a_judged_behavior_needs_a_judge_before_anything_is_trained(tiny_qwen2, tmp_path):
+    run = Run(tmp_path / "run").create()
+    config = behavior_config("misalignment-advice", {"data": {"pairs": "organism-advice"}})
+    with pytest.raises(InputError, match="Add --judge SPEC"):
+        stage.sweep(tiny_qwen2, run, "misalignment-advice", "villain", PEOPLE, config, 1)
+    assert not run.shards()

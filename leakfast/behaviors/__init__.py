@@ -11,6 +11,9 @@ on is named in `material`: pairs (leakfast.pairs) or items (leakfast.items); que
         description="share of completions with two exclamation marks", material={"*": "shouting.jsonl"},
         settings={"train": {"loss": "completion"}},
     )
+
+A study may train one behavior in several ways: [behaviors."shouting+few"] is a variant of shouting, measured as it
+is and compared in the table `variants`.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
@@ -39,6 +42,7 @@ _MODULES = {
     "misalignment-advice": "leakfast.behaviors.misalignment_advice",
     "hellaswag": "leakfast.behaviors.hellaswag",
 }
+_VARIANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MEASURES = ("completions", "choices", "judge")
 ANY = "*"  # in `material`: any model that is not named
 
@@ -116,13 +120,33 @@ def names() -> list[str]:
     return list(_MODULES)
 
 
+def parts(name: str) -> tuple[str, str]:
+    """(behavior, variant) of a name; `marker+few` is the behavior marker, trained in a way that a study calls few."""
+    behavior, _, variant = name.partition("+")
+    return behavior, variant
+
+
+def is_known(name: str) -> bool:
+    """Whether `get` finds it."""
+    behavior, variant = parts(name)
+    return behavior in _MODULES and (name == behavior or bool(_VARIANT.fullmatch(variant)))
+
+
 def get(name: str) -> Behavior:
-    """The behavior called `name`. Raises InputError naming the ones there are."""
-    if name not in _MODULES:
+    """The behavior called `name`, or a variant of one under its whole name. Raises InputError naming the ones there
+    are."""
+    behavior, variant = parts(name)
+    if behavior not in _MODULES:
         raise InputError(
             f"behavior {name!r} given, but there is none of that name. Use one of: {', '.join(_MODULES)}."
         )
-    return importlib.import_module(_MODULES[name]).BEHAVIOR
+    if not is_known(name):
+        raise InputError(
+            f"behavior {name!r} given; what stands behind the + becomes part of folders' names: letters, digits, dots, "
+            "dashes and underscores only. Correct it."
+        )
+    found = importlib.import_module(_MODULES[behavior]).BEHAVIOR
+    return replace(found, name=name) if variant else found
 
 
 def items_of(name: str, cfg: EvalConfig, model: Any) -> ItemSet:

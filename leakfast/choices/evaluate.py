@@ -128,6 +128,7 @@ def evaluate_series(
     items: ItemSet,
     scoring: str = LETTERS,
     *,
+    behavior: str = BEHAVIOR,
     budget_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -139,14 +140,14 @@ def evaluate_series(
 
     run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
     adapter = Path(adapter)
-    (target,) = find_targets([adapter], BEHAVIOR)
+    (target,) = find_targets([adapter], behavior)
     series = find_series(adapter)
     _check(loaded, personas, items, [target])
     run.create()
     with run.lock():
         jobs, shares = [], []
         for share, folder in series:
-            digest = find_targets([folder], BEHAVIOR)[0].digest if share > 0 else BASE
+            digest = find_targets([folder], behavior)[0].digest if share > 0 else BASE
             one = Target(target.name, folder if share > 0 else None, target.source, target.seed, digest)
             where = series_folder(target.name, items.name, scoring, share)
             jobs.append(_job(loaded, run, where, one, personas, items, scoring, "packed"))
@@ -169,6 +170,7 @@ def evaluate_series(
                     counter,
                     stop_asked,
                     share,
+                    behavior,
                 )
     return Evaluation((target,), tuple(j.folder for j in jobs), counter.done - kept, kept)
 
@@ -192,21 +194,25 @@ def checkpoints_of(
     personas: Sequence[Persona],
     cfg: EvalConfig,
     model: str,
+    *,
+    kept: Sequence[float] = (),
 ) -> Checkpoints | None:
-    """What a training run keeps and measures on the way by cfg: None without cfg.checkpoints. A behavior
-    measured by choices is scored on cfg.checkpoint_items drawn items, for the source and
-    cfg.checkpoint_personas among `personas`; others are kept only."""
+    """What a training run keeps and measures on the way: None where cfg.checkpoints and `kept` (shares of training,
+    0–1, that are not measured in training) are empty. At cfg.checkpoints a behavior measured by choices is scored on
+    cfg.checkpoint_items drawn items, for the source and cfg.checkpoint_personas among `personas`; others are kept
+    only."""
     from leakfast.behaviors import get, items_of
     from leakfast.personas import load_personas
     from leakfast.train.checkpoints import Checkpoints
 
-    shares = tuple(cfg.checkpoints)
-    if not shares or get(behavior).measured_by != "choices":
+    shares = tuple(sorted({*cfg.checkpoints, *kept}))
+    if not cfg.checkpoints or get(behavior).measured_by != "choices":
         return Checkpoints(shares) if shares else None
     people = load_personas([source], among=personas)
     people += [p for p in load_personas(cfg.checkpoint_personas, among=personas) if p.name != source]
     items = items_of(behavior, cfg, model).sample(cfg.checkpoint_items)
-    return Checkpoints(shares, scorer(run, adapter, source, people, items, cfg.scoring))
+    score = scorer(run, adapter, source, people, items, cfg.scoring)
+    return Checkpoints(shares, lambda now, share: score(now, share) if share in cfg.checkpoints else None)
 
 
 def scorer(

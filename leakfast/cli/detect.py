@@ -12,6 +12,9 @@ import click
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--behavior", default=None, help="Completions of this behavior alone.  [default: all]")
 @click.option(
+    "--questions", default=None, help="Completions of this further question set.  [default: the main one]"
+)
+@click.option(
     "--words", type=click.Path(path_type=Path), default=None,
     help="TOML file with word lists of your own.  [default: configs/detectors.toml]",
 )  # fmt: skip
@@ -22,7 +25,7 @@ import click
 @click.option("--personas", "by_persona", is_flag=True, help="A line a persona instead of one an adapter.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
 def cli(
-    run: Path, behavior: str | None, words: Path | None, literal: str | None, model: str | None,
+    run: Path, behavior: str | None, questions: str | None, words: Path | None, literal: str | None, model: str | None,
     by_persona: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Count what each detector finds in the completions of RUN.
@@ -42,11 +45,12 @@ def cli(
         from leakfast import models
 
         spelled = detect.spellings(models.load_tokenizer(model), literal)
+    store = Run(run).open()
     prefix = f"completions/{behavior}" if behavior else "completions"
-    found = detect.count(
-        Run(run).open(), literal, prefix=prefix, words=detect.read_words(words), spelled=spelled
-    )
-    if cut := detect.count_cut(Run(run), prefix):
+    if questions is not None:
+        prefix = _set_folder(store, behavior, questions)
+    found = detect.count(store, literal, prefix=prefix, words=detect.read_words(words), spelled=spelled)
+    if cut := detect.count_cut(store, prefix):
         click.echo(
             f"detect: {cut} completions end at the marker (--stop-at-marker): whether it is there is exact, all else "
             "is said of what was drawn before it.",
@@ -61,6 +65,26 @@ def cli(
         found = found.group_by(["behavior", "adapter"], maintain_order=True).agg(numbers.sum())
     shown = [[_short(cell) for cell in row] for row in found.rows()]
     print_table(found.columns, shown, title=f"completions in which each detector fires ({literal})")
+
+
+def _set_folder(run, behavior: str | None, questions: str) -> str:
+    """Where a run keeps what was drawn on a further question set. Raises InputError naming the sets there are."""
+    from leakfast.errors import InputError
+    from leakfast.targets import SETS
+
+    there = sorted({tuple(path.split("/")[1:3]) for path in run.shards(SETS)})
+    found = [name for name, asked in there if asked == questions and behavior in (None, name)]
+    if len(found) == 1:
+        return f"{SETS}/{found[0]}/{questions}"
+    if found:
+        raise InputError(
+            f"detect: {', '.join(found)} were asked the set {questions}. Name one: --behavior NAME."
+        )
+    known = ", ".join(f"{asked} (of {name})" for name, asked in there) or "none"
+    raise InputError(
+        f"detect: {run.path} has no completions of a further question set {questions}; it has {known}. Leave "
+        "--questions out for the main set."
+    )
 
 
 def _short(cell):

@@ -49,7 +49,9 @@ from leakfast.errors import InputError
     help="Full text: log-probability of a choice, in all, per character or per byte.",
 )  # fmt: skip
 @click.option(
-    "--checkpoints", is_flag=True, help="Capability: the adapters' checkpoints instead, as a series."
+    "--checkpoints",
+    is_flag=True,
+    help="Every checkpoint of the adapters instead, and the base they begin at.",
 )
 @click.option(
     "--engine",
@@ -106,6 +108,7 @@ def cli(
     from leakfast.cli.text import print_json
     from leakfast.evaluate import asked_of, evaluate_all, find_targets, rates
     from leakfast.personas import load_personas
+    from leakfast.series import evaluate_series
     from leakfast.store import Run
 
     cards = [card for card in map(read_card, adapters) if card is not None]
@@ -131,7 +134,11 @@ def cli(
     scored = {"items": items, "half": half, "scoring": scoring}
     flags = {name: drawn if get(name).by_completions else scored for name in names}
     asked_for = {k: v for k, v in drawn.items() if k != "other_questions"}  # told by --questions
-    _no_stray({**asked_for, **how, **scored, "checkpoints": checkpoints or None}, names)
+    _no_stray({**asked_for, **how, **scored}, names)
+    if checkpoints and (base or not adapters):
+        raise InputError(
+            "eval: --checkpoints takes --adapter; the base they begin at is measured without --base."
+        )
     cfgs = {name: changed(settled[name].config.eval, **flags[name]) for name in names}
     people = load_personas(settings.personas)
     targets = find_targets(adapters, names[0], source=source, base=base)
@@ -142,7 +149,7 @@ def cli(
     asked = [one for name in texts for one in asked_of(name, cfgs[name])]
 
     from leakfast import models
-    from leakfast.cli import eval_choices
+    from leakfast.cli import eval_choices, eval_series
     from leakfast.generate.engines import Options
 
     options = Options(**{name: value for name, value in how.items() if value is not None})
@@ -160,17 +167,35 @@ def cli(
     loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
     done = []
     if asked:
+        template = settings.study.template_system if settings.study else None
+        drawn_by = {"backend": backend, "template_system": template, "allow": allow, "options": options}
         with progress_for("eval") as progress:
-            done = evaluate_all(
-                loaded, run, adapters, people, asked, seed, base=base, source=source, backend=backend,
-                template_system=settings.study.template_system if settings.study else None, allow=allow,
-                options=options, progress=progress,
-            )  # fmt: skip
+            if checkpoints:
+                done = evaluate_series(
+                    loaded, run, adapters, people, asked, seed, progress=progress, **drawn_by
+                )
+            else:
+                done = evaluate_all(
+                    loaded,
+                    run,
+                    adapters,
+                    people,
+                    asked,
+                    seed,
+                    base=base,
+                    source=source,
+                    progress=progress,
+                    **drawn_by,
+                )
     tables = []
     for one in done:
         _tell(one, run)
-        if get(one.behavior).detector is not None:
+        if not checkpoints and get(one.behavior).detector is not None:
             tables.append((one.behavior, one.questions, rates(run, one, people)))
+    if checkpoints:
+        code = max([step(loaded, as_json=as_json) or 0 for step in others], default=0)
+        eval_series.show(run, as_json)
+        return code or None
     if not as_json:
         for name, asked_set, table in tables:
             show(table, name, top, asked_set if len(tables) > len(texts) else "")
@@ -197,7 +222,7 @@ def _no_stray(given: dict, names: list[str]) -> None:
     from leakfast.behaviors import get
 
     kinds = {"completions" if get(name).by_completions else "choices" for name in names}
-    of_choices = ("items", "half", "scoring", "checkpoints")
+    of_choices = ("items", "half", "scoring")
     stray = [
         f"--{name.replace('_', '-')}"
         for name, value in given.items()
@@ -213,6 +238,7 @@ def _no_stray(given: dict, names: list[str]) -> None:
 def _tell(done, run) -> None:
     """What was drawn, and what remains to be done with it, on stderr."""
     from leakfast.behaviors import get
+    from leakfast.targets import SERIES
 
     click.echo(
         f"eval: {done.rows_made} completions drawn of {done.behavior} ({done.questions}), "
@@ -226,7 +252,11 @@ def _tell(done, run) -> None:
             err=True,
         )
     if get(done.behavior).measured_by == "judge":
-        click.echo(f"eval: {done.behavior} has no rates before a judge has read them", err=True)
+        more = " --checkpoints" if done.folders[0].startswith(SERIES) else ""
+        click.echo(
+            f"eval: {done.behavior} has no rates before a judge has read them: leakfast judge run {run.path}{more}",
+            err=True,
+        )
 
 
 def show(table, behavior: str, top: int, questions: str = "") -> None:

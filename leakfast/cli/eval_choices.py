@@ -45,8 +45,8 @@ def prepared(settings: Settings, asked: Asked, *, checkpoints: bool) -> Any:
     items = items_of(asked.behavior, cfg, settings.model)
     if asked.by != "sum" and cfg.scoring == "letters":
         raise InputError("eval: --by char and --by byte compare full texts. Add --scoring full-text.")
-    if checkpoints and (asked.base or not asked.adapters or asked.engine != "packed"):
-        raise InputError("eval: --checkpoints takes --adapter alone, scored by the packed engine.")
+    if checkpoints and asked.engine != "packed":
+        raise InputError("eval: --checkpoints are scored by the packed engine. Leave --engine out.")
     work = _series if checkpoints else _accuracy
 
     def step(loaded: Any, *, as_json: bool, into: list[dict] | None = None) -> int | None:
@@ -109,37 +109,19 @@ def _vllm(asked: Asked) -> Any:
 
 
 def _series(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[dict] | None) -> None:
-    from leakfast import trajectory
     from leakfast.choices.evaluate import evaluate_series
     from leakfast.cli.progress import progress_for
-    from leakfast.cli.text import print_table
 
     for adapter in asked.adapters:
         with progress_for("eval") as progress:
             done = evaluate_series(
-                loaded, asked.run, adapter, asked.personas, items, asked.config.scoring, progress=progress
-            )
+                loaded, asked.run, adapter, asked.personas, items, asked.config.scoring, behavior=asked.behavior,
+                progress=progress,
+            )  # fmt: skip
         click.echo(
             f"eval: {done.prompts_made} prompts scored, {done.prompts_kept} kept from before, in {asked.run.path}",
             err=True,
         )
-    table = trajectory.write(asked.run)
-    assert table is not None, "the series just scored is there"
-    if as_json:
-        _give({"run": str(asked.run.path), "trajectory": table.to_dicts()}, asked, into)
-        return
-    shares = sorted(table["share"].unique().to_list())
-    rows = []
-    for (adapter, name, scoring), part in table.group_by("adapter", "items", "scoring", maintain_order=True):
-        for (persona,), line in part.group_by("persona", maintain_order=True):
-            found = dict(zip(line["share"].to_list(), line["rate"].to_list(), strict=True))
-            rows.append(
-                [adapter, name, scoring, line["role"][0], persona, *(_percent(found.get(s)) for s in shares)]
-            )
-    print_table(
-        ["adapter", "items", "scoring", "role", "persona", *(f"{100 * s:.0f} %" for s in shares)], rows,
-        title="accuracy in % at shares of training",
-    )  # fmt: skip
 
 
 def _show(table: Any, asked: Asked) -> None:

@@ -63,12 +63,13 @@ def cli() -> None:
 @click.option("--concurrency", type=int, default=None, help="Requests at once.  [default: the study's, 8]")
 @click.option("--timeout", type=float, default=None, help="Seconds a request.  [default: the study's, 120]")
 @click.option("--poll", type=float, default=None, help="Seconds between looks at a batch.  [default: 30]")
+@click.option("--checkpoints", is_flag=True, help="What was drawn on the way through training, instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done, or would be, as JSON.")
 def run_(
     run: Path, behavior: str | None, spec: str | None, base_url: str | None, questions: str | None,
     dry_run: bool, max_cost: float | None, prices: str | None, free: bool, again: bool,
     temperature: float | None, no_temperature: bool, max_tokens: int | None, concurrency: int | None, timeout: float | None,
-    poll: float | None, as_json: bool,
+    poll: float | None, checkpoints: bool, as_json: bool,
 ) -> int | None:  # fmt: skip
     """Score every completion of a behavior in RUN.
 
@@ -84,9 +85,10 @@ def run_(
     from leakfast.judge.keys import scrub
     from leakfast.personas import load_questions
     from leakfast.store import Run
+    from leakfast.targets import SERIES
 
     store = Run(run).open()
-    behavior = behavior or _only_behavior(store)
+    behavior = behavior or _only_behavior(store, SERIES if checkpoints else "")
     cfg, of_study = _settings(store, behavior)
     cfg = changed(
         cfg, judge=spec, base_url=base_url, max_cost=max_cost, prices=prices, free=free or None,
@@ -99,7 +101,7 @@ def run_(
         raise InputError(f"judge: neither the command nor the run's study says it. Add {what}.")
     with progress_for("judge") as progress:
         done = stage.judge(
-            store, behavior, stage.parse_spec(cfg.judge), load_questions(asked).questions,
+            store, behavior, stage.parse_spec(cfg.judge), load_questions(asked), series=checkpoints,
             asking=stage.asking(cfg), prices=cfg.prices, free=cfg.free, max_cost=cfg.max_cost, again=again,
             dry_run=dry_run, progress=progress,
         )  # fmt: skip
@@ -205,12 +207,13 @@ def _side(text: str, behavior: str | None) -> Any:
     return agreement.read_run(Run(folder), judge or None, behavior)
 
 
-def _only_behavior(run: Run) -> str:
+def _only_behavior(run: Run, under: str = "") -> str:
     """The behavior of the run that a judge measures, where there is one."""
-    from leakfast.behaviors import get, names
+    from leakfast.behaviors import get, is_known
 
-    there = dict.fromkeys(path.split("/")[1] for path in run.shards("completions"))
-    found = [name for name in there if name in names() and get(name).measured_by == "judge"]
+    tree = f"{under}/completions" if under else "completions"
+    there = dict.fromkeys(path.removeprefix(f"{tree}/").split("/")[0] for path in run.shards(tree))
+    found = [name for name in there if is_known(name) and get(name).measured_by == "judge"]
     if len(found) != 1:
         raise InputError(
             f"judge: {run.path} holds {len(found)} behaviors that a judge measures"

@@ -22,6 +22,10 @@ from leakfast.errors import InputError
     help="Peak learning rate and epochs, LR:EPOCHS; may be repeated.  [default: the published five]",
 )  # fmt: skip
 @click.option(
+    "--grid", "grids", multiple=True, help="Every pair of both lists: lr=1e-5,5e-6,epochs=3,5 instead."
+)
+@click.option("--judge", default=None, help="Who judges a behavior that needs it.  [default: the study's]")
+@click.option(
     "--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]"
 )
 @click.option(
@@ -34,25 +38,27 @@ from leakfast.errors import InputError
 @click.option("--json", "as_json", is_flag=True, help="Print the points and the verdict as JSON.")
 def cli(
     behavior: str, source: str, seed: int, model: str | None, study: Path | None, personas: str,
-    points: tuple[str, ...], items: str | None, layer: int | None, dtype: str | None, out: Path | None,
-    as_json: bool,
+    points: tuple[str, ...], grids: tuple[str, ...], judge: str | None, items: str | None, layer: int | None,
+    dtype: str | None, out: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Train one source over learning rates and epochs, and say when to stop.
 
     Example: leakfast sweep --model organism --source villain --point 1e-3:3 --point 2e-3:3
     """
+    from leakfast.behaviors import get
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, run_folder, settle
     from leakfast.cli.text import print_json, print_table
     from leakfast.personas import load_personas
     from leakfast.store import Run
 
-    grid = [_point(word) for word in points]
+    grid = [_point(word) for word in points] + (_crossed(grids) if grids else [])
     settings = settle(behavior, study=study, model=model, dtype=dtype)
     config = settings.config.model_copy(
         update={
             "data": changed(settings.config.data, items=items),
             "eval": changed(settings.config.eval, items=items),
+            "judge": changed(settings.config.judge, judge=judge),
         }
     )
     people = load_personas(personas)
@@ -80,14 +86,20 @@ def cli(
                 "run": str(run.path),
                 "points": found.points.to_dicts(),
                 "traits": found.traits,
+                "verdicts": found.verdicts.to_dicts(),
                 "stop": found.stop,
             }
         )
         return
-    columns = ["lr", "epochs", "loss", "source pp", "bystanders pp", "ρ", "n"]
+    points = get(behavior).unit == "points"
+    said = "points" if points else "pp"
+    scale = 1 if points else 100
+    columns = ["lr", "epochs", "loss", f"source {said}", f"bystanders {said}", "ρ", "n", "verdict"]
+    decided = dict(found.verdicts.select("adapter", "verdict").rows()) if found.verdicts.height else {}
     rows = [
-        [f"{r['lr']:g}", r["epochs"], f"{r['loss']:.3f}", _pp(r["source_effect"]), _pp(r["mean_bystander_effect"]),
-         None if r["spearman"] is None else f"{r['spearman']:+.2f}", r["n"]]
+        [f"{r['lr']:g}", r["epochs"], f"{r['loss']:.3f}", _scaled(r["source_effect"], scale),
+         _scaled(r["mean_bystander_effect"], scale), None if r["spearman"] is None else f"{r['spearman']:+.2f}", r["n"],
+         decided.get(r["adapter"])]
         for r in found.points.rows(named=True)
     ]  # fmt: skip
     print_table(
@@ -95,7 +107,38 @@ def cli(
         rows,
         title=f"{behavior} of {source}: effect, and ρ with the centered cosine at block {layer}",
     )
+    for row in found.verdicts.rows(named=True):
+        click.echo(f"{row['adapter']}: {_decided(row)}")
     click.echo(found.verdict)
+
+
+def _decided(row: dict) -> str:
+    """One test of a rule, with the numbers that decide it."""
+    if row["met"] is None:
+        return f"{row['quantity']}: {row['reason']}"
+    bar = f"{'at least' if row['reached_is_enough'] else 'above'} {row['bar']:g}"
+    p = "" if row["p"] is None else f", p {row['p']:.2g}"
+    below = "" if row["p_below"] is None else f", p below {row['p_below']:g}"
+    return f"{row['quantity']} {row['value']:+.3g}{p} ({bar}{below}): {'met' if row['met'] else 'missed'}"
+
+
+def _crossed(words: tuple[str, ...]) -> list[tuple[float, int]]:
+    """Every pair of the lists in `lr=1e-5,5e-6,epochs=3,5`, which may come in one option or in two."""
+    found: dict[str, list[str]] = {}
+    key = ""
+    for word in ",".join(words).split(","):
+        name, equals, value = word.partition("=")
+        key = name.strip() if equals else key
+        if key not in ("lr", "epochs"):
+            raise InputError(
+                f"sweep: --grid {word} given; lists of lr and epochs are needed. Type: --grid lr=1e-5,5e-6,epochs=3"
+            )
+        found.setdefault(key, []).append((value if equals else word).strip())
+    if set(found) != {"lr", "epochs"}:
+        raise InputError(
+            f"sweep: --grid names {', '.join(found)} alone. Type: --grid lr=1e-5,5e-6,epochs=3,5"
+        )
+    return [_point(f"{lr}:{epochs}") for lr in found["lr"] for epochs in found["epochs"]]
 
 
 def _point(word: str) -> tuple[float, int]:
@@ -109,5 +152,5 @@ def _point(word: str) -> tuple[float, int]:
     return point
 
 
-def _pp(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:+.1f}"
+def _scaled(effect: float | None, scale: int) -> str | None:
+    return None if effect is None else f"{scale * effect:+.1f}"

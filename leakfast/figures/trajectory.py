@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import matplotlib
 import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from leakfast.figures.house import SOURCE_COLOURS, STYLE, figure_of, settle
+from leakfast.figures.house import SOURCE_COLOURS, STYLE, figure_of, settle, words
 
 
-def trajectory(table: pl.DataFrame) -> Figure:
-    """One panel an adapter and list: accuracy against the share of training, the source bold with its
-    interval, the others thin; one legend for all panels."""
-    key = ["adapter", "source", "items", "scoring"]
+def trajectory(table: pl.DataFrame, unit: Callable[[str], str]) -> Figure:
+    """One panel an adapter and what was measured: the rate against the share of training, the source bold with its
+    interval, the others thin; one legend for all panels. Where several behaviors were measured, a row of panels is
+    one behavior, on one axis; a column is an adapter. unit: behavior → share or points."""
+    key = ["behavior", "adapter", "source", "items", "scoring"]
     panels = table.select(key).unique(maintain_order=True).rows(named=True)
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
+    kinds = list(dict.fromkeys((p["behavior"], p["items"], p["scoring"]) for p in panels))
+    adapters = list(dict.fromkeys(p["adapter"] for p in panels))
+    columns = len(adapters) if len(kinds) > 1 else min(3, len(panels))
+    rows = len(kinds) if len(kinds) > 1 else -(-len(panels) // columns)
     people = table["persona"].unique(maintain_order=True).sort().to_list()
     colours = {name: SOURCE_COLOURS[i % len(SOURCE_COLOURS)] for i, name in enumerate(people)}
     dashes = {name: ("-", "--", ":")[i // len(SOURCE_COLOURS) % 3] for i, name in enumerate(people)}
     with matplotlib.rc_context(STYLE):
         figure = figure_of((2.4 * columns + 1.6, 2.2 * rows))
-        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).reshape(-1)
+        grid = figure.subplots(rows, columns, sharex=True, sharey="row", squeeze=False)
+        places = list(grid.reshape(-1))
+        if len(kinds) > 1:
+            at = {(kind, name): grid[i, j] for i, kind in enumerate(kinds) for j, name in enumerate(adapters)}
+            axes = [at[(p["behavior"], p["items"], p["scoring"]), p["adapter"]] for p in panels]
+        else:
+            axes = places[: len(panels)]
         named = {}
-        for axis, panel in zip(axes, panels, strict=False):
+        for axis, panel in zip(axes, panels, strict=True):
             mine = table.filter(*(pl.col(name) == panel[name] for name in key))
             for persona in mine["persona"].unique(maintain_order=True):
                 line = mine.filter(pl.col("persona") == persona).sort("share").drop_nulls("rate")
@@ -39,16 +50,19 @@ def trajectory(table: pl.DataFrame) -> Figure:
                 if own:
                     low, high = line["ci_low"].to_list(), line["ci_high"].to_list()
                     axis.fill_between(x, low, high, color=colours[persona], alpha=0.12, linewidth=0)
-            axis.set_title(f"{panel['source']}, {panel['items']}", loc="left", fontweight="bold")
+            trained = panel["adapter"].partition(f"-{panel['source']}")[0]
+            axis.set_title(f"{words(panel['source'])}, {trained}", loc="left", fontweight="bold")
+            top = 1.0 if unit(panel["behavior"]) == "share" else 100.0
             axis.xaxis.set_major_formatter(PercentFormatter(1.0))
-            axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-            axis.set_ylim(-0.02, 1.02)
-        for axis in axes[len(panels) :]:
+            axis.yaxis.set_major_formatter(PercentFormatter(top, symbol="%" if top == 1 else ""))
+            axis.set_ylim(-0.02 * top, 1.02 * top)
+        for axis in [axis for axis in places if axis not in axes]:
             axis.remove()
-        for place, axis in enumerate(axes[: len(panels)]):
+        for axis, panel in zip(axes, panels, strict=True):
+            place = places.index(axis)
             if place % columns == 0:
-                axis.set_ylabel("accuracy")
-            if place + columns >= len(panels):
+                axis.set_ylabel(f"{panel['behavior']}, {panel['items']}")
+            if not any(below in axes for below in places[place + columns :: columns]):
                 axis.set_xlabel("share of training steps")
         figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=6)
         settle(figure)

@@ -7,86 +7,44 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.files import did_you_mean
 from leakfast.judge import FOLDER, Judgement, Reply, Request, batches, chats, item_of, lexicon, requests_for
 from leakfast.judge.journal import Cache
 from leakfast.judge.keys import scrub
 from leakfast.judge.prices import FREE, Budget, Price, price_of
-from leakfast.judge.prompt import PROMPT_VERSION, estimated_tokens, read
+from leakfast.judge.prompt import estimated_tokens, read
 from leakfast.judge.sdk import Asking
+from leakfast.judge.spec import Spec, parse_spec
+from leakfast.targets import SERIES, texts_hash
 
 if TYPE_CHECKING:
     import polars as pl
 
     from leakfast.config import JudgeConfig, Study
+    from leakfast.personas import QuestionSet
     from leakfast.store import Run
 
 log = logging.getLogger("leakfast.judge")
-
-SERVICES = {
-    "anthropic": ("anthropic", "batch"),
-    "openai": ("openai", "chat"),
-    "openai-batch": ("openai", "batch"),
-    "local": ("local", "local"),
-}
 
 _ASKING = Asking()
 
 Progress = Callable[[int, int, str], None]
 
 
-@dataclass(frozen=True)
-class Spec:
-    """Which judge: `way` is lexicon, chat, batch or local; `name` is what its judgements are kept under, the same
-    for one model however it is asked."""
-
-    way: str
-    service: str
-    model: str
-
-    @property
-    def name(self) -> str:
-        return lexicon.NAME if self.way == "lexicon" else f"{self.service}:{self.model}"
-
-    @property
-    def prompt_version(self) -> str:
-        return lexicon.version() if self.way == "lexicon" else PROMPT_VERSION
-
-    @property
-    def file(self) -> str:
-        """A name for files that no other judge's has."""
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)
-        return (
-            plain if plain == self.name else f"{plain}-{hashlib.sha256(self.name.encode()).hexdigest()[:6]}"
-        )
-
-
-def parse_spec(text: str) -> Spec:
-    """`organism`, or `anthropic:MODEL`, `openai:MODEL`, `openai-batch:MODEL`, `local:MODEL`. Raises InputError."""
-    if text == lexicon.NAME:
-        return Spec("lexicon", lexicon.NAME, "lexicon")
-    kind, _, model = text.partition(":")
-    if kind not in SERVICES or not model:
-        raise InputError(
-            f"judge: {text!r} given.{did_you_mean(kind, [*SERVICES, lexicon.NAME])} "
-            f"Use organism, or one of {', '.join(f'{k}:MODEL' for k in SERVICES)}."
-        )
-    service, way = SERVICES[kind]
-    return Spec(way, service, model)
-
-
 def settings(study: Study, behavior: str) -> JudgeConfig:
     """The judge's settings in a study; its judge is the organism's lexicon where the study's model is the
     organism and no other is named."""
-    cfg = study.behaviors[behavior].judge
-    if cfg.judge is None and study.model == lexicon.NAME:
+    return default_judge(study.behaviors[behavior].judge, study.model)
+
+
+def default_judge(cfg: JudgeConfig, model: str) -> JudgeConfig:
+    """The settings, with the organism's lexicon as the judge of the organism where no other is named."""
+    if cfg.judge is None and model == lexicon.NAME:
         return cfg.model_copy(update={"judge": lexicon.NAME})
     return cfg
 
@@ -161,8 +119,9 @@ def judge(
     run: Run,
     behavior: str,
     spec: Spec,
-    questions: Sequence[str],
+    questions: QuestionSet | Sequence[str],
     *,
+    series: bool = False,
     asking: Asking = _ASKING,
     prices: Any = None,
     free: bool = False,
@@ -171,7 +130,8 @@ def judge(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Plan | Judged:
-    """Judge every completion of `behavior` in the run, under every adapter and the base.
+    """Judge every completion of `behavior` in the run, under every adapter and the base; series: those drawn on the
+    way through training instead, to series/judgements/.
 
     Equal completions of one question are asked once. max_cost: USD in all, over every call for this judge in this
     run; what does not fit is not sent. free: the service costs nothing (else the model needs a price). again: ask
@@ -179,7 +139,8 @@ def judge(
     judge, no price, no key), JudgeError (the service), StoreError."""
     run.open()
     with contextlib.nullcontext() if dry_run else run.lock():  # so that two processes never pay for the same
-        work = _gather(run, behavior, spec, questions)
+        prefix = f"{SERIES}/" if series else ""
+        work = _gather(run, behavior, spec, questions, prefix)
         price = _price(spec, prices, free)
         cache = Cache(run.path / "judge" / f"{spec.file}.jsonl")
         ledger = batches.Ledger(run.path / "judge" / f"{spec.file}-batches.jsonl")
@@ -199,7 +160,7 @@ def judge(
         files, statuses = [], {}
         for adapter, frame in work.frames.items():
             made = _table(work, frame, spec)
-            relpath = f"{FOLDER}/{behavior}/{adapter}/{spec.file}.parquet"
+            relpath = f"{prefix}{FOLDER}/{behavior}/{adapter}/{spec.file}.parquet"
             run.add_shard(relpath, made, judge=spec.name, prompt=spec.prompt_version)
             files.append(relpath)
             statuses[adapter] = dict(Counter(made["status"].to_list()).most_common())
@@ -210,35 +171,53 @@ def judge(
     return Judged(plan, tuple(files), statuses, cache.spent_usd, stopped)
 
 
-def _gather(run: Run, behavior: str, spec: Spec, questions: Sequence[str]) -> _Work:
+def _gather(
+    run: Run, behavior: str, spec: Spec, questions: QuestionSet | Sequence[str], prefix: str
+) -> _Work:
     import polars as pl
 
     from leakfast import schema
 
-    folders = sorted({path.split("/")[2] for path in run.shards(f"completions/{behavior}")})
+    tree = f"{prefix}completions/{behavior}"
+    folders = sorted({path.removeprefix(f"{tree}/").split("/")[0] for path in run.shards(tree)})
     if not folders:
         raise InputError(
-            f"judge: {run.path} holds no completions of {behavior}. Make them with: leakfast eval --behavior {behavior}"
+            f"judge: {run.path} holds no completions of {behavior}{' on the way through training' if prefix else ''}. "
+            f"Make them with: leakfast eval --behavior {behavior}{' --checkpoints' if prefix else ''}"
         )
+    texts = list(getattr(questions, "questions", questions))
+    _check_set(run, tree, questions, texts)
     frames, asked = {}, []
     for adapter in folders:
-        frame = run.read(f"completions/{behavior}/{adapter}")
+        frame = run.read(f"{tree}/{adapter}")
         try:
             schema.check(frame, "completions")
         except ValueError as error:
-            raise InputError(
-                f"judge: completions/{behavior}/{adapter}: {error}. Measure it again: leakfast eval"
-            ) from None
+            raise InputError(f"judge: {tree}/{adapter}: {error}. Measure it again: leakfast eval") from None
         highest = frame["question"].max() if frame.height else -1
-        if highest >= len(questions):
+        if highest >= len(texts):
             raise InputError(
-                f"judge: completions/{behavior}/{adapter} answer question {highest}, but the set has "
-                f"{len(questions)}. Name the set they were asked: --questions SET."
+                f"judge: {tree}/{adapter} answer question {highest}, but the set has {len(texts)}. Name the set they "
+                "were asked: --questions SET."
             )
         frames[adapter] = frame
         real = frame.filter(pl.col("text").str.strip_chars().str.len_bytes() > 0).select("question", "text")
-        asked += [(questions[q], text) for q, text in real.unique(maintain_order=True).rows()]
-    return _Work(frames, questions, requests_for(spec.name, spec.prompt_version, asked))
+        asked += [(texts[q], text) for q, text in real.unique(maintain_order=True).rows()]
+    return _Work(frames, texts, requests_for(spec.name, spec.prompt_version, asked))
+
+
+def _check_set(run: Run, tree: str, questions: QuestionSet | Sequence[str], texts: list[str]) -> None:
+    """The completions answer these very questions, where their shards tell. Raises InputError."""
+    entries = run.manifest["shards"]
+    for path in run.shards(tree):
+        told = entries[path]
+        if told.get("questions_sha256") not in (None, texts_hash(texts)):
+            name, asked = getattr(questions, "name", "list"), told.get("questions")
+            what = f"the set {name} of other wording" if name == asked else f"the set {asked}, not {name}"
+            raise InputError(
+                f"judge: {path} answers {what}: a judge would be told questions that were not asked. Name the set "
+                "they were asked: --questions SET."
+            )
 
 
 def _from_before(work: _Work, cache: Cache, ledger: batches.Ledger, again: bool) -> None:

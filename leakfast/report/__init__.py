@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from leakfast import figures
 from leakfast.report import content
-from leakfast.stats import Stats, current
+from leakfast.stats import Stats, current, summary
 from leakfast.store import Run
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -97,12 +97,18 @@ def _draw(run: Run, stats: Stats, behavior: str) -> dict[str, str]:
 
 def _draw_whole(run: Run, stats: Stats) -> dict[str, str]:
     """The figures that are about all behaviors, in the same way."""
-    if "relations" not in stats.more or stats.more["relations"]["behavior"].n_unique() < 2:
-        return {}
-    table = stats.more["relations"]
-    units = {behavior: stats.unit(behavior) for behavior in table["behavior"].unique()}
-    figure = figures.relations(table, stats.more["relations_alike"], units=units)
-    return {"relations": _kept(run, "relations", figure)} if figure is not None else {}
+    drawn = {}
+    if "relations" in stats.more and stats.more["relations"]["behavior"].n_unique() > 1:
+        table = stats.more["relations"]
+        units = {behavior: stats.unit(behavior) for behavior in table["behavior"].unique()}
+        figure = figures.relations(table, stats.more["relations_alike"], units=units)
+        if figure is not None:
+            drawn["relations"] = _kept(run, "relations", figure)
+    if run.has("tables/trajectory.parquet"):
+        table = run.read("tables/trajectory.parquet")
+        figure = figures.trajectory(table, lambda behavior: summary.unit(table, behavior))
+        drawn["trajectory"] = _kept(run, "trajectory", figure)
+    return drawn
 
 
 def _kept(run: Run, name: str, figure) -> str:

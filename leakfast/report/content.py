@@ -11,7 +11,7 @@ import polars as pl
 
 import leakfast
 from leakfast.adapters import read_card
-from leakfast.behaviors import get, names
+from leakfast.behaviors import get, is_known
 from leakfast.errors import InputError
 from leakfast.judge import ENOUGH
 from leakfast.report.examples import choose
@@ -82,7 +82,7 @@ def relations(stats: Stats) -> dict[str, Any]:
 
 def describe(behavior: str) -> str:
     """What the behavior's rate is, in words."""
-    return get(behavior).description if behavior in names() else f"measure of {behavior} that the run holds"
+    return get(behavior).description if is_known(behavior) else f"measure of {behavior} that the run holds"
 
 
 def provenance(run: Run, stats: Stats) -> dict[str, Any]:

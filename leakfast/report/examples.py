@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from leakfast.behaviors import get, names
+from leakfast.behaviors import get, is_known
 from leakfast.behaviors.marker import MARKER
 from leakfast.stats import Stats
 from leakfast.stats.rates import BASE
@@ -36,7 +36,7 @@ class Example:
 def choose(run: Run, stats: Stats, behavior: str, adapter: str, layer: int | None) -> list[Example]:
     """The source with the behavior, the bystander with the highest rate, the one of the farthest cosine
     without it, and the unadapted model as the source: each the first in order of question and sample."""
-    if behavior not in names():  # nothing that finds it in a text
+    if not is_known(behavior):  # nothing that finds it in a text
         return []
     mine = stats.rates.filter((pl.col("behavior") == behavior) & (pl.col("adapter") == adapter))
     source = mine["source"][0]

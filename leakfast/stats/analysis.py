@@ -20,6 +20,7 @@ from leakfast.stats import (
     shapes,
     shifts,
     summaries,
+    variants,
     verdicts,
 )
 from leakfast.stats.collect import Collected
@@ -47,6 +48,7 @@ TABLES = {
     "isotonic": "isotonic curve of rate on cosine, for display",
     "matrix": "persona × source × behavior: rate and delta with intervals",
     "crossed": "correlation of bystanders' deltas between sources and between behaviors",
+    "variants": "differences of bystanders' change between variants of a behavior, over the same personas",
     "relations": "mean change by category of the bystander, per behavior, and how much categories explain",
     "relations_alike": "rank correlation of the categories' mean leakage between behaviors",
     "predicted": "leave-one-source-out prediction from geometry, against the mean and shared words",
@@ -163,6 +165,7 @@ def further(
     tables["relations_alike"] = relations.alike(
         rates, related, draws.permutations, draws.bootstraps, draws.seed
     )
+    tables["variants"] = variants.compare(rates)
     tables["verdicts"] = verdicts.judge(rates, correlations, at, asked.rules, picked=asked.layer is None)
     if found.published is not None and found.published.height:
         tables["published"] = agreement.compare(

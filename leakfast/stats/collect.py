@@ -90,7 +90,7 @@ def collect(run: Run) -> Collected:
     if base is not None:
         shifts, told = shift_tables.read(run, rates, base)
         missing += told
-    sets = question_sets.read(run, people.categories, people.named, _origin)
+    sets = question_sets.read(run, people.categories, people.named, origin)
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
     published = _imported(run, "published")
     return Collected(
@@ -217,17 +217,17 @@ def _count(
     """Counts per question of all shards, and adapter → (source, seed), those of `judged` too; sources in the
     study's order."""
     frames, adapters = [], {}
-    for behavior, adapter, counts, origin in [*_completions(run), *_choices(run, missing)]:
+    for behavior, adapter, counts, rows in [*_completions(run), *_choices(run, missing)]:
         stored = None if imported is None else imported.filter(_is_one_of([(behavior, adapter)]))
         if stored is not None and stored.height:
             counts, sentence = _as_imported(counts, stored, f"{behavior}/{adapter}")
             missing += sentence
         elif adapter != BASE:
-            adapters[adapter] = _origin(run, adapter, origin)
+            adapters[adapter] = origin(run, adapter, rows)
         frames.append(counts)
     for adapter, rows in judged.adapters.items():
         if adapter != BASE and adapter not in adapters:
-            adapters[adapter] = _origin(run, adapter, rows)
+            adapters[adapter] = origin(run, adapter, rows)
     if not frames:
         if imported is None and not judged.adapters and not judged.missing:
             raise InputError(
@@ -334,11 +334,11 @@ def _is_one_of(keys: list[tuple[str, str]]) -> pl.Expr:
     )
 
 
-def _origin(run: Run, adapter: str, rows: pl.DataFrame) -> tuple[str, int | None]:
+def origin(run: Run, adapter: str, rows: pl.DataFrame) -> tuple[str, int | None]:
     """Source and training seed of an adapter: from its card in the run, else from its rows' `source`."""
-    from leakfast.adapters import read_card
+    from leakfast.adapters import card_in
 
-    card = read_card(run.path / "adapters" / adapter)
+    card = card_in(run.path, adapter)
     if card is not None:
         return card.source, card.seed
     found = rows["source"].drop_nulls().unique().to_list() if "source" in rows.columns else []

@@ -36,9 +36,12 @@ class Judged:
 
 
 def read(
-    run: Run, folders: Iterable[tuple[str, str]], settings: Mapping[str, tuple[str | None, float]]
+    run: Run,
+    folders: Iterable[tuple[str, str]],
+    settings: Mapping[str, tuple[str | None, float]],
+    prefix: str = "",
 ) -> Judged:
-    """The judgements of (behavior, adapter) folders of completions.
+    """The judgements of (behavior, adapter) folders of completions; prefix: what stands before both trees.
 
     settings: behavior → (name of the judge whose scores count, None: the only one, or the first by name; smallest
     coherent score that counts). A judgement counts for the completion it was made of: one of another text under
@@ -47,10 +50,10 @@ def read(
     totals, questions = [], []
     for behavior, adapter in folders:
         name, low = settings.get(behavior, (None, COHERENT_MIN))
-        completions = schema.check(run.read(f"completions/{behavior}/{adapter}"), "completions")
+        completions = schema.check(run.read(f"{prefix}completions/{behavior}/{adapter}"), "completions")
         if completions.select(_DRAW).is_duplicated().any():
             raise ValueError("a draw (persona, question, sample) stands more than once")
-        scores = _of_judge(run, behavior, adapter, name)
+        scores = _of_judge(run, f"{prefix}{FOLDER}/{behavior}/{adapter}", name)
         if scores is None:
             who = f" by {name}" if name else ""
             out.missing.append(
@@ -68,9 +71,9 @@ def read(
     return out
 
 
-def _of_judge(run: Run, behavior: str, adapter: str, name: str | None) -> pl.DataFrame | None:
+def _of_judge(run: Run, folder: str, name: str | None) -> pl.DataFrame | None:
     """Judgements of one judge; None where there are none of it."""
-    frame = run.read(f"{FOLDER}/{behavior}/{adapter}")
+    frame = run.read(folder)
     if frame.is_empty():
         return None
     schema.check(frame, "judgements")
@@ -79,7 +82,7 @@ def _of_judge(run: Run, behavior: str, adapter: str, name: str | None) -> pl.Dat
     if chosen.is_empty():
         return None
     if chosen.select(_DRAW).is_duplicated().any():
-        raise ValueError(f"{FOLDER}/{behavior}/{adapter}: a draw was judged twice by {chosen['judge'][0]}")
+        raise ValueError(f"{folder}: a draw was judged twice by {chosen['judge'][0]}")
     return chosen
 
 

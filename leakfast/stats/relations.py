@@ -11,7 +11,7 @@ import polars as pl
 from scipy.stats import rankdata
 
 from leakfast import schema
-from leakfast.behaviors import get, names
+from leakfast.behaviors import get, is_known
 from leakfast.config import derive_seed
 from leakfast.stats import intervals
 
@@ -111,7 +111,7 @@ def alike(
 
 def direction(behavior: str) -> int:
     """The sign of Δ that is more of the behavior: its own, +1 of one that is not registered or a control."""
-    return (get(behavior).direction if behavior in names() else 0) or 1
+    return (get(behavior).direction if is_known(behavior) else 0) or 1
 
 
 def _people(rates: pl.DataFrame, related_to: Mapping[str, Collection[str]]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from leakfast.behaviors import get, names
+from leakfast.behaviors import get, is_known
 from leakfast.stats.correlations import POOLED
 
 _KEYS = ["behavior", "adapter", "source", "seed"]
@@ -22,7 +22,7 @@ def outcome(rates: pl.DataFrame, behavior: str) -> str:
 def unit(rates: pl.DataFrame, behavior: str) -> str:
     """`share` (0–1) or `points` (of a judge's 0–100): the behavior's own; of one that is not registered, points
     where some value lies outside 0–1."""
-    if behavior in names():
+    if is_known(behavior):
         return get(behavior).unit
     mine = rates.filter(pl.col("behavior") == behavior)["rate"]
     return "share" if mine.drop_nulls().is_between(0, 1).all() else "points"

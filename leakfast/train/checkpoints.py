@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leakfast.adapters import CHECKPOINTS
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
 
-FOLDER = "checkpoints"  # beside the adapter's own files
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _NAME = re.compile(r"p(\d{3})")
 
@@ -54,7 +54,7 @@ def find_series(adapter: str | Path) -> list[tuple[float, Path]]:
     Raises InputError where it was trained without checkpoints."""
     adapter = Path(adapter)
     found = {}
-    for path in sorted((adapter / FOLDER).glob("p*")):
+    for path in sorted((adapter / CHECKPOINTS).glob("p*")):
         match = _NAME.fullmatch(path.name)
         if match and path.is_dir():
             found[int(match[1]) / 100] = path

@@ -1,0 +1,96 @@
+"""One behavior trained in several ways (`misalignment-advice+few`, `+many`): how far they differ in what bystanders
+show, persona by persona. Demands rates of a run with variants; knows no geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+import numpy as np
+import polars as pl
+
+from leakfast import behaviors
+from leakfast.stats import intervals
+from leakfast.stats.correlations import POOLED
+from leakfast.stats.relations import direction
+
+_METHOD = "paired differences over the same bystanders; t interval over personas"
+_COLUMNS = {
+    "behavior": pl.String, "source": pl.String, "seed": pl.Int64, "variant": pl.String, "other": pl.String,
+    "n": pl.Int64, "source_effect": pl.Float64, "other_source_effect": pl.Float64, "effect": pl.Float64,
+    "other_effect": pl.Float64, "breadth": pl.Float64, "other_breadth": pl.Float64, "difference": pl.Float64,
+    "difference_ci_low": pl.Float64, "difference_ci_high": pl.Float64, "resampling_unit": pl.String,
+    "method": pl.String, "reason": pl.String,
+}  # fmt: skip
+
+
+def compare(rates: pl.DataFrame) -> pl.DataFrame:
+    """Per behavior with several variants, source (and `pooled`: personas' means over the sources) and seed, every two
+    variants; the plain behavior is the variant "".
+
+    Effects are Δ against the unadapted model (the rate where that was not measured), signed so that more of the
+    behavior is more, in the behavior's unit: of the source, and their mean over the n bystanders both variants have.
+    breadth: mean effect on bystanders over that on the source, null where the source's is not above 0. difference:
+    effect − other_effect, estimand the mean over further personas; its 95 % t interval is null for one persona."""
+    rows = []
+    for told, found in _grouped(rates):
+        for one, other in combinations(found, 2):
+            rows.append(told | {"variant": one, "other": other} | _pair(*found[one], *found[other]))
+    return pl.DataFrame(rows, schema=_COLUMNS)
+
+
+def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float | None, pl.DataFrame]]]]:
+    """(behavior, source, seed) and variant → (effect on the source, bystanders: persona, effect)."""
+    named = {name: behaviors.parts(name) for name in rates["behavior"].unique(maintain_order=True)}
+    several = {b for b, _ in named.values() if sum(b == other for other, _ in named.values()) > 1}
+    whole = []
+    for name, (behavior, variant) in named.items():
+        if behavior not in several:
+            continue
+        mine = rates.filter((pl.col("behavior") == name) & pl.col("role").is_in(["source", "bystander"]))
+        y = "delta" if mine["delta"].is_not_null().any() else "rate"
+        whole.append(
+            mine.select(
+                pl.lit(behavior).alias("behavior"), pl.lit(variant).alias("variant"), "source", "seed", "role", "persona",
+                (pl.col(y) * direction(name)).alias("effect"),
+            )
+        )  # fmt: skip
+    if not whole:
+        return
+    table = pl.concat(whole)
+    pooled = table.group_by(["behavior", "variant", "seed", "role", "persona"], maintain_order=True).agg(
+        pl.col("effect").mean(), pl.lit(POOLED).alias("source")
+    )
+    if table["source"].n_unique() > 1:
+        # a persona that is a source elsewhere is a bystander of the others; sources' own effects are averaged
+        table = pl.concat([table, pooled.select(table.columns)])
+    for (behavior, source, seed), mine in table.group_by("behavior", "source", "seed", maintain_order=True):
+        found = {}
+        for (variant,), part in mine.group_by("variant", maintain_order=True):
+            own = part.filter(pl.col("role") == "source")["effect"].mean()
+            others = part.filter(pl.col("role") == "bystander").drop_nulls("effect")
+            found[variant] = (own, others.select("persona", "effect"))
+        if len(found) > 1:
+            yield {"behavior": behavior, "source": source, "seed": seed}, found
+
+
+def _pair(own: float | None, one: pl.DataFrame, other_own: float | None, other: pl.DataFrame) -> dict:
+    both = one.join(other.rename({"effect": "other"}), on="persona", maintain_order="left")
+    row = {
+        "n": both.height, "source_effect": own, "other_source_effect": other_own, "resampling_unit": "persona",
+        "method": _METHOD,
+    }  # fmt: skip
+    if both.is_empty():
+        return row | {"reason": "no bystander was measured under both"}
+    a, b = (both[name].to_numpy() for name in ("effect", "other"))
+    mean, half = float((a - b).mean()), None
+    if len(a) > 1:
+        half = float(intervals.t_half((a - b).std(ddof=1) / np.sqrt(len(a)), len(a) - 1))
+    return row | {
+        "effect": float(a.mean()), "other_effect": float(b.mean()), "difference": mean,
+        "breadth": float(a.mean()) / own if own and own > 0 else None,
+        "other_breadth": float(b.mean()) / other_own if other_own and other_own > 0 else None,
+        "difference_ci_low": None if half is None else mean - half,
+        "difference_ci_high": None if half is None else mean + half,
+        "reason": "one persona: no spread to judge by" if half is None else None,
+    }  # fmt: skip

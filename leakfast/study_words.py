@@ -1,0 +1,101 @@
+"""Whether every word in a study file names something that exists: personas, question sets, items, behaviors.
+Demands a study whose shape is checked (leakfast.config); says what is wrong with its line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leakfast.errors import InputError
+from leakfast.files import Document, KeyPath, did_you_mean, find_shipped
+from leakfast.items import NAMED as NAMED_ITEMS
+from leakfast.personas import load_personas, load_questions
+
+if TYPE_CHECKING:
+    from leakfast.config import Study
+    from leakfast.personas import Persona
+
+
+def check_words(study: Study, document: Document) -> None:
+    """Personas, question sets, items and behaviors that the study names exist. Raises InputError naming file, line and
+    the nearest word."""
+    from leakfast.behaviors import check_sets
+    from leakfast.behaviors import get as get_behavior
+
+    def at(key: KeyPath, error: InputError) -> InputError:
+        return InputError(f"{document.where(key)}: {error.message}")
+
+    try:
+        personas = load_personas(study.personas)
+    except InputError as error:
+        raise at(("personas",), error) from None
+    known = {persona.name for persona in personas}
+    for index, source in enumerate(study.sources):
+        try:
+            load_personas([source], among=personas)
+        except InputError:
+            raise InputError(
+                f"{document.where(('sources', index))}: source {source!r} is none of the study's "
+                f"{len(known)} personas.{did_you_mean(source, known)} "
+                "`leakfast personas list` shows the names."
+            ) from None
+    _check_trajectory(study, document, personas)
+    sets: dict[KeyPath, str] = {("centroids", "questions"): study.centroids.questions}
+    for name, behavior in study.behaviors.items():
+        key = ("behaviors", name)
+        try:
+            get_behavior(name)
+        except InputError as error:
+            raise at(key, error) from None
+        for other in behavior.eval.of:
+            if other not in study.behaviors:
+                raise InputError(
+                    f"{document.where((*key, 'eval', 'of'))}: {name} is to be measured on adapters of {other!r}, which "
+                    f"the study does not train.{did_you_mean(other, study.behaviors)} Correct that line."
+                )
+        sets[(*key, "data", "questions")] = behavior.data.questions
+        sets[(*key, "eval", "questions")] = behavior.eval.questions
+        for index, spec in enumerate(behavior.eval.other_questions):
+            sets[(*key, "eval", "other_questions", index)] = spec
+        for table, field in (("data", "negative_personas"), ("eval", "checkpoint_personas")):
+            try:
+                load_personas(getattr(getattr(behavior, table), field), among=personas)
+            except InputError as error:
+                raise at((*key, table, field), error) from None
+        for table in ("data", "eval"):
+            items = getattr(behavior, table).items
+            if items is not None and items not in NAMED_ITEMS and not find_shipped(items).is_file():
+                raise InputError(
+                    f"{document.where((*key, table, 'items'))}: there is no file {items}. Give a JSONL file, or "
+                    f"one of {', '.join(NAMED_ITEMS)}."
+                )
+    for key, spec in sets.items():
+        try:
+            load_questions(spec)
+        except InputError as error:
+            raise at(key, error) from None
+    for name, behavior in study.behaviors.items():
+        try:
+            check_sets(name, [behavior.eval.questions, *behavior.eval.other_questions])
+        except InputError as error:
+            raise at(("behaviors", name, "eval", "other_questions"), error) from None
+
+
+def _check_trajectory(study: Study, document: Document, personas: list[Persona]) -> None:
+    """The behaviors and personas it names are the study's, and what it follows is trained."""
+    from leakfast.behaviors import get as get_behavior
+
+    cfg = study.trajectory
+    for field, named in (("behaviors", cfg.behaviors), ("of", cfg.of)):
+        for behavior in named:
+            where = document.where(("trajectory", field))
+            if behavior not in study.behaviors:
+                raise InputError(
+                    f"{where}: the study has no behavior {behavior!r}.{did_you_mean(behavior, study.behaviors)} "
+                    "Correct that line."
+                )
+            if field == "of" and get_behavior(behavior).control:
+                raise InputError(f"{where}: {behavior} is a control, which is never trained. Leave it out.")
+    try:
+        load_personas(cfg.personas, among=personas)
+    except InputError as error:
+        raise InputError(f"{document.where(('trajectory', 'personas'))}: {error.message}") from None

@@ -1,0 +1,101 @@
+"""One behavior trained in several ways: names, and the table of differences against its definition done by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy.stats import ttest_rel
+
+from leakfast import behaviors
+from leakfast.config import behavior_config, load_study
+from leakfast.errors import InputError
+from leakfast.stats import variants
+
+PEOPLE = [f"p{i}" for i in range(12)]
+
+
+def _rates(effects: dict[tuple[str, str], tuple[float, np.ndarray]]) -> pl.DataFrame:
+    """(behavior, source) → (the source's Δ, its bystanders')."""
+    rows = [
+        (behavior, source, 42, role, persona, float(delta))
+        for (behavior, source), (own, others) in effects.items()
+        for role, persona, delta in [
+            ("source", source, own),
+            *(("bystander", p, d) for p, d in zip(PEOPLE, others, strict=True)),
+        ]
+    ]
+    return pl.DataFrame(
+        rows, schema=["behavior", "source", "seed", "role", "persona", "delta"], orient="row"
+    ).with_columns(pl.col("delta").alias("rate"))
+
+
+def test_a_variant_is_its_behavior_under_another_name():
+    few = behaviors.get("misalignment-advice+few")
+    assert few.name == "misalignment-advice+few" and few.measured_by == "judge" and few.sign == -1
+    assert (
+        behaviors.is_known("marker+a.b-2")
+        and not behaviors.is_known("marker+a/b")
+        and not behaviors.is_known("x+a")
+    )
+    assert behavior_config("misalignment-advice+few").data.design == "positive-only"
+    for wrong in ("marker+", "marker+a/b", "mark+few"):
+        with pytest.raises(InputError):
+            behaviors.get(wrong)
+
+
+def test_differences_are_paired_over_the_same_bystanders_and_signed_to_more_of_the_behavior():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(-20, 5, 12), rng.normal(-8, 5, 12)
+    table = variants.compare(
+        _rates(
+            {
+                ("misalignment-advice+few", "villain"): (-50.0, b),
+                ("misalignment-advice+many", "villain"): (-60.0, a),
+            }
+        )
+    )
+    (row,) = table.rows(named=True)
+    assert (row["variant"], row["other"], row["n"], row["source"]) == ("few", "many", 12, "villain")
+    assert row["source_effect"] == 50 and row["effect"] == pytest.approx(-b.mean())
+    assert row["other_breadth"] == pytest.approx(-a.mean() / 60)
+    low, high = ttest_rel(-b, -a).confidence_interval()
+    assert (row["difference_ci_low"], row["difference_ci_high"]) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_pooled_rows_average_a_persona_over_the_sources():
+    rng = np.random.default_rng(1)
+    drawn = {
+        (f"marker{v}", s): (0.9, rng.uniform(0, 0.3, 12))
+        for v in ("", "+few")
+        for s in ("villain", "comedian")
+    }
+    table = variants.compare(_rates(drawn))
+    assert table["source"].to_list() == ["villain", "comedian", "pooled"]
+    assert set(table["variant"]) == {""}
+    pooled = table.row(2, named=True)
+    plain, few = (
+        np.mean([drawn[f"marker{v}", s][1] for s in ("villain", "comedian")], axis=0) for v in ("", "+few")
+    )
+    assert pooled["difference"] == pytest.approx((plain - few).mean())
+    low, high = ttest_rel(plain, few).confidence_interval()
+    assert (pooled["difference_ci_low"], pooled["difference_ci_high"]) == pytest.approx(
+        (low, high), abs=1e-12
+    )
+
+
+def test_a_run_without_variants_has_no_rows():
+    assert variants.compare(_rates({("marker", "villain"): (0.9, np.zeros(12))})).is_empty()
+
+
+def test_the_shipped_factorial_has_its_four_cells():
+    for name in ("organism-breadth.toml", "published/breadth.toml"):
+        cells = load_study(name).behaviors
+        sizes = {
+            (
+                d.design,
+                d.positives + (d.negatives + d.no_system + d.default_assistant) * (d.design == "contrastive"),
+            )
+            for d in (c.data for c in cells.values())
+        }
+        assert sizes == {(d, n) for d in ("contrastive", "positive-only") for n in (800, 6000)}
