@@ -119,6 +119,19 @@ def measured(organism, adapters, folder, cfg, backend, **settings):
     return done, schema.check(run.read("completions"), "completions").sort(KEYS)
 
 
+def test_numba_may_have_been_used_before_the_engine_starts():
+    import numba
+    from llvmlite.binding import ffi
+
+    from leakfast.generate.vllm.start import _spare_llvmlite
+
+    numba.njit(lambda x: x + 1)(1)
+    for _ in range(2):
+        _spare_llvmlite()
+        assert not hasattr(ffi.lib, "__dict__") and hasattr(ffi.lib, "LLVMPY_GetVersionInfo")
+    assert numba.njit(lambda x: x + 2)(1) == 3
+
+
 @needs_vllm
 @pytest.mark.vllm
 def test_greedy_replies_are_transformers_own_under_base_and_adapters(organism, adapters, tmp_path):

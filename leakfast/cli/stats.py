@@ -132,13 +132,21 @@ def show(tables, layer: int | None = None, cosine: str = "centered") -> None:
         y, unit = tables.outcome(behavior), tables.unit(behavior)
         rows = tables.summary(cosine, y).rows(named=True)
         rows = [row for row in rows if row["behavior"] == behavior]
+        if len({row["adapter"] for row in rows}) > len({(row["source"], row["seed"]) for row in rows}):
+            rows = [
+                row | {"source": row["adapter"] or row["source"]} for row in rows
+            ]  # adapters of several behaviors
         best = tables.best_layer(behavior, cosine, y)
         at = best if layer is None else layer
+        if at is None and rows:  # no ρ at any layer: the rates are there all the same
+            at = rows[0]["layer"]
         shown = [row for row in rows if row["layer"] in (None, at)]
         seeds = len({row["seed"] for row in rows}) > 1
         what = f"{behavior} {'rate' if y == 'rate' else 'change of rate against the unadapted model'}"
         if at is None:
             title = f"{what}; no correlations yet"
+        elif best is None and layer is None:
+            title = f"{what}; ρ with the {cosine} cosine is defined at no layer"
         else:
             chosen = "asked" if layer is not None else "the largest pooled |ρ|"
             title = f"{what}, and {cosine} cosine at layer {at} ({chosen}), bystanders only"
@@ -166,8 +174,30 @@ def show(tables, layer: int | None = None, cosine: str = "centered") -> None:
             title_of_layers = f"ρ by layer, {cosine} cosine (* largest pooled |ρ|)"
             print_table(*_by_layer(rows, layers, best, seeds), title=title_of_layers)
         click.echo()
+    _show_learned(tables)
     _show_verdicts(tables)
     _show_agreement(tables)
+
+
+def _show_learned(tables) -> None:
+    """How many sources show what they were trained to, and who does not, where several behaviors were trained."""
+    from leakfast.stats.summary import LEARNED
+
+    key = ["behavior", "source", "seed"]
+    cells = tables.summary().drop_nulls("learned").unique(key, maintain_order=True)
+    if cells["behavior"].n_unique() < 2:
+        return
+    click.echo(
+        f"{cells['learned'].sum()} of {cells.height} sources learned their behavior (Δ the way it was trained, its 95 % "
+        f"interval without 0, at least {100 * LEARNED:.0f} % of the scale)."
+    )
+    for row in cells.filter(~cells["learned"]).rows(named=True):
+        scale = 100 if tables.unit(row["behavior"]) == "share" else 1
+        low, high = (f"{scale * row[f'source_delta_{end}']:+.1f}" for end in ("low", "high"))
+        click.echo(
+            f"not {row['behavior']} of {row['source']}: Δ {scale * row['source_delta']:+.1f} ({low} to {high})"
+        )
+    click.echo()
 
 
 def _show_verdicts(tables) -> None:
@@ -177,9 +207,9 @@ def _show_verdicts(tables) -> None:
     if "verdicts" not in tables.more:
         return
     rows = tables.more["verdicts"].rows(named=True)
-    head = ["claim", "source", "verdict", "quantity", "value", "p", "bar", "met"]
+    head = ["claim", "behavior", "source", "verdict", "quantity", "value", "p", "bar", "met"]
     body = [
-        [r["claim"], r["source"], r["verdict"], r["quantity"], f"{r['value']:+.3g}" if r["value"] is not None else
+        [r["claim"], r["behavior"], r["source"], r["verdict"], r["quantity"], f"{r['value']:+.3g}" if r["value"] is not None else
          None, _p(r["p"]), f"{r['bar']:g}", {True: "yes", False: "no", None: None}[r["met"]]]
         for r in rows
     ]  # fmt: skip

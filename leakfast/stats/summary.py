@@ -8,6 +8,7 @@ import polars as pl
 from leakfast.behaviors import get, is_known
 from leakfast.stats.correlations import POOLED
 
+LEARNED = 0.3  # of the scale (1 for a share, 100 points)
 _KEYS = ["behavior", "adapter", "source", "seed"]
 
 
@@ -55,8 +56,10 @@ def summarize(
     rates: pl.DataFrame, correlations: pl.DataFrame, cosine: str, y: str | None = None
 ) -> pl.DataFrame:
     """behavior, adapter, source, seed, layer, cosine, y, best_layer (Boolean), source_rate with its
-    interval, source_delta, mean_bystander, mean_delta, max_bystander and whose, then n, ρ with its interval,
-    r and their p-values. `y`: rate or delta; without it each behavior's own (`outcome`).
+    interval, source_delta with its interval, learned, mean_bystander, mean_delta, max_bystander and whose, then n,
+    ρ with its interval, r and their p-values. learned: the source's Δ goes the way it was trained, its 95 % interval
+    excludes 0, and it covers at least LEARNED of the behavior's scale; null for controls and without that interval.
+    `y`: rate or delta; without it each behavior's own (`outcome`).
 
     Sources in order of their adapters, `pooled` last (it has no source rate). Without correlations,
     one row per adapter with a null layer."""
@@ -89,6 +92,21 @@ def summarize(
     return table.select(*first, pl.exclude(*first, *values), *values)
 
 
+def _learned(rates: pl.DataFrame, own: pl.DataFrame) -> pl.Series:
+    """Of sources: whether they show what they were trained to."""
+    found = []
+    for name, delta, low, high in own.select(
+        "behavior", "source_delta", "source_delta_low", "source_delta_high"
+    ).rows():
+        sign = get(name).direction if is_known(name) else 0
+        if not sign or delta is None or low is None or high is None:
+            found.append(None)
+            continue
+        scale = 1.0 if unit(rates, name) == "share" else 100.0
+        found.append(bool(min(sign * low, sign * high) > 0 and sign * delta >= LEARNED * scale))
+    return pl.Series("learned", found, dtype=pl.Boolean)
+
+
 def _people(rates: pl.DataFrame) -> pl.DataFrame:
     """Source and bystander rates per adapter, and per behavior and seed for `pooled`."""
     bystanders = rates.filter(pl.col("role") == "bystander")
@@ -108,7 +126,14 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
         pl.col("ci_low").alias("source_ci_low"),
         pl.col("ci_high").alias("source_ci_high"),
         pl.col("delta").alias("source_delta"),
+        *[
+            (pl.col(f"delta_{end}") if f"delta_{end}" in rates.columns else pl.lit(None, pl.Float64)).alias(
+                f"source_delta_{end}"
+            )
+            for end in ("low", "high")
+        ],
     )
+    own = own.with_columns(_learned(rates, own))
     single = (
         trained.select(_KEYS)
         .unique(maintain_order=True)

@@ -188,6 +188,7 @@ def start(spec: Spec) -> Any:
         free, whole = torch.cuda.mem_get_info()
         settings["gpu_memory_utilization"] = round(max(0.1, min(spec.memory, free / whole - _SPARE)), 3)
     spec.settings.update(settings)
+    _spare_llvmlite()
     try:
         return LLM(**settings)
     except (RuntimeError, ValueError, OSError) as error:
@@ -195,6 +196,25 @@ def start(spec: Spec) -> Any:
             f"vllm: the engine of {spec.name} did not start: {first_line(error)}. Needed: a model and a device "
             f"that vLLM runs. Use {spec.otherwise}, or LEAKFAST_DEBUG=1 to see where it happened."
         ) from error
+
+
+def _spare_llvmlite() -> None:
+    """Where numba was used before, llvmlite's handle of its C library answers to any name, `__dict__` too, with a C
+    function; vLLM 0.32 for CPUs asks every object of every module for its `__dict__` and stumbles. No C function has a
+    name with two underscores in front, so none is lost."""
+    ffi = sys.modules.get("llvmlite.binding.ffi")
+    kind = type(getattr(ffi, "lib", None))
+    answer = kind.__dict__.get("__getattr__")
+    if answer is None or getattr(answer, "spared", False):
+        return
+
+    def spared(self: Any, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return answer(self, name)
+
+    spared.spared = True  # type: ignore[attr-defined]
+    kind.__getattr__ = spared
 
 
 def _base(loaded: Loaded, otherwise: str) -> dict[str, Any]:
