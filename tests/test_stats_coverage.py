@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from scipy.special import expit
 
-from leakfast.stats import confounds, gradients, intervals, rates, resample, summaries
+from leakfast.stats import confounds, gradients, intervals, judged, question_sets, rates, resample, summaries
 
 pytestmark = pytest.mark.slow
 RATES = (0.05, 0.2, 0.5, 0.8, 0.95)
@@ -202,3 +202,49 @@ def test_width_test_is_level_under_the_null():
             )
         p.append(gradients.width_test(curves)["p"])
     assert np.mean(np.array(p) < 0.05) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 200)
+
+
+@pytest.mark.parametrize(
+    ("mean", "spread", "between"), [(50, 25, 0.0), (85, 12, 0.0), (60, 15, 12.0), (30, 15, 12.0)]
+)
+def test_judged_means_over_samples_and_over_questions(mean, spread, between):
+    """2,000 personas, 8 questions × 10 samples of scores on 0–100: over samples where questions do not differ, over
+    questions where they do (each persona's questions drawn anew)."""
+    rng = np.random.default_rng(11)
+    people, questions, samples = 2_000, 8, 10
+    at = mean + between * rng.normal(size=(people, questions, 1))
+    scores = np.clip(at + spread * rng.normal(size=(people, questions, samples)), 0, 100).round()
+    many = mean + between * rng.normal(size=400_000) if between else np.full(400_000, float(mean))
+    truth = float(np.clip(many + spread * rng.normal(size=400_000), 0, 100).round().mean())
+    p, q, s = (axis.ravel() for axis in np.indices(scores.shape))
+    joined = pl.DataFrame(
+        {
+            "behavior": "b", "adapter": "a", "persona": p.astype(str), "question": q, "sample": s, "status": "ok",
+            "aligned": scores.ravel(), "coherent": 90.0, "judge": "j",
+        }
+    )  # fmt: skip
+    table = judged._by_persona(joined, 50.0)
+    for low, high in [("q_low", "q_high"), *([] if between else [("value_low", "value_high")])]:
+        _held(((table[low] <= truth) & (truth <= table[high])).to_numpy())
+
+
+@pytest.mark.parametrize(("r", "other"), [(0.6, 0.6), (0.8, 0.3)])
+def test_paired_difference_of_rho_between_question_sets(r, other):
+    """Rates on two sets that share the personas' cosines and part of their noise."""
+    rng = np.random.default_rng(12)
+
+    def draw(n):
+        x, shared = rng.normal(size=n), rng.normal(size=n)
+        return x, *(
+            c * x + np.sqrt(1 - c * c) * (0.6 * shared + 0.8 * rng.normal(size=n)) for c in (r, other)
+        )
+
+    x, y, z = draw(400_000)
+    truth = scipy.stats.spearmanr(x, y).statistic - scipy.stats.spearmanr(x, z).statistic
+    inside = []
+    for trial in range(1_500):
+        x, y, z = draw(N)
+        part = pl.DataFrame({"persona": np.arange(N).astype(str), "x": x, "rate": y, "rate_main": z})
+        row = question_sets._one(part, "x", "rate", 500, trial, 1)
+        inside.append(row["difference_low"] <= truth <= row["difference_high"])
+    _held(inside)
