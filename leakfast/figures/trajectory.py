@@ -13,30 +13,34 @@ from leakfast.figures.house import SOURCE_COLOURS, STYLE, figure_of, settle, wor
 
 
 def trajectory(table: pl.DataFrame, unit: Callable[[str], str]) -> Figure:
-    """One panel an adapter and what was measured: the rate against the share of training, the source bold with its
-    interval, the others thin; one legend for all panels. Where several behaviors were measured, a row of panels is
-    one behavior, on one axis; a column is an adapter. unit: behavior → share or points."""
-    key = ["behavior", "adapter", "source", "items", "scoring"]
+    """The rate against the share of training, the source bold with its interval, the others thin; one legend for all
+    panels. A row of panels is what was measured under what training, on one axis, a column a source (and seed); where
+    there is one row, it wraps. unit: behavior → share or points."""
+    key = ["behavior", "adapter", "source", "seed", "items", "scoring"]
     panels = table.select(key).unique(maintain_order=True).rows(named=True)
-    kinds = list(dict.fromkeys((p["behavior"], p["items"], p["scoring"]) for p in panels))
-    adapters = list(dict.fromkeys(p["adapter"] for p in panels))
-    columns = len(adapters) if len(kinds) > 1 else min(3, len(panels))
-    rows = len(kinds) if len(kinds) > 1 else -(-len(panels) // columns)
+    for panel in panels:
+        panel["trained"] = panel["adapter"].partition(f"-{panel['source']}")[0]
+    if len({_row(panel) + _column(panel) for panel in panels}) < len(panels):  # several trainings of a kind
+        for panel in panels:
+            panel["trained"] = panel["adapter"]
+    kinds = list(dict.fromkeys(map(_row, panels)))
+    sources = list(dict.fromkeys(map(_column, panels)))
+    grid_of = len(kinds) > 1
+    columns = len(sources) if grid_of else min(3, len(panels))
+    rows = len(kinds) if grid_of else -(-len(panels) // columns)
     people = table["persona"].unique(maintain_order=True).sort().to_list()
     colours = {name: SOURCE_COLOURS[i % len(SOURCE_COLOURS)] for i, name in enumerate(people)}
     dashes = {name: ("-", "--", ":")[i // len(SOURCE_COLOURS) % 3] for i, name in enumerate(people)}
     with matplotlib.rc_context(STYLE):
-        figure = figure_of((2.4 * columns + 1.6, 2.2 * rows))
+        figure = figure_of(((1.5 if columns > 3 else 2.4) * columns + 1.6, (1.5 if rows > 2 else 2.2) * rows))
         grid = figure.subplots(rows, columns, sharex=True, sharey="row", squeeze=False)
         places = list(grid.reshape(-1))
-        if len(kinds) > 1:
-            at = {(kind, name): grid[i, j] for i, kind in enumerate(kinds) for j, name in enumerate(adapters)}
-            axes = [at[(p["behavior"], p["items"], p["scoring"]), p["adapter"]] for p in panels]
-        else:
-            axes = places[: len(panels)]
+        axes = places[: len(panels)]
+        if grid_of:
+            axes = [grid[kinds.index(_row(panel)), sources.index(_column(panel))] for panel in panels]
         named = {}
         for axis, panel in zip(axes, panels, strict=True):
-            mine = table.filter(*(pl.col(name) == panel[name] for name in key))
+            mine = table.filter(*(pl.col(name).eq_missing(pl.lit(panel[name])) for name in key))
             for persona in mine["persona"].unique(maintain_order=True):
                 line = mine.filter(pl.col("persona") == persona).sort("share").drop_nulls("rate")
                 own = persona == panel["source"]
@@ -50,8 +54,6 @@ def trajectory(table: pl.DataFrame, unit: Callable[[str], str]) -> Figure:
                 if own:
                     low, high = line["ci_low"].to_list(), line["ci_high"].to_list()
                     axis.fill_between(x, low, high, color=colours[persona], alpha=0.12, linewidth=0)
-            trained = panel["adapter"].partition(f"-{panel['source']}")[0]
-            axis.set_title(f"{words(panel['source'])}, {trained}", loc="left", fontweight="bold")
             top = 1.0 if unit(panel["behavior"]) == "share" else 100.0
             axis.xaxis.set_major_formatter(PercentFormatter(1.0))
             axis.yaxis.set_major_formatter(PercentFormatter(top, symbol="%" if top == 1 else ""))
@@ -60,10 +62,24 @@ def trajectory(table: pl.DataFrame, unit: Callable[[str], str]) -> Figure:
             axis.remove()
         for axis, panel in zip(axes, panels, strict=True):
             place = places.index(axis)
+            if not grid_of or not any(
+                above in axes for above in places[place - columns :: -columns][: place // columns]
+            ):
+                seeds = len({panel["seed"] for panel in panels}) > 1
+                title = words(panel["source"]) + (f", seed {panel['seed']}" if seeds else "")
+                axis.set_title(title, loc="left", fontweight="bold")
             if place % columns == 0:
-                axis.set_ylabel(f"{panel['behavior']}, {panel['items']}")
+                axis.set_ylabel(f"{panel['behavior']},\n{panel['trained']} taught")
             if not any(below in axes for below in places[place + columns :: columns]):
-                axis.set_xlabel("share of training steps")
+                axis.set_xlabel("share of training")
         figure.legend(named.values(), named.keys(), loc="outside right upper", fontsize=6)
         settle(figure)
     return figure
+
+
+def _row(panel: dict) -> tuple:
+    return panel["trained"], panel["behavior"], panel["items"], panel["scoring"]
+
+
+def _column(panel: dict) -> tuple:
+    return panel["source"], panel["seed"]
