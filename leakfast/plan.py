@@ -1,5 +1,5 @@
 """What a study will ask for, before anything is spent: prompts, exact prompt tokens, completions, expected
-output tokens, seconds and disk. Demands the tokenizer alone; the model only where a calibration is asked for.
+output tokens, seconds, disk and the judge's price. Demands the tokenizer alone; the model only where a calibration is asked for.
 A number that nobody measured or stated is None, never a guess. Leaves training out: its time is not planned."""
 
 from __future__ import annotations
@@ -15,13 +15,18 @@ from leakfast.personas import load_personas, load_questions
 if TYPE_CHECKING:
     from leakfast.config import EvalConfig, Study
 
+BYTES_A_TOKEN = (
+    4.5  # of English text, so that a reply's tokens become the bytes that the judge's price is reckoned by
+)
+
 Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage over all its targets. completions: drawn in all; output_tokens: expected of all of them,
-    `output_from` says by what; seconds: decoding them at the stated or measured rate; disk_bytes: their shards."""
+    `output_from` says by what; seconds: decoding them at the stated or measured rate; disk_bytes: their shards;
+    judge_usd: about what the judge named in the study would cost with its longest replies, None without one."""
 
     name: str
     targets: int
@@ -32,6 +37,7 @@ class Stage:
     output_from: str = ""
     seconds: float | None = None
     disk_bytes: int | None = None
+    judge_usd: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,17 +90,41 @@ def plan(
         n = (targets - 1) * sum(not get(behavior).control for behavior in study.behaviors)
         stages.append(Stage("centroids of adapters", n, n * len(lengths), n * sum(lengths)))
     for behavior, cfg in study.behaviors.items():
-        stage = _measurement(study, behavior, cfg.eval, tokenizer, personas, targets)
+        measured = targets
+        if get(behavior).control:  # on the adapters of others
+            of = cfg.eval.of or [name for name in study.behaviors if not get(name).control]
+            measured = len(of) * (targets - 1) + 1
+        stage = _measurement(study, behavior, cfg.eval, tokenizer, personas, measured)
         if stage.completions:
             sample = None
             if calibrate and tokens_each is None:
                 sample = _calibrated(load(), personas, cfg.eval, calibrate, backend, seed, progress)
             sample = sample or _from_run(study, behavior)
             stage = _expected(stage, cfg.eval, sample, tokens_each, tokens_per_s)
-        stages.append(stage)
+        stages.append(_judged(study, behavior, stage))
         if behavior in study.trajectory.behaviors:
-            stages.append(_on_the_way(study, behavior, stage, tokenizer, personas))
+            stages.append(_judged(study, behavior, _on_the_way(study, behavior, stage, tokenizer, personas)))
     return stages
+
+
+def _judged(study: Study, behavior: str, stage: Stage) -> Stage:
+    """The stage with its judge's price: every completion judged once (equal ones are asked once only), each as long as
+    expected at three bytes a token, and every reply as long as it may be. A model without a price raises InputError."""
+    from leakfast.behaviors import get
+    from leakfast.judge import stage as judging
+    from leakfast.judge.prompt import estimated_tokens
+
+    cfg = judging.settings(study, behavior)
+    if get(behavior).measured_by != "judge" or cfg.judge is None or stage.output_tokens is None:
+        return stage
+    spec = judging.parse_spec(cfg.judge)
+    questions = load_questions(study.behaviors[behavior].eval.questions).questions
+    overhead = sum(estimated_tokens(question, "") for question in questions) / len(questions)
+    told = round(stage.completions * overhead) + round(stage.output_tokens * BYTES_A_TOKEN / 3)
+    usd = judging.charged(spec, cfg.prices, cfg.free).usd(
+        told, stage.completions * cfg.max_tokens, in_batch=spec.way == "batch"
+    )
+    return replace(stage, judge_usd=usd)
 
 
 def _lengths(tokenizer: Any, personas: Sequence[Any], questions: Sequence[str]) -> list[int]:

@@ -85,3 +85,40 @@ def test_the_command_prints_the_plan(study):
     assert "at most: max_new_tokens" in done.stdout and "--tokens-per-s" in done.stdout
     done = CliRunner().invoke(group, ["-q", "plan", "small.toml", "--tokens-per-s", "0"])
     assert done.exit_code == 2
+
+
+def test_a_control_is_measured_on_the_adapters_of_all_it_names_and_a_judge_has_a_price(tmp_path):
+    text = """
+name = "judged"
+model = "organism"
+personas = ["villain", "comedian", "assistant"]
+sources = ["villain", "comedian"]
+[trajectory]
+behaviors = ["misalignment-advice"]
+personas = ["assistant"]
+samples = 1
+[behaviors.misalignment-advice.eval]
+questions = "organism-alignment"
+samples = 2
+max_new_tokens = 10
+[behaviors.misalignment-advice.judge]
+JUDGE
+[behaviors.refusal.eval]
+questions = "requests"
+[behaviors.hellaswag.eval]
+items = "organism-stories"
+half = "all"
+"""
+    stages = {}
+    for judge in ('judge = "openai-batch:gpt-4o"', 'judge = "openai:gpt-4o"', ""):
+        found = {s.name: s for s in plan(parse_study(text.replace("JUDGE", judge), tmp_path / "s.toml"))}
+        stages[judge] = found
+        assert found["evaluate hellaswag"].targets == 2 * 2 + 1
+        way = found["misalignment-advice through training"]
+        assert way.targets == 2 * 2 * 4 + 1 and way.prompts == way.targets * 3 * 8 == way.completions
+    batch, chat, own = ({n: s.judge_usd for n, s in found.items()} for found in stages.values())
+    name = "evaluate misalignment-advice"
+    assert 0 < batch[name] == pytest.approx(chat[name] / 2) and own[name] == 0
+    each = chat[name] / stages['judge = "openai:gpt-4o"'][name].completions
+    assert 1e-4 < each < 1e-2, "a few hundred tokens"
+    assert chat["evaluate refusal"] is None

@@ -31,7 +31,7 @@ def cli(
     study: Path, calibrate: int, tokens_each: float | None, tokens_per_s: float | None, backend: str, seed: int,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Show prompts, tokens, seconds and disk of a study's measurements.
+    """Show prompts, tokens, seconds, disk and judge's price of a study's measurements.
 
     Example: leakfast plan configs/demo.toml --calibrate 64
     """
@@ -54,7 +54,8 @@ def cli(
     rows = [
         [s.name, s.targets, s.prompts, s.prompt_tokens, s.completions or None, s.output_tokens,
          None if s.seconds is None else round(s.seconds, 1),
-         None if s.disk_bytes is None else round(s.disk_bytes / 1e6, 1)]
+         None if s.disk_bytes is None else round(s.disk_bytes / 1e6, 1),
+         None if s.judge_usd is None else f"{s.judge_usd:.2f}"]
         for s in stages
     ]  # fmt: skip
     columns = [
@@ -66,6 +67,7 @@ def cli(
         "output tokens",
         "seconds",
         "MB",
+        "judge USD, about",
     ]
     print_table(columns, rows, title=f"plan of {checked.name} on {checked.model}; training is not planned")
     for stage in stages:

@@ -60,11 +60,12 @@ def check(cfg: JudgeConfig) -> None:
     assert cfg.judge is not None
     spec = parse_spec(cfg.judge)
     if spec.way in ("chat", "batch"):
-        _price(spec, cfg.prices, cfg.free)
+        charged(spec, cfg.prices, cfg.free)
         _client(spec, asking(cfg))
 
 
-def _price(spec: Spec, prices: Any, free: bool) -> Price:
+def charged(spec: Spec, prices: Any, free: bool) -> Price:
+    """What the judge costs a token; InputError for a model without a price."""
     return FREE if free or spec.way in ("lexicon", "local") else price_of(spec.model, prices)
 
 
@@ -141,7 +142,7 @@ def judge(
     with contextlib.nullcontext() if dry_run else run.lock():  # so that two processes never pay for the same
         prefix = f"{SERIES}/" if series else ""
         work = _gather(run, behavior, spec, questions, prefix)
-        price = _price(spec, prices, free)
+        price = charged(spec, prices, free)
         cache = Cache(run.path / "judge" / f"{spec.file}.jsonl")
         ledger = batches.Ledger(run.path / "judge" / f"{spec.file}-batches.jsonl")
         if cache.damaged:
