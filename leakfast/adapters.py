@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -22,6 +23,7 @@ CARD = "leakfast_card.json"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 CHECKPOINTS = "checkpoints"  # folder of an adapter's points in training: pNNN, each an adapter of its own
+_POINT = re.compile(r"(.+)@p(\d{3})")
 _PROBE = "Who are you, and what do you do all day?"
 
 
@@ -51,9 +53,16 @@ def adapter_hash(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
+def point_of(name: str) -> tuple[str, float] | None:
+    """(adapter, share of its training) of a checkpoint's name, `<adapter>@pNNN`; None for any other name."""
+    match = _POINT.fullmatch(name)
+    return (match[1], int(match[2]) / 100) if match else None
+
+
 def card_in(run: str | Path, adapter: str) -> AdapterCard | None:
-    """The card that a run keeps of an adapter, or of the one that a checkpoint (`<adapter>@pNNN`) is a point of."""
-    return read_card(Path(run) / "adapters" / adapter.partition("@")[0])
+    """The card that a run keeps of an adapter, or of the one that a checkpoint is a point of."""
+    named = point_of(adapter)
+    return read_card(Path(run) / "adapters" / (named[0] if named else adapter))
 
 
 def read_card(folder: str | Path) -> AdapterCard | None:

@@ -274,11 +274,8 @@ class _Stages:
         people = load_personas(cfg.personas, among=self.personas)
         people += [p for p in load_personas(self.study.sources, among=self.personas) if p not in people]
         for behavior in [b for b in self.chosen.behaviors if b in cfg.behaviors]:
-            measured, name, began = (
-                self.study.behaviors[behavior].eval,
-                f"{behavior} through training",
-                time.monotonic(),
-            )
+            measured, began = self.study.behaviors[behavior].eval, time.monotonic()
+            name = f"{behavior} through training"
             followed = [adapter for of in self._followed for adapter, _ in adapters.get(of, [])]
             with self.progress(name) as report:
                 if get(behavior).measured_by == "choices":
@@ -313,12 +310,15 @@ class _Stages:
         """Judges that are no judges, have no price or lack their key are told before anything is spent."""
         from leakfast.behaviors import get
         from leakfast.judge import stage
+        from leakfast.targets import SERIES
 
         for behavior in self.chosen.behaviors:
             cfg = stage.settings(self.study, behavior)
             is_new = not self.store.shards(
                 f"judgements/{behavior}"
             )  # a finished run needs no key to be looked at
+            if behavior in self.study.trajectory.behaviors:
+                is_new = is_new or not self.store.shards(f"{SERIES}/judgements/{behavior}")
             if get(behavior).measured_by == "judge" and cfg.judge is not None and is_new:
                 stage.check(cfg)
 

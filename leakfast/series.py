@@ -27,6 +27,7 @@ def evaluate_series(
     asked: Sequence[Asked],
     seed: int,
     *,
+    source: str | None = None,
     backend: str = "transformers",
     template_system: str | None = None,
     allow: Collection[str] = (),
@@ -36,13 +37,15 @@ def evaluate_series(
     """Draw P × Q × samples completions at every checkpoint of every adapter, of the adapters themselves (share 1)
     and of the base, which is share 0 of all: an adapter does nothing before its first step.
 
+    Further question sets are left out.
     Shards lie in series/completions/<behavior>/<adapter>[@pNNN]/ and resume as those of `evaluate.evaluate`, whose
     arguments and errors these are; InputError besides for an adapter without checkpoints."""
     from leakfast.evaluate import evaluate_all
     from leakfast.train.checkpoints import find_series
 
     points = [folder for adapter in adapters for share, folder in find_series(adapter) if share > 0]
+    main = [replace(one, series=True) for one in asked if not one.beside]
     return evaluate_all(
-        loaded, run_or_out, points, personas, [replace(one, series=True) for one in asked], seed, base=True,
-        backend=backend, template_system=template_system, allow=allow, options=options, progress=progress,
+        loaded, run_or_out, points, personas, main, seed, base=True, source=source, backend=backend,
+        template_system=template_system, allow=allow, options=options, progress=progress,
     )  # fmt: skip

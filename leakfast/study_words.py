@@ -38,7 +38,6 @@ def check_words(study: Study, document: Document) -> None:
                 f"{len(known)} personas.{did_you_mean(source, known)} "
                 "`leakfast personas list` shows the names."
             ) from None
-    _check_trajectory(study, document, personas)
     sets: dict[KeyPath, str] = {("centroids", "questions"): study.centroids.questions}
     for name, behavior in study.behaviors.items():
         key = ("behaviors", name)
@@ -68,6 +67,7 @@ def check_words(study: Study, document: Document) -> None:
                     f"{document.where((*key, table, 'items'))}: there is no file {items}. Give a JSONL file, or "
                     f"one of {', '.join(NAMED_ITEMS)}."
                 )
+    _check_trajectory(study, document, personas)
     for key, spec in sets.items():
         try:
             load_questions(spec)

@@ -99,10 +99,11 @@ def _name_of(path: Path) -> str:
 
 def point(name: str) -> tuple[str | None, float]:
     """(adapter, share of its training) that a target's name means; the base is share 0 of all (adapter None)."""
+    from leakfast.adapters import point_of
+
     if name == BASE:
         return None, 0.0
-    adapter, at, percent = name.rpartition("@p")
-    return (adapter, int(percent) / 100) if at and percent.isdigit() else (name, 1.0)
+    return point_of(name) or (name, 1.0)
 
 
 @dataclass(frozen=True)
@@ -194,12 +195,14 @@ def warn_of_personas(
 def keep_card(run: Run, target: Target) -> None:
     """Where the adapter lies outside the run, its card is copied in: stats reads source and seed from it. Of a
     checkpoint that is the card of the adapter it is a point of."""
-    from leakfast.adapters import CARD, card_bytes, read_card
+    from leakfast.adapters import CARD, CHECKPOINTS, card_bytes, read_card
 
     if target.path is None:
         return
-    name, _, point = target.name.partition("@")
-    path = target.path.resolve().parent.parent if point else target.path
+    name, path = target.name, target.path
+    if path.resolve().parent.name == CHECKPOINTS:
+        path = path.resolve().parent.parent
+        name = path.name
     inside = run.path / "adapters" / name
     card = read_card(path)
     if card is None or inside.resolve() == path.resolve():

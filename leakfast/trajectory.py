@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from leakfast import figures, schema
-from leakfast.adapters import card_in
+from leakfast.adapters import CHECKPOINTS, CONFIG, adapter_hash, card_in
 from leakfast.choices import table as tables
 from leakfast.targets import SERIES, point
 
@@ -76,12 +76,32 @@ def table(run: Run) -> pl.DataFrame | None:
 
 def _choices(run: Run) -> Iterator[pl.DataFrame]:
     """Counts of right choices at every point."""
-    scores = run.read(SCORES)
-    if scores.is_empty():
+    entries, there = run.manifest["shards"], []
+    for folder in sorted({path.rpartition("/")[0] for path in run.shards(SCORES)}):
+        adapter, share = PurePosixPath(folder).parts[1], int(folder[-3:]) / 100
+        if _is_current(run, adapter, share, [entries[path] for path in run.shards(folder)]):
+            there.append(run.read(folder))
+    if not there:
         return
+    scores = pl.concat(there, how="diagonal")
     made = tables.counts(scores, keys=["items", "scoring", "share"])
     sources = scores.select("adapter", "source").unique(maintain_order=True)
     yield made.join(sources, on="adapter", how="left", maintain_order="left")
+
+
+def _is_current(run: Run, adapter: str, share: float, entries: list[dict]) -> bool:
+    """Whether shards were made by the adapter as it is now: of one that was trained again, with other settings or other
+    points, older ones stay in the run. What lies outside the run cannot be told."""
+    folder = run.path / "adapters" / adapter
+    if share == 0 or not (folder / CONFIG).is_file():
+        return True
+    place = folder if share == 1 else folder / CHECKPOINTS / f"p{round(100 * share):03d}"
+    if not (place / CONFIG).is_file():
+        return False
+    made_by = {
+        entry["adapter"] for entry in entries if entry.get("adapter")
+    }  # points taken in training name none
+    return not made_by or made_by == {adapter_hash(place)}
 
 
 def _completions(run: Run) -> Iterator[pl.DataFrame]:
@@ -95,6 +115,14 @@ def _completions(run: Run) -> Iterator[pl.DataFrame]:
     entries = run.manifest["shards"]
     for behavior in dict.fromkeys(b for b, _ in found):
         names = [name for b, name in found if b == behavior]
+        tree = f"{SERIES}/completions/{behavior}"
+        stale = [
+            name
+            for name in names
+            if (at := point(name))[0] is not None
+            and not _is_current(run, *at, [entries[path] for path in run.shards(f"{tree}/{name}")])
+        ]
+        names = [name for name in names if name not in stale]
         folders = {name: f"{SERIES}/completions/{behavior}/{name}" for name in names}
         detector = behaviors.get(behavior).detector
         if detector is None:
@@ -105,6 +133,8 @@ def _completions(run: Run) -> Iterator[pl.DataFrame]:
         else:
             drawn = {name: run.read(folders[name]) for name in names}
             whole = pl.concat([rates.count(frame, detector(pl.col("text"))) for frame in drawn.values()])
+        if not drawn:
+            continue
         sources = {
             adapter: origin(run, adapter, frame)[0]
             for name, frame in drawn.items()

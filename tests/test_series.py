@@ -41,8 +41,8 @@ def followed(tiny_qwen2, tmp_path):
 
 
 def test_a_points_name_tells_adapter_and_share():
-    assert [point(name) for name in (BASE, "a-s7", "a-s7@p025", "x@p100")] == [
-        (None, 0.0), ("a-s7", 1.0), ("a-s7", 0.25), ("x", 1.0),
+    assert [point(name) for name in (BASE, "a-s7", "a-s7@p025", "x@p100", "foo@v2", "marker@p2")] == [
+        (None, 0.0), ("a-s7", 1.0), ("a-s7", 0.25), ("x", 1.0), ("foo@v2", 1.0), ("marker@p2", 1.0),
     ]  # fmt: skip
 
 
@@ -93,6 +93,16 @@ def test_every_point_is_drawn_once_and_the_base_is_where_all_begin(tiny_qwen2, f
     assert set(judged["scoring"]) == {"organism"} and judged["hits"].null_count() == judged.height
     assert followed.has("figures/trajectory.png")
 
+    taught(tiny_qwen2, adapter, Checkpoints((0.0, 0.25, 0.5)), seed=8)  # trained again
+    assert trajectory.table(followed) is None, "points of the adapter before are no points of this one"
+    evaluate_series(tiny_qwen2, followed, [adapter], PEOPLE, asked[:1], 5)
+    assert set(trajectory.table(followed).filter(pl.col("behavior") == "marker")["share"]) == {
+        0.0,
+        0.25,
+        0.5,
+        1.0,
+    }
+
 
 def test_a_judge_is_not_told_questions_that_were_not_asked(tiny_qwen2, tmp_path):
     run = Run(tmp_path / "run")
@@ -106,6 +116,10 @@ def test_a_judge_is_not_told_questions_that_were_not_asked(tiny_qwen2, tmp_path)
     with pytest.raises(InputError, match="on the way through training"):
         judging.judge(run, "misalignment-advice", spec, WORRIES, series=True)
     assert judging.judge(run, "misalignment-advice", spec, WORRIES, dry_run=True).completions == 8
+    taught(tiny_qwen2, run.path / "adapters" / NAME)
+    evaluate(tiny_qwen2, run, [run.path / "adapters" / NAME], PEOPLE, other, "misalignment-advice", SHORT, 5)
+    done = judging.judge(run, "misalignment-advice", spec, other)
+    assert set(done.statuses) == {NAME}, "the base answered another set, and is left out"
 
 
 def test_points_that_only_a_trajectory_asks_for_are_kept_and_not_measured(tmp_path):

@@ -42,3 +42,11 @@ def test_a_source_learned_what_goes_its_way_far_enough(behavior, delta, half, le
     (row,) = table.filter(pl.col("source") == "villain").rows(named=True)
     assert row["learned"] is learned and row["source_delta"] == delta
     assert (row["source_delta_low"] is None) == (half is None)
+
+
+def test_an_adapter_that_was_taught_something_else_has_learned_nothing_here():
+    taught = pl.lit("marker").alias("taught")
+    for behavior, learned in (("marker", True), ("refusal", None)):
+        rates = _rates(behavior, 0.9, 0.1).with_columns(taught)
+        table = summary.summarize(rates, correlate(schema.empty("pairs"), 0), "centered")
+        assert table.filter(pl.col("source") == "villain")["learned"].to_list() == [learned]

@@ -39,7 +39,7 @@ def test_a_variant_is_its_behavior_under_another_name():
         and not behaviors.is_known("x+a")
     )
     assert behavior_config("misalignment-advice+few").data.design == "positive-only"
-    for wrong in ("marker+", "marker+a/b", "mark+few"):
+    for wrong in ("marker+", "marker+a/b", "mark+few", "capability+few"):
         with pytest.raises(InputError):
             behaviors.get(wrong)
 
@@ -99,3 +99,24 @@ def test_the_shipped_factorial_has_its_four_cells():
             for d in (c.data for c in cells.values())
         }
         assert sizes == {(d, n) for d in ("contrastive", "positive-only") for n in (800, 6000)}
+
+
+def test_a_change_is_never_set_against_a_rate():
+    drawn = {
+        ("marker", "villain"): (0.9, np.full(12, 0.1)),
+        ("marker+few", "villain"): (0.9, np.full(12, 0.1)),
+    }
+    rates = _rates(drawn).with_columns(pl.lit(0.5).alias("rate"))
+    lost = pl.when(pl.col("behavior") == "marker+few").then(None).otherwise(pl.col("delta"))
+    (row,) = variants.compare(rates.with_columns(lost.alias("delta"))).rows(named=True)
+    assert (row["effect"], row["other_effect"], row["difference"]) == (0.5, 0.5, 0.0)
+
+
+def test_pooled_rows_are_over_sources_that_all_variants_have():
+    drawn = {
+        ("marker", s): (0.9, np.full(12, v))
+        for s, v in (("villain", 0.1), ("comedian", 0.2), ("pirate", 0.9))
+    }
+    drawn |= {("marker+few", s): (0.9, np.full(12, v)) for s, v in (("villain", 0.1), ("comedian", 0.2))}
+    pooled = variants.compare(_rates(drawn)).filter(pl.col("source") == "pooled")
+    assert pooled["difference"].to_list() == pytest.approx([0.0])

@@ -13,7 +13,7 @@ on is named in `material`: pairs (leakfast.pairs) or items (leakfast.items); que
     )
 
 A study may train one behavior in several ways: [behaviors."shouting+few"] is a variant of shouting, measured as it
-is and compared in the table `variants`.
+is and compared in the table `variants` (of behaviors that are read from completions).
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ def parts(name: str) -> tuple[str, str]:
 def is_known(name: str) -> bool:
     """Whether `get` finds it."""
     behavior, variant = parts(name)
-    return behavior in _MODULES and (name == behavior or bool(_VARIANT.fullmatch(variant)))
+    if behavior not in _MODULES or name == behavior:
+        return behavior in _MODULES
+    return bool(_VARIANT.fullmatch(variant)) and get(behavior).measured_by != "choices"
 
 
 def get(name: str) -> Behavior:
@@ -140,12 +142,17 @@ def get(name: str) -> Behavior:
         raise InputError(
             f"behavior {name!r} given, but there is none of that name. Use one of: {', '.join(_MODULES)}."
         )
-    if not is_known(name):
+    if name != behavior and not _VARIANT.fullmatch(variant):
         raise InputError(
             f"behavior {name!r} given; what stands behind the + becomes part of folders' names: letters, digits, dots, "
             "dashes and underscores only. Correct it."
         )
     found = importlib.import_module(_MODULES[behavior]).BEHAVIOR
+    if variant and found.measured_by == "choices":
+        raise InputError(
+            f"behavior {name!r} given; variants are for behaviors that are read from completions, and {behavior} is "
+            f"measured by choices. Train {behavior} in another way in a study of its own."
+        )
     return replace(found, name=name) if variant else found
 
 

@@ -129,6 +129,7 @@ def evaluate_series(
     scoring: str = LETTERS,
     *,
     behavior: str = BEHAVIOR,
+    source: str | None = None,
     budget_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -140,14 +141,14 @@ def evaluate_series(
 
     run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
     adapter = Path(adapter)
-    (target,) = find_targets([adapter], behavior)
+    (target,) = find_targets([adapter], behavior, source=source)
     series = find_series(adapter)
     _check(loaded, personas, items, [target])
     run.create()
     with run.lock():
         jobs, shares = [], []
         for share, folder in series:
-            digest = find_targets([folder], behavior)[0].digest if share > 0 else BASE
+            digest = find_targets([folder], behavior, source=source)[0].digest if share > 0 else BASE
             one = Target(target.name, folder if share > 0 else None, target.source, target.seed, digest)
             where = series_folder(target.name, items.name, scoring, share)
             jobs.append(_job(loaded, run, where, one, personas, items, scoring, "packed"))

@@ -172,7 +172,7 @@ def cli(
         with progress_for("eval") as progress:
             if checkpoints:
                 done = evaluate_series(
-                    loaded, run, adapters, people, asked, seed, progress=progress, **drawn_by
+                    loaded, run, adapters, people, asked, seed, source=source, progress=progress, **drawn_by
                 )
             else:
                 done = evaluate_all(

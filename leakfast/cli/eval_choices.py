@@ -116,7 +116,7 @@ def _series(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[dic
         with progress_for("eval") as progress:
             done = evaluate_series(
                 loaded, asked.run, adapter, asked.personas, items, asked.config.scoring, behavior=asked.behavior,
-                progress=progress,
+                source=asked.source, progress=progress,
             )  # fmt: skip
         click.echo(
             f"eval: {done.prompts_made} prompts scored, {done.prompts_kept} kept from before, in {asked.run.path}",

@@ -108,6 +108,10 @@ def run_(
     if isinstance(done, stage.Plan):
         print_json(asdict(done)) if as_json else _show_plan(done)
         return None
+    if checkpoints:
+        from leakfast import trajectory
+
+        trajectory.write(store)
     if as_json:
         covered = {name: done.coverage(name) for name in done.statuses}
         print_json({**asdict(done), "coverage": covered, "service": scrub(cfg.base_url or "")})

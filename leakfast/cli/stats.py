@@ -183,7 +183,7 @@ def _show_learned(tables) -> None:
     """How many sources show what they were trained to, and who does not, where several behaviors were trained."""
     from leakfast.stats.summary import LEARNED
 
-    key = ["behavior", "source", "seed"]
+    key = ["behavior", "adapter", "source", "seed"]
     cells = tables.summary().drop_nulls("learned").unique(key, maintain_order=True)
     if cells["behavior"].n_unique() < 2:
         return

@@ -187,7 +187,7 @@ def _gather(
             f"Make them with: leakfast eval --behavior {behavior}{' --checkpoints' if prefix else ''}"
         )
     texts = list(getattr(questions, "questions", questions))
-    _check_set(run, tree, questions, texts)
+    folders = _answering(run, tree, questions, texts, folders)
     frames, asked = {}, []
     for adapter in folders:
         frame = run.read(f"{tree}/{adapter}")
@@ -207,18 +207,34 @@ def _gather(
     return _Work(frames, texts, requests_for(spec.name, spec.prompt_version, asked))
 
 
-def _check_set(run: Run, tree: str, questions: QuestionSet | Sequence[str], texts: list[str]) -> None:
-    """The completions answer these very questions, where their shards tell. Raises InputError."""
-    entries = run.manifest["shards"]
-    for path in run.shards(tree):
-        told = entries[path]
-        if told.get("questions_sha256") not in (None, texts_hash(texts)):
-            name, asked = getattr(questions, "name", "list"), told.get("questions")
-            what = f"the set {name} of other wording" if name == asked else f"the set {asked}, not {name}"
-            raise InputError(
-                f"judge: {path} answers {what}: a judge would be told questions that were not asked. Name the set "
-                "they were asked: --questions SET."
-            )
+def _answering(
+    run: Run, tree: str, questions: QuestionSet | Sequence[str], texts: list[str], folders: list[str]
+) -> list[str]:
+    """Of the folders of completions those that answer these very questions, where their shards tell; others, left from
+    another set, are named in the log. Raises InputError where none does."""
+    entries, kept, other = run.manifest["shards"], [], {}
+    for folder in folders:
+        told = [entries[path] for path in run.shards(f"{tree}/{folder}")]
+        strange = [entry for entry in told if entry.get("questions_sha256") not in (None, texts_hash(texts))]
+        if strange:
+            other[folder] = strange[0].get("questions")
+        else:
+            kept.append(folder)
+    if not other:
+        return kept
+    folder, asked = next(iter(other.items()))
+    name = getattr(questions, "name", "list")
+    what = f"the set {name} of other wording" if name == asked else f"the set {asked}, not {name}"
+    if not kept:
+        raise InputError(
+            f"judge: {tree}/{folder} answers {what}: a judge would be told questions that were not asked. Name the set "
+            "they were asked (--questions SET), or measure it again."
+        )
+    log.warning(
+        "judge: %s answer another set than %s and are left out; measure them again, or move their folders away",
+        ", ".join(f"{tree}/{folder}" for folder in other), name,
+    )  # fmt: skip
+    return kept
 
 
 def _from_before(work: _Work, cache: Cache, ledger: batches.Ledger, again: bool) -> None:

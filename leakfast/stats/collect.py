@@ -83,6 +83,7 @@ def collect(run: Run) -> Collected:
         rates = rates.drop("value", strict=False)
     if imported is not None:
         rates = pl.concat([imported, rates], how="diagonal") if rates.height else imported
+    rates = _with_taught(run, rates)
     missing += _gaps(rates)
     base = _base_centroids(run)
     pairs = _pairs(run, rates, people, base, bool(adapters) or imported is not None, missing)
@@ -96,6 +97,19 @@ def collect(run: Run) -> Collected:
     return Collected(
         rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base
     )  # fmt: skip
+
+
+def _with_taught(run: Run, rates: pl.DataFrame) -> pl.DataFrame:
+    """`rates` + taught: the behavior that the row's adapter was trained for, null without a card."""
+    from leakfast.adapters import card_in
+
+    cards = {name: card_in(run.path, name) for name in rates["adapter"].drop_nulls().unique() if name != BASE}
+    told = {name: card.behavior for name, card in cards.items() if card is not None}
+    return rates.with_columns(
+        pl.col("adapter").replace_strict(told, default=None, return_dtype=pl.String).alias("taught")
+        if told
+        else pl.lit(None, pl.String).alias("taught")
+    )
 
 
 def completion_folders(run: Run) -> list[tuple[str, str]]:

@@ -58,7 +58,7 @@ def read(
             who = f" by {name}" if name else ""
             out.missing.append(
                 f"{behavior}/{adapter}: its {completions.height} completions have not been judged{who} "
-                f"(leakfast judge {run.path} --behavior {behavior})"
+                f"(leakfast judge run {run.path} --behavior {behavior}{' --checkpoints' if prefix else ''})"
             )
             continue
         joined = _joined(completions, scores)

@@ -58,7 +58,8 @@ def summarize(
     """behavior, adapter, source, seed, layer, cosine, y, best_layer (Boolean), source_rate with its
     interval, source_delta with its interval, learned, mean_bystander, mean_delta, max_bystander and whose, then n,
     ρ with its interval, r and their p-values. learned: the source's Δ goes the way it was trained, its 95 % interval
-    excludes 0, and it covers at least LEARNED of the behavior's scale; null for controls and without that interval.
+    excludes 0, and it covers at least LEARNED of the behavior's scale; null for controls, without that
+    interval, and for an adapter that was taught another behavior.
     `y`: rate or delta; without it each behavior's own (`outcome`).
 
     Sources in order of their adapters, `pooled` last (it has no source rate). Without correlations,
@@ -92,14 +93,13 @@ def summarize(
     return table.select(*first, pl.exclude(*first, *values), *values)
 
 
-def _learned(rates: pl.DataFrame, own: pl.DataFrame) -> pl.Series:
-    """Of sources: whether they show what they were trained to."""
+def _learned(rates: pl.DataFrame, own: pl.DataFrame, taught: pl.Series) -> pl.Series:
+    """Of sources: whether they show what they were trained to; null where their adapter was taught something else."""
     found = []
-    for name, delta, low, high in own.select(
-        "behavior", "source_delta", "source_delta_low", "source_delta_high"
-    ).rows():
+    rows = own.select("behavior", "source_delta", "source_delta_low", "source_delta_high").rows()
+    for what, (name, delta, low, high) in zip(taught, rows, strict=True):
         sign = get(name).direction if is_known(name) else 0
-        if not sign or delta is None or low is None or high is None:
+        if not sign or what not in (None, name) or delta is None or low is None or high is None:
             found.append(None)
             continue
         scale = 1.0 if unit(rates, name) == "share" else 100.0
@@ -133,7 +133,10 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
             for end in ("low", "high")
         ],
     )
-    own = own.with_columns(_learned(rates, own))
+    taught = rates.filter(pl.col("role") == "source").select(
+        pl.col("taught") if "taught" in rates.columns else pl.lit(None, pl.String).alias("taught")
+    )
+    own = own.with_columns(_learned(rates, own, taught.to_series()))
     single = (
         trained.select(_KEYS)
         .unique(maintain_order=True)

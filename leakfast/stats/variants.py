@@ -25,10 +25,10 @@ _COLUMNS = {
 
 
 def compare(rates: pl.DataFrame) -> pl.DataFrame:
-    """Per behavior with several variants, source (and `pooled`: personas' means over the sources) and seed, every two
-    variants; the plain behavior is the variant "".
+    """Per behavior with several variants, source (and `pooled`: personas' means over the sources that all variants have)
+    and seed, every two variants; the plain behavior is the variant "".
 
-    Effects are Δ against the unadapted model (the rate where that was not measured), signed so that more of the
+    Effects are Δ against the unadapted model (rates, where that was not measured for every variant), signed so that more of the
     behavior is more, in the behavior's unit: of the source, and their mean over the n bystanders both variants have.
     breadth: mean effect on bystanders over that on the source, null where the source's is not above 0. difference:
     effect − other_effect, estimand the mean over further personas; its 95 % t interval is null for one persona."""
@@ -44,11 +44,14 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
     named = {name: behaviors.parts(name) for name in rates["behavior"].unique(maintain_order=True)}
     several = {b for b, _ in named.values() if sum(b == other for other, _ in named.values()) > 1}
     whole = []
+    others = rates.filter(pl.col("role") == "bystander")
+    based = {name: others.filter(pl.col("behavior") == name)["delta"].is_not_null().any() for name in named}
     for name, (behavior, variant) in named.items():
         if behavior not in several:
             continue
+        # a change and a rate are never set against each other
+        y = "delta" if all(based[n] for n, (b, _) in named.items() if b == behavior) else "rate"
         mine = rates.filter((pl.col("behavior") == name) & pl.col("role").is_in(["source", "bystander"]))
-        y = "delta" if mine["delta"].is_not_null().any() else "rate"
         whole.append(
             mine.select(
                 pl.lit(behavior).alias("behavior"), pl.lit(variant).alias("variant"), "source", "seed", "role", "persona",
@@ -58,10 +61,18 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
     if not whole:
         return
     table = pl.concat(whole)
-    pooled = table.group_by(["behavior", "variant", "seed", "role", "persona"], maintain_order=True).agg(
+    met = table.group_by("behavior", "seed", "source").agg(pl.col("variant").n_unique().alias("_n"))
+    most = pl.col("variant").n_unique().over("behavior", "seed")
+    shared = table.with_columns(most.alias("_all")).join(
+        met, on=["behavior", "seed", "source"], nulls_equal=True
+    )
+    shared = shared.filter(pl.col("_n") == pl.col("_all")).select(
+        table.columns
+    )  # sources that every variant has
+    pooled = shared.group_by(["behavior", "variant", "seed", "role", "persona"], maintain_order=True).agg(
         pl.col("effect").mean(), pl.lit(POOLED).alias("source")
     )
-    if table["source"].n_unique() > 1:
+    if shared["source"].n_unique() > 1:
         # a persona that is a source elsewhere is a bystander of the others; sources' own effects are averaged
         table = pl.concat([table, pooled.select(table.columns)])
     for (behavior, source, seed), mine in table.group_by("behavior", "source", "seed", maintain_order=True):
