@@ -69,6 +69,7 @@ def test_the_model_in_training_comes_back_exactly(tiny_qwen2):
 def test_points_fall_on_steps():
     assert points.Checkpoints().at(150) == {0: 0.0, 38: 0.25, 75: 0.5, 113: 0.75, 150: 1.0}
     assert points.Checkpoints().at(1) == {0: 0.0, 1: 1.0}
+    assert points.Checkpoints((0.01, 0.5)).at(10) == {5: 0.5}, "nothing is trained at step 0"
     with pytest.raises(ValueError, match="between 0 and 1"):
         points.Checkpoints((0.5, 25))
 

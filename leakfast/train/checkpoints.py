@@ -37,10 +37,11 @@ class Checkpoints:
             raise ValueError(f"shares of training lie between 0 and 1, not {self.shares}")
 
     def at(self, total: int) -> dict[int, float]:
-        """Finished steps (of `total`) → share. Where two shares fall on one step the later one stands, but
-        step 0 is share 0 wherever that is asked."""
+        """Finished steps (of `total`) → share. Where two shares fall on one step the later one stands; step 0 is share
+        0 alone, where that is asked: an adapter that was not trained yet is no point of another share."""
         found = {math.floor(share * total + 0.5): share for share in sorted(self.shares)}
-        return {**found, 0: 0.0} if 0.0 in self.shares else found
+        found.pop(0, None)
+        return {0: 0.0, **found} if 0.0 in self.shares else found
 
 
 def folder_name(share: float) -> str:
