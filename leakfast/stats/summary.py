@@ -133,10 +133,9 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
             for end in ("low", "high")
         ],
     )
-    taught = rates.filter(pl.col("role") == "source").select(
-        pl.col("taught") if "taught" in rates.columns else pl.lit(None, pl.String).alias("taught")
-    )
-    own = own.with_columns(_learned(rates, own, taught.to_series()))
+    if "taught" not in rates.columns:
+        rates = rates.with_columns(pl.lit(None, pl.String).alias("taught"))
+    own = own.with_columns(_learned(rates, own, rates.filter(pl.col("role") == "source")["taught"]))
     single = (
         trained.select(_KEYS)
         .unique(maintain_order=True)
