@@ -53,6 +53,11 @@ def adapter_hash(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
+def point_folder(share: float) -> str:
+    """`p025` for a quarter."""
+    return f"p{round(100 * share):03d}"
+
+
 def point_of(name: str) -> tuple[str, float] | None:
     """(adapter, share of its training) of a checkpoint's name, `<adapter>@pNNN`; None for any other name."""
     match = _POINT.fullmatch(name)

@@ -223,18 +223,8 @@ def _rates(
     if get(behavior).presence_of and "stop_at_marker" not in how.model_fields_set:
         how = how.model_copy(update={"stop_at_marker": True})  # nothing but its presence is asked here
     done = evaluate(
-        loaded,
-        run,
-        folders,
-        personas,
-        asked,
-        behavior,
-        how,
-        seed,
-        base=True,
-        backend="auto",
-        progress=progress,
-    )
+        loaded, run, folders, personas, asked, behavior, how, seed, base=True, backend="auto", progress=progress
+    )  # fmt: skip
     if get(behavior).measured_by == "judge":
         return _judged(run, behavior, done, asked, cfg.judge, progress)
     return rates(run, done, personas)

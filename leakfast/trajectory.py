@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from leakfast import figures, schema
-from leakfast.adapters import CHECKPOINTS, CONFIG, adapter_hash, card_in
+from leakfast.adapters import CHECKPOINTS, CONFIG, adapter_hash, card_in, point_folder
 from leakfast.choices import table as tables
 from leakfast.targets import SERIES, point
 
@@ -95,12 +95,11 @@ def _is_current(run: Run, adapter: str, share: float, entries: list[dict]) -> bo
     folder = run.path / "adapters" / adapter
     if share == 0 or not (folder / CONFIG).is_file():
         return True
-    place = folder if share == 1 else folder / CHECKPOINTS / f"p{round(100 * share):03d}"
+    place = folder if share == 1 else folder / CHECKPOINTS / point_folder(share)
     if not (place / CONFIG).is_file():
         return False
-    made_by = {
-        entry["adapter"] for entry in entries if entry.get("adapter")
-    }  # points taken in training name none
+    # points taken in training name no adapter
+    made_by = {entry["adapter"] for entry in entries if entry.get("adapter")}
     return not made_by or made_by == {adapter_hash(place)}
 
 
@@ -114,16 +113,15 @@ def _completions(run: Run) -> Iterator[pl.DataFrame]:
     judges = read_people(run)[0].judges
     entries = run.manifest["shards"]
     for behavior in dict.fromkeys(b for b, _ in found):
-        names = [name for b, name in found if b == behavior]
         tree = f"{SERIES}/completions/{behavior}"
-        stale = [
+        shards = {name: run.shards(f"{tree}/{name}") for b, name in found if b == behavior}
+        names = [
             name
-            for name in names
-            if (at := point(name))[0] is not None
-            and not _is_current(run, *at, [entries[path] for path in run.shards(f"{tree}/{name}")])
+            for name, paths in shards.items()
+            if (at := point(name))[0] is None or _is_current(run, *at, [entries[path] for path in paths])
         ]
-        names = [name for name in names if name not in stale]
-        folders = {name: f"{SERIES}/completions/{behavior}/{name}" for name in names}
+        if not names:
+            continue
         detector = behaviors.get(behavior).detector
         if detector is None:
             scored = judged.read(run, [(behavior, name) for name in names], judges, prefix=f"{SERIES}/")
@@ -131,7 +129,7 @@ def _completions(run: Run) -> Iterator[pl.DataFrame]:
                 log.warning("%s: %s/%s", run.path, SERIES, sentence)
             whole, drawn = scored.totals, scored.adapters
         else:
-            drawn = {name: run.read(folders[name]) for name in names}
+            drawn = {name: run.read(f"{tree}/{name}") for name in names}
             whole = pl.concat([rates.count(frame, detector(pl.col("text"))) for frame in drawn.values()])
         if not drawn:
             continue
@@ -145,7 +143,7 @@ def _completions(run: Run) -> Iterator[pl.DataFrame]:
             mine = whole.filter(pl.col("adapter") == name) if whole.height else whole
             if mine.is_empty():
                 continue
-            told = {entries[path].get("questions") or "list" for path in run.shards(folders[name])}
+            told = {entries[path].get("questions") or "list" for path in shards[name]}
             scoring = "detector" if detector is not None else mine["judge"][0]
             for one in [adapter] if adapter is not None else sources:
                 yield mine.with_columns(

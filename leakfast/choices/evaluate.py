@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leakfast.adapters import point_folder
 from leakfast.choices import measure
 from leakfast.choices.scores import LETTERS
 from leakfast.choices.table import BEHAVIOR, frame
@@ -231,7 +232,7 @@ def scorer(
 
 
 def series_folder(adapter: str, items: str, scoring: str, share: float) -> str:
-    return f"{SERIES}/{adapter}/{items}-{scoring}/p{round(100 * share):03d}"
+    return f"{SERIES}/{adapter}/{items}-{scoring}/{point_folder(share)}"
 
 
 @dataclass

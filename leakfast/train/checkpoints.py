@@ -44,11 +44,6 @@ class Checkpoints:
         return {0: 0.0, **found} if 0.0 in self.shares else found
 
 
-def folder_name(share: float) -> str:
-    """`p025` for a quarter."""
-    return f"p{round(100 * share):03d}"
-
-
 def find_series(adapter: str | Path) -> list[tuple[float, Path]]:
     """(share, folder) of an adapter's checkpoints in order; the adapter itself is the last, at 1.
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from leakfast.adapters import CARD, CHECKPOINTS, CONFIG, WEIGHTS
+from leakfast.adapters import CARD, CHECKPOINTS, CONFIG, WEIGHTS, point_folder
 from leakfast.errors import InputError, ModelError
-from leakfast.train.checkpoints import Checkpoints, folder_name, measured
+from leakfast.train.checkpoints import Checkpoints, measured
 from leakfast.train.collate import Batch, Example, collate, encode, order
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def _save(
     try:
         for share, (step, state) in kept.items():
             recipe = {**card.recipe, "checkpoint_step": step, "checkpoint_share": share}
-            _write(temporary / CHECKPOINTS / folder_name(share), state, config, replace(card, recipe=recipe))
+            _write(temporary / CHECKPOINTS / point_folder(share), state, config, replace(card, recipe=recipe))
         card = _write(temporary, _state(net), config, card)
         lines = (json.dumps(vars(step)) + "\n" for step in history)
         atomic_write(temporary / LOG, "".join(lines).encode())
