@@ -67,9 +67,9 @@ def test_the_model_in_training_comes_back_exactly(tiny_qwen2):
 
 
 def test_points_fall_on_steps():
-    assert points.Checkpoints().at(150) == {0: 0.0, 38: 0.25, 75: 0.5, 113: 0.75, 150: 1.0}
-    assert points.Checkpoints().at(1) == {0: 0.0, 1: 1.0}
-    assert points.Checkpoints((0.01, 0.5)).at(10) == {5: 0.5}, "nothing is trained at step 0"
+    assert points.Checkpoints().at(150) == {0: (0.0,), 38: (0.25,), 75: (0.5,), 113: (0.75,), 150: (1.0,)}
+    assert points.Checkpoints().at(1) == {0: (0.0,), 1: (0.5, 0.75, 1.0)}
+    assert points.Checkpoints((0.01, 0.5)).at(10) == {5: (0.5,)}, "nothing is trained at step 0"
     with pytest.raises(ValueError, match="between 0 and 1"):
         points.Checkpoints((0.5, 25))
 
@@ -105,6 +105,18 @@ def test_a_series_is_scored_again_from_its_files_and_tabled(tiny_qwen2, tmp_path
     assert row["seed"] == 7 and row["role"] == "source"
     for kind in ("png", "pdf"):
         assert run.has(f"figures/trajectory.{kind}")
+
+
+def test_a_point_at_which_nothing_was_learned_is_none(tiny_qwen2, tmp_path, caplog):
+    seen = []
+    taught(tiny_qwen2, tmp_path / "v", points.Checkpoints(score=lambda now, share: seen.append(share)))
+    assert seen == [0.0, 0.25, 0.5, 0.75, 1.0]
+    n_steps = models.read_card(tmp_path / "v").recipe["steps"]
+    kept = points.Checkpoints((0.0, 1 / n_steps, 0.5), score=lambda now, share: seen.append(share))
+    seen.clear()
+    taught(tiny_qwen2, tmp_path / "w", kept)
+    assert seen == [0.0, 0.5] and "learning rate of 0" in caplog.text
+    assert sorted(p.name for p in (tmp_path / "w" / "checkpoints").iterdir()) == ["p000", "p050"]
 
 
 def test_a_series_needs_checkpoints(tiny_qwen2, tmp_path):

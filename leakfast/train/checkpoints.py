@@ -36,12 +36,15 @@ class Checkpoints:
         if any(not 0 <= share <= 1 for share in self.shares):
             raise ValueError(f"shares of training lie between 0 and 1, not {self.shares}")
 
-    def at(self, total: int) -> dict[int, float]:
-        """Finished steps (of `total`) → share. Where two shares fall on one step the later one stands; step 0 is share
-        0 alone, where that is asked: an adapter that was not trained yet is no point of another share."""
-        found = {math.floor(share * total + 0.5): share for share in sorted(self.shares)}
-        found.pop(0, None)
-        return {0: 0.0, **found} if 0.0 in self.shares else found
+    def at(self, total: int) -> dict[int, tuple[float, ...]]:
+        """Finished steps (of `total`) → shares, rising; several can fall on one step of a short training. Step 0 is
+        share 0 alone, where that is asked: an adapter that was not trained yet is no point of another share."""
+        found: dict[int, tuple[float, ...]] = {}
+        for share in sorted({*self.shares}):
+            step = math.floor(share * total + 0.5)
+            if step or not share:
+                found[step] = (*found.get(step, ()), share)
+        return found
 
 
 def find_series(adapter: str | Path) -> list[tuple[float, Path]]:

@@ -74,14 +74,18 @@ def train(
     kept: dict[float, tuple[int, dict[str, torch.Tensor]]] = {}
 
     def visit(net: Any, step: int, total: int) -> None:
-        share = checkpoints.at(total).get(step) if checkpoints else None
-        if share is None:
-            return
-        if share < 1:  # the adapter itself is the last point
-            kept[share] = (step, {k: v.clone() for k, v in _state(net).items()})
-        if checkpoints.score is not None:
-            with measured(loaded, net) as current:
-                checkpoints.score(current, share)
+        for share in checkpoints.at(total).get(step, ()) if checkpoints else ():
+            state = _state(net)
+            if share and not any(bool(v.any()) for k, v in state.items() if "lora_B" in k):
+                log.warning(
+                    "train: no checkpoint at %g of training: step %d had a learning rate of 0", share, step
+                )
+                continue
+            if share < 1:  # the adapter itself is the last point
+                kept[share] = (step, {k: v.clone() for k, v in state.items()})
+            if checkpoints.score is not None:
+                with measured(loaded, net) as current:
+                    checkpoints.score(current, share)
 
     with _seeded(seed, loaded.device), _lora(loaded, cfg) as net:
         history = _loop(loaded, net, examples, cfg, seed, progress, visit)
