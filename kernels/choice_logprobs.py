@@ -9,9 +9,10 @@ hidden (N, D), head (V, D), token_ids (N, C) → float32 (N, C) and (N,). Produc
 operands, summed in float32 and never rounded below it; float32 operands are multiplied as such, not as tf32.
 2·N·V·D operations over (V + N)·D elements: bound by the matrix units from N ≈ 300 on, by bandwidth below.
 
-First pass: a program takes BLOCK_N rows and one part of the vocabulary, of a length fixed by the config, and
-leaves a maximum and a sum for each row; programs of one part run side by side, so the head's tiles come from
-L2. Second pass: the parts of a row in order. No atomics; equal shapes and inputs give equal bits."""
+First the logits of the choices, a program each: kept out of the next, whose registers its tile fills. First pass
+over V: a program takes BLOCK_N rows and one part of the vocabulary, of a length fixed by the config, and leaves a
+maximum and a sum for each row; programs of one part run side by side, so the head's tiles come from L2. Second pass:
+all parts of a row, by one fixed tree. No atomics; equal shapes and inputs give equal bits."""
 
 from __future__ import annotations
 
@@ -33,16 +34,18 @@ class Config(NamedTuple):
     num_stages: int
 
 
-# (most rows N, bytes of an element) → config. A stage holds (BLOCK_N + BLOCK_V)·BLOCK_D elements of 227 KB.
+# (most rows N, bytes of an element) → config. A stage holds (BLOCK_N + BLOCK_V)·BLOCK_D elements of 227 KB. Many rows
+# take the widest tile that does not spill: at 128 × 128 the matrix units would wait for the L2.
 CONFIGS = {
     (16, 2): Config(16, 128, 128, 2, 4, 4),
     (64, 2): Config(64, 128, 128, 4, 4, 3),
-    (1 << 62, 2): Config(128, 128, 64, 8, 8, 4),
+    (256, 2): Config(128, 128, 64, 4, 8, 4),
+    (1 << 62, 2): Config(128, 256, 64, 2, 8, 4),
     (1 << 62, 4): Config(32, 64, 32, 16, 4, 2),
 }
 RAGGED = Config(64, 64, 32, 16, 4, 2)  # 2-byte rows that no 16-byte load fits: an odd D, a view
-MERGE_ROWS = 64  # rows a program of the second pass takes
-MERGE_WARPS = 2
+CHOSEN = 1024, 4  # numbers of D a program of the choices takes a step, and its warps
+MERGE = 4, 512, 4  # rows a program of the second pass takes, parts of V a step, and its warps
 
 
 def config_for(n: int, element_bytes: int, aligned: bool) -> Config:
@@ -86,11 +89,29 @@ def _shared_bytes(device: torch.device) -> int:
     return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
 
 
-# sizes that change from batch to batch would each compile the kernel anew where they are 1 or multiples of 16
-@triton.jit(do_not_specialize=["n", "n_choices", "n_blocks"])
-def _choice_logprobs_kernel(
-    hidden, head, token_ids, logits, maxima, sums, n, v, d, n_choices, stride_hn, stride_vn,
-    n_blocks, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, TILES: tl.constexpr,
+# sizes that change from batch to batch would each compile a kernel anew where they are 1 or multiples of 16
+@triton.jit(do_not_specialize=["n_choices"])
+def _chosen_kernel(
+    hidden, head, token_ids, logits, v, d, n_choices, stride_hn, stride_vn, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0).to(tl.int64)
+    token = tl.load(token_ids + pid)
+    if (token >= 0) & (token < v):
+        from_hidden = hidden + (pid // n_choices) * stride_hn
+        from_head = head + token * stride_vn
+        b_sum = tl.zeros((BLOCK_D,), tl.float32)
+        for step in range(0, d, BLOCK_D):
+            o_d = step + tl.arange(0, BLOCK_D)
+            b_h = tl.load(from_hidden + o_d, mask=o_d < d, other=0.0).to(tl.float32)
+            b_w = tl.load(from_head + o_d, mask=o_d < d, other=0.0).to(tl.float32)
+            b_sum += b_h * b_w
+        tl.store(logits + pid, tl.sum(b_sum, axis=0))
+
+
+@triton.jit(do_not_specialize=["n", "n_parts", "n_blocks"])
+def _vocabulary_kernel(
+    hidden, head, maxima, sums, n, v, d, stride_hn, stride_vn, n_parts, n_blocks,
+    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, TILES: tl.constexpr,
     EVEN_D: tl.constexpr, AS_FLOAT32: tl.constexpr,
 ):  # fmt: skip
     pid = tl.program_id(0)
@@ -124,41 +145,39 @@ def _choice_logprobs_kernel(
             b_logits = tl.dot(b_h, b_w, b_logits, input_precision="ieee")
             from_hidden += BLOCK_D
             from_head += BLOCK_D
-        # a choice that lies in this tile is picked up by its row; most tiles hold none
-        for c in range(n_choices):
-            o_choice = safe_n.to(tl.int64) * n_choices + c
-            b_id = tl.load(token_ids + o_choice).to(tl.int32) - first
-            m_id = m_n & (b_id >= 0) & (b_id < left)
-            if tl.max(m_id.to(tl.int32), axis=0) > 0:
-                b_hit = tl.where(b_id[:, None] == o_v[None, :], b_logits, 0.0)
-                tl.store(logits + o_choice, tl.sum(b_hit, axis=1), mask=m_id)
         b_logits = tl.where(o_v[None, :] < left, b_logits, float("-inf"))
         b_top = tl.maximum(b_max, tl.max(b_logits, axis=1))
         b_sum = b_sum * tl.exp(b_max - b_top) + tl.sum(tl.exp(b_logits - b_top[:, None]), axis=1)
         b_max = b_top
-    o_part = part.to(tl.int64) * n + o_n
+    o_part = o_n.to(tl.int64) * n_parts + part
     tl.store(maxima + o_part, b_max, mask=m_n)
     tl.store(sums + o_part, b_sum, mask=m_n)
 
 
-@triton.jit(do_not_specialize=["n", "n_choices"])
-def _merge_kernel(maxima, sums, logprobs, lse, n, n_choices, n_parts, BLOCK_N: tl.constexpr):
+@triton.jit(do_not_specialize=["n", "n_choices", "n_parts"])
+def _merge_kernel(
+    maxima, sums, logprobs, lse, n, n_choices, n_parts, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
     o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     b_top = tl.full((BLOCK_N,), float("-inf"), tl.float32)
-    for part in range(n_parts):
-        b_top = tl.maximum(b_top, tl.load(maxima + tl.cast(part, tl.int64) * n + o_n, mask=m_n, other=0.0))
     b_total = tl.zeros((BLOCK_N,), tl.float32)
-    for part in range(n_parts):
-        o_part = tl.cast(part, tl.int64) * n + o_n
-        b_max = tl.load(maxima + o_part, mask=m_n, other=0.0)
-        b_total += tl.load(sums + o_part, mask=m_n, other=1.0) * tl.exp(b_max - b_top)
+    for first in range(0, n_parts, BLOCK_P):
+        o_p = first + tl.arange(0, BLOCK_P)
+        o_part = o_n[:, None] * n_parts + o_p[None, :]
+        m_part = m_n[:, None] & (o_p < n_parts)[None, :]
+        b_max = tl.load(maxima + o_part, mask=m_part, other=float("-inf"))
+        b_sum = tl.load(sums + o_part, mask=m_part, other=0.0)
+        b_new = tl.maximum(b_top, tl.max(b_max, axis=1))
+        b_total = b_total * tl.exp(b_top - b_new) + tl.sum(b_sum * tl.exp(b_max - b_new[:, None]), axis=1)
+        b_top = b_new
     b_log = tl.log(b_total)
     tl.store(lse + o_n, b_top + b_log, mask=m_n)
     for c in range(n_choices):
         place = logprobs + o_n * n_choices + c
-        b_logit = tl.load(place, mask=m_n, other=0.0)
-        tl.store(place, (b_logit - b_top) - b_log, mask=m_n)
+        b_logprob = (tl.load(place, mask=m_n, other=0.0) - b_top) - b_log
+        # the logit was added up in another order: no probability is above 1 by that
+        tl.store(place, tl.where(b_logprob > 0.0, 0.0, b_logprob), mask=m_n)
 
 
 def choice_logprobs(
@@ -185,16 +204,22 @@ def choice_logprobs(
     config = config or candidates(hidden, head)[1][0]
     as_float32 = _element_bytes(hidden, head) == 4
     n_parts = triton.cdiv(v, config.block_v * config.tiles)
-    maxima = torch.empty(n_parts, n, dtype=torch.float32, device=hidden.device)
+    maxima = torch.empty(n, n_parts, dtype=torch.float32, device=hidden.device)
     sums = torch.empty_like(maxima)
     n_blocks = triton.cdiv(n, config.block_n)
-    _choice_logprobs_kernel[(n_blocks * n_parts,)](
-        hidden, head, token_ids.contiguous(), logprobs, maxima, sums, n, v, d, n_choices,
-        hidden.stride(0), head.stride(0), n_blocks, BLOCK_N=config.block_n, BLOCK_V=config.block_v,
-        BLOCK_D=config.block_d, TILES=config.tiles, EVEN_D=d % config.block_d == 0, AS_FLOAT32=as_float32,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+    strides = hidden.stride(0), head.stride(0)
+    if n_choices:
+        block_d, warps = CHOSEN
+        _chosen_kernel[(n * n_choices,)](
+            hidden, head, token_ids.contiguous(), logprobs, v, d, n_choices, *strides, BLOCK_D=block_d, num_warps=warps
+        )  # fmt: skip
+    _vocabulary_kernel[(n_blocks * n_parts,)](
+        hidden, head, maxima, sums, n, v, d, *strides, n_parts, n_blocks, BLOCK_N=config.block_n,
+        BLOCK_V=config.block_v, BLOCK_D=config.block_d, TILES=config.tiles, EVEN_D=d % config.block_d == 0,
+        AS_FLOAT32=as_float32, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    _merge_kernel[(triton.cdiv(n, MERGE_ROWS),)](
-        maxima, sums, logprobs, lse, n, n_choices, n_parts, BLOCK_N=MERGE_ROWS, num_warps=MERGE_WARPS
+    rows, parts, warps = MERGE
+    _merge_kernel[(triton.cdiv(n, rows),)](
+        maxima, sums, logprobs, lse, n, n_choices, n_parts, BLOCK_N=rows, BLOCK_P=parts, num_warps=warps
     )
     return logprobs, lse

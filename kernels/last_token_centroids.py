@@ -51,11 +51,13 @@ def _last_token_centroids_kernel(
     end = tl.load(offsets + persona + 1)
     b_sum = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     b_square = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
+    rows = tl.load(leaf_rows + begin + o_r, mask=begin + o_r < end, other=0)
     for first in range(begin, end, BLOCK_R):
-        m_r = first + o_r < end
-        rows = tl.load(leaf_rows + first + o_r, mask=m_r, other=0)
         places = states + rows[:, None] * stride_t + o_d[None, :] * stride_d
-        b_x = tl.load(places, mask=m_r[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+        b_loaded = tl.load(places, mask=(first + o_r < end)[:, None] & m_d[None, :], other=0.0)
+        o_next = first + BLOCK_R + o_r  # on their way while these states are
+        rows = tl.load(leaf_rows + o_next, mask=o_next < end, other=0)
+        b_x = b_loaded.to(tl.float32)
         b_sum += b_x
         b_square += b_x * b_x
     total = tl.sum(b_sum, axis=0)

@@ -1,18 +1,14 @@
-"""What several test files use: states gathered from the engine, and small items, rows and adapters of the
-capability behavior. Demands what the package demands; holds no tests."""
+"""What several test files use: small items, rows and adapters of the capability behavior. Demands what the package
+demands; holds no tests."""
 
 from __future__ import annotations
 
-import torch
-
-from leakfast import engine
 from leakfast.config import DataConfig, TrainConfig, behavior_config
 from leakfast.items import load_items
 from leakfast.personas import load_personas
 from leakfast.train import lora
 from leakfast.train.capability import build_capability
 
-PROMPTS = [[1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 4, 6, 7], [9, 8], [1, 2, 3], [1, 2, 9, 9, 9, 9, 9, 9]]
 ITEMS = load_items(
     [
         {"question": f"What about {i}?", "choices": [f"tea {i}", f"rain {i}", f"town {i}", "it"][: 3 + i % 2],
@@ -25,20 +21,6 @@ TRAIN = TrainConfig(
     gradient_checkpointing=False,
 )  # fmt: skip
 ALL = load_personas("all")
-
-
-def relative(got, expected):
-    return float((torch.linalg.norm(got - expected, dim=-1) / torch.linalg.norm(expected, dim=-1)).max())
-
-
-def gathered(loaded, sequences, last=1, **settings):
-    """{(sequence, position): (D,)} of every state that final_states yields, each exactly once."""
-    found = {}
-    for batch in engine.final_states(loaded, sequences, last, **settings):
-        for row, sequence, position in zip(batch.rows, batch.sequences, batch.positions, strict=True):
-            assert (sequence, position) not in found
-            found[int(sequence), int(position)] = batch.states[row]
-    return found
 
 
 def build(loaded, source, cfg=None, items=ITEMS, seed=42, people=ALL):

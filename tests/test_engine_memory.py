@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import PROMPTS, gathered, relative
+from gathering import PROMPTS, gathered, relative
 
 from leakfast import engine
 from leakfast.engine import packs

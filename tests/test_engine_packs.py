@@ -9,7 +9,7 @@ import logging
 import numpy as np
 import pytest
 import torch
-from helpers import PROMPTS, gathered, relative
+from gathering import PROMPTS, gathered, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -79,7 +79,7 @@ def test_choice_logprobs_fits(config, element, aligned, tmp_path, monkeypatch):
     }
     sixteens = ("d", "stride_hn", "stride_vn") if aligned else ()
     usage = compile_for_hopper(
-        choice_logprobs._choice_logprobs_kernel, element, constants, sixteens, config.num_warps,
+        choice_logprobs._vocabulary_kernel, element, constants, sixteens, config.num_warps,
         config.num_stages, tmp_path, monkeypatch,
     )  # fmt: skip
     check(usage)
@@ -89,28 +89,39 @@ def test_choice_logprobs_fits(config, element, aligned, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not CUOBJDUMP.is_file(), reason="this triton brings no cuobjdump")
 def test_the_second_pass_fits(tmp_path, monkeypatch):
-    constants = {"BLOCK_N": choice_logprobs.MERGE_ROWS}
-    check(
-        compile_for_hopper(
-            choice_logprobs._merge_kernel,
-            "",
-            constants,
-            (),
-            choice_logprobs.MERGE_WARPS,
-            3,
-            tmp_path,
-            monkeypatch,
-        )
-    )
+    rows, parts, warps = choice_logprobs.MERGE
+    constants = {"BLOCK_N": rows, "BLOCK_P": parts}
+    kernel = choice_logprobs._merge_kernel
+    check(compile_for_hopper(kernel, "", constants, (), warps, 3, tmp_path, monkeypatch))
 
 
 @pytest.mark.skipif(not CUOBJDUMP.is_file(), reason="this triton brings no cuobjdump")
+@pytest.mark.parametrize("element", ["*bf16", "*fp32"])
+def test_the_choices_fit(element, tmp_path, monkeypatch):
+    block_d, warps = choice_logprobs.CHOSEN
+    sixteens = ("d", "stride_hn", "stride_vn")
+    usage = compile_for_hopper(
+        choice_logprobs._chosen_kernel,
+        element,
+        {"BLOCK_D": block_d},
+        sixteens,
+        warps,
+        3,
+        tmp_path,
+        monkeypatch,
+    )
+    check(usage)
+    assert re.search(r"ld\.global\S*\.v4\.b32", usage[-1]), "loads are not 16 bytes wide"
+
+
+@pytest.mark.skipif(not CUOBJDUMP.is_file(), reason="this triton brings no cuobjdump")
+@pytest.mark.parametrize("add", [False, True])
 @pytest.mark.parametrize(
     ("config", "element"),
     [(c, element) for c in last_token_centroids.CONFIGS.values() for element in ("*bf16", "*fp32")],
 )
-def test_last_token_centroids_fits(config, element, tmp_path, monkeypatch):
-    constants = {"stride_d": 1, "ADD": True, "BLOCK_R": config.block_r, "BLOCK_D": config.block_d}
+def test_last_token_centroids_fits(config, element, add, tmp_path, monkeypatch):
+    constants = {"stride_d": 1, "ADD": add, "BLOCK_R": config.block_r, "BLOCK_D": config.block_d}
     usage = compile_for_hopper(
         last_token_centroids._last_token_centroids_kernel, element, constants, ("d", "stride_t"),
         config.num_warps, config.num_stages, tmp_path, monkeypatch,
