@@ -67,7 +67,7 @@ lint: install
 bench: install
 	@rc=0; for script in $(wildcard bench/bench_*.py); do echo "== $$script"; $(BIN)/python $$script || rc=1; done; exit $$rc
 
-# the GPU table of bench/RESULTS.md; about half an hour on an H200, GPU="--quick" below eight minutes
+# the GPU table of bench/RESULTS.md; about half an hour on an H200, GPU="--quick" below ten minutes
 bench-gpu: install
 	$(BIN)/python bench/gpu.py --write bench/RESULTS.md $(GPU)
 

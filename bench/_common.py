@@ -7,6 +7,7 @@ import argparse
 import gc
 import importlib.metadata
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -91,13 +92,13 @@ def make_model(shape: str, dtype: str, device: str, seed: int = 0) -> Any:
 
 def engine_flops(shape: str, tokens: int, rows: int, blocks: int, head: bool = False) -> float:
     """FLOPs of the matrix products that the engine runs: `tokens` through blocks 0…blocks-1, of which
-    the last makes keys, values, queries and their output of every token (see engine/packs.py) and the
-    rest of `rows` alone; then the head for the rows if asked. Attention itself is left out (below 1 %)."""
+    the last makes keys and values of every token (see engine/packs.py) and the rest of `rows` alone; then the
+    head for the rows if asked. Attention itself is left out (below 1 %)."""
     s = SHAPES[shape]
     d, wide = s["hidden_size"], s["intermediate_size"]
-    attention = 2 * d * d + 2 * d * (d // s["num_attention_heads"] * s["num_key_value_heads"])
-    block = attention + 3 * d * wide
-    whole = tokens * ((blocks - 1) * block + attention) + rows * block
+    keys = 2 * d * (d // s["num_attention_heads"] * s["num_key_value_heads"])
+    block = 2 * d * d + keys + 3 * d * wide
+    whole = tokens * ((blocks - 1) * block + keys) + rows * (block - keys)
     return 2.0 * (whole + (rows * d * s["vocab_size"] if head else 0))
 
 
@@ -107,9 +108,14 @@ def lengths(low: int, high: int, n: int, rng: np.random.Generator) -> list[int]:
 
 
 def interleaved(
-    runs: dict[str, Callable[[], Any]], repeats: int, sync: Callable[[], None], say: Callable[[str], None]
+    runs: dict[str, Callable[[], Any]],
+    repeats: int,
+    sync: Callable[[], None],
+    say: Callable[[str], None],
+    bench: str | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, Any]]:
-    """Each run `repeats` times, in turn: (wall seconds, CPU seconds, first results), by name."""
+    """Each run `repeats` times, in turn: (wall seconds, CPU seconds, first results), by name. bench: after each
+    turn a line of JSON under this name says what there is so far, for a run that is cut off."""
     wall: dict[str, list[float]] = {name: [] for name in runs}
     busy: dict[str, list[float]] = {name: [] for name in runs}
     first: dict[str, Any] = {}
@@ -125,6 +131,9 @@ def interleaved(
             first.setdefault(name, result)
             del result
         say(f"repeat {turn + 1}/{repeats}: " + ", ".join(f"{n} {t[-1]:.2f} s" for n, t in wall.items()))
+        if bench:
+            so_far = {name: spread(times) for name, times in wall.items()}
+            tell({"bench": bench, "partial": turn + 1, "seconds": so_far})
     return wall, busy, first
 
 
@@ -176,8 +185,11 @@ def surroundings(device: str) -> dict[str, Any]:
             optional[package] = importlib.metadata.version(package)
 
     def git(*words: str) -> str:
-        done = subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
+        with suppress(OSError):  # no git there
+            return subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        return ""
+
+    commit = git("rev-parse", "--short=12", "HEAD") or os.environ.get("LEAKFAST_COMMIT", "unknown")
 
     names = [w.split(":")[1].strip() for w in _cpuinfo() if w.startswith("model name")]
     return {
@@ -188,8 +200,7 @@ def surroundings(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name() if device == "cuda" else (names or [platform.machine()])[0],
         "threads": torch.get_num_threads(),
-        "commit": git("rev-parse", "--short=12", "HEAD")
-        + ("+changes" if git("status", "--porcelain") else ""),
+        "commit": commit + ("+changes" if git("status", "--porcelain") else ""),
     }
 
 

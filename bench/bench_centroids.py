@@ -158,7 +158,7 @@ def bench(options, dtype: str) -> bool:
     }
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    wall, busy, first = interleaved(runs, options.repeats, sync, say)
+    wall, busy, first = interleaved(runs, options.repeats, sync, say, "centroids")
     scale = len(sequences) / len(some)
     wall["one"], busy["one"] = ([t * scale for t in times["one"]] for times in (wall, busy))
     peak = peak_memory_gb(device)
@@ -185,10 +185,12 @@ def bench(options, dtype: str) -> bool:
         return False
 
     seconds = {name: spread(values) for name, values in wall.items()}
-    over = {name: ratio(wall[name], wall["engine"]) for name in ("one", "padded")}
-    over_cpu = {name: ratio(busy[name], busy["engine"]) for name in ("one", "padded")}
+    # the job is the sums: what `leakfast centroids` runs
+    over = {name: ratio(wall[name], wall["sums"]) for name in ("one", "padded")}
+    over_cpu = {name: ratio(busy[name], busy["sums"]) for name in ("one", "padded")}
+    over_states = {name: ratio(wall[name], wall["engine"]) for name in ("one", "padded")}
     flops = engine_flops(options.shape, tokens, plan.n_segments, max(layers) + 1)
-    tflops = flops / seconds["engine"]["median"] / 1e12
+    tflops = flops / seconds["sums"]["median"] / 1e12
     record = {
         "bench": "centroids",
         "shape": options.shape,
@@ -204,6 +206,8 @@ def bench(options, dtype: str) -> bool:
         "seconds": seconds,
         "ratio_over_one_at_a_time": over["one"],
         "ratio_over_padded": over["padded"],
+        "ratio_of_states_over_one_at_a_time": over_states["one"],
+        "ratio_of_states_over_padded": over_states["padded"],
         "cpu_seconds_ratio_over_one_at_a_time": over_cpu["one"],
         "cpu_seconds_ratio_over_padded": over_cpu["padded"],
         "errors": errors,
@@ -223,8 +227,12 @@ def bench(options, dtype: str) -> bool:
         ("blocks", f"{', '.join(map(str, layers))} of {net.config.num_hidden_layers}"),
         ("(i) one at a time", shown(seconds["one"], " s")),
         (f"(ii) padded, {best} a batch", shown(seconds["padded"], " s")),
-        ("engine", shown(seconds["engine"], " s")),
         ("engine, summed by persona", shown(seconds["sums"], " s")),
+        (
+            "engine, every state on the host",
+            f"{shown(seconds['engine'], ' s')}; {over_states['one']['median']:.2f}× (i), "
+            f"{over_states['padded']['median']:.2f}× (ii)",
+        ),
         ("over (i)", shown(over["one"], "×") + f"; in CPU seconds {over_cpu['one']['median']:.2f}×"),
         ("over (ii)", shown(over["padded"], "×") + f"; in CPU seconds {over_cpu['padded']['median']:.2f}×"),
         ("agreement", agreement),

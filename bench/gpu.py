@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -28,8 +29,8 @@ class Part(NamedTuple):
 
 
 def parts(mode: str, python: str = sys.executable) -> list[Part]:
-    """What is run: mode "full" (the bars as they are stated), "quick" (below eight minutes in all, fewer
-    prompts and repeats of the baselines) or "rehearse" (tiny, on a CPU: does it run through?)."""
+    """What is run: mode "full" (the bars as they are stated), "quick" (below ten minutes in all, fewer prompts
+    and repeats) or "rehearse" (tiny, on a CPU: does it run through?)."""
 
     def bench(name: str, *words: str) -> list[str]:
         return [python, f"bench/bench_{name}.py", *words]
@@ -53,16 +54,16 @@ def parts(mode: str, python: str = sys.executable) -> list[Part]:
             Part("generate", bench("generate", *drawn), (900, 900)),
         ]
     cuda, short = ["--device", "cuda"], mode == "quick"
-    few = ["--sample", "111", "--sizes", "64,128,256"] if short else []
-    items = ["--items", "60", "--sample", "128", "--sizes", "32,64"] if short else []
-    once = [*cuda, "--sample", "40", "--sizes", "128"]
+    few = ["--sample", "111", "--sizes", "64,128,256", "--repeats", "3"] if short else []
+    items = ["--items", "60", "--sample", "128", "--sizes", "32,64", "--repeats", "3"] if short else []
+    once = [*cuda, "--sample", "40", "--sizes", "128", "--repeats", "3"]
     found = [
         Part("build", build, (300, 120)),
         Part("tests", tests, (900, 120)),
-        Part("kernels", bench("kernels", *cuda, *(["--repeats", "5"] if short else [])), (900, 110)),
-        Part("centroids", bench("centroids", *cuda, *few), (1800, 110)),
-        Part("choices", bench("choices", *cuda, *items), (7200, 130)),
-        Part("autotune", bench("centroids", *once), (900, 70), tuned),
+        Part("kernels", bench("kernels", *cuda, *(["--repeats", "5"] if short else [])), (900, 180)),
+        Part("centroids", bench("centroids", *cuda, *few), (1800, 180)),
+        Part("choices", bench("choices", *cuda, *items), (7200, 180)),
+        Part("autotune", bench("centroids", *once), (900, 120), tuned),
     ]
     if not short:  # starting its three engines takes longer than a quick run has
         found.append(Part("generate", bench("generate", *cuda), (3600, 0)))
@@ -92,7 +93,8 @@ def run(part: Part, limit_s: float, out: Path) -> list[dict[str, Any]]:
         "part": part.name, "rc": child.returncode, "timed_out": timed_out,
         "wall_s": round(time.monotonic() - began, 1),
     }  # fmt: skip
-    found = [json.loads(line) for line in text.splitlines() if line.startswith('{"')]
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"')]
+    found = [line for line in lines if "partial" not in line] or lines[-1:]  # cut off: what there was by then
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
     return [{**about, **record} for record in found] or [{**about, "last_line": last}]
 
@@ -107,7 +109,7 @@ def table(records: list[dict[str, Any]]) -> str:
                 or r.get("skipped")
                 or ("time limit" if r.get("timed_out") else f"rc {r['rc']}")
             )
-            rows.append((r["part"], f"not measured: {why}"))
+            rows.append((r["part"], f"not measured: {why}{_so_far(r)}"))
             continue
         if "device" in r:
             versions = (
@@ -137,6 +139,12 @@ def fill(path: Path, content: str) -> None:
     path.write_text(f"{head}{BEGIN}\n{content}\n{END}{tail}", encoding="utf-8")
 
 
+def _so_far(r: dict[str, Any]) -> str:
+    """What a part that was cut off had timed until then; nothing was checked of it."""
+    times = ", ".join(f"{name} {t['median']:.2f} s" for name, t in r.get("seconds", {}).items())
+    return f"; after {r['partial']} turns, unchecked: {times}" if r.get("partial") else ""
+
+
 def _title(r: dict[str, Any]) -> str:
     tuned = ", LEAKFAST_AUTOTUNE" if r["part"] == "autotune" else ""
     return f"{r['bench']}, {r['shape']}, {r['dtype']}{tuned}"
@@ -144,8 +152,9 @@ def _title(r: dict[str, Any]) -> str:
 
 def _sentence(r: dict[str, Any]) -> str:
     t = r["seconds"]
-    times = f"engine {t['engine']['median']:.2f} s ({t['engine']['q25']:.2f}–{t['engine']['q75']:.2f})"
-    times += f", summed {t['sums']['median']:.2f} s" if "sums" in t else ""
+    job = t.get("sums", t["engine"])
+    times = f"engine {job['median']:.2f} s ({job['q25']:.2f}–{job['q75']:.2f})"
+    times += f", with every state on the host {t['engine']['median']:.2f} s" if "sums" in t else ""
     one = r.get("ratio_over_one_at_a_time") or r["ratio_a_prompt_over_one_at_a_time"]
     padded = r.get("ratio_over_padded") or r["ratio_a_prompt_over_padded"]
     share = f", {r['fraction_of_peak']:.0%} of 790" if r["fraction_of_peak"] else ""
@@ -182,16 +191,23 @@ def _kernel(k: dict[str, Any]) -> tuple[str, str]:
 
 def main() -> None:
     made = argparse.ArgumentParser(description=__doc__)
-    made.add_argument("--quick", action="store_true", help="below eight minutes in all")
+    made.add_argument("--quick", action="store_true", help="below ten minutes in all")
     made.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU: does it run through?")
-    made.add_argument("--seconds", type=float, help="time for everything (default: 460 with --quick)")
+    made.add_argument("--seconds", type=float, help="time for everything (default: 580 with --quick)")
     made.add_argument("--only", action="append", help="a part by name; may be repeated")
+    made.add_argument(
+        "--more", action="append", default=[], metavar="PART=WORDS",
+        help='further words for a part, the last said counts: --more "choices=--repeats 2 --sizes 128"',
+    )  # fmt: skip
     made.add_argument("--out", type=Path, default=ROOT / "bench" / "gpu", help="folder of gpu.jsonl and logs")
     made.add_argument("--write", type=Path, help="Markdown file whose GPU table is filled")
     options = made.parse_args()
     mode = "rehearse" if options.rehearse else "quick" if options.quick else "full"
     options.out.mkdir(parents=True, exist_ok=True)
-    ends = time.monotonic() + (options.seconds or (460 if options.quick else 1e9))
+    ends = time.monotonic() + (options.seconds or (580 if options.quick else 1e9))
+    more = {name: shlex.split(words) for name, _, words in (given.partition("=") for given in options.more)}
+    if unknown := more.keys() - {part.name for part in parts(mode)}:
+        made.error(f"--more names {', '.join(unknown)}; there is {', '.join(p.name for p in parts(mode))}")
     records: list[dict[str, Any]] = []
     with (options.out / "gpu.jsonl").open("w") as file:
         for part in parts(mode):
@@ -201,6 +217,7 @@ def main() -> None:
             if left < 5:
                 found = [{"part": part.name, "rc": None, "skipped": "no time left"}]
             else:
+                part = part._replace(words=[*part.words, *more.get(part.name, [])])
                 found = run(part, min(part.limits_s[mode == "quick"], left), options.out)
             for record in found:
                 line = json.dumps(record, sort_keys=True)

@@ -31,8 +31,8 @@ def asked() -> bool:
 def best(op: str, shape: tuple[Any, ...], device: Any, candidates: Mapping[str, Callable[[], Any]]) -> str:
     """The name of the fastest candidate on the device for this class of shape, tried once.
 
-    candidates: name → a call that does the work. Median of five runs after two; a candidate that
-    raises RuntimeError is left out, with its reason in the log.
+    candidates: name → a call that does the work. Median of five runs after two; a candidate that does not
+    compile or run here is left out, with its reason in the log.
     Raises RuntimeError where none runs."""
     key = " | ".join(map(str, (op, _surroundings(device), *shape)))
     name = _known.get(key) or _read().get(key)
@@ -41,7 +41,7 @@ def best(op: str, shape: tuple[Any, ...], device: Any, candidates: Mapping[str, 
         for candidate, run in candidates.items():
             try:
                 times[candidate] = _median_ms(run, device)
-            except RuntimeError as error:
+            except _failures() as error:
                 log.info("tuning: %s without %s (%s)", op, candidate, _first_line(error))
         if not times:
             raise RuntimeError(f"{op}: none of {', '.join(candidates)} runs on {device}")
@@ -58,6 +58,15 @@ def store() -> Path:
     folder = os.environ.get("LEAKFAST_CACHE") or os.environ.get("XDG_CACHE_HOME")
     base = Path(folder) if folder else Path.home() / ".cache"
     return (base if os.environ.get("LEAKFAST_CACHE") else base / "leakfast") / "autotune.json"
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """What a candidate may fail with: torch's errors are RuntimeErrors, Triton's (out of shared memory) are not."""
+    try:
+        from triton.errors import TritonError
+    except ImportError:
+        return (RuntimeError,)
+    return (RuntimeError, TritonError)
 
 
 def _median_ms(run: Callable[[], Any], device: Any) -> float:

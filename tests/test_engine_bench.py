@@ -97,8 +97,24 @@ def test_the_shipped_page_has_the_place_for_the_table(gpu, tmp_path):
         gpu.fill(Path(__file__).with_name("conftest.py"), "filled")
 
 
-def test_the_quick_run_stays_below_eight_minutes(gpu):
-    assert sum(part.limits_s[1] for part in gpu.parts("quick")) < 700  # --seconds cuts at 460
+def test_what_was_timed_before_the_limit_is_told(gpu, tmp_path):
+    turn = '{"bench": "choices", "partial": %d, "seconds": {"engine": {"median": 1.5}}}'
+    code = f"import time; print('{turn % 1}'); print('{turn % 2}', flush=True); time.sleep(60)"
+    cut = gpu.run(gpu.Part("choices", [sys.executable, "-c", code], (2, 2)), 2, tmp_path)
+    assert [r["partial"] for r in cut] == [2]
+    words = "| choices | not measured: time limit; after 2 turns, unchecked: engine 1.50 s |"
+    assert words in gpu.table(cut)
+
+
+def test_further_words_reach_their_part(tmp_path):
+    done = rehearsed(tmp_path, "--only", "build", "--more", "build=--quiet")
+    assert done.returncode == 0, done.stdout
+    done = rehearsed(tmp_path, "--only", "build", "--more", "bild=--quiet")
+    assert done.returncode == 2 and "there is build, tests" in done.stderr
+
+
+def test_the_quick_run_has_a_limit_a_part(gpu):
+    assert all(part.limits_s[1] <= 180 for part in gpu.parts("quick"))  # --seconds cuts at 580 in all
     assert {p.name for p in gpu.parts("quick")} == {p.name for p in gpu.parts("full")} - {"generate"}
 
 

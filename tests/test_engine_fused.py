@@ -18,7 +18,7 @@ def relative(got, expected):
     return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
-def test_by_default_a_block_runs_as_transformers_has_it(tiny_qwen2, monkeypatch):
+def test_on_a_cpu_a_block_runs_as_transformers_has_it(tiny_qwen2, monkeypatch):
     monkeypatch.delenv("LEAKFAST_AUTOTUNE", raising=False)
     assert fused.chosen(tiny_qwen2.model.model) == {"norm": "plain", "mlp": "plain"}
     before = {id(module): dict(vars(module)) for module in tiny_qwen2.model.modules()}
@@ -36,6 +36,31 @@ def test_torchs_norm_is_the_modules(tiny_qwen2, monkeypatch):
     assert relative(got, expected) <= 1e-6
     assert len(seen) == 5  # two a block, and the keys of the deepest block come before its last tokens
     assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_way_is_taken_where_a_trial_agrees(tiny_qwen2, monkeypatch, caplog):
+    monkeypatch.setattr(fused, "_tried", {})
+    model = tiny_qwen2.model.model
+    assert fused.agrees(model, "norm", "plain") and fused.agrees(model, "norm", "torch")
+    assert not fused.agrees(model, "mlp", "torch")  # there is none of that name
+    monkeypatch.setattr(fused, "_tried", {})
+    monkeypatch.setattr(fused, "_torch_norm", lambda module, x: 1.01 * module.weight * x)
+    assert not fused.agrees(model, "norm", "torch")
+    assert "the norm runs as transformers has it, not as torch (it differs by" in caplog.text
+    assert not any("forward" in vars(module) for module in model.modules())
+    caplog.clear()
+    assert not fused.agrees(model, "norm", "torch") and not caplog.text, "tried and said once"
+
+
+def test_a_candidate_that_does_not_compile_is_left_out(monkeypatch, tmp_path):
+    errors = pytest.importorskip("triton.runtime.errors")
+    monkeypatch.setenv("LEAKFAST_CACHE", str(tmp_path))
+
+    def fails():
+        raise errors.OutOfResources(300_000, 232_448, "shared memory")
+
+    runs = {"wide": fails, "narrow": lambda: None}
+    assert tuning.best("an op", (1,), torch.device("cpu"), runs) == "narrow"
 
 
 def test_modules_are_put_back_after_an_error_and_strangers_are_left(tiny_qwen2):
