@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,14 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
     config = load_config(model, revision)
     place, folder = _place(model)
     tokenizer = load_tokenizer(model, revision)
-    with quiet_bars(folder is not None), _explained(model, "weights"):
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    to_gpu = {"device_map": where} if where.type == "cuda" else {}  # read straight to where they stay
+    with (
+        ThreadPoolExecutor(1) as beside,
+        quiet_bars(folder is not None),
+        _explained(model, "weights"),
+    ):
+        hashing = beside.submit(folder_fingerprint, folder) if folder else None
         net, found = AutoModelForCausalLM.from_pretrained(
             place,
             revision=revision or "main",
@@ -90,20 +98,22 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
             trust_remote_code=False,
             local_files_only=_offline(),
             output_loading_info=True,
+            **to_gpu,
         )
+        fingerprint = hashing.result() if hashing else f"commit:{getattr(config, '_commit_hash', None)}"
     if found["missing_keys"]:
         raise ModelError(
             f"model: the weights of {model} lack {len(found['missing_keys'])} tensors, such as "
             f"{min(found['missing_keys'])}, which would be random numbers. Fetch or build the model again."
         )
-    net.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    net.to(where).eval()
     net.requires_grad_(False)
     commit = getattr(config, "_commit_hash", None)
     return Loaded(
         model=net,
         tokenizer=tokenizer,
         name=str(model),
-        fingerprint=folder_fingerprint(folder) if folder else f"commit:{commit}",
+        fingerprint=fingerprint,
         n_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
         dtype=dtype,

@@ -53,16 +53,20 @@ def measure(
     items: Sequence[Item],
     scoring: str = LETTERS,
     *,
+    prompts: Sequence[Sequence[int]] | None = None,
     budget_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """The arrays behind `score`, by letters or full text. Raises InputError for another scoring."""
+    """The arrays behind `score`, by letters or full text. prompts: scores.prompts_of these personas and items, for
+    letters alone. Raises InputError for another scoring."""
     from leakfast.choices import scores
 
     if scoring not in SCORINGS:
         raise InputError(f"choices: scoring {scoring!r} given. Use one of {', '.join(SCORINGS)}.")
-    by = scores.letters if scoring == LETTERS else scores.full_text
-    return by(loaded, personas, list(items), budget_tokens=budget_tokens, progress=progress)
+    how = {"budget_tokens": budget_tokens, "progress": progress}
+    if scoring == LETTERS:
+        return scores.letters(loaded, personas, list(items), prompts=prompts, **how)
+    return scores.full_text(loaded, personas, list(items), **how)
 
 
 def score_choices(

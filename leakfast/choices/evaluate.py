@@ -312,6 +312,7 @@ def _score(
     where a stop was asked for."""
     import polars as pl
 
+    from leakfast.choices.scores import block_of, prompts_of
     from leakfast.generate.adapted import adapted
 
     target = job.target
@@ -319,9 +320,15 @@ def _score(
     counter.show(target.name)
     if not missing:
         return
+    prompts = None
+    if engine is None and scoring == LETTERS:  # rendered once, while nothing waits for it
+        prompts = prompts_of(loaded, [p for s in missing for p in personas[s.start : s.stop]], list(items))
     with nullcontext(loaded) if engine else adapted(loaded, target.path) as current:
+        at = 0
         for shard in missing:
             block = personas[shard.start : shard.stop]
+            mine = None if prompts is None else block_of(prompts, at, at + len(block), len(items))
+            at += len(block)
 
             def shown(done: int, total: int, what: str, shard: Shard = shard) -> None:
                 counter.show(target.name, shard.rows * done / max(1, total))
@@ -329,7 +336,9 @@ def _score(
             if engine is not None:
                 found = engine(loaded, target.path, block, items, shown)
             else:
-                found = measure(current, block, items, scoring, budget_tokens=budget_tokens, progress=shown)
+                found = measure(
+                    current, block, items, scoring, prompts=mine, budget_tokens=budget_tokens, progress=shown
+                )
             made = frame(
                 found, [p.name for p in block], list(items), scoring=scoring, adapter=target.name,
                 source=target.source, items_name=items.name, behavior=behavior,

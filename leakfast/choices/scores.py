@@ -41,13 +41,15 @@ def letters(
     personas: Sequence[Persona],
     items: Sequence[Item],
     *,
+    prompts: Sequence[Sequence[int]] | None = None,
     budget_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """log P(label | prompt) of each item's own labels as the reply's first token, in float32.
 
     Equal to `log_softmax(logits[-1].float())[label ids]` of each prompt alone, without the logits. A label
-    that is not one token of its own after the prompt gives its item no numbers."""
+    that is not one token of its own after the prompt gives its item no numbers. prompts: `prompts_of` these
+    personas and items, where they are there already."""
 
     def next_tokens(sequences: Sequence[Sequence[int]], wanted: np.ndarray) -> np.ndarray:
         logprobs = np.full(wanted.shape, np.nan)
@@ -61,7 +63,7 @@ def letters(
             logprobs[places] = found[batch.rows]
         return logprobs
 
-    return letters_by(next_tokens, loaded, personas, items)
+    return letters_by(next_tokens, loaded, personas, items, prompts=prompts)
 
 
 def letters_by(
@@ -70,13 +72,12 @@ def letters_by(
     personas: Sequence[Persona],
     items: Sequence[Item],
     *,
+    prompts: Sequence[Sequence[int]] | None = None,
     room: int = 0,
 ) -> Scores:
     """Scores of the letters from any source of next-token log-probabilities: (N prompts, token ids (N, C)) →
-    (N, C) nats. room: positions that must be left after a prompt."""
-    from leakfast import chat
-
-    grid = chat.render_grid(loaded.tokenizer, personas, [item.letters_prompt for item in items])
+    (N, C) nats. prompts: as for `letters`; room: positions that must be left after a prompt."""
+    grid = prompts_of(loaded, personas, items) if prompts is None else prompts
     ids, single = label_ids(loaded.tokenizer, items)
     shape = (len(personas), len(items), ids.shape[1])
     too_long = _lengths(grid).reshape(shape[:2]) + room > longest(loaded)
@@ -91,6 +92,22 @@ def letters_by(
     logprobs = np.where(mask[None], logprobs.reshape(shape), np.nan)
     n_tokens = np.broadcast_to(mask[None] & (reason == OK)[..., None], shape).astype(np.int32)
     return Scores(logprobs, n_tokens, reason)
+
+
+def prompts_of(loaded: Loaded, personas: Sequence[Persona], items: Sequence[Item]) -> Sequence[list[int]]:
+    """Token ids of every persona asked every item for its letter, personas outermost: P × Q prompts."""
+    from leakfast import chat
+
+    return chat.render_grid(loaded.tokenizer, personas, [item.letters_prompt for item in items])
+
+
+def block_of(prompts: Sequence[list[int]], start: int, stop: int, n_items: int) -> Sequence[list[int]]:
+    """The prompts of personas start…stop-1 out of `prompts_of` more of them, joined ones as their pieces."""
+    from leakfast.forest import Joined
+
+    if isinstance(prompts, Joined):
+        return Joined(prompts.heads[start:stop], prompts.tails)
+    return prompts[start * n_items : stop * n_items]
 
 
 def full_text(
@@ -203,6 +220,7 @@ def _ask(
     import torch
 
     from leakfast import engine
+    from leakfast.engine.attention import put
     from leakfast.ops import choice_logprobs
 
     if not len(sequences):
@@ -219,7 +237,7 @@ def _ask(
     for batch in engine.final_states(loaded, sequences, last, budget_tokens=budget_tokens, progress=progress):
         asked, more = ask(batch)
         with torch.inference_mode():
-            found, _ = choice_logprobs(batch.states, head, torch.from_numpy(asked))
+            found, _ = choice_logprobs(batch.states, head, put(asked, head.device))
         if waiting:
             yield waiting[0], waiting[1], waiting[2].cpu().numpy()
         waiting = batch, more, found
