@@ -4,19 +4,13 @@ when triton is first imported; real GPU values under `-m gpu`. Fresh memory is f
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import interpreting
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-import leakfast
 from leakfast.kernels import reference
 
-ROOT = Path(leakfast.__file__).resolve().parent.parent
 NO_TRITON = importlib.util.find_spec("triton") is None
 needs_triton = pytest.mark.skipif(NO_TRITON, reason="triton has no wheel for this machine")
 F16, F32, BF16 = torch.float16, torch.float32, torch.bfloat16
@@ -115,17 +109,7 @@ def interpreted(tmp_path_factory):
     }
     wrong = torch.tensor([[0, 90], [-1, 5]])
     given |= {"wrong/hidden": torch.ones(2, 32), "wrong/head": ties.clone(), "wrong/ids": wrong}
-    save_file(given, folder / "given")
-    environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
-        "LEAKFAST_AUTOTUNE": "1", "LEAKFAST_CACHE": str(folder),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, folder / "given", folder / "out"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return load_file(folder / "out")
+    return interpreting.interpreted(DRIVER, given, folder)
 
 
 @needs_triton

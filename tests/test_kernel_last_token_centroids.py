@@ -4,20 +4,14 @@ read when triton is first imported; real GPU values under `-m gpu`. Fresh memory
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
+import interpreting
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-import leakfast
 from leakfast.kernels import reference
 
-ROOT = Path(leakfast.__file__).resolve().parent.parent
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton has no wheel for this machine"
 )
@@ -93,17 +87,7 @@ def interpreted(tmp_path_factory):
     poisoned = states.clone()
     poisoned[rows[0], 7] = float("nan")
     given |= {"one nan/states": poisoned, "one nan/rows": rows.clone(), "one nan/offsets": offsets.clone()}
-    save_file({name: x.contiguous().clone() for name, x in given.items()}, folder / "given")
-    environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
-        "LEAKFAST_AUTOTUNE": "1", "LEAKFAST_CACHE": str(folder),
-    }  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, folder / "given", folder / "out"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return load_file(folder / "out")
+    return interpreting.interpreted(DRIVER, given, folder)
 
 
 @needs_triton
