@@ -18,6 +18,9 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from triton.errors import TritonError
+
+FAILURES = RuntimeError, TritonError  # of a config that does not fit this device
 
 
 class Config(NamedTuple):

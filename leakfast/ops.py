@@ -143,7 +143,7 @@ def _tuned_centroids(given: tuple[torch.Tensor, ...]) -> Any:
     states, rows, offsets = given
     runs = {str(c): partial(kernel.last_token_centroids, *given, config=c) for c in kernel.CONFIGS.values()}
     shape = 1 << len(rows).bit_length(), len(offsets) - 1, states.shape[1], states.dtype
-    name = tuning.best("centroid_sums", shape, states.device, runs)
+    name = tuning.best("centroid_sums", shape, states.device, runs, kernel.FAILURES)
     return runs[name].keywords["config"]
 
 
@@ -155,7 +155,7 @@ def _tuned_choices(hidden: torch.Tensor, head: torch.Tensor, token_ids: torch.Te
 
     shape, configs = kernel.candidates(hidden, head)
     runs = {str(c): partial(kernel.choice_logprobs, hidden, head, token_ids, c) for c in configs}
-    name = tuning.best("choice_logprobs", (*shape, token_ids.shape[1]), hidden.device, runs)
+    name = tuning.best("choice_logprobs", (*shape, token_ids.shape[1]), hidden.device, runs, kernel.FAILURES)
     return runs[name].args[3]
 
 

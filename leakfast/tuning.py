@@ -28,11 +28,14 @@ def asked() -> bool:
     return os.environ.get("LEAKFAST_AUTOTUNE", "0") not in ("", "0")
 
 
-def best(op: str, shape: tuple[Any, ...], device: Any, candidates: Mapping[str, Callable[[], Any]]) -> str:
+def best(
+    op: str, shape: tuple[Any, ...], device: Any, candidates: Mapping[str, Callable[[], Any]],
+    failures: tuple[type[Exception], ...] = (RuntimeError,),
+) -> str:  # fmt: skip
     """The name of the fastest candidate on the device for this class of shape, tried once.
 
-    candidates: name → a call that does the work. Median of five runs after two; a candidate that does not
-    compile or run here is left out, with its reason in the log.
+    candidates: name → a call that does the work. Median of five runs after two; a candidate that raises one of
+    `failures` does not compile or run here and is left out, with its reason in the log.
     Raises RuntimeError where none runs."""
     key = " | ".join(map(str, (op, _surroundings(device), *shape)))
     name = _known.get(key) or _read().get(key)
@@ -41,10 +44,7 @@ def best(op: str, shape: tuple[Any, ...], device: Any, candidates: Mapping[str, 
         for candidate, run in candidates.items():
             try:
                 times[candidate] = _median_ms(run, device)
-            except Exception as error:
-                # torch's errors are RuntimeErrors, Triton's (no room in shared memory) are of its own kind
-                if not isinstance(error, RuntimeError) and not type(error).__module__.startswith("triton"):
-                    raise
+            except failures as error:
                 log.info("tuning: %s without %s (%s)", op, candidate, _first_line(error))
         if not times:
             raise RuntimeError(f"{op}: none of {', '.join(candidates)} runs on {device}")

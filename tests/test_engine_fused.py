@@ -52,17 +52,6 @@ def test_a_way_is_taken_where_a_trial_agrees(tiny_qwen2, monkeypatch, caplog):
     assert not fused.agrees(model, "norm", "torch") and not caplog.text, "tried and said once"
 
 
-def test_a_candidate_that_does_not_compile_is_left_out(monkeypatch, tmp_path):
-    errors = pytest.importorskip("triton.runtime.errors")
-    monkeypatch.setenv("LEAKFAST_CACHE", str(tmp_path))
-
-    def fails():
-        raise errors.OutOfResources(300_000, 232_448, "shared memory")
-
-    runs = {"wide": fails, "narrow": lambda: None}
-    assert tuning.best("an op", (1,), torch.device("cpu"), runs) == "narrow"
-
-
 def test_modules_are_put_back_after_an_error_and_strangers_are_left(tiny_qwen2):
     model = tiny_qwen2.model.model
     own = model.norm.forward = model.norm.forward

@@ -87,3 +87,21 @@ def test_asked(monkeypatch, value, expected):
     else:
         monkeypatch.setenv("LEAKFAST_AUTOTUNE", value)
     assert tuning.asked() is expected
+
+
+def test_what_a_kernel_may_fail_with_is_left_out_and_nothing_else(monkeypatch, tmp_path):
+    """Triton's errors are no RuntimeErrors: a tile too large for the device ends no run."""
+    errors = pytest.importorskip("triton.runtime.errors")
+    from leakfast.kernels import choice_logprobs, last_token_centroids
+
+    assert choice_logprobs.FAILURES == last_token_centroids.FAILURES
+    monkeypatch.setenv("LEAKFAST_CACHE", str(tmp_path))
+
+    def fails():
+        raise errors.OutOfResources(300_000, 232_448, "shared memory")
+
+    runs = {"wide": fails, "narrow": lambda: None}
+    device = torch.device("cpu")
+    assert tuning.best("a kernel", (1,), device, runs, choice_logprobs.FAILURES) == "narrow"
+    with pytest.raises(errors.OutOfResources):
+        tuning.best("another", (1,), device, runs)
