@@ -68,7 +68,9 @@ bench: install
 	@rc=0; for script in $(wildcard bench/bench_*.py); do echo "== $$script"; $(BIN)/python $$script || rc=1; done; exit $$rc
 
 # the GPU table of bench/RESULTS.md; about half an hour on an H200, GPU="--quick" below ten minutes
-bench-gpu: install
+bench-gpu: install-gpu
+	@$(PIP) install -q -c constraints-gpu.txt --no-build-isolation -e '.[bench]' || \
+	  echo "Liger and cut-cross-entropy have no wheel for this machine; the kernels are measured without them"
 	$(BIN)/python bench/gpu.py --write bench/RESULTS.md $(GPU)
 
 clean:

@@ -130,6 +130,7 @@ setup(
         "wandb": ["wandb>=0.19"],
         "flash": ["flash-attn>=2.7"],
         "parity": ["lm_eval==0.4.13"],
+        "bench": ["liger-kernel>=0.8", "cut-cross-entropy>=25.1"],  # what the kernels are measured beside
     },
     entry_points={"console_scripts": ["leakfast = leakfast.cli.main:main"]},
     classifiers=[
