@@ -6,7 +6,6 @@ backend."""
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import sys
 import tempfile
@@ -18,37 +17,19 @@ from typing import Any
 
 import numpy as np
 from _common import SHAPES, card, ending_with_json, parser, ratio, shown, spread, surroundings, where
+from _shaped import Measured, shaped_adapter, shaped_folder, shaped_spec, swapping
 
 from leakfast.config import derive_seed
 from leakfast.generate import Completion, Request, Sampling, Work
-from leakfast.generate.vllm import Engine, Parallel, Spec, Width
-from leakfast.generate.vllm.start import lora_settings
+from leakfast.generate.vllm import Parallel, Width
 from leakfast.store import Run
 
 PUBLISHED_SEATS = 128
 ROOFLINE_TOKENS_S = (
     22_200 * 300 / 148
 )  # of an H200, as the issue's arithmetic has it: 22,200 of mean 300 in 148 s
-SHAPES["small"] = {  # the smallest that vLLM's CPU attention takes: for rehearsals of the GPU's way, not for numbers
-    "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 256, "vocab_size": 4096, "tie_word_embeddings": False,
-}  # fmt: skip
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SAMPLES = 10
-
-
-class Measured(Engine):
-    """An engine whose replies have stated lengths, because random weights never stop: LENGTHS[seed mod n] tokens."""
-
-    def sampling(self, sampling: Sampling, seed: int) -> dict[str, Any]:
-        tokens = _lengths(sampling.max_new_tokens)[seed % 997]
-        return {**super().sampling(sampling, seed), "max_tokens": int(tokens), "ignore_eos": True}
-
-
-def _lengths(longest: int) -> np.ndarray:
-    """997 lengths from a tenth of `longest` to all of it; their mean is 0.586 of it (300 of 512), ends included."""
-    shares = np.random.default_rng(0).beta(1.4, 1.19, 997)
-    return np.maximum(1, np.round(longest * (0.1 + 0.9 * shares))).astype(int)
+MERGED = "ours, 5 adapters merged in place"
 
 
 def requests_of(n: int, prompts: Sequence[Sequence[int]], target: str) -> list[Request]:
@@ -74,8 +55,6 @@ def works_of(n: int, prompts: Sequence[Sequence[int]], adapters: Sequence[Path |
 
 def drawn(engine: Any, works: list[Work], sampling: Sampling, folder: Path | None) -> int:
     """All works through an engine; output tokens. Into shards as they finish, or kept until the end (None)."""
-    import polars as pl
-
     kept: list[list[Completion]] = []
     run = Run(folder).create() if folder is not None else None
     tokens = 0
@@ -85,73 +64,28 @@ def drawn(engine: Any, works: list[Work], sampling: Sampling, folder: Path | Non
             kept.append(done)
             continue
         ordered = sorted(done, key=lambda c: (c.request, c.sample))
-        ids = pl.Series("token_ids", [c.token_ids for c in ordered], dtype=pl.List(pl.Int32))
         number, at = work.key
-        run.add_shard(f"completions/bench/{number}/part-{at:05d}.parquet", ids.to_frame())
+        keep(run, f"completions/bench/{number}/part-{at:05d}", [c.token_ids for c in ordered])
     return tokens
 
 
+def keep(run: Run, name: str, token_ids: list[list[int]]) -> None:
+    """A shard of the run, or, where polars is not installed, the bare ids as a file that is as safe."""
+    if importlib.util.find_spec("polars") is None:
+        flat = np.concatenate([np.array([len(ids), *ids], np.int32) for ids in token_ids])
+        run.add_file(f"{name}.ids", flat.tobytes())
+        return
+    import polars as pl
+
+    run.add_shard(f"{name}.parquet", pl.Series("token_ids", token_ids, dtype=pl.List(pl.Int32)).to_frame())
+
+
 # ── a model of a real shape, random weights ──────────────────────────────────────────────────────────
-def shaped_folder(folder: Path, shape: str) -> Path:
-    """config.json alone: vLLM fills the weights with random numbers (load_format=dummy)."""
-    from transformers import Qwen2Config
-
-    config = Qwen2Config(
-        **SHAPES[shape], max_position_embeddings=32_768, architectures=["Qwen2ForCausalLM"], dtype="bfloat16",
-        rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
-    )  # fmt: skip
-    config.save_pretrained(folder)
-    return folder
-
-
-def shaped_adapter(folder: Path, shape: str, rank: int, seed: int) -> Path:
-    """A LoRA adapter of all seven linear layers with small random weights, in peft's layout."""
-    import torch
-    from safetensors.torch import save_file
-
-    from leakfast.adapters import CONFIG, WEIGHTS
-
-    s = SHAPES[shape]
-    d, wide = s["hidden_size"], s["intermediate_size"]
-    kv = d // s["num_attention_heads"] * s["num_key_value_heads"]
-    sizes = dict(
-        zip(TARGETS, [(d, d), (d, kv), (d, kv), (d, d), (d, wide), (d, wide), (wide, d)], strict=True)
-    )
-    draw = torch.Generator().manual_seed(seed)
-    state = {}
-    for layer in range(s["num_hidden_layers"]):
-        for name, (width, height) in sizes.items():
-            part = "self_attn" if name in TARGETS[:4] else "mlp"
-            where_ = f"base_model.model.model.layers.{layer}.{part}.{name}"
-            for letter, size in (("A", (rank, width)), ("B", (height, rank))):
-                state[f"{where_}.lora_{letter}.weight"] = (
-                    torch.randn(*size, generator=draw).mul_(0.01).bfloat16()
-                )
-    folder.mkdir(parents=True)
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": list(TARGETS),
-              "bias": "none", "task_type": "CAUSAL_LM", "base_model_name_or_path": shape}  # fmt: skip
-    (folder / CONFIG).write_text(json.dumps(config))
-    return folder
-
-
-def shaped_spec(folder: Path, width: Width, longest: int, adapters: Sequence[Path], memory: float) -> Spec:
-    settings = {
-        "model": str(folder), "skip_tokenizer_init": True, "load_format": "dummy", "dtype": "bfloat16", "seed": 0,
-        "generation_config": "vllm", "disable_log_stats": True, "enable_prefix_caching": True,
-        "max_model_len": longest, "max_num_seqs": width.seats, **lora_settings(adapters),
-    }  # fmt: skip
-    if width.batched_tokens:
-        settings["max_num_batched_tokens"] = width.batched_tokens
-        settings["cudagraph_capture_sizes"] = list(width.graphs)
-    return Spec("random weights", settings, (), memory)
-
-
 def on_gpu(
     asked: Any, folder: Path, say: Callable[[str], None]
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Three engines: published (no LoRA: its copy is merged), ours without and with LoRA. Side by side and in turn
-    where the memory is enough for all, else one after the other."""
+    where the memory is enough for all, else one after the other. Then a fourth, ours with weights swapped in place."""
     import torch
 
     from leakfast.generate.vllm import device_name, width_for
@@ -179,12 +113,21 @@ def on_gpu(
         "ours, 1 adapter": ("live", adapters[:1]),
         "ours, 5 adapters": ("live", adapters),
     }
-    wall: dict[str, list[float]] = {name: [] for name in runs}
+    wall: dict[str, list[float]] = {name: [] for name in [*runs, MERGED]}
     tokens: dict[str, int] = {}
+    starts: dict[str, float] = {}
+
+    def started(name: str) -> Any:
+        began = time.perf_counter()
+        engine = Parallel(specs[name], 1, Measured)
+        warm(engine, adapters if name == "live" else [None])
+        starts[name] = time.perf_counter() - began
+        say(f"engine {name} is up after {starts[name]:.0f} s")
+        return engine
 
     def one(name: str, engine: Any, turn: int) -> None:
         kept = None if name == "published" else folder / f"run {name} {turn}"
-        works = works_of(asked.completions, prompts, runs[name][1])
+        works = works_of(asked.completions, prompts, adapters if name == MERGED else runs[name][1])
         began = time.perf_counter()
         tokens[name] = drawn(engine, works, sampling, kept)
         wall[name].append(time.perf_counter() - began)
@@ -196,25 +139,30 @@ def on_gpu(
     with ExitStack() as stack:
         if beside:
             engines = {}
-            for name, spec in specs.items():
-                engines[name] = Parallel(spec, 1, Measured)
+            for name in specs:
+                engines[name] = started(name)
                 stack.callback(engines[name].close)
-                warm(engines[name], adapters if name == "live" else [None])
-                say(f"engine {name} is up")
             for turn in range(asked.repeats):
                 for name, (engine, _) in runs.items():
                     one(name, engines[engine], turn)
         else:
-            for made, spec in specs.items():
-                engine = Parallel(spec, 1, Measured)
+            for made in specs:
+                engine = started(made)
                 try:
-                    warm(engine, adapters if made == "live" else [None])
                     for turn in range(asked.repeats):
                         for name, (of, _) in runs.items():
                             if of == made:
                                 one(name, engine, turn)
                 finally:
                     engine.close()
+    engine, swapped = swapping(asked, specs["ours"], 0.92)
+    try:
+        warm(engine, [None, adapters[0]])
+        swapped.clear()
+        for turn in range(asked.repeats):
+            one(MERGED, engine, turn)
+    finally:
+        engine.close()
     rates = {name: spread([tokens[name] / s for s in times]) for name, times in wall.items()}
     mean = tokens["ours, base"] / asked.completions
     on_h200 = "H200" in device_name()
@@ -226,13 +174,27 @@ def on_gpu(
         "ratio_base": ratio(wall["published"], wall["ours, base"]),
         "lora_overhead": {n: ratio(wall[f"ours, {n}"], wall["ours, base"]) for n in ("1 adapter", "5 adapters")},
         "fraction_of_roofline": rates["ours, base"]["median"] / ROOFLINE_TOKENS_S if on_h200 else None,
-        "merging": "not timed: a random model has no weights to merge", "vllm": _version("vllm"),
+        "merged_time_over_live": ratio(wall[MERGED], wall["ours, 5 adapters"]), "seconds_a_swap": spread(swapped),
+        "seconds_to_start": starts, "vllm": _version("vllm"),
+        # five adapters, each with an engine of its own as published, its weights random instead of read from a disk
+        "ratio_with_starts": spread([
+            (5 * starts["published"] + a) / (starts["live"] + b)
+            for a, b in zip(wall["published"], wall["ours, 5 adapters"], strict=True)
+        ]),
     }  # fmt: skip
     lines = [("completions", f"{asked.completions:,} of mean {mean:.0f} tokens, prompts of 100")]
     lines += [
         (name, f"{r['median']:,.0f} tokens/s ({r['q25']:,.0f}–{r['q75']:,.0f})") for name, r in rates.items()
     ]
     lines += [("ours, 5 adapters, over published", shown(record["ratio"]))]
+    lines += [
+        (
+            "the same with engine starts",
+            f"{shown(record['ratio_with_starts'])}, no merged copy written or read",
+        )
+    ]
+    lines += [("merged, 5 adapters, time over live", shown(record["merged_time_over_live"]))]
+    lines += [("a swap of weights", shown(record["seconds_a_swap"], " s"))]
     lines += [(f"live LoRA, {n}, time over base", shown(r)) for n, r in record["lora_overhead"].items()]
     return record, lines
 

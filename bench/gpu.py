@@ -172,6 +172,10 @@ def _completions(r: dict[str, Any]) -> str:
     overhead = "; ".join(
         f"live LoRA, {n}: {o['median']:.2f}× the time" for n, o in r.get("lora_overhead", {}).items()
     )
+    if "ratio_with_starts" in r:
+        overhead += f"; merged in place {r['merged_time_over_live']['median']:.2f}× live's time, "
+        overhead += f"{r['seconds_a_swap']['median']:.1f} s a swap"
+        overhead += f"; with an engine started for each adapter {r['ratio_with_starts']['median']:.1f}×"
     turn = "" if r["interleaved"] else ", one engine after the other"
     return (
         f"{r['completions']:,} of mean {r['tokens_each']:.0f} tokens{turn}: {rates}; {r['ratio']['median']:.1f}× over "
