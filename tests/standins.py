@@ -79,6 +79,13 @@ class Wordy(Standin):
     length, step_s = 300, 0.001
 
 
+class Orderly(Standin):
+    """Says so when it is closed."""
+
+    def close(self) -> None:
+        Path(self.spec.name).touch()
+
+
 class OnceBroken(Standin):
     """The first of the engines to have taken two works, and no other, dies of its device. The spec's name is a file
     that tells them apart."""

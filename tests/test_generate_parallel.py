@@ -153,6 +153,14 @@ def test_a_script_that_ends_with_engines_at_work_ends(tmp_path):
     assert child.returncode == 0 and out.strip() in ("0", "1") and "Traceback" not in told, told
 
 
+def test_an_engine_is_closed_in_order_at_the_end(engines, tmp_path):
+    """A tensor-parallel one has workers and shared memory to give back."""
+    one = engines(1, standins.Orderly, tmp_path / "closed")
+    assert not (tmp_path / "closed").exists()
+    one.close()
+    assert (tmp_path / "closed").exists() and one.members[0].process.exitcode == 0
+
+
 def test_an_engine_is_in_a_session_of_its_own(engines):
     told = engines(1, standins.Standin).described(Sampling())
     assert told["session"] == told["pid"] != os.getpid()

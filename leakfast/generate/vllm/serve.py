@@ -33,7 +33,7 @@ def serve(line: Connection, spec: Spec, make: Callable[[Spec], Any] | None) -> N
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     from leakfast.generate.vllm.engine import Engine
 
-    wire = _Wire(line)
+    wire, engine = _Wire(line), None
     with suppress(EOFError):  # the parent is gone
         try:
             engine = (make or Engine)(spec)
@@ -50,6 +50,8 @@ def serve(line: Connection, spec: Spec, make: Callable[[Spec], Any] | None) -> N
                 log.error("in the engine's process:", exc_info=True)
             wire.send("error", error)
     wire.flush()
+    if hasattr(engine, "close"):
+        engine.close()  # workers and memory of its own, shared between them
 
 
 class _Wire:
