@@ -149,6 +149,8 @@ def evaluate_all(
     options = options or engines.Options()
     backend = engines.choose(backend, loaded)
     options.check(backend)
+    for one in asked:
+        engines.check_sampling(backend, one.sampling)
     engines.check_default_system(loaded.tokenizer, template_system, allow)
     prompts = [chat.render_prompts(loaded.tokenizer, personas, one.texts) for one in asked]
     for one, mine in zip(asked, prompts, strict=True):

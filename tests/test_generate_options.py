@@ -99,9 +99,12 @@ def test_options_that_do_not_fit_are_named(tiny_qwen2, tmp_path):
 def test_a_width_is_the_users_then_the_measured_then_the_tables(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("LEAKFAST_CACHE", str(tmp_path))
     assert graph_sizes(20) == (1, 2, 4, 8, 16, 20) and graph_sizes(1) == (1,)
-    assert graph_sizes(1024)[-1] == 1024 and len(graph_sizes(1024)) < 50
+    assert graph_sizes(1024)[-1] == 1280 and len(graph_sizes(1024)) < 50
+    assert {size for size in graph_sizes(1024) if size > 1024} == set(range(1056, 1281, 32)), (
+        "for mixed steps"
+    )
     width, said = width_for("NVIDIA H200", "files:a", "bfloat16")
-    assert width.seats == 1024 and width.graphs[-1] == 1024 and "not measured here" in said
+    assert width.seats == 1024 and width.graphs == graph_sizes(1024) and "not measured here" in said
     assert width_for("A card of 2031", "files:a", "bfloat16", otherwise=96)[0].seats == 96
     path = remember("NVIDIA H200", "files:a", "bfloat16", Width(768, 8192, 0.9), tokens_per_s=1.0)
     found, said = width_for("NVIDIA H200", "files:a", "bfloat16")

@@ -148,6 +148,22 @@ def test_greedy_replies_are_transformers_own_under_base_and_adapters(organism, a
     assert len({json.dumps(t) for t in texts.values()}) == 3, "each adapter speaks for itself"
     assert done.engine["settings"]["max_lora_rank"] == 16
     assert done.engine["sampling"]["top_k"] == 0 and done.engine["sampling"]["repetition_penalty"] == 1.0
+    told = done.engine["resolved"]
+    assert told["model_runner"] in ("V1", "V2") and "CPU" in told["attention"] and told["kv_cache_blocks"] > 0
+    assert told["async_scheduling"] is False
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_an_engine_in_a_process_of_its_own_says_what_one_here_says(organism, adapters, tmp_path, monkeypatch):
+    """As on a GPU: base and adapters, the canary too, greedily token for token."""
+    cfg = EvalConfig(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=32, batch_completions=32)
+    here, mine = measured(organism, adapters, tmp_path / "here", cfg, "vllm")
+    monkeypatch.setattr(engines, "_on_gpu", lambda: True)
+    apart, theirs = measured(organism, adapters, tmp_path / "apart", cfg, "vllm")
+    assert "data_parallel" not in here.engine and apart.engine["data_parallel"] == 1
+    assert mine.equals(theirs)
+    assert {k: v for k, v in apart.engine.items() if k != "data_parallel"} == here.engine
 
 
 @needs_vllm
@@ -252,10 +268,12 @@ def test_an_engine_that_dies_in_mid_run_is_named_and_what_is_written_stays(organ
 
 @needs_vllm
 @pytest.mark.vllm
-def test_a_signal_lets_the_shard_in_hand_be_written(organism, tmp_path):
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_signal_lets_the_shard_in_hand_be_written(organism, tmp_path, monkeypatch, apart):
     """In this process, as the command line does it: the first SIGTERM is noted, the run ends after a shard."""
     from leakfast import evaluate as stage
 
+    monkeypatch.setattr(engines, "_on_gpu", lambda: apart)
     sent = []
 
     def progress(done, total, what):

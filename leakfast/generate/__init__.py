@@ -126,6 +126,7 @@ def complete(
         )
     if loaded.adapter_hash is not None:
         raise ValueError("vLLM attaches adapters itself: give the base model, and adapters to generate()")
+    engines.check_sampling("vllm", sampling)
     local.check_lengths(loaded.model, requests, sampling.max_new_tokens)
     return _through_vllm(loaded, [Work(None, None, requests)], sampling, batch_completions, progress)
 
@@ -240,6 +241,7 @@ def generate(
     loaded = model if isinstance(model, models.Loaded) else models.load(model, dtype=dtype)
     prompts = _as_prompts(loaded.tokenizer, prompts)
     if engines.choose(backend, loaded) == "vllm":
+        engines.check_sampling("vllm", sampling)
         return _generate_by_vllm(
             loaded, prompts, list(adapters) or [None], samples, sampling, seed, behavior, batch_completions, progress
         )  # fmt: skip

@@ -21,6 +21,7 @@ Progress = Callable[[int, Work], None]  # completions just finished, and whose
 CHECKS = ("default-system", "token-ids", "logits")  # names under which a failed check may be let pass
 _NEAR_NATS = {"float32": 1e-2, "bfloat16": 0.35}  # log-probabilities of one token in two engines
 _PROBE_TOKENS = 8
+_TEMPERATURES = (0.01, 2.0)  # vLLM refuses higher ones, and draws at the lower bound below it; 0 is greedy
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,16 @@ class Options:
                 f"generate: --lora merged, --data-parallel and --tensor-parallel are vLLM's, but the backend is "
                 f"{backend}. Add --backend vllm, or leave them out."
             )
+
+
+def check_sampling(backend: str, sampling: Sampling) -> None:
+    """InputError where vLLM would draw at another temperature than the one asked for, or not at all."""
+    low, high = _TEMPERATURES
+    if backend == "vllm" and sampling.temperature and not low <= sampling.temperature <= high:
+        raise InputError(
+            f"generate: temperature {sampling.temperature:g} given, but vLLM draws at 0 or from {low:g} to {high:g}. "
+            "Give one of those, or --backend transformers."
+        )
 
 
 class Engine(Protocol):
@@ -97,6 +108,10 @@ def opened(
 ) -> Iterator[Engine]:
     """The engine of `backend` for a base model and all adapters that will be asked for, closed afterwards.
 
+    On a GPU adapters that run live do so in a process of the engine's own: what this one has cached there counts as
+    taken, vLLM does not give back all it took, keeps tables of adapters that outlive their engine, and replaces torch's
+    operators to be batch-invariant. Merged weights come from the model here, so their engine lies here too.
+
     batch_completions: completions decoded at once; where the user did not state it, vLLM takes what tune measured
     on this GPU, or the table's. longest: tokens of the longest prompt with its reply."""
     options = options or Options()
@@ -116,14 +131,21 @@ def opened(
         loaded, adapters if live else (), width=width, longest=longest,
         tensor_parallel=options.tensor_parallel, invariant=options.invariant,
     )  # fmt: skip
-    if options.data_parallel > 1:
-        engine = vllm.Parallel(spec, options.data_parallel)
+    vllm.spare_device()
+    if live and (_on_gpu() or options.data_parallel > 1 or options.tensor_parallel > 1):
+        engine: Any = vllm.Parallel(spec, options.data_parallel)
     else:
         engine = vllm.Engine(spec, None if live else vllm.Merged(loaded))
     try:
         yield engine
     finally:
         engine.close()
+
+
+def _on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 class _Local:

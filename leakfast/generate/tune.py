@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError, ModelError
 from leakfast.generate import Request, Sampling, Work, requests_for
+from leakfast.generate.engines import check_sampling
 from leakfast.generate.vllm import Parallel, Width, spec_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def tune(
 
     if not (seats and batched_tokens and memory and prompts and completions > 0):
         raise InputError("tune: at least one value each, one prompt and one completion are needed.")
+    check_sampling("vllm", sampling)
     each, more = divmod(completions, len(prompts))
     asked = requests_for(prompts, each, seed, "tune") if each else []
     asked += requests_for(prompts[:more], 1, seed + 1, "tune") if more else []

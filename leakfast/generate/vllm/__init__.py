@@ -1,15 +1,15 @@
 """vLLM, and the only importer of it: completions of many adapters by one engine or one a GPU (engine.py,
-parallel.py), and log-probabilities of chosen next tokens (letters.py). Demands vLLM ≥ 0.25; leaves full text of
+parallel.py, serve.py), and log-probabilities of chosen next tokens (letters.py). Demands vLLM ≥ 0.25; leaves full text of
 choices to the packed engine, and tables to the package."""
 
 from leakfast.generate.vllm.engine import Engine
 from leakfast.generate.vllm.letters import NextTokens
 from leakfast.generate.vllm.merged import Merged
 from leakfast.generate.vllm.parallel import Parallel
-from leakfast.generate.vllm.start import Spec, available, lora_rank, spec_of
+from leakfast.generate.vllm.start import Spec, available, lora_rank, spare_device, spec_of
 from leakfast.generate.vllm.widths import Width, device_name, remember, width_for
 
 __all__ = [
     "Engine", "Merged", "NextTokens", "Parallel", "Spec", "Width", "available", "device_name", "lora_rank",
-    "remember", "spec_of", "width_for",
+    "remember", "spare_device", "spec_of", "width_for",
 ]  # fmt: skip

@@ -6,14 +6,15 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leakfast.errors import ModelError
-from leakfast.generate import Completion, Sampling, Work
-from leakfast.generate.vllm.start import Spec, first_line, start
+from leakfast.generate import Completion, Request, Sampling, Work
+from leakfast.generate.vllm.start import EngineDied, Explained, Spec, resolved, start
 
 if TYPE_CHECKING:
     from leakfast.generate.vllm.merged import Merged
@@ -22,6 +23,7 @@ log = logging.getLogger("leakfast.generate")
 
 NOT_GUARANTEED = "the same text whatever else is in the batch"
 _END = object()
+_SLICE = 64  # requests that go in between two steps while others run
 
 
 class Engine:
@@ -39,9 +41,11 @@ class Engine:
         import vllm
 
         self.version = vllm.__version__
-        log.info("vllm %s: %d seats, context %d tokens, LoRA %s", self.version, spec.seats,
+        self.resolved = resolved(self._llm)
+        log.info("vllm %s: %d seats, context %d tokens, LoRA %s; %s", self.version, spec.seats,
                  spec.settings["max_model_len"],
-                 "merged" if merge else f"rank ≤ {spec.settings.get('max_lora_rank', 0)}")  # fmt: skip
+                 "merged" if merge else f"rank ≤ {spec.settings.get('max_lora_rank', 0)}",
+                 ", ".join(f"{name} {value}" for name, value in self.resolved.items()))  # fmt: skip
 
     def render(self, system: str | None, question: str) -> list[int]:
         """A prompt's ids by the tokenizer as vLLM loaded it."""
@@ -62,7 +66,7 @@ class Engine:
     def described(self, sampling: Sampling) -> dict[str, Any]:
         """Backend, version and effective settings, for the run's log (seed: one a completion)."""
         told = {
-            "backend": "vllm", "version": self.version, "settings": self.spec.settings,
+            "backend": "vllm", "version": self.version, "settings": self.spec.settings, "resolved": self.resolved,
             "lora": "merged" if self.merge else "live", "invariant": self.spec.invariant,
             "sampling": {**self.sampling(sampling, 0), "seed": "per completion"},
         }  # fmt: skip
@@ -72,48 +76,38 @@ class Engine:
         self, works: Iterable[Work], sampling: Sampling, progress: Callable[[int, Work], None] | None = None
     ) -> Iterator[tuple[Work, list[Completion]]]:
         """Each work with all its completions, as soon as it is whole; requests go in as works come, enough to
-        keep every seat taken. Prompts of one persona stand together and share the cache. None among `works` says
-        that there is nothing more yet. Merged weights are swapped once the works under the others are whole.
+        keep every seat taken, and while others run a few between two steps, which would wait for them all. Prompts
+        of one persona stand together and share the cache. None among `works` says that there is nothing more yet.
+        Merged weights are swapped once the works under the others are whole.
 
-        progress: called with the number of completions just finished. Raises ModelError naming what is lost
-        (works not yielded) when the engine dies."""
+        progress: called with the number of completions just finished. Raises EngineDied, a ModelError, when the
+        engine does (works not yielded are lost), ModelError for a request that vLLM refuses."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        engine, waiting = self._llm.llm_engine, iter(works)
+        engine = self._llm.llm_engine
         open_works: dict[int, tuple[Work, list[Completion], int]] = {}
         where: dict[str, tuple[int, int, int]] = {}
-        more, held = True, None
+        coming, more = self._arrivals(works, open_works), True
         try:
             while True:
-                while more and len(where) < 2 * self.spec.seats:
-                    work, held = (next(waiting, _END), None) if held is None else (held, None)
-                    if work is _END or work is None:
-                        more = work is None
+                room = 2 * self.spec.seats - len(where)
+                for _ in range(min(room, _SLICE) if where else room):
+                    arrival = next(coming, _END)
+                    if arrival is _END or arrival is None:
+                        more = arrival is None
                         break
-                    if self.merge is not None and work.adapter != self._worn:
-                        if open_works:  # these finish under the weights they began with
-                            held = work
-                            break
-                        self._wear(work.adapter)
-                    number = self._made = self._made + 1
-                    handle = self._handle(work.adapter)
-                    wanted = sum(len(r.seeds) for r in work.requests)
-                    open_works[number] = (work, [], wanted)
-                    for index, request in enumerate(work.requests):
-                        for sample, seed in enumerate(request.seeds):
-                            name = f"{number}-{index}-{sample}"
-                            fields = self.sampling(sampling, seed)
-                            params = SamplingParams(
-                                **fields,
-                                detokenize=bool(sampling.stop),
-                                output_kind=RequestOutputKind.FINAL_ONLY,
-                            )
-                            with self._alive():
-                                engine.add_request(
-                                    name, {"prompt_token_ids": list(request.ids)}, params, lora_request=handle
-                                )
-                            where[name] = (number, index, sample)
+                    number, index, sample, request, handle = arrival
+                    name = f"{number}-{index}-{sample}"
+                    with self._asking(request.label):
+                        params = SamplingParams(
+                            **self.sampling(sampling, request.seeds[sample]),
+                            detokenize=bool(sampling.stop),
+                            output_kind=RequestOutputKind.FINAL_ONLY,
+                        )
+                        prompt = {"prompt_token_ids": list(request.ids)}
+                        engine.add_request(name, prompt, params, lora_request=handle)
+                    where[name] = (number, index, sample)
                 if not open_works:
                     if not more:
                         return
@@ -131,20 +125,45 @@ class Engine:
                     if len(done) == wanted:
                         del open_works[number]
                         yield work, done
+        except EngineDied:
+            where.clear()  # there is nothing to take back from
+            raise
         finally:
             if where and self._llm is not None:
                 engine.abort_request(list(where))
+
+    def _arrivals(
+        self, works: Iterable[Work | None], open_works: dict[int, tuple[Work, list[Completion], int]]
+    ) -> Iterator[tuple[int, int, int, Request, Any] | None]:
+        """(work's number, request, sample, the request itself, its adapter's handle), work after work; None while
+        there is nothing yet. Each work is open from its first one on."""
+        for work in works:
+            if work is None:
+                yield None
+                continue
+            if self.merge is not None and work.adapter != self._worn:
+                while open_works:  # these finish under the weights they began with
+                    yield None
+                self._wear(work.adapter)
+            number = self._made = self._made + 1
+            handle = self._handle(work.adapter)
+            open_works[number] = (work, [], sum(len(r.seeds) for r in work.requests))
+            for index, request in enumerate(work.requests):
+                for sample in range(len(request.seeds)):
+                    yield number, index, sample, request, handle
 
     def close(self) -> None:
         """Give the device's memory back."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
         llm, self._llm = self._llm, None
-        if llm is not None:
-            llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
+        # one that died is not closed in order either, which must not hide what it died of
+        with suppress(RuntimeError, ValueError, OSError, AssertionError):
+            if llm is not None:
+                llm.llm_engine.engine_core.shutdown()
+            del llm
+            gc.collect()
+            cleanup_dist_env_and_memory()
 
     def probe(
         self, ids: Sequence[int], adapters: Sequence[Path | None], steps: int
@@ -205,28 +224,23 @@ class Engine:
         self._worn = adapter
         log.info("vllm: weights of %s in place", adapter.name if adapter else "the base")
 
-    def _alive(self) -> _Explained:
-        return _Explained(self.spec.name)
+    def _alive(self) -> Explained:
+        """What vLLM raises inside is its death, said with what stays."""
+        return Explained(
+            lambda line: EngineDied(
+                f"vllm: the engine of {self.spec.name} died: {line}. What is written stays: the same command goes on "
+                "from there. If it dies again, use fewer --batch-completions or --backend transformers."
+            )
+        )
 
-
-class _Explained:
-    """Turns vLLM's death in mid-run into a ModelError that says what stays."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
-
-        if not isinstance(error, EngineDeadError | EngineGenerateError | RuntimeError | ValueError | OSError):
-            return False
-        raise ModelError(
-            f"vllm: the engine of {self.name} died: {first_line(error)}. What is written stays: the same command "
-            "goes on from there. If it dies again, use fewer --batch-completions or --backend transformers."
-        ) from error
+    def _asking(self, label: str) -> Explained:
+        """What vLLM raises inside is about the request: no engine would take it."""
+        return Explained(
+            lambda line: ModelError(
+                f"vllm: it refuses the request of {label}: {line}. What is written stays. Change what is asked, or "
+                "use --backend transformers."
+            )
+        )
 
 
 def _completion(answer: Any, work: Work, index: int, sample: int) -> Completion:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leakfast.errors import ModelError
-from leakfast.generate.vllm.start import letters_spec, start
+from leakfast.generate.vllm.start import EngineDied, Explained, letters_spec, start
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
@@ -68,7 +68,8 @@ class NextTokens:
                 for i in block
             ]  # fmt: skip
             asked = [{"prompt_token_ids": list(prompts[i])} for i in block]
-            done = self._llm.generate(asked, settings, lora_request=request, use_tqdm=False)
+            with Explained(_died):
+                done = self._llm.generate(asked, settings, lora_request=request, use_tqdm=False)
             for i, answer in zip(block, done, strict=True):
                 found = (answer.outputs[0].logprobs or [{}])[0]
                 for c, token in enumerate(token_ids[i].tolist()):
@@ -93,3 +94,7 @@ class NextTokens:
                 "changed since. Run the same command again, or use --engine packed."
             )
         return LoRARequest(digest[:16], self._ids[digest], str(adapter.resolve()))
+
+
+def _died(line: str) -> EngineDied:
+    return EngineDied(f"vllm: the engine died: {line}. Run the same command again, or use --engine packed.")

@@ -1,55 +1,67 @@
-"""One vLLM engine a GPU, each in a process of its own that asks for the next work when it has seats to fill, so a
-fast one takes more. Demands a spec; a process that dies gives its works back to the others."""
+"""vLLM engines in processes of their own, so that one may die and others go on: one a GPU (or tensor-parallel group),
+each asking for the next work when it has seats to fill, so a fast one takes more. Demands a spec."""
 
 from __future__ import annotations
 
 import logging
 import os
-import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from leakfast.errors import InputError, LeakfastError, ModelError
+from leakfast.errors import InputError, ModelError
 from leakfast.generate import Completion, Sampling, Work
-from leakfast.generate.vllm.start import Spec
+from leakfast.generate.vllm.serve import serve
+from leakfast.generate.vllm.start import EngineDied, Spec
 
 log = logging.getLogger("leakfast.generate")
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _START_S = 1800.0  # an engine that takes longer to load its model and compile is given up
-_LEAST_DONE = 16  # completions told at once, so that progress does not wake the parent for each
+_STAYS = "What is written stays: the same command goes on from there."
 
 
 @dataclass
 class _Member:
-    """An engine's process, our end of the line to it, and the works it has, by number."""
+    """An engine's process, our end of the line to it, the works it has, and what it said of each, by number."""
 
     number: int
     process: Any
     line: Connection
     works: dict[int, Work] = field(default_factory=dict)
+    told: dict[int, int] = field(default_factory=dict)
     wants: bool = False
 
     def ask(self, *message: Any) -> Any:
-        """The answer to a question; ModelError where it raises or dies."""
+        """The answer to a question. Raises what the engine raises, EngineDied where its process ends."""
+        self.say(message)
+        return self.hear()[1]
+
+    def say(self, message: Any) -> None:
+        """Its process reads at any time, so this waits for nothing but the line; EngineDied where it has ended."""
         try:
             self.line.send(message)
-            return self.hear()
+        except OSError:
+            while True:
+                self.hear()  # to the last word, which says why
+
+    def hear(self) -> tuple[str, Any]:
+        """The next it says, of what kind and what. Raises what the engine raised, EngineDied where it has ended."""
+        try:
+            kind, what = self.line.recv()
         except (EOFError, OSError) as error:
             raise self.lost() from error
-
-    def hear(self) -> Any:
-        kind, what = self.line.recv()
         if kind == "error":
-            raise ModelError(what)
-        return what
+            raise what
+        return kind, what
 
     def render(self, system: str | None, question: str) -> list[int]:
         return self.ask("render", system, question)
@@ -59,12 +71,17 @@ class _Member:
     ) -> list[tuple[list[int], np.ndarray]]:
         return self.ask("probe", list(ids), list(adapters), steps)
 
-    def lost(self) -> ModelError:
+    def lost(self) -> EngineDied:
         self.process.join(5)
-        return ModelError(
-            f"vllm: engine {self.number} ended (exit code {self.process.exitcode}). What is written stays: the same "
-            "command goes on from there."
-        )
+        return EngineDied(f"vllm: engine {self.number} ended (exit code {self.process.exitcode}). {_STAYS}")
+
+    def end(self, patience_s: float = 30) -> None:
+        """The end of the line ends the process; one that does not heed it is killed."""
+        self.line.close()
+        self.process.join(patience_s)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
 
 
 class Parallel:
@@ -75,101 +92,136 @@ class Parallel:
 
     def __init__(self, spec: Spec, n: int, make: Callable[[Spec], Any] | None = None) -> None:
         self.spec = spec
+        self._last: EngineDied | None = None
+        self._streaming = False
         groups = _devices(n, int(spec.settings.get("tensor_parallel_size", 1)))
         context = get_context("spawn")
         self.members: list[_Member] = []
+        lines: list[Connection] = []
+        # else a script that ends with engines open would wait at its exit for them, and they for it
+        Finalize(self, _hang_up, args=(lines,), exitpriority=1)
         with ExitStack() as unless_started:
             unless_started.callback(self.close)
             for number, devices in enumerate(groups):
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_serve, args=(theirs, spec, make), daemon=False)
-                with _environment({_VISIBLE: devices} if devices is not None else {}):
+                process = context.Process(target=serve, args=(theirs, spec, make), daemon=False)
+                with _environment({_VISIBLE: devices} if devices is not None else {}), _without_main(make):
                     process.start()
                 theirs.close()
                 self.members.append(_Member(number, process, ours))
+                lines.append(ours)
             for member in self.members:
                 self._started(member)
             unless_started.pop_all()
         log.info("vllm: %d engines of %d seats", n, spec.seats)
 
     def _started(self, member: _Member) -> None:
-        try:
-            if not member.line.poll(_START_S):
-                raise ModelError(f"vllm: engine {member.number} did not start within {_START_S:.0f} s.")
-            member.hear()
-        except (EOFError, OSError) as error:
-            raise member.lost() from error
+        if not member.line.poll(_START_S):
+            raise ModelError(f"vllm: engine {member.number} did not start within {_START_S:.0f} s.")
+        _, told = member.hear()
+        shown = ", ".join(f"{name} {value}" for name, value in told.get("resolved", {}).items())
+        log.info("vllm %s, engine %d: %s", told["version"], member.number, shown or "started")
 
     def described(self, sampling: Sampling) -> dict[str, Any]:
         """As Engine.described, and the number of engines."""
-        return {**self.members[0].ask("described", sampling), "data_parallel": len(self.members)}
+        while True:
+            member = self._living()[0]
+            try:
+                return {**member.ask("described", sampling), "data_parallel": len(self.members)}
+            except EngineDied as error:
+                self._lose(member, error)
 
     def stream(
         self, works: Iterable[Work], sampling: Sampling, progress: Callable[[int, Work], None] | None = None
     ) -> Iterator[tuple[Work, list[Completion]]]:
-        """As Engine.stream; works go to whichever engine asks. Those of an engine that dies are given to others;
-        ModelError where none is left, or an engine raises."""
-        waiting, again, number = iter(works), [], 0
-        living = list(self.members)
-        for member in living:
-            member.line.send(("stream", sampling))
-        exhausted = False
+        """As Engine.stream; works go to whichever engine asks. Those of an engine that dies are given to others, and
+        what it had said of them is taken back (progress with a negative number); EngineDied where none is left.
+        Any other error of an engine is about what was asked, and ends the stream."""
+        assert not self._streaming, "a stream was left before its end: these engines can only be closed"
+        waiting, again, number, exhausted = iter(works), [], 0, False
+
+        def dies(member: _Member, error: EngineDied) -> None:
+            if progress is not None:
+                for one, n in member.told.items():
+                    progress(-n, member.works[one])
+            again.extend(member.works.values())
+            self._lose(member, error)
+
+        def said(member: _Member, message: Any) -> None:
+            try:
+                member.say(message)
+            except EngineDied as error:
+                dies(member, error)
+
+        self._streaming = True
+        for member in list(self._living()):
+            said(member, ("stream", sampling))
         while True:
-            for member in living:
-                while member.wants and not (exhausted and not again):
+            for member in list(self.members):
+                if member.wants and not (exhausted and not again):
                     work = again.pop() if again else next(waiting, None)
                     if work is None:
                         exhausted = True
-                        break
+                        continue
                     number += 1
                     member.works[number], member.wants = work, False
-                    with suppress(OSError):  # its death is heard below
-                        member.line.send((number, work.adapter, list(work.requests)))
-            if exhausted and not again and not any(member.works for member in living):
+                    said(member, (number, work.adapter, list(work.requests)))
+            if exhausted and not again and not any(member.works for member in self.members):
                 break
-            for line in wait([member.line for member in living]):
-                member = next(m for m in living if m.line is line)
+            by_line = {member.line: member for member in self._living()}
+            for line in wait(list(by_line)):
+                member = by_line[line]
                 try:
-                    kind, what = member.line.recv()
-                except (EOFError, OSError):
-                    living.remove(member)
-                    error = member.lost()
-                    if not living:
-                        raise error from None
-                    log.warning("%s Its %d works go to the others.", error.message, len(member.works))
-                    again += member.works.values()
-                    member.works.clear()
+                    kind, what = member.hear()
+                except EngineDied as error:
+                    dies(member, error)
                     continue
-                if kind == "error":
-                    raise ModelError(what)
                 if kind == "wants":
                     member.wants = True
-                elif kind == "progress" and progress is not None:
+                elif kind == "progress":
                     for one, n in what.items():
-                        progress(n, member.works[one])
+                        member.told[one] = member.told.get(one, 0) + n
+                        if progress is not None:
+                            progress(n, member.works[one])
                 elif kind == "done":
                     one, completions = what
+                    member.told.pop(one, None)
                     yield member.works.pop(one), completions
-        for member in living:
-            member.line.send(None)
-            while True:  # what it said before it heard
-                kind, what = member.line.recv()
-                if kind == "ended":
-                    break
-                if kind == "error":
-                    raise ModelError(what)
+        for member in list(self.members):
+            try:
+                member.say(None)
+                while member.hear()[0] != "ended":  # what it said before it heard
+                    pass
+            except EngineDied as error:
+                self._lose(member, error)
             member.wants = False
-        self.members = living
+        self._streaming = False
+
+    def _living(self) -> list[_Member]:
+        """The engines there are; EngineDied, as the last one said it, where there are none."""
+        if not self.members:
+            raise self._last or EngineDied(f"vllm: no engine of {self.spec.name} is open. {_STAYS}")
+        return self.members
+
+    def _lose(self, member: _Member, error: EngineDied) -> None:
+        self.members.remove(member)
+        self._last = error
+        if self.members:
+            log.warning("engine %d is gone: %s Its %d works go to the others.", member.number, error.message,
+                        len(member.works))  # fmt: skip
+        member.end(patience_s=5)
 
     def close(self) -> None:
         """End the processes and give the devices' memory back."""
         for member in self.members:
-            member.line.close()  # the end of the line ends the process
+            member.line.close()
         for member in self.members:
-            member.process.join(30)
-            if member.process.is_alive():
-                member.process.kill()
-                member.process.join()
+            member.end()
+
+
+def _hang_up(lines: Sequence[Connection]) -> None:
+    for line in lines:
+        line.close()
 
 
 def _devices(n: int, each: int) -> list[str | None]:
@@ -189,6 +241,22 @@ def _devices(n: int, each: int) -> list[str | None]:
 
 
 @contextmanager
+def _without_main(make: Any) -> Iterator[None]:
+    """A process started inside does not run the caller's script again to have its objects, which it needs only where
+    `make` is one of them: a script need not guard its calls."""
+    main = sys.modules["__main__"]
+    names = ("__file__", "__spec__") if getattr(make, "__module__", "") != "__main__" else ()
+    before = {name: getattr(main, name) for name in names if hasattr(main, name)}
+    for name in before:
+        setattr(main, name, None)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(main, name, value)
+
+
+@contextmanager
 def _environment(settings: dict[str, str]) -> Iterator[None]:
     """What a process started inside inherits."""
     before = {name: os.environ.get(name) for name in settings}
@@ -201,64 +269,3 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-# ── in the engine's process ──────────────────────────────────────────────────────────────────────────
-def _serve(line: Connection, spec: Spec, make: Callable[[Spec], Any] | None) -> None:
-    """Answer the parent until the line ends. Signals to stop are the parent's: it lets a shard in hand be finished
-    and then ends the line."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    from leakfast.generate.vllm.engine import Engine
-
-    with suppress(EOFError, OSError):  # the parent is gone
-        try:
-            engine = (make or Engine)(spec)
-            line.send(("started", {"version": engine.version}))
-            while True:
-                name, *rest = line.recv()
-                if name == "stream":
-                    _stream(engine, line, rest[0])
-                else:
-                    line.send(("answer", getattr(engine, name)(*rest)))
-        except LeakfastError as error:
-            line.send(("error", error.message))
-
-
-def _stream(engine: Any, line: Connection, sampling: Sampling) -> None:
-    """Works from the line through the engine, asking for one whenever it has seats to fill."""
-    open_works, asked, ended = 0, False, False
-
-    def works() -> Iterator[Work | None]:
-        nonlocal open_works, asked, ended
-        while not ended:
-            if not asked:
-                line.send(("wants", None))
-                asked = True
-            if open_works and not line.poll():
-                yield None  # nothing yet: decode on
-                continue
-            given = line.recv()
-            if given is None:
-                ended = True
-                return
-            asked = False
-            number, adapter, requests = given
-            open_works += 1
-            yield Work(number, adapter, requests)
-
-    news: dict[int, int] = {}
-
-    def told(n: int, work: Work) -> None:
-        news[work.key] = news.get(work.key, 0) + n
-        if sum(news.values()) >= _LEAST_DONE:
-            line.send(("progress", dict(news)))
-            news.clear()
-
-    for work, completions in engine.stream(works(), sampling, told):
-        open_works -= 1
-        if news:
-            line.send(("progress", dict(news)))
-            news.clear()
-        line.send(("done", (work.key, completions)))
-    line.send(("ended", None))

@@ -3,17 +3,18 @@ that vLLM loads by folder or hub id; leaves requests to engine.py and letters.py
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.errors import AdapterError, InputError, ModelError
+from leakfast.errors import AdapterError, InputError, LeakfastError, ModelError
 from leakfast.generate.vllm.widths import Width
 
 if TYPE_CHECKING:
@@ -24,14 +25,40 @@ log = logging.getLogger("leakfast.generate")
 INVARIANT = "VLLM_BATCH_INVARIANT"
 _SPARE = 0.06  # of a GPU's memory that stays free beside what others hold already
 _CPU_TOKENS = 4096  # of one step on a CPU
-_GPU_SLOTS = 4  # adapters in one batch; works come adapter by adapter, so few stand beside each other
+# adapters in one batch; works come adapter by adapter, so few stand beside each other. specialize_active_lora, which
+# would launch for those in the batch alone, is not for us: vLLM (0.25 and 0.32) picks the graph by the adapters in it, but
+# its kernels count the base as one more, so that beside the base's requests the last adapter's would be left unadapted
+_GPU_SLOTS = 4
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what max_lora_rank may be
 _QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB; a CPU alone reads these two
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # it draws without the seed of a request, so vLLM never takes it for one of ours, but looks for it when it starts
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # tensor-parallel workers: a process with threads is not to be forked
 }
+
+
+class EngineDied(ModelError):
+    """An engine that is gone, with what it was asked. Others of the same model may go on."""
+
+
+class Explained:
+    """with Explained(f): what vLLM raises inside, of whatever kind, becomes f(its first line), and is its cause.
+    leakfast's own errors and interruptions pass."""
+
+    def __init__(self, said: Callable[[str], LeakfastError]) -> None:
+        self.said = said
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, Exception) or isinstance(error, LeakfastError):
+            return False
+        raise self.said(first_line(error)) from error
 
 
 @dataclass(frozen=True)
@@ -169,6 +196,17 @@ def start(spec: Spec) -> Any:
         os.environ[INVARIANT] = str(int(spec.invariant))
     # one process: Ctrl-C reaches us alone, and an engine that dies raises instead of being waited for
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    with Explained(
+        lambda line: ModelError(
+            f"vllm: the engine of {spec.name} did not start: {line}. Needed: a model and a device that vLLM runs. "
+            f"Use {spec.otherwise}, or LEAKFAST_DEBUG=1 to see where it happened."
+        )
+    ):
+        return _started(spec)
+
+
+def _started(spec: Spec) -> Any:
+    """The engine itself; the spec's settings are then what it was told, as far as this vLLM knows them."""
     import torch
     from vllm import LLM
     from vllm.engine.arg_utils import EngineArgs
@@ -185,17 +223,43 @@ def start(spec: Spec) -> Any:
             settings.get("max_num_batched_tokens", _CPU_TOKENS), settings["max_model_len"]
         )
     elif spec.memory is not None:
+        spare_device()
         free, whole = torch.cuda.mem_get_info()
         settings["gpu_memory_utilization"] = round(max(0.1, min(spec.memory, free / whole - _SPARE)), 3)
     spec.settings.update(settings)
     _spare_llvmlite()
-    try:
-        return LLM(**settings)
-    except (RuntimeError, ValueError, OSError) as error:
-        raise ModelError(
-            f"vllm: the engine of {spec.name} did not start: {first_line(error)}. Needed: a model and a device "
-            f"that vLLM runs. Use {spec.otherwise}, or LEAKFAST_DEBUG=1 to see where it happened."
-        ) from error
+    return LLM(**settings)
+
+
+def spare_device() -> None:
+    """Give back what this process holds of the GPU's memory without using it, which an engine would find taken."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def resolved(llm: Any) -> dict[str, Any]:
+    """What vLLM made of the settings, as far as its configuration tells it in this process; the rest is left out.
+
+    model_runner: V2 draws from a seed and a position alone, V1 from a generator a request, one after the other, which
+    takes its time on a GPU."""
+    config = getattr(getattr(llm, "llm_engine", None), "vllm_config", None)
+    compiled = getattr(config, "compilation_config", None)
+    layers = dict(getattr(compiled, "static_forward_context", None) or {}).values()
+    backends = {getattr(getattr(layer, "attn_backend", None), "__name__", "") for layer in layers} - {""}
+    second = getattr(config, "use_v2_model_runner", None)
+    cache = getattr(config, "cache_config", None)
+    told = {
+        "model_runner": None if second is None else "V2" if second else "V1",
+        "attention": " + ".join(sorted(backends)) or None,
+        "async_scheduling": getattr(getattr(config, "scheduler_config", None), "async_scheduling", None),
+        "kv_cache_blocks": getattr(cache, "num_gpu_blocks", None),
+        "kv_block_tokens": getattr(cache, "block_size", None),
+        "cuda_graphs": getattr(getattr(compiled, "cudagraph_mode", None), "name", None),
+    }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _spare_llvmlite() -> None:

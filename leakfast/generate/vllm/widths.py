@@ -17,8 +17,8 @@ log = logging.getLogger("leakfast.generate")
 @dataclass(frozen=True)
 class Width:
     """seats: completions decoded at once (max_num_seqs); batched_tokens: of one step, prompts included
-    (max_num_batched_tokens; None: vLLM's own); memory: share of the device's it may take; graphs: batch sizes with
-    a CUDA graph of their own, up to seats, because a step of a size above them all runs without one."""
+    (max_num_batched_tokens; None: vLLM's own); memory: share of the device's it may take; graphs: tokens of a step
+    with a CUDA graph of their own, because a step above them all runs without one."""
 
     seats: int
     batched_tokens: int | None = None
@@ -31,9 +31,15 @@ class Width:
 
 
 def graph_sizes(seats: int) -> tuple[int, ...]:
-    """1, 2, 4, every 8th to 128, every 32nd to 512, every 64th above, and `seats` itself."""
+    """1, 2, 4, every 8th to 128, every 32nd to 512, every 64th above, `seats` itself, and every 32nd from there to a
+    quarter more.
+
+    The last ones are for steps that decode at most seats and read newcomers' prompts at the others: more tokens than
+    seats. vLLM (0.25 and 0.32) runs such steps up to the largest size by graphs of the pieces between attention, and
+    larger ones without. That it helps is reasoned, not measured."""
     found = {1, 2, 4, *range(8, 129, 8), *range(160, 513, 32), *range(576, seats + 1, 64), seats}
-    return tuple(sorted(size for size in found if size <= seats))
+    mixed = range(seats + 32, seats + seats // 4 + 1, 32)
+    return tuple(sorted({*(size for size in found if size <= seats), *mixed}))
 
 
 # By a part of the GPU's name, the first that fits. Stated from memory sizes, not measured: a 7B model in bfloat16 with

@@ -1,0 +1,126 @@
+"""Engines without a model, for tests of what goes on between processes: importable where a spawned process looks, which
+test files are not. Demands the package alone; holds no tests."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from leakfast.errors import AdapterError
+from leakfast.generate import Completion, Request, Sampling, Work
+from leakfast.generate.vllm.start import EngineDied, Spec
+
+
+def spec(name: str = "standin", seats: int = 4) -> Spec:
+    return Spec(name, {"max_num_seqs": seats}, ())
+
+
+def works(n: int, requests: int = 1, samples: int = 1, tokens: int = 1):
+    for key in range(n):
+        yield Work(
+            key, None,
+            [
+                Request(f"request {i}", [*range(100, 100 + tokens)], [2**40 * (key + i + s) for s in range(samples)])
+                for i in range(requests)
+            ],
+        )  # fmt: skip
+
+
+class Standin:
+    """Takes works while it has seats, as Engine.stream does, and finishes `each` completions of `length` a step."""
+
+    version = "none"
+    each, length, step_s = 200, 1, 0.0
+
+    def __init__(self, given: Spec) -> None:
+        self.spec = given
+
+    def described(self, sampling: Sampling) -> dict:
+        return {"pid": os.getpid(), "session": os.getsid(0)}
+
+    def taken(self, work: Work) -> None:
+        """Called with every work that comes in."""
+
+    def stream(self, works, sampling, progress=None):
+        waiting, open_works, more = iter(works), [], True
+        while True:
+            while more and sum(left for _, left in open_works) < 2 * self.spec.seats:
+                work = next(waiting, self)
+                if work is self or work is None:
+                    more = work is None
+                    break
+                open_works.append([work, sum(len(r.seeds) for r in work.requests)])
+                self.taken(work)
+            if not open_works:
+                if not more:
+                    return
+                continue
+            time.sleep(self.step_s)
+            done = min(self.each, open_works[0][1])
+            open_works[0][1] -= done
+            if progress is not None:
+                progress(done, open_works[0][0])
+            if not open_works[0][1]:
+                work, _ = open_works.pop(0)
+                yield (
+                    work,
+                    [
+                        Completion(i, s, [7] * self.length, "stop")
+                        for i, request in enumerate(work.requests)
+                        for s in range(len(request.seeds))
+                    ],
+                )
+
+
+class Wordy(Standin):
+    """Says far more than a line's buffer holds."""
+
+    length, step_s = 300, 0.001
+
+
+class Orderly(Standin):
+    """Says so when it is closed."""
+
+    def close(self) -> None:
+        Path(self.spec.name).touch()
+
+
+class OnceBroken(Standin):
+    """The first of the engines to have taken two works, and no other, dies of its device. The spec's name is a file
+    that tells them apart."""
+
+    each, step_s = 1, 0.02
+    had = 0
+
+    def taken(self, work: Work) -> None:
+        self.had += 1
+        if self.had == 2 and self.first():
+            raise EngineDied("vllm: the engine of it died: device-side assert.")
+
+    def first(self) -> bool:
+        try:
+            Path(self.spec.name).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+class AlwaysBroken(OnceBroken):
+    def first(self) -> bool:
+        return True
+
+
+class Refusing(OnceBroken):
+    """What one refuses, all would."""
+
+    def taken(self, work: Work) -> None:
+        raise AdapterError("vllm: a.safetensors is of another base. Use its own.")
+
+
+class Stuck(Standin):
+    """In a step that does not end."""
+
+    def taken(self, work: Work) -> None:
+        Path(self.spec.name).write_text(str(os.getpid()))
+        time.sleep(600)

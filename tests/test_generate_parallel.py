@@ -1,0 +1,184 @@
+"""Engines in processes of their own, without a model: no side waits for the other for good, one that dies costs its
+works' time alone, and none outlives its parent or hears the terminal's Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
+
+import pytest
+import standins
+
+from leakfast.errors import AdapterError, ModelError
+from leakfast.generate import Sampling
+from leakfast.generate.vllm import Parallel
+from leakfast.generate.vllm.start import EngineDied
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# no guard of __main__: a script that asks for engines need not have one
+WORDY = """
+import sys, time
+import standins
+from leakfast.generate import Sampling
+from leakfast.generate.vllm import Parallel
+engines = Parallel(standins.spec(seats=1024), int(sys.argv[1]), standins.Wordy)
+seen = []
+for work, done in engines.stream(standins.works(12, requests=256, samples=10, tokens=700), Sampling()):
+    assert len(done) == 2560
+    time.sleep(0.05)  # a shard is written
+    seen.append(work.key)
+engines.close()
+print(sorted(seen) == list(range(12)))
+"""
+
+STUCK = """
+import sys
+import standins
+from leakfast.generate import Sampling
+from leakfast.generate.vllm import Parallel
+engines = Parallel(standins.spec(sys.argv[1]), 1, standins.Stuck)
+list(engines.stream(standins.works(1), Sampling()))
+"""
+
+
+LEFT = """
+import standins
+from leakfast.generate import Sampling
+from leakfast.generate.vllm import Parallel
+engines = Parallel(standins.spec(), 2, standins.Standin)
+print(next(engines.stream(standins.works(9), Sampling()))[0].key)
+"""
+
+
+def script(tmp_path, text: str, *words: str) -> subprocess.Popen:
+    path = tmp_path / "script.py"
+    path.write_text(text)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    return subprocess.Popen(
+        [sys.executable, str(path), *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def gone(pid: int) -> bool:
+    """Whether a process that is no child of ours has ended (one that nobody has waited for counts)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture
+def engines():
+    opened = []
+
+    def made(n, make, name="standin"):
+        opened.append(Parallel(standins.spec(str(name)), n, make))
+        return opened[-1]
+
+    yield made
+    for one in opened:
+        one.close()
+
+
+@pytest.mark.parametrize("n", ["1", "2"])
+def test_works_and_replies_larger_than_the_lines_buffer_pass_each_other(tmp_path, n):
+    """256 requests of 700 tokens are above 300 kB, their completions more: both sides send at once, again and again."""
+    (work,) = standins.works(1, requests=256, samples=10, tokens=700)
+    assert len(ForkingPickler.dumps(list(work.requests))) > 300_000
+    child = script(tmp_path, WORDY, n)
+    try:
+        out, told = child.communicate(timeout=90)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        pytest.fail("the two sides wait for each other")
+    assert child.returncode == 0 and out == "True\n", told
+
+
+def test_an_engine_that_raises_as_it_dies_gives_its_works_to_the_others(engines, tmp_path, caplog):
+    pair = engines(2, standins.OnceBroken, tmp_path / "broken")
+    counted = {}
+
+    def progress(n, work):
+        counted[work.key] = counted.get(work.key, 0) + n
+
+    seen = [work.key for work, _ in pair.stream(standins.works(12, samples=20), Sampling(), progress)]
+    assert sorted(seen) == list(range(12)), "none lost, none twice"
+    assert counted == dict.fromkeys(range(12), 20), "what the dead one had said is taken back"
+    assert "device-side assert" in caplog.text and "go to the others" in caplog.text
+    assert len(pair.members) == 1
+    again = [work.key for work, _ in pair.stream(standins.works(3), Sampling())]
+    assert sorted(again) == [0, 1, 2], "the one that is left goes on"
+    assert pair.described(Sampling())["data_parallel"] == 1
+
+
+def test_the_last_engine_to_die_ends_the_run_with_what_it_died_of(engines, tmp_path):
+    pair = engines(2, standins.AlwaysBroken, tmp_path / "broken")
+    with pytest.raises(EngineDied, match="device-side assert"):
+        list(pair.stream(standins.works(40, samples=20), Sampling()))
+    assert pair.members == []
+    with pytest.raises(ModelError, match="device-side assert"):
+        pair.described(Sampling())
+
+
+def test_what_no_engine_would_take_ends_the_run_at_once(engines, caplog):
+    pair = engines(2, standins.Refusing)
+    with pytest.raises(AdapterError, match="another base"):
+        list(pair.stream(standins.works(4), Sampling()))
+    assert len(pair.members) == 2 and "go to the others" not in caplog.text
+
+
+def test_an_engine_killed_while_idle_is_done_without(engines):
+    pair = engines(2, standins.Standin)
+    assert len(list(pair.stream(standins.works(3), Sampling()))) == 3
+    os.kill(pair.members[0].process.pid, signal.SIGKILL)
+    pair.members[0].process.join()
+    assert len(list(pair.stream(standins.works(3), Sampling()))) == 3
+    assert len(pair.members) == 1
+
+
+def test_a_script_that_ends_with_engines_at_work_ends(tmp_path):
+    child = script(tmp_path, LEFT)
+    try:
+        out, told = child.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        pytest.fail("it waits for its engines, and they for it")
+    assert child.returncode == 0 and out.strip() in ("0", "1") and "Traceback" not in told, told
+
+
+def test_an_engine_is_closed_in_order_at_the_end(engines, tmp_path):
+    """A tensor-parallel one has workers and shared memory to give back."""
+    one = engines(1, standins.Orderly, tmp_path / "closed")
+    assert not (tmp_path / "closed").exists()
+    one.close()
+    assert (tmp_path / "closed").exists() and one.members[0].process.exitcode == 0
+
+
+def test_an_engine_is_in_a_session_of_its_own(engines):
+    told = engines(1, standins.Standin).described(Sampling())
+    assert told["session"] == told["pid"] != os.getpid()
+
+
+def test_an_engine_in_mid_step_does_not_outlive_a_parent_that_is_killed(tmp_path):
+    child = script(tmp_path, STUCK, str(tmp_path / "pid"))
+    try:
+        limit = time.monotonic() + 60
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            assert child.poll() is None and time.monotonic() < limit, child.stderr.read()
+            time.sleep(0.05)
+        engine = int((tmp_path / "pid").read_text())
+        assert not gone(engine)
+    finally:
+        child.kill()
+        child.wait()
+    limit = time.monotonic() + 40
+    while not gone(engine):
+        assert time.monotonic() < limit, "the engine's process outlives its parent"
+        time.sleep(0.1)
