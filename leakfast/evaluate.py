@@ -186,7 +186,10 @@ def evaluate_all(
                 stated=any("batch_completions" in p.asked.config.model_fields_set for p in open_plans),
             ) as engine:  # fmt: skip
                 if backend == "vllm":
-                    engines.check_engine(engine, loaded, waiting, personas, open_plans[0].asked.texts, allow)
+                    engines.check_engine(
+                        engine, loaded, waiting, personas, open_plans[0].asked.texts, allow,
+                        {t.path: t.source for t in targets}, longest,
+                    )  # fmt: skip
                 for plan in open_plans:
                     plan.told = engine.described(plan.asked.sampling)
                     run.log("engine", **plan.told)
