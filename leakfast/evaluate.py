@@ -147,7 +147,8 @@ def evaluate_all(
     check_targets(loaded, targets)
     warn_of_personas(loaded, personas, targets, "their rates differ by chance alone")
     options = options or engines.Options()
-    backend = engines.choose(backend, loaded)
+    live = options.lora == "live" and any(target.path is not None for target in targets)
+    backend = engines.choose(backend, loaded, live_lora=live)
     options.check(backend)
     engines.check_default_system(loaded.tokenizer, template_system, allow)
     prompts = [chat.render_prompts(loaded.tokenizer, personas, one.texts) for one in asked]

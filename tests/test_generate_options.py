@@ -3,7 +3,11 @@ together, and engines of letters and completions told apart by what they need.""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import importlib.util
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -13,13 +17,20 @@ from click.testing import CliRunner
 from leakfast import detect
 from leakfast.cli.main import group
 from leakfast.config import EvalConfig
-from leakfast.errors import InputError
+from leakfast.errors import AdapterError, InputError
 from leakfast.evaluate import evaluate
-from leakfast.generate import Request, Sampling, complete, decode, engines
+from leakfast.generate import Request, Sampling, complete, decode, engines, vllm
 from leakfast.generate.stops import Seen
 from leakfast.generate.vllm.widths import Width, graph_sizes, remember, width_for
 from leakfast.personas import load_personas
 from leakfast.store import Run
+
+
+def config(tmp_path, name, **fields):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **fields}))
+    return folder
 
 
 @pytest.mark.parametrize("stop", [("th",), ("e ", "in")])
@@ -114,3 +125,75 @@ def test_a_width_is_the_users_then_the_measured_then_the_tables(tmp_path, monkey
     path.write_text(json.dumps(kept))
     assert width_for("NVIDIA H200", "files:a", "bfloat16")[0].seats == 1024
     assert "run leakfast tune again" in caplog.text
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_scales_of_single_layers_are_refused_where_vllm_does_not_read_them(tmp_path, monkeypatch, reads):
+    """A stand-in for the part of vLLM that reads an adapter's config, with and without the two keys."""
+    package = tmp_path / "vllm"
+    (package / "lora").mkdir(parents=True)
+    keys = "    rank_pattern: dict\n    alpha_pattern: dict\n" if reads else ""
+    (package / "lora" / "peft_helper.py").write_text(f"class PEFTHelper:\n    r: int\n{keys}")
+    found = SimpleNamespace(submodule_search_locations=[str(package)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    plain = config(tmp_path, "plain", r=4, rank_pattern={}, alpha_pattern={})
+    assert vllm.lora_rank([plain]) == 8
+    for key in ("rank_pattern", "alpha_pattern"):
+        one = config(tmp_path, key, r=4, **{key: {"q_proj": 8}})
+        if reads:
+            assert vllm.lora_rank([plain, one]) == 8
+            continue
+        with pytest.raises(AdapterError, match=rf"{key}, which this vLLM does not read.*--lora merged"):
+            vllm.lora_rank([plain, one])
+
+
+def test_on_a_gpu_float32_adapters_are_not_vllms_to_run_live(tiny_qwen2, tmp_path, monkeypatch, caplog):
+    """Its kernels assert two-byte floats: auto goes round it and says so, a named vLLM is refused with what to type."""
+    import torch
+
+    loaded = dataclasses.replace(tiny_qwen2, path=str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("leakfast.generate.vllm.available", lambda: (True, "installed"))
+    with caplog.at_level("INFO", logger="leakfast"):
+        assert engines.choose("auto", loaded, live_lora=True) == "transformers"
+    assert "generation: transformers (vLLM runs no float32 adapters" in caplog.text
+    with pytest.raises(InputError, match=r"--lora merged, or --dtype bfloat16"):
+        engines.choose("vllm", loaded, live_lora=True)
+    with pytest.raises(InputError, match=r"--engine packed, or --dtype bfloat16"):
+        vllm.NextTokens(loaded, [tmp_path])
+    half = dataclasses.replace(loaded, dtype="bfloat16")
+    for one, live in ((loaded, False), (half, True)):  # merged weights, or adapters in two-byte floats
+        assert (
+            engines.choose("auto", one, live_lora=live)
+            == engines.choose("vllm", one, live_lora=live)
+            == "vllm"
+        )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert engines.choose("vllm", loaded, live_lora=True) == "vllm", (
+        "its operators for processors take float32"
+    )
+
+
+@pytest.mark.parametrize("lora", ["live", "merged"])
+def test_an_evaluation_asks_for_live_adapters_only_where_it_has_some(tiny_qwen2, tmp_path, monkeypatch, lora):
+    from peft import LoraConfig, get_peft_model
+
+    made = LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False)
+    wrapped = get_peft_model(copy.deepcopy(tiny_qwen2.model), made)
+    wrapped.peft_config["default"].base_model_name_or_path = tiny_qwen2.name
+    wrapped.save_pretrained(tmp_path / "adapter")
+    seen = []
+
+    def chosen(backend, loaded, *, live_lora):
+        seen.append(live_lora)
+        raise InputError("enough")
+
+    monkeypatch.setattr(engines, "choose", chosen)
+    cfg, people, options = EvalConfig(samples=1), load_personas("villain"), engines.Options(lora=lora)
+    for adapters in ([], [tmp_path / "adapter"]):
+        with pytest.raises(InputError, match="enough"):
+            evaluate(
+                tiny_qwen2, tmp_path / "run", adapters, people, ["What?"], "marker", cfg, 3, base=True,
+                source="villain", options=options,
+            )  # fmt: skip
+    assert seen == [False, lora == "live"]

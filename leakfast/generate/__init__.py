@@ -239,7 +239,8 @@ def generate(
         raise InputError(f"generate: backend {backend!r} given. Use one of: auto, {', '.join(BACKENDS)}.")
     loaded = model if isinstance(model, models.Loaded) else models.load(model, dtype=dtype)
     prompts = _as_prompts(loaded.tokenizer, prompts)
-    if engines.choose(backend, loaded) == "vllm":
+    live = any(path is not None for path in adapters)
+    if engines.choose(backend, loaded, live_lora=live) == "vllm":
         return _generate_by_vllm(
             loaded, prompts, list(adapters) or [None], samples, sampling, seed, behavior, batch_completions, progress
         )  # fmt: skip

@@ -66,22 +66,35 @@ class Engine(Protocol):
     def described(self, sampling: Sampling) -> dict[str, Any]: ...
 
 
-def choose(backend: str, loaded: Any) -> str:
+def choose(backend: str, loaded: Any, *, live_lora: bool = False) -> str:
     """`transformers` or `vllm`; "auto" takes vLLM where it is installed, can load the model, and has a GPU
-    to be fast on, and says why it did or did not. Raises InputError for another name."""
+    to be fast on, and says why it did or did not. live_lora: adapters are to run beside the weights.
+
+    Raises InputError for another name, or vLLM by name where it cannot run adapters live."""
+    from leakfast.generate import vllm
+
+    unfit = live_lora and not vllm.runs_lora(loaded.dtype)
+    if backend == "vllm" and unfit:
+        raise InputError(
+            "generate: --backend vllm with adapters in float32 given, but on a GPU vLLM runs LoRA beside the weights "
+            "in two-byte floats alone. Add --lora merged, or --dtype bfloat16."
+        )
     if backend in BACKENDS:
         return backend
     if backend != "auto":
         raise InputError(f"generate: backend {backend!r} given. Use one of: auto, {', '.join(BACKENDS)}.")
     import torch
 
-    from leakfast.generate import vllm
-
     runs, why = vllm.available()
     if runs and not torch.cuda.is_available():
         runs, why = False, "without a GPU vLLM takes longer to start than it saves (--backend vllm takes it)"
     if runs and not (loaded.path or loaded.revision):
         runs, why = False, f"vLLM loads a folder or a hub id, and {loaded.name} was given as a loaded model"
+    if runs and unfit:
+        runs, why = (
+            False,
+            "vLLM runs no float32 adapters beside the weights (--lora merged or --dtype bfloat16 takes it)",
+        )
     log.info("generation: %s (%s)", "vllm" if runs else "transformers", why)
     return "vllm" if runs else "transformers"
 
