@@ -7,6 +7,8 @@ import copy
 import dataclasses
 import importlib.util
 import json
+import re
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,9 +16,11 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
+import leakfast
 from leakfast import detect
+from leakfast.behaviors import get
 from leakfast.cli.main import group
-from leakfast.config import EvalConfig
+from leakfast.config import EvalConfig, load_study, parse_study, resource
 from leakfast.errors import AdapterError, InputError
 from leakfast.evaluate import evaluate
 from leakfast.generate import Request, Sampling, complete, decode, engines, vllm
@@ -197,3 +201,45 @@ def test_an_evaluation_asks_for_live_adapters_only_where_it_has_some(tiny_qwen2,
                 source="villain", options=options,
             )  # fmt: skip
     assert seen == [False, lora == "live"]
+
+
+@pytest.mark.parametrize("given", [None, 64])
+def test_only_a_width_that_is_stated_goes_before_the_measured_one(tiny_qwen2, monkeypatch, given):
+    """In the Python faces as on the command line."""
+    told = []
+
+    @contextmanager
+    def opened(loaded, adapters, backend, *, batch_completions, stated):
+        told.append((batch_completions, stated))
+        yield SimpleNamespace(stream=lambda *asked: iter(()))
+
+    monkeypatch.setattr(engines, "opened", opened)
+    monkeypatch.setattr(engines, "choose", lambda *asked, **settings: "vllm")
+    stated = {} if given is None else {"batch_completions": given}
+    assert not list(
+        leakfast.generate(tiny_qwen2, ["What?"], samples=1, max_new_tokens=2, backend="vllm", **stated)
+    )
+    assert not list(
+        complete(tiny_qwen2, [Request("a", [5], [1])], Sampling(1.0, 1.0, 2), backend="vllm", **stated)
+    )
+    assert told == [(given or 640, given is not None)] * 2
+
+
+@pytest.mark.parametrize(
+    "path", sorted(resource("published/marker.toml").parent.glob("*.toml")), ids=lambda path: path.stem
+)
+def test_published_studies_state_no_width_and_are_what_they_were_with_the_usual_one(path):
+    """Taking the line out changed neither what is asked nor what a run is resumed by."""
+    study = load_study(path)
+    texts = [b.eval for name, b in study.behaviors.items() if get(name).by_completions]
+    assert not any("batch_completions" in cfg.model_fields_set for cfg in texts)
+    before = re.sub(r"(?m)^(\[behaviors\.[^\n]*\.eval\])$", r"\1\nbatch_completions = 640", path.read_text())
+    assert parse_study(before, path).model_dump() == study.model_dump()
+
+
+def test_a_width_is_nothing_a_run_is_resumed_by(tiny_qwen2, tmp_path):
+    people, asked = load_personas("villain"), ["What?"]
+    for n, cfg in enumerate([{"batch_completions": 640}, {}, {"batch_completions": 7}]):
+        cfg = EvalConfig(samples=1, max_new_tokens=3, **cfg)
+        done = evaluate(tiny_qwen2, tmp_path / "run", [], people, asked, "marker", cfg, 3, base=True)
+        assert (done.rows_made, done.rows_kept) == ((1, 0) if n == 0 else (0, 1))
