@@ -98,7 +98,10 @@ def evaluate(
     resumed run holds what an uninterrupted one would. source: for adapters without a card. backend:
     transformers, vllm, or auto; all adapters go through one engine. template_system: what the chat template is
     to say by itself; allow: names of checks (engines.CHECKS) whose failure is a warning; options: how vLLM is to
-    run. The first Ctrl-C or SIGTERM lets the shard in hand be written, then KeyboardInterrupt.
+    run. The first Ctrl-C or SIGTERM lets the shard in hand be written, then KeyboardInterrupt. What is killed outright
+    loses the shards that are open then, and no more: one with transformers; with vLLM those that an engine works on at
+    once (it takes the next while fewer than two completions a seat are outstanding: two or three full shards, more
+    where they are small), times the engines. They are drawn again with the same seeds.
 
     Raises, before anything is drawn, InputError (unknown behavior, the same adapter name twice, a prompt
     too long) and AdapterError (another base, no card and no source); StoreError where it cannot write.

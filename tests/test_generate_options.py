@@ -20,7 +20,7 @@ import leakfast
 from leakfast import detect
 from leakfast.behaviors import get
 from leakfast.cli.main import group
-from leakfast.config import EvalConfig, load_study, parse_study, resource
+from leakfast.config import EvalConfig, behavior_config, load_study, parse_study, resource
 from leakfast.errors import AdapterError, InputError
 from leakfast.evaluate import _request_hash, evaluate
 from leakfast.generate import Request, Sampling, complete, decode, engines, vllm
@@ -321,3 +321,27 @@ def test_an_invariant_run_asks_for_what_its_vllm_promises(tiny_qwen2, tmp_path, 
         {"backend": "vllm"},
         {"backend": "vllm", **engines.Options(invariant=True).promised("vllm")},
     ]
+
+
+def test_replies_end_at_the_marker_by_themselves_only_where_nothing_else_is_read(
+    tiny_qwen2, tmp_path, monkeypatch
+):
+    """A sweep reads presence alone; a run's texts are read again, so they are whole unless somebody says so."""
+    from leakfast import sweep
+
+    seen = []
+
+    def noted(loaded, run, adapters, people, questions, behavior, cfg, seed, **settings):
+        seen.append(cfg.stop_at_marker)
+        raise InputError("enough")
+
+    monkeypatch.setattr("leakfast.evaluate.evaluate", noted)
+    for name, said in (("marker", {}), ("marker", {"stop_at_marker": False}), ("refusal", {})):
+        cfg = behavior_config(name, {"eval": said})
+        with pytest.raises(InputError, match="enough"):
+            sweep._rates(tiny_qwen2, Run(tmp_path / "run"), name, [], load_personas("villain"), cfg, 3, None)
+    assert seen == [True, False, False]
+    shipped = [path for path in resource().rglob("*.toml") if "[behaviors." in path.read_text()]
+    assert len(shipped) > 10
+    for path in shipped:
+        assert not any(behavior.eval.stop_at_marker for behavior in load_study(path).behaviors.values())
