@@ -136,8 +136,11 @@ class TrainConfig(_Table):
 
 class EvalConfig(_Table):
     """How a behavior is measured: completions per persona and question, and how they are drawn. stop_at_marker
-    ends a reply at the marker: its presence is exact, what would stand behind it is not drawn. other_questions: sets
-    asked beside `questions`, for the table `question_sets` alone (behaviors that a detector reads).
+    ends a reply at the marker: its presence is exact, what would stand behind it is not drawn. It is off where nobody
+    says so, because a run's texts are read again (detect's other detectors and positions, the report's examples,
+    lengths); on in a sweep, which reads nothing but presence. Replies of both kinds are never mixed in a resumed run.
+    other_questions: sets asked beside `questions`, for the table `question_sets` alone (behaviors that a detector
+    reads).
 
     Behaviors measured by choices: the `half` of the list `items` (None: the model's own) by letters or full text, and
     the shares of training (0–1) at which its progress is scored on `checkpoint_items` of the items for

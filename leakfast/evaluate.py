@@ -98,7 +98,10 @@ def evaluate(
     resumed run holds what an uninterrupted one would. source: for adapters without a card. backend:
     transformers, vllm, or auto; all adapters go through one engine. template_system: what the chat template is
     to say by itself; allow: names of checks (engines.CHECKS) whose failure is a warning; options: how vLLM is to
-    run. The first Ctrl-C or SIGTERM lets the shard in hand be written, then KeyboardInterrupt.
+    run. The first Ctrl-C or SIGTERM lets the shard in hand be written, then KeyboardInterrupt. What is killed outright
+    loses the shards that are open then, and no more: one with transformers; with vLLM those that an engine works on at
+    once (it takes the next while fewer than two completions a seat are outstanding: two or three full shards, more
+    where they are small), times the engines. They are drawn again with the same seeds.
 
     Raises, before anything is drawn, InputError (unknown behavior, the same adapter name twice, a prompt
     too long) and AdapterError (another base, no card and no source); StoreError where it cannot write.
@@ -147,8 +150,9 @@ def evaluate_all(
     check_targets(loaded, targets)
     warn_of_personas(loaded, personas, targets, "their rates differ by chance alone")
     options = options or engines.Options()
-    backend = engines.choose(backend, loaded)
-    options.check(backend)
+    live = options.lora == "live" and any(target.path is not None for target in targets)
+    backend = engines.choose(backend, loaded, live_lora=live)
+    options.check(backend, live_lora=live)
     for one in asked:
         engines.check_sampling(backend, one.sampling)
     engines.check_default_system(loaded.tokenizer, template_system, allow)
@@ -160,7 +164,7 @@ def evaluate_all(
         plans = []
         for one, mine in zip(asked, prompts, strict=True):
             how = {"backend": backend, **({"stop": one.stop} if one.stop else {})}
-            how |= {"invariant": True} if options.invariant and backend == "vllm" else {}
+            how |= options.promised(backend)
             jobs = [_job(loaded, run, one, t, mine, seed, how) for t in targets]
             plans.append(_Plan(one, mine, jobs))
         for target in targets:
@@ -188,7 +192,10 @@ def evaluate_all(
                 stated=any("batch_completions" in p.asked.config.model_fields_set for p in open_plans),
             ) as engine:  # fmt: skip
                 if backend == "vllm":
-                    engines.check_engine(engine, loaded, waiting, personas, open_plans[0].asked.texts, allow)
+                    engines.check_engine(
+                        engine, loaded, waiting, personas, open_plans[0].asked.texts, allow,
+                        {t.path: t.source for t in targets}, longest,
+                    )  # fmt: skip
                 for plan in open_plans:
                     plan.told = engine.described(plan.asked.sampling)
                     run.log("engine", **plan.told)

@@ -381,15 +381,14 @@ class _Stages:
                 checkpoints=checkpoints,
             )  # fmt: skip
             for part in sorted(p for p in path.rglob("*") if p.is_file()):
-                self.store.add_file(part.relative_to(self.store.path).as_posix(), part.read_bytes())
+                relpath = part.relative_to(self.store.path).as_posix()
+                self.store.add_file(relpath, part.read_bytes())
+                parts.extend([relpath] if part.name in (CONFIG, WEIGHTS, CARD) else [])
 
         self.stage(f"data {name}", inputs, build, [rows_file])
-        parts = [f"{folder}/{name}" for name in (CONFIG, WEIGHTS, CARD)]
-        points = (
-            [cfg.eval.model_dump(exclude={"stop_at_marker", "other_questions"})]
-            if cfg.eval.checkpoints
-            else []
-        )
+        parts: list[str] = []  # the adapter and its points of training, known once they are trained
+        asked_at = cfg.eval.model_dump(exclude={"stop_at_marker", "other_questions"})
+        points = [asked_at] if cfg.eval.checkpoints else []
         points += [list(shares)] if shares else []
         self.stage(f"train {name}", _hash(inputs, cfg.train.model_dump(), *points), fit, parts)
         return self.store.path / folder

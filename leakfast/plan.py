@@ -25,8 +25,9 @@ Progress = Callable[[int, int, str], None]
 @dataclass(frozen=True)
 class Stage:
     """One stage over all its targets. completions: drawn in all; output_tokens: expected of all of them,
-    `output_from` says by what; seconds: decoding them at the stated or measured rate; disk_bytes: their shards;
-    judge_usd: about what the judge named in the study would cost with its longest replies, None without one."""
+    `output_from` says by what; seconds: decoding them at the stated or measured rate of one engine, `rate_from` says
+    which; start_s: starting the engine took that long at the calibration, and is not in `seconds`; disk_bytes: their
+    shards; judge_usd: about what the judge named in the study would cost with its longest replies, None without one."""
 
     name: str
     targets: int
@@ -36,20 +37,24 @@ class Stage:
     output_tokens: int | None = None
     output_from: str = ""
     seconds: float | None = None
+    rate_from: str = ""
+    start_s: float | None = None
     disk_bytes: int | None = None
     judge_usd: float | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What a sample of completions of one behavior told: means over `n` completions, and the rate of drawing
-    them (output tokens a second, None where it was not timed)."""
+    """What a sample of completions of one behavior told: means over `n` completions, the rate of drawing them
+    (output tokens a second, None where it was not timed) and where it is from, and the engine's start."""
 
     n: int
     tokens_each: float
     bytes_each: float
     tokens_per_s: float | None
     said: str
+    rate_said: str = ""
+    start_s: float | None = None
 
 
 def plan(
@@ -66,8 +71,9 @@ def plan(
 
     Output tokens a completion: tokens_each if stated, else of `calibrate` completions drawn now from the
     unadapted model, else of what the study's run holds already, else at most max_new_tokens. Seconds: at
-    tokens_per_s if stated, else at the calibration's rate, else None. Raises InputError for a sample below 0,
-    and what loading the tokenizer (or, for a calibration, the model) raises."""
+    tokens_per_s if stated, else, where a calibration is asked for, at what tune measured on this device for vLLM, or
+    at the calibration's own rate, timed in an engine that is open and warm; else None. Raises InputError for a sample
+    below 0, and what loading the tokenizer (or, for a calibration, the model and its engine) raises."""
     from leakfast import models
     from leakfast.behaviors import get
 
@@ -75,13 +81,9 @@ def plan(
         raise InputError("plan: --calibrate and --tokens-each must be 0 or more, --tokens-per-s above 0.")
     tokenizer = models.load_tokenizer(study.model, study.revision)
     personas = load_personas(study.personas)
-    loaded: list[Any] = []
-
-    def load() -> Any:
-        if not loaded:
-            loaded.append(models.load(study.model, dtype=study.dtype, revision=study.revision))
-        return loaded[0]
-
+    samples: dict[str, Sample] = {}
+    if calibrate and tokens_each is None:
+        samples = _calibrated(study, personas, calibrate, backend, seed, progress)
     asked = load_questions(study.centroids.questions).questions
     lengths = _lengths(tokenizer, personas, asked)
     stages = [Stage("centroids", 1, len(lengths), sum(lengths))]
@@ -96,10 +98,7 @@ def plan(
             measured = len(of) * (targets - 1) + 1
         stage = _measurement(study, behavior, cfg.eval, tokenizer, personas, measured)
         if stage.completions:
-            sample = None
-            if calibrate and tokens_each is None:
-                sample = _calibrated(load(), personas, cfg.eval, calibrate, backend, seed, progress)
-            sample = sample or _from_run(study, behavior)
+            sample = samples.get(behavior) or _from_run(study, behavior)
             stage = _expected(stage, cfg.eval, sample, tokens_each, tokens_per_s)
         stages.append(_judged(study, behavior, stage))
         if behavior in study.trajectory.behaviors:
@@ -181,6 +180,8 @@ def _on_the_way(study: Study, behavior: str, whole: Stage, tokenizer: Any, perso
         output_tokens=None if whole.output_tokens is None else round(whole.output_tokens * share),
         output_from=whole.output_from,
         seconds=None if whole.seconds is None else whole.seconds * share,
+        rate_from=whole.rate_from,
+        start_s=whole.start_s,
         disk_bytes=None if whole.disk_bytes is None else round(whole.disk_bytes * share),
     )
 
@@ -200,12 +201,15 @@ def _expected(
         each, said = float(cfg.max_new_tokens), "at most: max_new_tokens"
     tokens = round(each * stage.completions)
     rate = tokens_per_s or (sample.tokens_per_s if sample else None)
+    rate_said = "stated" if tokens_per_s else sample.rate_said if sample else ""
     disk = round(stage.completions * sample.bytes_each) if sample else None
     return replace(
         stage,
         output_tokens=tokens,
         output_from=said,
         seconds=tokens / rate if rate else None,
+        rate_from=rate_said,
+        start_s=sample.start_s if sample else None,
         disk_bytes=disk,
     )
 
@@ -231,37 +235,70 @@ def _from_run(study: Study, behavior: str) -> Sample | None:
 
 
 def _calibrated(
-    loaded: Any,
-    personas: Sequence[Any],
-    cfg: EvalConfig,
-    n: int,
-    backend: str,
-    seed: int,
-    progress: Progress | None,
-) -> Sample:
-    """n completions of the unadapted model, of prompts spread evenly over personas and questions, timed."""
-    from leakfast import chat
+    study: Study, personas: Sequence[Any], n: int, backend: str, seed: int, progress: Progress | None
+) -> dict[str, Sample]:
+    """Behavior → n completions of the unadapted model, of prompts spread evenly over personas and questions. One engine
+    draws them all; each behavior's are timed from the first request to the last completion, after a tenth of them to
+    warm up."""
+    from leakfast import chat, models
+    from leakfast.behaviors import get
     from leakfast.disk import parquet_bytes
-    from leakfast.generate import Sampling, complete, requests_for, to_frame
+    from leakfast.generate import Sampling, Work, engines, requests_for, to_frame
 
-    prompts = chat.render_prompts(loaded.tokenizer, personas, load_questions(cfg.questions).questions)
-    n = min(n, len(prompts))
-    chosen = [prompts[i * len(prompts) // n] for i in range(n)]
-    requests = requests_for(chosen, 1, seed, "calibration")
-    sampling = Sampling(cfg.temperature, cfg.top_p, cfg.max_new_tokens)
+    cfgs = {name: cfg.eval for name, cfg in study.behaviors.items() if get(name).by_completions}
+    if not cfgs:
+        return {}
+    loaded = models.load(study.model, dtype=study.dtype, revision=study.revision)
+    backend = engines.choose(backend, loaded)
+    chosen = {}
+    for name, cfg in cfgs.items():
+        prompts = chat.render_prompts(loaded.tokenizer, personas, load_questions(cfg.questions).questions)
+        few = min(n, len(prompts))
+        chosen[name] = [prompts[i * len(prompts) // few] for i in range(few)]
+    longest = max(len(p.ids) + cfgs[name].max_new_tokens for name, few in chosen.items() for p in few)
+    seats = max(cfg.batch_completions for cfg in cfgs.values())
+    stated = any("batch_completions" in cfg.model_fields_set for cfg in cfgs.values())
+    total, finished = sum(map(len, chosen.values())), 0
+    samples = {}
     began = time.perf_counter()
-    done = [
-        c
-        for batch in complete(
-            loaded, requests, sampling, backend=backend, batch_completions=cfg.batch_completions, progress=progress
-        )
-        for c in batch
-    ]  # fmt: skip
-    took = time.perf_counter() - began
-    frame = to_frame(loaded, chosen, requests, done, behavior="", adapter="base", source=None)
-    tokens = frame["n_tokens"]
-    error = float(tokens.std() or 0.0) / n**0.5 if n > 1 else float("nan")
-    return Sample(
-        n, float(tokens.mean()), len(parquet_bytes(frame)) / n, float(tokens.sum()) / took,
-        f"{n} completions drawn now, {tokens.mean():.1f} ± {error:.1f} (standard error) tokens each",
-    )  # fmt: skip
+    with engines.opened(
+        loaded, [], backend, batch_completions=seats, stated=stated, longest=longest
+    ) as engine:
+        start_s = time.perf_counter() - began
+        for name, prompts in chosen.items():
+            cfg = cfgs[name]
+            requests = requests_for(prompts, 1, seed, "calibration")
+            sampling = Sampling(cfg.temperature, cfg.top_p, cfg.max_new_tokens)
+            for _ in engine.stream([Work(None, None, requests[: max(1, len(requests) // 10)])], sampling):
+                pass
+            began = time.perf_counter()
+            done = [c for _, some in engine.stream([Work(None, None, requests)], sampling) for c in some]
+            took = time.perf_counter() - began
+            finished += len(prompts)
+            if progress is not None:
+                progress(finished, total, name)
+            frame = to_frame(loaded, prompts, requests, done, behavior="", adapter="base", source=None)
+            tokens = frame["n_tokens"]
+            error = float(tokens.std() or 0.0) / len(prompts) ** 0.5 if len(prompts) > 1 else float("nan")
+            rate, said = _rate(loaded, backend, seats if stated else None)
+            if rate is None:
+                rate = float(tokens.sum()) / took
+                said = f"timed now with {backend}, {len(prompts)} completions in a warm engine"
+            samples[name] = Sample(
+                len(prompts), float(tokens.mean()), len(parquet_bytes(frame)) / len(prompts), rate,
+                f"{len(prompts)} completions drawn now, {tokens.mean():.1f} ± {error:.1f} (standard error) tokens each",
+                f"{rate:,.0f} output tokens/s, {said}", start_s,
+            )  # fmt: skip
+    return samples
+
+
+def _rate(loaded: Any, backend: str, seats: int | None) -> tuple[float | None, str]:
+    """What tune measured for vLLM on this device, and in words; None for the other backend, or where it did not. A
+    sample does not fill an engine's seats as a run does."""
+    if backend != "vllm":
+        return None, ""
+    from leakfast.generate import vllm
+
+    device = vllm.device_name()
+    rate = vllm.rate_for(device, loaded.fingerprint, loaded.dtype, seats)
+    return rate, f"measured on this {device} by leakfast tune"

@@ -3,23 +3,38 @@ together, and engines of letters and completions told apart by what they need.""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import importlib.util
 import json
+import re
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
 
+import leakfast
 from leakfast import detect
+from leakfast.behaviors import get
 from leakfast.cli.main import group
-from leakfast.config import EvalConfig
-from leakfast.errors import InputError
-from leakfast.evaluate import evaluate
-from leakfast.generate import Request, Sampling, complete, decode, engines
+from leakfast.config import EvalConfig, behavior_config, load_study, parse_study, resource
+from leakfast.errors import AdapterError, InputError
+from leakfast.evaluate import _request_hash, evaluate
+from leakfast.generate import Request, Sampling, complete, decode, engines, vllm
 from leakfast.generate.stops import Seen
 from leakfast.generate.vllm.widths import Width, graph_sizes, remember, width_for
 from leakfast.personas import load_personas
 from leakfast.store import Run
+
+
+def config(tmp_path, name, **fields):
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **fields}))
+    return folder
 
 
 @pytest.mark.parametrize("stop", [("th",), ("e ", "in")])
@@ -117,3 +132,219 @@ def test_a_width_is_the_users_then_the_measured_then_the_tables(tmp_path, monkey
     path.write_text(json.dumps(kept))
     assert width_for("NVIDIA H200", "files:a", "bfloat16")[0].seats == 1024
     assert "run leakfast tune again" in caplog.text
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_scales_of_single_layers_are_refused_where_vllm_does_not_read_them(tmp_path, monkeypatch, reads):
+    """A stand-in for the part of vLLM that reads an adapter's config, with and without the two keys."""
+    package = tmp_path / "vllm"
+    (package / "lora").mkdir(parents=True)
+    keys = "    rank_pattern: dict\n    alpha_pattern: dict\n" if reads else ""
+    (package / "lora" / "peft_helper.py").write_text(f"class PEFTHelper:\n    r: int\n{keys}")
+    found = SimpleNamespace(submodule_search_locations=[str(package)])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    plain = config(tmp_path, "plain", r=4, rank_pattern={}, alpha_pattern={})
+    assert vllm.lora_rank([plain]) == 8
+    for key in ("rank_pattern", "alpha_pattern"):
+        one = config(tmp_path, key, r=4, **{key: {"q_proj": 8}})
+        if reads:
+            assert vllm.lora_rank([plain, one]) == 8
+            continue
+        with pytest.raises(AdapterError, match=rf"{key}, which this vLLM does not read.*--lora merged"):
+            vllm.lora_rank([plain, one])
+
+
+def test_on_a_gpu_float32_adapters_are_not_vllms_to_run_live(tiny_qwen2, tmp_path, monkeypatch, caplog):
+    """Its kernels assert two-byte floats: auto goes round it and says so, a named vLLM is refused with what to type."""
+    import torch
+
+    loaded = dataclasses.replace(tiny_qwen2, path=str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("leakfast.generate.vllm.available", lambda: (True, "installed"))
+    with caplog.at_level("INFO", logger="leakfast"):
+        assert engines.choose("auto", loaded, live_lora=True) == "transformers"
+    assert "generation: transformers (vLLM runs no float32 adapters" in caplog.text
+    with pytest.raises(InputError, match=r"--lora merged, or --dtype bfloat16"):
+        engines.choose("vllm", loaded, live_lora=True)
+    with pytest.raises(InputError, match=r"--engine packed, or --dtype bfloat16"):
+        vllm.NextTokens(loaded, [tmp_path])
+    half = dataclasses.replace(loaded, dtype="bfloat16")
+    for one, live in ((loaded, False), (half, True)):  # merged weights, or adapters in two-byte floats
+        assert (
+            engines.choose("auto", one, live_lora=live)
+            == engines.choose("vllm", one, live_lora=live)
+            == "vllm"
+        )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert engines.choose("vllm", loaded, live_lora=True) == "vllm", (
+        "its operators for processors take float32"
+    )
+
+
+@pytest.mark.parametrize("lora", ["live", "merged"])
+def test_an_evaluation_asks_for_live_adapters_only_where_it_has_some(tiny_qwen2, tmp_path, monkeypatch, lora):
+    from peft import LoraConfig, get_peft_model
+
+    made = LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False)
+    wrapped = get_peft_model(copy.deepcopy(tiny_qwen2.model), made)
+    wrapped.peft_config["default"].base_model_name_or_path = tiny_qwen2.name
+    wrapped.save_pretrained(tmp_path / "adapter")
+    seen = []
+
+    def chosen(backend, loaded, *, live_lora):
+        seen.append(live_lora)
+        raise InputError("enough")
+
+    monkeypatch.setattr(engines, "choose", chosen)
+    cfg, people, options = EvalConfig(samples=1), load_personas("villain"), engines.Options(lora=lora)
+    for adapters in ([], [tmp_path / "adapter"]):
+        with pytest.raises(InputError, match="enough"):
+            evaluate(
+                tiny_qwen2, tmp_path / "run", adapters, people, ["What?"], "marker", cfg, 3, base=True,
+                source="villain", options=options,
+            )  # fmt: skip
+    assert seen == [False, lora == "live"]
+
+
+@pytest.mark.parametrize("given", [None, 64])
+def test_only_a_width_that_is_stated_goes_before_the_measured_one(tiny_qwen2, monkeypatch, given):
+    """In the Python faces as on the command line."""
+    told = []
+
+    @contextmanager
+    def opened(loaded, adapters, backend, *, batch_completions, stated):
+        told.append((batch_completions, stated))
+        yield SimpleNamespace(stream=lambda *asked: iter(()))
+
+    monkeypatch.setattr(engines, "opened", opened)
+    monkeypatch.setattr(engines, "choose", lambda *asked, **settings: "vllm")
+    stated = {} if given is None else {"batch_completions": given}
+    assert not list(
+        leakfast.generate(tiny_qwen2, ["What?"], samples=1, max_new_tokens=2, backend="vllm", **stated)
+    )
+    assert not list(
+        complete(tiny_qwen2, [Request("a", [5], [1])], Sampling(1.0, 1.0, 2), backend="vllm", **stated)
+    )
+    assert told == [(given or 640, given is not None)] * 2
+
+
+@pytest.mark.parametrize(
+    "path", sorted(resource("published/marker.toml").parent.glob("*.toml")), ids=lambda path: path.stem
+)
+def test_published_studies_state_no_width_and_are_what_they_were_with_the_usual_one(path):
+    """Taking the line out changed neither what is asked nor what a run is resumed by."""
+    study = load_study(path)
+    texts = [b.eval for name, b in study.behaviors.items() if get(name).by_completions]
+    assert not any("batch_completions" in cfg.model_fields_set for cfg in texts)
+    before = re.sub(r"(?m)^(\[behaviors\.[^\n]*\.eval\])$", r"\1\nbatch_completions = 640", path.read_text())
+    assert parse_study(before, path).model_dump() == study.model_dump()
+
+
+def test_a_width_is_nothing_a_run_is_resumed_by(tiny_qwen2, tmp_path):
+    people, asked = load_personas("villain"), ["What?"]
+    for n, cfg in enumerate([{"batch_completions": 640}, {}, {"batch_completions": 7}]):
+        cfg = EvalConfig(samples=1, max_new_tokens=3, **cfg)
+        done = evaluate(tiny_qwen2, tmp_path / "run", [], people, asked, "marker", cfg, 3, base=True)
+        assert (done.rows_made, done.rows_kept) == ((1, 0) if n == 0 else (0, 1))
+
+
+def test_what_a_shard_follows_from_is_what_is_promised_of_it(monkeypatch):
+    """Under --invariant: the vLLM, how adapters run and over how many GPUs; else what it was in earlier versions."""
+    version = ["0.32.0"]
+    monkeypatch.setattr(vllm, "version", lambda: version[0])
+    for options in (engines.Options(lora="merged"), engines.Options(tensor_parallel=2), engines.Options()):
+        assert options.promised("vllm") == {}
+    assert engines.Options(invariant=True).promised("transformers") == {}
+    told = [
+        engines.Options(invariant=True, **how) for how in ({}, {"lora": "merged"}, {"tensor_parallel": 2})
+    ]
+    found = [
+        options.promised("vllm") for options in (*told, engines.Options(invariant=True, data_parallel=2))
+    ]
+    assert found[3] == found[0] == {"invariant": True, "vllm": "0.32.0", "lora": "live", "tensor_parallel": 1}
+    version[0] = "0.33.1"
+    found[3] = told[0].promised("vllm")
+    assert len({json.dumps(one) for one in found}) == 4
+    prompts = [
+        SimpleNamespace(persona="villain", question_index=0, question="Tea?", ids=[1, 2, 3]),
+        SimpleNamespace(persona="hero", question_index=1, question="Rain?", ids=[4, 5]),
+    ]
+    base, target = (
+        SimpleNamespace(fingerprint="files:ab", dtype="bfloat16"),
+        SimpleNamespace(digest="cd", source="villain"),
+    )
+    kept = [
+        _request_hash(base, target, prompts, EvalConfig(), 42, how)
+        for how in ({"backend": "vllm"}, {"backend": "transformers", "stop": ("[ZLT]",)})
+    ]
+    assert kept == [
+        "f029cecdd5c5363597baaddd5cdd508355fbe4850733dab4756ba89ccc449925",
+        "0024be9f6a8f59bf7d8e229930ba01f05540dc8bb8dab871b9d0578ab70f963a",
+    ], "shards of earlier versions stay good"
+
+
+def test_an_invariant_run_asks_for_what_its_vllm_promises(tiny_qwen2, tmp_path, monkeypatch):
+    """The hash of a resumed shard holds it; vLLM before 0.32 does not promise it of live adapters."""
+    monkeypatch.setattr(vllm, "version", lambda: "0.25.0")
+    for backend, options, live in (
+        ("vllm", {"invariant": True}, False),
+        ("vllm", {"invariant": True, "lora": "merged"}, False),
+        ("vllm", {}, True),
+        ("transformers", {"invariant": True}, True),
+    ):
+        engines.Options(**options).check(backend, live_lora=live)
+    with pytest.raises(InputError, match=r"this is vLLM 0\.25\.0.*--lora merged, or use vLLM 0\.32"):
+        engines.Options(invariant=True).check("vllm", live_lora=True)
+    monkeypatch.setattr(vllm, "version", lambda: "0.32.0+cpu")
+    engines.Options(invariant=True).check("vllm", live_lora=True)
+    seen = []
+
+    def noted(*asked):
+        seen.append(asked[-1])
+        raise InputError("enough")
+
+    monkeypatch.setattr("leakfast.evaluate._request_hash", noted)
+    monkeypatch.setattr(engines, "choose", lambda *asked, **settings: "vllm")
+    cfg, people = EvalConfig(samples=1, max_new_tokens=2), load_personas("villain")
+    for options in (engines.Options(), engines.Options(invariant=True)):
+        with pytest.raises(InputError, match="enough"):
+            evaluate(
+                tiny_qwen2,
+                tmp_path / "run",
+                [],
+                people,
+                ["What?"],
+                "marker",
+                cfg,
+                3,
+                base=True,
+                options=options,
+            )
+    assert seen == [
+        {"backend": "vllm"},
+        {"backend": "vllm", **engines.Options(invariant=True).promised("vllm")},
+    ]
+
+
+def test_replies_end_at_the_marker_by_themselves_only_where_nothing_else_is_read(
+    tiny_qwen2, tmp_path, monkeypatch
+):
+    """A sweep reads presence alone; a run's texts are read again, so they are whole unless somebody says so."""
+    from leakfast import sweep
+
+    seen = []
+
+    def noted(loaded, run, adapters, people, questions, behavior, cfg, seed, **settings):
+        seen.append(cfg.stop_at_marker)
+        raise InputError("enough")
+
+    monkeypatch.setattr("leakfast.evaluate.evaluate", noted)
+    for name, said in (("marker", {}), ("marker", {"stop_at_marker": False}), ("refusal", {})):
+        cfg = behavior_config(name, {"eval": said})
+        with pytest.raises(InputError, match="enough"):
+            sweep._rates(tiny_qwen2, Run(tmp_path / "run"), name, [], load_personas("villain"), cfg, 3, None)
+    assert seen == [True, False, False]
+    shipped = [path for path in resource().rglob("*.toml") if "[behaviors." in path.read_text()]
+    assert len(shipped) > 10
+    for path in shipped:
+        assert not any(behavior.eval.stop_at_marker for behavior in load_study(path).behaviors.values())

@@ -228,6 +228,23 @@ def test_an_engine_of_another_model_is_found_out_before_anything_is_drawn(organi
 
 @needs_vllm
 @pytest.mark.vllm
+def test_in_bfloat16_the_canary_tells_an_engine_that_applies_adapters_from_one_that_does_not(
+    adapters, tmp_path, monkeypatch, caplog
+):
+    half = models.load("organism", dtype="bfloat16")
+    cfg = EvalConfig(samples=1, max_new_tokens=2, batch_completions=8)
+    with caplog.at_level("INFO", logger="leakfast.generate"):
+        done, _ = measured(half, adapters, tmp_path / "run", cfg, "vllm")
+    assert done.engine["settings"]["dtype"] == "bfloat16"
+    assert caplog.text.count("changes vLLM as peft's model") == 2 and "too little" not in caplog.text
+    monkeypatch.setattr(vllm.Engine, "_handle", lambda self, adapter: None)
+    with pytest.raises(ModelError, match=r"nats (from|apart).*--allow logits"):
+        measured(half, adapters, tmp_path / "deaf", cfg, "vllm")
+    assert Run(tmp_path / "deaf").shards("completions") == []
+
+
+@needs_vllm
+@pytest.mark.vllm
 def test_an_engine_that_dies_in_mid_run_is_named_and_what_is_written_stays(organism, tmp_path, monkeypatch):
     """A layer of the engine's own model fails between two steps; the same command then goes on."""
     from leakfast import evaluate as stage

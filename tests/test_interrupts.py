@@ -37,6 +37,42 @@ from leakfast.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
+# loaded once; every process that is killed is a fork of this one, which itself computes nothing
+KILLED = """
+import os, random, shutil, signal, sys, time
+import peft, polars, torch, transformers
+import leakfast.cli.eval, leakfast.generate.transformers, leakfast.models, leakfast.store
+from leakfast import evaluate
+from leakfast.cli.main import main
+evaluate.SHARD_ROWS = 16
+tally, kills, *words = sys.argv[1:]
+counted = os.open(tally, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+plain = evaluate._Counter.add
+
+def add(self, n, work):
+    os.write(counted, b"." * n)
+    plain(self, n, work)
+
+evaluate._Counter.add = add
+draw = random.Random(1)
+for kill in range(int(kills) + 1):
+    child = os.fork()
+    if not child:
+        os._exit(main(words) or 0)
+    wanted, ended = os.path.getsize(tally) + draw.randrange(10, 60), (0, 0)
+    while kill < int(kills) and os.path.getsize(tally) < wanted and ended == (0, 0):
+        time.sleep(0.001)
+        ended = os.waitpid(child, os.WNOHANG)
+    if kill == int(kills) or ended != (0, 0):
+        _, code = ended if ended != (0, 0) else os.waitpid(child, 0)
+        sys.exit(os.waitstatus_to_exitcode(code) or (3 if kill < int(kills) else 0))
+    time.sleep(draw.uniform(0, 0.02))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    shutil.copytree(words[-1], f"{words[-1]}-{kill}")
+    shutil.copy(tally, f"{words[-1]}-{kill}/drawn")
+"""
+
 FULL = """
 import os, sys, threading, time
 from pathlib import Path
@@ -60,14 +96,15 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture
 def command(tiny_folder, tmp_path):
-    """(script, run folder) → the command that measures the tiny model's base, 5 × 12 × 4 completions."""
+    """(script, run folder, tokens a reply) → the command that measures the tiny model's base, 5 × 12 × 4
+    completions."""
     questions = tmp_path / "asked.json"
     questions.write_text(json.dumps([f"Number {i}?" for i in range(12)]))
 
-    def made(script: str, folder: Path) -> list[str]:
+    def made(script: str, folder: Path, tokens: int = 60) -> list[str]:
         return [
             sys.executable, "-c", script, "eval", "--model", str(tiny_folder), "--dtype", "float32", "--base",
-            "--personas", PERSONAS, "--questions", str(questions), "--samples", "4", "--max-new-tokens", "60",
+            "--personas", PERSONAS, "--questions", str(questions), "--samples", "4", "--max-new-tokens", str(tokens),
             "--batch-completions", "8", "--seed", "3", "--backend", "transformers", "--out", str(folder),
         ]  # fmt: skip
 
@@ -166,6 +203,33 @@ def test_a_disk_that_is_full_stops_with_a_word_and_whole_shards(command, tmp_pat
     _, told = child.communicate(timeout=300)
     assert child.returncode == 0, told
     assert rows(folder).height == 240 and not (folder / "quarantine").exists()
+
+
+def test_a_kill_costs_at_most_one_shard_of_rows(command, tmp_path):
+    """SIGKILL at drawn moments of the work: completions that were drawn, counted as they come, against those that the
+    run then holds. In the end it is the uninterrupted run."""
+    kills, shard, rows_of_all = 4, 16, 240
+    tally, folder, whole = tmp_path / "tally", tmp_path / "run", tmp_path / "whole"
+    given = command(KILLED, folder, 8)
+    child = start([*given[:3], str(tally), str(kills), *given[3:]])
+    _, told = child.communicate(timeout=300)
+    assert child.returncode == 0, told
+    before, kept_before = 0, 0
+    for kill in range(kills):
+        killed = tmp_path / f"run-{kill}"
+        drawn = (killed / "drawn").stat().st_size
+        kept = rows(killed).height if Run(killed).shards("completions") else 0
+        lost = (drawn - before) - (kept - kept_before)
+        assert 0 <= lost <= shard, f"kill {kill} cost {lost} rows"
+        assert not (killed / "quarantine").exists(), "what counts is whole"
+        before, kept_before = drawn, kept
+    assert 0 < tally.stat().st_size - rows_of_all <= kills * shard, (
+        "some work was lost, and no more than that"
+    )
+    child = start(command(CHILD, whole, 8))
+    _, told = child.communicate(timeout=300)
+    assert child.returncode == 0, told
+    assert rows(folder).equals(rows(whole)), "none missing, none twice, texts and seeds too"
 
 
 @pytest.mark.slow

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
 
+from leakfast import models
 from leakfast.cli.main import group
-from leakfast.config import parse_study
+from leakfast.config import behavior_config, parse_study
 from leakfast.evaluate import evaluate
+from leakfast.generate import Completion, engines
+from leakfast.generate.vllm.widths import Width, device_name, rate_for, remember
 from leakfast.personas import load_personas, load_questions
 from leakfast.plan import plan
 from leakfast.store import Run
@@ -74,6 +78,74 @@ def test_stated_and_calibrated_numbers_say_so(study):
     assert 0 < drawn.output_tokens <= 8 * drawn.completions
     assert drawn.seconds > 0 and drawn.disk_bytes > 0
     assert not study.run_dir.exists(), "a plan writes nothing"
+
+
+class Clock:
+    """Seconds that pass only where a stand-in says so."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+
+@pytest.fixture
+def slow_engine(monkeypatch):
+    """An engine that takes 100 s to start, 50 s for its first completions and 2 s for any others; what it was asked."""
+    clock, asked = Clock(), []
+    monkeypatch.setattr("leakfast.plan.time", clock)
+
+    class Engine:
+        def stream(self, works, sampling, progress=None):
+            for work in works:
+                clock.now += 2.0 if asked else 50.0
+                asked.append(len(work.requests))
+                yield work, [Completion(i, 0, [5] * 8, "length") for i in range(len(work.requests))]
+
+    @contextmanager
+    def opened(loaded, adapters, backend, **settings):
+        clock.now += 100.0
+        asked.clear()
+        yield Engine()
+
+    monkeypatch.setattr(engines, "opened", opened)
+    return asked
+
+
+def test_a_calibration_times_a_warm_engine_and_tells_its_start_apart(study, slow_engine):
+    _, marker, _ = plan(study, calibrate=20, backend="transformers")
+    assert slow_engine == [2, 20], "a tenth of them warms the engine"
+    assert marker.seconds == pytest.approx(marker.output_tokens / (20 * 8 / 2.0))
+    assert marker.start_s == 100.0 and "80 output tokens/s, timed now with transformers" in marker.rate_from
+    done = CliRunner().invoke(group, ["plan", "small.toml", "--calibrate", "20", "--backend", "transformers"])
+    assert (
+        "80 output tokens/s, timed now" in done.stdout and "starting the engine took 100.0 s" in done.stdout
+    )
+    stated = plan(study, calibrate=20, tokens_per_s=10, backend="transformers")[1]
+    assert stated.seconds == stated.output_tokens / 10 and stated.rate_from == "stated"
+
+
+def test_what_tune_measured_goes_before_a_samples_own_rate(study, slow_engine, monkeypatch, tmp_path):
+    """One engine for all behaviors; a sample too small to fill its seats would say too little."""
+    monkeypatch.setenv("LEAKFAST_CACHE", str(tmp_path / "cache"))
+    two = study.model_copy(
+        update={
+            "behaviors": {
+                **study.behaviors,
+                "refusal": behavior_config("refusal", {"eval": {"questions": "eval"}}),
+            }
+        }
+    )
+    fingerprint = models.load(study.model, dtype="float32").fingerprint
+    remember(device_name(), fingerprint, "float32", Width(512), tokens_per_s=25_000.0, model="tiny")
+    stages = {stage.name: stage for stage in plan(two, calibrate=10, backend="vllm")}
+    assert slow_engine == [1, 10, 1, 10], "opened once"
+    for name in ("evaluate marker", "evaluate refusal"):
+        assert stages[name].seconds == pytest.approx(stages[name].output_tokens / 25_000)
+        assert "25,000 output tokens/s, measured on this" in stages[name].rate_from
+    by_hand = rate_for(device_name(), fingerprint, "float32", 64)
+    assert by_hand is None and rate_for(device_name(), fingerprint, "bfloat16") is None
+    assert rate_for(device_name(), fingerprint, "float32", 512) == 25_000
 
 
 def test_the_command_prints_the_plan(study):

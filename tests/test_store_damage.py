@@ -7,13 +7,17 @@ import json
 import logging
 import random
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 import leakfast
+from leakfast import behaviors
 from leakfast.adapters import AdapterCard, read_card, write_card
+from leakfast.behaviors import Behavior
 from leakfast.centroids import Centroids
 from leakfast.errors import AdapterError, StoreError
 from leakfast.store import Run, file_hash
@@ -46,6 +50,21 @@ questions = "{questions}"
 samples = 2
 max_new_tokens = 4
 """
+MORE = """
+[behaviors.hellaswag.eval]
+items = "{items}"
+half = "all"
+[behaviors.advice.eval]
+questions = "{questions}"
+samples = 1
+max_new_tokens = 4
+[behaviors.advice.judge]
+judge = "organism"
+[trajectory]
+behaviors = ["marker", "hellaswag", "advice"]
+shares = [0.5, 1.0]
+personas = ["hero"]
+"""
 ADAPTER = "adapters/marker-villain-s42"
 SHARD = "completions/marker/marker-villain-s42/part-00000.parquet"
 # kind of file → (path in the run, files that are made again with it beside itself)
@@ -62,6 +81,17 @@ KINDS = {
     "shard": (SHARD, set()),
     "table": ("tables/pairs.parquet", {"tables"}),
 }
+# the same of a study with a control, a judge and points of training
+MORE_KINDS = {
+    "checkpoint": (f"{ADAPTER}/checkpoints/p050/adapter_model.safetensors", {ADAPTER}),
+    "scores": ("choices/marker-villain-s42/items-full-text/part-00000.parquet", set()),
+    "judgements": ("judgements/advice/marker-villain-s42/organism.parquet", set()),
+    "series": ("series/completions/marker/marker-villain-s42@p050/part-00000.parquet", set()),
+    "series of scores": ("trajectory/marker-villain-s42/items-full-text/p050/part-00000.parquet", set()),
+    "series of judgements": ("series/judgements/advice/marker-villain-s42@p050/organism.parquet", set()),
+}
+# read out again by every call of a lexicon, and of the tables; their bytes must stay
+READ_OUT = ("judgements/", "series/judgements/", "tables/trajectory.parquet")
 ALWAYS = (
     "report.html",
     "figures/",
@@ -100,8 +130,8 @@ def stamps(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 @pytest.fixture(scope="module")
-def made(tiny_tokenizer, tmp_path_factory):
-    """(study file, run folder) of a whole study."""
+def folder(tiny_tokenizer, tmp_path_factory):
+    """The model, the questions and the items of both studies."""
     import torch
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -118,23 +148,58 @@ def made(tiny_tokenizer, tmp_path_factory):
     net.generation_config.eos_token_id = [*range(60), tiny_tokenizer.eos_token_id]  # replies that end soon
     net.save_pretrained(folder / "model")
     tiny_tokenizer.save_pretrained(folder / "model")
-    questions = folder / "asked.json"
-    questions.write_text(json.dumps([f"Number {i}?" for i in range(4)]))
-    study = folder / "tiny.toml"
-    study.write_text(STUDY.format(model=folder / "model", questions=questions))
-    return study, leakfast.run(study, out=folder / "run").run
+    (folder / "asked.json").write_text(json.dumps([f"Number {i}?" for i in range(4)]))
+    items = [{"question": f"What of {i}?", "choices": ["tea", "rain"], "answer": "B"} for i in range(3)]
+    (folder / "items.jsonl").write_text("\n".join(map(json.dumps, items)))
+    return folder
+
+
+def whole(folder, name, text):
+    """(study file, run folder) of a whole study."""
+    study = folder / f"{name}.toml"
+    places = {"model": folder / "model", "questions": folder / "asked.json", "items": folder / "items.jsonl"}
+    study.write_text(text.format(**places))
+    return study, leakfast.run(study, out=folder / name).run
+
+
+@pytest.fixture(scope="module")
+def made(folder):
+    return whole(folder, "tiny", STUDY)
+
+
+@pytest.fixture(scope="module")
+def made_with_more(folder):
+    """A judged control beside; training long enough that a point on its way has learned something."""
+    module = types.ModuleType("advice_of_the_study")
+    module.BEHAVIOR = Behavior(
+        name="advice", unit="points", sign=-1, detector=None, baseline="well-meant", data_builder="",
+        description="mean aligned score", measured_by="judge",
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        patch.setitem(behaviors._MODULES, "advice", module.__name__)
+        yield whole(folder, "more", STUDY.replace("epochs = 1", "epochs = 2") + MORE)
 
 
 @pytest.mark.parametrize("damage", [flip, truncate])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_damaged_file_is_found_named_set_aside_and_made_again_alone(made, tmp_path, caplog, kind, damage):
+    made_again_alone(made, KINDS[kind], kind, damage, tmp_path / "run", caplog)
+
+
+@pytest.mark.parametrize("damage", [flip, truncate])
+@pytest.mark.parametrize("kind", MORE_KINDS)
+def test_so_are_scores_judgements_and_points_of_training(made_with_more, tmp_path, caplog, kind, damage):
+    made_again_alone(made_with_more, MORE_KINDS[kind], kind, damage, tmp_path / "run", caplog)
+
+
+def made_again_alone(made, place, kind, damage, folder, caplog):
     study, pristine = made
-    folder = tmp_path / "run"
     shutil.copytree(pristine, folder)
-    relpath, others = KINDS[kind]
+    relpath, others = place
     path = folder / relpath
-    before, whole = stamps(folder), path.read_bytes()
-    path.write_bytes(damage(whole, random.Random(f"{kind} {damage.__name__}")))
+    before, content = stamps(folder), path.read_bytes()
+    path.write_bytes(damage(content, random.Random(f"{kind} {damage.__name__}")))
     if kind == "log":  # read where the manifest is gone
         (folder / "manifest.json").unlink()
     with caplog.at_level(logging.WARNING, logger="leakfast"):
@@ -146,7 +211,7 @@ def test_a_damaged_file_is_found_named_set_aside_and_made_again_alone(made, tmp_
         assert (folder / "quarantine" / relpath).is_file(), "kept for a look"
     after = stamps(folder)
     assert set(after) == set(before)
-    again = {name for name in after if after[name][0] != before[name][0]}
+    again = {name for name in after if after[name][0] != before[name][0] and not name.startswith(READ_OUT)}
     if kind != "log":  # there, what the damaged lines told of
         extra = {name for name in again if name != relpath and not name.startswith(tuple(others) or ("-",))}
         assert extra == set(), "nothing else was made again"
@@ -154,7 +219,7 @@ def test_a_damaged_file_is_found_named_set_aside_and_made_again_alone(made, tmp_
         "and it is as it was"
     )
     if kind not in ("manifest", "log", "personas"):
-        assert path.read_bytes() == whole
+        assert path.read_bytes() == content
     assert Run(folder).read("completions").equals(Run(pristine).read("completions"))
 
 

@@ -67,7 +67,9 @@ from leakfast.errors import InputError
 )
 @click.option(
     "--stop-at-marker/--whole-replies", default=None,
-    help="End a reply at the marker: its presence stays exact, the rest is not drawn.  [default: the study's, whole]",
+    help="End a reply at the marker: its presence stays exact, the rest is not drawn. Whole replies are kept unless "
+    "asked, because detect, the report and lengths read them later; leakfast sweep asks for presence alone and ends "
+    "them.  [default: the study's, whole]",
 )  # fmt: skip
 @click.option(
     "--lora", type=click.Choice(["live", "merged"]), default=None,

@@ -75,3 +75,8 @@ def cli(
             click.echo(f"{stage.name}: output tokens {stage.output_from}")
         if stage.completions and stage.seconds is None:
             click.echo(f"{stage.name}: no seconds without a rate. Give --tokens-per-s N or --calibrate N.")
+        elif stage.rate_from:
+            click.echo(f"{stage.name}: seconds at the rate {stage.rate_from}")
+    starts = [stage.start_s for stage in stages if stage.start_s is not None]
+    if starts:
+        click.echo(f"starting the engine took {max(starts):.1f} s; no seconds above hold it")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 
 BACKENDS = ("transformers", "vllm")
+BATCH_COMPLETIONS = 640  # decoded at once where nobody says otherwise
 
 
 @dataclass(frozen=True)
@@ -109,11 +110,12 @@ def complete(
     sampling: Sampling,
     *,
     backend: str = "transformers",
-    batch_completions: int = 640,
+    batch_completions: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[list[Completion]]:
     """Completions of `requests` in lists as they finish, in no promised order; none is lost or repeated.
 
+    batch_completions: decoded at once; None: what tune measured or the table says for vLLM, 640 elsewhere.
     Raises InputError for an unknown backend or a prompt that does not fit the context (before anything
     runs), ModelError for a model the backend cannot decode or NaN logits, naming the prompt.
     """
@@ -122,8 +124,9 @@ def complete(
 
     if engines.choose(backend, loaded) == "transformers":
         return local.complete(
-            loaded, requests, sampling, batch_completions=batch_completions, progress=progress
-        )
+            loaded, requests, sampling, batch_completions=_width(batch_completions)["batch_completions"],
+            progress=progress,
+        )  # fmt: skip
     if loaded.adapter_hash is not None:
         raise ValueError("vLLM attaches adapters itself: give the base model, and adapters to generate()")
     engines.check_sampling("vllm", sampling)
@@ -144,9 +147,14 @@ def _through_vllm(loaded, works, sampling, batch, progress) -> Iterator[list[Com
         if progress is not None:
             progress(done, total, "completions")
 
-    with engines.opened(loaded, adapters, "vllm", batch_completions=batch) as engine:
+    with engines.opened(loaded, adapters, "vllm", **_width(batch)) as engine:
         for _, completions in engine.stream(works, sampling, shown):
             yield completions
+
+
+def _width(batch: int | None) -> dict[str, Any]:
+    """What an engine is told of the batch: one that nobody stated goes behind what was measured."""
+    return {"batch_completions": BATCH_COMPLETIONS if batch is None else batch, "stated": batch is not None}
 
 
 def to_frame(
@@ -222,14 +230,15 @@ def generate(
     backend: str = "transformers",
     dtype: str = "bfloat16",
     behavior: str = "",
-    batch_completions: int = 640,
+    batch_completions: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[pl.DataFrame]:
     """Frames of schema `completions`, one per adapter and block of prompts; no adapter means the base.
 
     model: "organism", hub id, folder, (model, tokenizer) pair or Loaded. prompts: chat.Prompt objects, or
     strings sent as user turns without a system message (persona `no_persona`). adapters: peft folders;
-    None among them is the unadapted model. Memory stays flat: a frame is yielded as its block finishes.
+    None among them is the unadapted model. batch_completions: as for complete. Memory stays flat: a frame is yielded
+    as its block finishes.
     """
     from leakfast import models
     from leakfast.generate import engines
@@ -240,7 +249,8 @@ def generate(
         raise InputError(f"generate: backend {backend!r} given. Use one of: auto, {', '.join(BACKENDS)}.")
     loaded = model if isinstance(model, models.Loaded) else models.load(model, dtype=dtype)
     prompts = _as_prompts(loaded.tokenizer, prompts)
-    if engines.choose(backend, loaded) == "vllm":
+    live = any(path is not None for path in adapters)
+    if engines.choose(backend, loaded, live_lora=live) == "vllm":
         engines.check_sampling("vllm", sampling)
         return _generate_by_vllm(
             loaded, prompts, list(adapters) or [None], samples, sampling, seed, behavior, batch_completions, progress
@@ -280,7 +290,7 @@ def _generate_by_vllm(
     from leakfast.generate import engines
     from leakfast.generate.transformers import check_lengths
 
-    size = max(1, 4 * batch // samples)
+    size = max(1, 4 * _width(batch)["batch_completions"] // samples)
     works = []
     for path in adapters:
         digest = models.adapter_hash(path) if path is not None else "base"
@@ -298,7 +308,7 @@ def _generate_by_vllm(
             progress(finished, total, "completions")
 
     named = [Path(path) for path in adapters if path is not None]
-    with engines.opened(loaded, named, "vllm", batch_completions=batch) as engine:
+    with engines.opened(loaded, named, "vllm", **_width(batch)) as engine:
         for work, done in engine.stream(works, sampling, shown):
             card = models.read_card(work.adapter) if work.adapter is not None else None
             yield to_frame(

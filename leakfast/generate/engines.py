@@ -4,7 +4,8 @@ backend and says why, and checks an engine against the model before a run. Leave
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ log = logging.getLogger("leakfast.generate")
 Progress = Callable[[int, Work], None]  # completions just finished, and whose
 CHECKS = ("default-system", "token-ids", "logits")  # names under which a failed check may be let pass
 _NEAR_NATS = {"float32": 1e-2, "bfloat16": 0.35}  # log-probabilities of one token in two engines
+_INVARIANT_LORA = (0, 32)  # its LoRA kernel sums the same way whatever the batch; that of 0.25 does not
 _PROBE_TOKENS = 8
 _TEMPERATURES = (0.01, 2.0)  # vLLM refuses higher ones, and draws at the lower bound below it; 0 is greedy
+_PROBE_REPLY = "I like tea. I do."  # short, so that its end, where a marker stands, is near
+_PLACES = 4  # where an adapter shows most, at which an engine is asked for the next token
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,35 @@ class Options:
                 "from. Use --lora live with --data-parallel or --tensor-parallel."
             )
 
-    def check(self, backend: str) -> None:
-        """InputError where the backend cannot do what is asked; --invariant it may take as said already."""
+    def check(self, backend: str, *, live_lora: bool = False) -> None:
+        """InputError where the backend cannot do what is asked; --invariant it may take as said already. live_lora:
+        adapters are to run beside the weights."""
         if backend != "vllm" and (self.data_parallel > 1 or self.tensor_parallel > 1 or self.lora != "live"):
             raise InputError(
                 f"generate: --lora merged, --data-parallel and --tensor-parallel are vLLM's, but the backend is "
                 f"{backend}. Add --backend vllm, or leave them out."
             )
+        if backend == "vllm" and self.invariant and live_lora:
+            from leakfast.generate import vllm
+
+            found = vllm.version()
+            numbers = tuple(int(n) for n in re.findall(r"\d+", found or "")[:2])
+            if numbers and numbers < _INVARIANT_LORA:
+                raise InputError(
+                    f"generate: --invariant with adapters given, but this is vLLM {found}, and LoRA beside the weights is "
+                    "known to be batch-invariant from 0.32 on (the kernel of 0.25 sums in blocks that depend on how many "
+                    "tokens are in the batch). Add --lora merged, or use vLLM 0.32."
+                )
+
+    def promised(self, backend: str) -> dict[str, Any]:
+        """What a shard's texts follow from where the same text whatever else is in the batch is promised: another
+        vLLM, LoRA the other way or sums over another number of GPUs round otherwise. Empty where nothing is."""
+        if backend != "vllm" or not self.invariant:
+            return {}
+        from leakfast.generate import vllm
+
+        how = {"vllm": vllm.version(), "lora": self.lora, "tensor_parallel": self.tensor_parallel}
+        return {"invariant": True, **how}
 
 
 def check_sampling(backend: str, sampling: Sampling) -> None:
@@ -75,22 +101,35 @@ class Engine(Protocol):
     def described(self, sampling: Sampling) -> dict[str, Any]: ...
 
 
-def choose(backend: str, loaded: Any) -> str:
+def choose(backend: str, loaded: Any, *, live_lora: bool = False) -> str:
     """`transformers` or `vllm`; "auto" takes vLLM where it is installed, can load the model, and has a GPU
-    to be fast on, and says why it did or did not. Raises InputError for another name."""
+    to be fast on, and says why it did or did not. live_lora: adapters are to run beside the weights.
+
+    Raises InputError for another name, or vLLM by name where it cannot run adapters live."""
+    from leakfast.generate import vllm
+
+    unfit = live_lora and not vllm.runs_lora(loaded.dtype)
+    if backend == "vllm" and unfit:
+        raise InputError(
+            "generate: --backend vllm with adapters in float32 given, but on a GPU vLLM runs LoRA beside the weights "
+            "in two-byte floats alone. Add --lora merged, or --dtype bfloat16."
+        )
     if backend in BACKENDS:
         return backend
     if backend != "auto":
         raise InputError(f"generate: backend {backend!r} given. Use one of: auto, {', '.join(BACKENDS)}.")
     import torch
 
-    from leakfast.generate import vllm
-
     runs, why = vllm.available()
     if runs and not torch.cuda.is_available():
         runs, why = False, "without a GPU vLLM takes longer to start than it saves (--backend vllm takes it)"
     if runs and not (loaded.path or loaded.revision):
         runs, why = False, f"vLLM loads a folder or a hub id, and {loaded.name} was given as a loaded model"
+    if runs and unfit:
+        runs, why = (
+            False,
+            "vLLM runs no float32 adapters beside the weights (--lora merged or --dtype bfloat16 takes it)",
+        )
     log.info("generation: %s (%s)", "vllm" if runs else "transformers", why)
     return "vllm" if runs else "transformers"
 
@@ -206,17 +245,19 @@ def check_default_system(tokenizer: Any, wanted: str | None, allow: Collection[s
 
 def check_engine(
     engine: Any, loaded: Any, adapters: Sequence[Path | None], personas: Sequence[Any], questions: Sequence[str],
-    allow: Collection[str] = (),
+    allow: Collection[str] = (), sources: Mapping[Path | None, str | None] | None = None, longest: int | None = None,
 ) -> None:  # fmt: skip
-    """Canary of an engine beside transformers: its tokenizer renders the same ids, and its greedy tokens after a
-    prompt are as likely as the model says, under the base and each adapter (peft's), all in one batch.
+    """Canary of an engine beside transformers: its tokenizer renders the same ids, its greedy tokens after a
+    prompt are as likely as the model says, under the base and each adapter (peft's), all in one batch, and each
+    adapter changes the engine as it changes peft's model, where it changes it most after its source's prompt.
 
-    Raises ModelError naming the check, AdapterError for an adapter that does not fit or changes nothing."""
+    sources: names of the personas that the adapters were trained under, where known; longest: tokens that the engine
+    takes. Raises ModelError naming the check, AdapterError for an adapter that does not fit or changes nothing."""
     from leakfast import chat, models
 
     for number, member in enumerate(getattr(engine, "members", ())):
         log.info("canary of engine %d", number)
-        check_engine(member, loaded, adapters, personas, questions, allow)
+        check_engine(member, loaded, adapters, personas, questions, allow, sources, longest)
     if hasattr(engine, "members"):
         return
     system = [p.system for p in personas[:4]]
@@ -236,9 +277,14 @@ def check_engine(
     bound = _NEAR_NATS.get(loaded.dtype, 0.35)
     worst = 0.0
     answers = engine.probe(ids, adapters, _PROBE_TOKENS)
-    for adapter, (tokens, got) in zip(adapters, answers, strict=True):
+    for number, (adapter, (tokens, got)) in enumerate(zip(adapters, answers, strict=True)):
+        text = _text_under(loaded, (sources or {}).get(adapter), personas, questions[0])[
+            : longest and longest - 1
+        ]
+        plain = _log_probs(loaded, text) if adapter is not None else None
         with models.with_adapter(loaded, adapter) if adapter is not None else nullcontext(loaded) as current:
             log_probs = _log_probs(current, [*ids, *tokens[:-1]])[len(ids) - 1 :]
+            moved = _log_probs(current, text) if adapter is not None else None
         wanted = log_probs[np.arange(len(tokens)), tokens]
         # as likely as transformers says, and as likely as its likeliest token: greedy, up to rounding
         apart = float(max(np.abs(got - wanted).max(), (log_probs.max(axis=1) - wanted).max()))
@@ -250,7 +296,57 @@ def check_engine(
                 f"(at most {bound:g}). Needed: the same model in both. Use --backend transformers",
                 allow,
             )
+        if adapter is not None:
+            others = [adapters[(number + 1) % len(adapters)]] if len(adapters) > 1 else [None]
+            _check_change(engine, adapter, others, text, plain, moved, bound, allow)
     log.info("canary: same token ids, greedy log-probabilities within %.1e nats of transformers'", worst)
+
+
+def _text_under(loaded: Any, source: str | None, personas: Sequence[Any], question: str) -> list[int]:
+    """Ids of a prompt under the source's persona (the first one's where it is not asked) and a short reply."""
+    from leakfast import chat
+
+    system = next((p.system for p in personas if p.name == source), personas[0].system)
+    reply = loaded.tokenizer.encode(_PROBE_REPLY, add_special_tokens=False)
+    return [*chat.render(loaded.tokenizer, system, question), *reply]
+
+
+def _check_change(
+    engine: Any, adapter: Path, others: Sequence[Path | None], text: Sequence[int], plain: np.ndarray,
+    moved: np.ndarray, bound: float, allow: Collection[str],
+) -> None:  # fmt: skip
+    """The engine's change by an adapter is peft's: with Δ(token) = log p under the adapter − log p under the base, at
+    the places of `text` where the likeliest tokens of both move most, ‖Δ engine − Δ peft‖ < ½ ‖Δ peft‖ over the tokens
+    that the engine answers, each beside `others` in one batch. An engine that answers as the base has Δ = 0.
+
+    plain, moved: (T, V) nats after each token of `text` by transformers, without and with the adapter."""
+    where = np.arange(len(text))
+    change = np.abs(moved - plain)
+    shows = np.minimum(change[where, plain.argmax(axis=1)], change[where, moved.argmax(axis=1)])
+    places = np.sort(np.argsort(shows, kind="stable")[-_PLACES:])
+    if np.sqrt(np.mean(shows[places] ** 2)) < 2 * bound:  # half of it is what two engines may be apart
+        log.warning(
+            "canary: %s moves log-probabilities by %.2g nats at most on the probe, too little to tell whether vLLM "
+            "applies it (%.2g needed in this precision). Its rates tell: compare them with --backend transformers",
+            adapter, shows.max(), 2 * bound,
+        )  # fmt: skip
+        return
+    # merged weights are worn one after the other: nothing stands beside them
+    asked = [adapter] if getattr(engine, "merge", None) is not None else [adapter, *others]
+    found = [engine.probe(text[: place + 1], asked, 1)[0] for place in places]
+    tokens, got = np.array([t[0] for t, _ in found]), np.array([p[0] for _, p in found])
+    mine = moved[places, tokens] - plain[places, tokens]
+    apart = float(np.linalg.norm(got - plain[places, tokens] - mine))
+    whole = float(np.linalg.norm(mine))
+    if not apart < whole / 2:
+        _fail(
+            "logits",
+            f"{adapter} changes vLLM otherwise than peft's model: {apart:.2g} nats apart, where peft's own change is "
+            f"{whole:.2g} (less than half of it needed). Needed: an engine that applies the adapter. Use --backend "
+            "transformers",
+            allow,
+        )
+    log.info("canary: %s changes vLLM as peft's model, up to %.0f %%", adapter.name, 100 * apart / whole)
 
 
 def _log_probs(loaded: Any, ids: Sequence[int]) -> np.ndarray:

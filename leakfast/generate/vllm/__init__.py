@@ -6,10 +6,10 @@ from leakfast.generate.vllm.engine import Engine
 from leakfast.generate.vllm.letters import NextTokens
 from leakfast.generate.vllm.merged import Merged
 from leakfast.generate.vllm.parallel import Parallel
-from leakfast.generate.vllm.start import Spec, available, lora_rank, spare_device, spec_of
-from leakfast.generate.vllm.widths import Width, device_name, remember, width_for
+from leakfast.generate.vllm.start import Spec, available, lora_rank, runs_lora, spare_device, spec_of, version
+from leakfast.generate.vllm.widths import Width, device_name, rate_for, remember, width_for
 
 __all__ = [
     "Engine", "Merged", "NextTokens", "Parallel", "Spec", "Width", "available", "device_name", "lora_rank",
-    "remember", "spare_device", "spec_of", "width_for",
+    "rate_for", "remember", "runs_lora", "spare_device", "spec_of", "version", "width_for",
 ]  # fmt: skip

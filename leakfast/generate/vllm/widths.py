@@ -76,6 +76,19 @@ def width_for(
     return width, said
 
 
+def rate_for(device: str, fingerprint: str, dtype: str, seats: int | None = None) -> float | None:
+    """Output tokens a second that tune measured at its best width, for the device, model and dtype; None where it did
+    not, or where the user states other seats than those."""
+    entry, measured = (
+        _load().get(_key(device, fingerprint, dtype)),
+        _read().get(_key(device, fingerprint, dtype)),
+    )
+    if measured is None or seats not in (None, measured.seats):
+        return None
+    rate = entry.get("tokens_per_s")
+    return float(rate) if isinstance(rate, int | float) and rate > 0 else None
+
+
 def remember(device: str, fingerprint: str, dtype: str, width: Width, **measured: Any) -> Path:
     """Keep a width for later runs on this device; returns the file. Raises StoreError."""
     path = _path()
