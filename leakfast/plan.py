@@ -250,8 +250,10 @@ def _calibrated(
         return {}
     loaded = models.load(study.model, dtype=study.dtype, revision=study.revision)
     backend = engines.choose(backend, loaded)
+    samplings = {n: Sampling(cfg.temperature, cfg.top_p, cfg.max_new_tokens) for n, cfg in cfgs.items()}
     chosen = {}
     for name, cfg in cfgs.items():
+        engines.check_sampling(backend, samplings[name])
         prompts = chat.render_prompts(loaded.tokenizer, personas, load_questions(cfg.questions).questions)
         few = min(n, len(prompts))
         chosen[name] = [prompts[i * len(prompts) // few] for i in range(few)]
@@ -266,9 +268,7 @@ def _calibrated(
     ) as engine:
         start_s = time.perf_counter() - began
         for name, prompts in chosen.items():
-            cfg = cfgs[name]
-            requests = requests_for(prompts, 1, seed, "calibration")
-            sampling = Sampling(cfg.temperature, cfg.top_p, cfg.max_new_tokens)
+            requests, sampling = requests_for(prompts, 1, seed, "calibration"), samplings[name]
             for _ in engine.stream([Work(None, None, requests[: max(1, len(requests) // 10)])], sampling):
                 pass
             began = time.perf_counter()
