@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +85,8 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
     tokenizer = load_tokenizer(model, revision)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     to_gpu = {"device_map": where} if where.type == "cuda" else {}  # read straight to where they stay
-    with (
-        ThreadPoolExecutor(1) as beside,
-        quiet_bars(folder is not None),
-        _explained(model, "weights"),
-    ):
-        hashing = beside.submit(folder_fingerprint, folder) if folder else None
+    with quiet_bars(folder is not None), _explained(model, "weights"):
+        hashing = _hashed_beside(folder) if folder else None
         net, found = AutoModelForCausalLM.from_pretrained(
             place,
             revision=revision or "main",
@@ -286,6 +283,20 @@ def folder_fingerprint(folder: Path) -> str:
                     digest.update(block)
         _fingerprints[key] = f"files:{digest.hexdigest()}"
     return _fingerprints[key]
+
+
+def _hashed_beside(folder: Path) -> Future[str]:
+    """folder_fingerprint in a thread that nobody waits for when loading ends in an error."""
+    found: Future[str] = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(folder_fingerprint(folder))
+        except OSError as error:
+            found.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return found
 
 
 def _tensor_fingerprint(net: Any) -> str:

@@ -244,12 +244,13 @@ def _calibrated(
     from leakfast.behaviors import get
     from leakfast.disk import parquet_bytes
     from leakfast.generate import Sampling, Work, engines, requests_for, to_frame
+    from leakfast.generate import transformers as local
 
     cfgs = {name: cfg.eval for name, cfg in study.behaviors.items() if get(name).by_completions}
     if not cfgs:
         return {}
     loaded = models.load(study.model, dtype=study.dtype, revision=study.revision)
-    backend = engines.choose(backend, loaded)
+    backend = engines.choose(backend, loaded, live_lora=bool(study.sources))  # as the run will
     samplings = {n: Sampling(cfg.temperature, cfg.top_p, cfg.max_new_tokens) for n, cfg in cfgs.items()}
     chosen = {}
     for name, cfg in cfgs.items():
@@ -257,6 +258,9 @@ def _calibrated(
         prompts = chat.render_prompts(loaded.tokenizer, personas, load_questions(cfg.questions).questions)
         few = min(n, len(prompts))
         chosen[name] = [prompts[i * len(prompts) // few] for i in range(few)]
+        local.check_lengths(
+            loaded.model, requests_for(chosen[name], 1, seed, "calibration"), cfg.max_new_tokens
+        )
     longest = max(len(p.ids) + cfgs[name].max_new_tokens for name, few in chosen.items() for p in few)
     seats = max(cfg.batch_completions for cfg in cfgs.values())
     stated = any("batch_completions" in cfg.model_fields_set for cfg in cfgs.values())

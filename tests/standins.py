@@ -4,6 +4,7 @@ test files are not. Demands the package alone; holds no tests."""
 from __future__ import annotations
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -124,3 +125,11 @@ class Stuck(Standin):
     def taken(self, work: Work) -> None:
         Path(self.spec.name).write_text(str(os.getpid()))
         time.sleep(600)
+
+
+class Surprised(Standin):
+    """Ends in an error that nobody foresaw, while a thread keeps its process from ending."""
+
+    def taken(self, work: Work) -> None:
+        threading.Thread(target=time.sleep, args=(60,)).start()
+        raise KeyError("a name nobody gave")

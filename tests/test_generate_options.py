@@ -23,7 +23,7 @@ from leakfast.cli.main import group
 from leakfast.config import EvalConfig, behavior_config, load_study, parse_study, resource
 from leakfast.errors import AdapterError, InputError
 from leakfast.evaluate import _request_hash, evaluate
-from leakfast.generate import Request, Sampling, complete, decode, engines, vllm
+from leakfast.generate import Request, Sampling, complete, decode, engines, generate, vllm
 from leakfast.generate.stops import Seen
 from leakfast.generate.vllm.widths import Width, graph_sizes, remember, width_for
 from leakfast.personas import load_personas
@@ -181,14 +181,34 @@ def test_on_a_gpu_float32_adapters_are_not_vllms_to_run_live(tiny_qwen2, tmp_pat
     )
 
 
-@pytest.mark.parametrize("lora", ["live", "merged"])
-def test_an_evaluation_asks_for_live_adapters_only_where_it_has_some(tiny_qwen2, tmp_path, monkeypatch, lora):
+def saved_adapter(loaded, folder):
     from peft import LoraConfig, get_peft_model
 
     made = LoraConfig(r=2, target_modules=["v_proj"], init_lora_weights=False)
-    wrapped = get_peft_model(copy.deepcopy(tiny_qwen2.model), made)
-    wrapped.peft_config["default"].base_model_name_or_path = tiny_qwen2.name
-    wrapped.save_pretrained(tmp_path / "adapter")
+    wrapped = get_peft_model(copy.deepcopy(loaded.model), made)
+    wrapped.peft_config["default"].base_model_name_or_path = loaded.name
+    wrapped.save_pretrained(folder)
+
+
+def test_generate_stays_with_the_backend_it_chose(tiny_qwen2, tmp_path, monkeypatch):
+    """auto, decided with the adapters in mind, is not decided again for each of them."""
+    asked = []
+
+    def chosen(backend, loaded, *, live_lora=False):
+        asked.append((backend, live_lora))
+        return "transformers" if live_lora or backend == "transformers" else "vllm"
+
+    monkeypatch.setattr(engines, "choose", chosen)
+    saved_adapter(tiny_qwen2, tmp_path / "adapter")
+    adapters = [None, tmp_path / "adapter"]
+    frames = list(generate(tiny_qwen2, ["Hi"], adapters, 1, max_new_tokens=2, backend="auto"))
+    assert len(frames) == 2 and {backend for backend, _ in asked[1:]} == {"transformers"}
+    assert asked[0] == ("auto", True)
+
+
+@pytest.mark.parametrize("lora", ["live", "merged"])
+def test_an_evaluation_asks_for_live_adapters_only_where_it_has_some(tiny_qwen2, tmp_path, monkeypatch, lora):
+    saved_adapter(tiny_qwen2, tmp_path / "adapter")
     seen = []
 
     def chosen(backend, loaded, *, live_lora):

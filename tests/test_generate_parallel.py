@@ -127,6 +127,13 @@ def test_the_last_engine_to_die_ends_the_run_with_what_it_died_of(engines, tmp_p
         pair.described(Sampling())
 
 
+def test_an_error_that_nobody_foresaw_is_told_at_once(engines):
+    began = time.monotonic()
+    with pytest.raises(EngineDied, match="KeyError: 'a name nobody gave'"):
+        list(engines(1, standins.Surprised).stream(standins.works(2), Sampling()))
+    assert time.monotonic() - began < 30, "its process goes on for a minute"
+
+
 def test_what_no_engine_would_take_ends_the_run_at_once(engines, caplog):
     pair = engines(2, standins.Refusing)
     with pytest.raises(AdapterError, match="another base"):

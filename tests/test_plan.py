@@ -132,7 +132,7 @@ def test_what_tune_measured_goes_before_a_samples_own_rate(study, slow_engine, m
         update={
             "behaviors": {
                 **study.behaviors,
-                "refusal": behavior_config("refusal", {"eval": {"questions": "eval"}}),
+                "refusal": behavior_config("refusal", {"eval": {"questions": "eval", "max_new_tokens": 24}}),
             }
         }
     )

@@ -312,7 +312,8 @@ def _score(
     where a stop was asked for."""
     import polars as pl
 
-    from leakfast.choices.scores import block_of, prompts_of
+    from leakfast.choices.scores import prompts_of
+    from leakfast.forest import Joined
     from leakfast.generate.adapted import adapted
 
     target = job.target
@@ -321,13 +322,17 @@ def _score(
     if not missing:
         return
     prompts = None
-    if engine is None and scoring == LETTERS:  # rendered once, while nothing waits for it
-        prompts = prompts_of(loaded, [p for s in missing for p in personas[s.start : s.stop]], list(items))
+    if engine is None and scoring == LETTERS:
+        blocks = [personas[s.start : s.stop] for s in missing]
+        if isinstance(
+            prompts_of(loaded, blocks[0], list(items)), Joined
+        ):  # pieces of all fit in memory, lists may not
+            prompts = prompts_of(loaded, [p for block in blocks for p in block], list(items))
     with nullcontext(loaded) if engine else adapted(loaded, target.path) as current:
         at = 0
         for shard in missing:
             block = personas[shard.start : shard.stop]
-            mine = None if prompts is None else block_of(prompts, at, at + len(block), len(items))
+            mine = None if prompts is None else Joined(prompts.heads[at : at + len(block)], prompts.tails)
             at += len(block)
 
             def shown(done: int, total: int, what: str, shard: Shard = shard) -> None:

@@ -101,15 +101,6 @@ def prompts_of(loaded: Loaded, personas: Sequence[Persona], items: Sequence[Item
     return chat.render_grid(loaded.tokenizer, personas, [item.letters_prompt for item in items])
 
 
-def block_of(prompts: Sequence[list[int]], start: int, stop: int, n_items: int) -> Sequence[list[int]]:
-    """The prompts of personas start…stop-1 out of `prompts_of` more of them, joined ones as their pieces."""
-    from leakfast.forest import Joined
-
-    if isinstance(prompts, Joined):
-        return Joined(prompts.heads[start:stop], prompts.tails)
-    return prompts[start * n_items : stop * n_items]
-
-
 def full_text(
     loaded: Loaded,
     personas: Sequence[Persona],

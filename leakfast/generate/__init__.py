@@ -250,7 +250,8 @@ def generate(
     loaded = model if isinstance(model, models.Loaded) else models.load(model, dtype=dtype)
     prompts = _as_prompts(loaded.tokenizer, prompts)
     live = any(path is not None for path in adapters)
-    if engines.choose(backend, loaded, live_lora=live) == "vllm":
+    backend = engines.choose(backend, loaded, live_lora=live)
+    if backend == "vllm":
         engines.check_sampling("vllm", sampling)
         return _generate_by_vllm(
             loaded, prompts, list(adapters) or [None], samples, sampling, seed, behavior, batch_completions, progress

@@ -355,7 +355,7 @@ def _log_probs(loaded: Any, ids: Sequence[int]) -> np.ndarray:
 
     with torch.inference_mode():
         logits = loaded.model(input_ids=torch.tensor([list(ids)], device=loaded.device)).logits[0]
-        return logits.float().log_softmax(-1).double().cpu().numpy()
+        return logits.float().log_softmax(-1).cpu().double().numpy()
 
 
 def _fail(check: str, what: str, allow: Collection[str]) -> None:

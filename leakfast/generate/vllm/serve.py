@@ -16,12 +16,12 @@ from typing import Any
 
 from leakfast.errors import LeakfastError
 from leakfast.generate import Sampling, Work
-from leakfast.generate.vllm.start import Spec
+from leakfast.generate.vllm.start import EngineDied, Spec, first_line
 
 log = logging.getLogger("leakfast.generate")
 
 _LEAST_DONE = 16  # completions told at once, so that progress does not wake the parent for each
-_GRACE_S = 10.0  # after the parent is gone, before a process that is still at something ends anyway
+_GRACE_S = 25.0  # after the parent is gone, before a process that is still at something ends anyway
 _GONE = object()
 
 
@@ -34,24 +34,46 @@ def serve(line: Connection, spec: Spec, make: Callable[[Spec], Any] | None) -> N
     from leakfast.generate.vllm.engine import Engine
 
     wire, engine = _Wire(line), None
-    with suppress(EOFError):  # the parent is gone
-        try:
-            engine = (make or Engine)(spec)
-            told = {"version": engine.version, "resolved": getattr(engine, "resolved", {})}
-            wire.send("started", told)
-            while True:
-                name, *rest = wire.take()
-                if name == "stream":
-                    _stream(engine, wire, rest[0])
-                else:
-                    wire.send("answer", getattr(engine, name)(*rest))
-        except LeakfastError as error:
-            if os.environ.get("LEAKFAST_DEBUG") == "1":
-                log.error("in the engine's process:", exc_info=True)
-            wire.send("error", error)
+    with _Told(wire, spec.name):
+        engine = (make or Engine)(spec)
+        told = {"version": engine.version, "resolved": getattr(engine, "resolved", {})}
+        wire.send("started", told)
+        while True:
+            name, *rest = wire.take()
+            if name == "stream":
+                _stream(engine, wire, rest[0])
+            else:
+                wire.send("answer", getattr(engine, name)(*rest))
     wire.flush()
     if hasattr(engine, "close"):
         engine.close()  # workers and memory of its own, shared between them
+
+
+class _Told:
+    """Whatever ends the engine is told to the parent, which would else wait until this process is gone; that the parent
+    itself is gone is nothing to tell."""
+
+    def __init__(self, wire: _Wire, name: str) -> None:
+        self.wire, self.name = wire, name
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        if isinstance(error, EOFError):
+            return True
+        foreign = not isinstance(error, LeakfastError)
+        if foreign or os.environ.get("LEAKFAST_DEBUG") == "1":
+            log.error("in the engine's process:", exc_info=error)
+        if foreign:
+            why = f"{type(error).__name__}: {first_line(error)}"
+            error = EngineDied(
+                f"vllm: the engine of {self.name} died: {why}. What is written stays: the same command goes on from there."
+            )
+        self.wire.send("error", error)
+        return True
 
 
 class _Wire:
@@ -86,17 +108,25 @@ class _Wire:
         self._writer.join(_GRACE_S)
 
     def _read(self) -> None:
-        with suppress(EOFError, OSError):
-            while True:
-                self._in.put(self._line.recv())
-        self._in.put(_GONE)
+        try:
+            with suppress(EOFError, OSError):
+                while True:
+                    self._in.put(self._line.recv())
+        finally:
+            self._in.put(_GONE)
         time.sleep(_GRACE_S)
         os._exit(1)  # starting, or in a step that does not end: nobody wants it any more
 
     def _write(self) -> None:
-        with suppress(OSError):
-            while (message := self._out.get()) is not _GONE:
-                self._line.send(message)
+        sound = False
+        try:
+            with suppress(OSError):
+                while (message := self._out.get()) is not _GONE:
+                    self._line.send(message)
+            sound = True
+        finally:
+            if not sound:  # the parent hears nothing more: what it cannot be told ends the process
+                os._exit(1)
 
 
 def _stream(engine: Any, wire: _Wire, sampling: Sampling) -> None:
