@@ -187,13 +187,12 @@ def bench_part(part, options):
     made = kind(config.hidden_size) if part == "norm" else kind(config)
     module = made.to(options.device, torch.bfloat16).requires_grad_(False)
     x = torch.randn(1, t, config.hidden_size, device=options.device, dtype=torch.bfloat16)
-    plan = {"norm": "plain", "mlp": "plain"}
     left_out, runs = {}, {}
     truth = module(x)
     for way in fused.ways(part):
 
         def run(_, way=way):
-            with fused.applied(module, plan | {part: way}), torch.inference_mode():
+            with fused.applied(module, fused.PLAIN | {part: way}), torch.inference_mode():
                 return module(x)
 
         try:

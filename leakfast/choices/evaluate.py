@@ -324,9 +324,8 @@ def _score(
     prompts = None
     if engine is None and scoring == LETTERS:
         blocks = [personas[s.start : s.stop] for s in missing]
-        if isinstance(
-            prompts_of(loaded, blocks[0], list(items)), Joined
-        ):  # pieces of all fit in memory, lists may not
+        first = prompts_of(loaded, blocks[0], list(items))
+        if isinstance(first, Joined):  # pieces of all fit in memory, lists may not
             prompts = prompts_of(loaded, [p for block in blocks for p in block], list(items))
     with nullcontext(loaded) if engine else adapted(loaded, target.path) as current:
         at = 0
