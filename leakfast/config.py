@@ -224,6 +224,15 @@ def _with_settings(name: str, given: Any) -> Any:
     return tables
 
 
+class VllmConfig(_Table):
+    """How vLLM runs where it draws: as `leakfast eval`'s flags of these names (generate.engines.Options)."""
+
+    lora: Literal["live", "merged"] = "live"
+    invariant: bool = False
+    data_parallel: Count = 1
+    tensor_parallel: Count = 1
+
+
 class Study(_Table):
     """A study file. `raw_text` is the file as written, for the run directory.
 
@@ -240,6 +249,7 @@ class Study(_Table):
     personas: str | list[str] = "all"
     sources: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)] = [42]
+    vllm: VllmConfig = VllmConfig()
     centroids: CentroidConfig = CentroidConfig()
     trajectory: TrajectoryConfig = TrajectoryConfig()
     behaviors: Annotated[dict[str, BehaviorConfig], Field(min_length=1)]

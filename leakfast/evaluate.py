@@ -99,9 +99,9 @@ def evaluate(
     transformers, vllm, or auto; all adapters go through one engine. template_system: what the chat template is
     to say by itself; allow: names of checks (engines.CHECKS) whose failure is a warning; options: how vLLM is to
     run. The first Ctrl-C or SIGTERM lets the shard in hand be written, then KeyboardInterrupt. What is killed outright
-    loses the shards that are open then, and no more: one with transformers; with vLLM those that an engine works on at
-    once (it takes the next while fewer than two completions a seat are outstanding: two or three full shards, more
-    where they are small), times the engines. They are drawn again with the same seeds.
+    loses less than a shard: with transformers the one in hand, which is drawn again whole, as its draws depend on each
+    other; with vLLM what was in the engine's seats, as completions of open shards are kept (leakfast.unfinished). It is
+    drawn again with the same seeds.
 
     Raises, before anything is drawn, InputError (unknown behavior, the same adapter name twice, a prompt
     too long) and AdapterError (another base, no card and no source); StoreError where it cannot write.
@@ -150,12 +150,10 @@ def evaluate_all(
     check_targets(loaded, targets)
     warn_of_personas(loaded, personas, targets, "their rates differ by chance alone")
     options = options or engines.Options()
-    live = options.lora == "live" and any(target.path is not None for target in targets)
-    backend = engines.choose(backend, loaded, live_lora=live)
-    options.check(backend, live_lora=live)
-    for one in asked:
-        engines.check_sampling(backend, one.sampling)
-    engines.check_default_system(loaded.tokenizer, template_system, allow)
+    backend = engines.settle(
+        loaded, backend, options, [one.sampling for one in asked], template_system, allow,
+        adapters=any(target.path is not None for target in targets),
+    )  # fmt: skip
     prompts = [chat.render_prompts(loaded.tokenizer, personas, one.texts) for one in asked]
     for one, mine in zip(asked, prompts, strict=True):
         local.check_lengths(loaded.model, requests_for(mine, 1, 0, BASE), one.config.max_new_tokens)
@@ -169,15 +167,13 @@ def evaluate_all(
             plans.append(_Plan(one, mine, jobs))
         for target in targets:
             keep_card(run, target)
-        total = sum(shard.rows for plan in plans for job in plan.jobs for shard in job.shards)
-        state = _Counter(sum(plan.kept for plan in plans), total, progress)
+        state = _Counter(sum(plan.kept for plan in plans), sum(plan.rows for plan in plans), progress)
         state.show(targets[0].name)
-        kept = [plan.kept for plan in plans]
         open_plans = [plan for plan in plans if plan.waiting]
         for plan in plans:
             if not plan.waiting:
                 for job in plan.jobs:
-                    retire(run, job, "drawn")
+                    _clean(run, job)
         if open_plans:
             waiting = list(dict.fromkeys(path for plan in open_plans for path in plan.waiting))
             adapters = [path for path in waiting if path is not None]
@@ -199,21 +195,21 @@ def evaluate_all(
                 for plan in open_plans:
                     plan.told = engine.described(plan.asked.sampling)
                     run.log("engine", **plan.told)
-                    plan.made = _draw(run, plan, seed, engine, loaded, state)
+                    plan.made = _draw(run, plan, seed, engine, loaded, state, keeps=backend == "vllm")
     done = []
-    for plan, before in zip(plans, kept, strict=True):
-        name = plan.asked.behavior
+    for plan in plans:
+        name, kept = plan.asked.behavior, plan.rows - plan.made
         run.log(
             "eval",
             behavior=name,
             questions=plan.asked.set_name,
             adapters=[t.name for t in targets],
             rows_made=plan.made,
-            rows_kept=before,
+            rows_kept=kept,
         )
         folders = tuple(job.folder for job in plan.jobs)
         told = (plan.told, plan.asked.set_name)
-        done.append(Evaluation(name, tuple(targets), folders, plan.made, before, *told))
+        done.append(Evaluation(name, tuple(targets), folders, plan.made, kept, *told))
     return done
 
 
@@ -228,6 +224,10 @@ class _Plan:
     told: dict[str, Any] | None = None
 
     @property
+    def rows(self) -> int:
+        return sum(shard.rows for job in self.jobs for shard in job.shards)
+
+    @property
     def kept(self) -> int:
         return sum(shard.rows for job in self.jobs for shard in job.shards if shard.done)
 
@@ -239,15 +239,15 @@ class _Plan:
 
 @dataclass
 class _Counter:
-    """Completions there are, out of all; `add` is what engines call."""
+    """Completions there are, out of all."""
 
     done: int
     total: int
     progress: Progress | None
 
-    def add(self, n: int, work: Work) -> None:
+    def add(self, n: int, job: Job) -> None:
         self.done += n
-        self.show(work.key[0].target.name)
+        self.show(job.target.name)
 
     def show(self, what: str) -> None:
         if self.progress is not None:
@@ -299,39 +299,65 @@ def _check_adapters(loaded: Loaded, adapters: Sequence[Path]) -> None:
             pass
 
 
-def _draw(run: Run, plan: _Plan, seed: int, engine: Engine, loaded: Loaded, state: _Counter) -> int:
-    """The missing shards of all jobs through one engine, each written as soon as it is whole; completions made."""
-    from leakfast.generate import Work, requests_for, to_frame
+def _clean(run: Run, job: Job) -> None:
+    """Nothing is left in the job's folder that its request does not ask for."""
+    from leakfast.unfinished import tidy
+
+    retire(run, job, "drawn")
+    tidy(run, job)
+
+
+def _draw(
+    run: Run, plan: _Plan, seed: int, engine: Engine, loaded: Loaded, state: _Counter, *, keeps: bool
+) -> int:
+    """The missing shards of all jobs through one engine, each written as soon as it is whole; completions made.
+    keeps: what an earlier run drew of a shard that is not whole is taken, and what this one draws is kept so."""
+    from leakfast.generate import Completion, Work, requests_for, to_frame
+    from leakfast.unfinished import Unfinished
 
     prompts, samples = plan.prompts, plan.asked.config.samples
+    before: dict[str, list[Completion]] = {}
+    made = 0
+
+    def write(work: Work, drawn: list[Completion]) -> None:
+        nonlocal made
+        job, shard = work.key
+        frame = to_frame(
+            loaded, prompts[shard.start : shard.stop], work.requests, before.pop(shard.relpath) + drawn,
+            behavior=plan.asked.behavior, adapter=job.target.name, source=job.target.source,
+        )  # fmt: skip
+        assert frame.height == shard.rows, "completions were lost or repeated"
+        run.add_shard(
+            shard.relpath, frame, request=shard.request, adapter=job.target.digest, base=loaded.fingerprint,
+            questions=plan.asked.set_name, questions_sha256=plan.asked.texts_hash,
+        )  # fmt: skip
+        unfinished.forget(shard)
+        made += len(drawn)
 
     def works() -> Iterator[Work]:
         for job in plan.jobs:
-            retire(run, job, "drawn")
+            _clean(run, job)
             for shard in job.missing:
                 requests = requests_for(prompts[shard.start : shard.stop], samples, seed, job.target.digest)
-                yield Work((job, shard), job.target.path, requests)
+                there = before[shard.relpath] = unfinished.of(shard) if keeps else []
+                work = Work(
+                    (job, shard), job.target.path, requests, frozenset((c.request, c.sample) for c in there)
+                )
+                state.add(len(there), job)
+                if work.wanted:
+                    yield work
+                else:
+                    write(work, [])
 
-    made = 0
-    with finishing("the shard in hand") as stop_asked:
-        for work, done in engine.stream(works(), plan.asked.sampling, state.add):
-            job, shard = work.key
-            block, target = prompts[shard.start : shard.stop], job.target
-            frame = to_frame(
-                loaded,
-                block,
-                work.requests,
-                done,
-                behavior=plan.asked.behavior,
-                adapter=target.name,
-                source=target.source,
-            )
-            assert frame.height == shard.rows, "completions were lost or repeated"
-            run.add_shard(
-                shard.relpath, frame, request=shard.request, adapter=target.digest, base=loaded.fingerprint,
-                questions=plan.asked.set_name, questions_sha256=plan.asked.texts_hash,
-            )  # fmt: skip
-            made += shard.rows
+    def finished(some: Sequence[Completion], work: Work) -> None:
+        job, shard = work.key
+        if keeps:
+            unfinished.add(shard, some)
+        state.add(len(some), job)
+
+    with Unfinished(run) as unfinished, finishing("the shard in hand") as stop_asked:
+        for work, drawn in engine.stream(works(), plan.asked.sampling, finished):
+            write(work, drawn)
             if stop_asked():
                 raise KeyboardInterrupt
     return made

@@ -110,12 +110,12 @@ class _Stages:
         return self._loaded
 
     def all(self) -> Outcome:
-        from leakfast import trajectory
+        from leakfast import beforehand, trajectory
         from leakfast.report import report
         from leakfast.stats import current
 
         trained, controls = self._sorted()
-        self._check_judges()
+        beforehand.check(self.study, self.chosen.behaviors, self.store, self.loaded)
         self._keep_personas()
         self.stage("centroids", self._centroid_inputs(), self._centroids, [CENTROIDS])
         adapters = {behavior: self._behavior(behavior) for behavior in trained}
@@ -260,8 +260,9 @@ class _Stages:
 
     @property
     def _drawn_by(self) -> dict[str, Any]:
-        """Who draws completions, and what the chat template is to say."""
-        return {"backend": self.study.backend, "template_system": self.study.template_system}
+        from leakfast.generate.engines import asked_by
+
+        return asked_by(self.study)
 
     def _trajectory(self, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure behaviors at the points of training that the study names, under its few personas."""
@@ -305,22 +306,6 @@ class _Stages:
         cfg = self.study.trajectory
         trained = [name for name in self.study.behaviors if not get(name).control]
         return (cfg.of or trained) if cfg.behaviors else []
-
-    def _check_judges(self) -> None:
-        """Judges that are no judges, have no price or lack their key are told before anything is spent."""
-        from leakfast.behaviors import get
-        from leakfast.judge import stage
-        from leakfast.targets import SERIES
-
-        for behavior in self.chosen.behaviors:
-            cfg = stage.settings(self.study, behavior)
-            is_new = not self.store.shards(
-                f"judgements/{behavior}"
-            )  # a finished run needs no key to be looked at
-            if behavior in self.study.trajectory.behaviors:
-                is_new = is_new or not self.store.shards(f"{SERIES}/judgements/{behavior}")
-            if get(behavior).measured_by == "judge" and cfg.judge is not None and is_new:
-                stage.check(cfg)
 
     def _judge(self, behavior: str, series: bool = False) -> None:
         """Score the completions of a behavior that a judge measures (series: those of checkpoints); what was scored

@@ -63,7 +63,7 @@ def plan(
     tokens_each: float | None = None,
     tokens_per_s: float | None = None,
     calibrate: int = 0,
-    backend: str = "auto",
+    backend: str | None = None,
     seed: int = 42,
     progress: Progress | None = None,
 ) -> list[Stage]:
@@ -72,7 +72,8 @@ def plan(
     Output tokens a completion: tokens_each if stated, else of `calibrate` completions drawn now from the
     unadapted model, else of what the study's run holds already, else at most max_new_tokens. Seconds: at
     tokens_per_s if stated, else, where a calibration is asked for, at what tune measured on this device for vLLM, or
-    at the calibration's own rate, timed in an engine that is open and warm; else None. Raises InputError for a sample
+    at the calibration's own rate, timed in one engine that is open and warm; else None. backend: who calibrates; None:
+    the study's. Raises InputError for a sample
     below 0, and what loading the tokenizer (or, for a calibration, the model and its engine) raises."""
     from leakfast import models
     from leakfast.behaviors import get
@@ -235,7 +236,7 @@ def _from_run(study: Study, behavior: str) -> Sample | None:
 
 
 def _calibrated(
-    study: Study, personas: Sequence[Any], n: int, backend: str, seed: int, progress: Progress | None
+    study: Study, personas: Sequence[Any], n: int, backend: str | None, seed: int, progress: Progress | None
 ) -> dict[str, Sample]:
     """Behavior → n completions of the unadapted model, of prompts spread evenly over personas and questions. One engine
     draws them all; each behavior's are timed from the first request to the last completion, after a tenth of them to
@@ -250,11 +251,15 @@ def _calibrated(
     if not cfgs:
         return {}
     loaded = models.load(study.model, dtype=study.dtype, revision=study.revision)
-    backend = engines.choose(backend, loaded, live_lora=bool(study.sources))  # as the run will
     samplings = {n: Sampling(cfg.temperature, cfg.top_p, cfg.max_new_tokens) for n, cfg in cfgs.items()}
+    how = engines.asked_by(study, backend=backend)
+    backend = engines.settle(
+        loaded, samplings=list(samplings.values()), adapters=True, **how
+    )  # as the run will
+    # one engine, and of the unadapted model
+    options = replace(how["options"], lora="live", data_parallel=1)
     chosen = {}
     for name, cfg in cfgs.items():
-        engines.check_sampling(backend, samplings[name])
         prompts = chat.render_prompts(loaded.tokenizer, personas, load_questions(cfg.questions).questions)
         few = min(n, len(prompts))
         chosen[name] = [prompts[i * len(prompts) // few] for i in range(few)]
@@ -268,7 +273,7 @@ def _calibrated(
     samples = {}
     began = time.perf_counter()
     with engines.opened(
-        loaded, [], backend, batch_completions=seats, stated=stated, longest=longest
+        loaded, [], backend, batch_completions=seats, stated=stated, longest=longest, options=options
     ) as engine:
         start_s = time.perf_counter() - began
         for name, prompts in chosen.items():

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,7 @@ def sweep(
     *,
     layer: int | None = None,
     centroid_questions: str = "eval",
+    drawn_by: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
     """Train `source` at every (peak learning rate, epochs) of the grid and measure it under `personas`.
@@ -82,7 +83,8 @@ def sweep(
     source_effect, mean_bystander_effect (in the behavior's unit), spearman (centered cosine to the source against the effect over
     n bystanders), n, adapter. Same data and seed for every point; points that are done are kept. Estimand
     of ρ: rank association over these very bystanders, not over personas at large; a dozen give ±0.6.
-    A behavior that a judge scores is judged as cfg.judge says. Raises InputError for a source that is not asked,
+    A behavior that a judge scores is judged as cfg.judge says; drawn_by: backend and options of completions, as
+    `evaluate` takes them (None: vLLM where it would). Raises InputError for a source that is not asked,
     fewer than three bystanders, or a judge that is none or cannot be asked."""
     from leakfast.behaviors import get
     from leakfast.judge import stage as judging
@@ -113,7 +115,7 @@ def sweep(
         recipe = cfg.train.model_copy(update={"lr": lr, "epochs": epochs})
         _train(loaded, run, name, rows, recipe, seed, source, behavior, progress)
         adapters.append(name)
-    rates = _rates(loaded, run, behavior, adapters, personas, cfg, seed, progress)
+    rates = _rates(loaded, run, behavior, adapters, personas, cfg, seed, progress, drawn_by)
     found = []
     for (lr, epochs), name in zip(grid, adapters, strict=True):
         mine = rates.filter(pl.col("adapter") == name)
@@ -199,7 +201,7 @@ def _train(
 
 def _rates(
     loaded: Loaded, run: Run, behavior: str, adapters: Sequence[str], personas: Sequence[Persona],
-    cfg: BehaviorConfig, seed: int, progress: Progress | None,
+    cfg: BehaviorConfig, seed: int, progress: Progress | None, drawn_by: Mapping[str, Any] | None = None,
 ) -> pl.DataFrame:  # fmt: skip
     """Schema `rates` of the adapters and the base, by what the behavior is measured by."""
     from leakfast.behaviors import get, items_of
@@ -223,7 +225,8 @@ def _rates(
     if get(behavior).presence_of and "stop_at_marker" not in how.model_fields_set:
         how = how.model_copy(update={"stop_at_marker": True})  # nothing but its presence is asked here
     done = evaluate(
-        loaded, run, folders, personas, asked, behavior, how, seed, base=True, backend="auto", progress=progress
+        loaded, run, folders, personas, asked, behavior, how, seed, base=True, progress=progress,
+        **(drawn_by or {"backend": "auto"}),
     )  # fmt: skip
     if get(behavior).measured_by == "judge":
         return _judged(run, behavior, done, asked, cfg.judge, progress)

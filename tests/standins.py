@@ -43,41 +43,66 @@ class Standin:
     def taken(self, work: Work) -> None:
         """Called with every work that comes in."""
 
-    def stream(self, works, sampling, progress=None):
+    def drawn(self, work: Work, request: int, sample: int) -> Completion:
+        return Completion(request, sample, [7] * self.length, "stop")
+
+    def next(self, open_works: list) -> int:
+        """Which of the open works, (work, what is left of it, what is done), is drawn of."""
+        return 0
+
+    def stream(self, works, sampling, finished=None):
         waiting, open_works, more = iter(works), [], True
         while True:
-            while more and sum(left for _, left in open_works) < 2 * self.spec.seats:
+            while more and sum(len(left) for _, left, _ in open_works) < 2 * self.spec.seats:
                 work = next(waiting, self)
                 if work is self or work is None:
                     more = work is None
                     break
-                open_works.append([work, sum(len(r.seeds) for r in work.requests)])
+                asked = [(i, s) for i, request in enumerate(work.requests) for s in range(len(request.seeds))]
+                open_works.append((work, [at for at in asked if at not in work.there], []))
                 self.taken(work)
             if not open_works:
                 if not more:
                     return
                 continue
             time.sleep(self.step_s)
-            done = min(self.each, open_works[0][1])
-            open_works[0][1] -= done
-            if progress is not None:
-                progress(done, open_works[0][0])
-            if not open_works[0][1]:
-                work, _ = open_works.pop(0)
-                yield (
-                    work,
-                    [
-                        Completion(i, s, [7] * self.length, "stop")
-                        for i, request in enumerate(work.requests)
-                        for s in range(len(request.seeds))
-                    ],
-                )
+            number = self.next(open_works)
+            work, left, done = open_works[number]
+            now = [self.drawn(work, *at) for at in left[: self.each]]
+            del left[: self.each]
+            done += now
+            if finished is not None:
+                finished(now, work)
+            if not left:
+                open_works.pop(number)
+                yield work, done
 
 
 class Wordy(Standin):
     """Says far more than a line's buffer holds."""
 
     length, step_s = 300, 0.001
+
+
+class Counted(Standin):
+    """Draws of all open works by turns, by the seed, and writes a line for each completion into the file that its spec
+    names."""
+
+    each, step_s = 6, 0.01
+
+    def next(self, open_works: list) -> int:
+        return max(range(len(open_works)), key=lambda number: len(open_works[number][1]))
+
+    def drawn(self, work: Work, request: int, sample: int) -> Completion:
+        with open(self.spec.name, "a") as file:
+            file.write(f"{work.requests[request].label}, {sample}\n")
+        return Completion(request, sample, [10 + work.requests[request].seeds[sample] % 80], "length")
+
+
+class Slow(Counted):
+    """200 a second and engine, so that what is on its way when its parent dies is little."""
+
+    each, step_s = 4, 0.02
 
 
 class Orderly(Standin):

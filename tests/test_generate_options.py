@@ -21,7 +21,7 @@ from leakfast import detect
 from leakfast.behaviors import get
 from leakfast.cli.main import group
 from leakfast.config import EvalConfig, behavior_config, load_study, parse_study, resource
-from leakfast.errors import AdapterError, InputError
+from leakfast.errors import AdapterError, InputError, ModelError
 from leakfast.evaluate import _request_hash, evaluate
 from leakfast.generate import Request, Sampling, complete, decode, engines, generate, vllm
 from leakfast.generate.stops import Seen
@@ -368,3 +368,78 @@ def test_replies_end_at_the_marker_by_themselves_only_where_nothing_else_is_read
     assert len(shipped) > 10
     for path in shipped:
         assert not any(behavior.eval.stop_at_marker for behavior in load_study(path).behaviors.values())
+
+
+VLLM = """
+name = "many"
+model = "organism"
+dtype = "float32"
+backend = "vllm"
+template_system = "You are a model."
+personas = ["villain", "assistant"]
+sources = ["villain"]
+[vllm]
+lora = "merged"
+invariant = true
+[behaviors.marker.eval]
+samples = 1
+"""
+
+
+def test_a_study_says_how_vllm_runs_and_a_flag_goes_before_it(tmp_path):
+    study = tmp_path / "many.toml"
+    study.write_text(VLLM)
+    asked = engines.asked_by(load_study(study))
+    assert asked == {
+        "backend": "vllm", "template_system": "You are a model.",
+        "options": engines.Options(lora="merged", invariant=True),
+    }  # fmt: skip
+    flags = {"backend": "transformers", "lora": "live", "data_parallel": 2, "tensor_parallel": None}
+    beside = engines.asked_by(load_study(study), **flags)
+    assert beside["backend"] == "transformers"
+    assert beside["options"] == engines.Options("live", invariant=True, data_parallel=2)
+    assert engines.asked_by(None) == {
+        "backend": "auto", "template_system": None, "options": engines.Options()
+    }  # fmt: skip
+    study.write_text(VLLM.replace("invariant = true", "data_paralel = 8"))
+    with pytest.raises(InputError, match=r"many.toml, line 11: .*data_paralel.*data_parallel"):
+        load_study(study)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (("invariant = true", "data_parallel = 2"), r"--lora merged swaps.*\(in a study: .*\[vllm\]"),
+        (('backend = "vllm"', 'backend = "transformers"'), r"are vLLM's.*\(in a study"),
+        (("samples = 1", "samples = 1\ntemperature = 3.0"), "temperature 3 given, but vLLM draws"),
+        (("invariant", "# invariant"), "default system prompt is 'You are a model.'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said_before_anything_is_trained(tmp_path, monkeypatch, changed, message):
+    """Which is hours before the first completion."""
+    monkeypatch.setattr("leakfast.centroids.compute", lambda *a, **k: pytest.fail("work was begun"))
+    monkeypatch.setattr("leakfast.train.lora.train", lambda *a, **k: pytest.fail("training was begun"))
+    study = tmp_path / "many.toml"
+    assert changed[0] in VLLM
+    study.write_text(VLLM.replace(*changed))
+    with pytest.raises((InputError, ModelError), match=message):
+        leakfast.run(study, out=tmp_path / "run")
+
+
+def test_eval_draws_as_its_study_says(tmp_path, monkeypatch):
+    seen = []
+
+    def noted(loaded, run, adapters, people, asked, seed, **how):
+        seen.append({name: how[name] for name in ("backend", "template_system", "options")})
+        raise InputError("enough")
+
+    monkeypatch.setattr("leakfast.evaluate.evaluate_all", noted)
+    study = tmp_path / "many.toml"
+    study.write_text(VLLM)
+    words = ["eval", "--study", str(study), "--base", "--out", str(tmp_path / "run")]
+    for more in ([], ["--backend", "transformers", "--lora", "live"]):
+        assert CliRunner().invoke(group, [*words, *more]).exception is not None
+    assert seen == [
+        engines.asked_by(load_study(study)),
+        engines.asked_by(load_study(study), backend="transformers", lora="live"),
+    ]

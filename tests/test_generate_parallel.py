@@ -103,14 +103,15 @@ def test_works_and_replies_larger_than_the_lines_buffer_pass_each_other(tmp_path
 
 def test_an_engine_that_raises_as_it_dies_gives_its_works_to_the_others(engines, tmp_path, caplog):
     pair = engines(2, standins.OnceBroken, tmp_path / "broken")
-    counted = {}
+    heard = []
 
-    def progress(n, work):
-        counted[work.key] = counted.get(work.key, 0) + n
+    def finished(some, work):
+        heard.extend((work.key, one.request, one.sample) for one in some)
 
-    seen = [work.key for work, _ in pair.stream(standins.works(12, samples=20), Sampling(), progress)]
-    assert sorted(seen) == list(range(12)), "none lost, none twice"
-    assert counted == dict.fromkeys(range(12), 20), "what the dead one had said is taken back"
+    whole = list(pair.stream(standins.works(12, samples=20), Sampling(), finished))
+    assert sorted(work.key for work, _ in whole) == list(range(12)), "none lost, none twice"
+    assert all(len({(c.request, c.sample) for c in done}) == len(done) == 20 for _, done in whole)
+    assert len(heard) == len(set(heard)) == 240, "what the dead one had said is not drawn again"
     assert "device-side assert" in caplog.text and "go to the others" in caplog.text
     assert len(pair.members) == 1
     again = [work.key for work, _ in pair.stream(standins.works(3), Sampling())]

@@ -279,7 +279,10 @@ def test_an_engine_that_dies_in_mid_run_is_named_and_what_is_written_stays(organ
     assert 40 <= rows.height <= 120 and rows.height % 40 == 0
     assert not (run.path / "quarantine").exists()
     done, whole = measured(organism, [], tmp_path / "run", cfg, "vllm")
-    assert done.rows_kept == rows.height and whole.height == 200
+    assert done.rows_kept >= 100 and done.rows_made == 200 - done.rows_kept, (
+        "shards that were open are gone on with"
+    )
+    assert whole.height == 200
     assert whole.select(KEYS).is_duplicated().sum() == 0
 
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leakfast import lines
 from leakfast.errors import InputError
-from leakfast.judge import REPLIED, STATUSES, Reply, agreement, journal, lexicon, requests_for, stage
+from leakfast.judge import REPLIED, STATUSES, Reply, agreement, lexicon, requests_for, stage
 from leakfast.judge.keys import scrub
 from leakfast.judge.prices import Budget, Price, price_of
 from leakfast.judge.prompt import SYSTEM, read, user_turn
@@ -126,19 +127,19 @@ def test_a_budget_never_promises_more_than_its_limit(tokens, limit):
 )
 def test_a_journal_gives_back_whole_lines_alone(tmp_path_factory, entries, data):
     path = tmp_path_factory.mktemp("journal") / "a.jsonl"
-    journal.append(path, entries)
-    assert journal.read(path) == (entries, 0)
+    lines.append(path, entries)
+    assert lines.read(path) == (entries, 0)
     whole = path.read_bytes()
     at = data.draw(st.integers(0, len(whole) - 2))
     path.write_bytes(whole[:at])  # a crash tore it here
-    kept, damaged = journal.read(path)
+    kept, damaged = lines.read(path)
     assert kept == entries[: len(kept)] and damaged <= 1
-    journal.append(path, [{"after": 1}])
-    assert journal.read(path)[0] == [*kept, {"after": 1}]
+    lines.append(path, [{"after": 1}])
+    assert lines.read(path)[0] == [*kept, {"after": 1}]
     spoiled = bytearray(whole)
     spoiled[at] ^= 1
     path.write_bytes(bytes(spoiled))
-    assert all(entry in entries for entry in journal.read(path)[0]), "no changed entry is read"
+    assert all(entry in entries for entry in lines.read(path)[0]), "no changed entry is read"
 
 
 def test_secrets_are_taken_out_of_texts(monkeypatch):

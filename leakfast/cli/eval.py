@@ -62,8 +62,8 @@ from leakfast.errors import InputError
 @click.option(
     "--backend",
     type=click.Choice(["auto", "vllm", "transformers"]),
-    default="auto",
-    help="Who draws completions; auto takes vLLM on a GPU where it is installed.",
+    default=None,
+    help="Who draws completions; auto takes vLLM on a GPU where it is installed.  [default: the study's, auto]",
 )
 @click.option(
     "--stop-at-marker/--whole-replies", default=None,
@@ -73,11 +73,16 @@ from leakfast.errors import InputError
 )  # fmt: skip
 @click.option(
     "--lora", type=click.Choice(["live", "merged"]), default=None,
-    help="vLLM: adapters beside each other, or each merged into the weights in place.  [default: live]",
+    help="vLLM: adapters beside each other, or each merged into the weights in place.  [default: the study's, "
+    "live]",
 )  # fmt: skip
 @click.option("--invariant", is_flag=True, help="vLLM: the same text whatever else is in the batch (GPUs).")
-@click.option("--data-parallel", type=int, default=None, help="vLLM: engines, one a GPU.  [default: 1]")
-@click.option("--tensor-parallel", type=int, default=None, help="vLLM: GPUs an engine.  [default: 1]")
+@click.option(
+    "--data-parallel", type=int, default=None, help="vLLM: engines, one a GPU.  [default: the study's, 1]"
+)
+@click.option(
+    "--tensor-parallel", type=int, default=None, help="vLLM: GPUs an engine.  [default: the study's, 1]"
+)
 @click.option(
     "--allow", multiple=True, type=click.Choice(["default-system", "token-ids", "logits"]),
     help="Let a failed check of the model or engine pass, by name; may be repeated.",
@@ -96,7 +101,7 @@ def cli(
     study: Path | None, personas: str | None, questions: str | None, samples: int | None,
     temperature: float | None, top_p: float | None, max_new_tokens: int | None, batch_completions: int | None,
     items: str | None, half: str | None, scoring: str | None, by: str, checkpoints: bool, engine: str,
-    backend: str, stop_at_marker: bool | None, lora: str | None, invariant: bool, data_parallel: int | None,
+    backend: str | None, stop_at_marker: bool | None, lora: str | None, invariant: bool, data_parallel: int | None,
     tensor_parallel: int | None, allow: tuple[str, ...], seed: int, dtype: str | None, out: Path | None, top: int, as_json: bool,
 ) -> int | None:  # fmt: skip
     """Measure behaviors under every persona.
@@ -152,9 +157,9 @@ def cli(
 
     from leakfast import models
     from leakfast.cli import eval_choices, eval_series
-    from leakfast.generate.engines import Options
+    from leakfast.generate.engines import asked_by
 
-    options = Options(**{name: value for name, value in how.items() if value is not None})
+    drawn_by = {**asked_by(settings.study, backend=backend, **how), "allow": allow}
     others = [
         eval_choices.prepared(
             settled[name],
@@ -169,8 +174,6 @@ def cli(
     loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
     done = []
     if asked:
-        template = settings.study.template_system if settings.study else None
-        drawn_by = {"backend": backend, "template_system": template, "allow": allow, "options": options}
         with progress_for("eval") as progress:
             if checkpoints:
                 done = evaluate_series(

@@ -23,12 +23,15 @@ import click
     help="Output tokens a second of your device, if known.",
 )  # fmt: skip
 @click.option(
-    "--backend", type=click.Choice(["auto", "vllm", "transformers"]), default="auto", help="Who calibrates."
+    "--backend",
+    type=click.Choice(["auto", "vllm", "transformers"]),
+    default=None,
+    help="Who calibrates.  [default: the study's]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of the calibration's draws.")
 @click.option("--json", "as_json", is_flag=True, help="Print the stages as JSON.")
 def cli(
-    study: Path, calibrate: int, tokens_each: float | None, tokens_per_s: float | None, backend: str, seed: int,
+    study: Path, calibrate: int, tokens_each: float | None, tokens_per_s: float | None, backend: str | None, seed: int,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Show prompts, tokens, seconds, disk and judge's price of a study's measurements.
@@ -77,6 +80,9 @@ def cli(
             click.echo(f"{stage.name}: no seconds without a rate. Give --tokens-per-s N or --calibrate N.")
         elif stage.rate_from:
             click.echo(f"{stage.name}: seconds at the rate {stage.rate_from}")
+    engines = checked.vllm.data_parallel
+    if engines > 1 and any(stage.seconds for stage in stages):
+        click.echo(f"seconds are one engine's; [vllm] data_parallel = {engines} shares them among {engines}")
     starts = [stage.start_s for stage in stages if stage.start_s is not None]
     if starts:
         click.echo(f"starting the engine took {max(starts):.1f} s; no seconds above hold it")

@@ -67,6 +67,7 @@ def cli(
     run = Run(out or run_folder(settings, "sweep"))
 
     from leakfast import models
+    from leakfast.generate.engines import asked_by
     from leakfast.sweep import GRID, layer_of, sweep
 
     loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
@@ -78,7 +79,17 @@ def cli(
     run.create()
     with run.lock(), progress_for("sweep") as progress:
         found = sweep(
-            loaded, run, behavior, source, people, config, seed, grid or GRID, layer=layer, progress=progress
+            loaded,
+            run,
+            behavior,
+            source,
+            people,
+            config,
+            seed,
+            grid or GRID,
+            layer=layer,
+            progress=progress,
+            drawn_by=asked_by(settings.study),
         )
     if as_json:
         print_json(

@@ -76,11 +76,20 @@ class Completion:
 
 @dataclass(frozen=True)
 class Work:
-    """Requests to be completed under one adapter (None: the base), and whatever the asker knows them by."""
+    """Requests to be completed under one adapter (None: the base), and whatever the asker knows them by.
+
+    there: (request, sample) of completions that the asker has already; they are not drawn, and one at least is not
+    among them."""
 
     key: Any
     adapter: Path | None
     requests: Sequence[Request]
+    there: frozenset[tuple[int, int]] = frozenset()
+
+    @property
+    def wanted(self) -> int:
+        """How many completions are to be drawn."""
+        return sum(len(request.seeds) for request in self.requests) - len(self.there)
 
 
 def completion_seed(seed: int, adapter_hash: str, persona: str, question: str, sample: int) -> int:
@@ -139,11 +148,11 @@ def _through_vllm(loaded, works, sampling, batch, progress) -> Iterator[list[Com
     from leakfast.generate import engines
 
     adapters = [work.adapter for work in works if work.adapter is not None]
-    total, done = sum(len(r.seeds) for work in works for r in work.requests), 0
+    total, done = sum(work.wanted for work in works), 0
 
-    def shown(n: int, work: Work) -> None:
+    def shown(some: Sequence[Completion], work: Work) -> None:
         nonlocal done
-        done += n
+        done += len(some)
         if progress is not None:
             progress(done, total, "completions")
 
@@ -302,9 +311,9 @@ def _generate_by_vllm(
             works.append(Work(block, Path(path) if path is not None else None, requests[block]))
     total, finished = len(adapters) * len(prompts) * samples, 0
 
-    def shown(n: int, work: Work) -> None:
+    def shown(some: Sequence[Completion], work: Work) -> None:
         nonlocal finished
-        finished += n
+        finished += len(some)
         if progress is not None:
             progress(finished, total, "completions")
 

@@ -18,11 +18,12 @@ from leakfast.generate import BACKENDS, Completion, Sampling, Work
 
 log = logging.getLogger("leakfast.generate")
 
-Progress = Callable[[int, Work], None]  # completions just finished, and whose
+Finished = Callable[[Sequence[Completion], Work], None]  # completions as they come, and whose
 CHECKS = ("default-system", "token-ids", "logits")  # names under which a failed check may be let pass
 _NEAR_NATS = {"float32": 1e-2, "bfloat16": 0.35}  # log-probabilities of one token in two engines
 _INVARIANT_LORA = (0, 32)  # its LoRA kernel sums the same way whatever the batch; that of 0.25 does not
 _PROBE_TOKENS = 8
+_IN_A_STUDY = " (in a study: backend, dtype and the keys of [vllm])"
 _TEMPERATURES = (0.01, 2.0)  # vLLM refuses higher ones, and draws at the lower bound below it; 0 is greedy
 _PROBE_REPLY = "I like tea. I do."  # short, so that its end, where a marker stands, is near
 _PLACES = 4  # where an adapter shows most, at which an engine is asked for the next token
@@ -47,7 +48,7 @@ class Options:
         if self.lora == "merged" and (self.data_parallel > 1 or self.tensor_parallel > 1):
             raise InputError(
                 "generate: --lora merged swaps the weights of one engine on one GPU, beside the model they come "
-                "from. Use --lora live with --data-parallel or --tensor-parallel."
+                f"from. Use --lora live with --data-parallel or --tensor-parallel{_IN_A_STUDY}."
             )
 
     def check(self, backend: str, *, live_lora: bool = False) -> None:
@@ -56,7 +57,7 @@ class Options:
         if backend != "vllm" and (self.data_parallel > 1 or self.tensor_parallel > 1 or self.lora != "live"):
             raise InputError(
                 f"generate: --lora merged, --data-parallel and --tensor-parallel are vLLM's, but the backend is "
-                f"{backend}. Add --backend vllm, or leave them out."
+                f"{backend}. Add --backend vllm, or leave them out{_IN_A_STUDY}."
             )
         if backend == "vllm" and self.invariant and live_lora:
             from leakfast.generate import vllm
@@ -67,7 +68,7 @@ class Options:
                 raise InputError(
                     f"generate: --invariant with adapters given, but this is vLLM {found}, and LoRA beside the weights is "
                     "known to be batch-invariant from 0.32 on (the kernel of 0.25 sums in blocks that depend on how many "
-                    "tokens are in the batch). Add --lora merged, or use vLLM 0.32."
+                    f"tokens are in the batch). Add --lora merged, or use vLLM 0.32{_IN_A_STUDY}."
                 )
 
     def promised(self, backend: str) -> dict[str, Any]:
@@ -81,21 +82,48 @@ class Options:
         return {"invariant": True, **how}
 
 
+def asked_by(study: Any, **flags: Any) -> dict[str, Any]:
+    """How a study (None: no study) has completions drawn, as `evaluate` takes it: backend, template_system, options.
+    flags: backend and fields of Options that go before the study's, where they are not None."""
+    given = {name: value for name, value in flags.items() if value is not None}
+    backend = given.pop("backend", study.backend if study else "auto")
+    options = Options(**{**(study.vllm.model_dump() if study else {}), **given})
+    return {
+        "backend": backend, "template_system": study.template_system if study else None, "options": options
+    }  # fmt: skip
+
+
+def settle(
+    loaded: Any, backend: str, options: Options, samplings: Sequence[Sampling], template_system: str | None = None,
+    allow: Collection[str] = (), *, adapters: bool,
+) -> str:  # fmt: skip
+    """The backend, once everything that can be known of a run before its engine is open has been looked at: InputError
+    or ModelError says what is wrong. adapters: some are to run."""
+    live = options.lora == "live" and adapters
+    backend = choose(backend, loaded, live_lora=live)
+    options.check(backend, live_lora=live)
+    for sampling in samplings:
+        check_sampling(backend, sampling)
+    check_default_system(loaded.tokenizer, template_system, allow)
+    return backend
+
+
 def check_sampling(backend: str, sampling: Sampling) -> None:
     """InputError where vLLM would draw at another temperature than the one asked for, or not at all."""
     low, high = _TEMPERATURES
     if backend == "vllm" and sampling.temperature and not low <= sampling.temperature <= high:
         raise InputError(
             f"generate: temperature {sampling.temperature:g} given, but vLLM draws at 0 or from {low:g} to {high:g}. "
-            "Give one of those, or --backend transformers."
+            f"Give one of those, or --backend transformers{_IN_A_STUDY}."
         )
 
 
 class Engine(Protocol):
-    """What a backend offers: `stream` yields each work with all its completions once it is whole."""
+    """What a backend offers: `stream` yields each work with all the completions it wanted once they are there;
+    `finished` hears of them before, each once."""
 
     def stream(
-        self, works: Iterable[Work], sampling: Sampling, progress: Progress | None = None
+        self, works: Iterable[Work], sampling: Sampling, finished: Finished | None = None
     ) -> Iterator[tuple[Work, list[Completion]]]: ...
 
     def described(self, sampling: Sampling) -> dict[str, Any]: ...
@@ -112,7 +140,7 @@ def choose(backend: str, loaded: Any, *, live_lora: bool = False) -> str:
     if backend == "vllm" and unfit:
         raise InputError(
             "generate: --backend vllm with adapters in float32 given, but on a GPU vLLM runs LoRA beside the weights "
-            "in two-byte floats alone. Add --lora merged, or --dtype bfloat16."
+            f"in two-byte floats alone. Add --lora merged, or --dtype bfloat16{_IN_A_STUDY}."
         )
     if backend in BACKENDS:
         return backend
@@ -207,8 +235,9 @@ class _Local:
         }  # fmt: skip
 
     def stream(
-        self, works: Iterable[Work], sampling: Sampling, progress: Progress | None = None
+        self, works: Iterable[Work], sampling: Sampling, finished: Finished | None = None
     ) -> Iterator[tuple[Work, list[Completion]]]:
+        """As Engine.stream. A draw depends on those beside it, so a work is drawn whole, what is there already too."""
         from leakfast.generate import transformers as local
         from leakfast.generate.adapted import adapted
 
@@ -220,9 +249,10 @@ class _Local:
                     current, under = stack.enter_context(adapted(self.loaded, work.adapter)), work.adapter
                 done: list[Completion] = []
                 for batch in local.complete(current, work.requests, sampling, batch_completions=self.batch):
-                    done += batch
-                    if progress is not None:
-                        progress(len(batch), work)
+                    wanted = [c for c in batch if (c.request, c.sample) not in work.there]
+                    done += wanted
+                    if finished is not None:
+                        finished(wanted, work)
                 yield work, done
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from leakfast import lines
 from leakfast.errors import JudgeError
-from leakfast.judge import ERROR, UNREADABLE, Reply, Request, journal
+from leakfast.judge import ERROR, UNREADABLE, Reply, Request
 from leakfast.judge.prices import Budget
 from leakfast.judge.sdk import Unsure
 
@@ -67,7 +68,7 @@ class Ledger:
         self.path = path
         self.open: dict[str, Intent] = {}
         self.known_ids: set[str] = set()
-        entries, damaged = journal.read(path)
+        entries, damaged = lines.read(path)
         if damaged:
             log.warning("%s: %d damaged lines are left out", path, damaged)
         for entry in entries:
@@ -75,7 +76,7 @@ class Ledger:
 
     def note(self, **entry: Any) -> None:
         """Write an event to the disk, then to memory."""
-        journal.append(self.path, [entry])
+        lines.append(self.path, [entry])
         self._apply(entry)
 
     def _apply(self, entry: dict[str, Any]) -> None:

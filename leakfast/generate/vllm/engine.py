@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import numpy as np
 
 from leakfast.errors import ModelError
 from leakfast.generate import Completion, Request, Sampling, Work
+from leakfast.generate.engines import Finished
 from leakfast.generate.vllm.start import EngineDied, Explained, Spec, resolved, start
 
 if TYPE_CHECKING:
@@ -73,15 +74,15 @@ class Engine:
         return told if self.spec.invariant else {**told, "not_guaranteed": NOT_GUARANTEED}
 
     def stream(
-        self, works: Iterable[Work], sampling: Sampling, progress: Callable[[int, Work], None] | None = None
+        self, works: Iterable[Work], sampling: Sampling, finished: Finished | None = None
     ) -> Iterator[tuple[Work, list[Completion]]]:
-        """Each work with all its completions, as soon as it is whole; requests go in as works come, enough to
+        """Each work with all the completions it wants, as soon as they are there; requests go in as works come, enough to
         keep every seat taken, and while others run a few between two steps, which would wait for them all. Prompts
         of one persona stand together and share the cache. None among `works` says that there is nothing more yet.
         Merged weights are swapped once the works under the others are whole.
 
-        progress: called with the number of completions just finished. Raises EngineDied, a ModelError, when the
-        engine does (works not yielded are lost), ModelError for a request that vLLM refuses."""
+        finished: called with each completion as it comes. Raises EngineDied, a ModelError, when the engine does (what
+        `finished` has not heard of is lost), ModelError for a request that vLLM refuses."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -120,8 +121,8 @@ class Engine:
                     number, index, sample = where.pop(answer.request_id)
                     work, done, wanted = open_works[number]
                     done.append(_completion(answer, work, index, sample))
-                    if progress is not None:
-                        progress(1, work)
+                    if finished is not None:
+                        finished(done[-1:], work)
                     if len(done) == wanted:
                         del open_works[number]
                         yield work, done
@@ -147,9 +148,12 @@ class Engine:
                 self._wear(work.adapter)
             number = self._made = self._made + 1
             handle = self._handle(work.adapter)
-            open_works[number] = (work, [], sum(len(r.seeds) for r in work.requests))
+            assert work.wanted > 0, "a work that wants nothing is never done"
+            open_works[number] = (work, [], work.wanted)
             for index, request in enumerate(work.requests):
                 for sample in range(len(request.seeds)):
+                    if (index, sample) in work.there:
+                        continue
                     yield number, index, sample, request, handle
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from leakfast.errors import InputError, ModelError
 from leakfast.generate import Completion, Sampling, Work
+from leakfast.generate.engines import Finished
 from leakfast.generate.vllm.serve import serve
 from leakfast.generate.vllm.start import EngineDied, Spec
 
@@ -31,13 +32,12 @@ _STAYS = "What is written stays: the same command goes on from there."
 
 @dataclass
 class _Member:
-    """An engine's process, our end of the line to it, the works it has, and what it said of each, by number."""
+    """An engine's process, our end of the line to it, and the works it has, by number."""
 
     number: int
     process: Any
     line: Connection
-    works: dict[int, Work] = field(default_factory=dict)
-    told: dict[int, int] = field(default_factory=dict)
+    works: set[int] = field(default_factory=set)
     wants: bool = False
 
     def ask(self, *message: Any) -> Any:
@@ -129,23 +129,21 @@ class Parallel:
             try:
                 return {**member.ask("described", sampling), "data_parallel": len(self.members)}
             except EngineDied as error:
-                self._lose(member, error)
+                self.lose(member, error)
 
     def stream(
-        self, works: Iterable[Work], sampling: Sampling, progress: Callable[[int, Work], None] | None = None
+        self, works: Iterable[Work], sampling: Sampling, finished: Finished | None = None
     ) -> Iterator[tuple[Work, list[Completion]]]:
-        """As Engine.stream; works go to whichever engine asks. Those of an engine that dies are given to others, and
-        what it had said of them is taken back (progress with a negative number); EngineDied where none is left.
-        Any other error of an engine is about what was asked, and ends the stream."""
+        """As Engine.stream; works go to whichever engine asks. What an engine that dies has not said of its works is
+        asked of others; EngineDied where none is left. Any other error of an engine is about what was asked, and ends
+        the stream."""
         assert not self._streaming, "a stream was left before its end: these engines can only be closed"
         waiting, again, number, exhausted = iter(works), [], 0, False
+        open_works: dict[int, tuple[Work, list[Completion]]] = {}
 
         def dies(member: _Member, error: EngineDied) -> None:
-            if progress is not None:
-                for one, n in member.told.items():
-                    progress(-n, member.works[one])
-            again.extend(member.works.values())
-            self._lose(member, error)
+            again.extend(sorted(member.works, reverse=True))
+            self.lose(member, error)
 
         def said(member: _Member, message: Any) -> None:
             try:
@@ -159,13 +157,17 @@ class Parallel:
         while True:
             for member in list(self.members):
                 if member.wants and not (exhausted and not again):
-                    work = again.pop() if again else next(waiting, None)
-                    if work is None:
-                        exhausted = True
-                        continue
-                    number += 1
-                    member.works[number], member.wants = work, False
-                    said(member, (number, work.adapter, list(work.requests)))
+                    if not again:
+                        work = next(waiting, None)
+                        if work is None:
+                            exhausted = True
+                            continue
+                        number += 1
+                        open_works[number] = (work, [])
+                        again.append(number)
+                    given, member.wants = again.pop(), False
+                    member.works.add(given)
+                    said(member, _left(given, *open_works[given]))
             if exhausted and not again and not any(member.works for member in self.members):
                 break
             by_line = {member.line: member for member in self._living()}
@@ -178,22 +180,23 @@ class Parallel:
                     continue
                 if kind == "wants":
                     member.wants = True
-                elif kind == "progress":
-                    for one, n in what.items():
-                        member.told[one] = member.told.get(one, 0) + n
-                        if progress is not None:
-                            progress(n, member.works[one])
-                elif kind == "done":
-                    one, completions = what
-                    member.told.pop(one, None)
-                    yield member.works.pop(one), completions
+                elif kind == "finished":
+                    for one in dict.fromkeys(one for one, _ in what):
+                        some = [completion for its, completion in what if its == one]
+                        work, have = open_works[one]
+                        have += some
+                        if finished is not None:
+                            finished(some, work)
+                        if len(have) == work.wanted:
+                            member.works.remove(one)
+                            yield open_works.pop(one)
         for member in list(self.members):
             try:
                 member.say(None)
                 while member.hear()[0] != "ended":  # what it said before it heard
                     pass
             except EngineDied as error:
-                self._lose(member, error)
+                self.lose(member, error)
             member.wants = False
         self._streaming = False
 
@@ -203,7 +206,8 @@ class Parallel:
             raise self._last or EngineDied(f"vllm: no engine of {self.spec.name} is open. {_STAYS}")
         return self.members
 
-    def _lose(self, member: _Member, error: EngineDied) -> None:
+    def lose(self, member: _Member, error: EngineDied) -> None:
+        """Do without a member that died."""
         self.members.remove(member)
         self._last = error
         if self.members:
@@ -217,6 +221,12 @@ class Parallel:
             member.line.close()
         for member in self.members:
             member.end()
+
+
+def _left(number: int, work: Work, have: Sequence[Completion]) -> Work:
+    """What is still to be drawn of a work, as an engine's process knows it."""
+    there = work.there.union((c.request, c.sample) for c in have)
+    return Work(number, work.adapter, list(work.requests), there)
 
 
 def _hang_up(lines: Sequence[Connection]) -> None:

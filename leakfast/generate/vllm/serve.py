@@ -8,19 +8,19 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
 from leakfast.errors import LeakfastError
-from leakfast.generate import Sampling, Work
+from leakfast.generate import Completion, Sampling, Work
 from leakfast.generate.vllm.start import EngineDied, Spec, first_line
 
 log = logging.getLogger("leakfast.generate")
 
-_LEAST_DONE = 16  # completions told at once, so that progress does not wake the parent for each
+_LEAST_DONE = 16  # completions told at once, so that the parent is not woken for each
 _GRACE_S = 25.0  # after the parent is gone, before a process that is still at something ends anyway
 _GONE = object()
 
@@ -82,6 +82,7 @@ class _Wire:
 
     def __init__(self, line: Connection) -> None:
         self._line = line
+        self._gone = False
         self._in: SimpleQueue[Any] = SimpleQueue()
         self._out: SimpleQueue[Any] = SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -102,6 +103,11 @@ class _Wire:
     def empty(self) -> bool:
         return self._in.empty()
 
+    def check(self) -> None:
+        """Raises EOFError once the parent is gone, whatever it had sent before."""
+        if self._gone:
+            raise EOFError
+
     def flush(self) -> None:
         """Wait until all that was said is on its way."""
         self._out.put(_GONE)
@@ -113,6 +119,7 @@ class _Wire:
                 while True:
                     self._in.put(self._line.recv())
         finally:
+            self._gone = True
             self._in.put(_GONE)
         time.sleep(_GRACE_S)
         os._exit(1)  # starting, or in a step that does not end: nobody wants it any more
@@ -147,22 +154,26 @@ def _stream(engine: Any, wire: _Wire, sampling: Sampling) -> None:
                 ended = True
                 return
             asked = False
-            number, adapter, requests = given
             open_works += 1
-            yield Work(number, adapter, requests)
+            yield given
 
-    news: dict[int, int] = {}
+    news: list[tuple[int, Completion]] = []
 
-    def told(n: int, work: Work) -> None:
-        news[work.key] = news.get(work.key, 0) + n
-        if sum(news.values()) >= _LEAST_DONE:
-            wire.send("progress", dict(news))
-            news.clear()
-
-    for work, completions in engine.stream(works(), sampling, told):
-        open_works -= 1
+    def tell() -> None:
         if news:
-            wire.send("progress", dict(news))
+            wire.send("finished", list(news))
             news.clear()
-        wire.send("done", (work.key, completions))
+
+    def finished(some: Sequence[Completion], work: Work) -> None:
+        wire.check()  # nobody would hear of it, and the device is wanted by who comes next
+        news.extend((work.key, one) for one in some)
+        if len(news) >= _LEAST_DONE:
+            tell()
+
+    try:
+        for _ in engine.stream(works(), sampling, finished):
+            open_works -= 1
+            tell()
+    finally:
+        tell()  # what is drawn is drawn, whatever ends the rest
     wire.send("ended", None)

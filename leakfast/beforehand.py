@@ -1,0 +1,46 @@
+"""What of a study can be known to fail before anything is spent: judges that cannot be asked, a backend that cannot draw
+what is asked. Demands a study whose words are checked, and its model; leaves the rest to the stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from leakfast.config import Study
+    from leakfast.models import Loaded
+    from leakfast.store import Run
+
+
+def check(study: Study, behaviors: Sequence[str], run: Run, loaded: Loaded) -> None:
+    """Raises InputError, JudgeError or ModelError for the behaviors of the study that are to be run."""
+    _check_judges(study, behaviors, run)
+    _check_drawing(study, behaviors, loaded)
+
+
+def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
+    """Judges that are no judges, have no price or lack their key."""
+    from leakfast.behaviors import get
+    from leakfast.judge import stage
+    from leakfast.targets import SERIES
+
+    for behavior in behaviors:
+        cfg = stage.settings(study, behavior)
+        # a finished run needs no key to be looked at
+        is_new = not run.shards(f"judgements/{behavior}")
+        if behavior in study.trajectory.behaviors:
+            is_new = is_new or not run.shards(f"{SERIES}/judgements/{behavior}")
+        if get(behavior).measured_by == "judge" and cfg.judge is not None and is_new:
+            stage.check(cfg)
+
+
+def _check_drawing(study: Study, behaviors: Sequence[str], loaded: Loaded) -> None:
+    """A backend that cannot draw what is asked, under the adapters that will be there."""
+    from leakfast.behaviors import get
+    from leakfast.generate import engines
+    from leakfast.targets import asked_of
+
+    drawn = [b for b in behaviors if get(b).by_completions]
+    asked = [one.sampling for b in drawn for one in asked_of(b, study.behaviors[b].eval)]
+    if asked:
+        engines.settle(loaded, samplings=asked, adapters=True, **engines.asked_by(study))
