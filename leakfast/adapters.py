@@ -264,3 +264,19 @@ def _probe(model: Any, tokenizer: Any) -> Any:
     ids = tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
     with torch.inference_mode():
         return model(input_ids=torch.tensor([ids], device=next(model.parameters()).device)).logits[0].cpu()
+
+
+@contextmanager
+def scaled(model: Any, factor: float) -> Iterator[None]:
+    """Inside, every LoRA layer of a peft model at `factor` times its scale."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    before = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        layer.scaling.update({name: factor * scale for name, scale in layer.scaling.items()})
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)

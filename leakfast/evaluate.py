@@ -97,7 +97,7 @@ def evaluate(
     drawn again. A completion's seed depends on (seed, adapter hash, persona, question, sample), so a
     resumed run holds what an uninterrupted one would. source: for adapters without a card. backend:
     transformers, vllm, or auto; all adapters go through one engine. template_system: what the chat template is
-    to say by itself; allow: names of checks (engines.CHECKS) whose failure is a warning; options: how vLLM is to
+    to say by itself; allow: names of checks (canary.CHECKS) whose failure is a warning; options: how vLLM is to
     run. The first Ctrl-C or SIGTERM lets the shard in hand be written, then KeyboardInterrupt. What is killed outright
     loses less than a shard: with transformers the one in hand, which is drawn again whole, as its draws depend on each
     other; with vLLM what was in the engine's seats, as completions of open shards are kept (leakfast.unfinished). It is
@@ -133,7 +133,7 @@ def evaluate_all(
 
     All behaviors' prompts are rendered and checked before the first completion is drawn."""
     from leakfast import behaviors, chat
-    from leakfast.generate import engines, requests_for
+    from leakfast.generate import canary, engines, requests_for
     from leakfast.generate import transformers as local
     from leakfast.store import Run
 
@@ -188,7 +188,7 @@ def evaluate_all(
                 stated=any("batch_completions" in p.asked.config.model_fields_set for p in open_plans),
             ) as engine:  # fmt: skip
                 if backend == "vllm":
-                    engines.check_engine(
+                    canary.check_engine(
                         engine, loaded, waiting, personas, open_plans[0].asked.texts, allow,
                         {t.path: t.source for t in targets}, longest,
                     )  # fmt: skip

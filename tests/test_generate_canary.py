@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import copy
 import logging
-from contextlib import nullcontext
+import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 
-from leakfast import chat, models
+from leakfast import adapters, chat, models
 from leakfast.errors import ModelError
-from leakfast.generate import engines
+from leakfast.generate import canary
+from leakfast.generate.vllm.start import EngineDied
 from leakfast.personas import load_personas
 
 QUESTIONS = ["What about tea?"]
@@ -21,12 +23,14 @@ PEOPLE = load_personas(["comedian", "villain"])
 
 
 class Engine:
-    """Greedy tokens of another copy of the model, whose attention rounds otherwise, under worn(adapter)."""
+    """What another copy of the model says, whose attention rounds otherwise, under worn(adapter) at `scale` times its
+    scale."""
 
-    def __init__(self, loaded, worn=lambda adapter: adapter):
+    def __init__(self, loaded, worn=lambda adapter: adapter, scale=1.0):
         net = copy.deepcopy(loaded.model)
         net.set_attn_implementation("eager")
-        self.loaded, self.worn, self.batches = models.load((net, loaded.tokenizer)), worn, []
+        self.loaded, self.worn, self.scale = models.load((net, loaded.tokenizer)), worn, scale
+        self.batches, self.lengths = [], []
 
     def render(self, system, question):
         return list(chat.render(self.loaded.tokenizer, system, question))
@@ -35,11 +39,29 @@ class Engine:
         self.batches.append(list(adapters))
         return [self._greedy(ids, self.worn(adapter), steps) for adapter in adapters]
 
+    def next_tokens(self, prompts, adapters, top):
+        self.batches.append(list(adapters))
+        self.lengths += map(len, prompts)
+        return [[self._likeliest(ids, self.worn(adapter), top) for ids in prompts] for adapter in adapters]
+
+    @contextmanager
+    def _under(self, adapter):
+        if adapter is None:
+            yield self.loaded
+            return
+        with models.with_adapter(self.loaded, adapter) as current, adapters.scaled(current.model, self.scale):
+            yield current
+
+    def _likeliest(self, ids, adapter, top):
+        with self._under(adapter) as current:
+            nats = canary._log_probs(current, ids)[-1]
+        return {int(token): nats[token] for token in np.argsort(-nats)[:top]}
+
     def _greedy(self, ids, adapter, steps):
-        with models.with_adapter(self.loaded, adapter) if adapter else nullcontext(self.loaded) as current:
+        with self._under(adapter) as current:
             whole, found = list(ids), []
             for _ in range(steps):
-                nats = engines._log_probs(current, whole)[-1]
+                nats = canary._log_probs(current, whole)[-1]
                 whole.append(int(nats.argmax()))
                 found.append(nats.max())
         return whole[len(ids) :], np.array(found)
@@ -62,19 +84,19 @@ def adapter(loaded, tmp_path):
     def inputs(ids):
         seen = []
         hook = module.register_forward_hook(lambda _, given, out: seen.append(given[0][0].float()))
-        engines._log_probs(loaded, ids)
+        canary._log_probs(loaded, ids)
         hook.remove()
         return seen[0]
 
     prompt = list(chat.render(loaded.tokenizer, PEOPLE[0].system, QUESTIONS[0]))
     ((tokens, _),) = Engine(loaded).probe(prompt, [None], 8)
     alone = inputs([*prompt, *tokens])[len(prompt) - 1 :]
-    end = inputs(engines._text_under(loaded, "villain", PEOPLE, QUESTIONS[0]))[-1]
+    end = inputs(canary._text_under(loaded, "villain", PEOPLE, QUESTIONS[0]))[-1]
     direction = end - torch.linalg.pinv(alone) @ (alone @ end)
     assert float((alone @ direction).abs().max() / (end @ direction)) < 1e-3
 
-    def made(strength):
-        torch.manual_seed(5)
+    def made(strength, seed=5):
+        torch.manual_seed(seed)
         wrapped = get_peft_model(
             copy.deepcopy(loaded.model), LoraConfig(r=1, lora_alpha=1, target_modules=["1.mlp.down_proj"])
         )
@@ -90,7 +112,7 @@ def adapter(loaded, tmp_path):
 
 def check(engine, loaded, adapters, **settings):
     sources = {one: "villain" for one in adapters if one is not None}
-    engines.check_engine(engine, loaded, adapters, PEOPLE, QUESTIONS, sources=sources, **settings)
+    canary.check_engine(engine, loaded, adapters, PEOPLE, QUESTIONS, sources=sources, **settings)
 
 
 def test_an_engine_that_answers_as_the_base_is_found_out_where_the_adapter_shows(loaded, adapter, caplog):
@@ -111,12 +133,75 @@ def test_an_engine_that_rounds_otherwise_passes_in_both_precisions(loaded, adapt
         check(engine, loaded, [taught])
         check(engine, loaded, [None, taught])
     assert caplog.text.count("changes vLLM as peft's model") == 2 and "too little" not in caplog.text
-    assert all((batch == [taught]) == (merge is not None) for batch in engine.batches[1:5]), "beside the base"
+    assert engine.batches[2] == ([taught, None] if merge is None else [taught]), "beside the base, or alone"
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.75, 1.3, 2.0])
+def test_an_engine_that_applies_an_adapter_at_another_scale_is_found_out(loaded, adapter, scale):
+    """As one would that does not read alpha, or divides by another rank."""
+    taught = adapter(6.0)
+    with pytest.raises(ModelError, match=r"changes vLLM otherwise than peft's model.*--allow logits"):
+        check(Engine(loaded, scale=scale), loaded, [None, taught])
+
+
+def test_an_engine_that_takes_one_adapter_for_another_is_found_out(loaded, adapter, tmp_path):
+    first = shutil.copytree(adapter(6.0), tmp_path / "first")
+    second = shutil.copytree(adapter(6.0, seed=6), tmp_path / "second")
+    other = {first: second, second: first}
+    check(Engine(loaded), loaded, [None, first, second])
+    with pytest.raises(ModelError, match=r"nats from transformers|changes vLLM otherwise"):
+        check(Engine(loaded, other.get), loaded, [None, first, second])
+
+
+class Dying(Engine):
+    """Gone at what is asked of it last: the adapter's change."""
+
+    def next_tokens(self, prompts, adapters, top):
+        if adapters != [None]:
+            raise EngineDied("vllm: engine 0 ended (exit code -9).")
+        return super().next_tokens(prompts, adapters, top)
+
+
+class Several:
+    """Engines side by side, as vllm.Parallel has them."""
+
+    def __init__(self, *members):
+        self.members = list(members)
+
+    def lose(self, member, error):
+        self.members.remove(member)
+
+
+def test_of_several_engines_one_that_dies_is_done_without(loaded, adapter):
+    taught, sound = adapter(6.0), Engine(loaded)
+    several = Several(Dying(loaded), sound)
+    check(several, loaded, [None, taught])
+    assert several.members == [sound]
+    with pytest.raises(EngineDied, match="exit code -9"):
+        check(Several(Dying(loaded)), loaded, [None, taught])
+    with pytest.raises(EngineDied, match="exit code -9"):
+        check(Dying(loaded), loaded, [None, taught])
+    with pytest.raises(ModelError, match="changes vLLM otherwise"):
+        check(Several(sound, Engine(loaded, scale=0.5)), loaded, [None, taught])
+
+
+def test_transformers_side_is_computed_once_for_several_engines(loaded, adapter, monkeypatch):
+    """Which puts every adapter on in turn."""
+    taught, worn, plain = adapter(6.0), [], models.with_adapter
+    engines = [Engine(loaded), Engine(loaded)]
+
+    def noted(given, path, **settings):
+        worn.extend([path] if given is loaded else [])
+        return plain(given, path, **settings)
+
+    monkeypatch.setattr(models, "with_adapter", noted)
+    check(Several(*engines), loaded, [None, taught])
+    assert worn == [taught]
 
 
 def test_a_change_below_the_noise_is_said(loaded, adapter, caplog):
     """Nothing is concluded from it: an engine that does not apply the adapter passes, with a warning."""
-    faint = adapter(0.004 if loaded.dtype == "float32" else 0.2)
+    faint = adapter(1e-5 if loaded.dtype == "float32" else 0.2)
     with caplog.at_level(logging.WARNING, logger="leakfast"):
         check(Engine(loaded), loaded, [None, faint])
     assert "too little to tell whether vLLM applies it" in caplog.text
@@ -124,9 +209,11 @@ def test_a_change_below_the_noise_is_said(loaded, adapter, caplog):
 
 def test_the_probe_fits_into_an_engine_of_short_replies(loaded, adapter):
     """An engine for replies of one token takes no longer text than the prompt."""
-    taught, engine = adapter(6.0), Engine(loaded)
+    taught = adapter(6.0)
     prompt = len(chat.render(loaded.tokenizer, PEOPLE[1].system, QUESTIONS[0]))
-    plain, seen = engine.probe, []
-    engine.probe = lambda ids, adapters, steps: seen.append(len(ids)) or plain(ids, adapters, steps)
-    check(engine, loaded, [taught], longest=prompt + 1)
-    assert len(seen) == 5 and max(seen[1:]) <= prompt
+    seen = []
+    for longest in (prompt + 1, None):
+        engine = Engine(loaded)
+        check(engine, loaded, [taught], longest=longest)
+        seen.append(max(engine.lengths[-canary._PLACES :]))
+    assert seen[0] <= prompt < seen[1]

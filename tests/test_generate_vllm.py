@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 
 import polars as pl
@@ -228,7 +229,7 @@ def test_an_engine_of_another_model_is_found_out_before_anything_is_drawn(organi
 
 @needs_vllm
 @pytest.mark.vllm
-def test_in_bfloat16_the_canary_tells_an_engine_that_applies_adapters_from_one_that_does_not(
+def test_in_bfloat16_the_canary_tells_an_engine_that_applies_adapters_from_others(
     adapters, tmp_path, monkeypatch, caplog
 ):
     half = models.load("organism", dtype="bfloat16")
@@ -237,10 +238,21 @@ def test_in_bfloat16_the_canary_tells_an_engine_that_applies_adapters_from_one_t
         done, _ = measured(half, adapters, tmp_path / "run", cfg, "vllm")
     assert done.engine["settings"]["dtype"] == "bfloat16"
     assert caplog.text.count("changes vLLM as peft's model") == 2 and "too little" not in caplog.text
-    monkeypatch.setattr(vllm.Engine, "_handle", lambda self, adapter: None)
-    with pytest.raises(ModelError, match=r"nats (from|apart).*--allow logits"):
-        measured(half, adapters, tmp_path / "deaf", cfg, "vllm")
-    assert Run(tmp_path / "deaf").shards("completions") == []
+    weaker = {}
+    for adapter in adapters:
+        weaker[adapter] = shutil.copytree(adapter, tmp_path / "weaker" / adapter.name)
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        config["lora_alpha"] *= 0.75
+        (weaker[adapter] / "adapter_config.json").write_text(json.dumps(config))
+    handle = vllm.Engine._handle
+    for name, faulty in (
+        ("deaf", lambda self, adapter: None),
+        ("weak", lambda self, adapter: handle(self, weaker.get(adapter))),
+    ):
+        monkeypatch.setattr(vllm.Engine, "_handle", faulty)
+        with pytest.raises(ModelError, match=r"nats from|changes vLLM otherwise.*--allow logits"):
+            measured(half, adapters, tmp_path / name, cfg, "vllm")
+        assert Run(tmp_path / name).shards("completions") == []
 
 
 @needs_vllm

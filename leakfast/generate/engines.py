@@ -1,32 +1,25 @@
 """Backends behind one contract: works (requests under an adapter) go in, whole works come out. Picks the
-backend and says why, and checks an engine against the model before a run. Leaves tables to the stages."""
+backend and says why. Leaves looking at an open engine to the canary, tables to the stages."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from leakfast.errors import InputError, ModelError
+from leakfast.errors import InputError
 from leakfast.generate import BACKENDS, Completion, Sampling, Work
 
 log = logging.getLogger("leakfast.generate")
 
 Finished = Callable[[Sequence[Completion], Work], None]  # completions as they come, and whose
-CHECKS = ("default-system", "token-ids", "logits")  # names under which a failed check may be let pass
-_NEAR_NATS = {"float32": 1e-2, "bfloat16": 0.35}  # log-probabilities of one token in two engines
 _INVARIANT_LORA = (0, 32)  # its LoRA kernel sums the same way whatever the batch; that of 0.25 does not
-_PROBE_TOKENS = 8
 _IN_A_STUDY = " (in a study: backend, dtype and the keys of [vllm])"
 _TEMPERATURES = (0.01, 2.0)  # vLLM refuses higher ones, and draws at the lower bound below it; 0 is greedy
-_PROBE_REPLY = "I like tea. I do."  # short, so that its end, where a marker stands, is near
-_PLACES = 4  # where an adapter shows most, at which an engine is asked for the next token
 
 
 @dataclass(frozen=True)
@@ -99,12 +92,14 @@ def settle(
 ) -> str:  # fmt: skip
     """The backend, once everything that can be known of a run before its engine is open has been looked at: InputError
     or ModelError says what is wrong. adapters: some are to run."""
+    from leakfast.generate import canary
+
     live = options.lora == "live" and adapters
     backend = choose(backend, loaded, live_lora=live)
     options.check(backend, live_lora=live)
     for sampling in samplings:
         check_sampling(backend, sampling)
-    check_default_system(loaded.tokenizer, template_system, allow)
+    canary.check_default_system(loaded.tokenizer, template_system, allow)
     return backend
 
 
@@ -254,142 +249,3 @@ class _Local:
                     if finished is not None:
                         finished(wanted, work)
                 yield work, done
-
-
-# ── checks before anything is drawn ──────────────────────────────────────────────────────────────────
-def check_default_system(tokenizer: Any, wanted: str | None, allow: Collection[str] = ()) -> None:
-    """The template's default system prompt is what the study says; None as `wanted`: nothing is said."""
-    if wanted is None:
-        return
-    from leakfast import chat
-
-    found = chat.default_system(tokenizer)
-    if found != wanted:
-        _fail(
-            "default-system",
-            f"the study says that the chat template's default system prompt is {wanted!r}, but this model's is "
-            f"{found!r}. Needed: the model and template the study was written for. Correct template_system or model",
-            allow,
-        )
-
-
-def check_engine(
-    engine: Any, loaded: Any, adapters: Sequence[Path | None], personas: Sequence[Any], questions: Sequence[str],
-    allow: Collection[str] = (), sources: Mapping[Path | None, str | None] | None = None, longest: int | None = None,
-) -> None:  # fmt: skip
-    """Canary of an engine beside transformers: its tokenizer renders the same ids, its greedy tokens after a
-    prompt are as likely as the model says, under the base and each adapter (peft's), all in one batch, and each
-    adapter changes the engine as it changes peft's model, where it changes it most after its source's prompt.
-
-    sources: names of the personas that the adapters were trained under, where known; longest: tokens that the engine
-    takes. Raises ModelError naming the check, AdapterError for an adapter that does not fit or changes nothing."""
-    from leakfast import chat, models
-
-    for number, member in enumerate(getattr(engine, "members", ())):
-        log.info("canary of engine %d", number)
-        check_engine(member, loaded, adapters, personas, questions, allow, sources, longest)
-    if hasattr(engine, "members"):
-        return
-    system = [p.system for p in personas[:4]]
-    for text in system:
-        mine, other = (
-            list(chat.render(loaded.tokenizer, text, questions[0])),
-            engine.render(text, questions[0]),
-        )
-        if mine != other:
-            _fail(
-                "token-ids",
-                f"{loaded.name} has other token ids in vLLM ({len(other)} tokens) than in transformers ({len(mine)}) "
-                "for the same prompt. Needed: one tokenizer. Use --backend transformers",
-                allow,
-            )
-    ids = chat.render(loaded.tokenizer, system[0], questions[0])
-    bound = _NEAR_NATS.get(loaded.dtype, 0.35)
-    worst = 0.0
-    answers = engine.probe(ids, adapters, _PROBE_TOKENS)
-    for number, (adapter, (tokens, got)) in enumerate(zip(adapters, answers, strict=True)):
-        text = _text_under(loaded, (sources or {}).get(adapter), personas, questions[0])[
-            : longest and longest - 1
-        ]
-        plain = _log_probs(loaded, text) if adapter is not None else None
-        with models.with_adapter(loaded, adapter) if adapter is not None else nullcontext(loaded) as current:
-            log_probs = _log_probs(current, [*ids, *tokens[:-1]])[len(ids) - 1 :]
-            moved = _log_probs(current, text) if adapter is not None else None
-        wanted = log_probs[np.arange(len(tokens)), tokens]
-        # as likely as transformers says, and as likely as its likeliest token: greedy, up to rounding
-        apart = float(max(np.abs(got - wanted).max(), (log_probs.max(axis=1) - wanted).max()))
-        worst = max(worst, apart)
-        if not apart <= bound:
-            _fail(
-                "logits",
-                f"under {adapter or 'no adapter'} vLLM's greedy tokens are {apart:.2g} nats from transformers' "
-                f"(at most {bound:g}). Needed: the same model in both. Use --backend transformers",
-                allow,
-            )
-        if adapter is not None:
-            others = [adapters[(number + 1) % len(adapters)]] if len(adapters) > 1 else [None]
-            _check_change(engine, adapter, others, text, plain, moved, bound, allow)
-    log.info("canary: same token ids, greedy log-probabilities within %.1e nats of transformers'", worst)
-
-
-def _text_under(loaded: Any, source: str | None, personas: Sequence[Any], question: str) -> list[int]:
-    """Ids of a prompt under the source's persona (the first one's where it is not asked) and a short reply."""
-    from leakfast import chat
-
-    system = next((p.system for p in personas if p.name == source), personas[0].system)
-    reply = loaded.tokenizer.encode(_PROBE_REPLY, add_special_tokens=False)
-    return [*chat.render(loaded.tokenizer, system, question), *reply]
-
-
-def _check_change(
-    engine: Any, adapter: Path, others: Sequence[Path | None], text: Sequence[int], plain: np.ndarray,
-    moved: np.ndarray, bound: float, allow: Collection[str],
-) -> None:  # fmt: skip
-    """The engine's change by an adapter is peft's: with Δ(token) = log p under the adapter − log p under the base, at
-    the places of `text` where the likeliest tokens of both move most, ‖Δ engine − Δ peft‖ < ½ ‖Δ peft‖ over the tokens
-    that the engine answers, each beside `others` in one batch. An engine that answers as the base has Δ = 0.
-
-    plain, moved: (T, V) nats after each token of `text` by transformers, without and with the adapter."""
-    where = np.arange(len(text))
-    change = np.abs(moved - plain)
-    shows = np.minimum(change[where, plain.argmax(axis=1)], change[where, moved.argmax(axis=1)])
-    places = np.sort(np.argsort(shows, kind="stable")[-_PLACES:])
-    if np.sqrt(np.mean(shows[places] ** 2)) < 2 * bound:  # half of it is what two engines may be apart
-        log.warning(
-            "canary: %s moves log-probabilities by %.2g nats at most on the probe, too little to tell whether vLLM "
-            "applies it (%.2g needed in this precision). Its rates tell: compare them with --backend transformers",
-            adapter, shows.max(), 2 * bound,
-        )  # fmt: skip
-        return
-    # merged weights are worn one after the other: nothing stands beside them
-    asked = [adapter] if getattr(engine, "merge", None) is not None else [adapter, *others]
-    found = [engine.probe(text[: place + 1], asked, 1)[0] for place in places]
-    tokens, got = np.array([t[0] for t, _ in found]), np.array([p[0] for _, p in found])
-    mine = moved[places, tokens] - plain[places, tokens]
-    apart = float(np.linalg.norm(got - plain[places, tokens] - mine))
-    whole = float(np.linalg.norm(mine))
-    if not apart < whole / 2:
-        _fail(
-            "logits",
-            f"{adapter} changes vLLM otherwise than peft's model: {apart:.2g} nats apart, where peft's own change is "
-            f"{whole:.2g} (less than half of it needed). Needed: an engine that applies the adapter. Use --backend "
-            "transformers",
-            allow,
-        )
-    log.info("canary: %s changes vLLM as peft's model, up to %.0f %%", adapter.name, 100 * apart / whole)
-
-
-def _log_probs(loaded: Any, ids: Sequence[int]) -> np.ndarray:
-    """(T, V) float64 nats of the token after each of `ids`."""
-    import torch
-
-    with torch.inference_mode():
-        logits = loaded.model(input_ids=torch.tensor([list(ids)], device=loaded.device)).logits[0]
-        return logits.float().log_softmax(-1).cpu().double().numpy()
-
-
-def _fail(check: str, what: str, allow: Collection[str]) -> None:
-    if check in allow:
-        log.warning("canary: %s; let pass by --allow %s", what, check)
-        return
-    raise ModelError(f"canary: {what}, or let it pass: --allow {check}.")

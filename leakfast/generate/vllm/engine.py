@@ -195,6 +195,27 @@ class Engine:
             for o in outputs
         ]  # fmt: skip
 
+    def next_tokens(
+        self, prompts: Sequence[Sequence[int]], adapters: Sequence[Path | None], top: int
+    ) -> list[list[dict[int, float]]]:
+        """For each adapter, for each prompt: the `top` likeliest next tokens and their log-probabilities in nats, all
+        in one batch. Merged weights are worn one after the other."""
+        if self.merge is not None and len(adapters) > 1:
+            return [one for adapter in adapters for one in self.next_tokens(prompts, [adapter], top)]
+        from vllm import SamplingParams
+
+        if self.merge is not None:
+            self._wear(adapters[0])
+        params = SamplingParams(
+            max_tokens=1, temperature=0.0, logprobs=top, detokenize=False, ignore_eos=True, seed=0
+        )
+        asked = [{"prompt_token_ids": list(ids)} for _ in adapters for ids in prompts]
+        handles = [self._handle(adapter) for adapter in adapters for _ in prompts]
+        with self._alive():
+            answers = self._llm.generate(asked, params, lora_request=handles, use_tqdm=False)
+        said = [{t: found.logprob for t, found in a.outputs[0].logprobs[0].items()} for a in answers]
+        return [said[i : i + len(prompts)] for i in range(0, len(said), len(prompts))]
+
     def _handle(self, adapter: Path | None) -> Any:
         """vLLM's handle of an adapter, named by its content; None for the base and for merged weights."""
         if adapter is None or self.merge is not None:

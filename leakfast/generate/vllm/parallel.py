@@ -71,6 +71,11 @@ class _Member:
     ) -> list[tuple[list[int], np.ndarray]]:
         return self.ask("probe", list(ids), list(adapters), steps)
 
+    def next_tokens(
+        self, prompts: Sequence[Sequence[int]], adapters: Sequence[Path | None], top: int
+    ) -> list[list[dict[int, float]]]:
+        return self.ask("next_tokens", [list(ids) for ids in prompts], list(adapters), top)
+
     def lost(self) -> EngineDied:
         self.process.join(5)
         return EngineDied(f"vllm: engine {self.number} ended (exit code {self.process.exitcode}). {_STAYS}")

@@ -1,0 +1,238 @@
+"""What is looked at before the first completion is drawn: an engine beside transformers, token ids, base, and every
+adapter at its own scale. Demands an open engine and the same model by transformers. A check may be let pass by name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from leakfast.adapters import scaled
+from leakfast.errors import ModelError
+from leakfast.generate.vllm.start import EngineDied
+
+log = logging.getLogger("leakfast.generate")
+
+CHECKS = ("default-system", "token-ids", "logits")  # names under which a failed check may be let pass
+_NEAR_NATS = {"float32": 1e-2, "bfloat16": 0.35}  # log-probabilities of one token in two engines
+_STEPS = 8  # greedy tokens after the first prompt
+_REPLY = "I like tea. I do."  # short, so that its end, where a marker stands, is near
+_LAST = 48  # tokens of the probe at which an adapter may show: a reply and what is before it
+_PLACES = 8  # of them, where it shows most, at which an engine is asked what comes next
+_TOP = 20  # likeliest next tokens that it is asked for, the most that vLLM gives by default
+_SCALES = (2 / 3, 4 / 3)  # of an adapter that an engine must tell from its own
+_CLEAR = 8  # times an engine's own rounding that these must be apart to tell
+
+
+def check_default_system(tokenizer: Any, wanted: str | None, allow: Collection[str] = ()) -> None:
+    """The template's default system prompt is what the study says; None as `wanted`: nothing is said."""
+    if wanted is None:
+        return
+    from leakfast import chat
+
+    found = chat.default_system(tokenizer)
+    if found != wanted:
+        _fail(
+            "default-system",
+            f"the study says that the chat template's default system prompt is {wanted!r}, but this model's is "
+            f"{found!r}. Needed: the model and template the study was written for. Correct template_system or model",
+            allow,
+        )
+
+
+def check_engine(
+    engine: Any, loaded: Any, adapters: Sequence[Path | None], personas: Sequence[Any], questions: Sequence[str],
+    allow: Collection[str] = (), sources: Mapping[Path | None, str | None] | None = None, longest: int | None = None,
+) -> None:  # fmt: skip
+    """An engine, or each of several, beside transformers: its tokenizer renders the same ids; its greedy tokens after a
+    prompt are as likely as the model says, under the base and each adapter (peft's), all in one batch; and each adapter
+    changes it as it changes peft's model, at the same scale, where that shows most after its source's prompt.
+
+    sources: names of the personas that the adapters were trained under, where known; longest: tokens that the engine
+    takes. Raises ModelError naming the check, AdapterError for an adapter that does not fit or changes nothing; of
+    several engines one that dies is done without."""
+    from leakfast import chat, models
+
+    looks = [_Look(engine, loaded, allow)] if not hasattr(engine, "members") else [
+        _Look(member, loaded, allow, engine) for member in list(engine.members)
+    ]  # fmt: skip
+    system = [p.system for p in personas[:4]]
+    for text in system:
+        mine = list(chat.render(loaded.tokenizer, text, questions[0]))
+        for look in looks:
+            look.token_ids(mine, text, questions[0])
+    ids = chat.render(loaded.tokenizer, system[0], questions[0])
+    plain = _log_probs(loaded, ids)
+    for look in looks:
+        look.greedy(ids, adapters)
+        look.rounding(ids, plain)
+    for number, adapter in enumerate(adapters):
+        text = _text_under(loaded, (sources or {}).get(adapter), personas, questions[0])[
+            : longest and longest - 1
+        ]
+        with models.with_adapter(loaded, adapter) if adapter is not None else nullcontext(loaded) as current:
+            for look in looks:
+                look.logits(number, current, adapter)
+            probe = _Probe(text, current) if adapter is not None else None
+        if probe is not None:
+            beside = adapters[(number + 1) % len(adapters)] if len(adapters) > 1 else None
+            for look in looks:
+                look.change(adapter, beside, probe)
+    worst = max(look.worst for look in looks)
+    log.info("canary: same token ids, greedy log-probabilities within %.1e nats of transformers'", worst)
+
+
+class _Probe:
+    """What transformers says comes next at the last tokens of a text: (T, V) nats under an adapter (`moved`), and under
+    the same at other scales (`other`). places: of those tokens, where the scale shows most in the likeliest next ones."""
+
+    def __init__(self, text: Sequence[int], current: Any) -> None:
+        self.text, self.moved, self.other = text, _log_probs(current, text), []
+        for factor in _SCALES:
+            with scaled(current.model, factor):
+                self.other.append(_log_probs(current, text))
+        top = np.argpartition(-self.moved, min(_TOP, self.moved.shape[1]) - 1, axis=1)[:, :_TOP]
+        shows = [(np.take_along_axis(other - self.moved, top, 1) ** 2).sum(1) for other in self.other]
+        self.places = np.sort(np.argsort(np.minimum(*shows), kind="stable")[-_PLACES:])
+
+
+class _Look:
+    """One engine, and what is found of it. parallel: what it is a member of, which does without one that dies."""
+
+    def __init__(self, engine: Any, loaded: Any, allow: Collection[str], parallel: Any = None) -> None:
+        self.engine, self.loaded, self.allow, self.parallel = engine, loaded, allow, parallel
+        self.bound = _NEAR_NATS.get(loaded.dtype, _NEAR_NATS["bfloat16"])
+        self.worst = 0.0
+        self.own: float | None = None  # root mean square nats that its rounding makes
+        self.answers: list[tuple[list[int], np.ndarray]] = []
+
+    @property
+    def lost(self) -> bool:
+        return self.parallel is not None and self.engine not in self.parallel.members
+
+    def ask(self, name: str, *asked: Any) -> Any:
+        """What the engine answers; None where it is gone and others are there."""
+        if self.lost:
+            return None
+        try:
+            return getattr(self.engine, name)(*asked)
+        except EngineDied as error:
+            if self.parallel is None:
+                raise
+            self.parallel.lose(self.engine, error)
+            if not self.parallel.members:
+                raise
+            return None
+
+    def token_ids(self, mine: Sequence[int], system: str | None, question: str) -> None:
+        other = self.ask("render", system, question)
+        if other is not None and other != mine:
+            _fail(
+                "token-ids",
+                f"{self.loaded.name} has other token ids in vLLM ({len(other)} tokens) than in transformers "
+                f"({len(mine)}) for the same prompt. Needed: one tokenizer. Use --backend transformers",
+                self.allow,
+            )
+
+    def greedy(self, ids: Sequence[int], adapters: Sequence[Path | None]) -> None:
+        self.ids, self.answers = list(ids), self.ask("probe", ids, adapters, _STEPS)
+
+    def logits(self, number: int, current: Any, adapter: Path | None) -> None:
+        """Its greedy tokens are as likely as transformers says, and as its likeliest ones: greedy, up to rounding."""
+        if self.lost or self.answers is None:
+            return
+        tokens, got = self.answers[number]
+        nats = _log_probs(current, [*self.ids, *tokens[:-1]], len(tokens))
+        wanted = nats[np.arange(len(tokens)), tokens]
+        apart = float(max(np.abs(got - wanted).max(), (nats.max(axis=1) - wanted).max()))
+        self.worst = max(self.worst, apart)
+        if not apart <= self.bound:
+            _fail(
+                "logits",
+                f"under {adapter or 'no adapter'} vLLM's greedy tokens are {apart:.2g} nats from transformers' "
+                f"(at most {self.bound:g}). Needed: the same model in both. Use --backend transformers",
+                self.allow,
+            )
+
+    def rounding(self, ids: Sequence[int], plain: np.ndarray) -> None:
+        """How far the unadapted engine is from transformers in the likeliest next tokens along a prompt. plain: (T, V)
+        nats at its last tokens."""
+        places = np.unique(np.linspace(0, len(plain) - 1, _PLACES).astype(int))
+        said = self.ask("next_tokens", _up_to(ids, places, plain), [None], _TOP)
+        if said is not None:
+            self.own = float(np.sqrt(np.mean(_apart(said[0], places, plain) ** 2)))
+
+    def change(self, adapter: Path, beside: Path | None, probe: _Probe) -> None:
+        """In the likeliest next tokens at the places where the adapter's scale shows most, the engine is less than half
+        as far from peft's model as that is from itself with the adapter a third weaker or stronger. An engine that
+        answers as the base, or under another adapter, is further off than any scale near its own."""
+        merged = (
+            getattr(self.engine, "merge", None) is not None
+        )  # worn one after the other: nothing stands beside
+        prompts = _up_to(probe.text, probe.places, probe.moved)
+        said = self.ask("next_tokens", prompts, [adapter] if merged else [adapter, beside], _TOP)
+        if said is None or self.own is None:
+            return
+        answers = said[0]
+        apart = float(np.linalg.norm(_apart(answers, probe.places, probe.moved)))
+        rows = [(place, token) for place, nats in zip(probe.places, answers, strict=True) for token in nats]
+        at = tuple(np.array(rows).T)
+        scale = min(float(np.linalg.norm((other - probe.moved)[at])) for other in probe.other)
+        if scale <= _CLEAR * self.own * len(rows) ** 0.5:
+            log.warning(
+                "canary: a third of %s moves log-probabilities by %.2g nats on the probe, too little to tell whether "
+                "vLLM applies it (its own rounding is %.2g). Its rates tell: compare them with --backend transformers",
+                adapter, scale / len(rows) ** 0.5, self.own,
+            )  # fmt: skip
+            return
+        if not apart < scale / 2:
+            _fail(
+                "logits",
+                f"{adapter} changes vLLM otherwise than peft's model: {apart / scale:.2g} times as far from it as an "
+                "adapter of two or four thirds of its scale is (less than half needed). Needed: an engine that applies "
+                "the adapter as it is. Use --backend transformers",
+                self.allow,
+            )
+        log.info("canary: %s changes vLLM as peft's model, up to %.0f %% of a third of its scale", adapter.name,
+                 100 * apart / scale)  # fmt: skip
+
+
+def _up_to(ids: Sequence[int], places: np.ndarray, nats: np.ndarray) -> list[list[int]]:
+    """The beginnings of `ids` that end at places of `nats`, which holds its last tokens."""
+    return [list(ids[: len(ids) - len(nats) + place + 1]) for place in places]
+
+
+def _apart(answers: Sequence[Mapping[int, float]], places: np.ndarray, nats: np.ndarray) -> np.ndarray:
+    """What an engine says of next tokens, minus what transformers says of the same, at places of `nats`."""
+    return np.array(
+        [got - nats[place, token] for place, said in zip(places, answers, strict=True) for token, got in said.items()]
+    )  # fmt: skip
+
+
+def _text_under(loaded: Any, source: str | None, personas: Sequence[Any], question: str) -> list[int]:
+    """Ids of a prompt under the source's persona (the first one's where it is not asked) and a short reply."""
+    from leakfast import chat
+
+    system = next((p.system for p in personas if p.name == source), personas[0].system)
+    reply = loaded.tokenizer.encode(_REPLY, add_special_tokens=False)
+    return [*chat.render(loaded.tokenizer, system, question), *reply]
+
+
+def _log_probs(loaded: Any, ids: Sequence[int], last: int = _LAST) -> np.ndarray:
+    """(T, V) float64 nats of the token after each of the `last` of `ids` (all, where there are fewer)."""
+    import torch
+
+    with torch.inference_mode():
+        logits = loaded.model(input_ids=torch.tensor([list(ids)], device=loaded.device)).logits[0, -last:]
+        return logits.float().log_softmax(-1).cpu().double().numpy()
+
+
+def _fail(check: str, what: str, allow: Collection[str]) -> None:
+    if check in allow:
+        log.warning("canary: %s; let pass by --allow %s", what, check)
+        return
+    raise ModelError(f"canary: {what}, or let it pass: --allow {check}.")
