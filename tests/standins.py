@@ -137,6 +137,11 @@ class AlwaysBroken(OnceBroken):
         return True
 
 
+class Stillborn(Standin):
+    def taken(self, work: Work) -> None:
+        raise EngineDied("vllm: the engine of it died at once.")
+
+
 class Refusing(OnceBroken):
     """What one refuses, all would."""
 

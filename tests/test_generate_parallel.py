@@ -78,8 +78,8 @@ def gone(pid: int) -> bool:
 def engines():
     opened = []
 
-    def made(n, make, name="standin"):
-        opened.append(Parallel(standins.spec(str(name)), n, make))
+    def made(n, make, name="standin", **settings):
+        opened.append(Parallel(standins.spec(str(name)), n, make, **settings))
         return opened[-1]
 
     yield made
@@ -102,7 +102,7 @@ def test_works_and_replies_larger_than_the_lines_buffer_pass_each_other(tmp_path
 
 
 def test_an_engine_that_raises_as_it_dies_gives_its_works_to_the_others(engines, tmp_path, caplog):
-    pair = engines(2, standins.OnceBroken, tmp_path / "broken")
+    pair = engines(2, standins.OnceBroken, tmp_path / "broken", again=0)
     heard = []
 
     def finished(some, work):
@@ -112,18 +112,42 @@ def test_an_engine_that_raises_as_it_dies_gives_its_works_to_the_others(engines,
     assert sorted(work.key for work, _ in whole) == list(range(12)), "none lost, none twice"
     assert all(len({(c.request, c.sample) for c in done}) == len(done) == 20 for _, done in whole)
     assert len(heard) == len(set(heard)) == 240, "what the dead one had said is not drawn again"
-    assert "device-side assert" in caplog.text and "go to the others" in caplog.text
-    assert len(pair.members) == 1
+    assert "device-side assert" in caplog.text and "works go to whichever is there" in caplog.text
+    assert len(pair.members) == 1, "it is not started again"
     again = [work.key for work, _ in pair.stream(standins.works(3), Sampling())]
     assert sorted(again) == [0, 1, 2], "the one that is left goes on"
     assert pair.described(Sampling())["data_parallel"] == 1
 
 
-def test_the_last_engine_to_die_ends_the_run_with_what_it_died_of(engines, tmp_path):
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_engine_that_dies_at_work_is_started_again(engines, tmp_path, caplog, n):
+    """The only one too: a run of a night is not to end at the first fault of a device."""
+    heard = []
+
+    def finished(some, work):
+        heard.extend((work.key, one.request, one.sample) for one in some)
+
+    several = engines(n, standins.OnceBroken, tmp_path / "broken")
+    whole = list(several.stream(standins.works(12, samples=20), Sampling(), finished))
+    assert sorted(work.key for work, _ in whole) == list(range(12))
+    assert len(heard) == len(set(heard)) == 240, "nothing is drawn again"
+    assert ("device-side assert" in caplog.text and "engine 0 is started again" in caplog.text) or n == 2
+    assert len(several.members) == n and all(member.started for member in several.members)
+    assert len(list(several.stream(standins.works(3), Sampling()))) == 3, "and the next stream has it"
+
+
+def test_an_engine_that_dies_before_it_has_drawn_is_not_started_again(engines, tmp_path, caplog):
+    """It would die again."""
+    with pytest.raises(EngineDied, match="at once"):
+        list(engines(1, standins.Stillborn).stream(standins.works(2), Sampling()))
+    assert "started again" not in caplog.text
+
+
+def test_the_last_engine_to_die_ends_the_run_with_what_it_died_of(engines, tmp_path, caplog):
     pair = engines(2, standins.AlwaysBroken, tmp_path / "broken")
     with pytest.raises(EngineDied, match="device-side assert"):
         list(pair.stream(standins.works(40, samples=20), Sampling()))
-    assert pair.members == []
+    assert pair.members == [] and caplog.text.count("is started again") == 6, "three times each"
     with pytest.raises(ModelError, match="device-side assert"):
         pair.described(Sampling())
 
@@ -139,16 +163,16 @@ def test_what_no_engine_would_take_ends_the_run_at_once(engines, caplog):
     pair = engines(2, standins.Refusing)
     with pytest.raises(AdapterError, match="another base"):
         list(pair.stream(standins.works(4), Sampling()))
-    assert len(pair.members) == 2 and "go to the others" not in caplog.text
+    assert len(pair.members) == 2 and "is gone" not in caplog.text
 
 
-def test_an_engine_killed_while_idle_is_done_without(engines):
+def test_an_engine_killed_while_idle_is_started_again(engines):
     pair = engines(2, standins.Standin)
     assert len(list(pair.stream(standins.works(3), Sampling()))) == 3
     os.kill(pair.members[0].process.pid, signal.SIGKILL)
     pair.members[0].process.join()
     assert len(list(pair.stream(standins.works(3), Sampling()))) == 3
-    assert len(pair.members) == 1
+    assert len(pair.members) == 2
 
 
 def test_a_script_that_ends_with_engines_at_work_ends(tmp_path):

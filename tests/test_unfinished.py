@@ -19,7 +19,7 @@ from leakfast import unfinished
 from leakfast.config import EvalConfig
 from leakfast.errors import StoreError
 from leakfast.evaluate import evaluate
-from leakfast.generate import engines
+from leakfast.generate import canary, engines
 from leakfast.personas import Persona
 from leakfast.store import Run
 
@@ -76,7 +76,7 @@ def drawn_by_standins(loaded, run, n, every_s=unfinished._EVERY_S, progress=None
         patch.setattr(stage, "SHARD_ROWS", SHARD)
         patch.setattr(unfinished, "_EVERY_S", every_s)
         patch.setattr(engines, "opened", opened)
-        patch.setattr(engines, "check_engine", lambda *args: None)
+        patch.setattr(canary, "check_engine", lambda *args: None)
         return evaluate(
             loaded, Run(run), [], PEOPLE, QUESTIONS, "marker", CFG, 3, base=True, backend="vllm", progress=progress
         )  # fmt: skip

@@ -94,7 +94,7 @@ def tune(
 def _tried(loaded: Loaded, width: Width, asked: Sequence[Request], sampling: Sampling, longest: int) -> Trial:
     """One engine of this width: its rate, or the words it failed with."""
     try:
-        engine = Parallel(spec_of(loaded, width=width, longest=longest), 1)
+        engine = Parallel(spec_of(loaded, width=width, longest=longest), 1, again=0)
     except ModelError as error:
         return Trial(width, None, failed=error.message)
     try:

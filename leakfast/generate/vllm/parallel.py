@@ -1,5 +1,5 @@
-"""vLLM engines in processes of their own, so that one may die and others go on: one a GPU (or tensor-parallel group),
-each asking for the next work when it has seats to fill, so a fast one takes more. Demands a spec."""
+"""vLLM engines in processes of their own, so that one may die and others go on, or it again: one a GPU (or group of
+tensor-parallel GPUs), each asking for the next work when it has seats to fill, so a fast one takes more. Demands a spec."""
 
 from __future__ import annotations
 
@@ -27,18 +27,24 @@ log = logging.getLogger("leakfast.generate")
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _START_S = 1800.0  # an engine that takes longer to load its model and compile is given up
+_AGAIN = 3  # times an engine that died at work is started again
 _STAYS = "What is written stays: the same command goes on from there."
 
 
 @dataclass
 class _Member:
-    """An engine's process, our end of the line to it, and the works it has, by number."""
+    """An engine's process on its devices, our end of the line to it, and the works it has, by number. told: whether it
+    has drawn anything; again: times it may still be started."""
 
     number: int
+    devices: str | None
     process: Any
     line: Connection
+    again: int
     works: set[int] = field(default_factory=set)
+    started: bool = False
     wants: bool = False
+    told: bool = False
 
     def ask(self, *message: Any) -> Any:
         """The answer to a question. Raises what the engine raises, EngineDied where its process ends."""
@@ -92,38 +98,49 @@ class _Member:
 class Parallel:
     """`n` engines of one spec, the i-th on the i-th group of tensor-parallel GPUs. The same face as Engine.
 
-    make: another engine to run in the processes (a class or function that can be pickled). Raises InputError for
-    more GPUs than there are, ModelError where an engine does not start."""
+    make: another engine to run in the processes (a class or function that can be pickled); again: times that each is
+    started anew where it dies at work. Raises InputError for more GPUs than there are, ModelError where an engine does
+    not start."""
 
-    def __init__(self, spec: Spec, n: int, make: Callable[[Spec], Any] | None = None) -> None:
-        self.spec = spec
-        self._last: EngineDied | None = None
+    def __init__(
+        self, spec: Spec, n: int, make: Callable[[Spec], Any] | None = None, *, again: int = _AGAIN
+    ) -> None:
+        self.spec, self.make = spec, make
+        self._last: ModelError | None = None
         self._streaming = False
         groups = _devices(n, int(spec.settings.get("tensor_parallel_size", 1)))
-        context = get_context("spawn")
         self.members: list[_Member] = []
-        lines: list[Connection] = []
+        self._lines: list[Connection] = []
         # else a script that ends with engines open would wait at its exit for them, and they for it
-        Finalize(self, _hang_up, args=(lines,), exitpriority=1)
+        Finalize(self, _hang_up, args=(self._lines,), exitpriority=1)
         with ExitStack() as unless_started:
             unless_started.callback(self.close)
             for number, devices in enumerate(groups):
-                ours, theirs = context.Pipe()
-                process = context.Process(target=serve, args=(theirs, spec, make), daemon=False)
-                with _environment({_VISIBLE: devices} if devices is not None else {}), _without_main(make):
-                    process.start()
-                theirs.close()
-                self.members.append(_Member(number, process, ours))
-                lines.append(ours)
+                self._start(number, devices, again)
             for member in self.members:
-                self._started(member)
+                self._wait_for(member)
             unless_started.pop_all()
         log.info("vllm: %d engines of %d seats", n, spec.seats)
 
-    def _started(self, member: _Member) -> None:
+    def _start(self, number: int, devices: str | None, again: int) -> None:
+        """Another member, whose process is on its way."""
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, self.spec, self.make), daemon=False)
+        with _environment({_VISIBLE: devices} if devices is not None else {}), _without_main(self.make):
+            process.start()
+        theirs.close()
+        self.members.append(_Member(number, devices, process, ours, again))
+        self._lines.append(ours)
+
+    def _wait_for(self, member: _Member) -> None:
         if not member.line.poll(_START_S):
             raise ModelError(f"vllm: engine {member.number} did not start within {_START_S:.0f} s.")
-        _, told = member.hear()
+        self._note(member, member.hear()[1])
+
+    def _note(self, member: _Member, told: dict[str, Any]) -> None:
+        """It has started, and said as what."""
+        member.started = True
         shown = ", ".join(f"{name} {value}" for name, value in told.get("resolved", {}).items())
         log.info("vllm %s, engine %d: %s", told["version"], member.number, shown or "started")
 
@@ -139,16 +156,19 @@ class Parallel:
     def stream(
         self, works: Iterable[Work], sampling: Sampling, finished: Finished | None = None
     ) -> Iterator[tuple[Work, list[Completion]]]:
-        """As Engine.stream; works go to whichever engine asks. What an engine that dies has not said of its works is
-        asked of others; EngineDied where none is left. Any other error of an engine is about what was asked, and ends
-        the stream."""
+        """As Engine.stream; works go to whichever engine asks. An engine that dies after it has drawn anything is started
+        again, and what it has not said of its works is asked of whichever is there; EngineDied where none is left. Any
+        other error of an engine is about what was asked, and ends the stream."""
         assert not self._streaming, "a stream was left before its end: these engines can only be closed"
         waiting, again, number, exhausted = iter(works), [], 0, False
         open_works: dict[int, tuple[Work, list[Completion]]] = {}
 
-        def dies(member: _Member, error: EngineDied) -> None:
+        def dies(member: _Member, error: ModelError) -> None:
             again.extend(sorted(member.works, reverse=True))
             self.lose(member, error)
+            if member.told and member.again:
+                log.warning("engine %d is started again", member.number)
+                self._start(member.number, member.devices, member.again - 1)
 
         def said(member: _Member, message: Any) -> None:
             try:
@@ -176,16 +196,28 @@ class Parallel:
             if exhausted and not again and not any(member.works for member in self.members):
                 break
             by_line = {member.line: member for member in self._living()}
-            for line in wait(list(by_line)):
+            late = not all(member.started for member in self.members)
+            ready = wait(list(by_line), _START_S if late else None)
+            for member in [] if ready else [member for member in self.members if not member.started]:
+                dies(
+                    member, ModelError(f"vllm: engine {member.number} did not start within {_START_S:.0f} s.")
+                )
+            for line in ready:
                 member = by_line[line]
                 try:
                     kind, what = member.hear()
-                except EngineDied as error:
+                except ModelError as error:
+                    if member.started and not isinstance(error, EngineDied):
+                        raise
                     dies(member, error)
                     continue
-                if kind == "wants":
+                if kind == "started":
+                    self._note(member, what)
+                    said(member, ("stream", sampling))
+                elif kind == "wants":
                     member.wants = True
                 elif kind == "finished":
+                    member.told = True
                     for one in dict.fromkeys(one for one, _ in what):
                         some = [completion for its, completion in what if its == one]
                         work, have = open_works[one]
@@ -197,10 +229,13 @@ class Parallel:
                             yield open_works.pop(one)
         for member in list(self.members):
             try:
-                member.say(None)
-                while member.hear()[0] != "ended":  # what it said before it heard
-                    pass
-            except EngineDied as error:
+                if member.started:
+                    member.say(None)
+                    while member.hear()[0] != "ended":  # what it said before it heard
+                        pass
+                else:
+                    self._wait_for(member)
+            except ModelError as error:
                 self.lose(member, error)
             member.wants = False
         self._streaming = False
@@ -211,14 +246,15 @@ class Parallel:
             raise self._last or EngineDied(f"vllm: no engine of {self.spec.name} is open. {_STAYS}")
         return self.members
 
-    def lose(self, member: _Member, error: EngineDied) -> None:
-        """Do without a member that died."""
+    def lose(self, member: _Member, error: ModelError) -> None:
+        """Do without a member that died, or did not start again."""
         self.members.remove(member)
-        self._last = error
-        if self.members:
-            log.warning("engine %d is gone: %s Its %d works go to the others.", member.number, error.message,
-                        len(member.works))  # fmt: skip
+        self._last = error if member.started or self._last is None else self._last
+        log.warning(
+            "engine %d is gone: %s Its %d works go to whichever is there.", member.number, error.message, len(member.works)
+        )  # fmt: skip
         member.end(patience_s=5)
+        self._lines.remove(member.line)
 
     def close(self) -> None:
         """End the processes and give the devices' memory back."""
