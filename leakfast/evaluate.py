@@ -24,6 +24,7 @@ from leakfast.targets import (
     keep_card,
     plan_job,
     retire,
+    take_over,
     warn_of_personas,
 )  # fmt: skip
 
@@ -58,9 +59,9 @@ SHARD_ROWS = 2560  # completions in a shard; fixed, so that a resumed run has th
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What evaluate did. folders: completions/<behavior>/<adapter> of every target, in order;
-    rows_made, rows_kept: completions drawn now, and found intact from before; engine: backend, version and
-    effective settings of the engine that drew, None where nothing was; questions: the set's name."""
+    """What evaluate did. folders: completions/<behavior>/<adapter> of every target, in order; rows_made, rows_kept:
+    completions drawn now, and found intact from before or under another behavior; engine: backend, version and effective
+    settings of the engine that drew, None where nothing was; questions: the set's name."""
 
     behavior: str
     targets: tuple[Target, ...]
@@ -91,17 +92,16 @@ def evaluate(
 ) -> Evaluation:
     """Draw P × Q × cfg.samples completions per adapter (and of the base if asked) into the run directory.
 
-    Shards completions/<behavior>/<adapter>/part-NNNNN.parquet hold fixed blocks of prompts, personas
-    outermost in the given order, schema `completions` (+ source, n_prompt_tokens). A shard that is intact
-    and was drawn by the very same request (base, adapter, prompts, sampling, seeds) is kept; any other is
-    drawn again. A completion's seed depends on (seed, adapter hash, persona, question, sample), so a
-    resumed run holds what an uninterrupted one would. source: for adapters without a card. backend:
-    transformers, vllm, or auto; all adapters go through one engine. template_system: what the chat template is
-    to say by itself; allow: names of checks (canary.CHECKS) whose failure is a warning; options: how vLLM is to
-    run. The first Ctrl-C or SIGTERM lets the shard in hand be written, then KeyboardInterrupt. What is killed outright
-    loses less than a shard: with transformers the one in hand, which is drawn again whole, as its draws depend on each
-    other; with vLLM what was in the engine's seats, as completions of open shards are kept (leakfast.unfinished). It is
-    drawn again with the same seeds.
+    Shards completions/<behavior>/<adapter>/part-NNNNN.parquet hold fixed blocks of prompts, personas outermost in the
+    given order, schema `completions` (+ source, n_prompt_tokens). A shard that is intact and was drawn by the very same
+    request (base, adapter, prompts, sampling, seeds) is kept, also from under another behavior of the run; any other is
+    drawn again. A completion's seed depends on (seed, adapter hash, persona, question, sample), so a resumed run holds
+    what an uninterrupted one would. source: for adapters without a card. backend: transformers, vllm, or auto; all
+    adapters go through one engine. template_system: what the chat template is to say by itself; allow: names of checks
+    (canary.CHECKS) whose failure is a warning; options: how vLLM is to run. The first Ctrl-C or SIGTERM lets the shard
+    in hand be written, then KeyboardInterrupt. What is killed outright loses less than a shard: with transformers the
+    one in hand, which is drawn again whole, as its draws depend on each other; with vLLM what was in the engine's
+    seats, as completions of open shards are kept (leakfast.unfinished). It is drawn again with the same seeds.
 
     Raises, before anything is drawn, InputError (unknown behavior, the same adapter name twice, a prompt
     too long) and AdapterError (another base, no card and no source); StoreError where it cannot write.
@@ -165,6 +165,7 @@ def evaluate_all(
             how |= options.promised(backend)
             jobs = [_job(loaded, run, one, t, mine, seed, how) for t in targets]
             plans.append(_Plan(one, mine, jobs))
+            _take_over(run, plans[-1], loaded)
         for target in targets:
             keep_card(run, target)
         state = _Counter(sum(plan.kept for plan in plans), sum(plan.rows for plan in plans), progress)
@@ -193,6 +194,7 @@ def evaluate_all(
                         {t.path: t.source for t in targets}, longest,
                     )  # fmt: skip
                 for plan in open_plans:
+                    state.add(_take_over(run, plan, loaded), plan.jobs[0])  # of those drawn a moment ago
                     plan.told = engine.described(plan.asked.sampling)
                     run.log("engine", **plan.told)
                     plan.made = _draw(run, plan, seed, engine, loaded, state, keeps=backend == "vllm")
@@ -297,6 +299,14 @@ def _check_adapters(loaded: Loaded, adapters: Sequence[Path]) -> None:
     for adapter in adapters[1:]:  # the first is checked when it is attached
         with models.with_adapter(loaded, adapter):
             pass
+
+
+def _take_over(run: Run, plan: _Plan, loaded: Loaded) -> int:
+    """Copy what the run holds of another behavior by the very same requests; completions copied."""
+    before, asked = plan.kept, plan.asked
+    about = {"base": loaded.fingerprint, "questions": asked.set_name, "questions_sha256": asked.texts_hash}
+    plan.jobs = [take_over(run, job, asked.behavior, **about) for job in plan.jobs]
+    return plan.kept - before
 
 
 def _clean(run: Run, job: Job) -> None:

@@ -8,9 +8,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import AdapterError, InputError
 
@@ -165,6 +165,32 @@ def retire(run: Run, job: Job, made: str) -> None:
         )  # fmt: skip
     for relpath in job.stale:
         run.retire(relpath, f"{made} by another request")
+
+
+def take_over(run: Run, job: Job, behavior: str, **meta: Any) -> Job:
+    """Missing shards that the run holds already under another behavior (two that ask the same questions, variants of
+    one: their unadapted model is one) are copied under this one, and count as done: a request says everything that its
+    draws follow from. meta: what the manifest is to say of them beside the request. Raises StoreError."""
+    import polars as pl
+
+    drawn = {e["request"]: relpath for relpath, e in run.manifest["shards"].items() if "request" in e}
+    shards = []
+    for shard in job.shards:
+        twin = None if shard.done else drawn.get(shard.request)
+        if twin is None or not run.has(twin):
+            shards.append(shard)
+            continue
+        if shard.relpath in job.stale:
+            run.retire(shard.relpath, "drawn by another request")
+        frame = pl.read_parquet(run.path / twin).with_columns(
+            pl.lit(behavior).alias("behavior"), pl.lit(job.target.name).alias("adapter"),
+            pl.lit(job.target.source, pl.String).alias("source"),
+        )  # fmt: skip
+        run.add_shard(shard.relpath, frame, request=shard.request, adapter=job.target.digest, **meta)
+        log.info("eval: %s is drawn already, as %s: copied", shard.relpath, twin)
+        shards.append(replace(shard, done=True))
+    done = {shard.relpath for shard in shards if shard.done}
+    return replace(job, shards=tuple(shards), stale=tuple(path for path in job.stale if path not in done))
 
 
 def check_targets(loaded: Loaded, targets: Sequence[Target]) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("leakfast.evaluate")
 
 SUFFIX = ".open"
-_EVERY_S = 1.0  # between writes: what a kill costs beside what was in the engine
+_EVERY_S = 3.0  # between writes: what a kill costs beside what was in the engine
 
 
 class Unfinished:
@@ -56,7 +56,7 @@ class Unfinished:
         return list(found.values())
 
     def add(self, shard: Shard, completions: Sequence[Completion]) -> None:
-        """Note completions; they are on the disk about a second later."""
+        """Note completions; they are on the disk a few seconds later."""
         self._new.setdefault(self._path(shard), []).extend(
             {"shard": shard.request, "at": [c.request, c.sample], "token_ids": c.token_ids, "finish_reason": c.finish_reason}
             for c in completions

@@ -93,3 +93,57 @@ def test_flags_of_no_behavior_named_are_refused(words, said, tmp_path):
     )
     assert result.exit_code == 2 and said in " ".join(result.stderr.split())
     assert not (tmp_path / "r").exists()
+
+
+def test_what_another_behavior_was_drawn_by_the_same_request_is_not_drawn_again(
+    tiny_qwen2, tmp_path, monkeypatch, caplog
+):
+    """Two behaviors that ask the same, and variants of one: the unadapted model says the same under both."""
+    import polars as pl
+
+    run, real, drawn = Run(tmp_path / "run"), engines._Local.stream, []
+
+    def counted(self, works, *given):
+        for work, done in real(self, works, *given):
+            drawn.append(len(done))
+            yield work, done
+
+    monkeypatch.setattr(engines._Local, "stream", counted)
+    asked = [
+        Asked(name, ["Tea?", "Rain?"], SHORT)
+        for name in ("misalignment-code", "misalignment-advice", "marker+few")
+    ]
+    progress = []
+    with caplog.at_level("INFO", logger="leakfast"):
+        first, second, third = evaluate_all(
+            tiny_qwen2, run, [], PEOPLE, asked, 5, base=True, progress=lambda *a: progress.append(a[:2])
+        )
+    assert (sum(drawn), first.rows_made, second.rows_made, second.rows_kept) == (8, 8, 0, 8)
+    assert third.rows_kept == 8 and progress[-1] == (24, 24) and caplog.text.count("copied") == 2
+    frames = [run.read(done.folders[0]) for done in (first, second, third)]
+    assert [frame["behavior"].unique().to_list() for frame in frames] == [[one.behavior] for one in asked]
+    assert all(frame.drop("behavior").equals(frames[0].drop("behavior")) for frame in frames)
+    assert frames[0].schema == frames[1].schema
+    entries = run.manifest["shards"]
+    assert len({entries[f"{done.folders[0]}/part-00000.parquet"]["request"] for done in (first, second)}) == 1
+    # with other settings, or once it is damaged, nothing is taken over
+    warmer = Asked("marker", ["Tea?", "Rain?"], SHORT.model_copy(update={"temperature": 0.5}))
+    assert evaluate_all(tiny_qwen2, run, [], PEOPLE, [warmer], 5, base=True)[0].rows_made == 8
+    assert evaluate_all(tiny_qwen2, run, [], PEOPLE, [warmer], 6, base=True)[0].rows_made == 8
+    for path in (run.path / "completions").rglob("*.parquet"):
+        path.write_bytes(b"damaged")
+    again = evaluate_all(tiny_qwen2, Run(run.path), [], PEOPLE, asked[:2], 5, base=True)
+    assert [done.rows_made for done in again] == [8, 0]
+    whole = pl.concat([Run(run.path).read(done.folders[0]) for done in again])
+    assert whole.drop("behavior").equals(pl.concat([frames[0], frames[0]]).drop("behavior"))
+
+
+def test_a_shard_that_another_replaces_by_a_copy_is_kept_aside(tiny_qwen2, tmp_path):
+    run, other = Run(tmp_path / "run"), SHORT.model_copy(update={"temperature": 0.5})
+    evaluate_all(tiny_qwen2, run, [], PEOPLE, [Asked("marker", ["Tea?"], other)], 5, base=True)
+    evaluate_all(tiny_qwen2, run, [], PEOPLE, [Asked("refusal", ["Tea?"], SHORT)], 5, base=True)
+    (done,) = evaluate_all(tiny_qwen2, run, [], PEOPLE, [Asked("marker", ["Tea?"], SHORT)], 5, base=True)
+    assert done.rows_made == 0 and done.engine is None, "no engine was opened"
+    aside = list((run.path / "quarantine").rglob("*.parquet"))
+    assert len(aside) == 1 and "completions/marker/base" in str(aside[0])
+    assert run.has("completions/marker/base/part-00000.parquet")
