@@ -3,7 +3,7 @@ what is asked. Demands a study whose words are checked, and its model; leaves th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,10 +12,13 @@ if TYPE_CHECKING:
     from leakfast.store import Run
 
 
-def check(study: Study, behaviors: Sequence[str], run: Run, loaded: Loaded) -> None:
-    """Raises InputError, JudgeError or ModelError for the behaviors of the study that are to be run."""
-    _check_judges(study, behaviors, run)
-    _check_drawing(study, behaviors, loaded)
+def check(
+    study: Study, run: Run, loaded: Callable[[], Loaded], *, judged: Sequence[str], drawn: Sequence[str]
+) -> None:
+    """Raises InputError, JudgeError or ModelError for behaviors of the study that are to be judged, or to be drawn.
+    loaded: makes the model, once nothing else is wrong."""
+    _check_judges(study, judged, run)
+    _check_drawing(study, drawn, run, loaded)
 
 
 def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
@@ -34,8 +37,8 @@ def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
             stage.check(cfg)
 
 
-def _check_drawing(study: Study, behaviors: Sequence[str], loaded: Loaded) -> None:
-    """A backend that cannot draw what is asked, under the adapters that will be there."""
+def _check_drawing(study: Study, behaviors: Sequence[str], run: Run, loaded: Callable[[], Loaded]) -> None:
+    """A backend that cannot draw what is asked, under the adapters that will be there, on this machine."""
     from leakfast.behaviors import get
     from leakfast.generate import engines
     from leakfast.targets import asked_of
@@ -43,4 +46,6 @@ def _check_drawing(study: Study, behaviors: Sequence[str], loaded: Loaded) -> No
     drawn = [b for b in behaviors if get(b).by_completions]
     asked = [one.sampling for b in drawn for one in asked_of(b, study.behaviors[b].eval)]
     if asked:
-        engines.settle(loaded, samplings=asked, adapters=True, **engines.asked_by(study))
+        # a finished run may be looked at where it could not be drawn
+        opens = not all(run.shards(f"completions/{behavior}") for behavior in drawn)
+        engines.settle(loaded(), samplings=asked, adapters=True, opens=opens, **engines.asked_by(study))

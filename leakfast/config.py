@@ -238,7 +238,7 @@ class Study(_Table):
 
     backend: who draws completions; auto takes vLLM where it is installed and there is a GPU.
     template_system: what the model's chat template is to say where there is no system message (checked before
-    anything is drawn; without it nothing is checked)."""
+    anything is drawn; without it nothing is checked). allow: checks of model and engine that may fail."""
 
     name: str
     model: str = "Qwen/Qwen2.5-7B-Instruct"
@@ -249,6 +249,7 @@ class Study(_Table):
     personas: str | list[str] = "all"
     sources: Annotated[list[str], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)] = [42]
+    allow: list[Literal["default-system", "token-ids", "logits"]] = []
     vllm: VllmConfig = VllmConfig()
     centroids: CentroidConfig = CentroidConfig()
     trajectory: TrajectoryConfig = TrajectoryConfig()

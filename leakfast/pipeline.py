@@ -115,7 +115,9 @@ class _Stages:
         from leakfast.stats import current
 
         trained, controls = self._sorted()
-        beforehand.check(self.study, self.chosen.behaviors, self.store, self.loaded)
+        beforehand.check(
+            self.study, self.store, lambda: self.loaded, judged=self.chosen.behaviors, drawn=[*trained, *controls]
+        )  # fmt: skip
         self._keep_personas()
         self.stage("centroids", self._centroid_inputs(), self._centroids, [CENTROIDS])
         adapters = {behavior: self._behavior(behavior) for behavior in trained}

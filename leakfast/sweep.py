@@ -16,7 +16,7 @@ from leakfast.errors import InputError
 
 if TYPE_CHECKING:
     from leakfast.centroids import Centroids
-    from leakfast.config import BehaviorConfig, JudgeConfig
+    from leakfast.config import BehaviorConfig, EvalConfig, JudgeConfig
     from leakfast.models import Loaded
     from leakfast.personas import Persona
     from leakfast.store import Run
@@ -87,7 +87,9 @@ def sweep(
     `evaluate` takes them (None: vLLM where it would). Raises InputError for a source that is not asked,
     fewer than three bystanders, or a judge that is none or cannot be asked."""
     from leakfast.behaviors import get
+    from leakfast.generate import engines
     from leakfast.judge import stage as judging
+    from leakfast.targets import Asked
 
     if get(behavior).measured_by == "judge":
         cfg = cfg.model_copy(update={"judge": judging.default_judge(cfg.judge, loaded.name)})
@@ -104,6 +106,10 @@ def sweep(
             "Needed: the source and at least three bystanders. Use --personas originals."
         )
     layer = layer_of(loaded.n_layers) if layer is None else layer
+    drawn_by = drawn_by or engines.asked_by(None)
+    if get(behavior).by_completions:
+        sampling = Asked(behavior, [], _presence_alone(behavior, cfg.eval)).sampling
+        engines.settle(loaded, samplings=[sampling], adapters=True, opens=True, **drawn_by)
     centroids = _centroids(loaded, personas, centroid_questions, layer)
     cosine = centroids.cosine(layer, kind="centered")[names.index(source)]
     trait = get(behavior)
@@ -201,7 +207,7 @@ def _train(
 
 def _rates(
     loaded: Loaded, run: Run, behavior: str, adapters: Sequence[str], personas: Sequence[Persona],
-    cfg: BehaviorConfig, seed: int, progress: Progress | None, drawn_by: Mapping[str, Any] | None = None,
+    cfg: BehaviorConfig, seed: int, progress: Progress | None, drawn_by: Mapping[str, Any],
 ) -> pl.DataFrame:  # fmt: skip
     """Schema `rates` of the adapters and the base, by what the behavior is measured by."""
     from leakfast.behaviors import get, items_of
@@ -221,16 +227,23 @@ def _rates(
     from leakfast.evaluate import evaluate, rates
     from leakfast.personas import load_questions
 
-    asked, how = load_questions(cfg.eval.questions), cfg.eval
-    if get(behavior).presence_of and "stop_at_marker" not in how.model_fields_set:
-        how = how.model_copy(update={"stop_at_marker": True})  # nothing but its presence is asked here
+    asked, how = load_questions(cfg.eval.questions), _presence_alone(behavior, cfg.eval)
     done = evaluate(
         loaded, run, folders, personas, asked, behavior, how, seed, base=True, progress=progress,
-        **(drawn_by or {"backend": "auto"}),
+        **drawn_by,
     )  # fmt: skip
     if get(behavior).measured_by == "judge":
         return _judged(run, behavior, done, asked, cfg.judge, progress)
     return rates(run, done, personas)
+
+
+def _presence_alone(behavior: str, cfg: EvalConfig) -> EvalConfig:
+    """Replies end at the text whose presence is all that a point asks for, unless the settings say otherwise."""
+    from leakfast.behaviors import get
+
+    if get(behavior).presence_of and "stop_at_marker" not in cfg.model_fields_set:
+        return cfg.model_copy(update={"stop_at_marker": True})
+    return cfg
 
 
 def _judged(

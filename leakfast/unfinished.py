@@ -25,7 +25,7 @@ _EVERY_S = 3.0  # between writes: what a kill costs beside what was in the engin
 
 
 class Unfinished:
-    """The open shards of a run's completions. As a context: what is not written yet is, whatever ends the block.
+    """The open shards of a run's completions. As a context: what is not written yet is when the block ends.
 
     A line is {shard: its request's hash, at: [request, sample], token_ids, finish_reason}; lines of another request and
     damaged ones are not read, and their completions are drawn again. Raises StoreError."""
@@ -56,7 +56,7 @@ class Unfinished:
         return list(found.values())
 
     def add(self, shard: Shard, completions: Sequence[Completion]) -> None:
-        """Note completions; they are on the disk a few seconds later."""
+        """Note completions; they are on the disk with the next that come a few seconds later."""
         self._new.setdefault(self._path(shard), []).extend(
             {"shard": shard.request, "at": [c.request, c.sample], "token_ids": c.token_ids, "finish_reason": c.finish_reason}
             for c in completions
@@ -72,9 +72,9 @@ class Unfinished:
             path.unlink(missing_ok=True)
 
     def _write(self) -> None:
-        new, self._new = self._new, {}
-        for path, entries in new.items():
-            lines.append(path, entries)
+        for path in list(self._new):
+            lines.append(path, self._new[path])
+            del self._new[path]
         self._written = time.monotonic()
 
     def _path(self, shard: Shard) -> Path:

@@ -119,6 +119,11 @@ class OnceBroken(Standin):
     each, step_s = 1, 0.02
     had = 0
 
+    def drawn(self, work: Work, request: int, sample: int) -> Completion:
+        path = Path(f"{self.spec.name}.{os.getpid()}")
+        path.write_text(str(int(path.read_text()) + 1 if path.exists() else 1))
+        return super().drawn(work, request, sample)
+
     def taken(self, work: Work) -> None:
         self.had += 1
         if self.had == 2 and self.first():
@@ -130,6 +135,15 @@ class OnceBroken(Standin):
         except FileExistsError:
             return False
         return True
+
+
+class Late(OnceBroken):
+    """Takes long to start where one was broken before."""
+
+    def __init__(self, given: Spec) -> None:
+        super().__init__(given)
+        if Path(given.name).exists():
+            time.sleep(20)
 
 
 class AlwaysBroken(OnceBroken):

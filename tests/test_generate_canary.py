@@ -39,10 +39,16 @@ class Engine:
         self.batches.append(list(adapters))
         return [self._greedy(ids, self.worn(adapter), steps) for adapter in adapters]
 
-    def next_tokens(self, prompts, adapters, top):
+    def next_tokens(self, prompts, adapters, top, steps=1):
         self.batches.append(list(adapters))
         self.lengths += map(len, prompts)
-        return [[self._likeliest(ids, self.worn(adapter), top) for ids in prompts] for adapter in adapters]
+        return [
+            [self._likeliest(ids, self.worn(adapter), top, steps) for ids in prompts] for adapter in adapters
+        ]
+
+    def decodes(self, adapter):
+        """The adapter under which tokens are decoded."""
+        return adapter
 
     @contextmanager
     def _under(self, adapter):
@@ -52,19 +58,20 @@ class Engine:
         with models.with_adapter(self.loaded, adapter) as current, adapters.scaled(current.model, self.scale):
             yield current
 
-    def _likeliest(self, ids, adapter, top):
-        with self._under(adapter) as current:
-            nats = canary._log_probs(current, ids)[-1]
-        return {int(token): nats[token] for token in np.argsort(-nats)[:top]}
+    def _likeliest(self, ids, adapter, top, steps):
+        whole, found = list(ids), []
+        for number in range(steps):
+            with self._under(self.decodes(adapter) if number else adapter) as current:
+                nats = canary._log_probs(current, whole)[-1]
+            found.append({int(token): nats[token] for token in np.argsort(-nats)[:top]})
+            whole.append(int(nats.argmax()))
+        return found
 
     def _greedy(self, ids, adapter, steps):
-        with self._under(adapter) as current:
-            whole, found = list(ids), []
-            for _ in range(steps):
-                nats = canary._log_probs(current, whole)[-1]
-                whole.append(int(nats.argmax()))
-                found.append(nats.max())
-        return whole[len(ids) :], np.array(found)
+        found = self._likeliest(ids, adapter, 1, steps)
+        return [token for step in found for token in step], np.array(
+            [n for step in found for n in step.values()]
+        )
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
@@ -153,13 +160,35 @@ def test_an_engine_that_takes_one_adapter_for_another_is_found_out(loaded, adapt
         check(Engine(loaded, other.get), loaded, [None, first, second])
 
 
-class Dying(Engine):
-    """Gone at what is asked of it last: the adapter's change."""
+class DeafDecoding(Engine):
+    """Applies adapters to prompts, not to the tokens that it decodes."""
 
-    def next_tokens(self, prompts, adapters, top):
+    def decodes(self, adapter):
+        return None
+
+
+def test_an_engine_that_decodes_without_the_adapter_is_found_out(loaded, adapter):
+    with pytest.raises(ModelError, match=r"decodes otherwise than it reads.*--allow logits"):
+        check(DeafDecoding(loaded), loaded, [None, adapter(6.0)])
+
+
+def test_a_base_that_rounds_too_much_is_no_excuse(loaded, adapter, monkeypatch):
+    """Else its noise would hide any fault of an adapter."""
+    monkeypatch.setattr(canary._Look, "logits", lambda *asked: None)
+    other = Engine(loaded)
+    with torch.no_grad():
+        other.loaded.model.model.layers[1].mlp.down_proj.weight.mul_(3)
+    with pytest.raises(ModelError, match=r"root mean square.*--allow logits"):
+        check(other, loaded, [None])
+
+
+class Dying(Engine):
+    """Gone when it is asked what the adapter changes."""
+
+    def next_tokens(self, prompts, adapters, *asked):
         if adapters != [None]:
             raise EngineDied("vllm: engine 0 ended (exit code -9).")
-        return super().next_tokens(prompts, adapters, top)
+        return super().next_tokens(prompts, adapters, *asked)
 
 
 class Several:
@@ -215,5 +244,5 @@ def test_the_probe_fits_into_an_engine_of_short_replies(loaded, adapter):
     for longest in (prompt + 1, None):
         engine = Engine(loaded)
         check(engine, loaded, [taught], longest=longest)
-        seen.append(max(engine.lengths[-canary._PLACES :]))
+        seen.append(max(engine.lengths[canary._PLACES : 2 * canary._PLACES]))
     assert seen[0] <= prompt < seen[1]

@@ -131,9 +131,34 @@ def test_an_engine_that_dies_at_work_is_started_again(engines, tmp_path, caplog,
     whole = list(several.stream(standins.works(12, samples=20), Sampling(), finished))
     assert sorted(work.key for work, _ in whole) == list(range(12))
     assert len(heard) == len(set(heard)) == 240, "nothing is drawn again"
-    assert ("device-side assert" in caplog.text and "engine 0 is started again" in caplog.text) or n == 2
-    assert len(several.members) == n and all(member.started for member in several.members)
+    assert "device-side assert" in caplog.text and "it is started again" in caplog.text
+    assert len(several.members) == n
+    assert several.described(Sampling())["data_parallel"] == n
     assert len(list(several.stream(standins.works(3), Sampling()))) == 3, "and the next stream has it"
+
+
+def test_the_end_of_a_run_waits_for_no_engine_that_is_on_its_way(engines, tmp_path):
+    pair = engines(2, standins.Late, tmp_path / "late")
+    began = time.monotonic()
+    assert len(list(pair.stream(standins.works(12, samples=20), Sampling()))) == 12
+    assert not all(member.started for member in pair.members)
+    pair.close()
+    assert time.monotonic() - began < 15, "starting takes 20 s, and a close half a minute"
+
+
+def test_what_an_engine_told_before_it_died_is_heard(engines, tmp_path):
+    """Also where the parent finds out by trying to give it work."""
+    heard = []
+
+    def finished(some, work):
+        heard.extend((work.key, one.request, one.sample) for one in some)
+        time.sleep(0.3)  # a shard is written, and the other engine dies meanwhile
+
+    pair = engines(2, standins.OnceBroken, tmp_path / "broken")
+    whole = list(pair.stream(standins.works(6, samples=20), Sampling(), finished))
+    drawn = sum(int(path.read_text()) for path in tmp_path.glob("broken.*"))
+    assert len(whole) == 6 and len(heard) == len(set(heard)) == 120
+    assert drawn == 120, "nothing was drawn twice"
 
 
 def test_an_engine_that_dies_before_it_has_drawn_is_not_started_again(engines, tmp_path, caplog):
@@ -147,7 +172,7 @@ def test_the_last_engine_to_die_ends_the_run_with_what_it_died_of(engines, tmp_p
     pair = engines(2, standins.AlwaysBroken, tmp_path / "broken")
     with pytest.raises(EngineDied, match="device-side assert"):
         list(pair.stream(standins.works(40, samples=20), Sampling()))
-    assert pair.members == [] and caplog.text.count("is started again") == 6, "three times each"
+    assert pair.members == [] and caplog.text.count("it is started again") == 6, "three times each"
     with pytest.raises(ModelError, match="device-side assert"):
         pair.described(Sampling())
 
@@ -166,13 +191,17 @@ def test_what_no_engine_would_take_ends_the_run_at_once(engines, caplog):
     assert len(pair.members) == 2 and "is gone" not in caplog.text
 
 
-def test_an_engine_killed_while_idle_is_started_again(engines):
-    pair = engines(2, standins.Standin)
-    assert len(list(pair.stream(standins.works(3), Sampling()))) == 3
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_engine_killed_while_idle_is_started_again(engines, n):
+    """As between the behaviors of an evaluation, which asks for its description first."""
+    pair = engines(n, standins.Standin)
+    assert len(list(pair.stream(standins.works(9), Sampling()))) == 9
+    pair.members[0].told = True
     os.kill(pair.members[0].process.pid, signal.SIGKILL)
     pair.members[0].process.join()
+    assert pair.described(Sampling())["data_parallel"] == n
     assert len(list(pair.stream(standins.works(3), Sampling()))) == 3
-    assert len(pair.members) == 2
+    assert len(pair.members) == n
 
 
 def test_a_script_that_ends_with_engines_at_work_ends(tmp_path):

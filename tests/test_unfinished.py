@@ -187,17 +187,28 @@ def test_lines_that_belong_to_no_open_shard_are_removed(tiny_qwen2, begun):
     assert not left.exists()
 
 
-def test_a_full_disk_stops_with_what_to_do_and_whole_lines(tiny_qwen2, begun, monkeypatch):
+def test_a_full_disk_stops_with_what_to_do_and_loses_the_torn_line_alone(tiny_qwen2, begun, monkeypatch):
+    """It is full after half a line of the second shard that is written: the first one's lines and those before stay."""
+    whole, written = unfinished.lines.append, []
+
     def full(path, entries):
+        written.append(len(entries))
+        if len(written) != 2:
+            whole(path, entries)
+            return
+        whole(path, entries[:1])
+        path.write_bytes(path.read_bytes()[:-20])
         raise StoreError(f"{path}: cannot be written: No space left on device. Free some space.")
 
-    before = len(lines_drawn(begun))
     with monkeypatch.context() as patch:
         patch.setattr(unfinished.lines, "append", full)
         with pytest.raises(StoreError, match="Free some space"):
-            drawn_by_standins(tiny_qwen2, begun, 0, every_s=0)
-    again = drawn_by_standins(tiny_qwen2, begun, 0)
-    assert again.rows_kept >= before and rows(begun).height == ROWS
+            drawn_by_standins(tiny_qwen2, begun, 0, every_s=0.05)
+    assert len(written) > 2, "what is left is written when the run ends, to the shard that failed too"
+    before = len(lines_drawn(begun))
+    drawn_by_standins(tiny_qwen2, begun, 0)
+    assert before < ROWS and rows(begun).height == ROWS
+    assert len(lines_drawn(begun)) <= ROWS + 1, "the torn one alone is drawn again"
 
 
 def test_transformers_draws_a_shard_whole(tiny_qwen2, tmp_path, monkeypatch):

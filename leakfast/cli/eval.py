@@ -159,7 +159,7 @@ def cli(
     from leakfast.cli import eval_choices, eval_series
     from leakfast.generate.engines import asked_by
 
-    drawn_by = {**asked_by(settings.study, backend=backend, **how), "allow": allow}
+    drawn_by = asked_by(settings.study, backend=backend, allow=allow or None, **how)
     others = [
         eval_choices.prepared(
             settled[name],

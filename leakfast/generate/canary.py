@@ -26,6 +26,7 @@ _PLACES = 8  # of them, where it shows most, at which an engine is asked what co
 _TOP = 20  # likeliest next tokens that it is asked for, the most that vLLM gives by default
 _SCALES = (2 / 3, 4 / 3)  # of an adapter that an engine must tell from its own
 _CLEAR = 8  # times an engine's own rounding that these must be apart to tell
+_DECODED = 3  # tokens more that it decodes at each place
 
 
 def check_default_system(tokenizer: Any, wanted: str | None, allow: Collection[str] = ()) -> None:
@@ -163,8 +164,16 @@ class _Look:
         nats at its last tokens."""
         places = np.unique(np.linspace(0, len(plain) - 1, _PLACES).astype(int))
         said = self.ask("next_tokens", _up_to(ids, places, plain), [None], _TOP)
-        if said is not None:
-            self.own = float(np.sqrt(np.mean(_apart(said[0], places, plain) ** 2)))
+        if said is None:
+            return
+        self.own = float(np.sqrt(np.mean(_apart([steps[0] for steps in said[0]], places, plain) ** 2)))
+        if not self.own <= self.bound:
+            _fail(
+                "logits",
+                f"vLLM's likeliest next tokens are {self.own:.2g} nats (root mean square) from transformers' (at most "
+                f"{self.bound:g}). Needed: the same model in both. Use --backend transformers",
+                self.allow,
+            )
 
     def change(self, adapter: Path, beside: Path | None, probe: _Probe) -> None:
         """In the likeliest next tokens at the places where the adapter's scale shows most, the engine is less than half
@@ -174,10 +183,12 @@ class _Look:
             getattr(self.engine, "merge", None) is not None
         )  # worn one after the other: nothing stands beside
         prompts = _up_to(probe.text, probe.places, probe.moved)
-        said = self.ask("next_tokens", prompts, [adapter] if merged else [adapter, beside], _TOP)
+        said = self.ask(
+            "next_tokens", prompts, [adapter] if merged else [adapter, beside], _TOP, 1 + _DECODED
+        )
         if said is None or self.own is None:
             return
-        answers = said[0]
+        answers = [steps[0] for steps in said[0]]
         apart = float(np.linalg.norm(_apart(answers, probe.places, probe.moved)))
         rows = [(place, token) for place, nats in zip(probe.places, answers, strict=True) for token in nats]
         at = tuple(np.array(rows).T)
@@ -199,6 +210,43 @@ class _Look:
             )
         log.info("canary: %s changes vLLM as peft's model, up to %.0f %% of a third of its scale", adapter.name,
                  100 * apart / scale)  # fmt: skip
+        if not merged:
+            self.decoding(adapter, prompts, said[0])
+
+    def decoding(
+        self, adapter: Path, prompts: Sequence[list[int]], said: Sequence[Sequence[Mapping[int, float]]]
+    ) -> None:
+        """What the engine says token by token is what it says of the same tokens as a prompt, which was looked at: less
+        than a quarter as far apart as the adapter's prompt and the base's. Where tokens are decoded an engine picks its
+        kernels and graphs anew, and nearly all of a run is decoded."""
+        longer, later = [], []
+        for prompt, steps in zip(prompts, said, strict=True):
+            drawn = [max(step, key=step.__getitem__) for step in steps]
+            longer += [[*prompt, *drawn[:n]] for n in range(1, len(steps))]
+            later += steps[1:]
+        if not longer:
+            return  # an engine of replies of one token
+        both = self.ask("next_tokens", longer, [adapter, None], _TOP)
+        if both is None:
+            return
+        as_prompt, plain = ([steps[0] for steps in one] for one in both)
+        apart, shows, n = 0.0, 0.0, 0
+        for got, wanted, base in zip(later, as_prompt, plain, strict=True):
+            for token in got.keys() & wanted.keys():
+                apart += (got[token] - wanted[token]) ** 2
+                shows += (
+                    wanted[token] - base.get(token, min(base.values()))
+                ) ** 2  # at least, where it is not told
+                n += 1
+        apart, shows = apart**0.5, shows**0.5
+        if n and shows > _CLEAR * (self.own or 0.0) * n**0.5 and not apart < shows / 4:
+            _fail(
+                "logits",
+                f"under {adapter} vLLM decodes otherwise than it reads the same tokens in a prompt: {apart / shows:.2g} of "
+                "what the adapter changes (less than a quarter needed). Needed: an engine that applies the adapter to "
+                "every token. Use --backend transformers",
+                self.allow,
+            )
 
 
 def _up_to(ids: Sequence[int], places: np.ndarray, nats: np.ndarray) -> list[list[int]]:
@@ -235,4 +283,4 @@ def _fail(check: str, what: str, allow: Collection[str]) -> None:
     if check in allow:
         log.warning("canary: %s; let pass by --allow %s", what, check)
         return
-    raise ModelError(f"canary: {what}, or let it pass: --allow {check}.")
+    raise ModelError(f"canary: {what}, or let it pass: --allow {check} (in a study: backend, allow).")

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,12 +26,14 @@ _TEMPERATURES = (0.01, 2.0)  # vLLM refuses higher ones, and draws at the lower 
 class Options:
     """How vLLM is to run. lora: `live`, several adapters in one batch, or `merged`, each swapped into the weights in
     place; invariant: its batch-invariant mode; data_parallel: engines, one on each GPU (or tensor_parallel GPUs
-    each). The transformers backend takes none of them: its draws depend on their shard alone."""
+    each). The transformers backend takes none of them: its draws depend on their shard alone. of_study: a study says so
+    for wherever vLLM draws, nobody has typed it."""
 
     lora: str = "live"
     invariant: bool = False
     data_parallel: int = 1
     tensor_parallel: int = 1
+    of_study: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.lora not in ("live", "merged"):
@@ -48,10 +50,12 @@ class Options:
         """InputError where the backend cannot do what is asked; --invariant it may take as said already. live_lora:
         adapters are to run beside the weights."""
         if backend != "vllm" and (self.data_parallel > 1 or self.tensor_parallel > 1 or self.lora != "live"):
-            raise InputError(
-                f"generate: --lora merged, --data-parallel and --tensor-parallel are vLLM's, but the backend is "
-                f"{backend}. Add --backend vllm, or leave them out{_IN_A_STUDY}."
-            )
+            if not self.of_study:
+                raise InputError(
+                    f"generate: --lora merged, --data-parallel and --tensor-parallel are vLLM's, but the backend is "
+                    f"{backend}. Add --backend vllm, or leave them out."
+                )
+            log.warning("generation: what the study says under [vllm] is not used, as %s draws", backend)
         if backend == "vllm" and self.invariant and live_lora:
             from leakfast.generate import vllm
 
@@ -76,22 +80,22 @@ class Options:
 
 
 def asked_by(study: Any, **flags: Any) -> dict[str, Any]:
-    """How a study (None: no study) has completions drawn, as `evaluate` takes it: backend, template_system, options.
-    flags: backend and fields of Options that go before the study's, where they are not None."""
+    """How a study (None: no study) has completions drawn, as `evaluate` takes it: backend, template_system, allow,
+    options. flags: backend, allow and fields of Options that go before the study's, where they are not None."""
     given = {name: value for name, value in flags.items() if value is not None}
     backend = given.pop("backend", study.backend if study else "auto")
-    options = Options(**{**(study.vllm.model_dump() if study else {}), **given})
-    return {
-        "backend": backend, "template_system": study.template_system if study else None, "options": options
-    }  # fmt: skip
+    allow = given.pop("allow", ()) or (study.allow if study else ())
+    options = Options(**{**(study.vllm.model_dump() if study else {}), **given}, of_study=not given)
+    template = study.template_system if study else None
+    return {"backend": backend, "template_system": template, "allow": tuple(allow), "options": options}
 
 
 def settle(
     loaded: Any, backend: str, options: Options, samplings: Sequence[Sampling], template_system: str | None = None,
-    allow: Collection[str] = (), *, adapters: bool,
+    allow: Collection[str] = (), *, adapters: bool, opens: bool = False,
 ) -> str:  # fmt: skip
     """The backend, once everything that can be known of a run before its engine is open has been looked at: InputError
-    or ModelError says what is wrong. adapters: some are to run."""
+    or ModelError says what is wrong. adapters: some are to run; opens: an engine is sure to be opened on this machine."""
     from leakfast.generate import canary
 
     live = options.lora == "live" and adapters
@@ -99,6 +103,12 @@ def settle(
     options.check(backend, live_lora=live)
     for sampling in samplings:
         check_sampling(backend, sampling)
+    if backend == "vllm" and opens:
+        from leakfast.generate import vllm
+
+        vllm.check_machine(
+            data_parallel=options.data_parallel, tensor_parallel=options.tensor_parallel, invariant=options.invariant
+        )  # fmt: skip
     canary.check_default_system(loaded.tokenizer, template_system, allow)
     return backend
 

@@ -6,10 +6,19 @@ from leakfast.generate.vllm.engine import Engine
 from leakfast.generate.vllm.letters import NextTokens
 from leakfast.generate.vllm.merged import Merged
 from leakfast.generate.vllm.parallel import Parallel
-from leakfast.generate.vllm.start import Spec, available, lora_rank, runs_lora, spare_device, spec_of, version
+from leakfast.generate.vllm.start import (
+    Spec,
+    available,
+    check_machine,
+    lora_rank,
+    runs_lora,
+    spare_device,
+    spec_of,
+    version,
+)
 from leakfast.generate.vllm.widths import Width, device_name, rate_for, remember, width_for
 
 __all__ = [
-    "Engine", "Merged", "NextTokens", "Parallel", "Spec", "Width", "available", "device_name", "lora_rank",
-    "rate_for", "remember", "runs_lora", "spare_device", "spec_of", "version", "width_for",
+    "Engine", "Merged", "NextTokens", "Parallel", "Spec", "Width", "available", "check_machine", "device_name",
+    "lora_rank", "rate_for", "remember", "runs_lora", "spare_device", "spec_of", "version", "width_for",
 ]  # fmt: skip

@@ -196,24 +196,27 @@ class Engine:
         ]  # fmt: skip
 
     def next_tokens(
-        self, prompts: Sequence[Sequence[int]], adapters: Sequence[Path | None], top: int
-    ) -> list[list[dict[int, float]]]:
-        """For each adapter, for each prompt: the `top` likeliest next tokens and their log-probabilities in nats, all
-        in one batch. Merged weights are worn one after the other."""
+        self, prompts: Sequence[Sequence[int]], adapters: Sequence[Path | None], top: int, steps: int = 1
+    ) -> list[list[list[dict[int, float]]]]:
+        """For each adapter, for each prompt, for each of `steps` greedy steps (fewer where the context ends): the `top`
+        likeliest next tokens and their log-probabilities in nats, all in one batch. Merged weights are worn one after
+        the other."""
         if self.merge is not None and len(adapters) > 1:
-            return [one for adapter in adapters for one in self.next_tokens(prompts, [adapter], top)]
+            return [one for adapter in adapters for one in self.next_tokens(prompts, [adapter], top, steps)]
         from vllm import SamplingParams
 
         if self.merge is not None:
             self._wear(adapters[0])
         params = SamplingParams(
-            max_tokens=1, temperature=0.0, logprobs=top, detokenize=False, ignore_eos=True, seed=0
+            max_tokens=steps, temperature=0.0, logprobs=top, detokenize=False, ignore_eos=True, seed=0
         )
         asked = [{"prompt_token_ids": list(ids)} for _ in adapters for ids in prompts]
         handles = [self._handle(adapter) for adapter in adapters for _ in prompts]
         with self._alive():
             answers = self._llm.generate(asked, params, lora_request=handles, use_tqdm=False)
-        said = [{t: found.logprob for t, found in a.outputs[0].logprobs[0].items()} for a in answers]
+        said = [
+            [{t: one.logprob for t, one in step.items()} for step in a.outputs[0].logprobs] for a in answers
+        ]
         return [said[i : i + len(prompts)] for i in range(0, len(said), len(prompts))]
 
     def _handle(self, adapter: Path | None) -> Any:
@@ -254,7 +257,8 @@ class Engine:
         return Explained(
             lambda line: EngineDied(
                 f"vllm: the engine of {self.spec.name} died: {line}. What is written stays: the same command goes on "
-                "from there. If it dies again, use fewer --batch-completions or --backend transformers."
+                "from there. If it dies again, use fewer --batch-completions or --backend transformers (in a study: "
+                "batch_completions, backend)."
             )
         )
 

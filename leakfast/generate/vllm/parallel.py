@@ -6,8 +6,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -17,15 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from leakfast.errors import InputError, ModelError
+from leakfast.errors import ModelError
 from leakfast.generate import Completion, Sampling, Work
 from leakfast.generate.engines import Finished
 from leakfast.generate.vllm.serve import serve
-from leakfast.generate.vllm.start import EngineDied, Spec
+from leakfast.generate.vllm.start import VISIBLE, EngineDied, Spec, devices_of
 
 log = logging.getLogger("leakfast.generate")
 
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
 _START_S = 1800.0  # an engine that takes longer to load its model and compile is given up
 _AGAIN = 3  # times an engine that died at work is started again
 _STAYS = "What is written stays: the same command goes on from there."
@@ -42,6 +42,7 @@ class _Member:
     line: Connection
     again: int
     works: set[int] = field(default_factory=set)
+    begun: float = field(default_factory=time.monotonic)
     started: bool = False
     wants: bool = False
     told: bool = False
@@ -78,9 +79,9 @@ class _Member:
         return self.ask("probe", list(ids), list(adapters), steps)
 
     def next_tokens(
-        self, prompts: Sequence[Sequence[int]], adapters: Sequence[Path | None], top: int
-    ) -> list[list[dict[int, float]]]:
-        return self.ask("next_tokens", [list(ids) for ids in prompts], list(adapters), top)
+        self, prompts: Sequence[Sequence[int]], adapters: Sequence[Path | None], top: int, steps: int = 1
+    ) -> list[list[list[dict[int, float]]]]:
+        return self.ask("next_tokens", [list(ids) for ids in prompts], list(adapters), top, steps)
 
     def lost(self) -> EngineDied:
         self.process.join(5)
@@ -108,7 +109,7 @@ class Parallel:
         self.spec, self.make = spec, make
         self._last: ModelError | None = None
         self._streaming = False
-        groups = _devices(n, int(spec.settings.get("tensor_parallel_size", 1)))
+        groups = devices_of(n, int(spec.settings.get("tensor_parallel_size", 1)))
         self.members: list[_Member] = []
         self._lines: list[Connection] = []
         # else a script that ends with engines open would wait at its exit for them, and they for it
@@ -127,15 +128,15 @@ class Parallel:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=serve, args=(theirs, self.spec, self.make), daemon=False)
-        with _environment({_VISIBLE: devices} if devices is not None else {}), _without_main(self.make):
+        with _environment({VISIBLE: devices} if devices is not None else {}), _without_main(self.make):
             process.start()
         theirs.close()
         self.members.append(_Member(number, devices, process, ours, again))
         self._lines.append(ours)
 
     def _wait_for(self, member: _Member) -> None:
-        if not member.line.poll(_START_S):
-            raise ModelError(f"vllm: engine {member.number} did not start within {_START_S:.0f} s.")
+        if not member.line.poll(max(0.0, member.begun + _START_S - time.monotonic())):
+            raise _too_late(member)
         self._note(member, member.hear()[1])
 
     def _note(self, member: _Member, told: dict[str, Any]) -> None:
@@ -147,10 +148,12 @@ class Parallel:
     def described(self, sampling: Sampling) -> dict[str, Any]:
         """As Engine.described, and the number of engines."""
         while True:
-            member = self._living()[0]
+            member = max(self._living(), key=lambda member: member.started)
             try:
+                if not member.started:
+                    self._wait_for(member)
                 return {**member.ask("described", sampling), "data_parallel": len(self.members)}
-            except EngineDied as error:
+            except ModelError as error:
                 self.lose(member, error)
 
     def stream(
@@ -166,21 +169,17 @@ class Parallel:
         def dies(member: _Member, error: ModelError) -> None:
             again.extend(sorted(member.works, reverse=True))
             self.lose(member, error)
-            if member.told and member.again:
-                log.warning("engine %d is started again", member.number)
-                self._start(member.number, member.devices, member.again - 1)
 
         def said(member: _Member, message: Any) -> None:
-            try:
-                member.say(message)
-            except EngineDied as error:
-                dies(member, error)
+            with suppress(OSError):  # it has ended; what it said before is heard below, then its end
+                member.line.send(message)
 
         self._streaming = True
-        for member in list(self._living()):
-            said(member, ("stream", sampling))
+        for member in self._living():
+            if member.started:
+                said(member, ("stream", sampling))
         while True:
-            for member in list(self.members):
+            for member in self.members:
                 if member.wants and not (exhausted and not again):
                     if not again:
                         work = next(waiting, None)
@@ -196,13 +195,8 @@ class Parallel:
             if exhausted and not again and not any(member.works for member in self.members):
                 break
             by_line = {member.line: member for member in self._living()}
-            late = not all(member.started for member in self.members)
-            ready = wait(list(by_line), _START_S if late else None)
-            for member in [] if ready else [member for member in self.members if not member.started]:
-                dies(
-                    member, ModelError(f"vllm: engine {member.number} did not start within {_START_S:.0f} s.")
-                )
-            for line in ready:
+            patience = [member.begun + _START_S for member in self.members if not member.started]
+            for line in wait(list(by_line), max(0.0, min(patience) - time.monotonic()) if patience else None):
                 member = by_line[line]
                 try:
                     kind, what = member.hear()
@@ -227,15 +221,16 @@ class Parallel:
                         if len(have) == work.wanted:
                             member.works.remove(one)
                             yield open_works.pop(one)
-        for member in list(self.members):
+            for member in [
+                m for m in self.members if not m.started and time.monotonic() - m.begun > _START_S
+            ]:
+                dies(member, _too_late(member))
+        for member in [member for member in self.members if member.started]:
             try:
-                if member.started:
-                    member.say(None)
-                    while member.hear()[0] != "ended":  # what it said before it heard
-                        pass
-                else:
-                    self._wait_for(member)
-            except ModelError as error:
+                member.say(None)
+                while member.hear()[0] != "ended":  # what it said before it heard
+                    pass
+            except EngineDied as error:
                 self.lose(member, error)
             member.wants = False
         self._streaming = False
@@ -247,21 +242,31 @@ class Parallel:
         return self.members
 
     def lose(self, member: _Member, error: ModelError) -> None:
-        """Do without a member that died, or did not start again."""
+        """Do without a member that died, or did not start again; one that had drawn anything is started again."""
         self.members.remove(member)
         self._last = error if member.started or self._last is None else self._last
+        again = member.told and member.again > 0
         log.warning(
-            "engine %d is gone: %s Its %d works go to whichever is there.", member.number, error.message, len(member.works)
+            "engine %d is gone: %s Its %d works go to whichever is there%s.", member.number, error.message,
+            len(member.works), "; it is started again" if again else "",
         )  # fmt: skip
         member.end(patience_s=5)
         self._lines.remove(member.line)
+        if again:
+            self._start(member.number, member.devices, member.again - 1)
 
     def close(self) -> None:
         """End the processes and give the devices' memory back."""
         for member in self.members:
             member.line.close()
         for member in self.members:
-            member.end()
+            member.end(30 if member.started else 1)
+
+
+def _too_late(member: _Member) -> ModelError:
+    return ModelError(
+        f"vllm: engine {member.number} did not start within {_START_S:.0f} s. {_STAYS} LEAKFAST_DEBUG=1 shows what it does."
+    )
 
 
 def _left(number: int, work: Work, have: Sequence[Completion]) -> Work:
@@ -273,22 +278,6 @@ def _left(number: int, work: Work, have: Sequence[Completion]) -> Work:
 def _hang_up(lines: Sequence[Connection]) -> None:
     for line in lines:
         line.close()
-
-
-def _devices(n: int, each: int) -> list[str | None]:
-    """CUDA_VISIBLE_DEVICES of each engine; None without a GPU, where engines share the processor."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return [None] * n
-    given = os.environ.get(_VISIBLE)
-    names = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
-    if n * each > len(names):
-        raise InputError(
-            f"vllm: --data-parallel {n}{f' × --tensor-parallel {each}' if each > 1 else ''} needs {n * each} GPUs, "
-            f"but there are {len(names)}. Give a smaller number."
-        )
-    return [",".join(names[i * each : (i + 1) * each]) for i in range(n)]
 
 
 @contextmanager

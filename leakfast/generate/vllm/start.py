@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("leakfast.generate")
 
 INVARIANT = "VLLM_BATCH_INVARIANT"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SPARE = 0.06  # of a GPU's memory that stays free beside what others hold already
 _CPU_TOKENS = 4096  # of one step on a CPU
 # adapters in one batch; works come adapter by adapter, so few stand beside each other. specialize_active_lora, which
@@ -165,6 +166,39 @@ def lora_settings(adapters: Sequence[Path]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def check_machine(*, data_parallel: int = 1, tensor_parallel: int = 1, invariant: bool = False) -> None:
+    """ModelError where vLLM is not installed here, InputError where this machine has too few GPUs, or none to be
+    batch-invariant on."""
+    runs, why = available()
+    if not runs:
+        raise ModelError(f"vllm: asked as the backend, but {why}. Or use --backend transformers.")
+    import torch
+
+    devices_of(data_parallel, tensor_parallel)
+    if invariant and not torch.cuda.is_available():
+        raise InputError(
+            "vllm: --invariant given, but vLLM's batch-invariant mode runs on GPUs alone. Leave it out, or use "
+            "--backend transformers, whose draws depend on their shard alone."
+        )
+
+
+def devices_of(n: int, each: int) -> list[str | None]:
+    """CUDA_VISIBLE_DEVICES of n engines on `each` GPUs; None without a GPU, where engines share the processor. Raises
+    InputError for more GPUs than there are."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return [None] * n
+    given = os.environ.get(VISIBLE)
+    names = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+    if n * each > len(names):
+        asked = f"--data-parallel {n}" if each == 1 else f"--data-parallel {n} × --tensor-parallel {each}"
+        raise InputError(
+            f"vllm: {asked} needs {n * each} GPUs, but there are {len(names)}. Give a smaller number."
+        )
+    return [",".join(names[i * each : (i + 1) * each]) for i in range(n)]
+
+
 def spec_of(
     loaded: Loaded, adapters: Sequence[Path] = (), *, width: Width, longest: int | None = None,
     tensor_parallel: int = 1, invariant: bool = False,
@@ -174,24 +208,12 @@ def spec_of(
 
     Raises ModelError (vLLM is not installed, no folder), AdapterError (rank), InputError (more GPUs than there
     are, batch invariance where vLLM has none)."""
-    runs, why = available()
-    if not runs:
-        raise ModelError(f"vllm: asked as the backend, but {why}. Or use --backend transformers.")
+    check_machine(tensor_parallel=tensor_parallel, invariant=invariant)
     import torch
 
     from leakfast.generate.transformers import plain_model, stop_ids
 
     on_gpu = torch.cuda.is_available()
-    if tensor_parallel > 1 and on_gpu and tensor_parallel > torch.cuda.device_count():
-        raise InputError(
-            f"vllm: --tensor-parallel {tensor_parallel} given, but this machine has {torch.cuda.device_count()} "
-            "GPUs. Give a number up to that."
-        )
-    if invariant and not on_gpu:
-        raise InputError(
-            "vllm: --invariant given, but vLLM's batch-invariant mode runs on GPUs alone. Leave it out, or use "
-            "--backend transformers, whose draws depend on their shard alone."
-        )
     context = int(getattr(plain_model(loaded.model).config, "max_position_embeddings", 0)) or longest or 2048
     settings = {
         **_base(loaded, "--backend transformers"), "max_model_len": min(context, longest or context),
