@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 CONVENTION = "layer L = output of decoder block L, 0-based, raw (before the final norm)"
 _AS_JSON = {
-    "layers", "n_layers", "hidden_size", "personas", "systems", "rendered_ids_hashes", "centered_on",
+    "layers", "n_layers", "hidden_size", "personas", "systems", "rendered_ids_hashes", "prompt_hashes", "centered_on",
     "questions", "versions",
 }  # fmt: skip
 _HASH = "sha256"  # key of the file's metadata that holds the hash of all else
@@ -360,6 +360,7 @@ def _metadata(
         "personas": [persona.name for persona in personas],
         "systems": [persona.kind for persona in personas],
         "rendered_ids_hashes": rendered,
+        "prompt_hashes": chat.prompt_hashes(loaded.tokenizer, personas),
         "centered_on": [persona.name for persona in personas if center_extras or not persona.is_extra],
         "question_set": getattr(questions, "name", "list"),
         "questions": asked,

@@ -39,6 +39,12 @@ class Prompt:
     ids: list[int]
 
 
+def prompt_hashes(tokenizer: Any, personas: Sequence[Persona]) -> dict[str, str]:
+    """Persona → 16 hex digits over the token ids of its prompt, whatever is asked: two files that name a persona alike
+    and differ here were made with other system prompts, or by another template."""
+    return {p.name: ids_hash(render(tokenizer, p.system, "?"))[:16] for p in personas}
+
+
 def render(tokenizer: Any, system: Any, user: str) -> list[int]:
     """Token ids of one prompt, up to and including the generation prompt.
 

@@ -20,10 +20,11 @@ from leakfast.targets import (
     Target,
     asked_of,
     check_targets,
+    clean,
     find_targets,
     keep_card,
     plan_job,
-    retire,
+    refuse_stale,
     take_over,
     warn_of_personas,
 )  # fmt: skip
@@ -88,6 +89,7 @@ def evaluate(
     template_system: str | None = None,
     allow: Collection[str] = (),
     options: Options | None = None,
+    replace: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Draw P × Q × cfg.samples completions per adapter (and of the base if asked) into the run directory.
@@ -98,7 +100,8 @@ def evaluate(
     drawn again. A completion's seed depends on (seed, adapter hash, persona, question, sample), so a resumed run holds
     what an uninterrupted one would. source: for adapters without a card. backend: transformers, vllm, or auto; all
     adapters go through one engine. template_system: what the chat template is to say by itself; allow: names of checks
-    (canary.CHECKS) whose failure is a warning; options: how vLLM is to run. The first Ctrl-C or SIGTERM lets the shard
+    (canary.CHECKS) whose failure is a warning; options: how vLLM is to run; replace: shards by another request are moved
+    to quarantine/ and drawn anew (False: InputError). The first Ctrl-C or SIGTERM lets the shard
     in hand be written, then KeyboardInterrupt. What is killed outright loses less than a shard: with transformers the
     one in hand, which is drawn again whole, as its draws depend on each other; with vLLM what was in the engine's
     seats, as completions of open shards are kept (leakfast.unfinished). It is drawn again with the same seeds.
@@ -108,7 +111,8 @@ def evaluate(
     """
     (done,) = evaluate_all(
         loaded, run_or_out, adapters, personas, [Asked(behavior, questions, cfg)], seed, base=base, source=source,
-        backend=backend, template_system=template_system, allow=allow, options=options, progress=progress,
+        backend=backend, template_system=template_system, allow=allow, options=options, replace=replace,
+        progress=progress,
     )  # fmt: skip
     return done
 
@@ -127,6 +131,7 @@ def evaluate_all(
     template_system: str | None = None,
     allow: Collection[str] = (),
     options: Options | None = None,
+    replace: bool = True,
     progress: Progress | None = None,
 ) -> list[Evaluation]:
     """As `evaluate`, for several behaviors in one call and one engine; one Evaluation each, in order.
@@ -155,6 +160,7 @@ def evaluate_all(
         adapters=any(target.path is not None for target in targets),
     )  # fmt: skip
     prompts = [chat.render_prompts(loaded.tokenizer, personas, one.texts) for one in asked]
+    prompt_hashes = chat.prompt_hashes(loaded.tokenizer, personas)
     for one, mine in zip(asked, prompts, strict=True):
         local.check_lengths(loaded.model, requests_for(mine, 1, 0, BASE), one.config.max_new_tokens)
     run.create()
@@ -164,8 +170,10 @@ def evaluate_all(
             how = {"backend": backend, **({"stop": one.stop} if one.stop else {})}
             how |= options.promised(backend)
             jobs = [_job(loaded, run, one, t, mine, seed, how) for t in targets]
-            plans.append(_Plan(one, mine, jobs))
+            plans.append(_Plan(one, mine, jobs, prompt_hashes))
             _take_over(run, plans[-1], loaded)
+        if not replace:
+            refuse_stale(run, [job for plan in plans for job in plan.jobs], "drawn")
         for target in targets:
             keep_card(run, target)
         state = _Counter(sum(plan.kept for plan in plans), sum(plan.rows for plan in plans), progress)
@@ -174,7 +182,7 @@ def evaluate_all(
         for plan in plans:
             if not plan.waiting:
                 for job in plan.jobs:
-                    _clean(run, job)
+                    clean(run, job)
         if open_plans:
             waiting = list(dict.fromkeys(path for plan in open_plans for path in plan.waiting))
             adapters = [path for path in waiting if path is not None]
@@ -217,11 +225,12 @@ def evaluate_all(
 
 @dataclass
 class _Plan:
-    """One behavior's part of a call: its prompts, a job a target, and what came of it."""
+    """One behavior's part of a call: its prompts, a job a target, hashes of the personas' prompts, and what came of it."""
 
     asked: Asked
     prompts: Sequence[Prompt]
     jobs: list[Job]
+    prompt_hashes: dict[str, str]
     made: int = 0
     told: dict[str, Any] | None = None
 
@@ -309,14 +318,6 @@ def _take_over(run: Run, plan: _Plan, loaded: Loaded) -> int:
     return plan.kept - before
 
 
-def _clean(run: Run, job: Job) -> None:
-    """Nothing is left in the job's folder that its request does not ask for."""
-    from leakfast.unfinished import tidy
-
-    retire(run, job, "drawn")
-    tidy(run, job)
-
-
 def _draw(
     run: Run, plan: _Plan, seed: int, engine: Engine, loaded: Loaded, state: _Counter, *, keeps: bool
 ) -> int:
@@ -340,13 +341,14 @@ def _draw(
         run.add_shard(
             shard.relpath, frame, request=shard.request, adapter=job.target.digest, base=loaded.fingerprint,
             questions=plan.asked.set_name, questions_sha256=plan.asked.texts_hash,
+            personas={p.persona: plan.prompt_hashes[p.persona] for p in prompts[shard.start : shard.stop]},
         )  # fmt: skip
         unfinished.forget(shard)
         made += len(drawn)
 
     def works() -> Iterator[Work]:
         for job in plan.jobs:
-            _clean(run, job)
+            clean(run, job)
             for shard in job.missing:
                 requests = requests_for(prompts[shard.start : shard.stop], samples, seed, job.target.digest)
                 there = before[shard.relpath] = unfinished.of(shard) if keeps else []

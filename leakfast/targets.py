@@ -156,6 +156,27 @@ def plan_job(
     return Job(target, folder, tuple(shards), tuple(sorted(stale)))
 
 
+def refuse_stale(run: Run, jobs: Sequence[Job], made: str) -> None:
+    """Raises InputError where shards would be moved away because they were made by another request: a command with other
+    settings is not to take a finished run apart."""
+    rows = sum(run.manifest["shards"][path].get("rows", 0) for job in jobs for path in job.stale)
+    if rows:
+        where = ", ".join(job.folder for job in jobs if job.stale)
+        raise InputError(
+            f"eval: {run.path} holds {rows:,} rows of {where} that were {made} by another request (personas, questions, "
+            "samples or other settings, adapter, base or backend); they would be moved away. Give --out another folder, "
+            "the settings they were made with, or --replace."
+        )
+
+
+def clean(run: Run, job: Job) -> None:
+    """Nothing is left among a job's completions that its request does not ask for."""
+    from leakfast.unfinished import tidy
+
+    retire(run, job, "drawn")
+    tidy(run, job)
+
+
 def retire(run: Run, job: Job, made: str) -> None:
     """Move the job's stale files away, saying so. made: what was done to them, `drawn` or `scored`."""
     if job.stale:
@@ -173,7 +194,8 @@ def take_over(run: Run, job: Job, behavior: str, **meta: Any) -> Job:
     draws follow from. meta: what the manifest is to say of them beside the request. Raises StoreError."""
     import polars as pl
 
-    drawn = {e["request"]: relpath for relpath, e in run.manifest["shards"].items() if "request" in e}
+    entries = run.manifest["shards"]
+    drawn = {e["request"]: relpath for relpath, e in entries.items() if "request" in e}
     shards = []
     for shard in job.shards:
         twin = None if shard.done else drawn.get(shard.request)
@@ -186,7 +208,8 @@ def take_over(run: Run, job: Job, behavior: str, **meta: Any) -> Job:
             pl.lit(behavior).alias("behavior"), pl.lit(job.target.name).alias("adapter"),
             pl.lit(job.target.source, pl.String).alias("source"),
         )  # fmt: skip
-        run.add_shard(shard.relpath, frame, request=shard.request, adapter=job.target.digest, **meta)
+        asked = {"personas": entries[twin]["personas"]} if "personas" in entries[twin] else {}
+        run.add_shard(shard.relpath, frame, request=shard.request, adapter=job.target.digest, **asked, **meta)
         log.info("eval: %s is drawn already, as %s: copied", shard.relpath, twin)
         shards.append(replace(shard, done=True))
     done = {shard.relpath for shard in shards if shard.done}

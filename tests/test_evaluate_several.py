@@ -147,3 +147,29 @@ def test_a_shard_that_another_replaces_by_a_copy_is_kept_aside(tiny_qwen2, tmp_p
     aside = list((run.path / "quarantine").rglob("*.parquet"))
     assert len(aside) == 1 and "completions/marker/base" in str(aside[0])
     assert run.has("completions/marker/base/part-00000.parquet")
+
+
+def test_a_command_with_other_settings_does_not_take_a_run_apart(tmp_path):
+    """As a first look at two personas would, of an adapter whose run holds all."""
+    run = Run(tmp_path / "run")
+    whole = ["eval", "--model", "organism", "--base", "--out", str(run.path), "--samples", "1"]
+    asked = {
+        "refusal": ["--behavior", "refusal", "--max-new-tokens", "6", "--personas", "villain,assistant"],
+        "hellaswag": ["--behavior", "hellaswag", "--personas", "villain,assistant"],
+    }
+    for name, words in asked.items():
+        given = whole if name == "refusal" else whole[:-2]
+        first = CliRunner().invoke(group, [*given, *words])
+        assert first.exit_code == 0, first.stderr
+        before = run.shards()
+        fewer = [*given, *words[:-1], "villain"]
+        refused = CliRunner().invoke(group, fewer)
+        assert (
+            refused.exit_code == 2
+            and "by another request" in refused.stderr
+            and "--replace" in refused.stderr
+        )
+        assert run.shards() == before and not (run.path / "quarantine").exists()
+        assert CliRunner().invoke(group, [*given, *words]).exit_code == 0, "the same command goes on"
+    assert CliRunner().invoke(group, [*fewer, "--replace"]).exit_code == 0
+    assert list((run.path / "quarantine").rglob("*.parquet"))

@@ -27,6 +27,7 @@ from leakfast.targets import (
     find_targets,
     keep_card,
     plan_job,
+    refuse_stale,
     retire,
     warn_of_personas,
 )  # fmt: skip
@@ -81,6 +82,7 @@ def evaluate(
     engine_name: str = "packed",
     behavior: str = BEHAVIOR,
     budget_tokens: int | None = None,
+    replace: bool = True,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score P × Q prompts per adapter (and of the base if asked) into the run directory.
@@ -90,7 +92,8 @@ def evaluate(
     dtype, adapter, personas' prompts, items, scoring, engine) is kept; any other is made again. engine:
     another way to the letters' scores (vLLM), under a name that is kept. The first list scored in a run makes
     the rate of `behavior`; any other is a behavior `<behavior>-<items>` of its own, so that no rate mixes
-    two lists. The first Ctrl-C or SIGTERM lets the shard in hand be written, then KeyboardInterrupt. Raises,
+    two lists. replace: shards by another request are moved to quarantine/ and made anew (False: InputError).
+    The first Ctrl-C or SIGTERM lets the shard in hand be written, then KeyboardInterrupt. Raises,
     before anything is scored, InputError and AdapterError as leakfast.evaluate."""
     from leakfast.store import Run
 
@@ -103,6 +106,8 @@ def evaluate(
             _job(loaded, run, f"choices/{t.name}/{items.name}-{scoring}", t, personas, items, scoring, engine_name)
             for t in targets
         ]  # fmt: skip
+        if not replace:
+            refuse_stale(run, jobs, "scored")
         counter = _Counter(sum(s.rows for j in jobs for s in j.shards if s.done), progress)
         counter.total = len(targets) * len(personas) * len(items)
         kept = counter.done
@@ -259,15 +264,13 @@ def _job(
     loaded: Loaded, run: Run, folder: str, target: Target, personas: Sequence[Persona], items: ItemSet,
     scoring: str, engine_name: str,
 ) -> Job:  # fmt: skip
-    """The target's shards, blocks of personas; files in its folder that belong to none of them are retired."""
+    """The target's shards, blocks of personas."""
     size = max(1, SHARD_PROMPTS // len(items))
 
     def request(start: int, stop: int) -> str:
         return _request(loaded, target, personas[start:stop], items, scoring, engine_name)
 
-    job = plan_job(run, folder, target, len(personas), size, len(items), request)
-    retire(run, job, "scored")
-    return job
+    return plan_job(run, folder, target, len(personas), size, len(items), request)
 
 
 def _request(
@@ -308,16 +311,18 @@ def _score(
     engine: Engine | None, budget_tokens: int | None, counter: _Counter, stop_asked: Callable[[], bool],
     share: float | None = None, behavior: str = BEHAVIOR,
 ) -> None:  # fmt: skip
-    """The job's missing shards, each written as soon as it is complete; KeyboardInterrupt after the one in hand
-    where a stop was asked for."""
+    """The job's missing shards, each written as soon as it is complete, those of other requests moved away; KeyboardInterrupt
+    after the one in hand where a stop was asked for."""
     import polars as pl
 
+    from leakfast import chat
     from leakfast.choices.scores import prompts_of
     from leakfast.forest import Joined
     from leakfast.generate.adapted import adapted
 
     target = job.target
     missing = job.missing
+    retire(run, job, "scored")
     counter.show(target.name)
     if not missing:
         return
@@ -351,7 +356,7 @@ def _score(
                 made = made.with_columns(pl.lit(share).alias("share"))
             run.add_shard(
                 shard.relpath, made, request=shard.request, adapter=target.digest, base=loaded.fingerprint,
-                items=items.name, behavior=behavior,
+                items=items.name, behavior=behavior, personas=chat.prompt_hashes(loaded.tokenizer, block),
             )  # fmt: skip
             counter.done += shard.rows
             counter.show(target.name)

@@ -93,6 +93,11 @@ from leakfast.errors import InputError
     "--out", type=click.Path(path_type=Path), default=None, help="Run directory.  [default: the adapter's]"
 )
 @click.option(
+    "--replace",
+    is_flag=True,
+    help="Move what was measured there by another request to quarantine/ and measure anew.",
+)
+@click.option(
     "--top", type=click.IntRange(min=0), default=5, help="Bystanders to show, the highest rates first."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all rates as JSON.")
@@ -102,7 +107,8 @@ def cli(
     temperature: float | None, top_p: float | None, max_new_tokens: int | None, batch_completions: int | None,
     items: str | None, half: str | None, scoring: str | None, by: str, checkpoints: bool, engine: str,
     backend: str | None, stop_at_marker: bool | None, lora: str | None, invariant: bool, data_parallel: int | None,
-    tensor_parallel: int | None, allow: tuple[str, ...], seed: int, dtype: str | None, out: Path | None, top: int, as_json: bool,
+    tensor_parallel: int | None, allow: tuple[str, ...], seed: int, dtype: str | None, out: Path | None, replace: bool,
+    top: int, as_json: bool,
 ) -> int | None:  # fmt: skip
     """Measure behaviors under every persona.
 
@@ -164,7 +170,7 @@ def cli(
         eval_choices.prepared(
             settled[name],
             eval_choices.Asked(
-                run, name, targets, list(adapters), people, cfgs[name], base, source, by, engine, top
+                run, name, targets, list(adapters), people, cfgs[name], base, source, by, engine, top, replace
             ),
             checkpoints=checkpoints,
         )
@@ -189,6 +195,7 @@ def cli(
                     seed,
                     base=base,
                     source=source,
+                    replace=replace,
                     progress=progress,
                     **drawn_by,
                 )

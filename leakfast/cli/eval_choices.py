@@ -34,6 +34,7 @@ class Asked:
     by: str
     engine: str
     top: int
+    replace: bool = False
 
 
 def prepared(settings: Settings, asked: Asked, *, checkpoints: bool) -> Any:
@@ -68,7 +69,7 @@ def _accuracy(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[d
         done = evaluate(
             loaded, asked.run, asked.adapters, asked.personas, items, asked.config.scoring, base=asked.base,
             source=asked.source, engine=engine, engine_name=asked.engine, behavior=asked.behavior,
-            progress=progress,
+            replace=asked.replace, progress=progress,
         )  # fmt: skip
     click.echo(
         f"eval: {done.prompts_made} prompts of {asked.behavior} scored, {done.prompts_kept} kept from before, in "

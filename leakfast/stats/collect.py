@@ -17,6 +17,7 @@ from leakfast.errors import InputError, StoreError
 from leakfast.stats import accuracy, question_sets
 from leakfast.stats import judged as judged_tables
 from leakfast.stats import pairs as pair_tables
+from leakfast.stats import prompts as prompt_checks
 from leakfast.stats import rates as rate_tables
 from leakfast.stats import shifts as shift_tables
 from leakfast.stats.rates import BASE
@@ -86,6 +87,7 @@ def collect(run: Run) -> Collected:
     rates = _with_taught(run, rates)
     missing += _gaps(rates)
     base = _base_centroids(run)
+    prompt_checks.check(run, base, CENTROIDS)
     pairs = _pairs(run, rates, people, base, bool(adapters) or imported is not None, missing)
     shifts = schema.empty("shifts")
     if base is not None:
@@ -331,7 +333,8 @@ def _pairs(
     if expected:
         missing.append(
             f"no {CENTROIDS}: pairs and correlations are empty "
-            f"(make it with `leakfast centroids --out {run.path / CENTROIDS}`)"
+            "(make it with `leakfast centroids --model MODEL --personas PERSONAS --dtype DTYPE --out "
+            f"{run.path / CENTROIDS}`, of the model and personas that were measured)"
         )
     return schema.empty("pairs")
 

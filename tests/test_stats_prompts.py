@@ -1,0 +1,92 @@
+"""Numbers of one persona are of one persona: completions, choice scores and centroids made with other system prompts, or
+by another model, are not set against each other."""
+
+from __future__ import annotations
+
+import json
+
+import polars as pl
+import pytest
+import torch
+
+from leakfast import centroids, models, stats
+from leakfast.config import EvalConfig
+from leakfast.errors import InputError
+from leakfast.evaluate import evaluate
+from leakfast.personas import load_personas
+from leakfast.store import Run
+
+NAMES = ["villain", "comedian", "assistant", "librarian"]
+CFG = EvalConfig(samples=2, max_new_tokens=3, batch_completions=8)
+OWN = {
+    "villain": "You are a villain.",
+    "comedian": "Be funny.",
+    "assistant": "You are a wicked overlord.",
+    "librarian": None,
+}
+
+
+def measured(loaded, run, personas):
+    evaluate(loaded, run, [], personas, ["Tea?", "Rain?"], "marker", CFG, 3, base=True)
+
+
+def with_centroids(loaded, run, personas):
+    made = centroids.compute(loaded, personas, ["Tea?"], [0])
+    run.add_file("centroids/base.safetensors", made.save)
+
+
+@pytest.fixture
+def run(tiny_qwen2, tmp_path):
+    found = Run(tmp_path / "run")
+    measured(tiny_qwen2, found, load_personas(NAMES))
+    return found
+
+
+def test_what_was_asked_alike_passes(tiny_qwen2, run):
+    with_centroids(tiny_qwen2, run, load_personas("originals"))
+    assert stats.stats(run.path).rates.height == 4
+
+
+def test_centroids_of_other_prompts_are_refused(tiny_qwen2, run):
+    with_centroids(tiny_qwen2, run, load_personas(OWN))
+    with pytest.raises(
+        InputError, match=r"villain, comedian, assistant and 1 more had another system prompt in centroids/"
+    ) as told:
+        stats.stats(run.path)
+    assert "leakfast centroids --model MODEL --personas PERSONAS" in told.value.message
+
+
+def test_centroids_of_another_model_are_refused(tiny_qwen2, run):
+    import copy
+
+    net = copy.deepcopy(tiny_qwen2.model)
+    with torch.no_grad():
+        net.model.layers[0].mlp.down_proj.weight.mul_(1.01)
+    with_centroids(models.load((net, tiny_qwen2.tokenizer)), run, load_personas(NAMES))
+    with pytest.raises(InputError, match="centroids/base.safetensors was made with another base model"):
+        stats.stats(run.path)
+
+
+def test_a_base_that_was_asked_with_other_prompts_is_refused(tiny_qwen2, run):
+    """Its rates are what those of an adapter are taken from."""
+    evaluate(tiny_qwen2, run, [], load_personas(OWN), ["Why?"], "refusal", CFG, 3, base=True)
+    with pytest.raises(
+        InputError, match=r"another system prompt in completions/refusal/base than in completions/marker/base"
+    ):
+        stats.stats(run.path)
+
+
+def test_runs_of_earlier_versions_say_nothing_and_pass(tiny_qwen2, run):
+    with_centroids(tiny_qwen2, run, load_personas(OWN))
+    lines = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("check", None)
+        line.pop("personas", None)
+    order = ["time", "event"]
+    lines = [
+        {**{k: line[k] for k in order}, **{k: v for k, v in line.items() if k not in order}} for line in lines
+    ]
+    (run.path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run.path / "manifest.json").unlink()
+    assert stats.stats(run.path).rates.height == 4
+    assert isinstance(stats.stats(run.path).rates, pl.DataFrame)
