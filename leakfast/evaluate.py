@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from leakfast.models import Loaded
     from leakfast.personas import Persona, QuestionSet
     from leakfast.store import Run
+    from leakfast.targets import Source
 
 __all__ = [
     "BASE",
@@ -84,7 +85,7 @@ def evaluate(
     seed: int,
     *,
     base: bool = False,
-    source: str | None = None,
+    source: Source = None,
     backend: str = "transformers",
     template_system: str | None = None,
     allow: Collection[str] = (),
@@ -126,7 +127,7 @@ def evaluate_all(
     seed: int,
     *,
     base: bool = False,
-    source: str | None = None,
+    source: Source = None,
     backend: str = "transformers",
     template_system: str | None = None,
     allow: Collection[str] = (),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leakfast.models import Loaded
     from leakfast.personas import Persona
     from leakfast.store import Run
+    from leakfast.targets import Source
 
 
 def evaluate_series(
@@ -27,7 +28,7 @@ def evaluate_series(
     asked: Sequence[Asked],
     seed: int,
     *,
-    source: str | None = None,
+    source: Source = None,
     backend: str = "transformers",
     template_system: str | None = None,
     allow: Collection[str] = (),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.evaluate")
 
+Source = str | Mapping[Path, str] | None  # of adapters without a card: one for all, or one each
 BASE = "base"
 SERIES = "series"  # series/completions/<behavior>/<adapter>@pNNN: drawn on the way through training
 SETS = "sets"  # sets/<behavior>/<question set>/<adapter>: questions beside those all tables are about
@@ -43,9 +44,10 @@ class Target:
 
 
 def find_targets(
-    adapters: Sequence[str | Path], behavior: str, *, source: str | None = None, base: bool = False
+    adapters: Sequence[str | Path], behavior: str, *, source: Source = None, base: bool = False
 ) -> list[Target]:
-    """Targets of the given adapter folders, in order, the base last.
+    """Targets of the given adapter folders, in order, the base last. source: the persona trained, of adapters without a
+    card: one for all, or a mapping from folder to name.
 
     Raises InputError for nothing to measure or a name given twice, AdapterError for a folder without an
     adapter, or one without a card when no `source` is named.
@@ -57,10 +59,11 @@ def find_targets(
         digest = adapter_hash(path)
         card = read_card(path)
         name = _name_of(path.resolve())
-        if card is None and source is None:
+        told = source.get(path) if isinstance(source, Mapping) else source
+        if card is None and told is None:
             raise AdapterError(
                 f"eval: {path} has no leakfast_card.json, so nobody knows whom it was trained on. "
-                "Name them: --source PERSONA --behavior BEHAVIOR."
+                "Name them: --source PERSONA --behavior BEHAVIOR (several adapters: --source A,B,… in their order)."
             )
         if card is not None and card.adapter_hash != digest:
             raise AdapterError(
@@ -68,10 +71,9 @@ def find_targets(
                 f"{card.adapter_hash[:12]}…). Train it again, or delete its card and name --source and "
                 "--behavior."
             )
-        if card is not None and source is not None and source != card.source:
+        if card is not None and told is not None and told != card.source:
             raise InputError(
-                f"eval: --source {source} given, but the card of {path} says {card.source}. Leave --source "
-                "out."
+                f"eval: --source {told} given, but the card of {path} says {card.source}. Leave --source out."
             )
         if card is not None and card.behavior != behavior:
             log.info("eval: %s was trained for %s; here %s is measured", name, card.behavior, behavior)
@@ -80,9 +82,7 @@ def find_targets(
                 f"eval: two targets are called {name!r}, and results are kept by name. Rename the folder "
                 f"{path}."
             )
-        targets.append(
-            Target(name, path, card.source if card else source, card.seed if card else None, digest)
-        )
+        targets.append(Target(name, path, card.source if card else told, card.seed if card else None, digest))
     if base:
         targets.append(Target(BASE, None, None, None, BASE))
     if not targets:

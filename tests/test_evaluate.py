@@ -21,6 +21,7 @@ from click.testing import CliRunner
 
 from leakfast import evaluate as stage
 from leakfast import models, schema
+from leakfast.cli.eval import _sources
 from leakfast.cli.main import group
 from leakfast.config import EvalConfig, TrainConfig
 from leakfast.errors import AdapterError, InputError
@@ -228,6 +229,25 @@ def test_a_foreign_adapter_needs_a_source_and_a_card_is_believed_only_for_its_ad
     config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 9'))
     with pytest.raises(AdapterError, match="not the adapter its card describes"):
         find_targets([adapter], "marker")
+
+
+def test_adapters_without_cards_have_a_source_each(tiny_qwen2, adapter, personas, tmp_path):
+    folders = [shutil.copytree(adapter, tmp_path / name) for name in ("one", "two")]
+    for folder in folders:
+        (folder / "leakfast_card.json").unlink()
+    given = _sources("comedian, villain", folders)
+    assert [t.source for t in find_targets(folders, "marker", source=given)] == ["comedian", "villain"]
+    assert [t.source for t in find_targets(folders, "marker", source=_sources("comedian", folders))] == [
+        "comedian"
+    ] * 2
+    assert _sources(None, folders) is None
+    evaluate(tiny_qwen2, tmp_path / "run", folders, personas[:2], QUESTIONS, "marker", CFG, 3, source=given)
+    for name, source in (("one", "comedian"), ("two", "villain")):
+        assert set(drawn(Run(tmp_path / "run"), name)["source"]) == {source}
+    with pytest.raises(InputError, match="2 sources for 3 adapters"):
+        _sources("a,b", [*folders, adapter])
+    with pytest.raises(AdapterError, match="--source A,B"):
+        find_targets([*folders], "marker", source={folders[0]: "villain"})
 
 
 def test_rates_count_the_texts(tiny_qwen2, adapter, personas, tmp_path):

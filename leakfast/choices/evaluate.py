@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from leakfast.models import Loaded
     from leakfast.personas import Persona
     from leakfast.store import Run
+    from leakfast.targets import Source
     from leakfast.train.checkpoints import Checkpoints
 
 log = logging.getLogger("leakfast.evaluate")
@@ -77,7 +78,7 @@ def evaluate(
     scoring: str = LETTERS,
     *,
     base: bool = False,
-    source: str | None = None,
+    source: Source = None,
     engine: Engine | None = None,
     engine_name: str = "packed",
     behavior: str = BEHAVIOR,
@@ -135,7 +136,7 @@ def evaluate_series(
     scoring: str = LETTERS,
     *,
     behavior: str = BEHAVIOR,
-    source: str | None = None,
+    source: Source = None,
     budget_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:

@@ -3,6 +3,7 @@ Demands a model; what was drawn before is kept, so the same command again is the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -18,7 +19,10 @@ from leakfast.errors import InputError
 @click.option(
     "--behavior", default=None, help="Behaviors to measure, split by commas.  [default: the cards', marker]"
 )
-@click.option("--source", default=None, help="Persona trained, for adapters without a card.")
+@click.option(
+    "--source", default=None,
+    help="Persona trained, for adapters without a card: one for all, or one each, by commas, in their order.",
+)  # fmt: skip
 @click.option("--model", default=None, help="organism, a hub id, or a folder.  [default: the card's base]")
 @click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
 @click.option("--personas", default=None, help="all, names, or a file.  [default: the study's, all]")
@@ -154,7 +158,8 @@ def cli(
         )
     cfgs = {name: changed(settled[name].config.eval, **flags[name]) for name in names}
     people = load_personas(settings.personas)
-    targets = find_targets(adapters, names[0], source=source, base=base)
+    trained_on = _sources(source, adapters)
+    targets = find_targets(adapters, names[0], source=trained_on, base=base)
     run = Run(out or _run_of(targets, settings))
     texts = [name for name in names if get(name).by_completions]
     for name in texts:
@@ -170,7 +175,18 @@ def cli(
         eval_choices.prepared(
             settled[name],
             eval_choices.Asked(
-                run, name, targets, list(adapters), people, cfgs[name], base, source, by, engine, top, replace
+                run,
+                name,
+                targets,
+                list(adapters),
+                people,
+                cfgs[name],
+                base,
+                trained_on,
+                by,
+                engine,
+                top,
+                replace,
             ),
             checkpoints=checkpoints,
         )
@@ -183,7 +199,15 @@ def cli(
         with progress_for("eval") as progress:
             if checkpoints:
                 done = evaluate_series(
-                    loaded, run, adapters, people, asked, seed, source=source, progress=progress, **drawn_by
+                    loaded,
+                    run,
+                    adapters,
+                    people,
+                    asked,
+                    seed,
+                    source=trained_on,
+                    progress=progress,
+                    **drawn_by,
                 )
             else:
                 done = evaluate_all(
@@ -194,7 +218,7 @@ def cli(
                     asked,
                     seed,
                     base=base,
-                    source=source,
+                    source=trained_on,
                     replace=replace,
                     progress=progress,
                     **drawn_by,
@@ -227,6 +251,19 @@ def cli(
         found += made
     print_json({"run": str(run.path), "behaviors": found})
     return code or None
+
+
+def _sources(given: str | None, adapters: Sequence[Path]) -> str | None | dict[Path, str]:
+    """--source as find_targets takes it."""
+    names = [word.strip() for word in (given or "").split(",") if word.strip()]
+    if len(names) < 2:
+        return names[0] if names else None
+    if len(names) != len(adapters):
+        raise InputError(
+            f"eval: {len(names)} sources for {len(adapters)} adapters given. Give one for all, or one each in the order "
+            "of --adapter."
+        )
+    return dict(zip(adapters, names, strict=True))
 
 
 def _no_stray(given: dict, names: list[str]) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from leakfast.evaluate import Target
     from leakfast.personas import Persona
     from leakfast.store import Run
+    from leakfast.targets import Source
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Asked:
     personas: list[Persona]
     config: EvalConfig
     base: bool
-    source: str | None
+    source: Source
     by: str
     engine: str
     top: int
