@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+import transformers
 
 from leakfast import models
 from leakfast.errors import AdapterError, InputError, ModelError
@@ -106,6 +107,26 @@ def test_missing_model_offline_names_the_remedy(monkeypatch):
 def test_missing_folder_is_not_taken_for_a_hub_id(name):
     with pytest.raises(ModelError, match="there is no folder"):
         models.load(name)
+
+
+@pytest.mark.parametrize("name", ["organsm", "organisms", "ORGANISM"])
+def test_a_misspelt_organism_is_never_asked_of_the_hub(name, monkeypatch):
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", hub)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", hub)
+    for call in (models.load, models.load_tokenizer, models.load_config):
+        with pytest.raises(ModelError, match=r"Did you mean organism\?.*--model organism"):
+            call(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "distilgpt2", "someone/organsm"])
+def test_other_names_go_to_the_hub(name, monkeypatch):
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", hub)
+    with pytest.raises(ModelError, match=f"hf download {name}"):
+        models.load_config(name)
+
+
+def hub(name, **_):
+    raise OSError(f"the hub was asked for {name}")
 
 
 def test_adapter_folder_given_as_model_is_recognised(make_adapter):
