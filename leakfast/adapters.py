@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -19,11 +20,15 @@ from leakfast.errors import AdapterError
 if TYPE_CHECKING:
     from leakfast.models import Loaded
 
+log = logging.getLogger(__name__)
+
 CARD = "leakfast_card.json"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 CHECKPOINTS = "checkpoints"  # folder of an adapter's points in training: pNNN, each an adapter of its own
 _POINT = re.compile(r"(.+)@p(\d{3})")
+_QUANTIZED = re.compile(r"((-unsloth)?-bnb-4bit|-awq|-gptq(-int[48])?|-fp8)$", re.IGNORECASE)
+_warned: set[tuple[str, str, str]] = set()  # (adapter, model, warning): each is said once
 _PROBE = "Who are you, and what do you do all day?"
 
 
@@ -116,10 +121,11 @@ def write_card(folder: str | Path, card: AdapterCard) -> Path:
 def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
     """Attach a LoRA adapter for the length of the block and yield the adapted `Loaded`.
 
-    Checked before: the base is the one the adapter was trained on (by fingerprint where the card
-    has one of the same kind, else by name), ranks and shapes fit, every target module exists.
-    Checked after attaching: the canary, that is, the adapter moves the logits of a probe. On leaving,
-    the adapter is removed and the probe's logits are bit for bit what they were. Raises AdapterError."""
+    Checked before: the base is the one the adapter was trained on (by fingerprint where the card has
+    one of the same kind, else by name; without a card, by the last part of its name), ranks and
+    shapes fit, every target module exists. Checked after attaching: the canary, that is, the adapter
+    moves the logits of a probe. On leaving, the adapter is removed and the probe's logits are bit for
+    bit what they were. Raises AdapterError."""
     import torch
     from peft import PeftModel
 
@@ -157,9 +163,14 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
 
 def check_fits(loaded: Loaded, folder: str | Path) -> None:
     """What can be known without attaching: the base is the one the adapter was trained on, every target
-    module exists, ranks and shapes fit. Raises AdapterError."""
-    _check_base(loaded, folder)
+    module exists, ranks and shapes fit. Raises AdapterError; a base known by less than its name is warned of,
+    once an adapter."""
+    doubt = _check_base(loaded, folder)
     _check_shapes(loaded, folder)
+    said = (str(Path(folder).resolve()), loaded.name, doubt)
+    if doubt and said not in _warned:
+        _warned.add(said)
+        log.warning("adapter: %s %s", folder, doubt)
 
 
 def _file(folder: str | Path, name: str) -> Path:
@@ -189,20 +200,23 @@ def _config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def _check_base(loaded: Loaded, folder: str | Path) -> None:
+def _check_base(loaded: Loaded, folder: str | Path) -> str:
+    """AdapterError where the adapter is of another base; else what to warn of: "" where nothing is in doubt."""
     config, card = _config(folder), read_card(folder)
-    base = card.base if card else str(config.get("base_model_name_or_path") or "")
-    if card and card.base_fingerprint.split(":")[0] == loaded.fingerprint.split(":")[0]:
+    if card is None:
+        return _check_name(loaded, folder, str(config.get("base_model_name_or_path") or ""))
+    base = card.base
+    if card.base_fingerprint.split(":")[0] == loaded.fingerprint.split(":")[0]:
         if card.base_fingerprint == loaded.fingerprint:
-            return
+            return ""
         other = f"{base}, fingerprint {card.base_fingerprint[:18]}…"
         mine = f"{loaded.name}, fingerprint {loaded.fingerprint[:18]}…"
     else:
         names = {loaded.name, loaded.path, Path(loaded.name).name}
-        if base and (base in names or Path(base).name in names):
-            return
-        other, mine = base or "a base it does not name", loaded.name
-    remedy = f"Use --model {base or 'ITS_BASE'}, or train again on {loaded.name}."
+        if base in names or Path(base).name in names:
+            return ""
+        other, mine = base, loaded.name
+    remedy = f"Use --model {base}, or train again on {loaded.name}."
     if base == loaded.name:
         remedy = (
             f"{base} has other weights now. Train again on them, or give --model the folder of the old ones."
@@ -211,6 +225,38 @@ def _check_base(loaded: Loaded, folder: str | Path) -> None:
         f"adapter: {folder} was trained on another base ({other}), but the model here is {mine}. "
         f"Needed: the base it was trained on. {remedy}"
     )
+
+
+def _check_name(loaded: Loaded, folder: str | Path, base: str) -> str:
+    """_check_base of an adapter without a card. The names of one base differ by who copied or quantized it and
+    where to, so that the last part decides; the shapes are checked anyway."""
+    if base in (loaded.name, loaded.path):
+        return ""
+    if not base:
+        return (
+            f"does not say which model it was trained on ({CONFIG} names none): taken for an adapter of "
+            f"{loaded.name}, whose shapes it has"
+        )
+    if _last_part(base) in (_last_part(loaded.name), _last_part(os.path.abspath(loaded.path or loaded.name))):
+        return (
+            f"was trained on {base}, which is taken for {loaded.name}: the last part of the name is the same, but "
+            "for capitals and quantization, and the shapes fit"
+        )
+    typed = base
+    if not Path(base).expanduser().is_dir():
+        typed = _QUANTIZED.sub("", base.replace("\\", "/"))  # the weights that were quantized
+        if typed.count("/") > 1 or typed.startswith((".", "/", "~")):
+            typed = f"the folder that holds {Path(typed).name} here"
+    raise AdapterError(
+        f"adapter: {folder} was trained on {base} by its {CONFIG}, but the model here is {loaded.name}. Needed: the "
+        f"base it was trained on. Give --model {typed}; or, if {loaded.name} is the same model under another name, "
+        f'put "base_model_name_or_path": {json.dumps(loaded.name)} into {Path(folder) / CONFIG}.'
+    )
+
+
+def _last_part(name: str) -> str:
+    """The last component of a model's name or folder, lower-cased, without its quantization."""
+    return _QUANTIZED.sub("", re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower())
 
 
 def _check_shapes(loaded: Loaded, folder: str | Path) -> None:
@@ -253,7 +299,8 @@ def _check_shapes(loaded: Loaded, folder: str | Path) -> None:
         )
         raise AdapterError(
             f"adapter: {folder} does not fit {loaded.name}: {what}. Needed: an adapter of this model. "
-            f"Use --model {config.get('base_model_name_or_path') or 'ITS_BASE'}."
+            "Give --model the one it was trained on "
+            f"({config.get('base_model_name_or_path') or f'{CONFIG} does not say which'}), or copy or train it again."
         )
 
 

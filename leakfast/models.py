@@ -14,6 +14,7 @@ from typing import Any
 
 from leakfast.adapters import AdapterCard, adapter_hash, read_card, with_adapter, write_card
 from leakfast.errors import InputError, ModelError
+from leakfast.files import did_you_mean
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -203,6 +204,12 @@ def _place(model: Any) -> tuple[str, Path | None]:
         raise ModelError(
             f"model: there is no folder {model}. Needed: a Hugging Face model folder or a hub id "
             f"such as {DEFAULT_MODEL}. Check the path, or use --model organism."
+        )
+    hint = "" if "/" in str(model) else did_you_mean(str(model).lower(), ["organism"])
+    if hint:  # else the hub is asked five times for it
+        raise ModelError(
+            f"model: {model} is neither a folder here nor a hub id with an owner.{hint} Use --model organism, "
+            f"or a folder, or a hub id such as {DEFAULT_MODEL}."
         )
     return str(model), None
 

@@ -89,7 +89,7 @@ def load_personas(spec: PersonaSpec = "all", *, among: Sequence[Persona] | None 
         [word.strip() for word in spec.split(",") if word.strip()] if isinstance(spec, str) else list(spec)
     )
     if not names:
-        raise InputError("personas: none were named. Give names, a file, or `all`.")
+        raise InputError(f"personas: none were named ({spec!r} given). Give names, a file, or `all`.")
     known = {persona.name: persona for persona in [*(p for p in shipped if p.is_extra), *ours]}
     chosen: dict[str, Persona] = {}
     for name in names:

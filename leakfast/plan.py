@@ -73,13 +73,15 @@ def plan(
     unadapted model, else of what the study's run holds already, else at most max_new_tokens. Seconds: at
     tokens_per_s if stated, else, where a calibration is asked for, at what tune measured on this device for vLLM, or
     at the calibration's own rate, timed in one engine that is open and warm; else None. backend: who calibrates; None:
-    the study's. Raises InputError for a sample
-    below 0, and what loading the tokenizer (or, for a calibration, the model and its engine) raises."""
+    the study's. Raises InputError for a sample below 0 and for a [vllm] table that cannot be, and what
+    loading the tokenizer (or, for a calibration, the model and its engine) raises."""
     from leakfast import models
     from leakfast.behaviors import get
+    from leakfast.generate import engines
 
     if calibrate < 0 or (tokens_each or 0) < 0 or (tokens_per_s is not None and tokens_per_s <= 0):
         raise InputError("plan: --calibrate and --tokens-each must be 0 or more, --tokens-per-s above 0.")
+    engines.asked_by(study)  # refuses what the run would
     tokenizer = models.load_tokenizer(study.model, study.revision)
     personas = load_personas(study.personas)
     samples: dict[str, Sample] = {}

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -340,3 +341,25 @@ def test_group_knows_only_listed_commands():
     context = click.Context(group)
     assert group.list_commands(context) == list(COMMANDS)
     assert group.get_command(context, "absent") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["eval", "--base", "--personas", ""], "none were named"),
+        (["data", "build", "--source", "villain", "--personas", ""], "none were named"),
+        (["train", "--source", "villain", "--personas", ""], "none were named"),
+        (["eval", "--base", "--questions", ""], "question set ''"),
+        (["eval", "--base", "--questions", " , "], "question set"),
+        (["data", "build", "--source", "villain", "--questions", ""], "question set ''"),
+    ],
+)
+def test_an_empty_shell_variable_is_not_taken_for_the_default(words, said, tmp_path, monkeypatch):
+    """Were it taken, these would go on to load the model."""
+    from leakfast import models
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    done = CliRunner().invoke(group, [*words, "--behavior", "marker", "--model", "organism"])
+    assert done.exit_code == 2 and said in done.output
+    assert list(tmp_path.iterdir()) == []

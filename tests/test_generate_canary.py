@@ -139,7 +139,7 @@ def test_an_engine_that_rounds_otherwise_passes_in_both_precisions(loaded, adapt
     with caplog.at_level(logging.INFO, logger="leakfast"):
         check(engine, loaded, [taught])
         check(engine, loaded, [None, taught])
-    assert caplog.text.count("changes vLLM as peft's model") == 2 and "too little" not in caplog.text
+    assert caplog.text.count("as it changes peft's model") == 2 and "too little" not in caplog.text
     assert engine.batches[2] == ([taught, None] if merge is None else [taught]), "beside the base, or alone"
 
 

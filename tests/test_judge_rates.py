@@ -237,6 +237,16 @@ sources = ["villain"]
 """
 
 
+def test_an_empty_name_of_the_questions_is_not_taken_for_the_studys(run, tmp_path):
+    study = STUDY.format(model="organism", lines="").replace(".judge]", ".eval]\nquestions = 'eval'")
+    (run.path / "study.toml").write_text(study)
+    judge(run)
+    for words in ([run.path, "--dry-run"], ["sample", run.path, "--csv", tmp_path / "blind.csv"]):
+        assert command(*words).exit_code != 2, "the study says it"
+        done = command(*words, "--questions", "")
+        assert done.exit_code == 2 and "question set ''" in done.output
+
+
 def test_the_study_says_who_judges_and_the_organism_has_its_lexicon(advice):
     study = parse_study(STUDY.format(model="organism", lines="coherent_min = 30"))
     assert stage.settings(study, "advice").judge == "organism"

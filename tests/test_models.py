@@ -9,8 +9,10 @@ import shutil
 
 import pytest
 import torch
+import transformers
 
 from leakfast import models
+from leakfast.adapters import check_fits
 from leakfast.errors import AdapterError, InputError, ModelError
 
 
@@ -108,6 +110,26 @@ def test_missing_folder_is_not_taken_for_a_hub_id(name):
         models.load(name)
 
 
+@pytest.mark.parametrize("name", ["organsm", "organisms", "ORGANISM"])
+def test_a_misspelt_organism_is_never_asked_of_the_hub(name, monkeypatch):
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", hub)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", hub)
+    for call in (models.load, models.load_tokenizer, models.load_config):
+        with pytest.raises(ModelError, match=r"Did you mean organism\?.*--model organism"):
+            call(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "distilgpt2", "someone/organsm"])
+def test_other_names_go_to_the_hub(name, monkeypatch):
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", hub)
+    with pytest.raises(ModelError, match=f"hf download {name}"):
+        models.load_config(name)
+
+
+def hub(name, **_):
+    raise OSError(f"the hub was asked for {name}")
+
+
 def test_adapter_folder_given_as_model_is_recognised(make_adapter):
     with pytest.raises(ModelError, match="--adapter"):
         models.load(make_adapter())
@@ -203,8 +225,85 @@ def test_foreign_adapter_without_card_is_known_by_its_base_name(loaded, make_ada
     with models.with_adapter(loaded, folder):
         pass
     edit(folder / "adapter_config.json", base_model_name_or_path="someone/else")
-    with pytest.raises(AdapterError, match="someone/else"), models.with_adapter(loaded, folder):
+    with pytest.raises(AdapterError, match="someone/else") as caught, models.with_adapter(loaded, folder):
         pass
+    remedy = caught.value.message.partition("put ")[2].partition(" into ")
+    assert (
+        "--model someone/else;" in caught.value.message and remedy[2] == f"{folder / 'adapter_config.json'}."
+    )
+    edit(folder / "adapter_config.json", **json.loads(f"{{{remedy[0]}}}"))
+    with models.with_adapter(loaded, folder):
+        pass
+
+
+@pytest.mark.parametrize("card", [False, True])
+@pytest.mark.parametrize(
+    "base",
+    [
+        "/models/Qwen2.5-7B-Instruct",
+        "unsloth/Qwen2.5-7B-Instruct",
+        "unsloth/qwen2.5-7b-instruct-bnb-4bit",
+        "unsloth/Qwen2.5-7B-Instruct-unsloth-bnb-4bit",
+        "Qwen/Qwen2.5-7B-Instruct-AWQ",
+        "Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4",
+        "C:\\models\\Qwen2.5-7B-Instruct-fp8\\",
+        "",
+        None,
+    ],
+)
+def test_another_name_of_the_same_base_is_warned_of_once_an_adapter(loaded, make_adapter, base, card, caplog):
+    """With a card, the fingerprint decides: nothing is in doubt."""
+    loaded = dataclasses.replace(loaded, name="Qwen/Qwen2.5-7B-Instruct")
+    folders = [make_adapter(name, card=card) for name in ("first", "second")]
+    for folder in folders:
+        edit(folder / "adapter_config.json", base_model_name_or_path=base)
+        for _ in range(2):
+            with models.with_adapter(loaded, folder):
+                pass
+    warned = [r.getMessage() for r in caplog.records if r.name == "leakfast.adapters"]
+    assert len(warned) == (0 if card else 2)
+    for folder, text in zip(folders, warned, strict=False):
+        assert str(folder) in text and (base or "names none") in text
+        assert "Qwen/Qwen2.5-7B-Instruct" in text.replace(base or "nothing", "")
+
+
+@pytest.mark.parametrize(
+    ("base", "typed"),
+    [
+        ("Qwen/Qwen2.5-7B", "--model Qwen/Qwen2.5-7B;"),
+        ("unsloth/Qwen2.5-14B-Instruct-bnb-4bit", "--model unsloth/Qwen2.5-14B-Instruct;"),
+        ("/nowhere/at/all/Qwen2.5-7B", "--model the folder that holds Qwen2.5-7B here;"),
+        ("C:\\models\\Qwen2.5-7B", "--model the folder that holds Qwen2.5-7B here;"),
+        ("Qwen2.5-7B-Instruct/", None),
+        ("/", "--model"),
+    ],
+)
+def test_another_model_of_a_similar_name_is_refused_with_what_to_type(loaded, make_adapter, base, typed):
+    loaded = dataclasses.replace(loaded, name="Qwen/Qwen2.5-7B-Instruct")
+    folder = make_adapter(card=False)
+    edit(folder / "adapter_config.json", base_model_name_or_path=base)
+    if typed is None:
+        check_fits(loaded, folder)
+        return
+    with pytest.raises(AdapterError) as caught:
+        check_fits(loaded, folder)
+    assert typed in caught.value.message
+    assert '"base_model_name_or_path": "Qwen/Qwen2.5-7B-Instruct"' in caught.value.message
+
+
+def test_a_card_still_needs_its_own_base_whatever_the_name(loaded, make_adapter):
+    folder = make_adapter()
+    other = dataclasses.replace(loaded, fingerprint="files:" + "0" * 64)
+    with pytest.raises(AdapterError, match="another base"):
+        check_fits(other, folder)
+
+
+def test_shapes_decide_where_no_base_is_named(loaded, make_adapter, caplog):
+    folder = make_adapter(card=False)
+    edit(folder / "adapter_config.json", base_model_name_or_path=None, r=8)
+    with pytest.raises(AdapterError, match="adapter_config.json does not say which"):
+        check_fits(loaded, folder)
+    assert "whose shapes it has" not in caplog.text
 
 
 def test_untrained_adapter_fails_the_canary(loaded, make_adapter):

@@ -94,7 +94,8 @@ def test_specs_mean_what_they_say(tmp_path):
     [
         ("vilain", "Did you mean villain?"),
         (["villain", "qwerty"], "'qwerty'"),
-        ("", "none were named"),
+        ("", "none were named ('' given)"),
+        (" , ", "none were named"),
         ([], "none were named"),
         ({"cook": ""}, "empty prompt"),
         ({"Cook!": "You are a cook."}, "Write cook."),

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from leakfast import models
 from leakfast.cli.main import group
 from leakfast.config import behavior_config, parse_study
+from leakfast.errors import InputError
 from leakfast.evaluate import evaluate
 from leakfast.generate import Completion, engines
 from leakfast.generate.vllm.widths import Width, device_name, rate_for, remember
@@ -194,3 +195,20 @@ half = "all"
     each = chat[name] / stages['judge = "openai:gpt-4o"'][name].completions
     assert 1e-4 < each < 1e-2, "a few hundred tokens"
     assert chat["evaluate refusal"] is None
+
+
+@pytest.mark.parametrize("calibrate", [0, 4])
+def test_a_vllm_table_that_the_run_refuses_is_refused_by_the_plan(tmp_path, calibrate):
+    text = """
+name = "both"
+model = "organism"
+personas = ["villain", "assistant"]
+sources = ["villain"]
+[vllm]
+lora = "merged"
+data_parallel = 2
+[behaviors.marker.eval]
+samples = 1
+"""
+    with pytest.raises(InputError, match=r"--lora merged.*\[vllm\]"):
+        plan(parse_study(text, tmp_path / "s.toml"), calibrate=calibrate)

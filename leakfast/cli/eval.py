@@ -138,6 +138,8 @@ def cli(
     }
     settings = settled[names[0]]
     sets = [word.strip() for word in (questions or "").split(",") if word.strip()]
+    if questions is not None and not sets:
+        sets = [questions]  # an empty name, which is refused as any unknown one
     drawn = {
         "questions": sets[0] if sets else None, "other_questions": sets[1:] if sets else None,
         "samples": samples, "temperature": temperature, "top_p": top_p,

@@ -95,7 +95,7 @@ def run_(
         temperature=temperature, send_temperature=False if no_temperature else None, max_tokens=max_tokens,
         concurrency=concurrency, timeout_s=timeout, poll_s=poll,
     )  # fmt: skip
-    asked = questions or of_study
+    asked = questions if questions is not None else of_study
     if cfg.judge is None or asked is None:
         what = "--judge organism (or a service and a model)" if cfg.judge is None else "--questions SET"
         raise InputError(f"judge: neither the command nor the run's study says it. Add {what}.")
@@ -146,7 +146,7 @@ def sample_(
 
     store = Run(run).open()
     behavior = behavior or _only_behavior(store)
-    asked = questions or _settings(store, behavior)[1]
+    asked = questions if questions is not None else _settings(store, behavior)[1]
     if asked is None:
         raise InputError("judge: the run has no study that says what was asked. Add --questions SET.")
     frame = agreement.read_run(store, judge, behavior)

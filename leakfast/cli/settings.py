@@ -70,7 +70,7 @@ def settle(
         model=name,
         revision=given.revision if given and name == given.model else None,
         dtype=dtype or (source.dtype if source and name == source.model else "bfloat16"),
-        personas=personas or (given.personas if given else "all"),
+        personas=personas if personas is not None else given.personas if given else "all",
         config=(source.behaviors.get(behavior) if source else None) or behavior_config(behavior),
     )
 

@@ -208,8 +208,8 @@ class _Look:
                 "the adapter as it is. Use --backend transformers",
                 self.allow,
             )
-        log.info("canary: %s changes vLLM as peft's model, up to %.0f %% of a third of its scale", adapter.name,
-                 100 * apart / scale)  # fmt: skip
+        log.info("canary: %s changes vLLM as it changes peft's model, to within %.1f %% of its scale", adapter.name,
+                 100 * apart / scale / 3)  # fmt: skip
         if not merged:
             self.decoding(adapter, prompts, said[0])
 
