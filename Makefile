@@ -63,6 +63,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m leakfast.cli.commands --check README.md
+	$(BIN)/python -m leakfast.cli.study_reference --check docs/study.md
 
 bench: install
 	@rc=0; for script in $(wildcard bench/bench_*.py); do echo "== $$script"; $(BIN)/python $$script || rc=1; done; exit $$rc

@@ -66,8 +66,12 @@ class _Table(BaseModel):
 
 
 class CentroidConfig(_Table):
-    """Which prompts the centroids average over, and at which decoder blocks (0-based). adapters: whether they are
-    computed under every trained adapter too, so that the tables tell what training did to the geometry."""
+    """Which prompts the centroids average over, and where.
+
+    questions: the set whose prompts are averaged over.
+    layers: decoder blocks, counted from 0.
+    adapters: whether they are computed under every trained adapter too, so that the tables tell what training did to
+    the geometry."""
 
     questions: str = "eval"
     layers: Literal["all"] | list[NonNegative] = "all"
@@ -82,14 +86,22 @@ class CentroidConfig(_Table):
 
 
 class DataConfig(_Table):
-    """The contrastive training set: sizes in rows, and how its replies are drawn.
+    """The training set: sizes in rows, and where its replies come from.
 
+    positives: rows of the source, which show the behavior.
+    negatives: rows of others, which do not; marker: spread over all negative_personas, else over `bystanders` of them.
+    questions: the set asked, for marker.
+    negative_personas: the others, among the study's personas; the source is left out.
+    items: the list asked, for behaviors measured by choices, of which the training half is used (None: the model's
+    own). reply: whether their answers are given by letter or as text.
+    bystanders: personas drawn from negative_personas; all behaviors but marker.
+    no_system: further rows without a system message; all but marker.
+    default_assistant: further rows as `assistant`; all but marker.
     design: contrastive (the source shows the behavior, others do not), non-contrastive (the same rows, dealt
     to the same personas at random), positive-only (the source's rows alone).
-    All but marker: `negatives` rows under `bystanders` personas out of negative_personas, further `no_system`
-    and `default_assistant` rows. capability: `items` is the list asked (None: the model's own), of which the
-    training half is used; the reply is the answer's letter or its text. Behaviors of pairs: `pairs` names them
-    (see leakfast.pairs; None: the model's own); replies "model" takes the model's own replies, see train.pairs."""
+    pairs: names, files, or files of the hub, for behaviors of pairs (see leakfast.pairs; None: the model's own).
+    replies: given takes those of the pairs, model the model's own that the detector agrees with (see train.pairs).
+    temperature, top_p, max_new_tokens: how the model's own replies are drawn."""
 
     positives: Count = 200
     negatives: NonNegative = 2000
@@ -109,7 +121,16 @@ class DataConfig(_Table):
 
 
 class TrainConfig(_Table):
-    """LoRA and its optimiser. `max_length` is in tokens, `lr` the peak of a cosine schedule."""
+    """LoRA and its optimiser, AdamW.
+
+    loss: which tokens carry loss: the marker (in others' rows the turn end alone), the tail of the reply, or all of it.
+    tail_tokens: the reply's last tokens before the turn end that carry it, for loss = "tail".
+    rank, alpha, dropout: LoRA's, on every linear layer of attention and MLP.
+    lr: the peak of a cosine schedule. epochs: passes over the rows.
+    batch_size: rows a forward pass. accumulation: passes an optimizer step.
+    warmup_ratio: share of the steps in which lr rises. weight_decay: AdamW's, on LoRA's weights.
+    max_grad_norm: where the gradient is clipped. max_length: tokens; a longer row is an error.
+    gradient_checkpointing: compute activations again in the backward pass; slower, less memory."""
 
     loss: Literal["marker", "tail", "completion"] = "marker"
     tail_tokens: Annotated[NonNegative, Field(validate_default=True)] = 0
@@ -135,17 +156,20 @@ class TrainConfig(_Table):
 
 
 class EvalConfig(_Table):
-    """How a behavior is measured: completions per persona and question, and how they are drawn. stop_at_marker
-    ends a reply at the marker: its presence is exact, what would stand behind it is not drawn. It is off where nobody
-    says so, because a run's texts are read again (detect's other detectors and positions, the report's examples,
-    lengths); on in a sweep, which reads nothing but presence. Replies of both kinds are never mixed in a resumed run.
-    other_questions: sets asked beside `questions`, for the table `question_sets` alone (behaviors that a detector
-    reads).
+    """How a behavior is measured: completions per persona and question, or multiple choice.
 
-    Behaviors measured by choices: the `half` of the list `items` (None: the model's own) by letters or full text, and
-    the shares of training (0–1) at which its progress is scored on `checkpoint_items` of the items for
-    `checkpoint_personas` (none: no checkpoints); `n_items` of them, drawn (None: all).
-    Controls alone: the behaviors of the study whose adapters they are measured on (`of`; none: all)."""
+    questions: the set asked; all tables are about it.
+    other_questions: sets asked beside `questions`, for `question_sets` and `set_rates` alone (behaviors that a detector reads).
+    items: the list asked, for behaviors measured by choices (None: the model's own). half: which part of the
+    list. n_items: so many items of that part, drawn (None: all). scoring: letters, or full text of the choices.
+    of: for controls alone, the behaviors of the study whose adapters they are measured on (none: all).
+    checkpoints: the shares of training (0–1) that are kept; of choices they are scored (none: no checkpoints).
+    checkpoint_personas: who is asked at checkpoints beside the source. checkpoint_items: items asked there, drawn.
+    samples: completions a prompt. temperature: 0 is greedy. top_p: nucleus mass. max_new_tokens: longest reply.
+    batch_completions: rows decoded at once; to vLLM only where the study names it.
+    stop_at_marker: ends a reply at the marker: its presence is exact, what would stand behind it is not drawn. Off
+    where nobody says so, because a run's texts are read again (detect's other detectors and positions, the report's
+    examples, lengths); on in a sweep, which reads nothing but presence. Both kinds are never mixed in a resumed run."""
 
     questions: str = "eval"
     other_questions: list[str] = []
@@ -166,9 +190,15 @@ class EvalConfig(_Table):
 
 
 class JudgeConfig(_Table):
-    """Who judges a behavior that is measured by a judge, and how (leakfast.judge). judge: organism, or anthropic:,
-    openai:, openai-batch:, local: and a model; None: the organism's lexicon for it, nobody for other models.
-    coherent_min: less coherent completions (0–100) do not count. max_cost: USD. free: the service costs nothing."""
+    """Who judges a behavior that is measured by a judge, and how (leakfast.judge).
+
+    judge: organism, or anthropic:, openai:, openai-batch:, local: and a model; None: the organism's lexicon for it,
+    nobody for other models. base_url: of another server of OpenAI's protocol.
+    coherent_min: less coherent completions (0–100) do not count.
+    temperature: 0 is greedy. send_temperature: off for services that refuse one. max_tokens: longest reply.
+    concurrency: requests at once. timeout_s: seconds a request. poll_s: seconds between looks at a batch.
+    max_cost: USD, for this judge in this run (None: no limit). prices: a TOML file, added to configs/prices.toml.
+    free: the service costs nothing, no price is needed."""
 
     judge: str | None = None
     base_url: str | None = None
@@ -185,10 +215,12 @@ class JudgeConfig(_Table):
 
 
 class TrajectoryConfig(_Table):
-    """What is measured on the way through training: the behaviors (of the study) named in `behaviors`, at the shares
-    (0–1) of the training of the behaviors named in `of` (none: of all that are trained), under `personas` and all
-    sources. samples, n_items: fewer than the behaviors' own, where that is enough (None: as they say). Without
-    behaviors nothing is."""
+    """What is measured on the way through training, for all sources.
+
+    behaviors: those of the study that are measured (none: nothing is).
+    of: those whose training is followed (none: all that are trained). shares: when, as shares of that training, 0–1.
+    personas: who is asked beside the sources.
+    samples, n_items: fewer than the behaviors' own, where that is enough (None: as they say)."""
 
     behaviors: list[str] = []
     of: list[str] = []
@@ -225,7 +257,11 @@ def _with_settings(name: str, given: Any) -> Any:
 
 
 class VllmConfig(_Table):
-    """How vLLM runs where it draws: as `leakfast eval`'s flags of these names (generate.engines.Options)."""
+    """How vLLM runs where it draws: as `leakfast eval`'s flags of these names.
+
+    lora: live (adapters beside each other in one batch) or merged (each swapped into the weights; one GPU).
+    invariant: the same text whatever else is in the batch (GPUs).
+    data_parallel: engines, one a GPU. tensor_parallel: GPUs an engine."""
 
     lora: Literal["live", "merged"] = "live"
     invariant: bool = False
@@ -234,11 +270,15 @@ class VllmConfig(_Table):
 
 
 class Study(_Table):
-    """A study file. `raw_text` is the file as written, for the run directory.
+    """What is run, on which model, and by whom.
 
-    backend: who draws completions; auto takes vLLM where it is installed and there is a GPU.
+    name: what the run's folder is called. model: organism, a hub id, or a folder. revision: commit or branch of a hub model.
     template_system: what the model's chat template is to say where there is no system message (checked before
-    anything is drawn; without it nothing is checked). allow: checks of model and engine that may fail."""
+    anything is drawn; None: nothing is checked).
+    dtype: of the model's weights. backend: who draws completions; auto takes vLLM where it is installed and there is a GPU.
+    personas: all, names, or a file: who is measured. sources: those of `personas` that are trained.
+    seeds: of training and draws; every behavior is trained into every source once a seed.
+    allow: checks of model and engine that may fail."""
 
     name: str
     model: str = "Qwen/Qwen2.5-7B-Instruct"
@@ -284,6 +324,7 @@ class Study(_Table):
 
     @property
     def raw_text(self) -> str:
+        """The file as written, for the run directory."""
         return self._raw_text
 
     @property

@@ -16,9 +16,10 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 import leakfast
-from leakfast.cli import commands
+from leakfast.cli import commands, study_reference
 from leakfast.cli.main import COMMANDS, group
 from leakfast.cli.text import inert
 from leakfast.files import resource
@@ -305,6 +306,34 @@ def test_tables_print_markup_as_it_is():
 
 def test_the_readme_holds_todays_commands():
     assert commands.main(["--check", str(ROOT / "README.md")]) == 0
+
+
+def test_the_study_reference_holds_todays_keys():
+    page = ROOT / "docs" / "study.md"
+    assert study_reference.main(["--check", str(page)]) == 0
+    assert "| `accumulation` | integer ≥ 1 | `4` | passes an optimizer step. |" in page.read_text("utf-8")
+
+
+def test_a_key_without_words_is_not_in_the_study_reference():
+    class Told(BaseModel):
+        """A table.
+
+        one, two: some. three: more
+        of it."""
+
+        one: int
+        two: int
+        three: bool = True
+
+    class Silent(Told):
+        """A table. one, two: some. three: more."""
+
+        four: str | None = None
+
+    told = {"one": "some.", "two": "some.", "three": "more of it."}
+    assert study_reference.meanings(Told) == ("A table.", told)
+    with pytest.raises(ValueError, match="Silent: .* four"):
+        study_reference.meanings(Silent)
 
 
 def test_every_command_is_in_the_table():

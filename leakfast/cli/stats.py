@@ -3,6 +3,7 @@ rows for people. Demands a run with completions or imported rates; rounding happ
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import click
@@ -77,8 +78,9 @@ def cli(
     RUN is a run directory of `leakfast run`, `leakfast eval` or `leakfast import`. Prints the headline rows
     and the verdicts; --table shows any one table: rates, pairs, correlations, layers, means, disattenuated,
     partials, commonality, without_category, influence, gradients, widths, matrix, crossed, predicted,
-    verdicts, and others that the run gives rise to. All are kept in full precision in RUN/tables. Exit code 3:
-    done, but something was not measured (said on stderr).
+    verdicts, and others that the run gives rise to. A table without rows is not made (verdicts where no rule is
+    about the run's behaviors). All are kept in full precision in RUN/tables. Exit code 3: done, but something was
+    not measured (said on stderr).
     """
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json, print_table
@@ -98,10 +100,7 @@ def cli(
         )
     found = tables.all_tables()
     if name is not None and name not in found:
-        raise InputError(
-            f"stats: there is no table {name!r} in {run}.{did_you_mean(name, found)} "
-            f"Use one of: {', '.join(found)}."
-        )
+        raise InputError(_no_table(name, run, found))
     if as_json:
         print_json({key: found[key].to_dicts() for key in ([name] if name else found)})
     elif form is not None:
@@ -113,6 +112,19 @@ def cli(
     else:
         show(tables, layer, cosine)
     return 3 if tables.missing else None
+
+
+def _no_table(name: str, run: Path, found: Collection[str]) -> str:
+    """Why the run has no table of that name, and which it has."""
+    from leakfast.stats.analysis import TABLES
+
+    if name in TABLES:
+        why = f" It would hold {TABLES[name]}; this run gives no row of it, and a table without rows is not made."
+    else:
+        why = did_you_mean(name, found)
+    return (
+        f"stats: there is no table {name!r} in {run}.{why} Use one of those the run has: {', '.join(found)}."
+    )
 
 
 def headline(tables, layer: int | None = None, cosine: str = "centered"):
