@@ -255,7 +255,7 @@ def cli(
     return code or None
 
 
-def _sources(given: str | None, adapters: Sequence[Path]) -> str | None | dict[Path, str]:
+def _sources(given: str | None, adapters: Sequence[Path]) -> str | dict[Path, str] | None:
     """--source as find_targets takes it."""
     names = [word.strip() for word in (given or "").split(",") if word.strip()]
     if len(names) < 2:
