@@ -12,8 +12,8 @@ import torch
 from leakfast import centroids, models, stats
 from leakfast.config import EvalConfig
 from leakfast.errors import InputError
-from leakfast.evaluate import evaluate
-from leakfast.personas import load_personas
+from leakfast.evaluate import Asked, evaluate, evaluate_all
+from leakfast.personas import QuestionSet, load_personas
 from leakfast.store import Run
 
 NAMES = ["villain", "comedian", "assistant", "librarian"]
@@ -73,6 +73,14 @@ def test_a_base_that_was_asked_with_other_prompts_is_refused(tiny_qwen2, run):
     with pytest.raises(
         InputError, match=r"another system prompt in completions/refusal/base than in completions/marker/base"
     ):
+        stats.stats(run.path)
+
+
+def test_a_further_question_set_asked_with_other_prompts_is_refused(tiny_qwen2, run):
+    """Its rho is taken with the same centroids."""
+    asked = Asked("marker", QuestionSet("code", ("Loop?",)), CFG, beside=True)
+    evaluate_all(tiny_qwen2, run, [], load_personas(OWN), [asked], 3, base=True)
+    with pytest.raises(InputError, match=r"another system prompt in sets/marker/code/base"):
         stats.stats(run.path)
 
 

@@ -1,5 +1,5 @@
 """Whether what the tables set against each other was asked alike: the same system prompt behind a persona's name, and the
-same base model, in completions, choice scores and centroids. Demands a run's manifest; reads no text."""
+same base model, in completions (further question sets' too), choice scores and centroids. Demands a run's manifest."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from leakfast.errors import InputError
+from leakfast.targets import SETS
 
 if TYPE_CHECKING:
     from leakfast.centroids import Centroids
     from leakfast.store import Run
 
-FOLDERS = ("completions", "choices")
+FOLDERS = ("completions", SETS, "choices")
 _NAMED = 3  # personas that a message names
 
 
