@@ -179,9 +179,8 @@ class _Look:
         """In the likeliest next tokens at the places where the adapter's scale shows most, the engine is less than half
         as far from peft's model as that is from itself with the adapter a third weaker or stronger. An engine that
         answers as the base, or under another adapter, is further off than any scale near its own."""
-        merged = (
-            getattr(self.engine, "merge", None) is not None
-        )  # worn one after the other: nothing stands beside
+        # merged weights are worn one after the other: nothing stands beside
+        merged = getattr(self.engine, "merge", None) is not None
         prompts = _up_to(probe.text, probe.places, probe.moved)
         said = self.ask(
             "next_tokens", prompts, [adapter] if merged else [adapter, beside], _TOP, 1 + _DECODED
@@ -234,12 +233,17 @@ class _Look:
         for got, wanted, base in zip(later, as_prompt, plain, strict=True):
             for token in got.keys() & wanted.keys():
                 apart += (got[token] - wanted[token]) ** 2
-                shows += (
-                    wanted[token] - base.get(token, min(base.values()))
-                ) ** 2  # at least, where it is not told
+                # at least, where the base does not tell it
+                shows += (wanted[token] - base.get(token, min(base.values()))) ** 2
                 n += 1
         apart, shows = apart**0.5, shows**0.5
-        if n and shows > _CLEAR * (self.own or 0.0) * n**0.5 and not apart < shows / 4:
+        if not n or shows <= _CLEAR * (self.own or 0.0) * n**0.5:
+            log.info(
+                "canary: %s shows too little where vLLM decodes to tell whether it is applied there",
+                adapter.name,
+            )
+            return
+        if not apart < shows / 4:  # nor where either is NaN
             _fail(
                 "logits",
                 f"under {adapter} vLLM decodes otherwise than it reads the same tokens in a prompt: {apart / shows:.2g} of "
