@@ -172,7 +172,7 @@ def cli(
     from leakfast.cli import eval_choices, eval_series
     from leakfast.generate.engines import asked_by
 
-    drawn_by = asked_by(settings.study, backend=backend, allow=allow or None, **how)
+    drawn_by = asked_by(settings.study, backend=backend, allow=allow or None, **how) | {"source": trained_on}
     others = [
         eval_choices.prepared(
             settled[name],
@@ -199,32 +199,11 @@ def cli(
     done = []
     if asked:
         with progress_for("eval") as progress:
+            what = (loaded, run, adapters, people, asked, seed)
             if checkpoints:
-                done = evaluate_series(
-                    loaded,
-                    run,
-                    adapters,
-                    people,
-                    asked,
-                    seed,
-                    source=trained_on,
-                    progress=progress,
-                    **drawn_by,
-                )
+                done = evaluate_series(*what, progress=progress, **drawn_by)
             else:
-                done = evaluate_all(
-                    loaded,
-                    run,
-                    adapters,
-                    people,
-                    asked,
-                    seed,
-                    base=base,
-                    source=trained_on,
-                    replace=replace,
-                    progress=progress,
-                    **drawn_by,
-                )
+                done = evaluate_all(*what, base=base, replace=replace, progress=progress, **drawn_by)
     tables = []
     for one in done:
         _tell(one, run)
