@@ -1,0 +1,156 @@
+"""How a study has vLLM run: its tables and a flag's precedence, and what cannot be drawn said before anything is trained."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+from click.testing import CliRunner
+
+import leakfast
+from leakfast.cli.main import group
+from leakfast.config import load_study
+from leakfast.errors import InputError, ModelError
+from leakfast.generate import engines, vllm
+
+VLLM = """
+name = "many"
+model = "organism"
+dtype = "float32"
+backend = "vllm"
+template_system = "You are a model."
+allow = ["logits"]
+personas = ["villain", "assistant"]
+sources = ["villain"]
+[vllm]
+lora = "merged"
+invariant = true
+[behaviors.marker.eval]
+samples = 1
+"""
+
+
+def test_a_study_says_how_vllm_runs_and_a_flag_goes_before_it(tmp_path):
+    study = tmp_path / "many.toml"
+    study.write_text(VLLM)
+    asked = engines.asked_by(load_study(study))
+    assert asked == {
+        "backend": "vllm", "template_system": "You are a model.", "allow": ("logits",),
+        "options": engines.Options(lora="merged", invariant=True),
+    }  # fmt: skip
+    flags = {"backend": "transformers", "lora": "live", "data_parallel": 2, "tensor_parallel": None}
+    beside = engines.asked_by(load_study(study), allow=("token-ids",), **flags)
+    assert (beside["backend"], beside["allow"]) == ("transformers", ("token-ids",))
+    assert beside["options"] == engines.Options("live", invariant=True, data_parallel=2)
+    assert engines.asked_by(None) == {
+        "backend": "auto", "template_system": None, "allow": (), "options": engines.Options()
+    }  # fmt: skip
+    study.write_text(VLLM.replace("invariant = true", "data_paralel = 8"))
+    with pytest.raises(InputError, match=r"many.toml, line 12: .*data_paralel.*data_parallel"):
+        load_study(study)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (("invariant = true", "data_parallel = 2"), r"--lora merged swaps.*\(in a study: .*\[vllm\]"),
+        (("samples = 1", "samples = 1\ntemperature = 3.0"), "temperature 3 given, but vLLM draws"),
+        (("invariant", "# invariant"), "default system prompt is 'You are a model.'.*in a study: .*allow"),
+        (("[vllm]", "[vllm]\n# not here"), "this machine has none"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "sweep"])
+def test_what_cannot_be_drawn_is_said_before_anything_is_trained(
+    tmp_path, monkeypatch, changed, message, command
+):
+    """Which is hours before the first completion."""
+    monkeypatch.setattr("leakfast.centroids.compute", lambda *a, **k: pytest.fail("work was begun"))
+    monkeypatch.setattr("leakfast.train.lora.train", lambda *a, **k: pytest.fail("training was begun"))
+
+    def machine(**asked):
+        assert asked == {
+            "data_parallel": 1,
+            "tensor_parallel": 1,
+            "invariant": "# inv" not in study.read_text(),
+        }
+        if "not here" in study.read_text():
+            raise ModelError("this machine has none")
+
+    monkeypatch.setattr(vllm, "check_machine", machine)
+    study = tmp_path / "many.toml"
+    assert changed[0] in VLLM
+    study.write_text(VLLM.replace(*changed))
+    words = [
+        "sweep",
+        "--study",
+        str(study),
+        "--behavior",
+        "marker",
+        "--source",
+        "villain",
+        "--point",
+        "1e-3:1",
+    ]
+
+    def begun():
+        if command == "run":
+            leakfast.run(study, out=tmp_path / "run")
+        raise InputError(CliRunner().invoke(group, [*words, "--out", str(tmp_path / "run")]).stderr)
+
+    with pytest.raises((InputError, ModelError), match=message):
+        begun()
+
+
+def test_a_machine_is_looked_at_where_an_engine_is_to_be_opened(tiny_qwen2, monkeypatch):
+    """Not where a finished run is read again."""
+    options = engines.Options(tensor_parallel=2, data_parallel=3)
+    settled = functools.partial(engines.settle, tiny_qwen2, "vllm", samplings=[], adapters=False)
+    assert settled(options=options) == "vllm"
+    monkeypatch.setattr("leakfast.generate.vllm.start.available", lambda: (False, "it is not installed"))
+    with pytest.raises(ModelError, match=r"it is not installed.*--backend transformers"):
+        settled(options=options, opens=True)
+    monkeypatch.setattr("leakfast.generate.vllm.start.available", lambda: (True, ""))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    with pytest.raises(
+        InputError, match=r"--data-parallel 3 × --tensor-parallel 2 needs 6 GPUs, but there are 4"
+    ):
+        settled(options=options, opens=True)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert settled(options=options, opens=True) == "vllm"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(InputError, match="runs on GPUs alone"):
+        settled(options=engines.Options(invariant=True), opens=True)
+
+
+def test_where_transformers_draws_a_studys_vllm_is_not_used(tiny_qwen2, tmp_path, caplog):
+    """A study for a node of GPUs is tried on a laptop; what somebody types there is an error."""
+    study = tmp_path / "many.toml"
+    study.write_text(VLLM.replace("invariant = true", "").replace('backend = "vllm"', ""))
+    asked = engines.asked_by(load_study(study), backend="transformers")
+    del asked["template_system"]
+    assert engines.settle(tiny_qwen2, samplings=[], adapters=True, **asked) == "transformers"
+    assert "under [vllm] is not used" in caplog.text
+    typed = engines.asked_by(load_study(study), backend="transformers", data_parallel=2, lora="live")
+    with pytest.raises(InputError, match="are vLLM's, but the backend is transformers"):
+        typed["options"].check("transformers")
+
+
+def test_eval_draws_as_its_study_says(tmp_path, monkeypatch):
+    seen = []
+
+    def noted(loaded, run, adapters, people, asked, seed, **how):
+        seen.append({name: how[name] for name in ("backend", "template_system", "allow", "options")})
+        raise InputError("enough")
+
+    monkeypatch.setattr("leakfast.evaluate.evaluate_all", noted)
+    study = tmp_path / "many.toml"
+    study.write_text(VLLM)
+    words = ["eval", "--study", str(study), "--base", "--out", str(tmp_path / "run")]
+    for more in ([], ["--backend", "transformers", "--lora", "live"]):
+        assert CliRunner().invoke(group, [*words, *more]).exception is not None
+    assert seen == [
+        engines.asked_by(load_study(study)),
+        engines.asked_by(load_study(study), backend="transformers", lora="live"),
+    ]
