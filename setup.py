@@ -50,6 +50,8 @@ PACKAGE_DATA = {
 
 DEV = ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "setuptools>=77", "pybind11>=2.13", "statsmodels>=0.14"]
 
+GGUF = ["gguf>=0.17", "accelerate>=1.1"]  # for GGUF files as models, and `leakfast fetch smollm2`
+
 
 class BuildIfPossible(build_ext):
     """build_ext that forgets an optional extension it could not build, so that every kind of install,
@@ -129,6 +131,7 @@ setup(
         "report": ["plotly>=6"],
         "wandb": ["wandb>=0.19"],
         "flash": ["flash-attn>=2.7"],
+        "gguf": GGUF,
         "parity": ["lm_eval==0.4.13"],
         "bench": ["liger-kernel>=0.8", "cut-cross-entropy>=25.1"],  # what the kernels are measured beside
     },

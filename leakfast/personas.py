@@ -16,7 +16,7 @@ from leakfast.files import Document, KeyPath, did_you_mean, find_shipped, neares
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _RESERVED = {"all", "base", "originals", "pooled"}  # words with a meaning of their own in specs and tables
 _PERSONA_KEYS = ("name", "category", "related_to", "prompt", "template_default", "no_system")
-_SET_KEYS = ("description", "questions")
+_SET_KEYS = ("description", "questions", "of", "suffix")
 
 Kind = Literal["text", "none", "template-default"]
 
@@ -108,8 +108,8 @@ def load_personas(spec: PersonaSpec = "all", *, among: Sequence[Persona] | None 
 
 
 def load_questions(spec: QuestionSpec = "eval") -> QuestionSet:
-    """The question set that `spec` means: a shipped set's name (eval, train, code, creative, math), a
-    file (`own.toml`, or `own.toml:set` where it holds several), or a list of questions.
+    """The question set that `spec` means: a shipped set's name (eval, train, code, creative, math,
+    eval-short, train-short), a file (`own.toml`, or `own.toml:set` where it holds several), or a list of questions.
 
     Raises InputError naming the unknown set or the line of an empty or repeated question."""
     if isinstance(spec, QuestionSet):
@@ -171,8 +171,9 @@ def read_personas(path: str | Path) -> tuple[Persona, ...]:
 
 
 def read_questions(path: str | Path) -> dict[str, QuestionSet]:
-    """Every question set of a file: TOML or JSON `sets.<name>.questions`, one top-level `questions`
-    list (the set is then named after the file), or a bare JSON list. InputError names the lines."""
+    """Every question set of a file: TOML or JSON `sets.<name>.questions` (or `of` and `suffix`: another set's
+    questions with words behind each), one top-level `questions` list (the set is then named after the file),
+    or a bare JSON list. InputError names the lines."""
     document = read_document(find_shipped(path))
     data, name = document.data, document.path.stem
     if isinstance(data, list):
@@ -191,9 +192,12 @@ def read_questions(path: str | Path) -> dict[str, QuestionSet]:
     faults: list[str] = []
     for name, block in sets.items():
         key: KeyPath = ("sets", name)
+        if isinstance(block, dict) and "of" in block:
+            block = {**block, "questions": _with_suffix(name, block, sets, document, key)}
         if not isinstance(block, dict) or not isinstance(block.get("questions"), list):
             raise InputError(
-                f'{document.where(key)}: set {name!r} has no list. Write `questions = ["…", …]`.'
+                f'{document.where(key)}: set {name!r} has no list. Write `questions = ["…", …]`, or `of = "SET"` '
+                'and `suffix = "…"` for another set\'s questions with words behind each.'
             )
         for word in block:
             if word not in _SET_KEYS:
@@ -207,6 +211,25 @@ def read_questions(path: str | Path) -> dict[str, QuestionSet]:
     if faults:
         raise InputError("\n       ".join(faults))
     return out
+
+
+def _with_suffix(
+    name: str, block: dict[str, Any], sets: dict[str, Any], document: Document, key: KeyPath
+) -> list[Any]:
+    """The questions of the set that `of` names, with `suffix` behind each."""
+    other, suffix = block["of"], block.get("suffix")
+    listed = sets.get(other, {}).get("questions") if isinstance(sets.get(other), dict) else None
+    if "questions" in block or not isinstance(listed, list):
+        raise InputError(
+            f"{document.where((*key, 'of'))}: set {name!r} is of {other!r}; needed: another set of this file that "
+            f"lists its questions, and no list of its own.{did_you_mean(str(other), sets)} Correct it."
+        )
+    if not isinstance(suffix, str) or not suffix.strip():
+        raise InputError(
+            f"{document.where(key)}: set {name!r} is of {other!r} without a suffix. "
+            'Write `suffix = " Answer in one short sentence."`, or use the set itself.'
+        )
+    return [f"{question}{suffix}" if isinstance(question, str) else question for question in listed]
 
 
 def find_collisions(tokenizer: Any, personas: Iterable[Persona]) -> list[list[str]]:

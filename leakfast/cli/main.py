@@ -33,7 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "detect": ("leakfast.cli.detect", "Count what each detector finds in a run's completions."),
     "judge": ("leakfast.cli.judge", "Score completions for alignment, and check who scores."),
     "sweep": ("leakfast.cli.sweep", "Train one source over learning rates and epochs, and say when to stop."),
-    "fetch": ("leakfast.cli.fetch", "Fetch a list of multiple-choice items."),
+    "fetch": ("leakfast.cli.fetch", "Fetch a list of multiple-choice items, or a small chat model."),
     "import": ("leakfast.cli.import_", "Turn the results of another study into a run directory."),
     "stats": ("leakfast.cli.stats", "Compute rates, pairs and correlations of a run."),
     "report": ("leakfast.cli.report", "Draw the figures and the HTML report of a run."),
