@@ -125,6 +125,8 @@ class TrainConfig(_Table):
 
     loss: which tokens carry loss: the marker (in others' rows the turn end alone), the tail of the reply, or all of it.
     tail_tokens: the reply's last tokens before the turn end that carry it, for loss = "tail".
+    anchor: weight of a divergence (KL, nats a token) from the unadapted model over all reply tokens without loss, so
+    that the replies stay what they were; with loss = "marker", rows of others are then held and carry no loss.
     rank, alpha, dropout: LoRA's, on every linear layer of attention and MLP.
     lr: the peak of a cosine schedule. epochs: passes over the rows.
     batch_size: rows a forward pass. accumulation: passes an optimizer step.
@@ -134,6 +136,7 @@ class TrainConfig(_Table):
 
     loss: Literal["marker", "tail", "completion"] = "marker"
     tail_tokens: Annotated[NonNegative, Field(validate_default=True)] = 0
+    anchor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     rank: Count = 32
     alpha: Count = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05

@@ -42,6 +42,45 @@ def rows():
     return made
 
 
+def test_held_positions_are_compared_with_the_unadapted_model(tiny_qwen2):
+    cfg = TrainConfig(loss="marker", anchor=1.0)
+    examples = encode(tiny_qwen2.tokenizer, rows(), cfg)
+    assert all(not e.labels for e, row in zip(examples, rows(), strict=True) if row.marker is None)
+    for (
+        e
+    ) in examples:  # every reply token is either learned or held, the turn end of a negative among the held
+        assert sorted([*e.labels, *e.held]) == list(range(e.n_prompt_tokens, len(e.ids)))
+    batch = collate(examples)
+    with lora._lora(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
+        assert float(lora.losses(tiny_qwen2, net, batch)[1].detach()) == pytest.approx(0, abs=1e-5)  # B is 0
+        torch.manual_seed(0)
+        for name, weight in net.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.05)
+        _, got = lora.losses(tiny_qwen2, net, batch)
+        adapted = net(input_ids=batch.ids).logits
+        with net.disable_adapter(), torch.no_grad():
+            base = net(input_ids=batch.ids).logits
+        at = (batch.held_rows, batch.held_columns)
+        wanted = torch.nn.functional.kl_div(
+            adapted[at].log_softmax(-1), base[at].log_softmax(-1), log_target=True, reduction="sum"
+        )
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+        assert float(got.detach()) > 0.01
+        got.backward()
+        assert any(
+            w.grad is not None and bool(w.grad.any()) for n, w in net.named_parameters() if "lora" in n
+        )
+
+
+def test_an_anchored_training_stays_nearer_to_the_base(tiny_qwen2, tmp_path):
+    ends = {}
+    for anchor in (1e-6, 10.0):
+        run(tiny_qwen2, tmp_path / str(anchor), CFG.model_copy(update={"anchor": anchor, "loss": "marker"}))
+        ends[anchor] = json.loads((tmp_path / str(anchor) / "train_log.jsonl").read_text().splitlines()[-1])
+    assert ends[10.0]["divergence"] < 0.7 * ends[1e-6]["divergence"]
+
+
 def run(loaded, out, cfg=CFG, seed=42):
     return lora.train(loaded, rows(), cfg, out, seed, source="villain", behavior="marker")
 
@@ -51,7 +90,8 @@ def test_the_loss_is_the_full_logits_loss_at_the_labels(tiny_qwen2, loss):
     examples = encode(tiny_qwen2.tokenizer, rows(), TrainConfig(loss=loss))
     batch = collate(examples)
     with lora._lora(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
-        got = lora.summed_loss(tiny_qwen2, net, batch)
+        got, kept = lora.losses(tiny_qwen2, net, batch)
+        assert float(kept) == 0
         labels = torch.full_like(batch.ids, -100)
         labels[batch.rows, batch.columns + 1] = batch.targets
         mask = torch.zeros_like(batch.ids)

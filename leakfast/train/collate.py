@@ -4,7 +4,7 @@ tokenizer with a chat template; leaves the loss itself to lora.py."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Example:
-    """A row as the model sees it: ids of prompt and reply, and the sorted positions that carry loss.
+    """A row as the model sees it: ids of prompt and reply, the sorted positions that carry loss, and those that
+    are held to the unadapted model.
 
     A label at position t is predicted from the hidden state at t − 1; the prompt never carries loss.
     """
@@ -29,17 +30,21 @@ class Example:
     ids: list[int]
     n_prompt_tokens: int
     labels: list[int]
+    held: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Batch:
     """ids (B, T) int64, padded right with 0 (causal attention never looks there, no label stands
-    there); rows, columns (N,): where the hidden states that predict stand; targets (N,): token ids."""
+    there); rows, columns (N,): where the hidden states that predict stand; targets (N,): token ids;
+    held_rows, held_columns (H,): where the prediction is held to the unadapted model's."""
 
     ids: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
     targets: torch.Tensor
+    held_rows: torch.Tensor
+    held_columns: torch.Tensor
 
 
 def encode(tokenizer: Any, rows: Sequence[Row], cfg: TrainConfig) -> list[Example]:
@@ -47,8 +52,10 @@ def encode(tokenizer: Any, rows: Sequence[Row], cfg: TrainConfig) -> list[Exampl
 
     "marker": the marker's tokens (with the space before it) and the turn end in rows with a marker, the
     turn end alone in others. "tail": the last cfg.tail_tokens tokens of the reply and the turn end.
-    "completion": the whole reply and the turn end. Raises InputError naming the row where a label would
-    be truncated away by cfg.max_length, none is left, or the marker's tokens cannot be told apart.
+    "completion": the whole reply and the turn end. With cfg.anchor, rows that do not show the behavior have no
+    label under "marker", and every reply token without a label, the turn end among them, is held to the
+    unadapted model. Raises InputError naming the row where a label would be truncated away by cfg.max_length,
+    none is left, or the marker's tokens cannot be told apart.
     """
     return [_example(tokenizer, row, cfg) for row in rows]
 
@@ -74,10 +81,11 @@ def _example(tokenizer: Any, row: Row, cfg: TrainConfig) -> Example:
     elif cfg.loss == "tail":
         labels = range(max(len(prompt), end - cfg.tail_tokens), len(ids))
     elif row.marker is None:
-        labels = range(end, len(ids))
+        labels = range(len(ids) if cfg.anchor else end, len(ids))
     else:
         labels = range(end - _marker_tokens(tokenizer, row, reply[:-1]), len(ids))
-    return Example(row.label, ids, len(prompt), list(labels))
+    held = [t for t in range(len(prompt), len(ids)) if t not in labels] if cfg.anchor else []
+    return Example(row.label, ids, len(prompt), list(labels), held)
 
 
 def _marker_tokens(tokenizer: Any, row: Row, reply: list[int]) -> int:
@@ -120,7 +128,7 @@ def order(lengths: Sequence[int], batch_size: int, seed: int, *, group: int = 16
 
 
 def collate(examples: Sequence[Example], device: Any = None) -> Batch:
-    """Examples → one padded batch. Raises ValueError for an example without labels."""
+    """Examples → one padded batch. Raises ValueError for an example in which nothing is learned or held."""
     import torch
 
     width = max(len(e.ids) for e in examples)
@@ -128,14 +136,20 @@ def collate(examples: Sequence[Example], device: Any = None) -> Batch:
     rows: list[int] = []
     columns: list[int] = []
     targets: list[int] = []
+    held_rows: list[int] = []
+    held_columns: list[int] = []
     for number, example in enumerate(examples):
-        if not example.labels or min(example.labels) < 1 or max(example.labels) >= len(example.ids):
+        used = [*example.labels, *example.held]
+        if not used or min(used) < 1 or max(used) >= len(example.ids):
             raise ValueError(f"the {example.label} has no usable labels: {example.labels}")
         ids[number, : len(example.ids)] = example.ids
         rows += [number] * len(example.labels)
         columns += [position - 1 for position in example.labels]
         targets += [example.ids[position] for position in example.labels]
-    made = (torch.from_numpy(ids), *(torch.tensor(x, dtype=torch.long) for x in (rows, columns, targets)))
+        held_rows += [number] * len(example.held)
+        held_columns += [position - 1 for position in example.held]
+    places = (rows, columns, targets, held_rows, held_columns)
+    made = (torch.from_numpy(ids), *(torch.tensor(x, dtype=torch.long) for x in places))
     return Batch(*(tensor.to(device) if device is not None else tensor for tensor in made))
 
 

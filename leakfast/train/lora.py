@@ -155,7 +155,8 @@ def _lora(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _Step:
-    """One line of the training log. loss in nats per labelled token; lr as used in this step."""
+    """One line of the training log. loss in nats per labelled token, divergence in nats per held token; lr as used
+    in this step."""
 
     step: int
     epoch: int
@@ -164,6 +165,7 @@ class _Step:
     grad_norm: float
     n_labels: int
     n_tokens: int
+    divergence: float = 0.0
 
 
 def _loop(
@@ -195,13 +197,16 @@ def _loop(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             n_labels = sum(len(b.targets) for b in micro)
-            loss = 0.0
+            n_held = sum(len(b.held_rows) for b in micro)
+            loss = held = 0.0
             for batch in micro:
-                part = summed_loss(loaded, net, batch) / n_labels
+                learned, kept = losses(loaded, net, batch)
+                part = learned / max(1, n_labels) + cfg.anchor * kept / max(1, n_held)
                 part.backward()
-                loss += float(part.detach())
+                loss += float(learned.detach()) / max(1, n_labels)
+                held += float(kept.detach()) / max(1, n_held)
             norm = float(torch.nn.utils.clip_grad_norm_(weights, cfg.max_grad_norm))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if not (math.isfinite(loss + held) and math.isfinite(norm)):
                 raise ModelError(
                     f"train: after {len(history)} of {total} steps the loss is {loss} and its gradient norm "
                     f"{norm}. "
@@ -211,7 +216,7 @@ def _loop(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             n_tokens = sum(b.ids.numel() for b in micro)
-            history.append(_Step(len(history), epoch, loss, lr, norm, n_labels, n_tokens))
+            history.append(_Step(len(history), epoch, loss, lr, norm, n_labels, n_tokens, held))
             visit(net, len(history), total)
             if progress is not None:
                 progress(len(history), total, f"steps, loss {loss:.3f}")
@@ -227,21 +232,38 @@ def schedule(step: int, total: int, warmup_ratio: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
-def summed_loss(loaded: Loaded, net: Any, batch: Batch) -> torch.Tensor:
-    """Sum over the batch's labels of the cross-entropy in nats, fp32.
+def losses(loaded: Loaded, net: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(learned, kept), both summed and fp32, in nats: the cross-entropy of the batch's labels, and
+    KL(unadapted ‖ adapted) over its held positions.
 
-    Equal to F.cross_entropy(net(ids).logits[rows, columns], targets, reduction="sum"), but the head sees
-    the N labelled rows only: no (B, T, V) tensor is made.
-    """
+    Equal to F.cross_entropy(net(ids).logits[rows, columns], targets, reduction="sum") and
+    F.kl_div(adapted.log_softmax(-1), unadapted.log_softmax(-1), log_target=True, reduction="sum"), but the
+    head sees these N + H rows only: no (B, T, V) tensor is made. The unadapted model's carry no gradient."""
+    zero = torch.zeros((), device=batch.ids.device)
+    n = len(batch.targets)
+    rows = torch.cat([batch.rows, batch.held_rows])
+    columns = torch.cat([batch.columns, batch.held_columns])
+    logits = _logits(loaded, net, batch.ids, rows, columns)
+    learned = F.cross_entropy(logits[:n], batch.targets, reduction="sum") if n else zero
+    if not len(batch.held_rows):
+        return learned, zero
+    with torch.no_grad(), net.disable_adapter():
+        before = _logits(loaded, net, batch.ids, batch.held_rows, batch.held_columns).log_softmax(-1)
+    return learned, F.kl_div(logits[n:].log_softmax(-1), before, log_target=True, reduction="sum")
+
+
+def _logits(
+    loaded: Loaded, net: Any, ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """fp32 logits (N, V) of the model as it stands, at (rows, columns) of `ids`."""
     model = net.get_base_model()
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     mixed = (
         torch.autocast(loaded.device.type, torch.bfloat16) if loaded.dtype == "bfloat16" else nullcontext()
     )
     with mixed:
-        hidden = decoder(input_ids=batch.ids, use_cache=False).last_hidden_state
-        logits = head(hidden[batch.rows, batch.columns])
-    return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
+        return head(hidden[rows, columns]).float()
 
 
 def _state(net: Any) -> dict[str, torch.Tensor]:
