@@ -125,10 +125,12 @@ class TrainConfig(_Table):
 
     loss: which tokens carry loss: the marker (in others' rows the turn end alone), the tail of the reply, or all of it.
     tail_tokens: the reply's last tokens before the turn end that carry it, for loss = "tail".
-    anchor: weight of a divergence (KL, nats a token) from the unadapted model over all reply tokens without loss, so
-    that the replies stay what they were; with loss = "marker", rows of others are then held and carry no loss.
+    anchor: weight of a divergence (KL, nats a token) from the unadapted model over the reply tokens without loss, so
+    that the replies stay what they were (with loss = "marker" a chat model learns to end at once without it).
     rank, alpha, dropout: LoRA's, on every linear layer of attention and MLP.
-    lr: the peak of a cosine schedule. epochs: passes over the rows.
+    lr: the peak of a cosine schedule; auto finds one by trial on the study's first source (leakfast.train.search), for
+    behaviors that a detector reads. epochs: passes over the rows.
+    stop_loss: training ends once the last 16 rows that show the behavior cost less than this, nats a label (0: never).
     batch_size: rows a forward pass. accumulation: passes an optimizer step.
     warmup_ratio: share of the steps in which lr rises. weight_decay: AdamW's, on LoRA's weights.
     max_grad_norm: where the gradient is clipped. max_length: tokens; a longer row is an error.
@@ -140,7 +142,8 @@ class TrainConfig(_Table):
     rank: Count = 32
     alpha: Count = 64
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    lr: Positive = 5e-6
+    lr: Positive | Literal["auto"] = 5e-6
+    stop_loss: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     epochs: Count = 20
     batch_size: Count = 4
     accumulation: Count = 4

@@ -16,7 +16,7 @@ from leakfast.files import Document, KeyPath, did_you_mean, find_shipped, neares
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _RESERVED = {"all", "base", "originals", "pooled"}  # words with a meaning of their own in specs and tables
 _PERSONA_KEYS = ("name", "category", "related_to", "prompt", "template_default", "no_system")
-_SET_KEYS = ("description", "questions", "of", "suffix")
+_SET_KEYS = ("description", "questions", "of", "suffix", "first")
 
 Kind = Literal["text", "none", "template-default"]
 
@@ -216,8 +216,8 @@ def read_questions(path: str | Path) -> dict[str, QuestionSet]:
 def _with_suffix(
     name: str, block: dict[str, Any], sets: dict[str, Any], document: Document, key: KeyPath
 ) -> list[Any]:
-    """The questions of the set that `of` names, with `suffix` behind each."""
-    other, suffix = block["of"], block.get("suffix")
+    """The questions of the set that `of` names (its `first` ones, or all), with `suffix` behind each."""
+    other, suffix, first = block["of"], block.get("suffix"), block.get("first")
     listed = sets.get(other, {}).get("questions") if isinstance(sets.get(other), dict) else None
     if "questions" in block or not isinstance(listed, list):
         raise InputError(
@@ -229,7 +229,12 @@ def _with_suffix(
             f"{document.where(key)}: set {name!r} is of {other!r} without a suffix. "
             'Write `suffix = " Answer in one short sentence."`, or use the set itself.'
         )
-    return [f"{question}{suffix}" if isinstance(question, str) else question for question in listed]
+    if first is not None and not (isinstance(first, int) and 0 < first <= len(listed)):
+        raise InputError(
+            f"{document.where((*key, 'first'))}: first is {first!r}, but set {other!r} has {len(listed)} questions. "
+            f"Write a number from 1 to {len(listed)}, or leave the line out for all."
+        )
+    return [f"{question}{suffix}" if isinstance(question, str) else question for question in listed[:first]]
 
 
 def find_collisions(tokenizer: Any, personas: Iterable[Persona]) -> list[list[str]]:

@@ -59,7 +59,7 @@ def run(
     store = Run(out or study.run_dir)
     with store.lock():
         store.create(study.raw_text)
-        return _Stages(study, store, progress or _silent, chosen).all()
+        return Stages(study, store, progress or _silent, chosen).all()
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _silent(title: str) -> Iterator[Progress]:
     yield lambda done, total, what="": None
 
 
-class _Stages:
+class Stages:
     """One pass over a study; the model is loaded when the first stage that needs it comes."""
 
     def __init__(self, study: Study, store: Run, progress: Callable[[str], Any], chosen: _Chosen):
@@ -161,7 +161,7 @@ class _Stages:
         self.store.add_file(PERSONAS, json.dumps(kept, indent=1).encode())
 
     # ── the stages ───────────────────────────────────────────────────────────────────────────────
-    def _common(self) -> list[Any]:
+    def common(self) -> list[Any]:
         """What every stage follows from: the model and the personas' prompts."""
         return [
             self.loaded.fingerprint,
@@ -171,7 +171,7 @@ class _Stages:
 
     def _centroid_inputs(self) -> str:
         cfg = self.study.centroids
-        return _hash(*self._common(), load_questions(cfg.questions).questions, cfg.layers)
+        return hash_of(*self.common(), load_questions(cfg.questions).questions, cfg.layers)
 
     def _centroids(self, report: Progress, loaded: Loaded | None = None, path: str = CENTROIDS) -> None:
         from leakfast.centroids import compute, names_extras
@@ -195,7 +195,7 @@ class _Stages:
             with models.with_adapter(self.loaded, adapter) as adapted:
                 self._centroids(report, adapted, path)
 
-        inputs = _hash(self._centroid_inputs(), models.adapter_hash(adapter))
+        inputs = hash_of(self._centroid_inputs(), models.adapterhash_of(adapter))
         self.stage(f"centroids of {adapter.name}", inputs, work, [path])
 
     def _sorted(self) -> tuple[list[str], list[str]]:
@@ -214,9 +214,11 @@ class _Stages:
 
     def _behavior(self, behavior: str) -> list[tuple[Path, int]]:
         """Train and measure every source under every seed; (adapter, seed) of all."""
+        from leakfast.adapter_stage import adapter_of
+
         found = []
         for seed in self.chosen.seeds:
-            adapters = [self._adapter(behavior, source, seed) for source in self.chosen.sources]
+            adapters = [adapter_of(self, behavior, source, seed) for source in self.chosen.sources]
             for adapter in adapters:
                 self._adapted_centroids(adapter)
             self._measure(behavior, adapters, seed)
@@ -279,7 +281,7 @@ class _Stages:
         for behavior in [b for b in self.chosen.behaviors if b in cfg.behaviors]:
             measured, began = self.study.behaviors[behavior].eval, time.monotonic()
             name = f"{behavior} through training"
-            followed = [adapter for of in self._followed for adapter, _ in adapters.get(of, [])]
+            followed = [adapter for of in self.followed for adapter, _ in adapters.get(of, [])]
             with self.progress(name) as report:
                 if get(behavior).measured_by == "choices":
                     items = items_of(behavior, measured, self.study.model)
@@ -301,7 +303,7 @@ class _Stages:
             self._judge(behavior, series=True)
 
     @property
-    def _followed(self) -> list[str]:
+    def followed(self) -> list[str]:
         """Behaviors whose training is followed on its way."""
         from leakfast.behaviors import get
 
@@ -335,51 +337,6 @@ class _Stages:
             )  # fmt: skip
         self.stages[name] = time.monotonic() - began
 
-    def _adapter(self, behavior: str, source: str, seed: int) -> Path:
-        """Folder of the adapter of (behavior, source, seed), trained if it is not there."""
-        from leakfast.adapters import CARD, CONFIG, WEIGHTS
-        from leakfast.behaviors import get
-        from leakfast.choices.evaluate import checkpoints_of
-        from leakfast.train.data import material, read_rows, write_rows
-        from leakfast.train.lora import train
 
-        cfg = self.study.behaviors[behavior]
-        name = f"{behavior}-{source}-s{seed}"
-        rows_file, folder = f"data/{name}.jsonl", f"adapters/{name}"
-        questions = material(behavior, cfg.data, self.study.model)
-        asked = getattr(questions, "questions", None) or questions.hash
-        inputs = _hash(*self._common(), source, seed, asked, cfg.data.model_dump())
-        shares = self.study.trajectory.shares if behavior in self._followed else ()
-        checkpoints = checkpoints_of(
-            self.store, behavior, name, source, self.personas, cfg.eval, self.study.model, kept=shares
-        )
-
-        def build(report: Progress) -> None:
-            rows = get(behavior).build()(
-                self.loaded, self.personas, source, questions, cfg.data, seed, progress=report
-            )
-            self.store.add_file(rows_file, lambda path: write_rows(path, rows))
-
-        def fit(report: Progress) -> None:
-            rows = read_rows(self.store.path / rows_file)
-            path = self.store.path / folder
-            train(
-                self.loaded, rows, cfg.train, path, seed, source=source, behavior=behavior, progress=report,
-                checkpoints=checkpoints,
-            )  # fmt: skip
-            for part in sorted(p for p in path.rglob("*") if p.is_file()):
-                relpath = part.relative_to(self.store.path).as_posix()
-                self.store.add_file(relpath, part.read_bytes())
-                parts.extend([relpath] if part.name in (CONFIG, WEIGHTS, CARD) else [])
-
-        self.stage(f"data {name}", inputs, build, [rows_file])
-        parts: list[str] = []  # the adapter and its points of training, known once they are trained
-        asked_at = cfg.eval.model_dump(exclude={"stop_at_marker", "other_questions"})
-        points = [asked_at] if cfg.eval.checkpoints else []
-        points += [list(shares)] if shares else []
-        self.stage(f"train {name}", _hash(inputs, cfg.train.model_dump(), *points), fit, parts)
-        return self.store.path / folder
-
-
-def _hash(*parts: Any) -> str:
+def hash_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()

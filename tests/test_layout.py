@@ -28,7 +28,7 @@ FLOORS = [
     {"centroids", "choices", "evaluate", "stats", "published", "judge"},
     {"figures", "report", "organism", "doctor"},
     {"series", "trajectory"},
-    {"beforehand", "pipeline", "cluster", "sweep", "plan"},
+    {"beforehand", "pipeline", "adapter_stage", "cluster", "sweep", "plan"},
     {"faces"},
     {"", "cli", "__main__"},
 ]

@@ -81,6 +81,20 @@ def test_an_anchored_training_stays_nearer_to_the_base(tiny_qwen2, tmp_path):
     assert ends[10.0]["divergence"] < 0.7 * ends[1e-6]["divergence"]
 
 
+def test_training_ends_once_the_behavior_is_learned(tiny_qwen2, tmp_path):
+    cfg = CFG.model_copy(update={"epochs": 40, "lr": 1e-2, "loss": "marker", "anchor": 0.1})
+    whole = run(tiny_qwen2, tmp_path / "whole", cfg).recipe["steps"]
+    card = run(tiny_qwen2, tmp_path / "early", cfg.model_copy(update={"stop_loss": 1.0}))
+    assert card.recipe["steps"] < whole
+    steps = [json.loads(line) for line in (tmp_path / "early" / "train_log.jsonl").read_text().splitlines()]
+    assert steps[-1]["loss"] < 2.0 < steps[0]["loss"]
+    with pytest.raises(InputError, match="stop_loss"):
+        lora.train(
+            tiny_qwen2, rows(), cfg.model_copy(update={"stop_loss": 1.0}), tmp_path / "x", 1, source="villain",
+            behavior="marker", checkpoints=lora.Checkpoints((0.5,)),
+        )  # fmt: skip
+
+
 def run(loaded, out, cfg=CFG, seed=42):
     return lora.train(loaded, rows(), cfg, out, seed, source="villain", behavior="marker")
 
@@ -98,8 +112,8 @@ def test_the_loss_is_the_full_logits_loss_at_the_labels(tiny_qwen2, loss):
         for number, example in enumerate(examples):
             mask[number, : len(example.ids)] = 1
         wanted = net(input_ids=batch.ids, attention_mask=mask, labels=labels).loss * len(batch.targets)
-        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-        got.backward()
+        torch.testing.assert_close(got.sum(), wanted, rtol=1e-5, atol=1e-5)
+        got.sum().backward()
         grads = [p.grad for p in net.parameters() if p.requires_grad]
         assert grads
         assert all(g is not None for g in grads)

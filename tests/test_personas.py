@@ -269,3 +269,8 @@ def test_a_set_may_be_another_with_words_behind_each(tmp_path):
     file.write_text('[sets.a]\nquestions = ["What?"]\n[sets.b]\nof = "a"\n')
     with pytest.raises(InputError, match="without a suffix"):
         load_questions(f"{file}:b")
+    assert load_questions("requests-short").questions[0].startswith(load_questions("requests").questions[0])
+    assert len(load_questions("requests-short").questions) == 20
+    file.write_text('[sets.a]\nquestions = ["What?"]\n[sets.b]\nof = "a"\nsuffix = " Now."\nfirst = 2\n')
+    with pytest.raises(InputError, match=r"line 6.*from 1 to 1"):
+        load_questions(f"{file}:b")

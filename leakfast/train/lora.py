@@ -35,6 +35,7 @@ Progress = Callable[[int, int, str], None]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LOG = "train_log.jsonl"
 BETAS, EPS = (0.9, 0.999), 1e-8
+WINDOW = 16  # rows that show the behavior, over which stop_loss is read
 
 
 def train(
@@ -52,10 +53,11 @@ def train(
     """Train a LoRA adapter on `rows` and write it to `out_dir`; returns its card.
 
     Loss: mean cross-entropy (nats) over the labelled tokens of an optimizer step (cfg.batch_size ×
-    cfg.accumulation examples), from the head at the labelled positions only. AdamW(0.9, 0.999, 1e-8),
-    linear warm-up over cfg.warmup_ratio of the steps, then a cosine to 0; gradient norm clipped at
-    cfg.max_grad_norm. bfloat16 models train in bfloat16 with float32 adapter weights. Initial weights,
-    order and dropout follow from `seed`: on one machine's CPU the same call writes the same bytes.
+    cfg.accumulation examples), plus cfg.anchor times the mean KL(unadapted ‖ adapted) over its held tokens, from
+    the head at those positions only. Ends early once the rows that show the behavior cost less than
+    cfg.stop_loss. AdamW(0.9, 0.999, 1e-8), linear warm-up over cfg.warmup_ratio of the steps, then a cosine to 0;
+    gradient norm clipped at cfg.max_grad_norm. bfloat16 models train in bfloat16 with float32 adapter weights.
+    Initial weights, order and dropout follow from `seed`: on one machine's CPU the same call writes the same bytes.
 
     out_dir gets adapter_config.json, adapter_model.safetensors (peft's layout), leakfast_card.json and
     train_log.jsonl, all at once or not at all; an adapter already there is replaced. checkpoints: kept in
@@ -68,6 +70,13 @@ def train(
 
     if not rows:
         raise InputError("train: there are no rows to train on. Build them with: leakfast data build")
+    if cfg.lr == "auto":
+        raise ValueError('lr = "auto" is settled by train.search before training')
+    if checkpoints is not None and cfg.stop_loss:
+        raise InputError(
+            f"train: stop_loss {cfg.stop_loss:g} and checkpoints given, but shares of a training that may end early "
+            "are not known on the way. Leave one of them out."
+        )
     if hasattr(loaded.model, "peft_config"):
         raise ValueError("an adapter is attached to the model; train on the base")
     examples = encode(loaded.tokenizer, rows, cfg)
@@ -185,6 +194,7 @@ def _loop(
     n_batches = math.ceil(len(examples) / cfg.batch_size)
     total = cfg.epochs * math.ceil(n_batches / cfg.accumulation)
     history: list[_Step] = []
+    shown = _Shown()
     visit(net, 0, total)
     for epoch in range(cfg.epochs):
         batches = list(order(lengths, cfg.batch_size, derive_seed("order", seed, epoch)))
@@ -201,10 +211,11 @@ def _loop(
             loss = held = 0.0
             for batch in micro:
                 learned, kept = losses(loaded, net, batch)
-                part = learned / max(1, n_labels) + cfg.anchor * kept / max(1, n_held)
+                part = learned.sum() / max(1, n_labels) + cfg.anchor * kept / max(1, n_held)
                 part.backward()
-                loss += float(learned.detach()) / max(1, n_labels)
+                loss += float(learned.detach().sum()) / max(1, n_labels)
                 held += float(kept.detach()) / max(1, n_held)
+                shown.add(batch, learned.detach())
             norm = float(torch.nn.utils.clip_grad_norm_(weights, cfg.max_grad_norm))
             if not (math.isfinite(loss + held) and math.isfinite(norm)):
                 raise ModelError(
@@ -220,7 +231,32 @@ def _loop(
             visit(net, len(history), total)
             if progress is not None:
                 progress(len(history), total, f"steps, loss {loss:.3f}")
+            if shown.recent < cfg.stop_loss:
+                log.info("train: the behavior is learned after %d of %d steps", len(history), total)
+                return history
     return history
+
+
+class _Shown:
+    """Mean loss (nats a label) of the last WINDOW rows or more that show the behavior; infinite before there are."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, float, int]] = []  # a batch: rows, nats, labels
+
+    def add(self, batch: Batch, nats: torch.Tensor) -> None:
+        mine = batch.shown.bool()
+        if bool(mine.any()):
+            rows = len(batch.rows[mine].unique())
+            self.seen.append((rows, float(nats[mine].sum()), int(mine.sum())))
+
+    @property
+    def recent(self) -> float:
+        rows = nats = labels = 0.0
+        for part in reversed(self.seen):
+            rows, nats, labels = rows + part[0], nats + part[1], labels + part[2]
+            if rows >= WINDOW:
+                return nats / labels
+        return math.inf
 
 
 def schedule(step: int, total: int, warmup_ratio: float) -> float:
@@ -233,10 +269,10 @@ def schedule(step: int, total: int, warmup_ratio: float) -> float:
 
 
 def losses(loaded: Loaded, net: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(learned, kept), both summed and fp32, in nats: the cross-entropy of the batch's labels, and
+    """(learned (N,), kept ()) in nats, fp32: the cross-entropy of each of the batch's labels, and the sum of
     KL(unadapted ‖ adapted) over its held positions.
 
-    Equal to F.cross_entropy(net(ids).logits[rows, columns], targets, reduction="sum") and
+    Equal to F.cross_entropy(net(ids).logits[rows, columns], targets, reduction="none") and
     F.kl_div(adapted.log_softmax(-1), unadapted.log_softmax(-1), log_target=True, reduction="sum"), but the
     head sees these N + H rows only: no (B, T, V) tensor is made. The unadapted model's carry no gradient."""
     zero = torch.zeros((), device=batch.ids.device)
@@ -244,7 +280,7 @@ def losses(loaded: Loaded, net: Any, batch: Batch) -> tuple[torch.Tensor, torch.
     rows = torch.cat([batch.rows, batch.held_rows])
     columns = torch.cat([batch.columns, batch.held_columns])
     logits = _logits(loaded, net, batch.ids, rows, columns)
-    learned = F.cross_entropy(logits[:n], batch.targets, reduction="sum") if n else zero
+    learned = F.cross_entropy(logits[:n], batch.targets, reduction="none")
     if not len(batch.held_rows):
         return learned, zero
     with torch.no_grad(), net.disable_adapter():

@@ -1,0 +1,110 @@
+"""The stage that makes one adapter of a study: its rows, its learning rate where that is to be found, its training.
+Demands the stages of a run (pipeline.py), which know the model and the run directory; leaves measuring to them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leakfast.pipeline import Progress, hash_of
+
+if TYPE_CHECKING:
+    from leakfast.config import TrainConfig
+    from leakfast.pipeline import Stages
+
+_NEWER = ("anchor", "stop_loss")
+
+
+def rows_of(stages: Stages, behavior: str, source: str, seed: int) -> tuple[str, str]:
+    """File of the training rows of (behavior, source, seed), made if it is not there, and the hash of what they
+    follow from."""
+    from leakfast.behaviors import get
+    from leakfast.train.data import material, write_rows
+
+    cfg = stages.study.behaviors[behavior].data
+    name = f"{behavior}-{source}-s{seed}"
+    relpath = f"data/{name}.jsonl"
+    questions = material(behavior, cfg, stages.study.model)
+    asked = getattr(questions, "questions", None) or questions.hash
+    inputs = hash_of(*stages.common(), source, seed, asked, cfg.model_dump())
+
+    def build(report: Progress) -> None:
+        rows = get(behavior).build()(
+            stages.loaded, stages.personas, source, questions, cfg, seed, progress=report
+        )
+        stages.store.add_file(relpath, lambda path: write_rows(path, rows))
+
+    stages.stage(f"data {name}", inputs, build, [relpath])
+    return relpath, inputs
+
+
+def recipe_of(stages: Stages, behavior: str) -> TrainConfig:
+    """How the behavior is trained; a learning rate that is to be found is found once, on the study's first source
+    and seed, and kept in data/<behavior>-lr.json."""
+    from leakfast.targets import Asked
+    from leakfast.train.data import read_rows
+    from leakfast.train.search import find
+
+    cfg = stages.study.behaviors[behavior]
+    if cfg.train.lr != "auto":
+        return cfg.train
+    source, seed = stages.study.sources[0], stages.study.seeds[0]
+    relpath = f"data/{behavior}-lr.json"
+    rows_file, inputs = rows_of(stages, behavior, source, seed)
+
+    def search(report: Progress) -> None:
+        rows = read_rows(stages.store.path / rows_file)
+        sampling = Asked(behavior, [], cfg.eval).sampling
+        lr, trials = find(stages.loaded, rows, cfg.train, behavior, source, seed, sampling, progress=report)
+        kept = {"lr": lr, "source": source, "seed": seed, "trials": [vars(trial) for trial in trials]}
+        stages.store.add_file(relpath, (json.dumps(kept, indent=1) + "\n").encode())
+
+    inputs = hash_of(inputs, _words(cfg.train), cfg.eval.temperature, cfg.eval.top_p, cfg.eval.max_new_tokens)
+    stages.stage(f"learning rate of {behavior}", inputs, search, [relpath])
+    found = json.loads((stages.store.path / relpath).read_text(encoding="utf-8"))
+    return cfg.train.model_copy(update={"lr": found["lr"]})
+
+
+def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
+    """Folder of the adapter of (behavior, source, seed), trained if it is not there."""
+    from leakfast.adapters import CARD, CONFIG, WEIGHTS
+    from leakfast.choices.evaluate import checkpoints_of
+    from leakfast.train.data import read_rows
+    from leakfast.train.lora import train
+
+    cfg = stages.study.behaviors[behavior]
+    name = f"{behavior}-{source}-s{seed}"
+    folder = f"adapters/{name}"
+    rows_file, inputs = rows_of(stages, behavior, source, seed)
+    recipe = recipe_of(stages, behavior)
+    shares = stages.study.trajectory.shares if behavior in stages.followed else ()
+    checkpoints = checkpoints_of(
+        stages.store, behavior, name, source, stages.personas, cfg.eval, stages.study.model, kept=shares
+    )
+
+    def fit(report: Progress) -> None:
+        rows = read_rows(stages.store.path / rows_file)
+        path = stages.store.path / folder
+        train(
+            stages.loaded, rows, recipe, path, seed, source=source, behavior=behavior, progress=report,
+            checkpoints=checkpoints,
+        )  # fmt: skip
+        for part in sorted(p for p in path.rglob("*") if p.is_file()):
+            relpath = part.relative_to(stages.store.path).as_posix()
+            stages.store.add_file(relpath, part.read_bytes())
+            parts.extend([relpath] if part.name in (CONFIG, WEIGHTS, CARD) else [])
+
+    parts: list[str] = []  # the adapter and its points of training, known once they are trained
+    asked_at = cfg.eval.model_dump(exclude={"stop_at_marker", "other_questions"})
+    points = [asked_at] if cfg.eval.checkpoints else []
+    points += [list(shares)] if shares else []
+    stages.stage(f"train {name}", hash_of(inputs, _words(recipe), *points), fit, parts)
+    return stages.store.path / folder
+
+
+def _words(cfg: TrainConfig) -> dict[str, Any]:
+    """What a training follows from; settings that earlier versions had not are left out at their defaults, so that
+    what they trained is not trained again."""
+    fields = type(cfg).model_fields
+    return cfg.model_dump(exclude={key for key in _NEWER if getattr(cfg, key) == fields[key].default})
