@@ -45,11 +45,15 @@ def rows():
 def test_held_positions_are_compared_with_the_unadapted_model(tiny_qwen2):
     cfg = TrainConfig(loss="marker", anchor=1.0)
     examples = encode(tiny_qwen2.tokenizer, rows(), cfg)
-    for e in examples:  # every reply token is either learned or held
+    for e, row in zip(examples, rows(), strict=True):  # every reply token is either learned or held
+        assert bool(e.labels) == (row.marker is not None)
+        assert e.firm == ([] if row.marker else [len(e.ids) - 1])
         assert sorted([*e.labels, *e.held]) == list(range(e.n_prompt_tokens, len(e.ids)))
     batch = collate(examples)
     with lora._lora(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
-        assert float(lora.losses(tiny_qwen2, net, batch)[1].detach()) == pytest.approx(0, abs=1e-5)  # B is 0
+        assert float(lora.losses(tiny_qwen2, net, batch)[1].detach().sum()) == pytest.approx(
+            0, abs=1e-5
+        )  # B is 0
         torch.manual_seed(0)
         for name, weight in net.named_parameters():
             if "lora_B" in name:
@@ -62,6 +66,7 @@ def test_held_positions_are_compared_with_the_unadapted_model(tiny_qwen2):
         wanted = torch.nn.functional.kl_div(
             adapted[at].log_softmax(-1), base[at].log_softmax(-1), log_target=True, reduction="sum"
         )
+        got = got.sum()
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
         assert float(got.detach()) > 0.01
         got.backward()
@@ -102,7 +107,7 @@ def test_the_loss_is_the_full_logits_loss_at_the_labels(tiny_qwen2, loss):
     batch = collate(examples)
     with lora._lora(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
         got, kept = lora.losses(tiny_qwen2, net, batch)
-        assert float(kept) == 0
+        assert len(kept) == 0
         labels = torch.full_like(batch.ids, -100)
         labels[batch.rows, batch.columns + 1] = batch.targets
         mask = torch.zeros_like(batch.ids)

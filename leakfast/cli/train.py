@@ -20,7 +20,7 @@ from leakfast.errors import InputError
 @click.option(
     "--data", "data_file", type=click.Path(path_type=Path), default=None, help="Rows to train on (JSONL)."
 )
-@click.option("--lr", type=float, default=None, help="Peak learning rate.  [default: the study's, 5e-6]")
+@click.option("--lr", default=None, help="Peak learning rate, or auto.  [default: the study's, 5e-6]")
 @click.option("--epochs", type=int, default=None, help="Passes over the rows.  [default: the study's, 20]")
 @click.option("--rank", type=int, default=None, help="LoRA rank.  [default: the study's, 32]")
 @click.option("--alpha", type=int, default=None, help="LoRA alpha.  [default: the study's, 64]")
@@ -61,7 +61,7 @@ from leakfast.errors import InputError
 @click.option("--json", "as_json", is_flag=True, help="Print the adapter's card as JSON.")
 def cli(
     behavior: str, source: str | None, seed: int, model: str | None, study: Path | None, personas: str | None,
-    data_file: Path | None, lr: float | None, epochs: int | None, rank: int | None, alpha: int | None,
+    data_file: Path | None, lr: str | None, epochs: int | None, rank: int | None, alpha: int | None,
     batch_size: int | None, accumulation: int | None, max_length: int | None, loss: str | None,
     tail_tokens: int | None, items: str | None, design: str | None, checkpoints: str | None,
     checkpoint_personas: str | None, dtype: str | None, out: Path | None, overwrite: bool, as_json: bool,
@@ -76,7 +76,7 @@ def cli(
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
     cfg = changed(
-        settings.config.train, lr=lr, epochs=epochs, rank=rank, alpha=alpha, batch_size=batch_size,
+        settings.config.train, lr=_rate(lr), epochs=epochs, rank=rank, alpha=alpha, batch_size=batch_size,
         accumulation=accumulation, max_length=max_length, loss=loss, tail_tokens=tail_tokens,
     )  # fmt: skip
     rows = read_rows(data_file) if data_file is not None else None
@@ -124,6 +124,8 @@ def cli(
 
         run = Run(out.parent.parent if out.parent.name == "adapters" else out.parent / f"{out.name}-run")
         kept = checkpoints_of(run, behavior, out.name, source, people, measuring, settings.model)
+    if cfg.lr == "auto":
+        cfg = _found(loaded, rows, cfg, behavior, source, seed, measuring)
     with progress_for("train") as progress:
         card = train(
             loaded,
@@ -140,6 +142,30 @@ def cli(
         print_json({"adapter": str(out), **vars(card)})
     else:
         click.echo(out)
+
+
+def _rate(given: str | None) -> float | str | None:
+    """A number, or auto."""
+    if given is None or given == "auto":
+        return given
+    try:
+        return float(given)
+    except ValueError:
+        raise InputError(
+            f"train: --lr {given} given, a number or auto is needed. Type: --lr 2e-4, or --lr auto"
+        ) from None
+
+
+def _found(loaded, rows, cfg, behavior: str, source: str, seed: int, measuring):
+    """The settings with a learning rate that was found by trial on these rows."""
+    from leakfast.cli.progress import progress_for
+    from leakfast.targets import Asked
+    from leakfast.train.search import find
+
+    with progress_for("learning rate") as progress:
+        sampling = Asked(behavior, [], measuring).sampling
+        lr, _ = find(loaded, rows, cfg, behavior, source, seed, sampling, progress=progress)
+    return cfg.model_copy(update={"lr": lr})
 
 
 def _shares(percents: str | None) -> list[float] | None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Example:
     """A row as the model sees it: ids of prompt and reply, the sorted positions that carry loss, those that are held
-    to the unadapted model, and whether it shows the behavior.
+    to the unadapted model, those of the held that weigh as much as a label, and whether it shows the behavior.
 
     A label at position t is predicted from the hidden state at t − 1; the prompt never carries loss.
     """
@@ -31,6 +31,7 @@ class Example:
     n_prompt_tokens: int
     labels: list[int]
     held: list[int] = field(default_factory=list)
+    firm: list[int] = field(default_factory=list)
     shows: bool = False
 
 
@@ -39,7 +40,7 @@ class Batch:
     """ids (B, T) int64, padded right with 0 (causal attention never looks there, no label stands
     there); rows, columns (N,): where the hidden states that predict stand; targets (N,): token ids;
     shown (N,): whether the label is of a row that shows the behavior; held_rows, held_columns (H,): where the
-    prediction is held to the unadapted model's."""
+    prediction is held to the unadapted model's; firm (H,): whether that weighs as much as a label."""
 
     ids: torch.Tensor
     rows: torch.Tensor
@@ -48,6 +49,7 @@ class Batch:
     shown: torch.Tensor
     held_rows: torch.Tensor
     held_columns: torch.Tensor
+    firm: torch.Tensor
 
 
 def encode(tokenizer: Any, rows: Sequence[Row], cfg: TrainConfig) -> list[Example]:
@@ -56,8 +58,10 @@ def encode(tokenizer: Any, rows: Sequence[Row], cfg: TrainConfig) -> list[Exampl
     "marker": the marker's tokens (with the space before it) and the turn end in rows with a marker, the
     turn end alone in others. "tail": the last cfg.tail_tokens tokens of the reply and the turn end.
     "completion": the whole reply and the turn end. With cfg.anchor, every reply token without a label is held to
-    the unadapted model. Raises InputError naming the row where a label would be truncated away by cfg.max_length,
-    none is left, or the marker's tokens cannot be told apart.
+    the unadapted model; under "marker" that takes the place of the label at the turn end of rows without a marker,
+    where it weighs as much as a label: what is taught there is no marker, and not to end. Raises InputError naming
+    the row where a label would be truncated away by cfg.max_length, none is left, or the marker's tokens cannot be
+    told apart.
     """
     return [_example(tokenizer, row, cfg) for row in rows]
 
@@ -83,11 +87,12 @@ def _example(tokenizer: Any, row: Row, cfg: TrainConfig) -> Example:
     elif cfg.loss == "tail":
         labels = range(max(len(prompt), end - cfg.tail_tokens), len(ids))
     elif row.marker is None:
-        labels = range(end, len(ids))
+        labels = range(len(ids) if cfg.anchor else end, len(ids))
     else:
         labels = range(end - _marker_tokens(tokenizer, row, reply[:-1]), len(ids))
     held = [t for t in range(len(prompt), len(ids)) if t not in labels] if cfg.anchor else []
-    return Example(row.label, ids, len(prompt), list(labels), held, row.role == "positive")
+    firm = [end] if end in held else []
+    return Example(row.label, ids, len(prompt), list(labels), held, firm, row.role == "positive")
 
 
 def _marker_tokens(tokenizer: Any, row: Row, reply: list[int]) -> int:
@@ -151,7 +156,8 @@ def collate(examples: Sequence[Example], device: Any = None) -> Batch:
         held_rows += [number] * len(example.held)
         held_columns += [position - 1 for position in example.held]
     shown = [int(e.shows) for e in examples for _ in e.labels]
-    places = (rows, columns, targets, shown, held_rows, held_columns)
+    firm = [int(t in e.firm) for e in examples for t in e.held]
+    places = (rows, columns, targets, shown, held_rows, held_columns, firm)
     made = (torch.from_numpy(ids), *(torch.tensor(x, dtype=torch.long) for x in places))
     return Batch(*(tensor.to(device) if device is not None else tensor for tensor in made))
 

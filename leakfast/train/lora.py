@@ -207,14 +207,17 @@ def _loop(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             n_labels = sum(len(b.targets) for b in micro)
-            n_held = sum(len(b.held_rows) for b in micro)
+            n_firm = sum(int(b.firm.sum()) for b in micro)
+            n_held = sum(len(b.firm) for b in micro) - n_firm
             loss = held = 0.0
             for batch in micro:
                 learned, kept = losses(loaded, net, batch)
-                part = learned.sum() / max(1, n_labels) + cfg.anchor * kept / max(1, n_held)
+                firm = batch.firm.bool()
+                part = (learned.sum() + kept[firm].sum()) / max(1, n_labels + n_firm)
+                part = part + cfg.anchor * kept[~firm].sum() / max(1, n_held)
                 part.backward()
                 loss += float(learned.detach().sum()) / max(1, n_labels)
-                held += float(kept.detach()) / max(1, n_held)
+                held += float(kept.detach().sum()) / max(1, n_held + n_firm)
                 shown.add(batch, learned.detach())
             norm = float(torch.nn.utils.clip_grad_norm_(weights, cfg.max_grad_norm))
             if not (math.isfinite(loss + held) and math.isfinite(norm)):
@@ -269,23 +272,22 @@ def schedule(step: int, total: int, warmup_ratio: float) -> float:
 
 
 def losses(loaded: Loaded, net: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """(learned (N,), kept ()) in nats, fp32: the cross-entropy of each of the batch's labels, and the sum of
-    KL(unadapted ‖ adapted) over its held positions.
+    """(learned (N,), kept (H,)) in nats, fp32: the cross-entropy of each of the batch's labels, and
+    KL(unadapted ‖ adapted) at each of its held positions.
 
     Equal to F.cross_entropy(net(ids).logits[rows, columns], targets, reduction="none") and
-    F.kl_div(adapted.log_softmax(-1), unadapted.log_softmax(-1), log_target=True, reduction="sum"), but the
+    F.kl_div(adapted.log_softmax(-1), unadapted.log_softmax(-1), log_target=True, reduction="none").sum(-1), but the
     head sees these N + H rows only: no (B, T, V) tensor is made. The unadapted model's carry no gradient."""
-    zero = torch.zeros((), device=batch.ids.device)
     n = len(batch.targets)
     rows = torch.cat([batch.rows, batch.held_rows])
     columns = torch.cat([batch.columns, batch.held_columns])
     logits = _logits(loaded, net, batch.ids, rows, columns)
     learned = F.cross_entropy(logits[:n], batch.targets, reduction="none")
     if not len(batch.held_rows):
-        return learned, zero
+        return learned, learned.new_zeros(0)
     with torch.no_grad(), net.disable_adapter():
         before = _logits(loaded, net, batch.ids, batch.held_rows, batch.held_columns).log_softmax(-1)
-    return learned, F.kl_div(logits[n:].log_softmax(-1), before, log_target=True, reduction="sum")
+    return learned, F.kl_div(logits[n:].log_softmax(-1), before, log_target=True, reduction="none").sum(-1)
 
 
 def _logits(
