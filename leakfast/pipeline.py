@@ -195,7 +195,7 @@ class Stages:
             with models.with_adapter(self.loaded, adapter) as adapted:
                 self._centroids(report, adapted, path)
 
-        inputs = hash_of(self._centroid_inputs(), models.adapterhash_of(adapter))
+        inputs = hash_of(self._centroid_inputs(), models.adapter_hash(adapter))
         self.stage(f"centroids of {adapter.name}", inputs, work, [path])
 
     def _sorted(self) -> tuple[list[str], list[str]]:
