@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leakfast.adapter_structure import CONFIG, WEIGHTS, Structure, config_of, file_in, structure_of, unchanged
 from leakfast.errors import AdapterError
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CARD = "leakfast_card.json"
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 CHECKPOINTS = "checkpoints"  # folder of an adapter's points in training: pNNN, each an adapter of its own
 _POINT = re.compile(r"(.+)@p(\d{3})")
 _QUANTIZED = re.compile(r"((-unsloth)?-bnb-4bit|-awq|-gptq(-int[48])?|-fp8)$", re.IGNORECASE)
@@ -52,7 +51,7 @@ def adapter_hash(folder: str | Path) -> str:
     """SHA-256 (hex) over the bytes of adapter_config.json, then of adapter_model.safetensors."""
     digest = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
-        with _file(folder, name).open("rb") as stream:
+        with file_in(folder, name).open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
@@ -122,87 +121,97 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
     """Attach a LoRA adapter for the length of the block and yield the adapted `Loaded`.
 
     Checked before: the base is the one the adapter was trained on (by fingerprint where the card has
-    one of the same kind, else by name; without a card, by the last part of its name), ranks and
-    shapes fit, every target module exists. Checked after attaching: the canary, that is, the adapter
-    moves the logits of a probe. On leaving, the adapter is removed and the probe's logits are bit for
-    bit what they were. Raises AdapterError."""
+    one of the same kind, else by name; without a card, by the last part of its name), and what
+    structure_of checks. Checked after attaching: the canary, that is, the adapter moves the logits of a
+    probe. On leaving, the adapter is removed, weights that it overwrote are put back, and every weight
+    and the probe's logits are bit for bit what they were. Raises AdapterError."""
     import torch
     from peft import PeftModel
 
     if isinstance(loaded.model, PeftModel):
         raise ValueError("an adapter is attached already; leave its block first")
-    check_fits(loaded, folder)
+    structure = check_fits(loaded, folder)
     digest = adapter_hash(folder)
-    wanted_grad = [p.requires_grad for p in loaded.model.parameters()]
-    parameters = list(loaded.model.parameters())
     before = _probe(loaded.model, loaded.tokenizer)
-    adapted = PeftModel.from_pretrained(loaded.model, str(folder), torch_device=str(loaded.device))
-    try:
-        adapted.eval()
-        after = _probe(adapted, loaded.tokenizer)
-        if not bool(torch.isfinite(after).all()):
-            raise AdapterError(
-                f"adapter: {folder} gives logits that are not finite. Needed: an adapter whose training "
-                "did not diverge. Train it again with a smaller --lr."
-            )
-        if torch.equal(before, after):
-            raise AdapterError(
-                f"adapter: {folder} does not change the model at all (its logits on a probe are the base's). "
-                "Needed: a trained adapter. Check that training finished and that this is its folder."
-            )
+    with unchanged(loaded.model, structure.writes, str(folder)), _taken_off(loaded.model):
+        adapted = PeftModel.from_pretrained(loaded.model, str(folder), torch_device=str(loaded.device)).eval()
+        _canary(folder, before, _probe(adapted, loaded.tokenizer))
         yield replace(loaded, model=adapted, adapter_hash=digest)
+    if not torch.equal(before, _probe(loaded.model, loaded.tokenizer)):
+        raise AdapterError(
+            f"adapter: {folder} is off again, but the base answers otherwise than before, so nothing after it would be "
+            "right. Needed: an adapter that can be taken off again. Run the others without it."
+        )
+
+
+@contextmanager
+def _taken_off(model: Any) -> Iterator[None]:
+    """Modules and parameters of the model where they are now, whatever the block puts in their place (peft's own unload
+    leaves what an adapter stored for modules_to_save where the base's was)."""
+    held = [(module, dict(module._modules), dict(module._parameters)) for module in model.modules()]
+    wanted_grad = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        yield
     finally:
-        adapted.base_model.unload()
-        for parameter, wanted in zip(parameters, wanted_grad, strict=True):
+        for module, modules, parameters in held:
+            module._modules.clear()
+            module._modules.update(modules)
+            module._parameters.clear()
+            module._parameters.update(parameters)
+        for parameter, wanted in wanted_grad:
             parameter.requires_grad_(wanted)
-        loaded.model.eval()
-        if hasattr(loaded.model, "peft_config"):
-            del loaded.model.peft_config
-    assert torch.equal(before, _probe(loaded.model, loaded.tokenizer)), "the base changed under the adapter"
+        model.eval()
+        if hasattr(model, "peft_config"):
+            del model.peft_config
 
 
-def check_fits(loaded: Loaded, folder: str | Path) -> None:
-    """What can be known without attaching: the base is the one the adapter was trained on, every target
-    module exists, ranks and shapes fit. Raises AdapterError; a base known by less than its name is warned of,
-    once an adapter."""
+def _canary(folder: str | Path, before: Any, after: Any) -> None:
+    """The adapter moves the logits of a probe, and they are numbers."""
+    import torch
+
+    if not bool(torch.isfinite(after).all()):
+        raise AdapterError(
+            f"adapter: {folder} gives logits that are not finite. Needed: an adapter whose training "
+            "did not diverge. Train it again with a smaller --lr."
+        )
+    if torch.equal(before, after):
+        raise AdapterError(
+            f"adapter: {folder} does not change the model at all (its logits on a probe are the base's). "
+            "Needed: a trained adapter. Check that training finished and that this is its folder."
+        )
+
+
+def check_fits(loaded: Loaded, folder: str | Path) -> Structure:
+    """What can be known without attaching: the base is the one the adapter was trained on, its file and its config
+    say the same, and that fits. Returns what the adapter does. Raises AdapterError; a base known by less than its name
+    is warned of, once an adapter."""
     doubt = _check_base(loaded, folder)
-    _check_shapes(loaded, folder)
+    structure = structure_of(loaded, folder)
     said = (str(Path(folder).resolve()), loaded.name, doubt)
     if doubt and said not in _warned:
         _warned.add(said)
         log.warning("adapter: %s %s", folder, doubt)
+    return structure
 
 
-def _file(folder: str | Path, name: str) -> Path:
-    path = Path(folder) / name
-    if not path.is_file():
+def check_runs(structure: Structure, folder: str | Path, backend: str) -> None:
+    """AdapterError where a backend (see targets.check_targets) would not apply an adapter of this structure as peft
+    does. What leakfast runs is peft's own layers; vLLM, live or with merged weights, takes plain LoRA alone."""
+    if backend == "vllm" and not structure.plain:
         raise AdapterError(
-            f"adapter: {folder} holds no {name}. Needed: a peft adapter folder with {CONFIG} and {WEIGHTS}. "
-            "Check the path, or make one with: leakfast train"
+            f"adapter: {folder} has {' and '.join(structure.beyond)}, which vLLM does not apply, live or merged. Needed: "
+            "LoRA matrices of linear layers in the blocks alone. Use --backend transformers (letters: --engine packed)."
         )
-    return path
-
-
-def _config(folder: str | Path) -> dict[str, Any]:
-    path = _file(folder, CONFIG)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    if backend == "choices" and structure.head_lora:
         raise AdapterError(
-            f"adapter: {path} is not JSON ({error}). Copy or train the adapter again."
-        ) from error
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != "LORA" or config.get("bias", "none") != "none":
-        raise AdapterError(
-            f"adapter: {folder} is of type {kind} with bias {config.get('bias') if kind else None!r}. "
-            'Needed: LoRA with bias "none", which can be taken off again. Train one with: leakfast train'
+            f"adapter: {folder} has LoRA matrices on the output head, which is scored as a whole. Needed: an adapter of "
+            "the decoder's blocks alone. Train one with: leakfast train"
         )
-    return config
 
 
 def _check_base(loaded: Loaded, folder: str | Path) -> str:
     """AdapterError where the adapter is of another base; else what to warn of: "" where nothing is in doubt."""
-    config, card = _config(folder), read_card(folder)
+    config, card = config_of(folder), read_card(folder)
     if card is None:
         return _check_name(loaded, folder, str(config.get("base_model_name_or_path") or ""))
     base = card.base
@@ -257,51 +266,6 @@ def _check_name(loaded: Loaded, folder: str | Path, base: str) -> str:
 def _last_part(name: str) -> str:
     """The last component of a model's name or folder, lower-cased, without its quantization."""
     return _QUANTIZED.sub("", re.split(r"[/\\]", name.rstrip("/\\"))[-1].lower())
-
-
-def _check_shapes(loaded: Loaded, folder: str | Path) -> None:
-    """Every target module exists, every matrix fits its module, the rank is what the config says."""
-    from safetensors import SafetensorError, safe_open
-
-    config = _config(folder)
-    modules = dict(loaded.model.named_modules())
-    targets = config.get("target_modules") or []
-    targets = [] if isinstance(targets, str) else targets
-    absent = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in modules)]
-    path = _file(folder, WEIGHTS)
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise AdapterError(
-            f"adapter: {path} cannot be read ({error}). Copy or train the adapter again."
-        ) from error
-    misfits = []
-    for key, shape in shapes.items():
-        name, _, side = key.removesuffix(".weight").removeprefix("base_model.model.").rpartition(".lora_")
-        if side not in ("A", "B"):
-            continue
-        weight = getattr(modules.get(name), "weight", None)
-        if weight is None:
-            absent.append(name)
-            continue
-        width = weight.shape[1] if side == "A" else weight.shape[0]
-        rank, other = (shape[0], shape[1]) if side == "A" else (shape[1], shape[0])
-        if other != width:
-            misfits.append(f"{name} is {width} wide, its lora_{side} {other}")
-        elif rank != config.get("r") and not config.get("rank_pattern"):
-            misfits.append(f"{name} has rank {rank}, {CONFIG} says {config.get('r')}")
-    if absent or misfits or not shapes:
-        what = (
-            f"no module {', '.join(sorted(set(absent))[:3])}"
-            if absent
-            else "; ".join(misfits[:3]) or "no weights"
-        )
-        raise AdapterError(
-            f"adapter: {folder} does not fit {loaded.name}: {what}. Needed: an adapter of this model. "
-            "Give --model the one it was trained on "
-            f"({config.get('base_model_name_or_path') or f'{CONFIG} does not say which'}), or copy or train it again."
-        )
 
 
 def _probe(model: Any, tokenizer: Any) -> Any:

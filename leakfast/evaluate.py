@@ -153,13 +153,13 @@ def evaluate_all(
         raise InputError("eval: no personas to ask. Use --personas all, names, or a file.")
     if not all(one.texts for one in asked):
         raise InputError("eval: no questions to ask. Use --questions eval, another set's name, or a file.")
-    check_targets(loaded, targets)
-    warn_of_personas(loaded, personas, targets, "their rates differ by chance alone")
     options = options or engines.Options()
     backend = engines.settle(
         loaded, backend, options, [one.sampling for one in asked], template_system, allow,
         adapters=any(target.path is not None for target in targets),
     )  # fmt: skip
+    check_targets(loaded, targets, backend)
+    warn_of_personas(loaded, personas, targets, "their rates differ by chance alone")
     prompts = [chat.render_prompts(loaded.tokenizer, personas, one.texts) for one in asked]
     prompt_hashes = chat.prompt_hashes(loaded.tokenizer, personas)
     for one, mine in zip(asked, prompts, strict=True):

@@ -216,13 +216,14 @@ def take_over(run: Run, job: Job, behavior: str, **meta: Any) -> Job:
     return replace(job, shards=tuple(shards), stale=tuple(path for path in job.stale if path not in done))
 
 
-def check_targets(loaded: Loaded, targets: Sequence[Target]) -> None:
-    """Every adapter fits the base, before anything is written. Raises AdapterError."""
-    from leakfast.adapters import check_fits
+def check_targets(loaded: Loaded, targets: Sequence[Target], backend: str = "transformers") -> None:
+    """Every adapter fits the base and is one that the backend (`transformers`, `vllm`, or `choices` for letters and
+    full text by the packed engine) applies as it is, before anything is written. Raises AdapterError."""
+    from leakfast.adapters import check_fits, check_runs
 
     for target in targets:
         if target.path is not None:
-            check_fits(loaded, target.path)
+            check_runs(check_fits(loaded, target.path), target.path, backend)
 
 
 def warn_of_personas(

@@ -100,7 +100,7 @@ def evaluate(
 
     run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
     targets = find_targets(adapters, behavior, source=source, base=base)
-    _check(loaded, personas, items, targets)
+    _check(loaded, personas, items, targets, engine_name)
     run.create()
     with run.lock():
         jobs = [
@@ -252,12 +252,14 @@ class _Counter:
             self.progress(self.done + int(inside), self.total, what)
 
 
-def _check(loaded: Loaded, personas: Sequence[Persona], items: ItemSet, targets: Sequence[Target]) -> None:
+def _check(
+    loaded: Loaded, personas: Sequence[Persona], items: ItemSet, targets: Sequence[Target], engine_name: str = "packed"
+) -> None:
     if not personas:
         raise InputError("eval: no personas to ask. Use --personas all, names, or a file.")
     if not len(items):
         raise InputError("eval: no items to ask. Give a list with --items FILE, or --half all.")
-    check_targets(loaded, targets)
+    check_targets(loaded, targets, "choices" if engine_name == "packed" else engine_name)
     warn_of_personas(loaded, personas, targets, "their scores are the same")
 
 

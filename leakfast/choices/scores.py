@@ -198,6 +198,24 @@ def _lengths(grid: Sequence[Sequence[int]]) -> np.ndarray:
     return np.fromiter(map(len, grid), np.int64, count=len(grid))
 
 
+def _head(loaded: Loaded) -> Any:
+    """(V, D) weight of the output head under the adapter that is on: of a head of the adapter's own, of rows that it
+    trained, or the base's. Raises ModelError for a head with LoRA matrices."""
+    net = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
+    output = net.get_output_embeddings()
+    if hasattr(output, "lora_A"):
+        raise ModelError(
+            f"choices: the adapter on {loaded.name} has LoRA matrices on the output head, which is scored as a whole. "
+            "Needed: an adapter of the decoder's blocks alone. Train one with: leakfast train"
+        )
+    if hasattr(output, "token_adapter"):
+        return output.token_adapter.get_merged_weights(output.token_adapter.active_adapters)
+    if hasattr(output, "modules_to_save"):
+        (name,) = output.active_adapters
+        return output.modules_to_save[name].weight
+    return output.weight
+
+
 def _ask(
     loaded: Loaded,
     sequences: Sequence[Sequence[int]],
@@ -216,14 +234,7 @@ def _ask(
 
     if not len(sequences):
         return
-    net = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
-    output = net.get_output_embeddings()
-    if hasattr(output, "lora_A"):
-        raise ModelError(
-            f"choices: the adapter on {loaded.name} changes the output head, which is scored as the base has it. "
-            "Needed: an adapter of the decoder's blocks alone. Train one with: leakfast train"
-        )
-    head = output.weight
+    head = _head(loaded)
     waiting = None
     for batch in engine.final_states(loaded, sequences, last, budget_tokens=budget_tokens, progress=progress):
         asked, more = ask(batch)

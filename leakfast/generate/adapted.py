@@ -21,11 +21,14 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
 
     how: "fold" adds scale·B·A to each target weight in place and restores saved copies afterwards (float32
     only: in bfloat16 the sum would be rounded); "live" leaves the update to peft's layers, two more matrix
-    products each; "auto" folds in float32 and is live otherwise, and says which. The folded logits must
-    equal peft's on a probe within 1e-4 (relative): else "auto" goes live and says so, "fold" raises.
+    products each; "auto" folds in float32 and is live otherwise, and says which. What is more than B·A of linear
+    layers (adapter_structure) is never folded; the folded logits must equal peft's on a probe within 1e-4
+    (relative): else "auto" goes live and says so, "fold" raises.
     None as adapter yields `loaded` itself. Raises ValueError for another `how`, AdapterError as with_adapter.
     """
     from leakfast import models
+    from leakfast.adapter_structure import unchanged
+    from leakfast.adapters import check_fits
 
     if how not in ("auto", "fold", "live"):
         raise ValueError(f"how must be auto, fold or live, not {how!r}")
@@ -40,23 +43,28 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
         with models.with_adapter(loaded, adapter) as live:
             yield live
         return
-    with models.with_adapter(loaded, adapter) as live:
-        digest = live.adapter_hash
-        deltas = _deltas(live.model)
-        wanted = _probe_logits(live)
-    saved: dict[str, Any] = {}
-    try:
-        problem = _fold(loaded, deltas, saved, wanted)
+    structure = check_fits(loaded, adapter)
+    problem: str | None = f"it has {' and '.join(structure.beyond)}"
+    if structure.plain:
+        with models.with_adapter(loaded, adapter) as live:
+            digest = live.adapter_hash
+            deltas = _deltas(live.model)
+            wanted = _probe_logits(live)
+        saved: dict[str, Any] = {}
+        with unchanged(loaded.model, (), str(adapter)):
+            try:
+                problem = _fold(loaded, deltas, saved, wanted)
+                if problem is None:
+                    log.info(
+                        "adapter %s: folded into %d weights in memory (float32), agrees with peft on a probe",
+                        Path(adapter).name,
+                        len(saved),
+                    )
+                    yield dataclasses.replace(loaded, adapter_hash=digest)
+            finally:
+                _restore(loaded.model, saved)
         if problem is None:
-            log.info(
-                "adapter %s: folded into %d weights in memory (float32), agrees with peft on a probe",
-                Path(adapter).name,
-                len(saved),
-            )
-            yield dataclasses.replace(loaded, adapter_hash=digest)
             return
-    finally:
-        _restore(loaded.model, saved)
     if how == "fold":
         from leakfast.errors import AdapterError
 

@@ -191,8 +191,11 @@ def opened(
     if backend == "transformers":
         yield _Local(loaded, batch_completions)
         return
+    from leakfast.adapters import check_fits, check_runs
     from leakfast.generate import vllm
 
+    for adapter in adapters:
+        check_runs(check_fits(loaded, adapter), adapter, backend)
     width, said = vllm.width_for(
         vllm.device_name(), loaded.fingerprint, loaded.dtype,
         seats=batch_completions if stated else None, otherwise=batch_completions,

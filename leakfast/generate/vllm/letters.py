@@ -32,13 +32,15 @@ class NextTokens:
     on a GPU)."""
 
     def __init__(self, loaded: Loaded, adapters: Sequence[Path] = ()) -> None:
-        from leakfast.adapters import adapter_hash
+        from leakfast.adapters import adapter_hash, check_fits, check_runs
 
         if adapters and not runs_lora(loaded.dtype):
             raise InputError(
                 "vllm: --engine vllm with adapters in float32 given, but on a GPU vLLM runs LoRA in two-byte floats "
                 "alone. Use --engine packed, or --dtype bfloat16."
             )
+        for adapter in adapters:
+            check_runs(check_fits(loaded, adapter), adapter, "vllm")
         self._ids: dict[str, int] = {}
         for adapter in adapters:
             self._ids.setdefault(adapter_hash(adapter), len(self._ids) + 1)
