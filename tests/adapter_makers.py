@@ -64,4 +64,6 @@ def by_peft(folder: str | Path, adapter: Path | None, prompts: list[list[int]]) 
     if adapter is not None:
         net = PeftModel.from_pretrained(net, str(adapter)).eval()
     with torch.inference_mode():
-        return torch.stack([net(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1) for ids in prompts])
+        return torch.stack(
+            [net(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1) for ids in prompts]
+        )
