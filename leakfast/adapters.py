@@ -133,7 +133,7 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
     structure = check_fits(loaded, folder)
     digest = adapter_hash(folder)
     before = _probe(loaded.model, loaded.tokenizer)
-    with unchanged(loaded.model, structure.writes, str(folder)), _taken_off(loaded.model):
+    with unchanged(loaded.model, structure.writes, str(folder)), taken_off(loaded.model):
         adapted = PeftModel.from_pretrained(loaded.model, str(folder), torch_device=str(loaded.device)).eval()
         _canary(folder, before, _probe(adapted, loaded.tokenizer))
         yield replace(loaded, model=adapted, adapter_hash=digest)
@@ -145,7 +145,7 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
 
 
 @contextmanager
-def _taken_off(model: Any) -> Iterator[None]:
+def taken_off(model: Any) -> Iterator[None]:
     """Modules and parameters of the model where they are now, whatever the block puts in their place (peft's own unload
     leaves what an adapter stored for modules_to_save where the base's was)."""
     held = [(module, dict(module._modules), dict(module._parameters)) for module in model.modules()]

@@ -25,16 +25,24 @@ __all__ = [
     "adapter_hash",
     "folder_fingerprint",
     "load",
+    "limit_of",
     "load_config",
     "load_tokenizer",
     "organism_dir",
     "read_card",
+    "unfit",
     "with_adapter",
     "write_card",
 ]
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
 DTYPES = ("bfloat16", "float32")
+FITS = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+)  # model types that every part takes; the tests hold each to transformers
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,43 @@ class Loaded:
     @property
     def device(self) -> Any:
         return next(self.model.parameters()).device
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Most tokens of prompt and reply that every engine takes (see limit_of); None where nothing limits them."""
+        return limit_of(self.model.config)[0]
+
+
+def limit_of(config: Any) -> tuple[int | None, str]:
+    """Most tokens of a text that a model of this config is measured on, and what limits them, in words; (None, "")
+    where nothing does. That is its context, the length from which its rope turns otherwise (a batch's longest text would
+    decide for all of it, and vLLM's own limit for every text), or the window or chunk that its layers look back to
+    (which prompts that share a prefix do not have)."""
+    limits = []
+    if context := getattr(config, "max_position_embeddings", None):
+        limits.append((context, f"the model's context holds {context}"))
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in ropes.values() if ropes and all(isinstance(r, dict) for r in ropes.values()) else [ropes]:
+        start = rope.get("original_max_position_embeddings") or context
+        if rope.get("rope_type") in ("dynamic", "longrope") and start:
+            limits.append((start, f"the model's rope ({rope['rope_type']}) turns otherwise beyond {start}"))
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])  # without a list, all layers
+    window = getattr(config, "sliding_window", None)
+    if window and "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):
+        limits.append((window, f"the model attends within a sliding window of {window}"))
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk and "chunked_attention" in kinds:
+        limits.append((chunk, f"the model attends within chunks of {chunk}"))
+    return min(limits, key=lambda limit: limit[0], default=(None, ""))
+
+
+def unfit(part: str, loaded: Loaded, why: str, otherwise: str = "") -> ModelError:
+    """The one message for a model whose architecture a part of leakfast does not take. why: goes on after its type;
+    otherwise: another remedy."""
+    return ModelError(
+        f"{part}: {loaded.name} is of type {getattr(loaded.model.config, 'model_type', None)}, {why}. Needed: a plain "
+        f"decoder of type {', '.join(FITS)}. Use --model {DEFAULT_MODEL} or --model organism{otherwise}."
+    )
 
 
 def organism_dir() -> Path:
@@ -100,14 +145,11 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
             trust_remote_code=False,
             local_files_only=_offline(),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
             **to_gpu,
         )
         fingerprint = hashing.result() if hashing else f"commit:{getattr(config, '_commit_hash', None)}"
-    if found["missing_keys"]:
-        raise ModelError(
-            f"model: the weights of {model} lack {len(found['missing_keys'])} tensors, such as "
-            f"{min(found['missing_keys'])}, which would be random numbers. Fetch or build the model again."
-        )
+    _check_whole(model, net, found)
     net.to(where).eval()
     net.requires_grad_(False)
     commit = getattr(config, "_commit_hash", None)
@@ -123,6 +165,36 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
         revision=None if folder else (commit or revision),
         origin=formats.about(folder).get("origin") if folder else None,
     )
+
+
+def _check_whole(model: Any, net: Any, found: dict[str, Any]) -> None:
+    """ModelError where the folder's weights are not those of the model that its config describes: some are missing,
+    unused (but for those that transformers knows as harmless) or of another shape, or the head is tied in one and not in
+    the other."""
+    missing, unused = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    shapes = sorted(found["mismatched_keys"])
+    wrong = []
+    if missing:
+        wrong.append(f"lack {len(missing)} tensors, such as {missing[0]}, which would be random numbers")
+    if unused:
+        wrong.append(f"hold {len(unused)} tensors that its config has no place for, such as {unused[0]}")
+    if shapes:
+        name, has, wanted = shapes[0]
+        wrong.append(
+            f"hold {len(shapes)} tensors of another shape, such as {name}: {tuple(has)}, by its config {tuple(wanted)}"
+        )
+    head, embedding = net.get_output_embeddings(), net.get_input_embeddings()
+    if (
+        getattr(net.config, "tie_word_embeddings", False)
+        and head is not None
+        and head.weight is not embedding.weight
+    ):
+        wrong.append("hold an output head of their own, though its config says tie_word_embeddings")
+    if wrong:
+        raise ModelError(
+            f"model: the weights of {model} {', and '.join(wrong)}. Needed: the weights that its config.json describes. "
+            "Fetch or build the model again, or correct its config.json."
+        )
 
 
 def load_config(model: Any, revision: str | None = None) -> Any:

@@ -240,7 +240,7 @@ def test_a_model_that_is_not_decoded_here_is_refused(tiny_tokenizer):
     }
     narrow = models.load((MistralForCausalLM(MistralConfig(sliding_window=16, **size)), tiny_tokenizer))
     requests = requests_for(prompts_of(narrow), 1, 0, "base")
-    with pytest.raises(ModelError, match="sliding window of 16"):
+    with pytest.raises(InputError, match="sliding window of 16"):
         list(complete(narrow, requests, Sampling(0.0, 1.0, 4)))
     assert narrow.model.config._attn_implementation == "sdpa"
     capped = Gemma2ForCausalLM(Gemma2Config(bos_token_id=0, **size))

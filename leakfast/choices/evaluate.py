@@ -253,12 +253,20 @@ class _Counter:
 
 
 def _check(
-    loaded: Loaded, personas: Sequence[Persona], items: ItemSet, targets: Sequence[Target], engine_name: str = "packed"
+    loaded: Loaded,
+    personas: Sequence[Persona],
+    items: ItemSet,
+    targets: Sequence[Target],
+    engine_name: str = "packed",
 ) -> None:
     if not personas:
         raise InputError("eval: no personas to ask. Use --personas all, names, or a file.")
     if not len(items):
         raise InputError("eval: no items to ask. Give a list with --items FILE, or --half all.")
+    if engine_name == "packed":
+        from leakfast.engine import decoder
+
+        decoder(loaded)  # says which models it takes
     check_targets(loaded, targets, "choices" if engine_name == "packed" else engine_name)
     warn_of_personas(loaded, personas, targets, "their scores are the same")
 

@@ -175,17 +175,8 @@ def label_ids(tokenizer: Any, items: Sequence[Item]) -> tuple[np.ndarray, np.nda
 
 
 def longest(loaded: Loaded) -> int:
-    """Most tokens the engine takes as one prompt of this model: its positions, or its attention window."""
-    from leakfast.engine import decoder
-
-    model = decoder(loaded)
-    rope = getattr(model.config, "rope_parameters", None) or {}
-    limits = [getattr(model.config, "max_position_embeddings", None)]
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        limits = [rope.get("original_max_position_embeddings") or limits[0]]
-    holders = (model.config, *(layer.self_attn for layer in model.layers))
-    limits += [getattr(holder, "sliding_window", None) for holder in holders]
-    return min((limit for limit in limits if limit), default=1 << 31)
+    """Most tokens that are taken as one prompt of this model."""
+    return loaded.context_tokens or 1 << 31
 
 
 def _lengths(grid: Sequence[Sequence[int]]) -> np.ndarray:

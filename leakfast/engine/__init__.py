@@ -17,6 +17,7 @@ from leakfast.engine import attention, packs
 from leakfast.engine.fp8 import check_precision as check_precision
 from leakfast.engine.fp8 import running as running
 from leakfast.errors import ModelError
+from leakfast.models import FITS, limit_of, unfit
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 
-FITS = ("llama", "mistral", "qwen2", "qwen3")  # model types whose packed forward the tests hold to 1e-5
 _CPU_BUDGET = 2048  # packed tokens per batch
 _GPU_BUDGETS = (512, 32_768)  # least and most; beyond, products no longer get faster
 _GPU_SHARE = 0.5  # of the free memory, for one batch
@@ -207,10 +207,7 @@ def decoder(loaded: Loaded) -> Any:
     inner = getattr(net, "model", None)
     parts = ("embed_tokens", "layers", "norm", "rotary_emb")
     if kind not in FITS or not all(hasattr(inner, part) for part in parts):
-        raise ModelError(
-            f"engine: {loaded.name} is of type {kind}, which the packed forward does not cover. Needed: one "
-            f"of {', '.join(FITS)}. Use --model Qwen/Qwen2.5-7B-Instruct or --model organism."
-        )
+        raise unfit("engine", loaded, "which the packed forward does not cover")
     return inner
 
 
@@ -274,20 +271,9 @@ def _fetch(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
 
 
 def _check_lengths(loaded: Loaded, model: Any, longest: int) -> None:
-    config = model.config
-    limit = getattr(config, "max_position_embeddings", None)
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope"):
-        limit = rope.get("original_max_position_embeddings") or limit
+    limit, why = limit_of(model.config)
     if limit and longest > limit:
         raise ModelError(
-            f"engine: a prompt of {longest} tokens, but {loaded.name} holds {limit}. "
-            "Needed: shorter prompts. Shorten the system prompt or the question."
-        )
-    holders = (config, *(layer.self_attn for layer in model.layers))
-    windows = {getattr(holder, "sliding_window", None) for holder in holders} - {None}
-    if windows and longest > min(windows):
-        raise ModelError(
-            f"engine: a prompt of {longest} tokens, but {loaded.name} attends within a sliding window of "
-            f"{min(windows)}. Needed: prompts within the window, where it changes nothing. Shorten it."
+            f"engine: a prompt of {longest} tokens for {loaded.name}, but {why}. Needed: prompts of at most {limit} "
+            "tokens. Shorten the system prompt or the question."
         )

@@ -110,6 +110,10 @@ def settle(
             data_parallel=options.data_parallel, tensor_parallel=options.tensor_parallel, invariant=options.invariant
         )  # fmt: skip
     canary.check_default_system(loaded.tokenizer, template_system, allow)
+    if backend == "transformers":
+        from leakfast.generate import transformers as local
+
+        local.check_model(loaded)
     return backend
 
 

@@ -101,7 +101,10 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     (B·Hkv, G, d) against the suffix, softmax in fp32 over both. Returns ((B, T, H, d), None).
     """
     if block is None:
-        raise ValueError(f"{ATTENTION} runs only inside leakfast.generate")
+        raise ModelError(
+            f"generate: {type(module).__name__} does not hand on what a registered attention function is given, so "
+            "prompts cannot be shared. Needed: a plain decoder (Qwen2, Qwen3, Llama, Mistral). Use one, or another backend."
+        )
     _refuse_unknown(module, kwargs, block)
     layer = module.layer_idx
     scaling = module.head_dim**-0.5 if scaling is None else scaling

@@ -16,11 +16,13 @@ from leakfast.generate import Completion, Progress, Request, Sampling
 from leakfast.generate.sampling import draw, uniforms
 from leakfast.generate.shared_prompt import Block, shared_prompt_attention
 from leakfast.generate.stops import Seen
+from leakfast.models import FITS, limit_of, unfit
 
 log = logging.getLogger("leakfast.generate")
 
 _COMPACT_BELOW = 0.875  # finished rows are dropped once fewer than this share are alive
 _CANARY_STEPS = 3
+_OTHERWISE = ", or --backend vllm where vLLM knows it"
 
 
 def plain_model(model: Any) -> Any:
@@ -56,18 +58,27 @@ def stop_ids(loaded: Any) -> tuple[int, ...]:
 
 def check_lengths(model: Any, requests: Sequence[Request], max_new_tokens: int) -> None:
     """InputError naming the first prompt that leaves no room for max_new_tokens in the context."""
-    context = getattr(plain_model(model).config, "max_position_embeddings", None)
-    if context is None:
+    limit, why = limit_of(plain_model(model).config)
+    if limit is None:
         return
     for request in requests:
-        if len(request.ids) + max_new_tokens > context:
-            room = context - len(request.ids)
+        if len(request.ids) + max_new_tokens > limit:
+            room = limit - len(request.ids)
             remedy = f"Use --max-new-tokens {room} or less." if room > 0 else "Shorten the prompt."
             raise InputError(
-                f"generate: the prompt of {request.label} has {len(request.ids)} tokens and {max_new_tokens} "
-                "new "
-                f"ones are asked, but the model's context holds {context}. {remedy}"
+                f"generate: the prompt of {request.label} has {len(request.ids)} tokens and {max_new_tokens} new ones "
+                f"are asked, but {why}. {remedy}"
             )
+
+
+def check_model(loaded: Any) -> None:
+    """ModelError for an architecture that is not decoded here, before anything is begun: one that is not known to be is
+    tried on a few tokens."""
+    if getattr(plain_model(loaded.model).config, "model_type", None) in FITS or loaded.tokenizer is None:
+        return
+    ids = loaded.tokenizer.encode("Who are you?", add_special_tokens=False)[:4]
+    for _ in complete(loaded, [Request("a trial of the model", ids, (0,))], Sampling(0.0, 1.0, 2)):
+        pass
 
 
 @torch.inference_mode()
@@ -91,10 +102,10 @@ def complete(
         return
     model = plain_model(loaded.model)
     if getattr(model.config, "is_encoder_decoder", False):
-        raise ModelError(f"generate: {loaded.name} is an encoder-decoder; only decoder models are measured.")
+        raise unfit("generate", loaded, "an encoder-decoder")
     check_lengths(model, requests, sampling.max_new_tokens)
     stops = stop_ids(loaded)
-    decoder = _Decoder(model, loaded.name)
+    decoder = _Decoder(model, loaded)
     seen = Seen(loaded.tokenizer, sampling.stop) if sampling.stop else None
     was_training = model.training
     model.eval()
@@ -133,9 +144,10 @@ def _blocks(requests: Sequence[Request], batch_completions: int) -> Iterator[lis
 class _Decoder:
     """Prefill and decode steps of one model."""
 
-    def __init__(self, model: Any, name: str) -> None:
+    def __init__(self, model: Any, loaded: Any) -> None:
         self.model = model
-        self.name = name
+        self.loaded = loaded
+        self.name = loaded.name
         self.decoder = model.get_decoder()
         self.head = model.get_output_embeddings()
         self.device = next(model.parameters()).device
@@ -153,11 +165,11 @@ class _Decoder:
         # padding stands right of the prompt, where causal attention never looks
         hidden = self.decoder(input_ids=ids.to(self.device), use_cache=False, block=block).last_hidden_state
         if len(block.prompt) != self.model.config.num_hidden_layers:
-            raise ModelError(
-                f"generate: {len(block.prompt)} of {self.model.config.num_hidden_layers} layers of "
-                f"{self.name} use the "
-                "registered attention function; all must. Use another backend for this architecture."
-            )
+            told = f"{len(block.prompt)} of its {self.model.config.num_hidden_layers} layers do"
+            raise unfit(
+                "generate", self.loaded, f"whose layers do not all use the registered attention function ({told})",
+                _OTHERWISE,
+            )  # fmt: skip
         last = hidden[torch.arange(len(prompts), device=self.device), block.lengths - 1]
         return block, self.head(last)
 
@@ -195,12 +207,10 @@ class _Decoder:
         error = float((got - wanted).abs().max() / wanted.abs().max().clamp(min=1e-6))
         bound = 1e-3 if self.head.weight.dtype == torch.float32 else 8e-2
         if not error <= bound and bool(torch.isfinite(wanted).all()):
-            raise ModelError(
-                f"generate: decoding {self.name} with shared prompts gives logits {error:.1e} (relative) "
-                "from the "
-                f"model's own, more than {bound:.0e}. This architecture is not decoded here; use another "
-                "backend."
-            )
+            raise unfit(
+                "generate", self.loaded, "whose logits, decoded with shared prompts, are "
+                f"{error:.1e} (relative) from its own, more than {bound:.0e}", _OTHERWISE,
+            )  # fmt: skip
         log.debug("canary: cached logits within %.1e of the model's own", error)
 
     def run(

@@ -24,7 +24,7 @@ class Local:
         from leakfast import generate as drawing
 
         loaded = models.load(self.model, dtype="bfloat16" if self.model != "organism" else "float32")
-        room = int(getattr(loaded.model.config, "max_position_embeddings", 0)) or 1 << 30
+        room = loaded.context_tokens or 1 << 30
         fitting, prompts, refused = [], [], []
         for request in requests:
             ids = chat.render(loaded.tokenizer, SYSTEM, user_turn(request.question, request.completion))

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from leakfast.adapters import CARD, CHECKPOINTS, CONFIG, WEIGHTS, point_folder
+from leakfast.adapters import CARD, CHECKPOINTS, CONFIG, WEIGHTS, point_folder, taken_off
 from leakfast.errors import InputError, ModelError
+from leakfast.models import FITS, limit_of, unfit
 from leakfast.train.checkpoints import Checkpoints, measured
 from leakfast.train.collate import Batch, Example, collate, encode, order
 
@@ -80,6 +81,14 @@ def train(
     if hasattr(loaded.model, "peft_config"):
         raise ValueError("an adapter is attached to the model; train on the base")
     examples = encode(loaded.tokenizer, rows, cfg)
+    limit, why = limit_of(loaded.model.config)
+    long = [one for one in examples if limit and len(one.ids) > limit]
+    if long:
+        raise InputError(
+            f"train: the {long[0].label} has {len(long[0].ids)} tokens, but {why}. Needed: rows that {loaded.name} is "
+            f"measured on. Leave out the {len(long)} rows of more, or shorten them."
+        )
+    _check_head(loaded, examples[0].ids)
     kept: dict[float, tuple[int, dict[str, torch.Tensor]]] = {}
 
     def visit(net: Any, step: int, total: int) -> None:
@@ -113,6 +122,24 @@ def train(
         return _save(loaded, net, out_dir, history, card, kept)
 
 
+@torch.no_grad()
+def _check_head(loaded: Loaded, ids: Sequence[int]) -> None:
+    """ModelError where the logits that the loss takes, the head's product with the last states, are not the model's own
+    (it scales or caps them)."""
+    if getattr(loaded.model.config, "model_type", None) in FITS:
+        return
+    decoder, head = loaded.model.get_decoder(), loaded.model.get_output_embeddings()
+    if decoder is None or head is None:
+        raise unfit("train", loaded, "without a decoder and an output head")
+    if getattr(loaded.model.config, "is_encoder_decoder", False):
+        raise unfit("train", loaded, "an encoder-decoder")
+    given = torch.tensor([list(ids[:16])], device=loaded.device)
+    own = loaded.model(input_ids=given, use_cache=False).logits.float()
+    ours = head(decoder(input_ids=given, use_cache=False).last_hidden_state).float()
+    if not (ours - own).abs().max() <= 1e-2 * own.abs().max():
+        raise unfit("train", loaded, "whose logits are more than its head's product with the last states")
+
+
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """torch's generators set from `seed` inside, as they were outside."""
@@ -127,16 +154,12 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 def _lora(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
     """The model with fresh LoRA layers in training mode; taken out again afterwards."""
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import Linear, LoraLayer
 
     names = {name.rpartition(".")[2] for name, _ in loaded.model.named_modules()}
     absent = [target for target in TARGETS if target not in names]
     if absent:
-        raise ModelError(
-            f"train: {loaded.name} has no modules named {', '.join(absent)}. Needed: a model of the Llama "
-            "family "
-            "(Qwen2, Qwen3, Llama, Mistral), whose seven projections LoRA adapts."
-        )
-    wanted_grad = [(p, p.requires_grad) for p in loaded.model.parameters()]
+        raise unfit("train", loaded, f"without modules named {', '.join(absent)}, which LoRA adapts")
     config = LoraConfig(
         r=cfg.rank,
         lora_alpha=cfg.alpha,
@@ -145,21 +168,23 @@ def _lora(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    net = get_peft_model(loaded.model, config)
-    try:
-        if cfg.gradient_checkpointing:
-            loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
-        net.train()
-        yield net
-    finally:
-        if cfg.gradient_checkpointing:
-            loaded.model.gradient_checkpointing_disable()
-        net.base_model.unload()
-        for parameter, wanted in wanted_grad:
-            parameter.requires_grad_(wanted)
-        loaded.model.eval()
-        if hasattr(loaded.model, "peft_config"):
-            del loaded.model.peft_config
+    with taken_off(loaded.model):
+        try:
+            net = get_peft_model(loaded.model, config)
+        except ValueError as error:
+            raise unfit(
+                "train", loaded, f"which peft does not adapt ({str(error).splitlines()[0]})"
+            ) from error
+        if any(isinstance(m, LoraLayer) and type(m) is not Linear for m in net.modules()):
+            raise unfit("train", loaded, "whose projections are not all linear layers of their own (experts)")
+        try:
+            if cfg.gradient_checkpointing:
+                loaded.model.gradient_checkpointing_enable({"use_reentrant": False})
+            net.train()
+            yield net
+        finally:
+            if cfg.gradient_checkpointing:
+                loaded.model.gradient_checkpointing_disable()
 
 
 @dataclass(frozen=True)

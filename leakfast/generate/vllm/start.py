@@ -211,10 +211,10 @@ def spec_of(
     check_machine(tensor_parallel=tensor_parallel, invariant=invariant)
     import torch
 
-    from leakfast.generate.transformers import plain_model, stop_ids
+    from leakfast.generate.transformers import stop_ids
 
     on_gpu = torch.cuda.is_available()
-    context = int(getattr(plain_model(loaded.model).config, "max_position_embeddings", 0)) or longest or 2048
+    context = loaded.context_tokens or longest or 2048
     settings = {
         **_base(loaded, "--backend transformers"), "max_model_len": min(context, longest or context),
         "max_num_seqs": width.seats, **lora_settings(adapters),
@@ -233,7 +233,7 @@ def letters_spec(loaded: Loaded, adapters: Sequence[Path], share: float, top: in
     runs, why = available()
     if not runs:
         raise ModelError(f"vllm: asked as the engine, but {why}. Or use --engine packed.")
-    limit = int(getattr(loaded.model.config, "max_position_embeddings", 2048))
+    limit = loaded.context_tokens or 2048
     settings = {
         **_base(loaded, "--engine packed"), "max_model_len": min(limit, 4096), "max_logprobs": top,
         **lora_settings(adapters),
