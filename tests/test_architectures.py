@@ -79,7 +79,7 @@ def test_states_and_completions_equal_transformers_or_the_model_is_refused(kind,
             engine.last_token_states(loaded, [ids], [1])
     asked = complete(loaded, [Request("it", ids, (1,))], Sampling(0.0, 1.0, 4))
     if kind in DRAWN:
-        drawn = [done.token_ids for block in asked for done in block][0]
+        (drawn,) = [done.token_ids for block in asked for done in block]
         wanted = greedy(loaded.model, ids, 4)
         assert list(drawn) == wanted[: len(drawn)] and (len(drawn) == 4 or drawn[-1] == 2)
     else:
