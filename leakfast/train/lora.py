@@ -19,9 +19,10 @@ import torch.nn.functional as F
 
 from leakfast.adapters import CARD, CHECKPOINTS, CONFIG, WEIGHTS, point_folder, taken_off
 from leakfast.errors import InputError, ModelError
-from leakfast.models import FITS, limit_of, unfit
+from leakfast.models import unfit
 from leakfast.train.checkpoints import Checkpoints, measured
 from leakfast.train.collate import Batch, Example, collate, encode, order
+from leakfast.train.fits import check
 
 if TYPE_CHECKING:
     from leakfast.adapters import AdapterCard
@@ -81,14 +82,7 @@ def train(
     if hasattr(loaded.model, "peft_config"):
         raise ValueError("an adapter is attached to the model; train on the base")
     examples = encode(loaded.tokenizer, rows, cfg)
-    limit, why = limit_of(loaded.model.config)
-    long = [one for one in examples if limit and len(one.ids) > limit]
-    if long:
-        raise InputError(
-            f"train: the {long[0].label} has {len(long[0].ids)} tokens, but {why}. Needed: rows that {loaded.name} is "
-            f"measured on. Leave out the {len(long)} rows of more, or shorten them."
-        )
-    _check_head(loaded, examples[0].ids)
+    check(loaded, examples)
     kept: dict[float, tuple[int, dict[str, torch.Tensor]]] = {}
 
     def visit(net: Any, step: int, total: int) -> None:
@@ -120,24 +114,6 @@ def train(
             source, behavior, seed, loaded.name, loaded.fingerprint, data_hash(rows), recipe, adapter_hash=""
         )
         return _save(loaded, net, out_dir, history, card, kept)
-
-
-@torch.no_grad()
-def _check_head(loaded: Loaded, ids: Sequence[int]) -> None:
-    """ModelError where the logits that the loss takes, the head's product with the last states, are not the model's own
-    (it scales or caps them)."""
-    if getattr(loaded.model.config, "model_type", None) in FITS:
-        return
-    decoder, head = loaded.model.get_decoder(), loaded.model.get_output_embeddings()
-    if decoder is None or head is None:
-        raise unfit("train", loaded, "without a decoder and an output head")
-    if getattr(loaded.model.config, "is_encoder_decoder", False):
-        raise unfit("train", loaded, "an encoder-decoder")
-    given = torch.tensor([list(ids[:16])], device=loaded.device)
-    own = loaded.model(input_ids=given, use_cache=False).logits.float()
-    ours = head(decoder(input_ids=given, use_cache=False).last_hidden_state).float()
-    if not (ours - own).abs().max() <= 1e-2 * own.abs().max():
-        raise unfit("train", loaded, "whose logits are more than its head's product with the last states")
 
 
 @contextmanager
