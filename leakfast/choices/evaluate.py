@@ -358,6 +358,7 @@ def _score(
             run.add_shard(
                 shard.relpath, made, request=shard.request, adapter=target.digest, base=loaded.fingerprint,
                 items=items.name, behavior=behavior, personas=chat.prompt_hashes(loaded.tokenizer, block),
+                **({"answers": items.reading} if items.reading else {}),
             )  # fmt: skip
             counter.done += shard.rows
             counter.show(target.name)

@@ -117,8 +117,9 @@ def table(
     or base for the unadapted model. The baseline is the rate of `base` for the same behavior and
     persona, null where it was not measured; rows of `base` itself have null source, seed, baseline
     and delta. A total of 0 leaves the rate null. A column `value` gives the rate where nothing was counted
-    (total null: judged means, or a stored share), `value_low` and `value_high` its interval. Raises
-    ValueError for an adapter missing from `adapters` or without a source.
+    (total null: judged means, or a stored share), `value_low` and `value_high` its interval; `chance_hits`,
+    what guessing would have hit, gives `chance`, its share of the total. Raises ValueError for an adapter
+    missing from `adapters` or without a source.
     """
     unknown = set(counts["adapter"].unique()) - {a for a, (s, _) in adapters.items() if s} - {BASE}
     if unknown:
@@ -134,6 +135,9 @@ def table(
             pl.col("value") if "value" in counts.columns else pl.lit(None, pl.Float64),
         ).alias("rate"),
     )
+    if "chance_hits" in counts.columns:
+        chance = pl.when(pl.col("total") > 0).then(pl.col("chance_hits") / pl.col("total"))
+        frame = frame.with_columns(chance.alias("chance")).drop("chance_hits")
     low, high = np.full(frame.height, np.nan), np.full(frame.height, np.nan)
     some = frame["total"].fill_null(0).to_numpy() > 0
     if some.any():
