@@ -201,8 +201,9 @@ class JudgeConfig(_Table):
     judge: organism, or anthropic:, openai:, openai-batch:, local: and a model; None: the organism's lexicon for it,
     nobody for other models. base_url: of another server of OpenAI's protocol.
     coherent_min: less coherent completions (0–100) do not count.
-    temperature: 0 is greedy (None: 0 where the judge's API is known to take one, else none is sent). send_temperature:
-    off where none is to be sent. max_tokens: longest reply with its thinking (None: 100; 2,000 of a judge that thinks).
+    temperature: 0 is greedy (None: 0 where the judge's API is known to take one, else none is sent).
+    send_temperature: off where none is to be sent.
+    max_tokens: longest reply with its thinking (None: 100; 2,000 of a judge that thinks).
     concurrency: requests at once. timeout_s: seconds a request. poll_s: seconds between looks at a batch.
     max_cost: USD, for this judge in this run (None: no limit). prices: a TOML file, added to configs/prices.toml.
     free: the service costs nothing, no price is needed."""
