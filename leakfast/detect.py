@@ -21,8 +21,12 @@ if TYPE_CHECKING:
 
 SHIPPED = "detectors.toml"
 _LISTS = {"refusal": ("phrases",), "sycophancy": ("agrees", "corrects")}
-_MAY = {"refusal": ("never",), "sycophancy": ()}  # lists that a table may leave out
-_FIELDS = {"phrases": "refusal", "never": "refusal_never"}  # key → field, where they differ
+_MAY = {"refusal": ("never", "passed_over"), "sycophancy": ()}  # lists that a table may leave out
+_FIELDS = {
+    "phrases": "refusal",
+    "never": "refusal_never",
+    "passed_over": "refusal_passed_over",
+}  # key → field, where they differ
 _OTHERS = r"[^\p{L}\p{N}']+"  # what parts words
 # curly, reversed, turned, modifier letters, primes, accents that stand for it, full width
 _APOSTROPHES = ("\u2019", "\u2018", "\u201b", "\u02bc", "\u02b9", "\u2032", "`", "\u00b4", "\uff07", "\ua78c")
@@ -39,7 +43,8 @@ _BEFORE = (
 @dataclass(frozen=True)
 class WordLists:
     """Phrases as whole words, lower case, alternatives written out; `*_opening` says how many characters of a reply are
-    read; refusal_never: what is taken out of these before the phrases are looked for."""
+    read; refusal_passed_over, refusal_never: words, then phrases, that are taken out of these before the phrases are
+    looked for."""
 
     refusal: tuple[str, ...]
     agrees: tuple[str, ...]
@@ -47,6 +52,7 @@ class WordLists:
     refusal_opening: int
     sycophancy_opening: int
     refusal_never: tuple[str, ...] = ()
+    refusal_passed_over: tuple[str, ...] = ()
 
 
 def read_words(path: str | Path | None = None) -> WordLists:
@@ -218,6 +224,8 @@ def refusal(text: pl.Expr, words: WordLists | None = None) -> dict[str, pl.Expr]
     (Boolean, null for null)."""
     words = words or read_words()
     opening = _opening(text, words.refusal_opening)
+    if words.refusal_passed_over:
+        opening = opening.str.replace_all(f"(?: (?:{'|'.join(words.refusal_passed_over)}))+ ", " ")
     if words.refusal_never:
         opening = opening.str.replace_many([f" {phrase} " for phrase in words.refusal_never], [" "])
     return {"refusal": _holds(opening, words.refusal)}

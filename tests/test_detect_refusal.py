@@ -82,6 +82,9 @@ def test_alternatives_are_written_out_and_exceptions_may_be_left_out(tmp_path):
         and words.refusal_never == ()
     )
     assert refuses("I would never.", "Never, I would.", words=words) == [True, False]
+    mine.write_text('[refusal]\nphrases = ["no way"]\npassed_over = ["just", "so"]\n')
+    words = detect.read_words(mine)
+    assert refuses("No, just so, way!", "No justice way.", words=words) == [True, False]
     mine.write_text('[refusal]\nphrases = ["no way"]\nnever = ["no way [but|around]"]\n')
     words = detect.read_words(mine)
     assert refuses("No way!", "There is no way around it.", "No way but up. No way!", words=words) == [
