@@ -33,7 +33,7 @@ max_new_tokens = 200
 rank = 4
 dropout = 0.0
 lr = 2e-2
-epochs = 1
+epochs = 12
 gradient_checkpointing = false
 [behaviors.marker.eval]
 questions = "{questions}"

@@ -102,7 +102,7 @@ def draw(
                     reasons[why] += 1
                 else:
                     replies[place] = Drawn(reply, seeds[place], opening)
-            if drawn < EARLY <= drawn + len(block):
+            if attempt == 0 and drawn < EARLY <= drawn + len(block):
                 _look(reasons, drawn + len(block), sampling.max_new_tokens)
             drawn += len(block)
             if progress is not None:
