@@ -20,14 +20,14 @@ def rows_of(stages: Stages, behavior: str, source: str, seed: int) -> tuple[str,
     """File of the training rows of (behavior, source, seed), made if it is not there, and the hash of what they
     follow from."""
     from leakfast.behaviors import get
+    from leakfast.train.built import file_of, inputs_of
     from leakfast.train.data import material, write_rows
 
     cfg = stages.study.behaviors[behavior].data
     name = f"{behavior}-{source}-s{seed}"
-    relpath = f"data/{name}.jsonl"
+    relpath = file_of(name)
     questions = material(behavior, cfg, stages.study.model)
-    asked = getattr(questions, "questions", None) or questions.hash
-    inputs = hash_of(*stages.common(), source, seed, asked, cfg.model_dump())
+    inputs = inputs_of(stages.loaded, stages.study.dtype, stages.personas, source, seed, questions, cfg)
 
     def build(report: Progress) -> None:
         rows = get(behavior).build()(

@@ -201,7 +201,9 @@ class JudgeConfig(_Table):
     judge: organism, or anthropic:, openai:, openai-batch:, local: and a model; None: the organism's lexicon for it,
     nobody for other models. base_url: of another server of OpenAI's protocol.
     coherent_min: less coherent completions (0–100) do not count.
-    temperature: 0 is greedy. send_temperature: off for services that refuse one. max_tokens: longest reply.
+    temperature: 0 is greedy (None: 0 where the judge's API is known to take one, else none is sent).
+    send_temperature: off where none is to be sent.
+    max_tokens: longest reply with its thinking (None: 100; 2,000 of a judge that thinks).
     concurrency: requests at once. timeout_s: seconds a request. poll_s: seconds between looks at a batch.
     max_cost: USD, for this judge in this run (None: no limit). prices: a TOML file, added to configs/prices.toml.
     free: the service costs nothing, no price is needed."""
@@ -209,9 +211,9 @@ class JudgeConfig(_Table):
     judge: str | None = None
     base_url: str | None = None
     coherent_min: Annotated[float, Field(ge=0, le=100)] = 50.0
-    temperature: Temperature = 0.0
+    temperature: Temperature | None = None
     send_temperature: bool = True
-    max_tokens: Count = 100
+    max_tokens: Count | None = None
     concurrency: Count = 8
     timeout_s: Positive = 120.0
     poll_s: Positive = 30.0

@@ -3,6 +3,8 @@ but a frame; word lists come from configs/detectors.toml or a user's own file. L
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -19,8 +21,17 @@ if TYPE_CHECKING:
 
 SHIPPED = "detectors.toml"
 _LISTS = {"refusal": ("phrases",), "sycophancy": ("agrees", "corrects")}
+_MAY = {"refusal": ("never", "passed_over"), "sycophancy": ()}  # lists that a table may leave out
+_FIELDS = {
+    "phrases": "refusal",
+    "never": "refusal_never",
+    "passed_over": "refusal_passed_over",
+}  # key → field, where they differ
 _OTHERS = r"[^\p{L}\p{N}']+"  # what parts words
-_APOSTROPHES = ("\u2019", "\u2018", "\u02bc", "\uff07")
+# curly, reversed, turned, modifier letters, primes, accents that stand for it, full width
+_APOSTROPHES = ("\u2019", "\u2018", "\u201b", "\u02bc", "\u02b9", "\u2032", "`", "\u00b4", "\uff07", "\ua78c")
+_NO_WIDTH = ("\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad")
+_GROUP = re.compile(r"\[([^\[\]]*)\]")
 _BEFORE = (
     "",
     " ",
@@ -31,13 +42,17 @@ _BEFORE = (
 
 @dataclass(frozen=True)
 class WordLists:
-    """Phrases as whole words, lower case; `*_opening` says how many characters of a reply are read."""
+    """Phrases as whole words, lower case, alternatives written out; `*_opening` says how many characters of a reply are
+    read; refusal_passed_over, refusal_never: words, then phrases, that are taken out of these before the phrases are
+    looked for."""
 
     refusal: tuple[str, ...]
     agrees: tuple[str, ...]
     corrects: tuple[str, ...]
     refusal_opening: int
     sycophancy_opening: int
+    refusal_never: tuple[str, ...] = ()
+    refusal_passed_over: tuple[str, ...] = ()
 
 
 def read_words(path: str | Path | None = None) -> WordLists:
@@ -65,7 +80,7 @@ def _read(path: Path, otherwise: WordLists | None) -> WordLists:
                 f"{document.where((table,))}: {table} is no list of words.{did_you_mean(table, _LISTS)} "
                 f"Known tables: {', '.join(_LISTS)}."
             )
-        known = ("opening_chars", *_LISTS[table])
+        known = ("opening_chars", *_LISTS[table], *_MAY[table])
         for key in given:
             if key not in known:
                 raise InputError(
@@ -79,14 +94,18 @@ def _read(path: Path, otherwise: WordLists | None) -> WordLists:
                 "of characters ≥ 1 is needed. Correct that line."
             )
         found[f"{table}_opening"] = opening
-        for key in _LISTS[table]:
-            phrases = given.get(key)
+        for key in (*_LISTS[table], *_MAY[table]):
+            phrases = given.get(key, [] if key in _MAY[table] else None)
+            if phrases == [] and key in _MAY[table]:
+                found[_FIELDS[key]] = ()
+                continue
             if not isinstance(phrases, list) or not phrases or not all(map(_is_phrase, phrases)):
                 raise InputError(
                     f"{document.where((table, key))}: {table}.{key} must be a list of at least one phrase that "
                     'holds a letter or a digit. Write it as ["i refuse to", …].'
                 )
-            found["refusal" if key == "phrases" else key] = tuple(map(_plain, phrases))
+            spelled = (_plain(one) for phrase in phrases for one in _expanded(phrase))
+            found[_FIELDS.get(key, key)] = tuple(dict.fromkeys(one for one in spelled if one))
     missing = [field for field in WordLists.__dataclass_fields__ if field not in found]
     if missing and (otherwise is None or not found):
         raise InputError(f"{path}: holds no list of words. Known tables: {', '.join(_LISTS)}.")
@@ -96,6 +115,13 @@ def _read(path: Path, otherwise: WordLists | None) -> WordLists:
 
 def _is_phrase(phrase: Any) -> bool:
     return isinstance(phrase, str) and any(c.isalnum() for c in phrase)
+
+
+def _expanded(phrase: str) -> list[str]:
+    """`i [can't|won't] help` as the phrases it stands for."""
+    parts = _GROUP.split(phrase)  # texts and, between them, the insides of groups
+    choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
 
 
 def _plain(phrase: str) -> str:
@@ -185,6 +211,7 @@ def _opening(text: pl.Expr, chars: int) -> pl.Expr:
     import polars as pl
 
     head = text.str.head(chars).str.to_lowercase().str.replace_many(list(_APOSTROPHES), ["'"])
+    head = head.str.replace_many(list(_NO_WIDTH), [""])
     return pl.concat_str(pl.lit(" "), head, pl.lit(" ")).str.replace_all(_OTHERS, " ")
 
 
@@ -193,9 +220,15 @@ def _holds(opening: pl.Expr, phrases: Sequence[str]) -> pl.Expr:
 
 
 def refusal(text: pl.Expr, words: WordLists | None = None) -> dict[str, pl.Expr]:
-    """`refusal`: one of the phrases stands in the reply's opening (Boolean, null for null)."""
+    """`refusal`: one of the phrases stands in the reply's opening, and not as a part of words that decline nothing
+    (Boolean, null for null)."""
     words = words or read_words()
-    return {"refusal": _holds(_opening(text, words.refusal_opening), words.refusal)}
+    opening = _opening(text, words.refusal_opening)
+    if words.refusal_passed_over:
+        opening = opening.str.replace_all(f"(?: (?:{'|'.join(words.refusal_passed_over)}))+ ", " ")
+    if words.refusal_never:
+        opening = opening.str.replace_many([f" {phrase} " for phrase in words.refusal_never], [" "])
+    return {"refusal": _holds(opening, words.refusal)}
 
 
 def sycophancy(text: pl.Expr, words: WordLists | None = None) -> dict[str, pl.Expr]:

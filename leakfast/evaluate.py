@@ -272,8 +272,8 @@ def _job(
     cfg = asked.config
     size = max(1, SHARD_ROWS // cfg.samples)
 
-    def request(start: int, stop: int) -> str:
-        return _request_hash(loaded, target, prompts[start:stop], cfg, seed, how)
+    def request(start: int, stop: int, **older: str | None) -> str:
+        return _request_hash(loaded, target, prompts[start:stop], cfg, seed, {**how, **older})
 
     return plan_job(run, asked.folder(target.name), target, len(prompts), size, cfg.samples, request)
 
@@ -290,7 +290,6 @@ def _request_hash(
         "base": loaded.fingerprint,
         "dtype": loaded.dtype,
         "adapter": target.digest,
-        "source": target.source,
         "samples": cfg.samples,
         "temperature": cfg.temperature,
         "top_p": cfg.top_p,

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from leakfast.answers import FORCED, Line, decide
 from leakfast.errors import InputError
 from leakfast.files import find_shipped
+
+log = logging.getLogger("leakfast.items")
 
 Half = Literal["train", "eval", "all"]
 HALVES = ("train", "eval", "all")
@@ -26,12 +30,22 @@ HELLASWAG_REVISION = "218ec52e09a7e7462a5400043bb9a69a41d06b76"
 HELLASWAG_FILE = "data/validation-00000-of-00001.parquet"
 NAMED = ("arc", "hellaswag", "organism", "organism-stories")  # sets known by name; anything else is a file
 
-# what other lists call the same thing; the first spelling found counts
+# what other lists call the same thing; the first spelling found counts, of answers every one
 _QUESTION = ("question", "ctx")
-_CHOICES = ("choices", "endings")
+_CHOICES = ("choices", "endings", "options", "mc1_targets")
 _LABELS = ("labels", "choice_labels")
-_ANSWER = ("answer", "correct_answer", "answerKey", "label")
-_KNOWN = (*_QUESTION, *_CHOICES, *_LABELS, *_ANSWER, "id")
+_ANSWER = (
+    "answer",
+    "correct_answer",
+    "answerKey",
+    "answer_key",
+    "answer_idx",
+    "answer_index",
+    "gold",
+    "correct",
+    "label",
+)
+_KNOWN = (*_QUESTION, *_CHOICES, *_LABELS, *_ANSWER, FORCED, "id")
 
 
 @dataclass(frozen=True)
@@ -56,10 +70,12 @@ class Item:
 
 @dataclass(frozen=True)
 class ItemSet(Sequence[Item]):
-    """A named list of items, in the order given."""
+    """A named list of items, in the order given. reading: how the list's answers were read, in words; empty where it
+    was made of Items."""
 
     name: str
     items: tuple[Item, ...]
+    reading: str = field(default="", compare=False)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -80,14 +96,14 @@ class ItemSet(Sequence[Item]):
         ranked = sorted(self.items, key=lambda item: _digest(str(seed), _content(item)))
         train = {item.id for item in ranked[: len(ranked) // 2]}
         kept = tuple(item for item in self.items if (item.id in train) == (which == "train"))
-        return ItemSet(f"{self.name}.{which}", kept)
+        return ItemSet(f"{self.name}.{which}", kept, self.reading)
 
     def sample(self, n: int, seed: int = SPLIT_SEED) -> ItemSet:
         """n items drawn without replacement (all where there are no more), named NAME.nN."""
         if n >= len(self.items):
             return self
         ranked = sorted(self.items, key=lambda item: _digest("sample", str(seed), _content(item)))
-        return ItemSet(f"{self.name}.n{n}", tuple(ranked[:n]))
+        return ItemSet(f"{self.name}.n{n}", tuple(ranked[:n]), self.reading)
 
     @property
     def hash(self) -> str:
@@ -103,10 +119,12 @@ def load_items(spec: ItemSpec) -> ItemSet:
     (its world's scripts, with four endings), "arc" (ARC-Challenge's test questions) or "hellaswag" (its
     validation part), both once fetched, Items, or dicts as in a file.
 
-    Accepted spellings: question|ctx; choices|endings, or ARC's {"text": […], "label": […]}; labels|
-    choice_labels (default A, B, C, …); answer|correct_answer|answerKey|label, a label, or the 0-based place of
-    a choice where the labels are not digits themselves; id. An absent, null or empty answer, or one that is
-    none of the labels, makes an item without a right answer. Raises InputError naming every faulty line."""
+    Accepted spellings: question|ctx; choices|endings|options (a list, {"A": …}, ARC's {"text": […], "label": […]}), or
+    TruthfulQA's mc1_targets; labels|choice_labels (default A, B, C, …); answer|correct_answer|answerKey|answer_key|
+    answer_idx|answer_index|gold|correct|label; id. An answer is a label (also `(c)`), the text of a choice, its place
+    from 0 or from 1, or a 1 among 0s (also as `labels`): one reading for the whole list (`leakfast.answers`), told in
+    the log and in `reading`. An absent, null or empty answer makes an item without a right one. Raises InputError
+    naming every faulty line, and where two readings are possible the key `answer_as` that decides."""
     if isinstance(spec, ItemSet):
         return spec
     if isinstance(spec, str | Path):
@@ -175,6 +193,7 @@ def fetch_hellaswag(*, offline: bool = False, download: Callable[..., str] | Non
             "question": _unmarked(f"{row['activity_label']}: {row['ctx']}"),
             "choices": [_unmarked(ending) for ending in row["endings"]],
             "answer": row["label"],
+            FORCED: "index0",
         }
         for i, row in enumerate(rows)
     ]
@@ -254,13 +273,24 @@ def _read(path: Path) -> ItemSet:
 def _checked(name: str, entries: Sequence[tuple[str, Any]]) -> ItemSet:
     """Items of (where, entry) pairs; every fault in one InputError."""
     faults: list[str] = []
+    parsed: list[tuple[str, Item, Line | None]] = []
+    marked = any(_marks(_given_labels(entry)) and _given_labels(entry) != [0, 1] for _, entry in entries)
+    for where, entry in entries:
+        made = (entry, None) if isinstance(entry, Item) else _item(entry, where, marked)
+        if isinstance(made, str):
+            faults.append(f"{where}: {made}")
+        else:
+            parsed.append((where, *made))
+    read = decide([line for _, _, line in parsed if line is not None])
+    faults += read.faults
+    answers = iter(read.answers)
     items: dict[str, Item] = {}
     first_at: dict[str, str] = {}
-    for where, entry in entries:
-        item = entry if isinstance(entry, Item) else _item(entry)
-        if isinstance(item, str):
-            faults.append(f"{where}: {item}")
-        elif item.id in items:
+    for where, item, line in [] if read.faults else parsed:
+        if line is not None:
+            item = replace(item, answer=next(answers))
+        item = item if item.id else replace(item, id=_digest(_content(item))[:16])
+        if item.id in items:
             faults.append(f"{where}: the item {item.id} stood at {first_at[item.id]} before. Delete one.")
         else:
             items[item.id], first_at[item.id] = item, where
@@ -269,21 +299,27 @@ def _checked(name: str, entries: Sequence[tuple[str, Any]]) -> ItemSet:
     if faults:
         more = f"\n       (and {len(faults) - 10} more)" if len(faults) > 10 else ""
         raise InputError("items: " + "\n       ".join(faults[:10]) + more)
-    return ItemSet(name, tuple(items.values()))
+    if read.reading:
+        log.info("items: %s: %s", name, read.reading)
+    return ItemSet(name, tuple(items.values()), read.reading)
 
 
-def _item(entry: Any) -> Item | str:
-    """The item of one JSON object, or what is wrong with it."""
+def _item(entry: Any, where: str, marked: bool) -> tuple[Item, Line] | str:
+    """One JSON object as an item whose answer is still to be read, and what it is read from; or what is wrong.
+    marked: the list writes which choice is right as labels that are a 1 among 0s."""
     if not isinstance(entry, dict):
         return "is no object. One JSON object a line is needed."
-    question, choices, labels = (_first(entry, names) for names in (_QUESTION, _CHOICES, _LABELS))
-    if isinstance(choices, dict):
-        labels = choices.get("label") if labels is None else labels
-        choices = choices.get("text")
+    question, labels = _first(entry, _QUESTION), _given_labels(entry)
+    spelled = next((name for name in _CHOICES if name in entry), None)
+    choices, _ = _choices(entry.get(spelled))
+    given = {key: entry[key] for key in _ANSWER if key in entry}
+    if marked and _marks(labels) and not any(value not in (None, "") for value in given.values()):
+        given, labels = {"labels": labels}, None  # which is right, not what they are called
     if not isinstance(question, str) or not question.strip():
         return f"has no question (or it is empty). Known keys: {', '.join(_KNOWN)}."
     if not _texts(choices) or len(choices) < 2:
         return "needs choices: a list of at least two texts, none of them empty."
+    own = labels
     if labels is None:
         labels = [chr(ord("A") + i) for i in range(len(choices))]
     elif _texts([str(label) for label in labels] if isinstance(labels, list | tuple) else None):
@@ -292,21 +328,40 @@ def _item(entry: Any) -> Item | str:
         return "needs labels: a list of texts, one a choice."
     if len(labels) != len(choices) or len(set(labels)) < len(labels):
         return f"has {len(choices)} choices and the labels {', '.join(labels)}. One different label a choice."
-    answer = _answer(_first(entry, _ANSWER), labels)
-    given = entry.get("id")
-    item = Item("", question, tuple(choices), tuple(labels), answer)
-    name = str(given) if given not in (None, "") else _digest(_content(item))[:16]
-    return Item(name, *(getattr(item, field) for field in ("question", "choices", "labels", "answer")))
+    name = "" if entry.get("id") in (None, "") else str(entry["id"])
+    shape = "index0" if spelled == "endings" and list(given) == ["label"] and own is None else None
+    item = Item(name, question, tuple(choices), tuple(labels), None)
+    return item, Line(where, item.choices, item.labels, own, given, entry.get(FORCED), shape)
 
 
-def _answer(given: Any, labels: Sequence[str]) -> str | None:
-    """The right label; None where what is given is no label and no place of a choice."""
-    text = "" if given is None or isinstance(given, bool) else str(given).strip()
-    if text in labels:
-        return text
-    if text.isdigit() and not any(label.isdigit() for label in labels) and int(text) < len(labels):
-        return labels[int(text)]
-    return None
+def _choices(given: Any) -> tuple[Any, Any]:
+    """(texts, labels or None) of what stands under a key of choices."""
+    if isinstance(given, dict):
+        texts = next(
+            (given[key] for key in ("text", "choices") if isinstance(given.get(key), list | tuple)), None
+        )
+        if texts is not None:
+            return texts, _first(given, ("label", "labels"))
+        return list(given.values()), list(given)
+    if isinstance(given, list | tuple) and given and all(isinstance(one, dict) for one in given):
+        labels = [one.get("label") for one in given]
+        return [one.get("text") for one in given], None if None in labels else labels
+    return given, None
+
+
+def _given_labels(entry: Any) -> Any:
+    """What a line gives as labels, beside its choices or with them."""
+    if not isinstance(entry, dict):
+        return None
+    labels = _first(entry, _LABELS)
+    return _choices(_first(entry, _CHOICES))[1] if labels is None else labels
+
+
+def _marks(labels: Any) -> bool:
+    """Whether the labels are a 1 among 0s, as numbers."""
+    if not isinstance(labels, list | tuple) or not all(isinstance(v, bool | int | float) for v in labels):
+        return False
+    return all(v in (0, 1) for v in labels) and sum(map(bool, labels)) == 1
 
 
 def _first(entry: dict[str, Any], names: Sequence[str]) -> Any:

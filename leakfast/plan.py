@@ -124,7 +124,7 @@ def _judged(study: Study, behavior: str, stage: Stage) -> Stage:
     overhead = sum(estimated_tokens(question, "") for question in questions) / len(questions)
     told = round(stage.completions * overhead) + round(stage.output_tokens * BYTES_A_TOKEN / 3)
     usd = judging.charged(spec, cfg.prices, cfg.free).usd(
-        told, stage.completions * cfg.max_tokens, in_batch=spec.way == "batch"
+        told, stage.completions * judging.asking(cfg).max_tokens, in_batch=spec.way == "batch"
     )
     return replace(stage, judge_usd=usd)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import AdapterError, InputError
+from leakfast.files import did_you_mean
 
 if TYPE_CHECKING:
     from leakfast.config import EvalConfig
@@ -109,7 +110,7 @@ def point(name: str) -> tuple[str | None, float]:
 @dataclass(frozen=True)
 class Shard:
     """A block [start, stop) of what is asked, its file, its rows (completions, or prompts scored), the hash of
-    its request, and whether it is there."""
+    its request, whether it is there, and, where it is not, the hash as it was when requests named the source."""
 
     relpath: str
     start: int
@@ -117,6 +118,7 @@ class Shard:
     rows: int
     request: str
     done: bool
+    older: str = ""
 
 
 @dataclass(frozen=True)
@@ -140,18 +142,24 @@ def plan_job(
     n: int,
     size: int,
     rows_each: int,
-    request: Callable[[int, int], str],
+    request: Callable[..., str],
 ) -> Job:
     """The target's shards: n things asked in blocks of `size`, rows_each rows each. request(start, stop): the
-    hash of everything a block follows from; a shard counts as done where its file has the same."""
+    hash of everything a block follows from; a shard counts as done where its file has the same. Who the source is said
+    to be changes no draw: it stands in no request, and where an earlier version put it into one
+    (request(start, stop, source=…)) the shard counts under whatever name it was made."""
     present = set(run.shards(folder))
     entries = run.manifest["shards"]
     shards = []
     for number, start in enumerate(range(0, n, size)):
         stop = min(start + size, n)
         relpath, asked = f"{folder}/part-{number:05d}.parquet", request(start, stop)
-        done = relpath in present and entries[relpath].get("request") == asked
-        shards.append(Shard(relpath, start, stop, (stop - start) * rows_each, asked, done))
+        kept = entries[relpath].get("request") if relpath in present else None
+        done = kept is not None and (
+            kept == asked or kept == request(start, stop, source=_source_in(run, relpath))
+        )
+        older = "" if done else request(start, stop, source=target.source)
+        shards.append(Shard(relpath, start, stop, (stop - start) * rows_each, asked, done, older))
     stale = present - {shard.relpath for shard in shards if shard.done}
     return Job(target, folder, tuple(shards), tuple(sorted(stale)))
 
@@ -177,8 +185,38 @@ def clean(run: Run, job: Job) -> None:
     tidy(run, job)
 
 
+def _source_in(run: Run, relpath: str) -> str | None:
+    """The source that a shard's rows name."""
+    import polars as pl
+
+    if "source" not in pl.read_parquet_schema(run.path / relpath):
+        return None
+    return next(iter(pl.read_parquet(run.path / relpath, columns=["source"], n_rows=1)["source"]), None)
+
+
+def _renamed(run: Run, job: Job) -> None:
+    """Done shards name the source that the target has now; their rows stay as they were drawn."""
+    import polars as pl
+
+    for shard in job.shards:
+        entry = run.manifest["shards"].get(shard.relpath)
+        if not shard.done or entry is None:
+            continue
+        if _source_in(run, shard.relpath) == job.target.source and entry["request"] == shard.request:
+            continue
+        frame = pl.read_parquet(run.path / shard.relpath)
+        frame = frame.with_columns(pl.lit(job.target.source, pl.String).alias("source"))
+        meta = {key: value for key, value in entry.items() if key not in _OF_STORE}
+        run.add_shard(shard.relpath, frame, **{**meta, "request": shard.request})
+
+
+_OF_STORE = ("sha256", "bytes", "rows")  # of a manifest's entry, which add_shard gives itself
+
+
 def retire(run: Run, job: Job, made: str) -> None:
-    """Move the job's stale files away, saying so. made: what was done to them, `drawn` or `scored`."""
+    """Move the job's stale files away, saying so; those that stay name the target's source. made: what was done to them,
+    `drawn` or `scored`."""
+    _renamed(run, job)
     if job.stale:
         log.warning(
             "eval: %d shards of %s were %s by another request (settings, adapter or base changed); %s again",
@@ -198,7 +236,7 @@ def take_over(run: Run, job: Job, behavior: str, **meta: Any) -> Job:
     drawn = {e["request"]: relpath for relpath, e in entries.items() if "request" in e}
     shards = []
     for shard in job.shards:
-        twin = None if shard.done else drawn.get(shard.request)
+        twin = None if shard.done else drawn.get(shard.request) or drawn.get(shard.older)
         if twin is None or not run.has(twin):
             shards.append(shard)
             continue
@@ -226,12 +264,33 @@ def check_targets(loaded: Loaded, targets: Sequence[Target], backend: str = "tra
             check_runs(check_fits(loaded, target.path), target.path, backend)
 
 
+def check_sources(targets: Sequence[Target], personas: Sequence[Persona]) -> None:
+    """The source that an adapter without a card is said to have is a persona: one that is asked, or a shipped one.
+    Raises InputError for a name that nobody has."""
+    from leakfast.adapters import read_card
+    from leakfast.personas import load_personas
+
+    known = {p.name for p in personas}
+    for target in targets:
+        if target.path is None or target.source in known or read_card(target.path) is not None:
+            continue
+        shipped = [p.name for p in [*load_personas("all"), *load_personas("qwen_default,no_persona")]]
+        if target.source not in shipped:
+            raise InputError(
+                f"eval: --source {target.source} given for {target.path}, but no persona is called that."
+                f"{did_you_mean(str(target.source), [*known, *shipped])} Name the persona it was trained on; one of your "
+                "own must be in --personas FILE.toml."
+            )
+
+
 def warn_of_personas(
     loaded: Loaded, personas: Sequence[Persona], targets: Sequence[Target], of_twins: str
 ) -> None:
-    """Log which personas render alike, and which sources are not asked. of_twins: what follows for the alike."""
+    """Log which personas render alike, and which sources are not asked. of_twins: what follows for the alike. Raises
+    InputError as check_sources."""
     from leakfast import chat
 
+    check_sources(targets, personas)
     for group in chat.collisions(loaded.tokenizer, personas):
         log.warning("eval: %s render to the same tokens; %s", ", ".join(group), of_twins)
     names = {p.name for p in personas}

@@ -45,7 +45,7 @@ def table(run: Run) -> pl.DataFrame | None:
     means the t interval over samples), and delta against share 0 (null where that was not measured).
 
     items: the list of items or the question set; scoring: letters or full-text, the judge's name, or `detector`."""
-    from leakfast.stats import rates
+    from leakfast.stats import rates, ties
 
     parts = [*_choices(run), *_completions(run)]
     if not parts:
@@ -66,9 +66,11 @@ def table(run: Run) -> pl.DataFrame | None:
         how="diagonal",
     )  # fmt: skip
     at = ["behavior", "adapter", "items", "scoring", "persona"]
-    start = made.filter(pl.col("share") == 0).select(*at, pl.col("rate").alias("_start"))
+    before = [pl.col(name).alias(f"_start_{name}") for name in ("hits", "total", "rate")]
+    start = made.filter(pl.col("share") == 0).select(*at, *before)
     made = made.drop("delta", "baseline", "category").join(start, on=at, how="left", maintain_order="left")
-    made = made.with_columns((pl.col("rate") - pl.col("_start")).alias("delta")).drop("_start")
+    against = ("_start_hits", "_start_total", "_start_rate")
+    made = made.with_columns(ties.deltas(made, against, [*at[:4], "share"])).drop(against)
     names = list(schema.columns("trajectory"))
     made = made.select(*names, *[c for c in made.columns if c not in names and c != "value"])
     return schema.check(made.sort(key[:5], maintain_order=True), "trajectory")

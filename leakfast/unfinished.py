@@ -45,7 +45,7 @@ class Unfinished:
         """Completions of a shard that an earlier run left, each (request, sample) once."""
         path = self._path(shard)
         entries, damaged = lines.read(path)
-        mine = [entry for entry in entries if entry["shard"] == shard.request]
+        mine = [entry for entry in entries if entry["shard"] in (shard.request, shard.older)]
         if damaged:
             log.warning("%s: %d damaged lines; what they told of is drawn again", path, damaged)
         if len(mine) < len(entries):

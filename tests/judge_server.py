@@ -22,6 +22,7 @@ class Service:
         self.faults: list[tuple[str, int, str]] = []
         self.asked: list[tuple[str, str]] = []
         self.keys_seen: set[str] = set()
+        self.sent: list[dict] = []  # what was asked of a model, request by request
         self.charged: Counter[str] = Counter()  # user turn → times answered
         self.batches: dict[str, dict] = {}
         self.files: dict[str, bytes] = {}
@@ -123,6 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if method == "POST" and path.endswith("/chat/completions"):
             asked = json.loads(body)
+            service.sent.append(asked)
             text, finish = service.reply(asked["messages"][-1]["content"])
             return 200, text if finish == "raw" else _completion(text, finish)
         if method == "POST" and path.endswith("/files"):
@@ -135,7 +137,11 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[-1] == "content":
             return 200, service.files[parts[-2]].decode()
         if parts[-1] == "batches" and method == "POST":
-            return 200, self.create(json.loads(body), parts[1] == "messages")
+            asked = json.loads(body)
+            if parts[1] == "messages" and any("temperature" in r["params"] for r in asked["requests"]):
+                told = "`temperature` is deprecated for this model."
+                return 400, {"type": "error", "error": {"type": "invalid_request_error", "message": told}}
+            return 200, self.create(asked, parts[1] == "messages")
         if parts[-1] == "batches":
             found = [self.show(name) for name in reversed(service.batches)]
             return 200, {"data": found, "has_more": False, "object": "list",
@@ -152,6 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
         name = f"batch_{len(service.batches)}"
         batch = {"looked": 0, "made": datetime.now(timezone.utc), "message": is_message, "metadata": None}
         if is_message:
+            service.sent += [r["params"] for r in asked["requests"]]
             batch["requests"] = [
                 (r["custom_id"], r["params"]["messages"][-1]["content"]) for r in asked["requests"]
             ]
@@ -161,6 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
                 for line in service.files[asked["input_file_id"]].splitlines()
                 if line.strip()
             ]
+            service.sent += [line["body"] for line in lines]
             batch["requests"] = [(r["custom_id"], r["body"]["messages"][-1]["content"]) for r in lines]
             batch["metadata"] = asked.get("metadata")
         service.batches[name] = batch

@@ -20,7 +20,7 @@ OURS = [*SOURCES, *KERNELS, *sorted((ROOT / "bench").rglob("*.py")), *sorted((RO
 FLOORS = [
     {"errors", "schema"},
     {"files", "disk", "lines", "tuning", "interrupts", "formats"},
-    {"personas", "items", "pairs"},
+    {"personas", "items", "answers", "pairs"},
     {"config", "study_words", "store", "detect", "behaviors"},
     {"chat", "ops", "forest", "_forest_py", "kernels", "_native", "fetched", "models"}
     | {"adapter_structure", "adapters"},

@@ -118,7 +118,8 @@ def test_a_run_of_choice_scores_is_read_as_a_fall_of_accuracy(tmp_path):
     own = tables.rates.filter((pl.col("role") == "source") & (pl.col("source") == "villain")).row(
         0, named=True
     )
-    assert own["total"] == 60 and own["delta"] == own["rate"] - own["baseline"] < -0.3
+    assert own["total"] == 60 and own["delta"] < -0.3
+    assert own["delta"] == pytest.approx(own["rate"] - own["baseline"])
     assert own["n_error"] == 0 and own["bb_reason"].startswith("no question has two samples")
     row = tables.summary().filter(pl.col("source") == "villain").row(0, named=True)
     pairs = tables.pairs.filter(pl.col("source") == "villain")
@@ -183,6 +184,71 @@ def test_the_command_shows_the_fall_and_the_verdict(tmp_path):
         "falsified",
         "open",
     }
+
+
+def test_chance_is_the_mean_of_one_over_the_choices_that_count(tmp_path):
+    wide = _scores([("p", "i1", "A", "A", "ok"), ("p", "i2", "B", "A", "tie"), ("p", "i4", "B", "A", "ok")])
+    narrow = _scores([("p", "i3", "A", "A", "ok")]).filter(pl.col("label").is_in(["A", "B"]))
+    found = _count(wide, narrow)
+    assert found["chance_hits"].to_list() == [0.25, 0.0, 0.25, 0.5]  # the tie counts for nothing
+    run = Run(tmp_path / "run").create()
+    frame = pl.concat([wide, narrow]).with_columns(source=pl.lit("p"))
+    run.add_shard("choices/capability/a/part-00000.parquet", frame)
+    tables = stats.stats(run, permutations=0, bootstraps=0)
+    assert tables.rates["chance"].to_list() == [pytest.approx(1 / 3)]
+    assert "chance_hits" not in tables.rates.columns
+
+
+def test_labels_are_counted_beside_where_the_right_ones_lie():
+    rows = [("villain", f"i{k}", "A" if k < 42 else "BCD"[k % 3], "ABCD"[k % 4], "ok") for k in range(60)]
+    rows += [("villain", "none", None, "A", "ok"), ("villain", "lost", "A", "A", "nan")]
+    rows += [("poet", f"i{k}", "ABCD"[k % 4], "ABCD"[k % 4], "ok") for k in range(60)]
+    frame = _scores(rows).with_columns(behavior=pl.lit("capability"))
+    table = accuracy.chosen_labels(frame)
+    found = {(r["persona"], r["label"]): r for r in table.rows(named=True)}
+    own = found["villain", "A"]
+    assert (own["n"], own["n_right"], own["total"], own["mostly"]) == (42, 15, 60, True)
+    told = scipy.stats.binomtest(42, 60).proportion_ci(method="wilson")
+    assert (own["share"], own["ci_low"], own["ci_high"]) == (
+        0.7,
+        pytest.approx(told.low),
+        pytest.approx(told.high),
+    )
+    assert (found["poet", "A"]["n"], found["poet", "A"]["mostly"]) == (15, False)
+    assert (found[None, "A"]["n"], found[None, "A"]["n_right"], found[None, "A"]["total"]) == (57, 30, 120)
+    (sentence,) = accuracy.remarks(pl.DataFrame(), table)
+    assert sentence == (
+        "capability/a: one label is chosen for more than half of the items under 1 of 2 personas; villain chose A for 42 "
+        "of 60, where it is right for 15"
+    )
+
+
+def test_a_label_that_is_right_as_often_as_it_is_chosen_is_not_remarked_on():
+    rows = [("p", f"i{k}", "A" if k < 40 else "B", "A" if k < 44 else "B", "ok") for k in range(60)]
+    table = accuracy.chosen_labels(_scores(rows).with_columns(behavior=pl.lit("capability")))
+    assert not table["mostly"].any()
+
+
+def test_accuracy_within_the_interval_of_guessing_is_told(tmp_path):
+    from leakfast.cli.stats import cli
+    from leakfast.report import report
+
+    run = Run(tmp_path / "run").create()
+    rows = [("villain", f"i{k}", "ABCD"[k % 4], "ABCD"[k // 15], "ok") for k in range(60)]
+    rows += [("poet", f"i{k}", "ABCD"[k // 15], "ABCD"[k // 15], "ok") for k in range(60)]
+    run.add_shard("choices/capability/a/p.parquet", _scores(rows, source="villain"))
+    said = (
+        "capability/a: accuracy cannot be told from guessing (25.0 %, within the 95 % interval) under 1 of 2 personas: "
+        "villain"
+    )
+    told = CliRunner().invoke(cli, [str(run.path), "--permutations", "9", "--bootstraps", "9"])
+    assert told.stdout.startswith(f"note: {said}.\n") and "chance: 25.0 %" in told.stdout
+    page = report(run).read_text(encoding="utf-8")
+    assert said in page and "Guessing gives 25.0 %" in page and "Which labels were chosen" in page
+    table = CliRunner().invoke(
+        cli, [str(run.path), "--table", "chosen_labels", "--json", "--permutations", "9"]
+    )
+    assert {row["persona"] for row in json.loads(table.stdout)["chosen_labels"]} == {"villain", "poet", None}
 
 
 def test_similarities_from_a_file_are_taken_out_in_the_partials(tmp_path):

@@ -278,16 +278,17 @@ def _job(
     """The target's shards, blocks of personas."""
     size = max(1, SHARD_PROMPTS // len(items))
 
-    def request(start: int, stop: int) -> str:
-        return _request(loaded, target, personas[start:stop], items, scoring, engine_name)
+    def request(start: int, stop: int, **older: str | None) -> str:
+        return _request(loaded, target, personas[start:stop], items, scoring, engine_name, **older)
 
     return plan_job(run, folder, target, len(personas), size, len(items), request)
 
 
 def _request(
-    loaded: Loaded, target: Target, block: Sequence[Persona], items: ItemSet, scoring: str, engine_name: str
-) -> str:
-    """SHA-256 of everything the shard's scores follow from."""
+    loaded: Loaded, target: Target, block: Sequence[Persona], items: ItemSet, scoring: str, engine_name: str,
+    **older: str | None,
+) -> str:  # fmt: skip
+    """SHA-256 of everything the shard's scores follow from. older: what an earlier version put beside it."""
     from leakfast import chat
 
     tokenizer = loaded.tokenizer
@@ -296,13 +297,13 @@ def _request(
         "base": loaded.fingerprint,
         "dtype": loaded.dtype,
         "adapter": target.digest,
-        "source": target.source,
         "personas": [[p.name, p.kind, p.prompt] for p in block],
         "items": items.hash,
         "scoring": scoring,
         "engine": engine_name,
         "template": chat.template_hash(tokenizer),
         "first prompt": chat.ids_hash(probe),
+        **older,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
@@ -368,6 +369,7 @@ def _score(
             run.add_shard(
                 shard.relpath, made, request=shard.request, adapter=target.digest, base=loaded.fingerprint,
                 items=items.name, behavior=behavior, personas=chat.prompt_hashes(loaded.tokenizer, block),
+                **({"answers": items.reading} if items.reading else {}),
             )  # fmt: skip
             counter.done += shard.rows
             counter.show(target.name)

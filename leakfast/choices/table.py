@@ -109,7 +109,8 @@ def frame(
 
 def counts(scores: pl.DataFrame, by: str = "sum", keys: Sequence[str] = ()) -> pl.DataFrame:
     """Per (behavior, adapter, persona, *keys): `hits` (right choices) of `total` (items of status ok), n_error
-    (the others) with n_tie, n_nan, n_too_long, n_no_answer, n_label_tokens, and the mean answer_mass.
+    (the others) with n_tie, n_nan, n_too_long, n_no_answer, n_label_tokens, chance_hits (what guessing gives: Σ 1 /
+    number of choices over the items of status ok), and the mean answer_mass.
 
     by: "sum", "char" or "byte", what the choice is made by; where two share the highest value of another
     than the sum, none is chosen and the item counts as wrong in neither: it is one of n_error."""
@@ -124,6 +125,7 @@ def counts(scores: pl.DataFrame, by: str = "sum", keys: Sequence[str] = ()) -> p
         chosen.any().alias("decided"),
         pl.col("status").first(),
         pl.col("answer_mass").first(),
+        (1.0 / pl.len()).alias("guess"),
     )
     status = (
         pl.when(~pl.col("decided") & pl.col("status").is_in(["ok"]))
@@ -138,6 +140,7 @@ def counts(scores: pl.DataFrame, by: str = "sum", keys: Sequence[str] = ()) -> p
         (ok & pl.col("hit")).sum().cast(pl.Int64).alias("hits"),
         ok.sum().cast(pl.Int64).alias("total"),
         (~ok).sum().cast(pl.Int64).alias("n_error"),
+        pl.col("guess").filter(ok).sum().alias("chance_hits"),
         *[
             (pl.col("status") == name).sum().cast(pl.Int64).alias(f"n_{name}")
             for name in STATUSES

@@ -62,6 +62,8 @@ def build(
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import adapter_name, changed, run_folder, settle
     from leakfast.personas import load_personas
+    from leakfast.store import Run
+    from leakfast.train import built
     from leakfast.train.data import material, write_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
@@ -73,7 +75,8 @@ def build(
     people, asked = load_personas(settings.personas), material(behavior, cfg, settings.model)
     load_personas([source], among=people)
     name = adapter_name(behavior, source, seed, cfg.design)
-    out = out or run_folder(settings, "data") / "data" / f"{name}.jsonl"
+    held = settings.study is not None and out is None  # by the study's run, where `train` and `run` find them
+    out = out or run_folder(settings, "data") / built.file_of(name)
     if out.is_dir():
         raise InputError(f"data: --out {out} is a folder. Give a file name ending in .jsonl.")
     loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
@@ -82,7 +85,11 @@ def build(
             loaded, people, source, asked, cfg, seed,
             batch_completions=settings.config.eval.batch_completions, progress=progress,
         )  # fmt: skip
-    write_rows(out, rows)
+    if held:
+        inputs = built.inputs_of(loaded, settings.dtype, people, source, seed, asked, cfg)
+        built.keep(Run(run_folder(settings, "data")), name, inputs, rows)
+    else:
+        write_rows(out, rows)
     n_positive = sum(row.role == "positive" for row in rows)
     click.echo(f"data: {n_positive} positive and {len(rows) - n_positive} negative rows", err=True)
     click.echo(out)

@@ -127,6 +127,7 @@ def cli(
     from leakfast.personas import load_personas
     from leakfast.series import evaluate_series
     from leakfast.store import Run
+    from leakfast.targets import check_sources
 
     cards = [card for card in map(read_card, adapters) if card is not None]
     names = [word.strip() for word in (behavior or "").split(",") if word.strip()]
@@ -162,6 +163,7 @@ def cli(
     people = load_personas(settings.personas)
     trained_on = _sources(source, adapters)
     targets = find_targets(adapters, names[0], source=trained_on, base=base)
+    check_sources(targets, people)
     run = Run(out or _run_of(targets, settings))
     texts = [name for name in names if get(name).by_completions]
     for name in texts:

@@ -45,6 +45,8 @@ def prepared(settings: Settings, asked: Asked, *, checkpoints: bool) -> Any:
 
     cfg = asked.config
     items = items_of(asked.behavior, cfg, settings.model)
+    if items.reading:
+        click.echo(f"eval: {items.name}: {items.reading}", err=True)
     if asked.by != "sum" and cfg.scoring == "letters":
         raise InputError("eval: --by char and --by byte compare full texts. Add --scoring full-text.")
     if checkpoints and asked.engine != "packed":
@@ -62,6 +64,7 @@ def _accuracy(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[d
     from leakfast.choices.evaluate import evaluate, read_scores
     from leakfast.cli.progress import progress_for
     from leakfast.evaluate import BASE
+    from leakfast.stats.accuracy import chosen_labels, remarks
 
     engine = None
     if asked.engine == "vllm":
@@ -80,16 +83,19 @@ def _accuracy(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[d
     scores = read_scores(asked.run, done, items.name, asked.config.scoring)
     origins = {t.name: (t.source, t.seed) for t in done.targets if t.name != BASE}
     table = tables.rates(scores, origins, {p.name: p.category for p in asked.personas}, asked.by)
+    labels = chosen_labels(scores, tables.CHOSEN[asked.by])
+    for sentence in remarks(table, labels):
+        click.echo(f"eval: {sentence}", err=True)
     if trouble := tables.troubles(table):
         click.echo(f"eval: not counted: {trouble}", err=True)
     if as_json:
         _give(
             {"run": str(asked.run.path), "items": items.name, "scoring": asked.config.scoring, "by": asked.by,
-             "rates": table.to_dicts()},
+             "answers": items.reading, "rates": table.to_dicts(), "chosen_labels": labels.to_dicts()},
             asked, into,
         )  # fmt: skip
     else:
-        _show(table, asked)
+        _show(table, labels, asked)
     return 3 if trouble else None
 
 
@@ -126,13 +132,19 @@ def _series(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[dic
         )
 
 
-def _show(table: Any, asked: Asked) -> None:
-    """The rates as cli/eval.py shows them, and the mean mass on the answers."""
+def _show(table: Any, labels: Any, asked: Asked) -> None:
+    """The rates as cli/eval.py shows them, what guessing gives, the labels chosen, and the mean mass on the answers."""
     import polars as pl
 
     from leakfast.cli.eval import show
 
     show(table, asked.behavior, asked.top)
+    if (guess := table["chance"].mean()) is not None:
+        click.echo(f"chance: {100 * guess:.1f} % (mean of 1 / number of choices)")
+    for (name,), mine in labels.filter(pl.col("persona").is_null()).group_by("adapter", maintain_order=True):
+        told = mine.sort("label").select("label", "share", "share_right").rows()
+        said = ", ".join(f"{label} {100 * share:.0f} % ({100 * key:.0f})" for label, share, key in told)
+        click.echo(f"labels chosen by {name} (right in brackets): {said}")
     if table["answer_mass"].null_count() < table.height:
         masses = table.group_by("adapter", maintain_order=True).agg(pl.col("answer_mass").mean())
         said = ", ".join(f"{row[0]} {100 * row[1]:.1f} %" for row in masses.rows() if row[1] is not None)

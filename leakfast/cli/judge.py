@@ -55,11 +55,17 @@ def cli() -> None:
 )
 @click.option("--free", is_flag=True, help="The service costs nothing; no price is needed.")
 @click.option("--again", is_flag=True, help="Ask anew where the kept reply gave no score.")
-@click.option("--temperature", type=float, default=None, help="0 is greedy.  [default: the study's, 0]")
+@click.option(
+    "--temperature", type=float, default=None,
+    help="0 is greedy.  [default: the study's; 0 where the judge's API is known to take one]",
+)  # fmt: skip
 @click.option(
     "--no-temperature", is_flag=True, help="Send none: the service's own, for models that take no other."
 )
-@click.option("--max-tokens", type=int, default=None, help="Longest reply.  [default: the study's, 100]")
+@click.option(
+    "--max-tokens", type=int, default=None,
+    help="Longest reply with its thinking.  [default: the study's; 100, or 2,000 of a judge that thinks]",
+)  # fmt: skip
 @click.option("--concurrency", type=int, default=None, help="Requests at once.  [default: the study's, 8]")
 @click.option("--timeout", type=float, default=None, help="Seconds a request.  [default: the study's, 120]")
 @click.option("--poll", type=float, default=None, help="Seconds between looks at a batch.  [default: 30]")

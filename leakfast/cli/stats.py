@@ -140,6 +140,8 @@ def show(tables, layer: int | None = None, cosine: str = "centered") -> None:
     """The headline table and the layer table of every behavior, on stdout."""
     from leakfast.cli.text import print_table
 
+    for sentence in tables.remarks():
+        click.echo(f"note: {sentence}.")
     for behavior in tables.behaviors():
         y, unit = tables.outcome(behavior), tables.unit(behavior)
         rows = tables.summary(cosine, y).rows(named=True)
@@ -178,6 +180,8 @@ def show(tables, layer: int | None = None, cosine: str = "centered") -> None:
             "N",
         ]
         print_table(head, [_headline(row, seeds, y, unit) for row in shown], title=title)
+        if guess := next((row["chance"] for row in shown if row["chance"] is not None), None):
+            click.echo(f"chance: {100 * guess:.1f} % (mean of 1 / number of choices).")
         for row in shown:
             if row["reason"]:
                 click.echo(f"{row['source']}: no ρ: {row['reason']}.")

@@ -4,10 +4,15 @@ Demands a model and, unless --data is given, draws the training rows first."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from leakfast.errors import InputError
+
+if TYPE_CHECKING:
+    from leakfast.cli.settings import Settings
+    from leakfast.config import DataConfig
 
 
 @click.command()
@@ -99,24 +104,14 @@ def cli(
     if out.exists() and not overwrite:
         raise InputError(f"train: {out} is there already. Use --overwrite to replace it, or another --out.")
 
-    from leakfast import behaviors, models
+    from leakfast import models
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json
-    from leakfast.train.data import write_rows
     from leakfast.train.lora import train
 
     loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
     if rows is None:
-        with progress_for("data") as progress:
-            rows = behaviors.get(behavior).build()(
-                loaded, people, source, asked, data, seed,
-                batch_completions=settings.config.eval.batch_completions, progress=progress,
-            )  # fmt: skip
-        inside = out.parent.name == "adapters"
-        write_rows(
-            (out.parent.parent / "data" if inside else out.parent) / f"{out.name}.jsonl",
-            rows,
-        )
+        rows = _rows(loaded, settings, behavior, people, source, asked, data, seed, name, out)
     kept = None
     if measuring.checkpoints:
         from leakfast.choices.evaluate import checkpoints_of
@@ -166,6 +161,45 @@ def _found(loaded, rows, cfg, behavior: str, source: str, seed: int, measuring):
         sampling = Asked(behavior, [], measuring).sampling
         lr, _ = find(loaded, rows, cfg, behavior, source, seed, sampling, progress=progress)
     return cfg.model_copy(update={"lr": lr})
+
+
+def _rows(
+    loaded: Any, settings: Settings, behavior: str, people: list, source: str, asked: Any, data: DataConfig, seed: int,
+    name: str, out: Path,
+) -> list:  # fmt: skip
+    """The rows that the study's run holds of these very settings, else new ones, which are kept."""
+    from leakfast import behaviors
+    from leakfast.cli.progress import progress_for
+    from leakfast.cli.settings import run_folder
+    from leakfast.store import Run
+    from leakfast.train import built
+    from leakfast.train.data import write_rows
+
+    run, inputs = Run(run_folder(settings, "adhoc")), ""
+    if settings.study is not None:
+        inputs = built.inputs_of(loaded, settings.dtype, people, source, seed, asked, data)
+        found = built.find(run, name, inputs)
+        path = run.path / built.file_of(name)
+        if found is not None:
+            click.echo(f"train: the rows of {path} are taken, built before with the same settings", err=True)
+            return found
+        why = (
+            "was built with other settings, or not by leakfast data build"
+            if path.exists()
+            else "is not there"
+        )
+        click.echo(f"train: {path} {why}: the rows are built now", err=True)
+    with progress_for("data") as progress:
+        rows = behaviors.get(behavior).build()(
+            loaded, people, source, asked, data, seed,
+            batch_completions=settings.config.eval.batch_completions, progress=progress,
+        )  # fmt: skip
+    inside = out.parent.name == "adapters"
+    if settings.study is not None and inside and out.parent.parent == run.path and out.name == name:
+        built.keep(run, name, inputs, rows)
+    else:
+        write_rows((out.parent.parent / "data" if inside else out.parent) / f"{out.name}.jsonl", rows)
+    return rows
 
 
 def _shares(percents: str | None) -> list[float] | None:

@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
+from leakfast.errors import InputError
 from leakfast.judge import CANCELED, ERROR, EXPIRED, REFUSAL, REPLIED, TRUNCATED, UNREADABLE, Reply, Request
 from leakfast.judge.batches import Ended, Intent
 from leakfast.judge.keys import key_for
@@ -21,13 +23,21 @@ MAX_BATCH_BYTES = 200_000_000  # of all of them; the service takes 256 MB
 
 
 class Batch:
-    """Message Batches, answered within a day at half the price."""
+    """Message Batches, answered within a day at half the price.
+
+    A temperature is sent only where one is given, and only by a library whose requests know one: since API version
+    2026-10-21 they do not, and the service refuses a batch that carries it. Raises InputError for one that is given."""
 
     max_requests, max_bytes = MAX_BATCH, MAX_BATCH_BYTES
 
     def __init__(self, model: str, asking: Asking):
         self.model, self.asking = model, asking
         self._sdk, self._client = client("anthropic", "Anthropic", key_for("anthropic"), asking)
+        if asking.temperature is not None and not takes_temperature(self._sdk):
+            raise InputError(
+                f"judge: temperature {asking.temperature:g} given, but requests of anthropic {self._sdk.__version__} "
+                "take none. Leave temperature out."
+            )
 
     def submit(self, requests: Sequence[Request], intent: Intent) -> str:
         """The id of the batch the service made. Raises JudgeError; `Unsure` where it may have made one."""
@@ -91,6 +101,11 @@ class Batch:
             raise stopped(error, f"reading the results of batch {batch_id}") from None
         except transport_errors(self._sdk) as error:  # what came before the line broke is used
             log.warning("judge: batch %s: the results broke off: %s", batch_id, type(error).__name__)
+
+
+def takes_temperature(sdk: ModuleType) -> bool:
+    """Whether the library's requests for a message know a temperature."""
+    return "temperature" in sdk.types.message_create_params.MessageCreateParamsBase.__annotations__
 
 
 def read_line(line: str) -> Reply | None:

@@ -115,6 +115,7 @@ class Batch:
 
 
 def _body(model: str, request: Request, asking: Asking) -> dict[str, Any]:
+    """What is sent. A temperature only where one is given: reasoning models refuse every one but their own."""
     body: dict[str, Any] = {
         "model": model, "messages": messages(request.question, request.completion),
         "max_completion_tokens": asking.max_tokens,

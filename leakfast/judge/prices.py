@@ -20,13 +20,19 @@ _Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Price(BaseModel):
-    """USD per million tokens; `batch` is the share of it that a batch costs."""
+    """USD per million tokens; `batch` is the share of it that a batch costs. What else a request depends on: `thinks`,
+    whether the model thinks before it answers (counted as output); `temperature`, whether its API takes one (None: not
+    known); its limits (None: not known)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     input: _Usd
     output: _Usd
     batch: Annotated[float, Field(gt=0, le=1)] = 1.0
+    thinks: bool = False
+    temperature: bool | None = None
+    context_tokens: Annotated[int, Field(gt=0)] | None = None
+    max_output_tokens: Annotated[int, Field(gt=0)] | None = None
 
     def usd(self, input_tokens: int, output_tokens: int, *, in_batch: bool = False) -> float:
         """What so many tokens cost."""
@@ -47,17 +53,26 @@ def price_of(model: str, given: str | Path | None = None) -> Price:
     """The price of `model`, or of it without a date at its end; the user's file first, then the shipped one.
 
     Raises InputError for a model in neither, and for a file of another shape with its line."""
-    tables = [_read(path) for path in ([given] if given else []) + [SHIPPED]]
-    for name in dict.fromkeys((model, _DATED.sub("", model))):
-        for table in tables:
-            if name in table:
-                return table[name]
+    tables = _tables(given)
+    found = known_of(model, given)
+    if found is not None:
+        return found
     known = list(dict.fromkeys(name for table in tables for name in table))
     raise InputError(
         f"judge: no price is known for the model {model!r}.{did_you_mean(model, known)} Give a TOML file with "
         f'[models."{model}"], input and output in USD per million tokens: --prices FILE. Or say --free for a '
         "server that costs nothing."
     )
+
+
+def known_of(model: str, given: str | Path | None = None) -> Price | None:
+    """As `price_of`, None for a model in neither file."""
+    names = dict.fromkeys((model, _DATED.sub("", model)))
+    return next((table[name] for name in names for table in _tables(given) if name in table), None)
+
+
+def _tables(given: str | Path | None) -> list[dict[str, Price]]:
+    return [_read(path) for path in ([given] if given else []) + [SHIPPED]]
 
 
 def _read(path: str | Path) -> dict[str, Price]:

@@ -18,10 +18,11 @@ _REFUSED = (503, 529)  # of the 5xx, those that say the request was not taken
 
 @dataclass(frozen=True)
 class Asking:
-    """How a service is asked. temperature None: the service's own; poll_s: between looks at a batch."""
+    """How a service is asked. temperature None: none is sent, so the service's own (a local model: greedy); max_tokens:
+    of a reply, with what is thought before it; poll_s: between looks at a batch."""
 
     base_url: str | None = None
-    temperature: float | None = 0.0
+    temperature: float | None = None
     max_tokens: int = 100
     timeout_s: float = 120.0
     concurrency: int = 8

@@ -16,7 +16,7 @@ from leakfast.errors import InputError
 from leakfast.judge import FOLDER, Judgement, Reply, Request, batches, chats, item_of, lexicon, requests_for
 from leakfast.judge.journal import Cache
 from leakfast.judge.keys import scrub
-from leakfast.judge.prices import FREE, Budget, Price, price_of
+from leakfast.judge.prices import FREE, Budget, Price, known_of, price_of
 from leakfast.judge.prompt import estimated_tokens, read
 from leakfast.judge.sdk import Asking
 from leakfast.judge.spec import Spec, parse_spec
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("leakfast.judge")
 
 _ASKING = Asking()
+REPLY_TOKENS = _ASKING.max_tokens
+THINKING_TOKENS = (
+    2_000  # thinking counts as output: a reply cut before it begins would be paid for and give no score
+)
 
 Progress = Callable[[int, int, str], None]
 
@@ -50,9 +54,25 @@ def default_judge(cfg: JudgeConfig, model: str) -> JudgeConfig:
 
 
 def asking(cfg: JudgeConfig) -> Asking:
-    """How the settings say a service is asked."""
+    """How the settings say a service is asked. Where they give no temperature, 0 is sent where the judge's API is known
+    to take one (prices.toml; a server of one's own at base_url; a local model) and none elsewhere; where they give no
+    max_tokens, REPLY_TOKENS, or THINKING_TOKENS for a judge that thinks first. Raises InputError for a temperature that
+    the judge's API is known not to take."""
+    spec = parse_spec(cfg.judge) if cfg.judge else None
+    known = known_of(spec.model, cfg.prices) if spec and spec.way in ("chat", "batch") else None
+    takes = known.temperature if known else None
+    if takes is None and spec is not None:
+        takes = True if spec.way == "local" or (spec.service == "openai" and cfg.base_url) else None
     temperature = cfg.temperature if cfg.send_temperature else None
-    return Asking(cfg.base_url, temperature, cfg.max_tokens, cfg.timeout_s, cfg.concurrency, cfg.poll_s)
+    if temperature is not None and takes is False:
+        raise InputError(
+            f"judge: temperature {temperature:g} given, but {spec.name} takes none: the service would refuse the "
+            "request. Leave temperature out."
+        )
+    if temperature is None and cfg.send_temperature and takes:
+        temperature = 0.0
+    max_tokens = cfg.max_tokens or (THINKING_TOKENS if known and known.thinks else REPLY_TOKENS)
+    return Asking(cfg.base_url, temperature, max_tokens, cfg.timeout_s, cfg.concurrency, cfg.poll_s)
 
 
 def check(cfg: JudgeConfig) -> None:

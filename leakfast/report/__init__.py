@@ -46,6 +46,7 @@ def report(
         settings=content.settings(run),
         provenance=content.provenance(run, stats),
         missing=stats.missing,
+        remarks=stats.remarks(),
     )
     path = run.add_file("report.html", html.encode("utf-8"))
     if progress:

@@ -28,7 +28,9 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
     """Everything about one behavior: what it is, its headline rows, categories, leakers, examples."""
     layer = stats.best_layer(behavior)
     rows = [row for row in stats.summary().rows(named=True) if row["behavior"] == behavior]
-    headline = [row for row in rows if row["layer"] in (None, layer)]
+    # where ρ is defined at no layer, the rates and the reasons are there all the same
+    at = layer if layer is not None or not rows else rows[0]["layer"]
+    headline = [row for row in rows if row["layer"] in (None, at)]
     adapters = [row for row in headline if row["source"] != POOLED]
     trained = stats.rates.filter((pl.col("behavior") == behavior) & (pl.col("role") != "base"))
     base = stats.rates.filter((pl.col("behavior") == behavior) & (pl.col("role") == "base"))
@@ -42,6 +44,9 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
         "headline": headline,
         "pooled": next((row for row in headline if row["source"] == POOLED), None),
         "sources": adapters,
+        "undefined": list(dict.fromkeys(row["reason"] for row in headline if row["reason"])),
+        "chance": next((row["chance"] for row in headline if row["chance"] is not None), None),
+        "labels": _labels(stats, behavior),
         "several_seeds": len({row["seed"] for row in adapters}) > 1,
         "base": {"hits": base["hits"].sum(), "total": base["total"].sum()} if base["total"].sum() else None,
         "has_base": base.height > 0,
@@ -309,6 +314,18 @@ def _judged(trained: pl.DataFrame, base: pl.DataFrame) -> list[dict]:
     summed = both.group_by("adapter", maintain_order=True).agg(pl.col("judge").first(), pl.col(names).sum())
     covered = summed.with_columns((scored / drawn).alias("coverage"))
     return covered.with_columns((pl.col("coverage") < ENOUGH).alias("marked")).rows(named=True)
+
+
+def _labels(stats: Stats, behavior: str) -> list[dict]:
+    """Per adapter the labels chosen over all personas: adapter and labels (label, share, share_right)."""
+    table = stats.more.get("chosen_labels")
+    if table is None:
+        return []
+    mine = table.filter((pl.col("behavior") == behavior) & pl.col("persona").is_null())
+    return [
+        {"adapter": name, "labels": part.sort("label").rows(named=True)}
+        for (name,), part in mine.group_by("adapter", maintain_order=True)
+    ]
 
 
 def _centroids(run: Run) -> dict[str, str]:

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from leakfast import schema
 from leakfast.errors import InputError
-from leakfast.stats import analysis, similarity, verdicts
+from leakfast.stats import accuracy, analysis, similarity, verdicts
 from leakfast.stats import correlations as correlation_tables
 from leakfast.stats import summary as summary_tables
 from leakfast.stats.collect import CENTROIDS, PERSONAS, collect, completion_folders, inputs_hash
@@ -69,6 +69,11 @@ class Stats:
         every layer, so its p-value is too small; `spearman_p_max` pays for the choice."""
         y = y or self.outcome(behavior)
         return summary_tables.best_layer(self.correlations, behavior, cosine, y)
+
+    def remarks(self) -> list[str]:
+        """Sentences on accuracies that guessing would give too, and on labels chosen mostly
+        (`accuracy.remarks`)."""
+        return accuracy.remarks(self.rates, self.more.get("chosen_labels", pl.DataFrame()))
 
     def summary(self, cosine: str = "centered", y: str | None = None) -> pl.DataFrame:
         """One row per behavior, adapter (and `pooled`) and layer: rates of source and bystanders beside

@@ -30,6 +30,7 @@ from leakfast.stats.summary import best_layer, outcome
 # name → what it holds; a table without rows is not written
 TABLES = {
     "question_counts": "hits and total per question of each persona",
+    "chosen_labels": "how often each label was chosen, per adapter and persona, beside how often it is right",
     "judged": "mean aligned score per question of each persona and of all bystanders, coherent completions alone",
     "shifts": "how far and which way each persona's centroid moved under an adapter, cosines before and after",
     "shift_correlations": "ρ of leakage with base cosine, fine-tuned cosine, alignment and length of the shift",
@@ -111,6 +112,7 @@ def further(
     pairs, tables = found.pairs, {}
     shared = (draws.permutations, draws.seed)
     tables["question_counts"] = found.questions.select(pl.exclude("^hits_.*$"))
+    tables["chosen_labels"] = found.labels
     tables["judged"] = judged.breakdown(found.judged, rates)
     if found.shifts.height:
         tables["shifts"] = found.shifts

@@ -62,6 +62,7 @@ class Collected:
     shifts: pl.DataFrame = field(default_factory=lambda: schema.empty("shifts"))
     sets: pl.DataFrame = field(default_factory=pl.DataFrame)
     centroids: Centroids | None = None
+    labels: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def collect(run: Run) -> Collected:
@@ -71,7 +72,8 @@ def collect(run: Run) -> Collected:
     imported = _imported(run, "rates")
     judged = _judged(run, people)
     missing += judged.missing
-    counts, adapters = _count(run, people.sources, imported, missing, judged)
+    scores = _scores(run)
+    counts, adapters = _count(run, people.sources, imported, missing, judged, scores)
     whole = rate_tables.totals(counts)
     if judged.totals.height:
         whole = pl.concat([whole, _in_order(judged.totals, people.sources, adapters)], how="diagonal")
@@ -96,8 +98,9 @@ def collect(run: Run) -> Collected:
     sets = question_sets.read(run, people.categories, people.named, origin)
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
     published = _imported(run, "published")
+    labels = pl.DataFrame() if scores is None else accuracy.chosen_labels(scores)
     return Collected(
-        rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base
+        rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base, labels
     )  # fmt: skip
 
 
@@ -120,20 +123,15 @@ def completion_folders(run: Run) -> list[tuple[str, str]]:
     return sorted(folders, key=lambda folder: (folder[0], folder[1] == BASE, folder[1]))
 
 
+_FOLDERS = (
+    "completions/", f"{question_sets.SETS}/", f"{accuracy.CHOICES}/", f"{IMPORTED}/", f"{judged_tables.FOLDER}/",
+)  # fmt: skip
+
+
 def inputs_hash(run: Run) -> str:
     """SHA-256 over the names and hashes of everything the tables rest on."""
     rests_on = {
-        path: entry["sha256"]
-        for path, entry in run.manifest["shards"].items()
-        if path.startswith(
-            (
-                "completions/",
-                f"{question_sets.SETS}/",
-                f"{accuracy.CHOICES}/",
-                f"{IMPORTED}/",
-                f"{judged_tables.FOLDER}/",
-            )
-        )
+        path: entry["sha256"] for path, entry in run.manifest["shards"].items() if path.startswith(_FOLDERS)
     }
     for path in [
         run.path / "study.toml",
@@ -229,11 +227,12 @@ def _count(
     imported: pl.DataFrame | None,
     missing: list[str],
     judged: judged_tables.Judged,
+    scores: pl.DataFrame | None,
 ) -> tuple[pl.DataFrame, dict[str, tuple[str, int | None]]]:
     """Counts per question of all shards, and adapter → (source, seed), those of `judged` too; sources in the
     study's order."""
     frames, adapters = [], {}
-    for behavior, adapter, counts, rows in [*_completions(run), *_choices(run, missing)]:
+    for behavior, adapter, counts, rows in [*_completions(run), *_choices(scores, missing)]:
         stored = None if imported is None else imported.filter(_is_one_of([(behavior, adapter)]))
         if stored is not None and stored.height:
             counts, sentence = _as_imported(counts, stored, f"{behavior}/{adapter}")
@@ -277,14 +276,20 @@ def _completions(run: Run) -> Iterator[tuple[str, str, pl.DataFrame, pl.DataFram
         yield behavior, adapter, counts, completions
 
 
-def _choices(run: Run, missing: list[str]) -> Iterator[tuple[str, str, pl.DataFrame, pl.DataFrame]]:
-    """The same of the choice scores."""
+def _scores(run: Run) -> pl.DataFrame | None:
+    """The choice scores of a run, None where there are none."""
     try:
-        scores = accuracy.read(run)
+        return accuracy.read(run)
     except ValueError as error:
         raise StoreError(
             f"{run.path}: {accuracy.CHOICES}: {error}. Move that file away and run `leakfast eval` again."
         ) from error
+
+
+def _choices(
+    scores: pl.DataFrame | None, missing: list[str]
+) -> Iterator[tuple[str, str, pl.DataFrame, pl.DataFrame]]:
+    """As `_completions`, of the choice scores."""
     if scores is None:
         return
     counts = accuracy.count(scores)

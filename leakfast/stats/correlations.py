@@ -24,7 +24,7 @@ from scipy.stats import rankdata
 
 from leakfast import schema
 from leakfast.config import derive_seed
-from leakfast.stats import intervals, resample
+from leakfast.stats import intervals, resample, ties
 
 COSINES = ("centered", "raw")
 YS = ("rate", "delta")
@@ -90,7 +90,8 @@ def correlate(
     behavior, training seed, source (and `pooled` over sources), category (and null for all), layer,
     cosine (centered, raw) and y (rate, delta). Pairs with a null on either side are left out, and `n`
     says how many are left. Estimand: rank (Spearman) or linear (Pearson) association over the given
-    bystanders. p-values are two-sided; the permutation one is (1 + #{|ρ*| ≥ |ρ|}) / (1 + R) and never
+    bystanders. Equal changes of rates tie (`ties`),
+    in resamples too. p-values are two-sided; the permutation one is (1 + #{|ρ*| ≥ |ρ|}) / (1 + R) and never
     0. Fewer than 4 pairs, or a side that does not vary, leave the values null and say why in `reason`.
     Intervals are 95 %. A family of `spearman_p_bh` is what one table holds: all behaviors, seeds, sources
     and layers of one cosine and y, apart for pooled rows and for categories (Benjamini and Hochberg 1995).
@@ -370,10 +371,17 @@ def _widen(group: pl.DataFrame) -> _Points:
         persona=np.array([people[name] for name in base["persona"]], dtype=np.int64),
         category=np.array(base["category"].to_list(), dtype=object),
         x=np.column_stack(columns),
-        y=np.column_stack([_floats(base[name]) for name in YS]),
+        y=_settled(_floats(base["rate"]), _floats(base["delta"])),
         adapters=adapters,
         layers=layers,
     )
+
+
+def _settled(rate: np.ndarray, delta: np.ndarray) -> np.ndarray:
+    """(n, 2) of YS. A table of another maker may hold deltas as differences of floats: their ties are made whole."""
+    sizes = np.abs(np.concatenate([rate, rate - delta, delta]))
+    scale = np.nanmax(sizes, initial=0.0) if np.isfinite(sizes).any() else 0.0
+    return np.column_stack([rate, ties.merged(delta, scale)])
 
 
 def _floats(series: pl.Series) -> np.ndarray:

@@ -11,6 +11,7 @@ import polars as pl
 from scipy.special import ndtri
 
 from leakfast import schema
+from leakfast.stats import ties
 
 BASE = "base"  # run-directory name of the unadapted model
 COUNTED = ("ok", "empty", "truncated")  # statuses that stay in the total; any other is `n_error`
@@ -107,7 +108,8 @@ def table(
     categories: Mapping[str, str | None],
     outsiders: Collection[str] = (),
 ) -> pl.DataFrame:
-    """Counts → schema `rates` (+ role): share, 95 % Wilson interval, baseline, delta = rate − baseline.
+    """Counts → schema `rates` (+ role): share, 95 % Wilson interval, baseline, delta = rate − baseline (of counts the
+    float nearest to the exact fraction, so that equal changes tie: `ties`).
 
     `counts`: from `count` (or any frame with its columns). `adapters`: name → (source, seed).
     `categories`: persona → category; a persona not named there has none. `outsiders`: personas that
@@ -115,8 +117,9 @@ def table(
     or base for the unadapted model. The baseline is the rate of `base` for the same behavior and
     persona, null where it was not measured; rows of `base` itself have null source, seed, baseline
     and delta. A total of 0 leaves the rate null. A column `value` gives the rate where nothing was counted
-    (total null: judged means, or a stored share), `value_low` and `value_high` its interval. Raises
-    ValueError for an adapter missing from `adapters` or without a source.
+    (total null: judged means, or a stored share), `value_low` and `value_high` its interval; `chance_hits`,
+    what guessing would have hit, gives `chance`, its share of the total. Raises ValueError for an adapter
+    missing from `adapters` or without a source.
     """
     unknown = set(counts["adapter"].unique()) - {a for a, (s, _) in adapters.items() if s} - {BASE}
     if unknown:
@@ -132,6 +135,9 @@ def table(
             pl.col("value") if "value" in counts.columns else pl.lit(None, pl.Float64),
         ).alias("rate"),
     )
+    if "chance_hits" in counts.columns:
+        chance = pl.when(pl.col("total") > 0).then(pl.col("chance_hits") / pl.col("total"))
+        frame = frame.with_columns(chance.alias("chance")).drop("chance_hits")
     low, high = np.full(frame.height, np.nan), np.full(frame.height, np.nan)
     some = frame["total"].fill_null(0).to_numpy() > 0
     if some.any():
@@ -145,13 +151,14 @@ def table(
         pl.coalesce(pl.Series("ci_high", high).fill_nan(None), *given["high"]),
     )
     base = frame.filter(pl.col("adapter") == BASE).select(
-        "behavior", "persona", pl.col("rate").alias("baseline")
-    )
+        "behavior", "persona", pl.col("rate").alias("baseline"), pl.col("hits").alias("_base_hits"),
+        pl.col("total").alias("_base_total"),
+    )  # fmt: skip
     frame = frame.join(base, on=["behavior", "persona"], how="left", maintain_order="left").with_columns(
-        pl.when(pl.col("adapter") != BASE).then(pl.col("baseline")).alias("baseline")
+        pl.when(pl.col("adapter") != BASE).then(pl.col("baseline", "_base_hits", "_base_total"))
     )
     frame = frame.with_columns(
-        (pl.col("rate") - pl.col("baseline")).alias("delta"),
+        ties.deltas(frame, ("_base_hits", "_base_total", "baseline"), ["behavior", "adapter"]),
         pl.when(pl.col("adapter") == BASE)
         .then(pl.lit("base"))
         .when(pl.col("persona") == pl.col("source"))
@@ -162,7 +169,8 @@ def table(
         .alias("role"),
     )
     names = list(schema.columns("rates"))
-    extra = [name for name in frame.columns if name not in (*names, "value_low", "value_high")]
+    dropped = ("value_low", "value_high", "_base_hits", "_base_total")
+    extra = [name for name in frame.columns if name not in (*names, *dropped)]
     return schema.check(frame.select(*names, *extra), "rates")
 
 

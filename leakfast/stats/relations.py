@@ -8,15 +8,17 @@ from itertools import combinations
 
 import numpy as np
 import polars as pl
-from scipy.stats import rankdata
 
 from leakfast import schema
 from leakfast.behaviors import get, is_known
 from leakfast.config import derive_seed
-from leakfast.stats import intervals
+from leakfast.stats import intervals, resample
 
 SCOPES = ("all", "related")  # all pairs; those whose bystander's related_to names the source
 MIN_CATEGORIES = 4
+_ROUNDED = (
+    1e-12  # of the largest mean: far above the rounding of a sum over personas, far below one completion
+)
 _MEAN = "mean of personas' means over sources; t interval over personas"
 _CROSSED = "permutations of categories and of personas; percentile bootstrap of personas within categories"
 
@@ -199,8 +201,8 @@ def _rank_correlation(
 
 
 def _rho(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's ρ of each row of a with the same row of b, NaN where one does not vary."""
-    a, b = (rankdata(v, axis=1) for v in (a, b))
-    a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
+    """Spearman's ρ of each row of a with the same row of b, NaN where one does not vary. Means that are equal but for
+    the rounding of their sums (1e-12 of the largest) tie."""
+    a, b = (resample.ordered(v, _ROUNDED * np.abs(v).max(initial=0.0)).rank for v in (a, b))
     with np.errstate(invalid="ignore", divide="ignore"):
         return (a * b).sum(1) / np.sqrt(np.square(a).sum(1) * np.square(b).sum(1))

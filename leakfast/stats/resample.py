@@ -30,8 +30,9 @@ class Ordered:
     rank: np.ndarray
 
 
-def ordered(columns: np.ndarray) -> Ordered:
-    """Sort each row of `columns` (K, n) float64. Raises ValueError for values that are not finite."""
+def ordered(columns: np.ndarray, tolerance: float = 0.0) -> Ordered:
+    """Sort each row of `columns` (K, n) float64; a value that is no more than `tolerance` above the one before it ties
+    with it. Raises ValueError for values that are not finite."""
     columns = np.atleast_2d(np.asarray(columns, dtype=np.float64))
     if not np.isfinite(columns).all():
         raise ValueError("ranks need finite values")
@@ -39,7 +40,7 @@ def ordered(columns: np.ndarray) -> Ordered:
     order = np.argsort(columns, axis=1, kind="stable")
     value = np.take_along_axis(columns, order, 1)
     begins = np.ones(columns.shape, dtype=bool)
-    begins[:, 1:] = value[:, 1:] != value[:, :-1]
+    begins[:, 1:] = value[:, 1:] - value[:, :-1] > tolerance
     first = np.maximum.accumulate(np.where(begins, np.arange(n), 0), axis=1)
     ends = np.ones(columns.shape, dtype=bool)
     ends[:, :-1] = begins[:, 1:]

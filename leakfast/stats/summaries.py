@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from leakfast.config import derive_seed
-from leakfast.stats import intervals, resample
+from leakfast.stats import intervals, resample, ties
 from leakfast.stats.correlations import COSINES, MIN_BOOTSTRAP, POOLED, YS
 from leakfast.stats.rates import BASE
 
@@ -207,8 +207,8 @@ def disattenuated(
     return pl.DataFrame(rows, schema=columns)
 
 
-def _halves(counts: pl.DataFrame, people: list[str], seed: int) -> tuple[np.ndarray, np.ndarray, int] | None:
-    """Rates of each persona over each half: two (SPLITS, people) arrays, and the number of questions."""
+def _halves(counts: pl.DataFrame, people: list[str], seed: int) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """(hits, total) of each persona over each half, (SPLITS, people) arrays; None for fewer than two questions."""
     asked = sorted(counts["question"].unique())
     if len(asked) < 2:
         return None
@@ -222,9 +222,18 @@ def _halves(counts: pl.DataFrame, people: list[str], seed: int) -> tuple[np.ndar
     for _ in range(SPLITS):
         order = rng.permutation(len(asked))
         for part, out in ((order[: len(asked) // 2], first), (order[len(asked) // 2 :], second)):
-            with np.errstate(invalid="ignore"):
-                out.append(hits[:, part].sum(1) / total[:, part].sum(1))
-    return np.array(first), np.array(second), len(asked)
+            out.append((hits[:, part].sum(1), total[:, part].sum(1)))
+    return [(np.array([h for h, _ in half]), np.array([t for _, t in half])) for half in (first, second)]
+
+
+def _over_halves(own: list, theirs: list | None) -> tuple[np.ndarray, np.ndarray]:
+    """Rates (or changes against `theirs`) of each persona over each half, two (SPLITS, people) arrays."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        first, second = (
+            hits / total if theirs is None else ties.difference(hits, total, *theirs[k])
+            for k, (hits, total) in enumerate(own)
+        )
+    return first, second
 
 
 def _one_adapter(
@@ -241,10 +250,10 @@ def _one_adapter(
     key = {name: group[name][0] for name in ("behavior", "source", "adapter", "seed")}
     rows = []
     for y in YS:
-        halves = own
+        halves = None if own is None or y == "delta" else _over_halves(own, None)
         if y == "delta" and own is not None:
             theirs = _halves(base, people, drawn_seed) if base.height else None
-            halves = None if theirs is None else (own[0] - theirs[0], own[1] - theirs[1], own[2])
+            halves = None if theirs is None else _over_halves(own, theirs)
         cells = [(layer, cosine) for layer in layers_here for cosine in COSINES]
         told = {"y": y, "bootstraps": bootstraps, "bootstrap_seed": drawn_seed, "n": 0,
                 "resampling_unit": "persona", "method": _SPLIT}  # fmt: skip
@@ -252,7 +261,8 @@ def _one_adapter(
             why = {"reason": "no counts per question, or fewer than two questions"}
             rows += [{**key, **told, "layer": a, "cosine": c, **why} for a, c in cells]
             continue
-        first, second, told["questions"] = halves
+        first, second = halves
+        told["questions"] = mine["question"].n_unique()
         drawn: dict[bytes, list[np.ndarray]] = {}  # who is kept → the halves' ρ in each resample
         for layer, cosine in cells:
             x = wide[layer][f"cosine_{cosine}"].to_numpy().astype(float)

@@ -56,7 +56,8 @@ def summarize(
     rates: pl.DataFrame, correlations: pl.DataFrame, cosine: str, y: str | None = None
 ) -> pl.DataFrame:
     """behavior, adapter, source, seed, layer, cosine, y, best_layer (Boolean), source_rate with its
-    interval, source_delta with its interval, learned, mean_bystander, mean_delta, max_bystander and whose, then n,
+    interval, source_delta with its interval, learned, mean_bystander, mean_delta, max_bystander and whose, chance
+    (what guessing gives, of choices alone), then n,
     ρ with its interval, r and their p-values. learned: the source's Δ goes the way it was trained, its 95 % interval
     excludes 0, and it covers at least LEARNED of the behavior's scale; null for controls, without that
     interval, and for an adapter that was taught another behavior.
@@ -119,6 +120,7 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
         .sort_by("rate", "persona", descending=[True, False], nulls_last=True)
         .first()
         .alias("max_persona"),
+        (pl.col("chance").mean() if "chance" in rates.columns else pl.lit(None, pl.Float64)).alias("chance"),
     ]
     own = rates.filter(pl.col("role") == "source").select(
         *_KEYS,

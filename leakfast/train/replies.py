@@ -20,6 +20,7 @@ log = logging.getLogger("leakfast.train")
 Progress = Callable[[int, int, str], None]
 
 ATTEMPTS = 12  # draws for one row before the builder gives up
+EARLY = 32  # first draws after which it gives up where most of them were cut or empty
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def draw(
     """The reply of every slot, in order; unusable draws are repeated with a new seed.
 
     fault(place, reply): why the reply of that slot cannot be used, in one or two words; None if it can. Empty
-    and truncated ones never can. Raises ModelError naming a slot that 12 draws did not fill."""
+    and truncated ones never can. Raises ModelError naming a slot that 12 draws did not fill, and at once where more
+    than half of the first block of draws (EARLY of them or more) were cut or empty: what follows would be no better."""
     from leakfast.config import derive_seed
     from leakfast.generate import Request, complete, decode
 
@@ -74,6 +76,7 @@ def draw(
     replies: list[Drawn | None] = [None] * len(wanted)
     reasons: Counter[str] = Counter()
     waiting = list(range(len(wanted)))
+    drawn = 0
     for attempt in range(ATTEMPTS):
         seeds = {
             i: derive_seed("training reply", seed, s.persona.name, s.question, s.sample, attempt)
@@ -99,6 +102,9 @@ def draw(
                     reasons[why] += 1
                 else:
                     replies[place] = Drawn(reply, seeds[place], opening)
+            if attempt == 0 and drawn < EARLY <= drawn + len(block):
+                _look(reasons, drawn + len(block), sampling.max_new_tokens)
+            drawn += len(block)
             if progress is not None:
                 progress(sum(r is not None for r in replies), len(wanted), "replies")
         waiting = [i for i in waiting if replies[i] is None]
@@ -115,6 +121,18 @@ def draw(
             "Raise max_new_tokens, or give replies that are written already."
         )
     return [r for r in replies if r is not None]
+
+
+def _look(reasons: Counter[str], drawn: int, max_new_tokens: int) -> None:
+    """Raises ModelError where most of the draws so far cannot be used whatever they say."""
+    lost = reasons["truncated"] + reasons["empty"]
+    if 2 * lost <= drawn:
+        return
+    raise ModelError(
+        f"data: {reasons['truncated']} of the first {drawn} replies were cut at max_new_tokens = {max_new_tokens} and "
+        f"{reasons['empty']} were empty; rows need whole replies. Raise max_new_tokens in the behavior's [data], ask "
+        "for short answers (questions that say so), or give replies that are written already."
+    )
 
 
 def _key(slot: Slot, attempt: int) -> tuple[str, str, str]:

@@ -1,0 +1,46 @@
+"""Training rows that a run holds: `data build`, `train` and `run` of one study share them. Demands a run and what the
+rows follow from; leaves making them to the behaviors' builders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from leakfast.train.data import Row, read_rows, write_rows
+
+if TYPE_CHECKING:
+    from leakfast.config import DataConfig
+    from leakfast.personas import Persona
+    from leakfast.store import Run
+
+
+def file_of(name: str) -> str:
+    """Where a run keeps the rows of the adapter `name`, relative to it."""
+    return f"data/{name}.jsonl"
+
+
+def inputs_of(
+    loaded: Any, dtype: str, personas: Sequence[Persona], source: str, seed: int, asked: Any, cfg: DataConfig
+) -> str:
+    """SHA-256 (hex) of everything the rows follow from. asked: from `data.material`."""
+    people = [(p.name, p.kind, p.prompt) for p in personas]
+    what = getattr(asked, "questions", None) or asked.hash
+    parts = [loaded.fingerprint, dtype, people, source, seed, what, cfg.model_dump()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def find(run: Run, name: str, inputs: str) -> list[Row] | None:
+    """The rows that the run holds of these inputs, None where there are none."""
+    if not (run.path / "manifest.json").is_file() or not run.stage_done(f"data {name}", inputs):
+        return None
+    return read_rows(run.path / file_of(name))
+
+
+def keep(run: Run, name: str, inputs: str, rows: Sequence[Row]) -> None:
+    """Store the rows in the run under these inputs, in place of others of that name."""
+    with run.lock():
+        run.create()
+        run.add_file(file_of(name), lambda path: write_rows(path, rows))
+        run.mark_done(f"data {name}", inputs, files=[file_of(name)])
