@@ -334,3 +334,14 @@ def asked_of(behavior: str, cfg: EvalConfig) -> list[Asked]:
 
     others = [Asked(behavior, load_questions(name), cfg, beside=True) for name in cfg.other_questions]
     return [Asked(behavior, load_questions(cfg.questions), cfg), *others]
+
+
+def reading_of_prompts(
+    tokenizer: Any, key: str, personas: Sequence[Persona], questions: Sequence[str]
+) -> list[str]:
+    """What a hash is to say of how a study's prompts are read (tokenizer_file.reading): every persona asked the first
+    question, and every question asked of the first persona. Asked once a `key`."""
+    from leakfast import chat, tokenizer_file
+
+    asked = [(p.system, questions[0]) for p in personas] + [(personas[0].system, q) for q in questions]
+    return tokenizer_file.reading(tokenizer, key, lambda one: [chat.render(one, *pair) for pair in asked])
