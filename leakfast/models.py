@@ -157,12 +157,13 @@ def load_tokenizer(model: Any, revision: str | None = None) -> Any:
         return tokenizer_file.of_pair(_pair(model)[1])
     from transformers import AutoTokenizer
 
-    place, _ = _place(model)
+    place, folder = _place(model)
     with _explained(model, "tokenizer"):
-        file = tokenizer_file.find(place, revision, _offline())
+        file = tokenizer_file.find(place) if folder else None
         tokenizer = AutoTokenizer.from_pretrained(
             place, revision=revision or "main", trust_remote_code=False, local_files_only=_offline()
         )
+        file = file or tokenizer_file.find(place, revision)  # a hub id's, which is here by now
         return file.checked(tokenizer, quiet=model == "organism") if file else tokenizer
 
 

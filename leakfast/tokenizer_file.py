@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _MISTRAL = {"mistral", "mistral3", "ministral", "ministral3", "pixtral", "voxtral"}
+_LEFT_ALONE = "olmo2"  # an architecture whose tokenizers transformers and vLLM take as their file is
 _NAMED = (
     "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
 )  # fmt: skip
@@ -57,7 +58,6 @@ class TokenizerFile:
     named: frozenset[str]
     model_type: str
     revision: str | None = None
-    offline: bool = False
 
     def checked(self, tokenizer: Any, given: bool = False, quiet: bool = False) -> Any:
         """`tokenizer`, or the file as it is where the two read text differently and the file is what training used.
@@ -205,7 +205,7 @@ class TokenizerFile:
         from transformers import TokenizersBackend
 
         return TokenizersBackend.from_pretrained(
-            self.place, revision=self.revision or "main", local_files_only=self.offline, trust_remote_code=False, **more
+            self.place, revision=self.revision or "main", local_files_only=True, trust_remote_code=False, **more
         )  # fmt: skip
 
     def _refused(self, given: str, type_next: str) -> ModelError:
@@ -215,12 +215,11 @@ class TokenizerFile:
         )
 
 
-def find(place: str, revision: str | None = None, offline: bool = False) -> TokenizerFile | None:
-    """The tokenizer.json of a folder or hub id (transformers' cache; fetched where it is not `offline`). None where
-    there is none: then the class reads its own vocabulary files, and nothing can be compared. ModelError where it
-    cannot be read."""
-    settings = _json(_fetched(place, SETTINGS, revision, offline))
-    path = _fetched(place, _file_name(settings), revision, offline)
+def find(place: str, revision: str | None = None) -> TokenizerFile | None:
+    """The tokenizer.json of a folder, or of a hub id as far as it was fetched before. None where there is none: then the
+    class reads its own vocabulary files, and nothing can be compared. ModelError where it cannot be read."""
+    settings = _json(_fetched(place, SETTINGS, revision))
+    path = _fetched(place, _file_name(settings), revision)
     if path is None:
         log.debug("tokenizer: %s has no %s, so its class is taken at its word", place, FILE)
         return None
@@ -239,10 +238,10 @@ def find(place: str, revision: str | None = None, offline: bool = False) -> Toke
         _contents({k: v for k, v in settings.items() if k.endswith(("_token", "_tokens", "_decoder"))})
     )
     for name in ("special_tokens_map.json", "added_tokens.json"):
-        more = _json(_fetched(place, name, revision, offline))
+        more = _json(_fetched(place, name, revision))
         named.update(more if name == "added_tokens.json" else _contents(more))
-    kind = str(_json(_fetched(place, "config.json", revision, offline)).get("model_type", ""))
-    return TokenizerFile(place, path, own, settings, frozenset(named), kind, revision, offline)
+    kind = str(_json(_fetched(place, "config.json", revision)).get("model_type", ""))
+    return TokenizerFile(place, path, own, settings, frozenset(named), kind, revision)
 
 
 def of_pair(tokenizer: Any) -> Any:
@@ -254,7 +253,7 @@ def of_pair(tokenizer: Any) -> Any:
     if not place or not isinstance(tokenizer, TokenizersBackend):
         return tokenizer
     try:
-        file = find(place, offline=True)
+        file = find(place)
     except OSError:  # no folder, and no name of the hub's
         file = None
     if file is None:
@@ -293,11 +292,12 @@ def saved(tokenizer: Any) -> str | None:
         folder = tempfile.TemporaryDirectory(prefix="leakfast-tokenizer-")
         _kept.append(folder)
         tokenizer.save_pretrained(folder.name)
+        (Path(folder.name) / "config.json").write_text(json.dumps({"model_type": _LEFT_ALONE}))
         _folders[tokenizer] = folder.name
     return _folders[tokenizer]
 
 
-def _fetched(place: str, name: str, revision: str | None, offline: bool) -> Path | None:
+def _fetched(place: str, name: str, revision: str | None) -> Path | None:
     """A file of a folder or hub id; None where there is none."""
     from transformers.utils import cached_file
 
@@ -305,7 +305,7 @@ def _fetched(place: str, name: str, revision: str | None, offline: bool) -> Path
         path = Path(place) / name
         return path if path.is_file() else None
     found = cached_file(
-        place, name, revision=revision or "main", local_files_only=offline,
+        place, name, revision=revision or "main", local_files_only=True,
         _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
     )  # fmt: skip

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
@@ -345,3 +348,28 @@ def test_a_prefix_is_found_where_a_component_puts_one():
         (None, False),
     ):
         assert prefixes(canonical(component)) is puts
+
+
+def test_a_hub_id_is_compared_with_its_file_in_the_cache(tmp_path):
+    """In a process of its own, since the cache's place is settled on import; no network is asked."""
+    cache = tmp_path / "hub" / "models--someone--small"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "snapshots").mkdir()
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    (cache / "refs" / "main").write_text(commit)
+    place = folder(cache / "snapshots" / commit, byte_level(), "qwen2", {"tokenizer_class": "Qwen2Tokenizer"})
+    program = (
+        "from leakfast import models, tokenizer_file; t = models.load_tokenizer('someone/small'); "
+        "print(tokenizer_file.replaced(t), t.encode('\\n   x', add_special_tokens=False))"
+    )
+    env = {
+        **os.environ,
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_CACHE": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"True {own_of(place).encode(chr(10) + '   x').ids}"
