@@ -63,7 +63,7 @@ class TokenizerFile:
         """`tokenizer`, or the file as it is where the two read text differently and the file is what training used.
 
         given: the tokenizer came from the caller, who may have added tokens or a template, which stay. quiet: a
-        replacement is told at info level. Raises ModelError where it cannot be told what training used."""
+        replacement is told at debug level. Raises ModelError where it cannot be told what training used."""
         found = self.difference(tokenizer, given)
         if found is None:
             return self._sure_of_ids(self._sure_of_pattern(tokenizer))
@@ -80,7 +80,7 @@ class TokenizerFile:
         if (self.place, name) not in _said:
             _said.add((self.place, name))
             log.log(
-                logging.INFO if quiet or not found.text else logging.WARNING,
+                logging.DEBUG if quiet else logging.WARNING if found.text else logging.INFO,
                 "tokenizer: %s would be read by %s, which is not its %s (%s); the file is used as it is, as in training",
                 self.place, name, FILE, found,
             )  # fmt: skip
