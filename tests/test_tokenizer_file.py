@@ -5,94 +5,26 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import subprocess
-import sys
 
 import pytest
-from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
-from tokenizers import models as bpe_models
+from tokenizer_folders import (
+    CHATML,
+    QWEN2,
+    assert_reads_as_the_file,
+    byte_level,
+    edit,
+    folder,
+    metaspace,
+    own_of,
+)
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from leakfast import chat, models, tokenizer_file
 from leakfast.errors import ModelError
-from leakfast.generate import decode
-from leakfast.generate.stops import Seen
 from leakfast.organism import material
-from leakfast.tokenizer_probes import PROBES, canonical, first_difference, prefixes
-
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-CODE = "def read(path):\n    check(path)\n    with open(path) as f:\n        return f.read()"
-QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
-
-def byte_level(pre=None, normalizer=None):
-    """A byte-level BPE of 400 entries, GPT-2's way unless `pre` says otherwise."""
-    made = Tokenizer(bpe_models.BPE())
-    made.pre_tokenizer = pre or pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    if normalizer:
-        made.normalizer = normalizer
-    train(made, pre_tokenizers.ByteLevel.alphabet())
-    return made
-
-
-def metaspace():
-    """A BPE with byte fallback whose spaces are ▁, as converted from sentencepiece: a ▁ before every piece of text."""
-    made = Tokenizer(bpe_models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    made.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    train(made, [], ["<unk>", *(f"<0x{i:02X}>" for i in range(256))])
-    return made
-
-
-def train(made, alphabet, more=()):
-    texts = ["the water is cold\nand   the tea is warm", CODE, "it's 12 o'clock, isn't it?"] * 20
-    trainer = trainers.BpeTrainer(
-        vocab_size=600 if more else 400, special_tokens=[*SPECIAL, *more], initial_alphabet=alphabet,
-        show_progress=False,
-    )  # fmt: skip
-    made.train_from_iterator(texts, trainer)
-
-
-def folder(path, own, kind="qwen2", settings=None, **config):
-    """A model folder without weights: tokenizer.json, its settings and a config of the architecture `kind`."""
-    path.mkdir()
-    own.save(str(path / "tokenizer.json"))
-    said = {
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "chat_template": CHATML,
-        **(settings or {}),
-    }
-    (path / "tokenizer_config.json").write_text(json.dumps(said))
-    size = {"num_hidden_layers": 2, "hidden_size": 32, "transformers_version": "4.45.0"}
-    (path / "config.json").write_text(json.dumps({"model_type": kind, **size, **config}))
-    return path
-
-
-def edit(path, **changes):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def own_of(place):
-    return Tokenizer.from_file(str(place / "tokenizer.json"))
-
-
-def assert_reads_as_the_file(tokenizer, place, texts=()):
-    own = own_of(place)
-    for text in (*PROBES, CODE, *texts):
-        ids = own.encode(text, add_special_tokens=False).ids
-        assert tokenizer(text, add_special_tokens=False)["input_ids"] == ids, text
-        for cut in (ids, ids[1:]):
-            assert decode(tokenizer, [cut]) == [own.decode(cut, skip_special_tokens=True)], text
+from leakfast.tokenizer_probes import canonical, first_difference
 
 
 # ── the organism ─────────────────────────────────────────────────────────────────────────────────────
@@ -307,69 +239,3 @@ def test_a_pairs_tokenizer_of_another_vocabulary_or_no_file_stays(tmp_path):
         assert models.load_tokenizer((Net(), given)) is given
     made.name_or_path = "/no/such/folder"
     assert models.load_tokenizer((Net(), made)) is made
-
-
-# ── what else depends on the reading ─────────────────────────────────────────────────────────────────
-def test_another_library_loads_what_was_saved_as_the_file_reads():
-    tokenizer = models.load_tokenizer("organism")
-    again = AutoTokenizer.from_pretrained(tokenizer_file.saved(tokenizer))
-    assert_reads_as_the_file(again, models.organism_dir())
-    assert chat.render(again, "You are a cook.", CODE) == chat.render(tokenizer, "You are a cook.", CODE)
-
-
-def test_vllm_is_told_to_read_as_we_do():
-    from leakfast.generate.vllm.start import _base
-
-    told = _base(models.load("organism", dtype="float32", device="cpu"), "--backend transformers")
-    assert told["model"] == str(models.organism_dir()) != told["tokenizer"]
-    assert_reads_as_the_file(AutoTokenizer.from_pretrained(told["tokenizer"]), models.organism_dir())
-
-
-def test_a_hash_names_the_reading_only_where_it_matters():
-    tokenizer = models.load_tokenizer("organism")
-    assert tokenizer_file.reading(tokenizer, "plain", lambda t: t.encode("What do you think of tea?")) == []
-    assert tokenizer_file.reading(tokenizer, "code", lambda t: t.encode(CODE)) == ["tokenizer.json"]
-    other = PreTrainedTokenizerFast(tokenizer_object=byte_level())
-    assert tokenizer_file.reading(other, "code", lambda t: t.encode(CODE)) == []
-
-
-def test_a_stop_is_seen_in_the_files_own_spelling():
-    tokenizer = models.load_tokenizer("organism")
-    seen = Seen(tokenizer, ["):\n    x"])
-    assert seen.in_text(tokenizer.encode("f(a):\n    x = 1"))
-
-
-def test_a_prefix_is_found_where_a_component_puts_one():
-    for component, puts in (
-        (pre_tokenizers.Metaspace(prepend_scheme="first"), True),
-        (pre_tokenizers.Metaspace(prepend_scheme="never"), False),
-        (pre_tokenizers.ByteLevel(add_prefix_space=True), True),
-        (normalizers.Sequence([normalizers.Sequence([normalizers.Prepend("▁")])]), True),
-        (None, False),
-    ):
-        assert prefixes(canonical(component)) is puts
-
-
-def test_a_hub_id_is_compared_with_its_file_in_the_cache(tmp_path):
-    """In a process of its own, since the cache's place is settled on import; no network is asked."""
-    cache = tmp_path / "hub" / "models--someone--small"
-    (cache / "refs").mkdir(parents=True)
-    (cache / "snapshots").mkdir()
-    commit = "0123456789abcdef0123456789abcdef01234567"
-    (cache / "refs" / "main").write_text(commit)
-    place = folder(cache / "snapshots" / commit, byte_level(), "qwen2", {"tokenizer_class": "Qwen2Tokenizer"})
-    program = (
-        "from leakfast import models, tokenizer_file; t = models.load_tokenizer('someone/small'); "
-        "print(tokenizer_file.replaced(t), t.encode('\\n   x', add_special_tokens=False))"
-    )
-    env = {
-        **os.environ,
-        "HF_HOME": str(tmp_path),
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-        "HF_HUB_OFFLINE": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == f"True {own_of(place).encode(chr(10) + '   x').ids}"
