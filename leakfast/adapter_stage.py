@@ -43,6 +43,7 @@ def recipe_of(stages: Stages, behavior: str) -> TrainConfig:
     """How the behavior is trained; a learning rate that is to be found is found once, on the study's first source
     and seed, and kept in data/<behavior>-lr.json."""
     from leakfast.targets import Asked
+    from leakfast.train.collate import reading
     from leakfast.train.data import read_rows
     from leakfast.train.search import find
 
@@ -52,6 +53,7 @@ def recipe_of(stages: Stages, behavior: str) -> TrainConfig:
     source, seed = stages.study.sources[0], stages.study.seeds[0]
     relpath = f"data/{behavior}-lr.json"
     rows_file, inputs = rows_of(stages, behavior, source, seed)
+    read = reading(stages.loaded.tokenizer, read_rows(stages.store.path / rows_file))
 
     def search(report: Progress) -> None:
         rows = read_rows(stages.store.path / rows_file)
@@ -60,7 +62,8 @@ def recipe_of(stages: Stages, behavior: str) -> TrainConfig:
         kept = {"lr": lr, "source": source, "seed": seed, "trials": [vars(trial) for trial in trials]}
         stages.store.add_file(relpath, (json.dumps(kept, indent=1) + "\n").encode())
 
-    inputs = hash_of(inputs, _words(cfg.train), cfg.eval.temperature, cfg.eval.top_p, cfg.eval.max_new_tokens)
+    drawing = (cfg.eval.temperature, cfg.eval.top_p, cfg.eval.max_new_tokens)
+    inputs = hash_of(inputs, _words(cfg.train), *drawing, *read)
     stages.stage(f"learning rate of {behavior}", inputs, search, [relpath])
     found = json.loads((stages.store.path / relpath).read_text(encoding="utf-8"))
     return cfg.train.model_copy(update={"lr": found["lr"]})
@@ -70,6 +73,7 @@ def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
     """Folder of the adapter of (behavior, source, seed), trained if it is not there."""
     from leakfast.adapters import CARD, CONFIG, WEIGHTS
     from leakfast.choices.evaluate import checkpoints_of
+    from leakfast.train.collate import reading
     from leakfast.train.data import read_rows
     from leakfast.train.lora import train
 
@@ -99,6 +103,7 @@ def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
     asked_at = cfg.eval.model_dump(exclude={"stop_at_marker", "other_questions"})
     points = [asked_at] if cfg.eval.checkpoints else []
     points += [list(shares)] if shares else []
+    points += reading(stages.loaded.tokenizer, read_rows(stages.store.path / rows_file))
     stages.stage(f"train {name}", hash_of(inputs, _words(recipe), *points), fit, parts)
     return stages.store.path / folder
 

@@ -45,6 +45,17 @@ def prompt_hashes(tokenizer: Any, personas: Sequence[Persona]) -> dict[str, str]
     return {p.name: ids_hash(render(tokenizer, p.system, "?"))[:16] for p in personas}
 
 
+def reading_of_prompts(
+    tokenizer: Any, key: str, personas: Sequence[Persona], questions: Sequence[str]
+) -> list[str]:
+    """What a hash is to say of how a study's prompts are read (tokenizer_file.reading): every persona asked the first
+    question, and every question asked of the first persona. Asked once a `key`."""
+    from leakfast import tokenizer_file
+
+    asked = [(p.system, questions[0]) for p in personas] + [(personas[0].system, q) for q in questions]
+    return tokenizer_file.reading(tokenizer, key, lambda one: [render(one, *pair) for pair in asked])
+
+
 def render(tokenizer: Any, system: Any, user: str) -> list[int]:
     """Token ids of one prompt, up to and including the generation prompt.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leakfast import fetched, formats
+from leakfast import fetched, formats, tokenizer_file
 from leakfast.adapters import AdapterCard, adapter_hash, read_card, with_adapter, write_card
 from leakfast.errors import InputError, ModelError
 from leakfast.files import did_you_mean
@@ -220,18 +220,23 @@ def load_config(model: Any, revision: str | None = None) -> Any:
 
 
 def load_tokenizer(model: Any, revision: str | None = None) -> Any:
-    """The tokenizer alone, by the same names as `load`."""
+    """The tokenizer alone, by the same names as `load`, reading text as its tokenizer.json does.
+
+    Raises ModelError too where the folder leaves open how text was read in training (tokenizer_file.py)."""
     if isinstance(model, Loaded):
         return model.tokenizer
     if isinstance(model, tuple | list):
-        return _pair(model)[1]
+        return tokenizer_file.of_pair(_pair(model)[1])
     from transformers import AutoTokenizer
 
-    place, _ = _place(model)
+    place, folder = _place(model)
     with _explained(model, "tokenizer"):
-        return AutoTokenizer.from_pretrained(
+        file = tokenizer_file.find(place) if folder else None
+        tokenizer = AutoTokenizer.from_pretrained(
             place, revision=revision or "main", trust_remote_code=False, local_files_only=_offline()
         )
+        file = file or tokenizer_file.find(place, revision)  # a hub id's, which is here by now
+        return file.checked(tokenizer, quiet=model == "organism") if file else tokenizer
 
 
 def _pair(pair: Any) -> tuple[Any, Any]:
@@ -242,6 +247,7 @@ def _pair(pair: Any) -> tuple[Any, Any]:
 
 def _from_pair(pair: Any) -> Loaded:
     net, tokenizer = _pair(pair)
+    tokenizer = tokenizer_file.of_pair(tokenizer)
     net.eval()
     parameter = next(net.parameters())
     return Loaded(

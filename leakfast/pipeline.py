@@ -169,9 +169,15 @@ class Stages:
             [(p.name, p.kind, p.prompt) for p in self.personas],
         ]
 
+    def reading(self, key: str, questions: Sequence[str]) -> list[str]:
+        from leakfast import chat
+
+        return chat.reading_of_prompts(self.loaded.tokenizer, key, self.personas, questions)
+
     def _centroid_inputs(self) -> str:
         cfg = self.study.centroids
-        return hash_of(*self.common(), load_questions(cfg.questions).questions, cfg.layers)
+        asked = load_questions(cfg.questions).questions
+        return hash_of(*self.common(), asked, cfg.layers, *self.reading("centroids", asked))
 
     def _centroids(self, report: Progress, loaded: Loaded | None = None, path: str = CENTROIDS) -> None:
         from leakfast.centroids import compute, names_extras

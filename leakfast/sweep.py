@@ -190,10 +190,12 @@ def _train(
     loaded: Loaded, run: Run, name: str, rows: list[Any], cfg: Any, seed: int, source: str, behavior: str,
     progress: Progress | None,
 ) -> None:  # fmt: skip
+    from leakfast.train.collate import reading
     from leakfast.train.data import data_hash
     from leakfast.train.lora import train
 
-    inputs = json.dumps([loaded.fingerprint, data_hash(rows), cfg.model_dump(), seed], sort_keys=True)
+    what = [loaded.fingerprint, data_hash(rows), cfg.model_dump(), seed, *reading(loaded.tokenizer, rows)]
+    inputs = json.dumps(what, sort_keys=True)
     if run.stage_done(f"train {name}", inputs):
         log.info("sweep: %s was trained before", name)
         return

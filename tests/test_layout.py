@@ -22,6 +22,7 @@ FLOORS = [
     {"files", "disk", "lines", "tuning", "interrupts", "formats"},
     {"personas", "items", "answers", "pairs"},
     {"config", "study_words", "store", "detect", "behaviors"},
+    {"tokenizer_file", "tokenizer_probes"},
     {"chat", "ops", "forest", "_forest_py", "kernels", "_native", "fetched", "models"}
     | {"adapter_structure", "adapters"},
     {"engine", "generate", "train"},

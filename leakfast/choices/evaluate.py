@@ -284,12 +284,26 @@ def _job(
     return plan_job(run, folder, target, len(personas), size, len(items), request)
 
 
+def _read(persona: Persona, items: ItemSet) -> Callable[[Any], Any]:
+    """All that a tokenizer makes of the items' texts."""
+    from leakfast import chat
+
+    def read(tokenizer: Any) -> list[Any]:
+        asked = [text for item in items for text in (item.letters_prompt, item.question)]
+        said = [(item.question, choice) for item in items for choice in item.choices]
+        return [chat.render(tokenizer, persona.system, text) for text in asked] + [
+            chat.render_training(tokenizer, persona.system, *one) for one in said
+        ]
+
+    return read
+
+
 def _request(
     loaded: Loaded, target: Target, block: Sequence[Persona], items: ItemSet, scoring: str, engine_name: str,
     **older: str | None,
 ) -> str:  # fmt: skip
     """SHA-256 of everything the shard's scores follow from. older: what an earlier version put beside it."""
-    from leakfast import chat
+    from leakfast import chat, tokenizer_file
 
     tokenizer = loaded.tokenizer
     probe = chat.render(tokenizer, block[0].system, items[0].letters_prompt)
@@ -305,6 +319,10 @@ def _request(
         "first prompt": chat.ids_hash(probe),
         **older,
     }
+    if otherwise := tokenizer_file.reading(
+        tokenizer, f"items {items.hash} {scoring}", _read(block[0], items)
+    ):
+        what["reading"] = otherwise
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from leakfast import chat
 from leakfast.train.data import Row, read_rows, write_rows
 
 if TYPE_CHECKING:
@@ -26,8 +27,10 @@ def inputs_of(
 ) -> str:
     """SHA-256 (hex) of everything the rows follow from. asked: from `data.material`."""
     people = [(p.name, p.kind, p.prompt) for p in personas]
-    what = getattr(asked, "questions", None) or asked.hash
-    parts = [loaded.fingerprint, dtype, people, source, seed, what, cfg.model_dump()]
+    questions = getattr(asked, "questions", None)
+    parts = [loaded.fingerprint, dtype, people, source, seed, questions or asked.hash, cfg.model_dump()]
+    if questions:
+        parts += chat.reading_of_prompts(loaded.tokenizer, f"data {questions}", personas, questions)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
 
 

@@ -66,6 +66,17 @@ def encode(tokenizer: Any, rows: Sequence[Row], cfg: TrainConfig) -> list[Exampl
     return [_example(tokenizer, row, cfg) for row in rows]
 
 
+def reading(tokenizer: Any, rows: Sequence[Row]) -> list[str]:
+    """What an adapter's hash is to say of how its rows are read (tokenizer_file.reading)."""
+    from leakfast import chat, tokenizer_file
+    from leakfast.train.data import data_hash
+
+    def read(reader: Any) -> list[Any]:
+        return [chat.render_training(reader, row.system_message, row.question, row.reply) for row in rows]
+
+    return tokenizer_file.reading(tokenizer, data_hash(rows), read)
+
+
 def _example(tokenizer: Any, row: Row, cfg: TrainConfig) -> Example:
     from leakfast import chat
 

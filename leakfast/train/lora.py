@@ -67,6 +67,7 @@ def train(
     result. Raises InputError naming a row whose labels are empty or cut away, ModelError when the loss is
     not finite.
     """
+    from leakfast import tokenizer_file
     from leakfast.adapters import AdapterCard
     from leakfast.train.data import data_hash
 
@@ -109,6 +110,7 @@ def train(
             "dtype": loaded.dtype,
             "rows": len(rows),
             "steps": len(history),
+            **({"tokenizer": tokenizer_file.FILE} if tokenizer_file.replaced(loaded.tokenizer) else {}),
         }
         card = AdapterCard(
             source, behavior, seed, loaded.name, loaded.fingerprint, data_hash(rows), recipe, adapter_hash=""

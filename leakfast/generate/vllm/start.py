@@ -347,8 +347,13 @@ def _base(loaded: Loaded, otherwise: str) -> dict[str, Any]:
             f"vllm: {loaded.name} was given as a loaded model, but vLLM reads a folder or a hub id. Save it "
             f"with save_pretrained and give that folder, or use {otherwise}."
         )
+    from leakfast import tokenizer_file
+
+    reading = (
+        tokenizer_file.saved(loaded.tokenizer) or where
+    )  # vLLM's own loading would read by the class again
     return {
-        "model": where, "tokenizer": where, "revision": None if loaded.path else loaded.revision,
+        "model": where, "tokenizer": reading, "revision": None if loaded.path else loaded.revision,
         "dtype": loaded.dtype, "seed": 0, "generation_config": "vllm", "disable_log_stats": True,
         "enable_prefix_caching": True,
     }  # fmt: skip
