@@ -14,7 +14,7 @@ from scipy import stats
 
 from leakfast import chat, generate, models, schema
 from leakfast.errors import InputError, ModelError
-from leakfast.generate import Request, Sampling, adapted, complete, requests_for, shared_prompt
+from leakfast.generate import Request, Sampling, adapted, complete, requests_for, sampling, shared_prompt
 from leakfast.generate import transformers as backend
 from leakfast.generate.sampling import draw, uniforms
 from leakfast.personas import Persona
@@ -91,6 +91,36 @@ def test_draws_do_not_depend_on_the_batch(tiny_qwen2):
     )
 
 
+@pytest.mark.parametrize("kind", ["tiny_qwen2", "tiny_llama"])
+def test_prompts_that_begin_alike_are_computed_once_and_as_if_alone(kind, request, monkeypatch):
+    """Packed and padded prompts: the same keys, values and logits; of shared tokens the packed ones are few."""
+    loaded = request.getfixturevalue(kind)
+    prompts = [list(p.ids) for p in prompts_of(loaded)]
+    prompts.append(prompts[0])
+    decoder = backend._Decoder(loaded)
+    assert decoder.packable
+    rows = []
+    embed = loaded.model.get_input_embeddings()
+    handle = embed.register_forward_hook(lambda _m, _a, out: rows.append(out.shape[0] * out.shape[1]))
+    made = {}
+    with torch.inference_mode(), backend._running(loaded.model):
+        for way in (True, False):
+            decoder.packable = way
+            made[way] = decoder.prefill(prompts, 2, 4)
+    handle.remove()
+    assert (
+        rows[0] == len({tuple(p[: n + 1]) for p in prompts for n in range(len(p))}) < sum(map(len, prompts))
+    )
+    torch.testing.assert_close(made[True][1], made[False][1], rtol=1e-4, atol=1e-4)
+    for layer, wanted in made[False][0].prompt.items():
+        for got, want in zip(made[True][0].prompt[layer], wanted, strict=True):
+            for row, prompt in enumerate(prompts):
+                torch.testing.assert_close(
+                    got[row, :, : len(prompt)], want[row, :, : len(prompt)], rtol=1e-4, atol=1e-4
+                )
+                assert bool(torch.isfinite(got[row]).all())
+
+
 def test_requests_with_unlike_sample_counts_run_together(tiny_qwen2):
     prompts = prompts_of(tiny_qwen2)[:4]
     requests = [
@@ -154,6 +184,21 @@ def test_the_first_ranked_tokens_decide_as_all_tokens_would(data):
     # a draw within rounding of a boundary may fall on either side
     near = {order[min(int((mass <= u * total + d).sum()), end)] for d in (-1e-7, 0.0, 1e-7)}
     assert token == order[rank] or token in near
+
+
+@pytest.mark.parametrize("n_vocab", [32 * 300, 32 * 300 + 31])
+def test_the_likeliest_found_by_runs_are_the_likeliest(n_vocab):
+    drawn = torch.Generator().manual_seed(n_vocab)
+    sharp, flat = torch.randn(3, n_vocab, generator=drawn) * 4, torch.zeros(1, n_vocab)
+    crowded = torch.full((1, n_vocab), -20.0)
+    crowded[0, 64:160] = torch.arange(96.0) / 96  # all of them side by side
+    at_the_end = torch.arange(n_vocab)[None] / 1000.0
+    probs = torch.softmax(torch.cat([sharp, flat, crowded, at_the_end]), -1)
+    for k in (1, 64):
+        values, ids = sampling._likeliest(probs, k)
+        assert torch.equal(values, torch.topk(probs, k, -1).values)
+        assert torch.equal(probs.gather(1, ids), values)
+        assert all(len(set(row)) == k for row in ids.tolist())
 
 
 def test_a_token_of_probability_zero_is_never_drawn():

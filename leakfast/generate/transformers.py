@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
+from leakfast.engine import packs
 from leakfast.errors import InputError, ModelError
-from leakfast.generate import Completion, Progress, Request, Sampling
+from leakfast.generate import Completion, Progress, Request, Sampling, prefill
 from leakfast.generate.sampling import draw, uniforms
 from leakfast.generate.shared_prompt import Block, shared_prompt_attention
 from leakfast.generate.stops import Seen
@@ -94,18 +96,18 @@ def complete(
         raise ModelError(f"generate: {loaded.name} is an encoder-decoder; only decoder models are measured.")
     check_lengths(model, requests, sampling.max_new_tokens)
     stops = stop_ids(loaded)
-    decoder = _Decoder(model, loaded.name)
+    decoder = _Decoder(loaded)
     seen = Seen(loaded.tokenizer, sampling.stop) if sampling.stop else None
     was_training = model.training
     model.eval()
     expected = decoder.expected(requests)
     try:
-        with shared_prompt_attention(model):
+        with _running(model):
             decoder.canary(requests, expected)
         total = sum(len(r.seeds) for r in requests)
         finished = 0
         for block in _blocks(requests, batch_completions):
-            with shared_prompt_attention(model):  # not held while the caller works on what is yielded
+            with _running(model):  # not held while the caller works on what is yielded
                 done = decoder.run(requests, block, sampling, stops, seen)
             finished += len(done)
             if progress is not None:
@@ -113,6 +115,15 @@ def complete(
             yield done
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def _running(model: Any) -> Iterator[None]:
+    """Our attention, and on a CPU the linear layers and the memory as the packed engine has them."""
+    if next(model.parameters()).device.type == "cpu":
+        packs.keep_memory()
+    with shared_prompt_attention(model), packs.products(model):
+        yield
 
 
 def _blocks(requests: Sequence[Request], batch_completions: int) -> Iterator[list[int]]:
@@ -133,9 +144,11 @@ def _blocks(requests: Sequence[Request], batch_completions: int) -> Iterator[lis
 class _Decoder:
     """Prefill and decode steps of one model."""
 
-    def __init__(self, model: Any, name: str) -> None:
-        self.model = model
-        self.name = name
+    def __init__(self, loaded: Any) -> None:
+        self.loaded = loaded
+        self.model = model = plain_model(loaded.model)
+        self.name = loaded.name
+        self.packable = prefill.packable(loaded, model)
         self.decoder = model.get_decoder()
         self.head = model.get_output_embeddings()
         self.device = next(model.parameters()).device
@@ -145,20 +158,15 @@ class _Decoder:
     ) -> tuple[Block, torch.Tensor]:
         """Block with the prompts' K and V, and the logits (P, V) of each prompt's next token."""
         lengths = torch.tensor([len(p) for p in prompts])
-        width = int(lengths.max())
-        ids = torch.zeros((len(prompts), width), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.as_tensor(prompt)
-        block = Block(lengths.to(self.device), width, samples, max_new)
-        # padding stands right of the prompt, where causal attention never looks
-        hidden = self.decoder(input_ids=ids.to(self.device), use_cache=False, block=block).last_hidden_state
+        block = Block(lengths.to(self.device), int(lengths.max()), samples, max_new)
+        ends = prefill.packed if self.packable else prefill.padded
+        last = ends(self.loaded, prompts, block)
         if len(block.prompt) != self.model.config.num_hidden_layers:
             raise ModelError(
                 f"generate: {len(block.prompt)} of {self.model.config.num_hidden_layers} layers of "
-                f"{self.name} use the "
-                "registered attention function; all must. Use another backend for this architecture."
+                f"{self.name} use the registered attention function; all must. Use another backend for this "
+                "architecture."
             )
-        last = hidden[torch.arange(len(prompts), device=self.device), block.lengths - 1]
         return block, self.head(last)
 
     def step(self, block: Block, tokens: torch.Tensor) -> torch.Tensor:
