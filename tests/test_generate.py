@@ -16,8 +16,6 @@ from leakfast.errors import InputError, ModelError
 from leakfast.generate import (
     Request,
     Sampling,
-    adapted,
-    beside,
     complete,
     requests_for,
     sampling,

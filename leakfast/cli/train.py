@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.settings import threads_option
 from leakfast.errors import InputError
 
 
@@ -58,6 +59,7 @@ from leakfast.errors import InputError
     "--out", type=click.Path(path_type=Path), default=None, help="Adapter folder.  [default: in the run]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that is there already.")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print the adapter's card as JSON.")
 def cli(
     behavior: str, source: str | None, seed: int, model: str | None, study: Path | None, personas: str | None,

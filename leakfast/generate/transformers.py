@@ -5,7 +5,7 @@ against the model's own before it starts. Leaves text and tables to the package.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ log = logging.getLogger("leakfast.generate")
 
 _COMPACT_BELOW = 0.875  # finished rows are dropped once fewer than this share are alive
 _CANARY_STEPS = 3
+_REASONS = {"stop": "stop", "mark": "marker", "full": "length"}
 
 
 def plain_model(model: Any) -> Any:
@@ -80,10 +81,12 @@ def complete(
     *,
     batch_completions: int = 640,
     progress: Progress | None = None,
+    ended: Callable[[list[Completion]], None] | None = None,
 ) -> Iterator[list[Completion]]:
     """Decode `requests` in blocks of about `batch_completions` rows, prompts of like length together.
 
-    Yields one list a block. A draw depends on the request's ids and seed only (up to float noise of
+    Yields one list a block. ended: called after every step with the completions that it ended, maybe none; each comes
+    once. A draw depends on the request's ids and seed only (up to float noise of
     differently shaped matrix products). Raises InputError before anything runs when a prompt does not
     fit, ModelError for a model whose cached logits differ from its own, or NaN logits.
     """
@@ -107,12 +110,20 @@ def complete(
         total = sum(len(r.seeds) for r in requests)
         finished = 0
         for block in _blocks(requests, batch_completions):
+            done: list[Completion] = []
+
+            def told(some: list[Completion], done: list[Completion] = done) -> None:
+                nonlocal finished
+                done += some
+                finished += len(some)
+                if ended is not None:
+                    ended(some)
+                if progress is not None:
+                    progress(finished, total, "completions")
+
             with _running(model):  # not held while the caller works on what is yielded
-                done = decoder.run(requests, block, sampling, stops, seen)
-            finished += len(done)
-            if progress is not None:
-                progress(finished, total, "completions")
-            yield done
+                decoder.run(requests, block, sampling, stops, told, seen)
+            yield sorted(done, key=lambda c: (block.index(c.request), c.sample))
     finally:
         model.train(was_training)
 
@@ -169,15 +180,15 @@ class _Decoder:
             )
         return block, self.head(last)
 
-    def step(self, block: Block, tokens: torch.Tensor) -> torch.Tensor:
-        """Feed one token per alive row (B,), return logits (B, V) of the next."""
+    def step(self, block: Block, tokens: torch.Tensor, places: np.ndarray | None = None) -> torch.Tensor:
+        """Feed one token per row in the batch (B,), return logits (B, V) of the next, or of the rows at `places`."""
         block.step += 1
         block.make_room()
         positions = (block.row_lengths() + block.step)[:, None]
         hidden = self.decoder(
             input_ids=tokens[:, None], position_ids=positions, use_cache=False, block=block
-        ).last_hidden_state
-        return self.head(hidden[:, 0])
+        ).last_hidden_state[:, 0]
+        return self.head(hidden if places is None else hidden[torch.from_numpy(places).to(self.device)])
 
     def expected(self, requests: Sequence[Request]) -> tuple[list[int], list[int], torch.Tensor]:
         """The model's own logits after a prompt and a few greedy tokens, to be met by the canary."""
@@ -213,26 +224,32 @@ class _Decoder:
 
     def run(
         self, requests: Sequence[Request], members: list[int], sampling: Sampling, stops: tuple[int, ...],
-        seen: Seen | None = None,
-    ) -> list[Completion]:  # fmt: skip
-        """All completions of one block of requests with equally many samples."""
+        told: Callable[[list[Completion]], None], seen: Seen | None = None,
+    ) -> None:  # fmt: skip
+        """Decode one block of requests with equally many samples; `told` hears after every step what it ended."""
         samples = len(requests[members[0]].seeds)
         seeds = np.array([s for m in members for s in requests[m].seeds], dtype=np.uint64)
         n_rows = len(seeds)
         max_new = sampling.max_new_tokens
         generated = np.zeros((n_rows, min(max_new, 64)), dtype=np.int64)
-        counts = np.zeros(n_rows, dtype=np.int64)
-        stopped = np.zeros(n_rows, dtype=bool)
-        marked = np.zeros(n_rows, dtype=bool)
         rows = np.arange(n_rows)  # original row of each row in the batch
         alive = np.ones(n_rows, dtype=bool)  # of the rows in the batch
+
+        def over(ended: np.ndarray, n_tokens: int, reasons: Sequence[str]) -> list[Completion]:
+            return [
+                Completion(members[row // samples], row % samples, generated[row, :n_tokens].tolist(), reason)
+                for row, reason in zip(ended.tolist(), reasons, strict=True)
+            ]
+
         block, logits = self.prefill([requests[m].ids for m in members], samples, max_new)
         logits = logits.repeat_interleave(samples, dim=0)
         for step in range(max_new):
-            u = uniforms(seeds[rows], step) if sampling.temperature > 0 else None
+            places = np.flatnonzero(alive)  # in the batch, of the rows that have logits
+            active = rows[places]
+            u = uniforms(seeds[active], step) if sampling.temperature > 0 else None
             tokens, ok = draw(logits, u, sampling.temperature, sampling.top_p)
             if not bool(ok.all()):
-                bad = rows[int((~ok).nonzero()[0, 0])]
+                bad = active[int((~ok).nonzero()[0, 0])]
                 label = requests[members[bad // samples]].label
                 raise ModelError(
                     f"generate: the logits of {self.name} after {step} tokens are not finite, at {label}. "
@@ -242,31 +259,26 @@ class _Decoder:
             if step == generated.shape[1]:
                 more = min(max_new, 2 * step) - step
                 generated = np.concatenate([generated, np.zeros((n_rows, more), dtype=np.int64)], axis=1)
-            active = rows[alive]
-            generated[active, step] = drawn[alive]
-            counts[active] = step + 1
-            ended = np.isin(drawn, stops)
-            stopped[rows[alive & ended]] = True
+            generated[active, step] = drawn
+            reason = np.where(np.isin(drawn, stops), "stop", "")
             if seen is not None:
-                for place in np.flatnonzero(alive & ~ended & seen.may_end(drawn)):
-                    row = rows[place]
-                    if seen.in_text(generated[row, : counts[row]]):
-                        marked[row] = ended[place] = True
-            alive &= ~ended
-            n_alive = int(alive.sum())
-            if n_alive == 0 or step + 1 == max_new:
-                break
-            if n_alive < _COMPACT_BELOW * len(alive):
-                kept = torch.from_numpy(np.flatnonzero(alive)).to(self.device)
-                block.keep(kept)
-                tokens, rows, alive = tokens[kept], rows[alive], np.ones(n_alive, dtype=bool)
-            logits = self.step(block, tokens)
-        return [
-            Completion(
-                request=members[row // samples],
-                sample=row % samples,
-                token_ids=generated[row, : counts[row]].tolist(),
-                finish_reason="stop" if stopped[row] else "marker" if marked[row] else "length",
-            )
-            for row in range(n_rows)
-        ]
+                for at in np.flatnonzero((reason == "") & seen.may_end(drawn)):
+                    if seen.in_text(generated[active[at], : step + 1]):
+                        reason[at] = "mark"
+            if step + 1 == max_new:
+                reason[reason == ""] = "full"
+            ended = reason != ""
+            told(over(active[ended], step + 1, [_REASONS[word] for word in reason[ended].tolist()]))
+            if ended.all():
+                return
+            alive[places[ended]] = False
+            if len(places) < len(alive):  # rows that ended earlier are fed whatever there is
+                spread = tokens.new_zeros(len(alive))
+                spread[torch.from_numpy(places).to(self.device)] = tokens
+                tokens = spread
+            kept = np.flatnonzero(alive)
+            if len(kept) < _COMPACT_BELOW * len(alive):
+                at = torch.from_numpy(kept).to(self.device)
+                block.keep(at)
+                tokens, rows, alive = tokens[at], rows[kept], np.ones(len(kept), dtype=bool)
+            logits = self.step(block, tokens, None if alive.all() else np.flatnonzero(alive))
