@@ -106,6 +106,6 @@ def test_what_is_more_than_plain_lora_is_not_taken_for_it(tiny_qwen2, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     wrapped = get_peft_model(tiny_qwen2.model, LoraConfig(r=4, target_modules=["q_proj"], use_dora=True))
-    assert "more than A and B" in beside.updates_of(wrapped)
+    assert "more than A and B" in adapted.pairs_of(wrapped)
     wrapped = get_peft_model(wrapped.unload(), LoraConfig(r=4, target_modules=["embed_tokens"]))
-    assert "no plain linear layer" in beside.updates_of(wrapped)
+    assert "no plain linear layer" in adapted.pairs_of(wrapped)

@@ -33,7 +33,7 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
     only: in bfloat16 a weight swallows what is below half of its last digit); "beside" computes x·Aᵀ·Bᵀ in the
     model's dtype next to the weights; "live" leaves the update to peft's layers, which compute it in float32
     with a copy in and out; "auto" folds in float32, goes beside in bfloat16, and says which. The logits must equal
-    peft's on a probe within 1e-4 (relative), 5e-2 in bfloat16: else "auto" goes live and says so, the others raise.
+    peft's on a probe within 1e-4 (relative), 8e-2 in bfloat16: else "auto" goes live and says so, the others raise.
     None as adapter yields `loaded` itself. Raises ValueError for another `how`, AdapterError as with_adapter.
     """
     from leakfast import models
@@ -56,7 +56,7 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
     else:
         with models.with_adapter(loaded, adapter) as live:
             digest, wanted = live.adapter_hash, _probe_logits(live)
-            changes = _deltas(live.model) if how == "fold" else beside.updates_of(live.model)
+            changes = _deltas(live.model) if how == "fold" else pairs_of(live.model)
         put_on = _folded if how == "fold" else _beside
         with put_on(loaded, changes, wanted) as problem:
             if problem is None:
@@ -126,6 +126,37 @@ def updates(model: Any) -> Iterator[tuple[str, Any, Any]]:
                         delta = module.get_delta_weight(active).detach()
                         update = delta.clone() if update is None else update + delta
         yield f"{where}.{last}", weight, update
+
+
+def pairs_of(model: Any) -> dict[str, beside.Update] | str:
+    """Name of each linear layer in the plain model → its update, as peft's attached model holds it; a word on what is
+    more than A and B of linear layers where there is such."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import Linear
+
+    from leakfast.generate.transformers import plain_model
+
+    found = {}
+    for name, module in plain_model(model).named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        active = [one for one in module.active_adapters if one in module.lora_A]
+        if type(module) is not Linear or type(module.base_layer) is not torch.nn.Linear or len(active) != 1:
+            return f"{name} is no plain linear layer with one adapter"
+        (one,) = active
+        a, b = module.lora_A[one], module.lora_B[one]
+        if (
+            module.merged
+            or module.fan_in_fan_out
+            or a.bias is not None
+            or b.bias is not None
+            or module.lora_variant
+        ):
+            return f"{name} has more than A and B"
+        up = b.weight.detach().float() * module.scaling[one]
+        found[name] = beside.Update(a.weight.detach().float().clone(), up)
+    return found or "it has no LoRA layer"
 
 
 def _fold(loaded: Any, deltas: dict[str, Any], saved: dict[str, Any], wanted: Any) -> str | None:

@@ -26,36 +26,6 @@ class Update:
     up: torch.Tensor
 
 
-def updates_of(model: Any) -> dict[str, Update] | str:
-    """Name of each linear layer in the plain model → its update, as peft's attached model holds it; a word on what is
-    more than A and B of linear layers where there is such."""
-    from peft.tuners.lora import LoraLayer
-    from peft.tuners.lora.layer import Linear
-
-    from leakfast.generate.transformers import plain_model
-
-    found = {}
-    for name, module in plain_model(model).named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        active = [one for one in module.active_adapters if one in module.lora_A]
-        if type(module) is not Linear or type(module.base_layer) is not torch.nn.Linear or len(active) != 1:
-            return f"{name} is no plain linear layer with one adapter"
-        (one,) = active
-        a, b = module.lora_A[one], module.lora_B[one]
-        if (
-            module.merged
-            or module.fan_in_fan_out
-            or a.bias is not None
-            or b.bias is not None
-            or module.lora_variant
-        ):
-            return f"{name} has more than A and B"
-        up = b.weight.detach().float() * module.scaling[one]
-        found[name] = Update(a.weight.detach().float().clone(), up)
-    return found or "it has no LoRA layer"
-
-
 class _Down:
     """x · Aᵀ of layers that are given the same tensor one after the other: one product for all."""
 
