@@ -206,7 +206,7 @@ class _LinearByOneDNN(TorchFunctionMode):
 
 @cache
 def _has_onednn() -> bool:
-    """Not on AVX2: there (Zen 3, one thread) torch's BLAS took 2–22 % less time from 64 rows on, see bench/LOG.md."""
+    """Not on AVX2: there (Zen 3, one thread) torch's BLAS took up to 31 % less time for a block's products (bench/LOG.md)."""
     here = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     here = here and torch.backends.cpu.get_cpu_capability() != "AVX2"
     log.info("engine: float32 linear layers on a CPU run in %s", "oneDNN" if here else "torch's BLAS")
