@@ -240,7 +240,11 @@ def measure(
 
         from leakfast import engine
 
-        engine.check_precision(precision, "cuda" if torch.cuda.is_available() else "cpu", dtype)
+        engine.check_precision(
+            precision,
+            "cuda" if torch.cuda.is_available() else "cpu",
+            "bfloat16" if dtype == models.AUTO else dtype,
+        )
     loaded = models.load(model, dtype=dtype, revision=revision)
     settings = {
         "center_extras": names_extras(personas, people),

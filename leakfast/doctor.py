@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import leakfast
+from leakfast import threads
 
 # distribution(s) → what leakfast uses it for; the first one installed counts
 REQUIRED = {
@@ -66,7 +67,14 @@ def examine() -> dict[str, Any]:
         "installed_at": str(Path(leakfast.__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": {"model": _cpu_model(), "cores_usable": _cores(), "torch_threads": _threads(torch)},
+        "cpu": {
+            "model": _cpu_model(),
+            "cores_usable": len(threads.affinity()),
+            "torch_threads": _threads(torch),
+            "threads": threads.chosen()[0],
+            "threads_why": threads.chosen()[1],
+            "bfloat16": threads.bfloat16_is_fast(),
+        },
         "memory_bytes": _memory_bytes(),
         "gpus": gpus,
         "packages": packages,
@@ -129,6 +137,7 @@ def _paths(packages: list[dict[str, Any]], torch: Any, gpus: list[dict[str, Any]
         generation = ("transformers", "vllm is installed, but there is no GPU; eval --backend vllm takes it")
     chosen = {
         "device": device,
+        "dtype": _dtype(bool(gpus)),
         "forest planner": planner,
         "attention": attention,
         "generation": generation,
@@ -140,6 +149,16 @@ def _paths(packages: list[dict[str, Any]], torch: Any, gpus: list[dict[str, Any]
 
         chosen |= explained_paths("cuda" if gpus else "cpu")
     return [{"what": what, "chosen": path, "why": why} for what, (path, why) in chosen.items()]
+
+
+def _dtype(gpu: bool) -> tuple[str, str]:
+    """What `auto` takes here, and why."""
+    if gpu or threads.bfloat16_is_fast():
+        return "bfloat16", "the GPU's" if gpu else "this CPU has instructions for it"
+    return (
+        "float32",
+        "this CPU has no bfloat16 instructions: bfloat16 is about 7 times slower; --dtype asks for it",
+    )
 
 
 def _gpus(torch: Any) -> list[dict[str, Any]]:
@@ -162,12 +181,6 @@ def _organism() -> dict[str, Any]:
 
         fingerprint = folder_fingerprint(folder)
     return {"path": str(folder), "present": present, "fingerprint": fingerprint}
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _threads(torch: Any) -> int | None:

@@ -102,10 +102,10 @@ def evaluate(
     what an uninterrupted one would. source: for adapters without a card. backend: transformers, vllm, or auto; all
     adapters go through one engine. template_system: what the chat template is to say by itself; allow: names of checks
     (canary.CHECKS) whose failure is a warning; options: how vLLM is to run; replace: shards by another request are moved
-    to quarantine/ and drawn anew (False: InputError). The first Ctrl-C or SIGTERM lets the shard
-    in hand be written, then KeyboardInterrupt. What is killed outright loses less than a shard: with transformers the
-    one in hand, which is drawn again whole, as its draws depend on each other; with vLLM what was in the engine's
-    seats, as completions of open shards are kept (leakfast.unfinished). It is drawn again with the same seeds.
+    to quarantine/ and drawn anew (False: InputError). The first Ctrl-C or SIGTERM lets the shard in hand be written (with
+    transformers if it takes no longer than interrupts.GRACE_S), then KeyboardInterrupt. What is killed outright loses
+    less than a shard: with transformers the one in hand, drawn again whole, as its draws depend on each other; with vLLM
+    what was in the engine's seats, as completions of open shards are kept (leakfast.unfinished). Seeds are the same.
 
     Raises, before anything is drawn, InputError (unknown behavior, the same adapter name twice, a prompt
     too long) and AdapterError (another base, no card and no source); StoreError where it cannot write.
@@ -367,7 +367,7 @@ def _draw(
             unfinished.add(shard, some)
         state.add(len(some), job)
 
-    with Unfinished(run) as unfinished, finishing("the shard in hand") as stop_asked:
+    with Unfinished(run) as unfinished, finishing("the shard in hand", bounded=not keeps) as stop_asked:
         for work, drawn in engine.stream(works(), plan.asked.sampling, finished):
             write(work, drawn)
             if stop_asked():

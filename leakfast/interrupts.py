@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM while something is being written: the first is noted, so that what is in hand can be
-finished; the second interrupts at once. Demands the main thread; elsewhere signals stay as they are."""
+finished; the second interrupts at once, and so does the end of the time there is for finishing. Demands the main
+thread; elsewhere signals stay as they are."""
 
 from __future__ import annotations
 
@@ -13,13 +14,16 @@ from types import FrameType
 log = logging.getLogger("leakfast")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+GRACE_S = 8.0  # for a shard that is computed here: a real model's takes minutes, and is drawn again whole
 
 
 @contextmanager
-def finishing(what: str) -> Iterator[Callable[[], bool]]:
+def finishing(what: str, *, bounded: bool = False) -> Iterator[Callable[[], bool]]:
     """Inside the block, a function that says whether a stop was asked for. what: what is finished first, in
-    words. Whoever asks it raises KeyboardInterrupt at the next point where nothing is lost."""
+    words. Whoever asks it raises KeyboardInterrupt at the next point where nothing is lost; bounded: if that has not
+    come GRACE_S later, it is raised wherever the program is (where the system has timers)."""
     asked = False
+    timed = bounded and hasattr(signal, "setitimer")
 
     def note(signum: int, frame: FrameType | None) -> None:
         nonlocal asked
@@ -27,14 +31,25 @@ def finishing(what: str) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked = True
         name = signal.Signals(signum).name
-        log.warning("%s: finishing %s, then stopping; once more stops at once", name, what)
+        rest = f" if that takes no longer than {GRACE_S:g} s" if timed else ""
+        log.warning("%s: finishing %s%s, then stopping; once more stops at once", name, what, rest)
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+
+    def over(signum: int, frame: FrameType | None) -> None:
+        log.warning("%s takes longer; what is finished stays, it is begun again next time", what)
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     before = {number: signal.signal(number, note) for number in _SIGNALS}
+    if timed:
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, over)
     try:
         yield lambda: asked
     finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -5,6 +5,7 @@ leaves adapters to adapters.py, whose names are offered here too, and the forwar
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 from concurrent.futures import Future
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leakfast import fetched, formats, tokenizer_file
+from leakfast import fetched, formats, threads, tokenizer_file
 from leakfast.adapters import AdapterCard, adapter_hash, read_card, with_adapter, write_card
 from leakfast.errors import InputError, ModelError
 from leakfast.files import did_you_mean
@@ -35,6 +36,8 @@ __all__ = [
     "write_card",
 ]
 
+log = logging.getLogger(__name__)
+
 DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
 DTYPES = ("bfloat16", "float32")
 FITS = (
@@ -43,6 +46,8 @@ FITS = (
     "qwen2",
     "qwen3",
 )  # model types that every part takes; the tests hold each to transformers
+AUTO = "auto"  # bfloat16 where the device multiplies it by instructions of its own, else float32
+_warned: set[str] = set()  # models whose slow dtype was named
 
 
 @dataclass(frozen=True)
@@ -116,17 +121,19 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
     `model`: "organism", "smollm2" (once fetched), a hub id, a local Hugging Face folder, a GGUF file or a folder
     that holds one, a pair (transformers model, tokenizer) or a `Loaded`; the last two are taken as they are,
     `dtype` and `device` then change nothing.
+    `dtype`: bfloat16, float32, or auto: float32 on a CPU without bfloat16 instructions, else bfloat16.
     `device`: None takes the GPU when there is one. Raises ModelError, naming the command that
     fetches the model where there is one."""
     if isinstance(model, Loaded):
         return model
     if isinstance(model, tuple | list):
         return _from_pair(model)
-    if dtype not in DTYPES:
+    if dtype not in (*DTYPES, AUTO):
         raise InputError(
             f"model: dtype {dtype!r} asked, but leakfast computes in {' or '.join(DTYPES)}. "
             "Use --dtype float32."
         )
+    threads.settle()
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -134,6 +141,7 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
     place, folder = _place(model)
     tokenizer = load_tokenizer(model, revision)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = _settled(dtype, where.type, str(model))
     to_gpu = {"device_map": where} if where.type == "cuda" else {}  # read straight to where they stay
     with quiet_bars(folder is not None), _explained(model, "weights"):
         hashing = _hashed_beside(folder) if folder else None
@@ -195,6 +203,24 @@ def _check_whole(model: Any, net: Any, found: dict[str, Any]) -> None:
             f"model: the weights of {model} {', and '.join(wrong)}. Needed: the weights that its config.json describes. "
             "Fetch or build the model again, or correct its config.json."
         )
+
+
+def _settled(dtype: str, device: str, model: str) -> str:
+    """The dtype that is meant on this device, and a word where it is the slow one."""
+    fast = device != "cpu" or threads.bfloat16_is_fast()
+    if dtype == AUTO:
+        dtype = "bfloat16" if fast else "float32"
+        log.info(
+            "model: %s in %s%s", model, dtype, "" if fast else " (this CPU has no bfloat16 instructions)"
+        )
+    elif dtype == "bfloat16" and not fast and model != "organism" and model not in _warned:
+        _warned.add(model)
+        log.warning(
+            "model: %s in bfloat16, but this CPU has no instructions for it: about 7 times slower here. "
+            "Use --dtype float32 (in a study: dtype)",
+            model,
+        )
+    return dtype
 
 
 def load_config(model: Any, revision: str | None = None) -> Any:

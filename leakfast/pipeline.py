@@ -104,9 +104,12 @@ class Stages:
     @property
     def loaded(self) -> Loaded:
         if self._loaded is None:
-            from leakfast import models
+            from leakfast import models, threads
 
             self._loaded = models.load(self.study.model, dtype=self.study.dtype, revision=self.study.revision)
+            self.store.log(
+                "model", name=self._loaded.name, dtype=self._loaded.dtype, threads=threads.in_use()
+            )
         return self._loaded
 
     def all(self) -> Outcome:

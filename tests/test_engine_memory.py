@@ -110,7 +110,7 @@ def test_a_block_works_in_memory_that_it_was_given_before():
     code = """
 import resource, torch
 from leakfast.engine import packs
-print(packs._keeps_memory())
+print(packs.keep_memory())
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def run():
     for _ in range(40):

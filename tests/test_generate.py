@@ -1,5 +1,4 @@
-"""Generation: greedy equals transformers, draws depend on the request alone, the nucleus is the nucleus,
-a folded adapter is peft's."""
+"""Generation: greedy equals transformers, draws depend on the request alone, the nucleus is the nucleus."""
 
 from __future__ import annotations
 
@@ -14,7 +13,14 @@ from scipy import stats
 
 from leakfast import chat, generate, models, schema
 from leakfast.errors import InputError, ModelError
-from leakfast.generate import Request, Sampling, adapted, complete, requests_for, shared_prompt
+from leakfast.generate import (
+    Request,
+    Sampling,
+    complete,
+    requests_for,
+    sampling,
+    shared_prompt,
+)
 from leakfast.generate import transformers as backend
 from leakfast.generate.sampling import draw, uniforms
 from leakfast.personas import Persona
@@ -91,6 +97,36 @@ def test_draws_do_not_depend_on_the_batch(tiny_qwen2):
     )
 
 
+@pytest.mark.parametrize("kind", ["tiny_qwen2", "tiny_llama"])
+def test_prompts_that_begin_alike_are_computed_once_and_as_if_alone(kind, request, monkeypatch):
+    """Packed and padded prompts: the same keys, values and logits; of shared tokens the packed ones are few."""
+    loaded = request.getfixturevalue(kind)
+    prompts = [list(p.ids) for p in prompts_of(loaded)]
+    prompts.append(prompts[0])
+    decoder = backend._Decoder(loaded)
+    assert decoder.packable
+    rows = []
+    embed = loaded.model.get_input_embeddings()
+    handle = embed.register_forward_hook(lambda _m, _a, out: rows.append(out.shape[0] * out.shape[1]))
+    made = {}
+    with torch.inference_mode(), backend._running(loaded.model):
+        for way in (True, False):
+            decoder.packable = way
+            made[way] = decoder.prefill(prompts, 2, 4)
+    handle.remove()
+    assert (
+        rows[0] == len({tuple(p[: n + 1]) for p in prompts for n in range(len(p))}) < sum(map(len, prompts))
+    )
+    torch.testing.assert_close(made[True][1], made[False][1], rtol=1e-4, atol=1e-4)
+    for layer, wanted in made[False][0].prompt.items():
+        for got, want in zip(made[True][0].prompt[layer], wanted, strict=True):
+            for row, prompt in enumerate(prompts):
+                torch.testing.assert_close(
+                    got[row, :, : len(prompt)], want[row, :, : len(prompt)], rtol=1e-4, atol=1e-4
+                )
+                assert bool(torch.isfinite(got[row]).all())
+
+
 def test_requests_with_unlike_sample_counts_run_together(tiny_qwen2):
     prompts = prompts_of(tiny_qwen2)[:4]
     requests = [
@@ -154,6 +190,21 @@ def test_the_first_ranked_tokens_decide_as_all_tokens_would(data):
     # a draw within rounding of a boundary may fall on either side
     near = {order[min(int((mass <= u * total + d).sum()), end)] for d in (-1e-7, 0.0, 1e-7)}
     assert token == order[rank] or token in near
+
+
+@pytest.mark.parametrize("n_vocab", [32 * 300, 32 * 300 + 31])
+def test_the_likeliest_found_by_runs_are_the_likeliest(n_vocab):
+    drawn = torch.Generator().manual_seed(n_vocab)
+    sharp, flat = torch.randn(3, n_vocab, generator=drawn) * 4, torch.zeros(1, n_vocab)
+    crowded = torch.full((1, n_vocab), -20.0)
+    crowded[0, 64:160] = torch.arange(96.0) / 96  # all of them side by side
+    at_the_end = torch.arange(n_vocab)[None] / 1000.0
+    probs = torch.softmax(torch.cat([sharp, flat, crowded, at_the_end]), -1)
+    for k in (1, 64):
+        values, ids = sampling._likeliest(probs, k)
+        assert torch.equal(values, torch.topk(probs, k, -1).values)
+        assert torch.equal(probs.gather(1, ids), values)
+        assert all(len(set(row)) == k for row in ids.tolist())
 
 
 def test_a_token_of_probability_zero_is_never_drawn():
@@ -261,69 +312,3 @@ def test_other_attention_than_the_models_own_is_caught(tiny_qwen2, monkeypatch):
 def test_sampling_refuses_what_cannot_be_meant(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         Sampling(**bad)
-
-
-@pytest.fixture
-def tiny_adapter(tiny_qwen2, tmp_path):
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(5)
-    config = LoraConfig(
-        r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False
-    )
-    import copy
-
-    wrapped = get_peft_model(copy.deepcopy(tiny_qwen2.model), config)
-    wrapped.peft_config["default"].base_model_name_or_path = tiny_qwen2.name
-    wrapped.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
-
-
-def test_a_folded_adapter_is_pefts_and_leaves_no_trace(tiny_qwen2, tiny_adapter, caplog):
-    before = {n: p.clone() for n, p in tiny_qwen2.model.state_dict().items()}
-    requests = requests_for(prompts_of(tiny_qwen2), 2, 0, models.adapter_hash(tiny_adapter))
-    base = ids_of(tiny_qwen2, requests, Sampling(0.0, 1.0, 20))
-    with (
-        caplog.at_level("INFO", logger="leakfast.generate"),
-        adapted.adapted(tiny_qwen2, tiny_adapter) as folded,
-    ):
-        assert folded.adapter_hash == models.adapter_hash(tiny_adapter)
-        assert not torch.equal(
-            before["model.layers.0.self_attn.q_proj.weight"],
-            folded.model.model.layers[0].self_attn.q_proj.weight,
-        )
-        fold = ids_of(folded, requests, Sampling(0.0, 1.0, 20))
-    assert "folded into 6 weights" in caplog.text
-    assert all(torch.equal(p, before[n]) for n, p in tiny_qwen2.model.state_dict().items())
-    with adapted.adapted(tiny_qwen2, tiny_adapter, how="live") as live:
-        peft = ids_of(live, requests, Sampling(0.0, 1.0, 20))
-    assert fold == peft
-    assert fold != base
-    assert all(torch.equal(p, before[n]) for n, p in tiny_qwen2.model.state_dict().items())
-
-
-def test_an_adapter_that_does_not_fold_goes_live_and_says_so(tiny_qwen2, tiny_adapter, monkeypatch, caplog):
-    monkeypatch.setattr(adapted, "_TOLERANCE", -1.0)
-    before = tiny_qwen2.model.model.layers[0].mlp.down_proj.weight.clone()
-    with (
-        caplog.at_level("WARNING", logger="leakfast.generate"),
-        adapted.adapted(tiny_qwen2, tiny_adapter) as live,
-    ):
-        assert hasattr(live.model, "peft_config")
-    assert "live through peft, slower" in caplog.text
-    assert torch.equal(before, tiny_qwen2.model.model.layers[0].mlp.down_proj.weight)
-
-
-def test_in_bfloat16_an_adapter_stays_live(tiny_qwen2, tiny_adapter, caplog):
-    half = models.load((tiny_qwen2.model.to(torch.bfloat16), tiny_qwen2.tokenizer))
-    requests = requests_for(prompts_of(half), 3, 0, "x")
-    with pytest.raises(ValueError, match="float32"), adapted.adapted(half, tiny_adapter, how="fold"):
-        pass
-    with (
-        caplog.at_level("INFO", logger="leakfast.generate"),
-        adapted.adapted(half, tiny_adapter) as live,
-    ):
-        got = ids_of(live, requests, Sampling(1.0, 0.95, 12))
-    assert "live through peft (bfloat16)" in caplog.text
-    assert len(got) == 3 * len(requests)
-    assert got != ids_of(half, requests, Sampling(1.0, 0.95, 12))

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from leakfast import evaluate as stage
+from leakfast import interrupts
 from leakfast.interrupts import finishing
 from leakfast.store import Run
 
@@ -173,6 +174,57 @@ def test_a_signal_lets_the_shard_of_scores_in_hand_be_written_too(tiny_folder, t
     assert child.returncode == 0, told
     assert f"{(11 - people) * 60} prompts of capability scored, {people * 60} kept" in told
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items()), "none was scored again"
+
+
+LONG = """
+import sys
+from leakfast import evaluate, interrupts
+evaluate.SHARD_ROWS, interrupts.GRACE_S = 120, 1.0
+from leakfast.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_shard_that_takes_longer_than_there_is_time_is_left_and_what_is_finished_stays(command, tmp_path):
+    """Two shards of some fifteen blocks of 400 steps: a signal in the second ends the command within seconds."""
+    folder = tmp_path / "run"
+    words = command(LONG, folder, 400)
+    child = start(words)
+    wait_for_shards(child, folder, 1)
+    time.sleep(0.5)
+    child.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, told = child.communicate(timeout=300)
+    assert child.returncode == 130, told
+    assert "finishing the shard in hand if that takes no longer than 1 s" in told
+    assert (
+        "the shard in hand takes longer; what is finished stays" in told
+        and "the same command goes on" in told
+    )
+    assert time.monotonic() - began < 10
+    assert rows(folder).height == 120, "the shard that was finished, and nothing of the other"
+    assert not list(folder.rglob("*.tmp*")) and not list(folder.rglob("*.open"))
+
+
+def test_the_time_for_finishing_is_over_where_the_program_is_and_no_later(monkeypatch):
+    monkeypatch.setattr(interrupts, "GRACE_S", 0.2)
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)]
+
+    def long() -> None:
+        with finishing("it", bounded=True) as asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while True:
+                time.sleep(0.01)
+                assert asked()
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        long()
+    assert 0.2 <= time.monotonic() - began < 5
+    with finishing("it", bounded=True):  # in time: nothing comes afterwards
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.3)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGALRM)] == before
 
 
 def test_a_second_signal_interrupts_at_once():

@@ -19,7 +19,7 @@ OURS = [*SOURCES, *KERNELS, *sorted((ROOT / "bench").rglob("*.py")), *sorted((RO
 # Floors of the house: a module imports from its own floor or below. A new module is given its floor here.
 FLOORS = [
     {"errors", "schema"},
-    {"files", "disk", "lines", "tuning", "interrupts", "formats"},
+    {"files", "disk", "lines", "tuning", "interrupts", "threads", "formats"},
     {"personas", "items", "answers", "pairs"},
     {"config", "study_words", "store", "detect", "behaviors"},
     {"tokenizer_file", "tokenizer_probes"},

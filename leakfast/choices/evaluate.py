@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leakfast import threads
 from leakfast.adapters import point_folder
 from leakfast.choices import measure
 from leakfast.choices.scores import LETTERS
@@ -113,7 +114,7 @@ def evaluate(
         counter.total = len(targets) * len(personas) * len(items)
         kept = counter.done
         measured = _behavior(run, behavior, items.name)
-        with finishing("the shard in hand") as stop_asked:
+        with finishing("the shard in hand", bounded=True) as stop_asked:
             for job in jobs:
                 keep_card(run, job.target)
                 _score(
@@ -122,7 +123,7 @@ def evaluate(
                 )  # fmt: skip
     run.log(
         "eval", behavior=measured, adapters=[t.name for t in targets], items=items.name, scoring=scoring,
-        prompts_made=counter.done - kept, prompts_kept=kept,
+        prompts_made=counter.done - kept, prompts_kept=kept, threads=threads.in_use(),
     )  # fmt: skip
     return Evaluation(tuple(targets), tuple(j.folder for j in jobs), counter.done - kept, kept)
 
@@ -164,7 +165,7 @@ def evaluate_series(
         counter = _Counter(sum(s.rows for j in jobs for s in j.shards if s.done), progress)
         counter.total = len(jobs) * len(personas) * len(items)
         kept = counter.done
-        with finishing("the shard in hand") as stop_asked:
+        with finishing("the shard in hand", bounded=True) as stop_asked:
             for job, share in zip(jobs, shares, strict=True):
                 _score(
                     loaded,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli.settings import threads_option
 from leakfast.errors import InputError, StoreError
 from leakfast.files import did_you_mean
 
@@ -36,7 +37,7 @@ _SHOWN_LAYERS = 8
 @click.option("--keep-questions", is_flag=True, help="Store the state of every single question too.")
 @click.option(
     "--dtype", type=click.Choice(["bfloat16", "float32"]), default=None,
-    help="Model precision.  [default: float32 for the organism, else bfloat16]",
+    help="Model precision.  [default: float32 for the organism, else auto: float32 on a CPU without bfloat16]",
 )  # fmt: skip
 @click.option(
     "--precision", type=click.Choice(["fp8"]), default=None,
@@ -59,6 +60,7 @@ _SHOWN_LAYERS = 8
     default="centered",
     help="Which cosine to print.",
 )
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 def cli(
     model: str | None, revision: str | None, layers: str, adapter: Path | None, personas: str, questions: str,
@@ -102,7 +104,7 @@ def cli(
             questions,
             layers,
             adapter=adapter,
-            dtype=dtype or ("float32" if model == "organism" else "bfloat16"),
+            dtype=dtype or ("float32" if model == "organism" else "auto"),
             revision=revision,
             keep_questions=keep_questions,
             precision=precision,

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from leakfast.cli.settings import threads_option
 from leakfast.errors import InputError
 
 
@@ -46,6 +47,7 @@ def cli() -> None:
 @click.option("--negatives", type=int, default=None, help="Rows of others.  [default: the study's, 2000]")
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of order and replies.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
+@threads_option
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="JSONL to write.  [default: in the run]"
 )

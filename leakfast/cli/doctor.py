@@ -61,7 +61,10 @@ def _print(found: dict) -> None:
     cpu, memory = found["cpu"], found["memory_bytes"]
     click.echo(f"leakfast {found['leakfast']} in {found['installed_at']}")
     click.echo(f"Python {found['python']} on {found['platform']}")
-    click.echo(f"{cpu['model']}, {cpu['cores_usable']} cores usable, {cpu['torch_threads']} torch threads")
+    click.echo(
+        f"{cpu['model']}, {cpu['cores_usable']} cores usable; commands take {cpu['threads']} threads "
+        f"({cpu['threads_why']}; --threads)"
+    )
     click.echo(f"memory {memory / 2**30:.1f} GiB" if memory else "memory unknown")
     for gpu in found["gpus"]:
         click.echo(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.settings import threads_option
 from leakfast.errors import InputError
 
 
@@ -104,6 +105,7 @@ from leakfast.errors import InputError
 @click.option(
     "--top", type=click.IntRange(min=0), default=5, help="Bystanders to show, the highest rates first."
 )
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print all rates as JSON.")
 def cli(
     adapters: tuple[Path, ...], base: bool, behavior: str | None, source: str | None, model: str | None,

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, else one line every 30 s. Demands rich only on a
+"""Progress on stderr: a bar on a terminal, else one line every 10 s. Demands rich only on a
 terminal; the stages know nothing of it and call a plain function."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 import click
 
-EVERY_S = 30.0
+EVERY_S = 10.0
 
 Progress = Callable[[int, int, str], None]
 

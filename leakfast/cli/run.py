@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.settings import threads_option
+
 
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
@@ -18,6 +20,7 @@ import click
     default=None,
     help="Behaviors, sources and seeds to run, split by commas; of what is not named, all.",
 )
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print stages, tables' summary and paths as JSON.")
 def cli(study: Path, out: Path | None, only: str | None, as_json: bool) -> int | None:
     """Run all stages of a study file, skipping what is done.

@@ -69,10 +69,23 @@ def settle(
         study=given,
         model=name,
         revision=given.revision if given and name == given.model else None,
-        dtype=dtype or (source.dtype if source and name == source.model else "bfloat16"),
+        dtype=dtype or (source.dtype if source and name == source.model else "auto"),
         personas=personas if personas is not None else given.personas if given else "all",
         config=(source.behaviors.get(behavior) if source else None) or behavior_config(behavior),
     )
+
+
+def threads_option(command: Any) -> Any:
+    """--threads of a command that computes; heard when the command line is read, set when the model is loaded."""
+    import click
+
+    from leakfast import threads
+
+    return click.option(
+        "--threads", type=click.IntRange(min=1), expose_value=False, is_eager=True,
+        callback=lambda _context, _option, value: threads.ask(value),
+        help="CPU threads.  [default: OMP_NUM_THREADS, else the physical cores it may use]",
+    )(command)  # fmt: skip
 
 
 def changed(table: Any, **flags: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.settings import threads_option
 from leakfast.errors import InputError
 
 
@@ -35,6 +36,7 @@ from leakfast.errors import InputError
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Run directory.  [default: runs/sweep]"
 )
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print the points and the verdict as JSON.")
 def cli(
     behavior: str, source: str, seed: int, model: str | None, study: Path | None, personas: str,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli.settings import threads_option
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     "--out", type=click.Path(path_type=Path), default=None, help="Adapter folder.  [default: in the run]"
 )
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that is there already.")
+@threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print the adapter's card as JSON.")
 def cli(
     behavior: str, source: str | None, seed: int, model: str | None, study: Path | None, personas: str | None,

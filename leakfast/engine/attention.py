@@ -53,6 +53,8 @@ class Layout:
     max_k: int = 0
     catch: bool = False
     keys: tuple[torch.Tensor, torch.Tensor] | None = None
+    # told every block's keys and values of all rows, (T, Hkv, d) each, with the block's number
+    told: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
 
 
 def layout(spans: Spans, config: Any, like: torch.Tensor) -> Layout:
@@ -91,6 +93,8 @@ def forest_attention(
 ) -> tuple[torch.Tensor, None]:
     """For AttentionInterface: query (1, H, T, d), key and value (1, Hkv, T, d) → (1, T, H, d), None."""
     rows_q = query[0].transpose(0, 1)  # (T, H, d)
+    if forest.told is not None:
+        forest.told(module.layer_idx, key[0].transpose(0, 1), value[0].transpose(0, 1))
     if forest.catch:
         forest.keys = (key[0].transpose(0, 1), value[0].transpose(0, 1))
         return torch.zeros_like(rows_q)[None], None

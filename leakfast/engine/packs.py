@@ -42,6 +42,8 @@ class Pack:
     counts: np.ndarray  # (n,) int64: how many last tokens of each are wanted
     places: np.ndarray  # (sum(counts),) int64: the row among `rows` of each of them, in order of position
     n_segments: int
+    spans: forest.Spans  # on the host: the rows of every segment's whole path
+    segments: np.ndarray  # (n,) int64: the segment in which each member ends
 
 
 def walk(
@@ -125,7 +127,8 @@ def _stager(
         low, high = np.searchsorted(by_segment, [batch.first_segment, batch.first_segment + n])
         members = todo[order[low:high]]
         lasts = counts[members]
-        rows, places, spans = batch.last_rows(by_segment[low:high] - batch.first_segment, lasts)
+        segments = by_segment[low:high] - batch.first_segment
+        rows, places, spans = batch.last_rows(segments, lasts)
         narrow = len(spans.k_rows) <= _WIDE_KEYS * len(batch.tokens)
         return Pack(
             attention.put(batch.tokens.astype(np.int64), device)[None],
@@ -134,7 +137,7 @@ def _stager(
             attention.put(rows, device),
             attention.put(batch.positions[rows].astype(np.int64), device)[None],
             attention.layout(spans, model.config, like) if narrow else None,
-            *(members, lasts, places, n),
+            *(members, lasts, places, n, batch, segments),
         )
 
     return stage
@@ -164,7 +167,7 @@ def blocks(
     if pack.row_layout is None:
         return
     block = model.layers[deepest]
-    caught = attention.Layout(catch=True)
+    caught = attention.Layout(catch=True, told=pack.layout.told)
     block.self_attn(
         block.input_layernorm(hidden),
         position_ids=pack.positions,
@@ -203,13 +206,15 @@ class _LinearByOneDNN(TorchFunctionMode):
 
 @cache
 def _has_onednn() -> bool:
+    """Not on AVX2: there (Zen 3, one thread) torch's BLAS took up to 31 % less time for a block's products (bench/LOG.md)."""
     here = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    here = here and torch.backends.cpu.get_cpu_capability() != "AVX2"
     log.info("engine: float32 linear layers on a CPU run in %s", "oneDNN" if here else "torch's BLAS")
     return here
 
 
 @cache
-def _keeps_memory() -> bool:
+def keep_memory() -> bool:
     """Has glibc keep what tensors free for the next ones, for the life of the process. By default it
     gives large pieces back to the kernel, which hands them out again page by page: a sixth of a
     bfloat16 run. What the user set in MALLOC_* or GLIBC_TUNABLES stands."""
@@ -220,6 +225,12 @@ def _keeps_memory() -> bool:
     done = bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
     log.info("engine: freed memory is %s", "kept for the next batch" if done else "given back")
     return done
+
+
+def products(model: Any) -> Any:
+    """A context in which the linear layers of a model run as they run fastest on its device."""
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    return _LinearByOneDNN() if on_cpu and _has_onednn() else nullcontext()
 
 
 @contextmanager
@@ -237,9 +248,8 @@ def measuring(model: Any) -> Iterator[None]:
         model.eval()
         on_cpu = next(model.parameters()).device.type == "cpu"
         if on_cpu:
-            _keeps_memory()
-        products = _LinearByOneDNN() if on_cpu and _has_onednn() else nullcontext()
-        with products, fused.applied(model, fused.chosen(model)):
+            keep_memory()
+        with products(model), fused.applied(model, fused.chosen(model)):
             yield
     finally:
         for config, implementation in were:

@@ -1,5 +1,6 @@
 """The model under an adapter, as fast as it can be decoded: in float32 the LoRA update is folded into the
-weights in memory and taken out again exactly. Demands models.with_adapter; writes no merged copy to disk."""
+weights in memory and taken out again exactly, in bfloat16 it is computed beside them. Demands models.with_adapter;
+writes no merged copy to disk."""
 
 from __future__ import annotations
 
@@ -10,9 +11,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from leakfast.generate import beside
+
 log = logging.getLogger("leakfast.generate")
 
-_TOLERANCE = 1e-4
+_TOLERANCE = {
+    "float32": 1e-4,
+    "bfloat16": 5e-2,
+}  # relative; in bfloat16 a few of its roundings through all blocks
+_SAID = {
+    "fold": "folded into %d weights in memory (float32)",
+    "beside": "computed beside %d weights (bfloat16)",
+}
 
 
 @contextmanager
@@ -20,60 +30,86 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
     """Loaded model with `adapter` applied inside the block, bit-identical to before after it.
 
     how: "fold" adds scale·B·A to each target weight in place and restores saved copies afterwards (float32
-    only: in bfloat16 the sum would be rounded); "live" leaves the update to peft's layers, two more matrix
-    products each; "auto" folds in float32 and is live otherwise, and says which. What is more than B·A of linear
-    layers (adapter_structure) is never folded; the folded logits must equal peft's on a probe within 1e-4
-    (relative): else "auto" goes live and says so, "fold" raises.
+    only: in bfloat16 a weight swallows what is below half of its last digit); "beside" computes x·Aᵀ·Bᵀ in the
+    model's dtype next to the weights; "live" leaves the update to peft's layers, which compute it in float32
+    with a copy in and out; "auto" folds in float32, goes beside in bfloat16, and says which. What is more than
+    B·A of linear layers (adapter_structure) is always live. The logits must equal peft's on a probe within 1e-4
+    (relative), 5e-2 in bfloat16: else "auto" goes live and says so, the others raise.
     None as adapter yields `loaded` itself. Raises ValueError for another `how`, AdapterError as with_adapter.
     """
     from leakfast import models
-    from leakfast.adapter_structure import unchanged
     from leakfast.adapters import check_fits
 
-    if how not in ("auto", "fold", "live"):
-        raise ValueError(f"how must be auto, fold or live, not {how!r}")
+    if how not in ("auto", "fold", "beside", "live"):
+        raise ValueError(f"how must be auto, fold, beside or live, not {how!r}")
     if adapter is None:
         yield loaded
         return
     foldable = loaded.dtype == "float32"
-    if how == "fold" and not foldable:
-        raise ValueError(f"an adapter is folded into float32 weights only, not {loaded.dtype}")
-    if how == "live" or not foldable:
-        log.info("adapter %s: live through peft (%s)", Path(adapter).name, loaded.dtype)
-        with models.with_adapter(loaded, adapter) as live:
-            yield live
-        return
-    structure = check_fits(loaded, adapter)
-    problem: str | None = f"it has {' and '.join(structure.beyond)}"
-    if structure.plain:
-        with models.with_adapter(loaded, adapter) as live:
-            digest = live.adapter_hash
-            deltas = _deltas(live.model)
-            wanted = _probe_logits(live)
-        saved: dict[str, Any] = {}
-        with unchanged(loaded.model, (), str(adapter)):
-            try:
-                problem = _fold(loaded, deltas, saved, wanted)
-                if problem is None:
-                    log.info(
-                        "adapter %s: folded into %d weights in memory (float32), agrees with peft on a probe",
-                        Path(adapter).name,
-                        len(saved),
-                    )
-                    yield dataclasses.replace(loaded, adapter_hash=digest)
-            finally:
-                _restore(loaded.model, saved)
-        if problem is None:
-            return
-    if how == "fold":
-        from leakfast.errors import AdapterError
-
-        raise AdapterError(
-            f"adapter {adapter}: cannot be folded ({problem}). Apply it live through peft instead."
+    if (how == "fold" and not foldable) or (how == "beside" and foldable):
+        raise ValueError(
+            f"an adapter is folded into float32 weights only and goes beside bfloat16, not {loaded.dtype}"
         )
-    log.warning("adapter %s: live through peft, slower, because %s", Path(adapter).name, problem)
+    must = how != "auto"
+    if not must:
+        how = "fold" if foldable else "beside"
+    if how == "live":
+        log.info("adapter %s: live through peft (%s)", Path(adapter).name, loaded.dtype)
+    else:
+        structure = check_fits(loaded, adapter)
+        problem: str | None = f"it has {' and '.join(structure.beyond)}"
+        if structure.plain:
+            with _put_on(loaded, adapter, how) as (problem, current):
+                if problem is None:
+                    yield current
+                    return
+        if must:
+            from leakfast.errors import AdapterError
+
+            raise AdapterError(
+                f"adapter {adapter}: cannot be {_SAID[how].split()[0]} ({problem}). Apply it live through peft instead."
+            )
+        log.warning("adapter %s: live through peft, slower, because %s", Path(adapter).name, problem)
     with models.with_adapter(loaded, adapter) as live:
         yield live
+
+
+@contextmanager
+def _put_on(loaded: Any, adapter: str | Path, how: str) -> Iterator[tuple[str | None, Any]]:
+    """(None, the adapted model) inside the block, or a sentence on why its logits are not peft's and None."""
+    from leakfast import models
+    from leakfast.adapter_structure import unchanged
+
+    with models.with_adapter(loaded, adapter) as live:
+        digest, wanted = live.adapter_hash, _probe_logits(live)
+        changes = _deltas(live.model) if how == "fold" else pairs_of(live.model)
+    put_on = _folded if how == "fold" else _beside
+    with unchanged(loaded.model, (), str(adapter)), put_on(loaded, changes, wanted) as problem:
+        if problem is None:
+            said = _SAID[how] % len(changes)
+            log.info("adapter %s: %s, agrees with peft on a probe", Path(adapter).name, said)
+        yield problem, None if problem else dataclasses.replace(loaded, adapter_hash=digest)
+
+
+@contextmanager
+def _folded(loaded: Any, deltas: dict[str, Any], wanted: Any) -> Iterator[str | None]:
+    """The updates added to the weights inside the block, saved copies put back after it; a sentence where the logits
+    are not peft's, else None."""
+    saved: dict[str, Any] = {}
+    try:
+        yield _fold(loaded, deltas, saved, wanted)
+    finally:
+        _restore(loaded.model, saved)
+
+
+@contextmanager
+def _beside(loaded: Any, updates: dict[str, beside.Update] | str, wanted: Any) -> Iterator[str | None]:
+    """As _folded, the updates computed next to the weights."""
+    if isinstance(updates, str):
+        yield updates
+        return
+    with beside.applied(loaded.model, updates):
+        yield _apart(loaded, wanted)
 
 
 def _deltas(model: Any) -> dict[str, Any]:
@@ -105,6 +141,37 @@ def updates(model: Any) -> Iterator[tuple[str, Any, Any]]:
         yield f"{where}.{last}", weight, update
 
 
+def pairs_of(model: Any) -> dict[str, beside.Update] | str:
+    """Name of each linear layer in the plain model → its update, as peft's attached model holds it; a word on what is
+    more than A and B of linear layers where there is such."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import Linear
+
+    from leakfast.generate.transformers import plain_model
+
+    found = {}
+    for name, module in plain_model(model).named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        active = [one for one in module.active_adapters if one in module.lora_A]
+        if type(module) is not Linear or type(module.base_layer) is not torch.nn.Linear or len(active) != 1:
+            return f"{name} is no plain linear layer with one adapter"
+        (one,) = active
+        a, b = module.lora_A[one], module.lora_B[one]
+        if (
+            module.merged
+            or module.fan_in_fan_out
+            or a.bias is not None
+            or b.bias is not None
+            or module.lora_variant
+        ):
+            return f"{name} has more than A and B"
+        up = b.weight.detach().float() * module.scaling[one]
+        found[name] = beside.Update(a.weight.detach().float().clone(), up)
+    return found or "it has no LoRA layer"
+
+
 def _fold(loaded: Any, deltas: dict[str, Any], saved: dict[str, Any], wanted: Any) -> str | None:
     """Add the updates, keeping copies in `saved`; a sentence if the result is not peft's, else None."""
     import torch
@@ -120,10 +187,18 @@ def _fold(loaded: Any, deltas: dict[str, Any], saved: dict[str, Any], wanted: An
         saved[name] = weight.detach().clone()
         with torch.no_grad():
             weight.add_(delta.to(weight.device))
+    return _apart(loaded, wanted)
+
+
+def _apart(loaded: Any, wanted: Any) -> str | None:
+    """A sentence where the logits on the probe are not peft's, up to what the dtype rounds; else None."""
     error = float((_probe_logits(loaded) - wanted).abs().max() / wanted.abs().max())
-    if not error <= _TOLERANCE:
-        return f"the folded logits are {error:.1e} (relative) from peft's"
-    return None
+    bound = _TOLERANCE[loaded.dtype]
+    return (
+        None
+        if error <= bound
+        else f"its logits are {error:.1e} (relative) from peft's, more than {bound:.0e}"
+    )
 
 
 def _tied_weights(model: Any) -> list[Any]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from leakfast import threads
 from leakfast.errors import InputError
 from leakfast.generate import BACKENDS, Completion, Sampling, Work
 
@@ -239,7 +240,9 @@ class _Local:
         return {
             "backend": "transformers",
             "version": transformers.__version__,
-            "settings": {"dtype": self.loaded.dtype, "batch_completions": self.batch},
+            "settings": {
+                "dtype": self.loaded.dtype, "batch_completions": self.batch, "threads": threads.in_use(),
+            },
             "sampling": {
                 "temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens,
                 "seed": "per completion",
@@ -260,9 +263,17 @@ class _Local:
                     stack.close()
                     current, under = stack.enter_context(adapted(self.loaded, work.adapter)), work.adapter
                 done: list[Completion] = []
-                for batch in local.complete(current, work.requests, sampling, batch_completions=self.batch):
-                    wanted = [c for c in batch if (c.request, c.sample) not in work.there]
+
+                def ended(
+                    some: Sequence[Completion], work: Work = work, done: list[Completion] = done
+                ) -> None:
+                    wanted = [c for c in some if (c.request, c.sample) not in work.there]
                     done += wanted
                     if finished is not None:
-                        finished(wanted, work)
+                        finished(wanted, work)  # after every step, so that a long block is heard of
+
+                for _ in local.complete(
+                    current, work.requests, sampling, batch_completions=self.batch, ended=ended
+                ):
+                    pass
                 yield work, done

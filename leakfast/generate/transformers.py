@@ -5,14 +5,16 @@ against the model's own before it starts. Leaves text and tables to the package.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
+from leakfast.engine import packs
 from leakfast.errors import InputError, ModelError
-from leakfast.generate import Completion, Progress, Request, Sampling
+from leakfast.generate import Completion, Progress, Request, Sampling, prefill
 from leakfast.generate.sampling import draw, uniforms
 from leakfast.generate.shared_prompt import Block, shared_prompt_attention
 from leakfast.generate.stops import Seen
@@ -23,6 +25,7 @@ log = logging.getLogger("leakfast.generate")
 _COMPACT_BELOW = 0.875  # finished rows are dropped once fewer than this share are alive
 _CANARY_STEPS = 3
 _OTHERWISE = ", or --backend vllm where vLLM knows it"
+_REASONS = {"stop": "stop", "mark": "marker", "full": "length"}
 
 
 def plain_model(model: Any) -> Any:
@@ -89,10 +92,12 @@ def complete(
     *,
     batch_completions: int = 640,
     progress: Progress | None = None,
+    ended: Callable[[list[Completion]], None] | None = None,
 ) -> Iterator[list[Completion]]:
     """Decode `requests` in blocks of about `batch_completions` rows, prompts of like length together.
 
-    Yields one list a block. A draw depends on the request's ids and seed only (up to float noise of
+    Yields one list a block. ended: called after every step with the completions that it ended, maybe none; each comes
+    once. A draw depends on the request's ids and seed only (up to float noise of
     differently shaped matrix products). Raises InputError before anything runs when a prompt does not
     fit, ModelError for a model whose cached logits differ from its own, or NaN logits.
     """
@@ -105,25 +110,42 @@ def complete(
         raise unfit("generate", loaded, "an encoder-decoder")
     check_lengths(model, requests, sampling.max_new_tokens)
     stops = stop_ids(loaded)
-    decoder = _Decoder(model, loaded)
+    decoder = _Decoder(loaded)
     seen = Seen(loaded.tokenizer, sampling.stop) if sampling.stop else None
     was_training = model.training
     model.eval()
     expected = decoder.expected(requests)
     try:
-        with shared_prompt_attention(model):
+        with _running(model):
             decoder.canary(requests, expected)
         total = sum(len(r.seeds) for r in requests)
         finished = 0
         for block in _blocks(requests, batch_completions):
-            with shared_prompt_attention(model):  # not held while the caller works on what is yielded
-                done = decoder.run(requests, block, sampling, stops, seen)
-            finished += len(done)
-            if progress is not None:
-                progress(finished, total, "completions")
-            yield done
+            done: list[Completion] = []
+
+            def told(some: list[Completion], done: list[Completion] = done) -> None:
+                nonlocal finished
+                done += some
+                finished += len(some)
+                if ended is not None:
+                    ended(some)
+                if progress is not None:
+                    progress(finished, total, "completions")
+
+            with _running(model):  # not held while the caller works on what is yielded
+                decoder.run(requests, block, sampling, stops, told, seen)
+            yield sorted(done, key=lambda c: (block.index(c.request), c.sample))
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def _running(model: Any) -> Iterator[None]:
+    """Our attention, and on a CPU the linear layers and the memory as the packed engine has them."""
+    if next(model.parameters()).device.type == "cpu":
+        packs.keep_memory()
+    with shared_prompt_attention(model), packs.products(model):
+        yield
 
 
 def _blocks(requests: Sequence[Request], batch_completions: int) -> Iterator[list[int]]:
@@ -144,10 +166,11 @@ def _blocks(requests: Sequence[Request], batch_completions: int) -> Iterator[lis
 class _Decoder:
     """Prefill and decode steps of one model."""
 
-    def __init__(self, model: Any, loaded: Any) -> None:
-        self.model = model
+    def __init__(self, loaded: Any) -> None:
         self.loaded = loaded
+        self.model = model = plain_model(loaded.model)
         self.name = loaded.name
+        self.packable = prefill.packable(loaded, model)
         self.decoder = model.get_decoder()
         self.head = model.get_output_embeddings()
         self.device = next(model.parameters()).device
@@ -157,31 +180,26 @@ class _Decoder:
     ) -> tuple[Block, torch.Tensor]:
         """Block with the prompts' K and V, and the logits (P, V) of each prompt's next token."""
         lengths = torch.tensor([len(p) for p in prompts])
-        width = int(lengths.max())
-        ids = torch.zeros((len(prompts), width), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)] = torch.as_tensor(prompt)
-        block = Block(lengths.to(self.device), width, samples, max_new)
-        # padding stands right of the prompt, where causal attention never looks
-        hidden = self.decoder(input_ids=ids.to(self.device), use_cache=False, block=block).last_hidden_state
+        block = Block(lengths.to(self.device), int(lengths.max()), samples, max_new)
+        ends = prefill.packed if self.packable else prefill.padded
+        last = ends(self.loaded, prompts, block)
         if len(block.prompt) != self.model.config.num_hidden_layers:
             told = f"{len(block.prompt)} of its {self.model.config.num_hidden_layers} layers do"
             raise unfit(
                 "generate", self.loaded, f"whose layers do not all use the registered attention function ({told})",
                 _OTHERWISE,
             )  # fmt: skip
-        last = hidden[torch.arange(len(prompts), device=self.device), block.lengths - 1]
         return block, self.head(last)
 
-    def step(self, block: Block, tokens: torch.Tensor) -> torch.Tensor:
-        """Feed one token per alive row (B,), return logits (B, V) of the next."""
+    def step(self, block: Block, tokens: torch.Tensor, places: np.ndarray | None = None) -> torch.Tensor:
+        """Feed one token per row in the batch (B,), return logits (B, V) of the next, or of the rows at `places`."""
         block.step += 1
         block.make_room()
         positions = (block.row_lengths() + block.step)[:, None]
         hidden = self.decoder(
             input_ids=tokens[:, None], position_ids=positions, use_cache=False, block=block
-        ).last_hidden_state
-        return self.head(hidden[:, 0])
+        ).last_hidden_state[:, 0]
+        return self.head(hidden if places is None else hidden[torch.from_numpy(places).to(self.device)])
 
     def expected(self, requests: Sequence[Request]) -> tuple[list[int], list[int], torch.Tensor]:
         """The model's own logits after a prompt and a few greedy tokens, to be met by the canary."""
@@ -215,26 +233,32 @@ class _Decoder:
 
     def run(
         self, requests: Sequence[Request], members: list[int], sampling: Sampling, stops: tuple[int, ...],
-        seen: Seen | None = None,
-    ) -> list[Completion]:  # fmt: skip
-        """All completions of one block of requests with equally many samples."""
+        told: Callable[[list[Completion]], None], seen: Seen | None = None,
+    ) -> None:  # fmt: skip
+        """Decode one block of requests with equally many samples; `told` hears after every step what it ended."""
         samples = len(requests[members[0]].seeds)
         seeds = np.array([s for m in members for s in requests[m].seeds], dtype=np.uint64)
         n_rows = len(seeds)
         max_new = sampling.max_new_tokens
         generated = np.zeros((n_rows, min(max_new, 64)), dtype=np.int64)
-        counts = np.zeros(n_rows, dtype=np.int64)
-        stopped = np.zeros(n_rows, dtype=bool)
-        marked = np.zeros(n_rows, dtype=bool)
         rows = np.arange(n_rows)  # original row of each row in the batch
         alive = np.ones(n_rows, dtype=bool)  # of the rows in the batch
+
+        def over(ended: np.ndarray, n_tokens: int, reasons: Sequence[str]) -> list[Completion]:
+            return [
+                Completion(members[row // samples], row % samples, generated[row, :n_tokens].tolist(), reason)
+                for row, reason in zip(ended.tolist(), reasons, strict=True)
+            ]
+
         block, logits = self.prefill([requests[m].ids for m in members], samples, max_new)
         logits = logits.repeat_interleave(samples, dim=0)
         for step in range(max_new):
-            u = uniforms(seeds[rows], step) if sampling.temperature > 0 else None
+            places = np.flatnonzero(alive)  # in the batch, of the rows that have logits
+            active = rows[places]
+            u = uniforms(seeds[active], step) if sampling.temperature > 0 else None
             tokens, ok = draw(logits, u, sampling.temperature, sampling.top_p)
             if not bool(ok.all()):
-                bad = rows[int((~ok).nonzero()[0, 0])]
+                bad = active[int((~ok).nonzero()[0, 0])]
                 label = requests[members[bad // samples]].label
                 raise ModelError(
                     f"generate: the logits of {self.name} after {step} tokens are not finite, at {label}. "
@@ -244,31 +268,26 @@ class _Decoder:
             if step == generated.shape[1]:
                 more = min(max_new, 2 * step) - step
                 generated = np.concatenate([generated, np.zeros((n_rows, more), dtype=np.int64)], axis=1)
-            active = rows[alive]
-            generated[active, step] = drawn[alive]
-            counts[active] = step + 1
-            ended = np.isin(drawn, stops)
-            stopped[rows[alive & ended]] = True
+            generated[active, step] = drawn
+            reason = np.where(np.isin(drawn, stops), "stop", "")
             if seen is not None:
-                for place in np.flatnonzero(alive & ~ended & seen.may_end(drawn)):
-                    row = rows[place]
-                    if seen.in_text(generated[row, : counts[row]]):
-                        marked[row] = ended[place] = True
-            alive &= ~ended
-            n_alive = int(alive.sum())
-            if n_alive == 0 or step + 1 == max_new:
-                break
-            if n_alive < _COMPACT_BELOW * len(alive):
-                kept = torch.from_numpy(np.flatnonzero(alive)).to(self.device)
-                block.keep(kept)
-                tokens, rows, alive = tokens[kept], rows[alive], np.ones(n_alive, dtype=bool)
-            logits = self.step(block, tokens)
-        return [
-            Completion(
-                request=members[row // samples],
-                sample=row % samples,
-                token_ids=generated[row, : counts[row]].tolist(),
-                finish_reason="stop" if stopped[row] else "marker" if marked[row] else "length",
-            )
-            for row in range(n_rows)
-        ]
+                for at in np.flatnonzero((reason == "") & seen.may_end(drawn)):
+                    if seen.in_text(generated[active[at], : step + 1]):
+                        reason[at] = "mark"
+            if step + 1 == max_new:
+                reason[reason == ""] = "full"
+            ended = reason != ""
+            told(over(active[ended], step + 1, [_REASONS[word] for word in reason[ended].tolist()]))
+            if ended.all():
+                return
+            alive[places[ended]] = False
+            if len(places) < len(alive):  # rows that ended earlier are fed whatever there is
+                spread = tokens.new_zeros(len(alive))
+                spread[torch.from_numpy(places).to(self.device)] = tokens
+                tokens = spread
+            kept = np.flatnonzero(alive)
+            if len(kept) < _COMPACT_BELOW * len(alive):
+                at = torch.from_numpy(kept).to(self.device)
+                block.keep(at)
+                tokens, rows, alive = tokens[at], rows[kept], np.ones(len(kept), dtype=bool)
+            logits = self.step(block, tokens, None if alive.all() else np.flatnonzero(alive))
