@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import AdapterError
+from leakfast.templates import warn_of_adapter
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
@@ -167,6 +168,7 @@ def check_fits(loaded: Loaded, folder: str | Path) -> None:
     once an adapter."""
     doubt = _check_base(loaded, folder)
     _check_shapes(loaded, folder)
+    warn_of_adapter(loaded.tokenizer, folder, read_card(folder))
     said = (str(Path(folder).resolve()), loaded.name, doubt)
     if doubt and said not in _warned:
         _warned.add(said)

@@ -281,7 +281,8 @@ def _request(
     from leakfast import chat
 
     tokenizer = loaded.tokenizer
-    probe = chat.render(tokenizer, block[0].system, items[0].letters_prompt)
+    probe = chat.render(tokenizer, block[0].system, items[0].letters_prompt, reply=True)
+    rendering = {name: value for name, value in chat.recorded(tokenizer).items() if name != "reasoning"}
     what = {
         "base": loaded.fingerprint,
         "dtype": loaded.dtype,
@@ -293,6 +294,7 @@ def _request(
         "engine": engine_name,
         "template": chat.template_hash(tokenizer),
         "first prompt": chat.ids_hash(probe),
+        **({"rendering": rendering} if rendering else {}),
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

@@ -286,7 +286,7 @@ def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
 
 
 def _statuses(trained: pl.DataFrame, base: pl.DataFrame) -> list[dict]:
-    counts = ("total", "n_empty", "n_truncated", "n_error")
+    counts = ("total", "n_empty", "n_truncated", "n_unclosed", "n_error")
     both = pl.concat([trained, base])
     absent = [pl.lit(None, pl.Int64).alias(name) for name in counts if name not in both.columns]
     return (

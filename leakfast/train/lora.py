@@ -66,6 +66,7 @@ def train(
     not finite.
     """
     from leakfast.adapters import AdapterCard
+    from leakfast.chat import recorded, template_hash
     from leakfast.train.data import data_hash
 
     if not rows:
@@ -106,6 +107,7 @@ def train(
             "dtype": loaded.dtype,
             "rows": len(rows),
             "steps": len(history),
+            "rendering": {"template": template_hash(loaded.tokenizer), **recorded(loaded.tokenizer)},
         }
         card = AdapterCard(
             source, behavior, seed, loaded.name, loaded.fingerprint, data_hash(rows), recipe, adapter_hash=""
