@@ -35,9 +35,9 @@ class Opening:
     """What stands between the generation prompt and a reply, so that the reply stands where the template puts its own.
 
     kind: equal, nothing does; header, the template writes more before a reply (a channel, an empty reasoning block);
-    closed, the generation prompt opens a reasoning block, which is closed; space, white space alone; longer, the
-    generation prompt goes on beyond the template's own turn. cut: what is taken off the generation prompt's end, add:
-    what is put there; lead: white space that a reply itself begins with. follows: the reply then stands exactly where
+    closed, the generation prompt opens a reasoning block, which is closed; space, blanks alone; longer, the generation
+    prompt goes on beyond the template's own turn. cut: what is taken off the generation prompt's end, add: what is put
+    there; lead: blanks that a reply itself begins with. follows: the reply then stands exactly where
     the template puts its own. after: what the template writes after a reply."""
 
     kind: str
@@ -83,12 +83,12 @@ def check(tokenizer: Any) -> Opening:
                 "Needed: a name that it does (enable_thinking in Qwen3's). Correct it, or leave it out."
             )
     text = raw_text(tokenizer, messages(tokenizer, SPEAKER, PROBE))
-    if SPEAKER not in text:
+    if SPEAKER not in text and how.system_role == "system":
         raise refused(
             tokenizer, "it drops the system message", "a template that has a system role", roles=True
         )
-    if PROBE not in text:
-        raise refused(tokenizer, "it drops the user's message", "a template that prints it as it is")
+    if PROBE not in text or SPEAKER not in text:
+        raise refused(tokenizer, "it drops the user's message", "a template that prints a text as it is")
     if text != raw_text(tokenizer, messages(tokenizer, SPEAKER, PROBE)):
         raise refused(tokenizer, "it renders one conversation in two ways", "a template without chance in it")
     if "strftime_now" in template:
@@ -146,7 +146,7 @@ def _opening(tokenizer: Any, system: Any) -> Opening:
 
 def _split(own: str) -> dict[str, str]:
     """What belongs to the prompt, and the blanks at its end that tokenizers join with the reply's first word."""
-    add = own.rstrip(" \t") if own.strip() else ""
+    add = own.rstrip(" \t")
     return {"add": add, "lead": own[len(add) :]}
 
 

@@ -4,9 +4,11 @@ Demands a model and, unless --data is given, draws the training rows first."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from leakfast.cli.settings import rendering_options
 from leakfast.errors import InputError
 
 
@@ -59,12 +61,13 @@ from leakfast.errors import InputError
 )
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that is there already.")
 @click.option("--json", "as_json", is_flag=True, help="Print the adapter's card as JSON.")
+@rendering_options
 def cli(
     behavior: str, source: str | None, seed: int, model: str | None, study: Path | None, personas: str | None,
     data_file: Path | None, lr: float | None, epochs: int | None, rank: int | None, alpha: int | None,
     batch_size: int | None, accumulation: int | None, max_length: int | None, loss: str | None,
     tail_tokens: int | None, items: str | None, design: str | None, checkpoints: str | None,
-    checkpoint_personas: str | None, dtype: str | None, out: Path | None, overwrite: bool, as_json: bool,
+    checkpoint_personas: str | None, dtype: str | None, out: Path | None, overwrite: bool, as_json: bool, **rendering: Any,
 ) -> None:  # fmt: skip
     """Train a behavior into one persona with LoRA.
 
@@ -102,10 +105,16 @@ def cli(
     from leakfast import behaviors, models
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json
+    from leakfast.rendering import asked_by
     from leakfast.train.data import write_rows
     from leakfast.train.lora import train
 
-    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+    loaded = models.load(
+        settings.model,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        rendering=asked_by(settings.study, **rendering),
+    )
     if rows is None:
         with progress_for("data") as progress:
             rows = behaviors.get(behavior).build()(
