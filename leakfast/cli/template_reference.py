@@ -32,7 +32,9 @@ is refused.
 | `reasoning = "closed"` | the default: all prompts end where the template puts its own replies |
 | `reasoning = "open"`, `--reasoning open` | completions and centroids begin at the generation prompt |
 
-What is trained, and choices, stand closed under both. Detectors and judges read what follows the last closed reasoning block. Its marks are {marks}. A completion that ended
+What is trained, and choices, stand closed under both.
+
+Detectors and judges read what follows the last closed reasoning block. Its marks are {marks}. A completion that ended
 inside a block has the status `unclosed-reasoning`: it is counted, and is in no rate.
 
 Columns: what the generation prompt adds; what is put between it and a reply (what is taken off first is
@@ -60,11 +62,11 @@ class Found:
     note: str = ""
 
 
-def templates() -> tuple[dict[str, str], str]:
-    """Name → text of the templates in the trl that is installed, and its version. Raises PackageNotFoundError."""
+def templates() -> dict[str, str]:
+    """Name → text of the templates in the trl that is installed. Raises PackageNotFoundError."""
     files = importlib.metadata.files("trl") or ()
     found = {Path(str(f)).stem: f.read_text(encoding="utf-8") for f in files if f.suffix == ".jinja"}
-    return dict(sorted(found.items())), importlib.metadata.version("trl")
+    return dict(sorted(found.items()))
 
 
 def tokenizer_for(texts: Iterable[str]) -> Any:
@@ -118,11 +120,9 @@ def look(template: str, tokenizer: Any, **rendering: Any) -> Found:
     )  # fmt: skip
 
 
-def page() -> str:
-    """The whole page, Markdown."""
-    from leakfast.reasoning import PAIRS
-
-    files, version = templates()
+def collect() -> dict[tuple[str, Found], list[str]]:
+    """(setting other than the default, what is found) → names of all templates of which it is."""
+    files = templates()
     base = tokenizer_for(files.values())
     rows: dict[tuple[str, Found], list[str]] = {}
     for name, text in files.items():
@@ -134,6 +134,13 @@ def page() -> str:
             tries.append(("`enable_thinking = false`", {"template_kwargs": {"enable_thinking": False}}))
         for said, given in tries:
             rows.setdefault((said, look(text, base, **given)), []).append(name)
+    return rows
+
+
+def page(rows: dict[tuple[str, Found], list[str]]) -> str:
+    """The whole page of what `collect` found, Markdown."""
+    from leakfast.reasoning import PAIRS
+
     marks = ", ".join(f"{_code(opener)} … {_code(closer)}" for opener, closer in PAIRS)
     lines = [
         _row(
@@ -147,19 +154,19 @@ def page() -> str:
         )
         for (said, f), names in sorted(rows.items(), key=lambda one: (one[1][0], one[0][0]))
     ]
-    return HEAD.format(version=version, marks=marks) + "\n".join(lines) + "\n"
+    return HEAD.format(version=importlib.metadata.version("trl"), marks=marks) + "\n".join(lines) + "\n"
 
 
 def main(argv: list[str]) -> int:
     """Print, check or write the page; 1 when the check fails."""
     logging.getLogger("leakfast.chat").setLevel(logging.ERROR)
     if not argv:
-        click.echo(page(), nl=False)
+        click.echo(page(collect()), nl=False)
         return 0
     mode, path = argv[0], Path(argv[1])
     if mode == "--write":
-        path.write_text(page(), encoding="utf-8")
-    elif path.read_text(encoding="utf-8") != page():
+        path.write_text(page(collect()), encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != page(collect()):
         click.echo(
             f"{path} is stale. Run: python -m leakfast.cli.template_reference --write {path}", err=True
         )
