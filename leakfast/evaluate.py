@@ -205,7 +205,7 @@ def evaluate_all(
                 for plan in open_plans:
                     state.add(_take_over(run, plan, loaded), plan.jobs[0])  # of those drawn a moment ago
                     plan.told = engine.described(plan.asked.sampling)
-                    run.log("engine", **plan.told)
+                    run.log("engine", **plan.told, rendering=chat.recorded(loaded.tokenizer))
                     plan.made = _draw(run, plan, seed, engine, loaded, state, keeps=backend == "vllm")
     done = []
     for plan in plans:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.adapters import point_folder
+from leakfast.chat import recorded
 from leakfast.choices import measure
 from leakfast.choices.scores import LETTERS
 from leakfast.choices.table import BEHAVIOR, frame
@@ -122,7 +123,7 @@ def evaluate(
                 )  # fmt: skip
     run.log(
         "eval", behavior=measured, adapters=[t.name for t in targets], items=items.name, scoring=scoring,
-        prompts_made=counter.done - kept, prompts_kept=kept,
+        prompts_made=counter.done - kept, prompts_kept=kept, rendering=recorded(loaded.tokenizer),
     )  # fmt: skip
     return Evaluation(tuple(targets), tuple(j.folder for j in jobs), counter.done - kept, kept)
 
