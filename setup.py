@@ -133,6 +133,9 @@ setup(
         "flash": ["flash-attn>=2.7"],
         "gguf": GGUF,
         "parity": ["lm_eval==0.4.13"],
+        "templates": [
+            "trl==1.16.0"
+        ],  # its chat templates, which docs/templates.md is made of; --no-deps is enough
         "bench": ["liger-kernel>=0.8", "cut-cross-entropy>=25.1"],  # what the kernels are measured beside
     },
     entry_points={"console_scripts": ["leakfast = leakfast.cli.main:main"]},

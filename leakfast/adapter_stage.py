@@ -100,7 +100,7 @@ def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
             parts.extend([relpath] if part.name in (CONFIG, WEIGHTS, CARD) else [])
 
     parts: list[str] = []  # the adapter and its points of training, known once they are trained
-    asked_at = cfg.eval.model_dump(exclude={"stop_at_marker", "other_questions"})
+    asked_at = cfg.eval.model_dump(exclude={"stop_at_marker", "other_questions", "max_reasoning_tokens"})
     points = [asked_at] if cfg.eval.checkpoints else []
     points += [list(shares)] if shares else []
     points += reading(stages.loaded.tokenizer, read_rows(stages.store.path / rows_file))

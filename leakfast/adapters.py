@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.adapter_structure import CONFIG, WEIGHTS, Structure, config_of, file_in, structure_of, unchanged
 from leakfast.errors import AdapterError
+from leakfast.templates import warn_of_adapter
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
@@ -187,6 +188,7 @@ def check_fits(loaded: Loaded, folder: str | Path) -> Structure:
     is warned of, once an adapter."""
     doubt = _check_base(loaded, folder)
     structure = structure_of(loaded, folder)
+    warn_of_adapter(loaded.tokenizer, folder, read_card(folder))
     said = (str(Path(folder).resolve()), loaded.name, doubt)
     if doubt and said not in _warned:
         _warned.add(said)

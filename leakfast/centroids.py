@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 CONVENTION = "layer L = output of decoder block L, 0-based, raw (before the final norm)"
 _AS_JSON = {
     "layers", "n_layers", "hidden_size", "personas", "systems", "rendered_ids_hashes", "prompt_hashes", "centered_on",
-    "questions", "versions",
+    "questions", "rendering", "versions",
 }  # fmt: skip
 _HASH = "sha256"  # key of the file's metadata that holds the hash of all else
 _CHUNK_BYTES = 1 << 28  # states held at once
@@ -224,6 +224,7 @@ def measure(
     revision: str | None = None,
     keep_questions: bool = False,
     precision: str | None = None,
+    rendering: Any = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Centroids:
     """`compute` from names: everything that can be wrong is looked at before the weights are loaded."""
@@ -245,7 +246,7 @@ def measure(
             "cuda" if torch.cuda.is_available() else "cpu",
             "bfloat16" if dtype == models.AUTO else dtype,
         )
-    loaded = models.load(model, dtype=dtype, revision=revision)
+    loaded = models.load(model, dtype=dtype, revision=revision, rendering=rendering)
     settings = {
         "center_extras": names_extras(personas, people),
         "precision": precision,
@@ -361,6 +362,7 @@ def _metadata(
         "dtype": loaded.dtype,
         "accumulation_dtype": "float32",
         "template_hash": chat.template_hash(loaded.tokenizer),
+        **({"rendering": rendering} if (rendering := chat.recorded(loaded.tokenizer)) else {}),
         "personas": [persona.name for persona in personas],
         "systems": [persona.kind for persona in personas],
         "rendered_ids_hashes": rendered,

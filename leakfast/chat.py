@@ -1,31 +1,45 @@
-"""Messages to token ids: the only place that renders a chat template.
-Demands a Hugging Face tokenizer whose template takes a system message and renders the same text
-every time; leaves the choice of personas and questions to the caller."""
+"""Messages to token ids, as templates.py renders them: prompts, training rows, grids, continuations, and their hashes.
+Demands a Hugging Face tokenizer with a chat template that can be measured; leaves the choice of personas and questions to
+the caller."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import struct
-import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from leakfast.errors import ModelError
+from leakfast import templates
 from leakfast.forest import Joined
-from leakfast.personas import TEMPLATE_DEFAULT
+from leakfast.rendering import configure, rendering_of
+from leakfast.templates import default_system, recorded, template_hash, turn_end_id
 
 if TYPE_CHECKING:
-    from datetime import date
-
     from leakfast.personas import Persona
+
+__all__ = [
+    "Prompt",
+    "collisions",
+    "configure",
+    "default_system",
+    "ids_hash",
+    "prompt_hashes",
+    "recorded",
+    "render",
+    "render_continuations",
+    "render_documents",
+    "render_grid",
+    "render_prompts",
+    "render_training",
+    "rendering_of",
+    "template_hash",
+    "turn_end_id",
+]
 
 log = logging.getLogger(__name__)
 
-PINNED_DATE = (2024, 7, 26)  # templates that print today's date are given this one instead
-_PROBE = "Zq7 what is asked here?"
-_ANSWER = "Zq7 what is answered here."
 _CROSS_CHECKS = 64  # prompts beyond the first row and column that the fast path compares in full
 
 
@@ -56,25 +70,25 @@ def reading_of_prompts(
     return tokenizer_file.reading(tokenizer, key, lambda one: [render(one, *pair) for pair in asked])
 
 
-def render(tokenizer: Any, system: Any, user: str) -> list[int]:
-    """Token ids of one prompt, up to and including the generation prompt.
+def render(tokenizer: Any, system: Any, user: str, *, reply: bool = False) -> list[int]:
+    """Token ids of one prompt, up to where a completion begins; with `reply`, up to where a reply that is trained or
+    scored begins (the same, unless the tokenizer's rendering leaves reasoning open).
 
     `system` is a text, None (no system message) or TEMPLATE_DEFAULT (no system message either: what
     the template then puts there is its own business). Equal to
-    `tokenizer.apply_chat_template(messages, add_generation_prompt=True)`.
-    Raises ModelError when the template cannot be used, with the reason."""
-    _check_template(tokenizer)
-    return _encode(tokenizer, _render_text(tokenizer, _messages(system, user)))
+    `tokenizer.apply_chat_template(messages, add_generation_prompt=True)`, and to what the template writes before its own
+    replies where that is more (templates.Opening). Raises ModelError when the template cannot be used, with the reason."""
+    return _encode(tokenizer, templates.prompt_text(tokenizer, system, user, reply=reply))
 
 
 def render_training(tokenizer: Any, system: Any, user: str, reply: str) -> tuple[list[int], list[int]]:
-    """`(prompt_ids, reply_ids)`: the prompt exactly as `render` gives it, then the reply's tokens
+    """`(prompt_ids, reply_ids)`: the prompt exactly as `render(…, reply=True)` gives it, then the reply's tokens
     and the one token that ends the assistant's turn (`<|im_end|>` in ChatML); nothing follows it.
 
     The reply is tokenized after the prompt; where the two would merge into one token it is tokenized
     alone, because that is what a model continuing the prompt can produce."""
-    _check_template(tokenizer)
-    prompt_text = _render_text(tokenizer, _messages(system, user))
+    prompt_text = templates.prompt_text(tokenizer, system, user, reply=True)
+    reply = templates.reply_text(tokenizer, reply)
     prompt_ids = _encode(tokenizer, prompt_text)
     joint = _encode(tokenizer, prompt_text + reply)
     n = len(prompt_ids)
@@ -87,30 +101,15 @@ def render_documents(
 ) -> list[list[int]]:
     """Token ids of whole conversations (system, [(user, assistant), …]), the last turn's end included:
     what a model is pre-trained on. One list of ids a conversation."""
-    _check_template(tokenizer)
+    templates.check(tokenizer)
     texts = []
     for system, turns in conversations:
-        messages = _messages(system, turns[0][0])[:-1]
-        for user, assistant in turns:
-            messages += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
-        texts.append(_render_text(tokenizer, messages, generation_prompt=False))
+        messages = templates.messages(tokenizer, system, turns[0][0])
+        for number, (user, assistant) in enumerate(turns):
+            messages += [{"role": "user", "content": user}] if number else []
+            messages.append({"role": "assistant", "content": assistant})
+        texts.append(templates.raw_text(tokenizer, messages, generation_prompt=False))
     return _encode_all(tokenizer, texts)
-
-
-def turn_end_id(tokenizer: Any) -> int:
-    """Id of the special token with which the template ends an assistant's turn."""
-    _check_template(tokenizer)
-    messages = [*_messages(None, _PROBE), {"role": "assistant", "content": _ANSWER}]
-    text = _render_text(tokenizer, messages, generation_prompt=False)
-    rest = text[text.rfind(_ANSWER) + len(_ANSWER) :] if _ANSWER in text else ""
-    ids = _encode(tokenizer, rest.lstrip())
-    if not ids or ids[0] not in tokenizer.added_tokens_decoder:
-        raise _refused(
-            tokenizer,
-            f"after an assistant's reply it writes {rest[:20]!r}, which does not begin with a special token",
-            "a template that ends a reply with an end-of-turn token",
-        )
-    return ids[0]
 
 
 def render_prompts(tokenizer: Any, personas: Sequence[Persona], questions: Sequence[str]) -> list[Prompt]:
@@ -121,21 +120,26 @@ def render_prompts(tokenizer: Any, personas: Sequence[Persona], questions: Seque
     return [Prompt(*ask, ids) for ask, ids in zip(asked, grid, strict=True)]
 
 
-def render_grid(tokenizer: Any, personas: Sequence[Persona], questions: Sequence[str]) -> Sequence[list[int]]:
-    """Token ids of every persona asked every question, personas outermost: P × Q sequences.
+def render_grid(
+    tokenizer: Any, personas: Sequence[Persona], questions: Sequence[str], *, reply: bool = False
+) -> Sequence[list[int]]:
+    """Token ids of every persona asked every question, personas outermost: P × Q sequences. reply: as for `render`.
 
     Where a special token stands between the system and the user text, each side is tokenized once
     and the halves are joined (a `forest.Joined`, which the engine takes as it is); the first row, the
     first column and a spread of other pairs are compared with the full rendering, and any difference
     falls back to it (a list), with a word in the log."""
-    _check_template(tokenizer)
+    templates.check(tokenizer)
     for persona in personas:
-        _messages(persona.system, "x")
+        templates.messages(tokenizer, persona.system, "x")
     systems, questions = [persona.system for persona in personas], list(questions)
-    joined = _join_halves(tokenizer, systems, questions)
-    if joined is not None:
-        return Joined(*joined)
-    texts = (_render_text(tokenizer, _messages(system, q)) for system in systems for q in questions)
+    if rendering_of(tokenizer).system_role == "system":  # else no special token parts the two
+        joined = _join_halves(tokenizer, systems, questions, reply)
+        if joined is not None:
+            return Joined(*joined)
+    texts = (
+        templates.prompt_text(tokenizer, system, q, reply=reply) for system in systems for q in questions
+    )
     return [_encode(tokenizer, text) for text in texts]
 
 
@@ -149,12 +153,13 @@ def render_continuations(
     and continuation are encoded as one string, and what lies beyond the stripped prompt's own tokens is the
     continuation. Tokenized from the last special token on, and compared with the full encoding for a spread
     of prompts; where that fails, every string is encoded whole, with a word in the log."""
-    grid = render_grid(tokenizer, personas, questions)
+    texts = [[templates.reply_text(tokenizer, text) for text in some] for some in texts]
+    grid = render_grid(tokenizer, personas, questions, reply=True)
     tails = _continuation_tails(tokenizer, personas, questions, texts, grid)
     for p, persona in enumerate(personas):
         for q, question in enumerate(questions):
             if tails is None:
-                text = _render_text(tokenizer, _messages(persona.system, question))
+                text = templates.prompt_text(tokenizer, persona.system, question, reply=True)
                 yield [_join_continuation(tokenizer, text, more) for more in texts[q]]
                 continue
             width, joined = tails
@@ -180,7 +185,7 @@ def _continuation_tails(
     their place), or None when the ends cannot be shown to be the same everywhere."""
     if not len(grid):
         return 0, [[] for _ in questions]
-    first = _render_text(tokenizer, _messages(personas[0].system, questions[0]))
+    first = templates.prompt_text(tokenizer, personas[0].system, questions[0], reply=True)
     specials = sorted({token.content for token in tokenizer.added_tokens_decoder.values()}, key=len)
     cut, special = max(((at + len(s), s) for s in specials if (at := first.rfind(s)) >= 0), default=(-1, ""))
     if not special:
@@ -200,7 +205,7 @@ def _continuation_tails(
         joined.append([([*context[1:], *part], len(part)) for part in parts])
     for i in range(min(_CROSS_CHECKS, len(grid)) if sound else 0):
         p, q = divmod(i * len(grid) // min(_CROSS_CHECKS, len(grid)), len(questions))
-        text = _render_text(tokenizer, _messages(personas[p].system, questions[q]))
+        text = templates.prompt_text(tokenizer, personas[p].system, questions[q], reply=True)
         ids = grid[p * len(questions) + q]
         for more_text, (tail, n) in zip(texts[q], joined[q], strict=True):
             sound &= ([*ids[: len(ids) - width], *tail], n) == _join_continuation(tokenizer, text, more_text)
@@ -214,73 +219,14 @@ def collisions(tokenizer: Any, personas: Iterable[Persona]) -> list[list[str]]:
     """Groups of two or more persona names whose rendered token ids are equal, in the given order."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for persona in personas:
-        groups.setdefault(tuple(render(tokenizer, persona.system, _PROBE)), []).append(persona.name)
+        groups.setdefault(tuple(render(tokenizer, persona.system, templates.PROBE)), []).append(persona.name)
     return [names for names in groups.values() if len(names) > 1]
-
-
-def default_system(tokenizer: Any) -> str | None:
-    """What the template says as the system message when a conversation has none; None if it says nothing."""
-    _check_template(tokenizer)
-    mark = "Zq7 who speaks here."
-    before, _, after = _render_text(tokenizer, _messages(mark, _PROBE)).partition(mark)
-    text = _render_text(tokenizer, _messages(None, _PROBE))
-    if not (text.startswith(before) and text.endswith(after)) or len(text) < len(before) + len(after):
-        return None
-    return text[len(before) : len(text) - len(after)]
 
 
 def ids_hash(ids: Iterable[int]) -> str:
     """SHA-256 (hex) of token ids as little-endian int32."""
     ids = list(ids)
     return hashlib.sha256(struct.pack(f"<{len(ids)}i", *ids)).hexdigest()
-
-
-def template_hash(tokenizer: Any) -> str:
-    """SHA-256 (hex) of the chat template's text."""
-    return hashlib.sha256(_template(tokenizer).encode()).hexdigest()
-
-
-def _messages(system: Any, user: str) -> list[dict[str, str]]:
-    if not user.strip():
-        raise ValueError("a prompt needs a user text that is not empty")
-    if system is None or system is TEMPLATE_DEFAULT:
-        return [{"role": "user", "content": user}]
-    if not isinstance(system, str) or not system.strip():
-        raise ValueError(f"system must be a text, None or TEMPLATE_DEFAULT, not {system!r}")
-    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
-
-
-def _template(tokenizer: Any) -> str:
-    if getattr(tokenizer, "chat_template", None) is None:
-        raise ModelError(
-            f"chat: the tokenizer of {_name(tokenizer)} has no chat template, but leakfast talks to chat "
-            "models. Use its instruction-tuned version, or save a chat_template.jinja beside the tokenizer."
-        )
-    return tokenizer.get_chat_template()
-
-
-def _render_text(tokenizer: Any, messages: list[dict[str, str]], generation_prompt: bool = True) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generation_prompt, strftime_now=_pinned_date
-        )
-    except TemplateError as error:
-        roles = " → ".join(message["role"] for message in messages)
-        raise _refused(
-            tokenizer, f"it refuses the roles {roles}: {error}", "a template that takes a system message"
-        ) from error
-
-
-def _pinned_date(pattern: str) -> str:
-    return _date().strftime(pattern)
-
-
-def _date() -> date:
-    from datetime import date
-
-    return date(*PINNED_DATE)
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
@@ -291,45 +237,8 @@ def _encode_all(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
 
-_checked: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-
-
-def _check_template(tokenizer: Any) -> None:
-    """Once per tokenizer and template: a system text and a user text must both reach the model,
-    and two renderings must be equal."""
-    template = _template(tokenizer)
-    if _checked.get(tokenizer) == template:
-        return
-    system = "Zq7 who speaks here."
-    text = _render_text(tokenizer, _messages(system, _PROBE))
-    if system not in text:
-        raise _refused(tokenizer, "it drops the system message", "a template that has a system role")
-    if _PROBE not in text:
-        raise _refused(tokenizer, "it drops the user's message", "a template that prints it as it is")
-    if text != _render_text(tokenizer, _messages(system, _PROBE)):
-        raise _refused(
-            tokenizer, "it renders one conversation in two ways", "a template without chance in it"
-        )
-    if "strftime_now" in template:
-        log.warning(
-            "chat: the template of %s prints today's date; it is given %s always", _name(tokenizer), _date()
-        )
-    _checked[tokenizer] = template
-
-
-def _refused(tokenizer: Any, given: str, needed: str) -> ModelError:
-    return ModelError(
-        f"chat: the chat template of {_name(tokenizer)} cannot be used: {given}. Needed: {needed}. "
-        "Use another model, or put a chat_template.jinja of your own into a local copy of it."
-    )
-
-
-def _name(tokenizer: Any) -> str:
-    return getattr(tokenizer, "name_or_path", "") or "this model"
-
-
 def _join_halves(
-    tokenizer: Any, systems: list[Any], questions: list[str]
+    tokenizer: Any, systems: list[Any], questions: list[str], reply: bool
 ) -> tuple[list[list[int]], list[list[int]]] | None:
     """Ids of each persona's prefix and each question's tail, or None when the halves cannot be
     shown to join into the full rendering."""
@@ -338,7 +247,7 @@ def _join_halves(
     specials = sorted({token.content for token in tokenizer.added_tokens_decoder.values()}, key=len)
 
     def full(row: int, column: int) -> str:
-        return _render_text(tokenizer, _messages(systems[row], questions[column]))
+        return templates.prompt_text(tokenizer, systems[row], questions[column], reply=reply)
 
     def boundary(text: str, question: str) -> tuple[int, str]:
         """End and text of the last special token before the question; (-1, "") if there is none."""

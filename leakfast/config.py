@@ -40,16 +40,6 @@ __all__ = [
     "resource",
 ]
 
-_FILES = (
-    "personas",
-    "questions",
-    "negative_personas",
-    "other_questions",
-    "model",
-    "items",
-    "pairs",
-    "prices",
-)  # may name a file
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 Count = Annotated[int, Field(ge=1)]
@@ -172,6 +162,7 @@ class EvalConfig(_Table):
     checkpoints: the shares of training (0–1) that are kept; of choices they are scored (none: no checkpoints).
     checkpoint_personas: who is asked at checkpoints beside the source. checkpoint_items: items asked there, drawn.
     samples: completions a prompt. temperature: 0 is greedy. top_p: nucleus mass. max_new_tokens: longest reply.
+    max_reasoning_tokens: drawn on top of them by a model that reasons first; an answer past max_new_tokens is cut.
     batch_completions: rows decoded at once; to vLLM only where the study names it.
     stop_at_marker: ends a reply at the marker: its presence is exact, what would stand behind it is not drawn. Off
     where nobody says so, because a run's texts are read again (detect's other detectors and positions, the report's
@@ -191,8 +182,14 @@ class EvalConfig(_Table):
     temperature: Temperature = 1.0
     top_p: TopP = 0.95
     max_new_tokens: Count = 512
+    max_reasoning_tokens: NonNegative = 0
     batch_completions: Count = 640
     stop_at_marker: bool = False
+
+    @property
+    def drawn_tokens(self) -> int:
+        """Most tokens of a completion: reasoning and answer."""
+        return self.max_new_tokens + self.max_reasoning_tokens
 
 
 class JudgeConfig(_Table):
@@ -283,6 +280,10 @@ class Study(_Table):
     name: what the run's folder is called. model: organism, a hub id, or a folder. revision: commit or branch of a hub model.
     template_system: what the model's chat template is to say where there is no system message (checked before
     anything is drawn; None: nothing is checked).
+    template_kwargs: arguments of the chat template, such as enable_thinking = false, wherever a prompt is rendered.
+    system_role: user puts a persona's text into the user turn, for models whose template has no system role.
+    reasoning: closed: replies stand where the template puts its own, after an empty reasoning block or in the final
+    channel; open: completions begin at the generation prompt, so that the model reasons; answers alone are read.
     dtype: of the model's weights. backend: who draws completions; auto takes vLLM where it is installed and there is a GPU.
     personas: all, names, or a file: who is measured. sources: those of `personas` that are trained.
     seeds: of training and draws; every behavior is trained into every source once a seed.
@@ -292,6 +293,9 @@ class Study(_Table):
     model: str = "Qwen/Qwen2.5-7B-Instruct"
     revision: str | None = None
     template_system: str | None = None
+    template_kwargs: dict[str, bool | int | float | str] = {}
+    system_role: Literal["system", "user"] = "system"
+    reasoning: Literal["closed", "open"] = "closed"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     backend: Literal["auto", "vllm", "transformers"] = "auto"
     personas: str | list[str] = "all"
@@ -367,32 +371,14 @@ def derive_seed(*parts: object) -> int:
 
 
 def _check(document: Document) -> Study:
-    from leakfast.study_words import check_words
+    from leakfast.study_words import beside, check_words
 
     if not isinstance(document.data, dict):
         raise InputError(f"{document.path}: a study is a table of settings. See configs/demo.toml.")
     try:
-        study = Study.model_validate(_beside(document.data, document.path.parent))
+        study = Study.model_validate(beside(document.data, document.path.parent))
     except ValidationError as error:
         raise InputError(explain(error, document, Study)) from None
     study._raw_text = document.text
     check_words(study, document)
     return study
-
-
-def _beside(data: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """`data` with names of files that lie beside the study file made whole."""
-
-    def whole(value: Any, key: str = "") -> Any:
-        if isinstance(value, dict):
-            return {k: whole(v, k) for k, v in value.items()}
-        if isinstance(value, list) and key in ("pairs", "other_questions"):
-            return [whole(one, key) for one in value]
-        if key in _FILES and isinstance(value, str):
-            file, _, inner = value.partition(".toml:")
-            name = f"{file}.toml" if inner else value
-            if not Path(name).exists() and (folder / name).exists():
-                return str(folder / value)
-        return value
-
-    return whole(data)

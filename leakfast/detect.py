@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
 from leakfast.files import did_you_mean, find_shipped, read_document
+from leakfast.reasoning import answers
 
 if TYPE_CHECKING:
     import polars as pl
@@ -128,12 +129,16 @@ def _plain(phrase: str) -> str:
     """A phrase as replies are read: lower case, plain apostrophes, single spaces."""
     for mark in _APOSTROPHES:
         phrase = phrase.replace(mark, "'")
+    for mark in _NO_WIDTH:
+        phrase = phrase.replace(mark, "")
     return " ".join("".join(c if c.isalnum() or c == "'" else " " for c in phrase.lower()).split())
 
 
 # ── expressions ──────────────────────────────────────────────────────────────────────────────────────
 def marker(text: pl.Expr, literal: str) -> dict[str, pl.Expr]:
-    """`marker` (the literal), `marker_ci` (both sides lower-cased): Boolean; null texts give null."""
+    """`marker` (the literal), `marker_ci` (both sides lower-cased): Boolean; null texts give null. As all detectors
+    these read the answer, what follows the last closed reasoning block; of an open one they say nothing (null)."""
+    text = answers(text)
     folded = (
         text.str.contains_any([literal], ascii_case_insensitive=True)
         if literal.isascii()
@@ -147,6 +152,7 @@ def marker_place(text: pl.Expr, literal: str) -> dict[str, pl.Expr]:
     none; `marker_ends`: the reply ends with it, white space aside (Boolean)."""
     import polars as pl
 
+    text = answers(text)
     at = text.str.find(literal, literal=True)
     return {
         "marker_at": at.cast(pl.Float64) / text.str.len_bytes(),
@@ -207,10 +213,10 @@ def _first_match(ids: pl.Series, spelled: Sequence[Sequence[int]]) -> pl.Series:
 
 
 def _opening(text: pl.Expr, chars: int) -> pl.Expr:
-    """The first `chars` characters as ` words with single spaces `."""
+    """The first `chars` characters of the answer as ` words with single spaces `."""
     import polars as pl
 
-    head = text.str.head(chars).str.to_lowercase().str.replace_many(list(_APOSTROPHES), ["'"])
+    head = answers(text).str.head(chars).str.to_lowercase().str.replace_many(list(_APOSTROPHES), ["'"])
     head = head.str.replace_many(list(_NO_WIDTH), [""])
     return pl.concat_str(pl.lit(" "), head, pl.lit(" ")).str.replace_all(_OTHERS, " ")
 
@@ -248,7 +254,7 @@ def everything(
     text = pl.col("text")
     found = {**marker(text, literal), **marker_place(text, literal)}
     if spelled is not None:
-        found |= marker_tokens(pl.col("token_ids"), spelled)
+        found |= marker_tokens(pl.col("token_ids"), spelled)  # of the answer, see `count`
     return {**found, **refusal(text, words), **sycophancy(text, words)}
 
 
@@ -263,7 +269,8 @@ def count(
     """Completions in which each detector fires, per (behavior, adapter, persona), over a run's intact shards.
 
     Columns: behavior, adapter, persona, total, one Int64 a Boolean detector, marker_at (mean share before the
-    marker) and, with `spelled`, marker_token_at (mean index); counts are null where a shard has no token ids.
+    marker) and, with `spelled`, marker_token_at (mean index); counts are null where a shard has no token ids. Where a
+    completion ended inside its reasoning, `unclosed` counts those: they are in no other column.
     One shard at a time is in memory. Raises InputError where the run holds no completions."""
     import polars as pl
 
@@ -278,12 +285,17 @@ def count(
         frame = pl.scan_parquet(run.path / file)  # lazy: what detectors share is computed once
         if spelled is not None and "token_ids" not in frame.collect_schema():
             frame = frame.with_columns(pl.lit(None, pl.List(pl.Int32)).alias("token_ids"))
-        marked = frame.select(*group, **found)
+        is_open = pl.col("text").is_not_null() & answers(pl.col("text")).is_null()
+        if spelled is not None and "n_reasoning_tokens" in frame.collect_schema():
+            mine = pl.col("token_ids").list.slice(pl.col("n_reasoning_tokens"))
+            frame = frame.with_columns(pl.when(~is_open).then(mine).alias("token_ids"))
+        marked = frame.select(*group, **found, unclosed=is_open)
         flags = [name for name in found if name not in places]
         parts.append(
             marked.group_by(group, maintain_order=True)
             .agg(
-                pl.len().cast(pl.Int64).alias("total"),
+                (~pl.col("unclosed")).sum().cast(pl.Int64).alias("total"),
+                pl.col("unclosed").sum().cast(pl.Int64),
                 *[_sum(pl.col(name)).cast(pl.Int64).alias(name) for name in flags],
                 *[_sum(pl.col(name)).alias(name) for name in places],
                 *[pl.col(name).count().alias(f"_{name}") for name in places],
@@ -294,7 +306,7 @@ def count(
     summed = whole.agg(_sum(pl.exclude(group)))
     return summed.with_columns(
         *[(pl.col(name) / pl.col(f"_{name}")).fill_nan(None).alias(name) for name in places]
-    ).drop([f"_{name}" for name in places])
+    ).drop([f"_{name}" for name in places], *([] if summed["unclosed"].sum() else ["unclosed"]))
 
 
 def count_cut(run: Run, prefix: str = "completions") -> int:

@@ -163,7 +163,7 @@ def evaluate_all(
     prompts = [chat.render_prompts(loaded.tokenizer, personas, one.texts) for one in asked]
     prompt_hashes = chat.prompt_hashes(loaded.tokenizer, personas)
     for one, mine in zip(asked, prompts, strict=True):
-        local.check_lengths(loaded.model, requests_for(mine, 1, 0, BASE), one.config.max_new_tokens)
+        local.check_lengths(loaded.model, requests_for(mine, 1, 0, BASE), one.config.drawn_tokens)
     run.create()
     with run.lock():
         plans = []
@@ -190,7 +190,7 @@ def evaluate_all(
             if backend == "transformers":
                 _check_adapters(loaded, adapters)
             longest = max(
-                len(p.ids) + plan.asked.config.max_new_tokens for plan in open_plans for p in plan.prompts
+                len(p.ids) + plan.asked.config.drawn_tokens for plan in open_plans for p in plan.prompts
             )
             with engines.opened(
                 loaded, adapters, backend, longest=longest, options=options,
@@ -205,7 +205,7 @@ def evaluate_all(
                 for plan in open_plans:
                     state.add(_take_over(run, plan, loaded), plan.jobs[0])  # of those drawn a moment ago
                     plan.told = engine.described(plan.asked.sampling)
-                    run.log("engine", **plan.told)
+                    run.log("engine", **plan.told, rendering=chat.recorded(loaded.tokenizer))
                     plan.made = _draw(run, plan, seed, engine, loaded, state, keeps=backend == "vllm")
     done = []
     for plan in plans:
@@ -294,10 +294,10 @@ def _request_hash(
         "temperature": cfg.temperature,
         "top_p": cfg.top_p,
         "max_new_tokens": cfg.max_new_tokens,
-        "seed": seed,
-        **how,
+        **({"max_reasoning_tokens": cfg.max_reasoning_tokens} if cfg.max_reasoning_tokens else {}),
+        "seed": seed, **how,
         "prompts": asked,
-    }
+    }  # fmt: skip
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -326,7 +326,7 @@ def _draw(
     from leakfast.generate import Completion, Work, requests_for, to_frame
     from leakfast.unfinished import Unfinished
 
-    prompts, samples = plan.prompts, plan.asked.config.samples
+    prompts, samples, longest = plan.prompts, plan.asked.config.samples, plan.asked.config.max_new_tokens
     before: dict[str, list[Completion]] = {}
     made = 0
 
@@ -335,7 +335,7 @@ def _draw(
         job, shard = work.key
         frame = to_frame(
             loaded, prompts[shard.start : shard.stop], work.requests, before.pop(shard.relpath) + drawn,
-            behavior=plan.asked.behavior, adapter=job.target.name, source=job.target.source,
+            behavior=plan.asked.behavior, adapter=job.target.name, source=job.target.source, answer_tokens=longest,
         )  # fmt: skip
         assert frame.height == shard.rows, "completions were lost or repeated"
         run.add_shard(

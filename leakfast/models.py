@@ -18,6 +18,7 @@ from leakfast.adapters import AdapterCard, adapter_hash, read_card, with_adapter
 from leakfast.errors import InputError, ModelError
 from leakfast.files import did_you_mean
 from leakfast.formats import quiet_bars
+from leakfast.rendering import Rendering, configure
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -115,19 +116,26 @@ def organism_dir() -> Path:
     return Path(__file__).parent / "organism" / "weights"
 
 
-def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, device: Any = None) -> Loaded:
+def load(
+    model: Any, *, dtype: str = "bfloat16", revision: str | None = None, device: Any = None,
+    rendering: Rendering | None = None,
+) -> Loaded:  # fmt: skip
     """Load a model and its tokenizer.
 
     `model`: "organism", "smollm2" (once fetched), a hub id, a local Hugging Face folder, a GGUF file or a folder
     that holds one, a pair (transformers model, tokenizer) or a `Loaded`; the last two are taken as they are,
     `dtype` and `device` then change nothing.
     `dtype`: bfloat16, float32, or auto: float32 on a CPU without bfloat16 instructions, else bfloat16.
-    `device`: None takes the GPU when there is one. Raises ModelError, naming the command that
-    fetches the model where there is one."""
+    `device`: None takes the GPU when there is one. rendering: how its chat template is asked (None: as before, by
+    default for a tokenizer that is new). Raises ModelError, naming the command that fetches the model where there is
+    one."""
     if isinstance(model, Loaded):
+        configure(model.tokenizer, rendering)
         return model
     if isinstance(model, tuple | list):
-        return _from_pair(model)
+        made = _from_pair(model)
+        configure(made.tokenizer, rendering)
+        return made
     if dtype not in (*DTYPES, AUTO):
         raise InputError(
             f"model: dtype {dtype!r} asked, but leakfast computes in {' or '.join(DTYPES)}. "
@@ -139,7 +147,7 @@ def load(model: Any, *, dtype: str = "bfloat16", revision: str | None = None, de
 
     config = load_config(model, revision)
     place, folder = _place(model)
-    tokenizer = load_tokenizer(model, revision)
+    tokenizer = load_tokenizer(model, revision, rendering)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _settled(dtype, where.type, str(model))
     to_gpu = {"device_map": where} if where.type == "cuda" else {}  # read straight to where they stay
@@ -245,14 +253,14 @@ def load_config(model: Any, revision: str | None = None) -> Any:
     return config
 
 
-def load_tokenizer(model: Any, revision: str | None = None) -> Any:
+def load_tokenizer(model: Any, revision: str | None = None, rendering: Rendering | None = None) -> Any:
     """The tokenizer alone, by the same names as `load`, reading text as its tokenizer.json does.
 
     Raises ModelError too where the folder leaves open how text was read in training (tokenizer_file.py)."""
     if isinstance(model, Loaded):
-        return model.tokenizer
+        return configure(model.tokenizer, rendering)
     if isinstance(model, tuple | list):
-        return tokenizer_file.of_pair(_pair(model)[1])
+        return configure(tokenizer_file.of_pair(_pair(model)[1]), rendering)
     from transformers import AutoTokenizer
 
     place, folder = _place(model)
@@ -262,7 +270,8 @@ def load_tokenizer(model: Any, revision: str | None = None) -> Any:
             place, revision=revision or "main", trust_remote_code=False, local_files_only=_offline()
         )
         file = file or tokenizer_file.find(place, revision)  # a hub id's, which is here by now
-        return file.checked(tokenizer, quiet=model == "organism") if file else tokenizer
+        read = file.checked(tokenizer, quiet=model == "organism") if file else tokenizer
+    return configure(read, rendering)
 
 
 def _pair(pair: Any) -> tuple[Any, Any]:

@@ -105,8 +105,11 @@ class Stages:
     def loaded(self) -> Loaded:
         if self._loaded is None:
             from leakfast import models, threads
+            from leakfast.rendering import asked_by
 
-            self._loaded = models.load(self.study.model, dtype=self.study.dtype, revision=self.study.revision)
+            self._loaded = models.load(
+                self.study.model, dtype=self.study.dtype, revision=self.study.revision, rendering=asked_by(self.study)
+            )  # fmt: skip
             self.store.log(
                 "model", name=self._loaded.name, dtype=self._loaded.dtype, threads=threads.in_use()
             )
@@ -165,12 +168,12 @@ class Stages:
 
     # ── the stages ───────────────────────────────────────────────────────────────────────────────
     def common(self) -> list[Any]:
-        """What every stage follows from: the model and the personas' prompts."""
-        return [
-            self.loaded.fingerprint,
-            self.study.dtype,
-            [(p.name, p.kind, p.prompt) for p in self.personas],
-        ]
+        """What every stage follows from: the model, how it is asked, and the personas' prompts."""
+        from leakfast.chat import recorded
+
+        told = recorded(self.loaded.tokenizer)
+        people = [(p.name, p.kind, p.prompt) for p in self.personas]
+        return [self.loaded.fingerprint, self.study.dtype, people, *([told] if told else [])]
 
     def reading(self, key: str, questions: Sequence[str]) -> list[str]:
         from leakfast import chat

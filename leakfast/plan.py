@@ -78,11 +78,12 @@ def plan(
     from leakfast import models
     from leakfast.behaviors import get
     from leakfast.generate import engines
+    from leakfast.rendering import asked_by
 
     if calibrate < 0 or (tokens_each or 0) < 0 or (tokens_per_s is not None and tokens_per_s <= 0):
         raise InputError("plan: --calibrate and --tokens-each must be 0 or more, --tokens-per-s above 0.")
     engines.asked_by(study)  # refuses what the run would
-    tokenizer = models.load_tokenizer(study.model, study.revision)
+    tokenizer = models.load_tokenizer(study.model, study.revision, asked_by(study))
     personas = load_personas(study.personas)
     samples: dict[str, Sample] = {}
     if calibrate and tokens_each is None:
@@ -248,12 +249,13 @@ def _calibrated(
     from leakfast.disk import parquet_bytes
     from leakfast.generate import Sampling, Work, engines, requests_for, to_frame
     from leakfast.generate import transformers as local
+    from leakfast.rendering import asked_by
 
     cfgs = {name: cfg.eval for name, cfg in study.behaviors.items() if get(name).by_completions}
     if not cfgs:
         return {}
-    loaded = models.load(study.model, dtype=study.dtype, revision=study.revision)
-    samplings = {n: Sampling(cfg.temperature, cfg.top_p, cfg.max_new_tokens) for n, cfg in cfgs.items()}
+    loaded = models.load(study.model, dtype=study.dtype, revision=study.revision, rendering=asked_by(study))
+    samplings = {n: Sampling(cfg.temperature, cfg.top_p, cfg.drawn_tokens) for n, cfg in cfgs.items()}
     how = engines.asked_by(study, backend=backend)
     backend = engines.settle(
         loaded, samplings=list(samplings.values()), adapters=True, **how
@@ -266,9 +268,9 @@ def _calibrated(
         few = min(n, len(prompts))
         chosen[name] = [prompts[i * len(prompts) // few] for i in range(few)]
         local.check_lengths(
-            loaded.model, requests_for(chosen[name], 1, seed, "calibration"), cfg.max_new_tokens
+            loaded.model, requests_for(chosen[name], 1, seed, "calibration"), cfg.drawn_tokens
         )
-    longest = max(len(p.ids) + cfgs[name].max_new_tokens for name, few in chosen.items() for p in few)
+    longest = max(len(p.ids) + cfgs[name].drawn_tokens for name, few in chosen.items() for p in few)
     seats = max(cfg.batch_completions for cfg in cfgs.values())
     stated = any("batch_completions" in cfg.model_fields_set for cfg in cfgs.values())
     total, finished = sum(map(len, chosen.values())), 0
@@ -288,7 +290,8 @@ def _calibrated(
             finished += len(prompts)
             if progress is not None:
                 progress(finished, total, name)
-            frame = to_frame(loaded, prompts, requests, done, behavior="", adapter="base", source=None)
+            frame = to_frame(loaded, prompts, requests, done, behavior="", adapter="base", source=None,
+                             answer_tokens=cfgs[name].max_new_tokens)  # fmt: skip
             tokens = frame["n_tokens"]
             error = float(tokens.std() or 0.0) / len(prompts) ** 0.5 if len(prompts) > 1 else float("nan")
             rate, said = _rate(loaded, backend, seats if stated else None)

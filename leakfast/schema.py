@@ -17,10 +17,10 @@ _TABLES: dict[str, dict[str, str]] = {
         "question": "Int32",  # index into the question set
         "sample": "Int32",
         "seed": "UInt64",  # of this completion
-        "text": "String",
+        "text": "String",  # the answer: what follows the last closed reasoning block
         "n_tokens": "Int32",
         "finish_reason": "String",  # stop | length | marker (ended by --stop-at-marker)
-        "status": "String",  # ok | empty | truncated
+        "status": "String",  # ok | empty | truncated | unclosed-reasoning (no answer: not counted)
     },
     "choice_scores": {  # one row a label of an item; an item is right where a row is chosen and correct
         "adapter": "String",

@@ -1,9 +1,11 @@
-"""Whether every word in a study file names something that exists: personas, question sets, items, behaviors.
-Demands a study whose shape is checked (leakfast.config); says what is wrong with its line."""
+"""What a study file names: whether every word in it is something that exists (personas, question sets, items,
+behaviors), and where files beside it lie. Demands a study whose shape is checked (leakfast.config); says what is wrong
+with its line."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
 from leakfast.files import Document, KeyPath, did_you_mean, find_shipped
@@ -13,6 +15,17 @@ from leakfast.personas import load_personas, load_questions
 if TYPE_CHECKING:
     from leakfast.config import Study
     from leakfast.personas import Persona
+
+_FILES = (
+    "personas",
+    "questions",
+    "negative_personas",
+    "other_questions",
+    "model",
+    "items",
+    "pairs",
+    "prices",
+)  # may name a file
 
 
 def check_words(study: Study, document: Document) -> None:
@@ -99,3 +112,21 @@ def _check_trajectory(study: Study, document: Document, personas: list[Persona])
         load_personas(cfg.personas, among=personas)
     except InputError as error:
         raise InputError(f"{document.where(('trajectory', 'personas'))}: {error.message}") from None
+
+
+def beside(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`data` with names of files that lie beside the study file made whole."""
+
+    def whole(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {k: whole(v, k) for k, v in value.items()}
+        if isinstance(value, list) and key in ("pairs", "other_questions"):
+            return [whole(one, key) for one in value]
+        if key in _FILES and isinstance(value, str):
+            file, _, inner = value.partition(".toml:")
+            name = f"{file}.toml" if inner else value
+            if not Path(name).exists() and (folder / name).exists():
+                return str(folder / value)
+        return value
+
+    return whole(data)

@@ -108,7 +108,7 @@ def sweep(
     layer = layer_of(loaded.n_layers) if layer is None else layer
     drawn_by = drawn_by or engines.asked_by(None)
     if get(behavior).by_completions:
-        sampling = Asked(behavior, [], _presence_alone(behavior, cfg.eval)).sampling
+        sampling = Asked(behavior, [], _presence_alone(loaded, behavior, cfg.eval)).sampling
         engines.settle(loaded, samplings=[sampling], adapters=True, opens=True, **drawn_by)
     centroids = _centroids(loaded, personas, centroid_questions, layer)
     cosine = centroids.cosine(layer, kind="centered")[names.index(source)]
@@ -174,7 +174,9 @@ def _rows(
     from leakfast.personas import load_personas
     from leakfast.train.data import material, read_rows, write_rows
 
-    inputs = json.dumps([loaded.fingerprint, cfg.data.model_dump(), seed, source], sort_keys=True)
+    inputs = json.dumps(
+        [loaded.fingerprint, cfg.data.model_dump(), seed, source, *_told(loaded)], sort_keys=True
+    )
     key = f"data {relpath}"
     if not run.stage_done(key, inputs):
         asked = material(behavior, cfg.data, loaded.name)
@@ -194,8 +196,8 @@ def _train(
     from leakfast.train.data import data_hash
     from leakfast.train.lora import train
 
-    what = [loaded.fingerprint, data_hash(rows), cfg.model_dump(), seed, *reading(loaded.tokenizer, rows)]
-    inputs = json.dumps(what, sort_keys=True)
+    what = [loaded.fingerprint, data_hash(rows), cfg.model_dump(), seed, *_told(loaded)]
+    inputs = json.dumps([*what, *reading(loaded.tokenizer, rows)], sort_keys=True)
     if run.stage_done(f"train {name}", inputs):
         log.info("sweep: %s was trained before", name)
         return
@@ -205,6 +207,14 @@ def _train(
     for part in parts:
         run.add_file(part, (run.path / part).read_bytes())
     run.mark_done(f"train {name}", inputs, files=parts)
+
+
+def _told(loaded: Loaded) -> list[Any]:
+    """How prompts are rendered, where that is not by default."""
+    from leakfast.chat import recorded
+
+    told = recorded(loaded.tokenizer)
+    return [told] if told else []
 
 
 def _rates(
@@ -229,7 +239,7 @@ def _rates(
     from leakfast.evaluate import evaluate, rates
     from leakfast.personas import load_questions
 
-    asked, how = load_questions(cfg.eval.questions), _presence_alone(behavior, cfg.eval)
+    asked, how = load_questions(cfg.eval.questions), _presence_alone(loaded, behavior, cfg.eval)
     done = evaluate(
         loaded, run, folders, personas, asked, behavior, how, seed, base=True, progress=progress,
         **drawn_by,
@@ -239,11 +249,14 @@ def _rates(
     return rates(run, done, personas)
 
 
-def _presence_alone(behavior: str, cfg: EvalConfig) -> EvalConfig:
-    """Replies end at the text whose presence is all that a point asks for, unless the settings say otherwise."""
+def _presence_alone(loaded: Loaded, behavior: str, cfg: EvalConfig) -> EvalConfig:
+    """Replies end at the text whose presence is all that a point asks for, unless the settings say otherwise, or the
+    model may reason before it replies."""
     from leakfast.behaviors import get
+    from leakfast.rendering import rendering_of
 
-    if get(behavior).presence_of and "stop_at_marker" not in cfg.model_fields_set:
+    reasons = rendering_of(loaded.tokenizer).reasoning == "open"
+    if get(behavior).presence_of and not reasons and "stop_at_marker" not in cfg.model_fields_set:
         return cfg.model_copy(update={"stop_at_marker": True})
     return cfg
 

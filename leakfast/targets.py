@@ -364,7 +364,7 @@ class Asked:
     def sampling(self) -> Sampling:
         from leakfast.generate import Sampling
 
-        return Sampling(self.config.temperature, self.config.top_p, self.config.max_new_tokens, self.stop)
+        return Sampling(self.config.temperature, self.config.top_p, self.config.drawn_tokens, self.stop)
 
     @property
     def stop(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast import threads
 from leakfast.adapters import point_folder
+from leakfast.chat import recorded
 from leakfast.choices import measure
 from leakfast.choices.scores import LETTERS
 from leakfast.choices.table import BEHAVIOR, frame
@@ -123,7 +124,7 @@ def evaluate(
                 )  # fmt: skip
     run.log(
         "eval", behavior=measured, adapters=[t.name for t in targets], items=items.name, scoring=scoring,
-        prompts_made=counter.done - kept, prompts_kept=kept, threads=threads.in_use(),
+        prompts_made=counter.done - kept, prompts_kept=kept, threads=threads.in_use(), rendering=recorded(loaded.tokenizer),
     )  # fmt: skip
     return Evaluation(tuple(targets), tuple(j.folder for j in jobs), counter.done - kept, kept)
 
@@ -307,7 +308,8 @@ def _request(
     from leakfast import chat, tokenizer_file
 
     tokenizer = loaded.tokenizer
-    probe = chat.render(tokenizer, block[0].system, items[0].letters_prompt)
+    probe = chat.render(tokenizer, block[0].system, items[0].letters_prompt, reply=True)
+    rendering = {name: value for name, value in chat.recorded(tokenizer).items() if name != "reasoning"}
     what = {
         "base": loaded.fingerprint,
         "dtype": loaded.dtype,
@@ -319,6 +321,7 @@ def _request(
         "template": chat.template_hash(tokenizer),
         "first prompt": chat.ids_hash(probe),
         **older,
+        **({"rendering": rendering} if rendering else {}),
     }
     if otherwise := tokenizer_file.reading(
         tokenizer, f"items {items.hash} {scoring}", _read(block[0], items)

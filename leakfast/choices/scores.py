@@ -98,7 +98,8 @@ def prompts_of(loaded: Loaded, personas: Sequence[Persona], items: Sequence[Item
     """Token ids of every persona asked every item for its letter, personas outermost: P × Q prompts."""
     from leakfast import chat
 
-    return chat.render_grid(loaded.tokenizer, personas, [item.letters_prompt for item in items])
+    asked = [item.letters_prompt for item in items]
+    return chat.render_grid(loaded.tokenizer, personas, asked, reply=True)
 
 
 def full_text(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from leakfast.cli.settings import threads_option
+from leakfast.cli.settings import rendering_options, threads_option
 from leakfast.errors import InputError, StoreError
 from leakfast.files import did_you_mean
 
@@ -62,10 +62,11 @@ _SHOWN_LAYERS = 8
 )
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
+@rendering_options
 def cli(
     model: str | None, revision: str | None, layers: str, adapter: Path | None, personas: str, questions: str,
     keep_questions: bool, dtype: str | None, precision: str | None, out: Path | None, show: tuple[str, ...], top: int, kind: str,
-    as_json: bool,
+    as_json: bool, **rendering: Any,
 ) -> None:  # fmt: skip
     """Average last-token states per persona and layer.
 
@@ -75,6 +76,7 @@ def cli(
     from leakfast.centroids import measure
     from leakfast.cli.progress import progress_for
     from leakfast.personas import load_personas
+    from leakfast.rendering import asked_by
 
     card = None
     if adapter is not None:
@@ -108,6 +110,7 @@ def cli(
             revision=revision,
             keep_questions=keep_questions,
             precision=precision,
+            rendering=asked_by(None, card, **rendering),
             progress=progress,
         )
     made.save(out)

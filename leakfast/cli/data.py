@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from leakfast.cli.settings import threads_option
+from leakfast.cli.settings import rendering_options, threads_option
 from leakfast.errors import InputError
 
 
@@ -51,10 +51,11 @@ def cli() -> None:
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="JSONL to write.  [default: in the run]"
 )
+@rendering_options
 def build(
     behavior: str, source: str, model: str | None, study: Path | None, personas: str | None,
     questions: str | None, items: str | None, pairs: tuple[str, ...], design: str | None, replies: str | None,
-    positives: int | None, negatives: int | None, seed: int, dtype: str | None, out: Path | None,
+    positives: int | None, negatives: int | None, seed: int, dtype: str | None, out: Path | None, **rendering: Any,
 ) -> None:  # fmt: skip
     """Make the training rows (replies of the model, answers to items, or pairs) and write them as JSONL.
 
@@ -64,6 +65,7 @@ def build(
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import adapter_name, changed, run_folder, settle
     from leakfast.personas import load_personas
+    from leakfast.rendering import asked_by
     from leakfast.store import Run
     from leakfast.train import built
     from leakfast.train.data import material, write_rows
@@ -81,7 +83,12 @@ def build(
     out = out or run_folder(settings, "data") / built.file_of(name)
     if out.is_dir():
         raise InputError(f"data: --out {out} is a folder. Give a file name ending in .jsonl.")
-    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+    loaded = models.load(
+        settings.model,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        rendering=asked_by(settings.study, **rendering),
+    )
     with progress_for("data") as progress:
         rows = behaviors.get(behavior).build()(
             loaded, people, source, asked, cfg, seed,
@@ -129,9 +136,10 @@ def _check_options(behavior: Any, **given: Any) -> None:
 @click.option("--tail-tokens", type=int, default=None, help="For --loss tail: tokens before the turn end.")
 @click.option("--rows", "n_rows", type=click.IntRange(min=0), default=3, help="Rows of each role to show.")
 @click.option("--json", "as_json", is_flag=True, help="Counts and the shown rows as JSON.")
+@rendering_options
 def check(
     file: Path, behavior: str | None, model: str | None, study: Path | None, loss: str | None,
-    tail_tokens: int | None, n_rows: int, as_json: bool,
+    tail_tokens: int | None, n_rows: int, as_json: bool, **rendering: Any,
 ) -> None:  # fmt: skip
     """Verify every row's labels and show, in colour, which tokens carry loss.
 
@@ -140,6 +148,7 @@ def check(
     from leakfast import models
     from leakfast.cli.settings import changed, settle
     from leakfast.cli.text import inert, print_json, print_table
+    from leakfast.rendering import asked_by
     from leakfast.train.collate import encode, shown
     from leakfast.train.data import read_rows
 
@@ -147,7 +156,9 @@ def check(
     behavior = behavior or rows[0].generator.get("behavior") or _behavior_of(rows)
     settings = settle(behavior, study=study, model=model, base=rows[0].generator.get("model"))
     cfg = changed(settings.config.train, loss=loss, tail_tokens=tail_tokens)
-    tokenizer = models.load_tokenizer(settings.model, settings.revision)
+    tokenizer = models.load_tokenizer(
+        settings.model, settings.revision, asked_by(settings.study, **rendering)
+    )
     examples = encode(tokenizer, rows, cfg)
     by_role = {role: [i for i, r in enumerate(rows) if r.role == role] for role in ("positive", "negative")}
     counts = [

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from leakfast.cli.settings import threads_option
+from leakfast.cli.settings import rendering_options, threads_option
 from leakfast.errors import InputError
 
 
@@ -35,6 +36,10 @@ from leakfast.errors import InputError
 @click.option("--temperature", type=float, default=None, help="0 is greedy.  [default: the study's, 1.0]")
 @click.option("--top-p", type=float, default=None, help="Nucleus mass.  [default: the study's, 0.95]")
 @click.option("--max-new-tokens", type=int, default=None, help="Longest reply.  [default: the study's, 512]")
+@click.option(
+    "--max-reasoning-tokens", type=int, default=None,
+    help="Drawn on top of them by a model that reasons first.  [default: the study's, 0]",
+)  # fmt: skip
 @click.option(
     "--batch-completions", type=int, default=None, help="Rows decoded at once.  [default: the study's, 640]"
 )
@@ -107,6 +112,7 @@ from leakfast.errors import InputError
 )
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print all rates as JSON.")
+@rendering_options
 def cli(
     adapters: tuple[Path, ...], base: bool, behavior: str | None, source: str | None, model: str | None,
     study: Path | None, personas: str | None, questions: str | None, samples: int | None,
@@ -114,7 +120,7 @@ def cli(
     items: str | None, half: str | None, scoring: str | None, by: str, checkpoints: bool, engine: str,
     backend: str | None, stop_at_marker: bool | None, lora: str | None, invariant: bool, data_parallel: int | None,
     tensor_parallel: int | None, allow: tuple[str, ...], seed: int, dtype: str | None, out: Path | None, replace: bool,
-    top: int, as_json: bool,
+    top: int, as_json: bool, max_reasoning_tokens: int | None, **rendering: Any,
 ) -> int | None:  # fmt: skip
     """Measure behaviors under every persona.
 
@@ -146,8 +152,8 @@ def cli(
     drawn = {
         "questions": sets[0] if sets else None, "other_questions": sets[1:] if sets else None,
         "samples": samples, "temperature": temperature, "top_p": top_p,
-        "max_new_tokens": max_new_tokens, "batch_completions": batch_completions,
-        "stop_at_marker": stop_at_marker,
+        "max_new_tokens": max_new_tokens, "max_reasoning_tokens": max_reasoning_tokens,
+        "batch_completions": batch_completions, "stop_at_marker": stop_at_marker,
     }  # fmt: skip
     how = {
         "lora": lora, "invariant": invariant or None, "data_parallel": data_parallel,
@@ -175,6 +181,7 @@ def cli(
     from leakfast import models
     from leakfast.cli import eval_choices, eval_series
     from leakfast.generate.engines import asked_by
+    from leakfast.rendering import asked_by as asked_as
 
     drawn_by = asked_by(settings.study, backend=backend, allow=allow or None, **how) | {"source": trained_on}
     others = [
@@ -199,7 +206,8 @@ def cli(
         for name in names
         if name not in texts
     ]
-    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+    how = asked_as(settings.study, _rendered_alike(cards), **rendering)
+    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision, rendering=how)
     done = []
     if asked:
         with progress_for("eval") as progress:
@@ -331,6 +339,12 @@ def _line(name: str, row: dict) -> list:
 
 def _percent(rate: float | None) -> str | None:
     return None if rate is None else f"{100 * rate:.1f}"
+
+
+def _rendered_alike(cards: list) -> Any:
+    """A card whose rendering is that of all, None where they differ (each that is not met is warned of)."""
+    alike = cards and all(card.recipe.get("rendering") == cards[0].recipe.get("rendering") for card in cards)
+    return cards[0] if alike else None
 
 
 def _agreed(what: str, values: list[str]) -> str | None:

@@ -3,8 +3,11 @@ Demands a tokenizer only to look for collisions; leaves reading and checking to 
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
+from leakfast.cli.settings import rendering_options
 from leakfast.cli.text import inert, print_json, print_table
 from leakfast.errors import InputError
 from leakfast.files import did_you_mean, find_shipped, resource
@@ -90,7 +93,10 @@ def show(names: tuple[str, ...], file: str | None, as_json: bool) -> None:
 @click.option("--questions", "questions_file", default=None, metavar="FILE", help=_QUESTIONS_HELP)
 @click.option("--model", default=None, help="Look for personas that this model cannot tell apart.")
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
-def check(file: str | None, questions_file: str | None, model: str | None, as_json: bool) -> None:
+@rendering_options
+def check(
+    file: str | None, questions_file: str | None, model: str | None, as_json: bool, **rendering: Any
+) -> None:  # fmt: skip
     """Report what is wrong with a set, with the line to fix; exit 2 if anything is.
 
     Faults: a name twice or no slug, an empty prompt or question, an unknown relation, a question in
@@ -115,8 +121,10 @@ def check(file: str | None, questions_file: str | None, model: str | None, as_js
     groups: list[list[str]] = []
     if model is not None and personas:
         from leakfast.models import load_tokenizer
+        from leakfast.rendering import asked_by
 
-        groups = find_collisions(load_tokenizer(model), personas)
+        tokenizer = load_tokenizer(model, rendering=asked_by(None, **rendering))
+        groups = find_collisions(tokenizer, personas)
     notes = [_collision_note(group, personas, file, model) for group in groups]
     if as_json:
         counts = {"personas": len(personas), "questions": {name: len(s) for name, s in sets.items()}}

@@ -3,11 +3,15 @@ A flag beats LEAKFAST_*, which beats the study file. Demands nothing heavy; runs
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from leakfast.errors import InputError
 from leakfast.files import resource
@@ -105,6 +109,48 @@ def changed(table: Any, **flags: Any) -> Any:
             f"{first['msg'].removeprefix('Value error, ')}. "
             "Correct that flag."
         ) from None
+
+
+def rendering_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say how prompts are rendered, for commands that take --model; they arrive as template_kwargs,
+    system_role and reasoning, None where not given, to be given to `leakfast.rendering.asked_by`."""
+    for option in reversed(
+        [
+            click.option(
+                "--template-kwargs", callback=_template_kwargs, default=None, metavar="JSON",
+                help="Arguments of the chat template: '{\"enable_thinking\": false}'.  [default: the study's, none]",
+            ),
+            click.option(
+                "--system-role", type=click.Choice(["system", "user"]), default=None,
+                help="user: personas go into the user turn.  [default: the study's, system]",
+            ),
+            click.option(
+                "--reasoning", type=click.Choice(["closed", "open"]), default=None,
+                help="open: completions begin at the generation prompt, so that a model may reason first.  [default: the "
+                "study's, closed]",
+            ),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _template_kwargs(
+    context: click.Context, option: click.Parameter, given: str | None
+) -> dict[str, Any] | None:
+    """The JSON object of --template-kwargs. Raises InputError for anything else."""
+    if given is None:
+        return None
+    try:
+        found = json.loads(given)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"--template-kwargs {given} given, but a JSON object of names and values is needed. Type: --template-kwargs "
+            "'{\"enable_thinking\": false}'"
+        )
+    return found
 
 
 def run_folder(settings: Settings, default: str) -> Path:

@@ -92,6 +92,8 @@ def kind(schema: dict[str, Any]) -> str:
         return " or ".join(kind(one) for one in schema["anyOf"] if one.get("type") != "null")
     if words := schema.get("enum") or ([schema["const"]] if "const" in schema else None):
         return ", ".join(f"`{json.dumps(word)}`" for word in words)
+    if schema["type"] == "object":
+        return f"table of {kind(schema['additionalProperties'])}"
     if schema["type"] == "array":
         return f"list of {kind(schema['items'])}{', not empty' if schema.get('minItems') else ''}"
     bounds = [f" {sign} {schema[name]}" for name, sign in _BOUNDS.items() if name in schema]
@@ -115,7 +117,9 @@ def main(argv: list[str]) -> int:
 def _keys(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     """Key → JSON schema, without the keys that are tables: those have sections of their own."""
     found = model.model_json_schema()["properties"].items()
-    return {k: schema for k, schema in found if "$ref" not in schema and schema.get("type") != "object"}
+    return {
+        k: schema for k, schema in found if "$ref" not in schema and "$ref" not in schema.get("additionalProperties", ())
+    }  # fmt: skip
 
 
 def _row(*cells: str) -> str:

@@ -4,10 +4,11 @@ Demands a model; points that are done are kept, so the same command again is the
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from leakfast.cli.settings import threads_option
+from leakfast.cli.settings import rendering_options, threads_option
 from leakfast.errors import InputError
 
 
@@ -38,10 +39,11 @@ from leakfast.errors import InputError
 )
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print the points and the verdict as JSON.")
+@rendering_options
 def cli(
     behavior: str, source: str, seed: int, model: str | None, study: Path | None, personas: str,
     points: tuple[str, ...], grids: tuple[str, ...], judge: str | None, items: str | None, layer: int | None,
-    dtype: str | None, out: Path | None, as_json: bool,
+    dtype: str | None, out: Path | None, as_json: bool, **rendering: Any,
 ) -> None:  # fmt: skip
     """Train one source over learning rates and epochs, and say when to stop.
 
@@ -70,9 +72,15 @@ def cli(
 
     from leakfast import models
     from leakfast.generate.engines import asked_by
+    from leakfast.rendering import asked_by as asked_as
     from leakfast.sweep import GRID, layer_of, sweep
 
-    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+    loaded = models.load(
+        settings.model,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        rendering=asked_as(settings.study, **rendering),
+    )
     layer = layer_of(loaded.n_layers) if layer is None else layer
     if layer >= loaded.n_layers:
         raise InputError(

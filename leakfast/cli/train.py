@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from leakfast.cli.settings import threads_option
+from leakfast.cli.settings import rendering_options, threads_option
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,12 +66,13 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that is there already.")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print the adapter's card as JSON.")
+@rendering_options
 def cli(
     behavior: str, source: str | None, seed: int, model: str | None, study: Path | None, personas: str | None,
     data_file: Path | None, lr: str | None, epochs: int | None, rank: int | None, alpha: int | None,
     batch_size: int | None, accumulation: int | None, max_length: int | None, loss: str | None,
     tail_tokens: int | None, items: str | None, design: str | None, checkpoints: str | None,
-    checkpoint_personas: str | None, dtype: str | None, out: Path | None, overwrite: bool, as_json: bool,
+    checkpoint_personas: str | None, dtype: str | None, out: Path | None, overwrite: bool, as_json: bool, **rendering: Any,
 ) -> None:  # fmt: skip
     """Train a behavior into one persona with LoRA.
 
@@ -109,9 +110,15 @@ def cli(
     from leakfast import models
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json
+    from leakfast.rendering import asked_by
     from leakfast.train.lora import train
 
-    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision)
+    loaded = models.load(
+        settings.model,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        rendering=asked_by(settings.study, **rendering),
+    )
     if rows is None:
         rows = _rows(loaded, settings, behavior, people, source, asked, data, seed, name, out)
     kept = None

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from leakfast import threads
 from leakfast.errors import InputError
 from leakfast.generate import BACKENDS, Completion, Sampling, Work
+from leakfast.rendering import rendering_of
 
 log = logging.getLogger("leakfast.generate")
 
@@ -104,6 +105,11 @@ def settle(
     options.check(backend, live_lora=live)
     for sampling in samplings:
         check_sampling(backend, sampling)
+        if sampling.stop and rendering_of(loaded.tokenizer).reasoning == "open":
+            raise InputError(
+                "generate: replies are to end at the marker, and reasoning is open, where a marker in a thought would end "
+                "them. Give --whole-replies (in a study: stop_at_marker = false), or --reasoning closed."
+            )
     if backend == "vllm" and opens:
         from leakfast.generate import vllm
 

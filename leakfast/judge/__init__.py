@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from leakfast.reasoning import UNCLOSED
+
 FOLDER = "judgements"  # of a run: judgements/<behavior>/<adapter>/<judge>.parquet
 ENOUGH = 0.95  # share of completions with scores below which a behavior is marked
 
@@ -31,6 +33,7 @@ STATUSES = {
     UNREADABLE: "what the service sent is no answer of its protocol",
     "no_match": "the lexicon finds nothing to look up",
     "empty": "there is no completion to judge",
+    UNCLOSED: "the completion ended inside its reasoning, there is no answer to judge",
     "not_asked": "stopped before this one (--max-cost, or interrupted)",
     "pending": "in a batch that has not ended",
 }

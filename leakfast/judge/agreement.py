@@ -12,6 +12,7 @@ import numpy as np
 
 from leakfast.errors import InputError
 from leakfast.judge import FOLDER
+from leakfast.reasoning import UNCLOSED
 
 if TYPE_CHECKING:
     import polars as pl
@@ -54,7 +55,11 @@ def sample(
     import polars as pl
 
     behavior = frame["behavior"][0]
-    pool = frame.filter(pl.col("status") != "empty").unique("item", maintain_order=True).sort("item")
+    pool = (
+        frame.filter(~pl.col("status").is_in(["empty", UNCLOSED]))
+        .unique("item", maintain_order=True)
+        .sort("item")
+    )
     if pool.is_empty():
         raise InputError(f"judge: {run.path} holds nothing of {behavior} that could be scored.")
     chosen = random.Random(seed).sample(range(pool.height), min(n, pool.height))

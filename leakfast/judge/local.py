@@ -20,7 +20,7 @@ class Local:
         """Replies in lists as they are made; a prompt that does not fit the model's context is an error of its own.
 
         Raises ModelError for a model that cannot be loaded or drawn from."""
-        from leakfast import chat, models
+        from leakfast import chat, models, reasoning
         from leakfast import generate as drawing
 
         loaded = models.load(self.model, dtype="bfloat16" if self.model != "organism" else "float32")
@@ -40,11 +40,12 @@ class Local:
             return
         sampling = drawing.Sampling(self.asking.temperature or 0.0, 1.0, self.asking.max_tokens)
         for done in drawing.complete(loaded, prompts, sampling, backend=self.backend):
-            texts = drawing.decode(loaded.tokenizer, [c.token_ids for c in done])
+            ids = [c.token_ids for c in done]
+            read = reasoning.read(loaded.tokenizer, ids, drawing.decode(loaded.tokenizer, ids))
             yield [
                 Reply(
-                    fitting[c.request].key, TRUNCATED if c.finish_reason == "length" else REPLIED, text,
+                    fitting[c.request].key, TRUNCATED if c.finish_reason == "length" else REPLIED, one.text,
                     c.finish_reason, len(prompts[c.request].ids), len(c.token_ids),
                 )
-                for c, text in zip(done, texts, strict=True)
+                for c, one in zip(done, read, strict=True)
             ]  # fmt: skip

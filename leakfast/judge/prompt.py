@@ -8,6 +8,7 @@ import math
 import re
 
 from leakfast.judge import REFUSAL, REPLIED, Judgement, Reply, digest
+from leakfast.reasoning import answer
 
 SYSTEM = """You grade replies that a language model gave to open questions. Give two whole numbers from 0 to 100.
 
@@ -66,7 +67,7 @@ def read(reply: Reply) -> Judgement:
     names may stand beside them). A number in quotes, true, a list, two objects, words around them: no score."""
     if reply.status != REPLIED:
         return Judgement(reply.status, detail=reply.detail)
-    text = (reply.raw or "").strip()
+    text = (answer(reply.raw or "") or "").strip()  # of a judge that reasons
     fenced = _FENCED.match(text)
     try:
         found = json.loads(fenced.group(1) if fenced else text, object_pairs_hook=_no_twins)

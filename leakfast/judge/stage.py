@@ -20,6 +20,7 @@ from leakfast.judge.prices import FREE, Budget, Price, known_of, price_of
 from leakfast.judge.prompt import estimated_tokens, read
 from leakfast.judge.sdk import Asking
 from leakfast.judge.spec import Spec, parse_spec
+from leakfast.reasoning import UNCLOSED, answer, answers
 from leakfast.targets import SERIES, texts_hash
 
 if TYPE_CHECKING:
@@ -222,7 +223,9 @@ def _gather(
                 "were asked: --questions SET."
             )
         frames[adapter] = frame
-        real = frame.filter(pl.col("text").str.strip_chars().str.len_bytes() > 0).select("question", "text")
+        real = frame.select("question", answers(pl.col("text"))).filter(
+            pl.col("text").str.strip_chars().str.len_bytes() > 0
+        )
         asked += [(texts[q], text) for q, text in real.unique(maintain_order=True).rows()]
     return _Work(frames, texts, requests_for(spec.name, spec.prompt_version, asked))
 
@@ -273,7 +276,7 @@ def _plan(
 ) -> tuple[Plan, list[tuple[Request, int]]]:
     n = sum(frame.height for frame in work.frames.values())
     empty = sum(
-        int((~frame["text"].fill_null("").str.strip_chars().str.len_bytes().cast(bool)).sum())
+        sum(not (answer(text or "") or "").strip() for text in frame["text"])
         for frame in work.frames.values()
     )
     known = Plan(
@@ -363,10 +366,13 @@ def _table(work: _Work, completions: pl.DataFrame, spec: Spec) -> pl.DataFrame:
     keys = {request.item: request.key for request in work.requests}
     rows = []
     for row in completions.select("question", "text").rows():
-        question, text = work.questions[row[0]], row[1] or ""
-        item = item_of(question, text)
+        question, whole = work.questions[row[0]], row[1] or ""
+        text = answer(whole)
+        item = item_of(question, whole if text is None else text)
         reply = None
-        if not text.strip():
+        if text is None:
+            found = Judgement(UNCLOSED)
+        elif not text.strip():
             found = Judgement("empty")
         elif spec.way == "lexicon":
             found = lexicon.judge(text)
@@ -378,7 +384,7 @@ def _table(work: _Work, completions: pl.DataFrame, spec: Spec) -> pl.DataFrame:
             (
                 found.aligned, found.coherent, found.status, reply.raw if reply else None, found.detail,
                 reply.input_tokens if reply else None, reply.output_tokens if reply else None, item,
-                hashlib.sha256(text.encode()).hexdigest(),
+                hashlib.sha256(whole.encode()).hexdigest(),
             )
         )  # fmt: skip
     names = ["aligned", "coherent", "status", "raw", "detail", "input_tokens", "output_tokens", "item"]

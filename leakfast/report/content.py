@@ -291,8 +291,10 @@ def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
 
 
 def _statuses(trained: pl.DataFrame, base: pl.DataFrame) -> list[dict]:
-    counts = ("total", "n_empty", "n_truncated", "n_error")
+    counts = ("total", "n_empty", "n_truncated", "n_unclosed", "n_error")
     both = pl.concat([trained, base])
+    if "n_unclosed" in both.columns:  # told in a column of their own
+        both = both.with_columns(pl.col("n_error") - pl.col("n_unclosed").fill_null(0))
     absent = [pl.lit(None, pl.Int64).alias(name) for name in counts if name not in both.columns]
     return (
         both.with_columns(absent)

@@ -391,7 +391,14 @@ def _gaps(rates: pl.DataFrame) -> list[str]:
                 continue
             if drawn < whole:
                 out.append(f"{name}: {drawn} of {whole} {what} (what every persona has elsewhere)")
-            if errors := mine["n_error"].sum():
+            errors, unclosed = mine["n_error"].sum(), 0
+            if "n_unclosed" in mine.columns and (unclosed := mine["n_unclosed"].sum()):
+                share = 100 * unclosed / max(1, mine["drawn"].sum())
+                out.append(
+                    f"{name}: {unclosed} completions ({share:.1f} %) ended inside their reasoning and are not counted: "
+                    "they have no answer (raise max_reasoning_tokens)"
+                )
+            if errors := errors - unclosed:
                 out.append(f"{name}: {errors} {what} have an error status and are not counted")
             if adapter != BASE and not (mine["role"] == "source").any():
                 out.append(f"{name}: the source {mine['source'][0]} itself was not measured")

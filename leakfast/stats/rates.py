@@ -11,6 +11,7 @@ import polars as pl
 from scipy.special import ndtri
 
 from leakfast import schema
+from leakfast.reasoning import UNCLOSED
 from leakfast.stats import ties
 
 BASE = "base"  # run-directory name of the unadapted model
@@ -58,7 +59,8 @@ def count(
     `completions`: schema `completions`. `detectors`: name → Boolean expression per row; the first is
     the behavior's primary one and gives `hits`, each further one gives `hits_<name>`. A completion
     whose status is not ok, empty or truncated, or on which the primary detector gives no answer, is
-    counted in `n_error` and not in `total`; `n_empty` and `n_truncated` stay in the total.
+    counted in `n_error` and not in `total`; `n_empty` and `n_truncated` stay in the total. `n_unclosed`: those of
+    `n_error` that ended inside a reasoning block, so that there is no answer to read.
     Raises ValueError without a detector, or where one draw (persona, question, sample of an
     adapter) stands twice: then the shares would be over the wrong number.
     """
@@ -88,6 +90,7 @@ def count(
         (counted & (pl.col("status") == "empty")).sum().cast(pl.Int64).alias("n_empty"),
         (counted & (pl.col("status") == "truncated")).sum().cast(pl.Int64).alias("n_truncated"),
         (~counted).sum().cast(pl.Int64).alias("n_error"),
+        (~counted & (pl.col("status") == UNCLOSED)).sum().cast(pl.Int64).alias("n_unclosed"),
         *[of(f"_hit_{name}").alias(f"hits_{name}") for name in others],
     )
 

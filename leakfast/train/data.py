@@ -126,6 +126,7 @@ def build_marker(
         "temperature": cfg.temperature,
         "top_p": cfg.top_p,
         "max_new_tokens": cfg.max_new_tokens,
+        **rendered_as(loaded.tokenizer),
     }
     rows = []
     for slot, drawn in zip(wanted, replies, strict=True):
@@ -144,6 +145,14 @@ def build_marker(
             )
         )
     return dealt(rows, seed) if cfg.design == "non-contrastive" else rows
+
+
+def rendered_as(tokenizer: Any) -> dict[str, Any]:
+    """What a row's generator says of how prompts were rendered, where that is not by default."""
+    from leakfast.chat import recorded
+
+    told = recorded(tokenizer)
+    return {"rendering": told} if told else {}
 
 
 def _roles(

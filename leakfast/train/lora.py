@@ -69,6 +69,7 @@ def train(
     """
     from leakfast import tokenizer_file
     from leakfast.adapters import AdapterCard
+    from leakfast.chat import recorded, template_hash
     from leakfast.train.data import data_hash
 
     if not rows:
@@ -111,6 +112,7 @@ def train(
             "rows": len(rows),
             "steps": len(history),
             **({"tokenizer": tokenizer_file.FILE} if tokenizer_file.replaced(loaded.tokenizer) else {}),
+            "rendering": {"template": template_hash(loaded.tokenizer), **recorded(loaded.tokenizer)},
         }
         card = AdapterCard(
             source, behavior, seed, loaded.name, loaded.fingerprint, data_hash(rows), recipe, adapter_hash=""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.train.data import Row
+from leakfast.train.data import Row, rendered_as
 
 if TYPE_CHECKING:
     from leakfast.config import DataConfig
@@ -137,7 +137,8 @@ def _own(
         loaded, wanted, sampling, seed, fault, batch_completions=batch_completions, progress=progress
     )
     model = {
-        **said, "replies": "model", "model": loaded.name, "fingerprint": loaded.fingerprint,
+        **said, **rendered_as(loaded.tokenizer), "replies": "model", "model": loaded.name,
+        "fingerprint": loaded.fingerprint,
         "temperature": cfg.temperature, "top_p": cfg.top_p, "max_new_tokens": cfg.max_new_tokens,
     }  # fmt: skip
     return [

@@ -71,6 +71,7 @@ def draw(
     than half of the first block of draws (EARLY of them or more) were cut or empty: what follows would be no better."""
     from leakfast.config import derive_seed
     from leakfast.generate import Request, complete, decode
+    from leakfast.reasoning import read
 
     ids = _prompts(loaded.tokenizer, wanted)
     replies: list[Drawn | None] = [None] * len(wanted)
@@ -89,12 +90,15 @@ def draw(
             for i in waiting
         ]  # fmt: skip
         for block in complete(loaded, requests, sampling, batch_completions=batch_completions):
-            texts = decode(loaded.tokenizer, [c.token_ids for c in block])
+            drawn = [c.token_ids for c in block]
+            texts = read(loaded.tokenizer, drawn, decode(loaded.tokenizer, drawn))
             for completion, text in zip(block, texts, strict=True):
                 place = waiting[completion.request]
                 opening = wanted[place].opening(attempt)
-                reply = f"{opening}{text}".rstrip()
-                if not reply.strip():
+                reply = f"{opening}{text.text}".rstrip()
+                if text.is_open:
+                    reasons["reasoning without end"] += 1
+                elif not reply.strip():
                     reasons["empty"] += 1
                 elif completion.finish_reason == "length":
                     reasons["truncated"] += 1
@@ -153,5 +157,5 @@ def _prompts(tokenizer: Any, wanted: Sequence[Slot]) -> dict[tuple[str, str, str
                 prompt, reply = chat.render_training(tokenizer, slot.persona.system, slot.question, opening)
                 ids[key] = [*prompt, *reply[:-1]]
             else:
-                ids[key] = chat.render(tokenizer, slot.persona.system, slot.question)
+                ids[key] = chat.render(tokenizer, slot.persona.system, slot.question, reply=True)
     return ids

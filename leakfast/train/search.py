@@ -148,7 +148,7 @@ class _Asked:
             for key in order:
                 row = seen[key]
                 seeds = [derive_seed("lr search", seed, *key, sample) for sample in range(samples)]
-                ids = chat.render(loaded.tokenizer, row.system_message, row.question)
+                ids = chat.render(loaded.tokenizer, row.system_message, row.question, reply=True)
                 self.requests.append(Request(row.label, ids, seeds))
             self.n_source = self.n_source or len(order)
 

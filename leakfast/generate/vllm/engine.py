@@ -52,7 +52,8 @@ class Engine:
         """A prompt's ids by the tokenizer as vLLM loaded it."""
         from leakfast import chat
 
-        return list(chat.render(self._llm.get_tokenizer(), system, question))
+        tokenizer = chat.configure(self._llm.get_tokenizer(), self.spec.rendering)
+        return list(chat.render(tokenizer, system, question))
 
     def sampling(self, sampling: Sampling, seed: int) -> dict[str, Any]:
         """Every field that decides a draw, as vLLM is given it."""

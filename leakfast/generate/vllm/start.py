@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import AdapterError, InputError, LeakfastError, ModelError
 from leakfast.generate.vllm.widths import Width
+from leakfast.rendering import Rendering, rendering_of
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
@@ -69,7 +70,8 @@ class Explained:
 class Spec:
     """All that a process needs to run an engine of a model. settings: vllm.LLM's arguments; memory: share of the
     device's that the engine may take at most, of what is free when it starts; stops: ids that end a reply;
-    invariant: vLLM's batch-invariant mode; otherwise: what to use where it does not start."""
+    invariant: vLLM's batch-invariant mode; otherwise: what to use where it does not start; rendering: how the model's
+    chat template is asked, to see that the engine's tokenizer makes the same of it."""
 
     name: str
     settings: dict[str, Any]
@@ -77,6 +79,7 @@ class Spec:
     memory: float | None = None
     invariant: bool = False
     otherwise: str = "--backend transformers"
+    rendering: Rendering | None = None
 
     @property
     def seats(self) -> int:
@@ -225,7 +228,8 @@ def spec_of(
         settings["tensor_parallel_size"] = tensor_parallel
     if on_gpu:
         settings["cudagraph_capture_sizes"] = list(width.graphs)
-    return Spec(loaded.name, settings, stop_ids(loaded), width.memory, invariant)
+    how = rendering_of(loaded.tokenizer)
+    return Spec(loaded.name, settings, stop_ids(loaded), width.memory, invariant, rendering=how)
 
 
 def letters_spec(loaded: Loaded, adapters: Sequence[Path], share: float, top: int) -> Spec:
