@@ -4,6 +4,7 @@ state); the same figure gives the same bytes."""
 from __future__ import annotations
 
 import io
+import textwrap
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -66,7 +67,11 @@ def svg(figure: Figure) -> bytes:
 def _saved(figure: Figure, kind: str, **settings) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format=kind, **settings)
+        below = figure.texts if any(text.get_position()[1] < 0 for text in figure.texts) else ()
+        box = (
+            {"bbox_inches": "tight", "pad_inches": 0.05} if below else {}
+        )  # a footnote makes the page longer
+        figure.savefig(buffer, format=kind, **box, **settings)
     return buffer.getvalue()
 
 
@@ -74,6 +79,25 @@ def figure_of(inches: tuple[float, float]) -> Figure:
     """An empty figure of this size (width, height)."""
     figure = Figure(figsize=inches, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def noted(figure: Figure, note: str | None) -> Figure:
+    """The figure with a footnote below it, in the colour of what is not well; unchanged without one."""
+    if note:
+        lines = textwrap.wrap(note, max(40, int(22 * figure.get_figwidth())))
+        inches = figure.get_figheight()
+        with matplotlib.rc_context(STYLE):
+            figure.text(
+                0.01,
+                -0.06 / inches,
+                "\n".join(lines),
+                fontsize=6.5,
+                color=STAR,
+                ha="left",
+                va="top",
+                clip_on=False,
+            )
     return figure
 
 

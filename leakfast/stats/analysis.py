@@ -29,6 +29,7 @@ from leakfast.stats.summary import best_layer, outcome
 
 # name → what it holds; a table without rows is not written
 TABLES = {
+    "health": "empty, truncated, repeated replies and their length against the unadapted model, with a verdict",
     "question_counts": "hits and total per question of each persona",
     "judged": "mean aligned score per question of each persona and of all bystanders, coherent completions alone",
     "shifts": "how far and which way each persona's centroid moved under an adapter, cosines before and after",
