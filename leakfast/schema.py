@@ -84,11 +84,13 @@ _TABLES: dict[str, dict[str, str]] = {
         "persona": "String",  # null for all
         "n": "Int64",  # completions drawn, whatever their status
         "n_empty": "Int64",
+        "n_bare": "Int64",  # nothing beside the marker, of behaviors whose rate is a text's presence
         "n_truncated": "Int64",
         "n_other": "Int64",  # of a status beside ok, empty, truncated
         "n_repeated": "Int64",
         "n_same": "Int64",  # another question got the very same text
         "empty_share": "Float64",
+        "bare_share": "Float64",
         "truncated_share": "Float64",
         "other_share": "Float64",
         "repeated_share": "Float64",
@@ -100,6 +102,7 @@ _TABLES: dict[str, dict[str, str]] = {
         "length_ratio_all": "Float64",  # over all replies
         "length_pairs_all": "Int64",
         "base_empty_share": "Float64",  # of the unadapted model; null where it was not measured
+        "base_bare_share": "Float64",
         "base_truncated_share": "Float64",
         "base_other_share": "Float64",
         "base_repeated_share": "Float64",

@@ -17,7 +17,7 @@ from leakfast.judge import ENOUGH
 from leakfast.report.examples import choose
 from leakfast.stats import CENTROIDS, Stats
 from leakfast.stats.correlations import POOLED
-from leakfast.stats.health import read_ratio
+from leakfast.stats.health import read_ratio, without_content
 from leakfast.stats.rates import BASE
 from leakfast.store import Run
 
@@ -300,7 +300,7 @@ def _health(stats: Stats, behavior: str) -> list[dict]:
         return []
     whole = stats.health.filter((pl.col("behavior") == behavior) & pl.col("persona").is_null())
     rows = whole.sort(pl.col("adapter") == BASE, maintain_order=True).rows(named=True)
-    return [row | {"length": read_ratio(row)} for row in rows]
+    return [row | {"length": read_ratio(row), "empty": without_content(row)} for row in rows]
 
 
 def _statuses(trained: pl.DataFrame, base: pl.DataFrame) -> list[dict]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from leakfast import schema
+from leakfast import behaviors, schema
 from leakfast.stats import replies
 from leakfast.stats.rates import BASE, COUNTED
 from leakfast.store import Run
@@ -29,7 +29,7 @@ CUT_DAMAGE = 0.30  # above
 MIN_COMPLETIONS = 10  # fewer of one persona are no ground for a verdict about it
 _NEAR = 1e-9  # 0.4 − 0.1 reaches 0.3
 
-_SHARES = ("empty", "truncated", "other", "repeated", "same")
+_SHARES = ("empty", "bare", "truncated", "other", "repeated", "same")
 _KEY = ["behavior", "adapter", "persona"]
 
 
@@ -37,14 +37,18 @@ def table(frames: Iterable[pl.DataFrame], *, capped: bool = False) -> pl.DataFra
     """Schema `health` of completions, each frame of one behavior and adapter; the unadapted model is the adapter `base`.
 
     One row an adapter (persona null) and one a persona of it. Shares are over all completions drawn, whatever their
-    status; n_other: those of a status beside ok, empty and truncated. mean_tokens, median_tokens: over all.
+    status. n_empty: white space alone; n_bare: nothing beside the text whose presence makes the behavior's rate, as the
+    marker's, which is no reply either and adds to the empty ones in every verdict; n_other: of a status beside ok,
+    empty and truncated; n_repeated: `replies.repeats`; n_same: not empty, and another question got the very same text
+    of that adapter, under whichever persona. base_*: the unadapted model's under the same personas, null where it was
+    not measured. mean_tokens, median_tokens: over all.
+
     length_ratio: mean tokens over the unadapted model's, over completions that ended by themselves (finish_reason
-    stop), paired: over (persona, question) that both have such completions of, the mean of the adapter's means by that
-    of the base's. Where truncation is common those that ended are the short ones, so there are fewer pairs
+    stop), paired: over the (persona, question) that both have such completions of, the mean of the adapter's means by
+    that of the base's. Where truncation is common those that ended are the short ones, and there are fewer pairs
     (length_pairs, of length_pairs_all); length_ratio_all is the same over all completions, in which a truncated one
     counts as long as it got. Verdicts read length_ratio where half of the pairs have it, else length_ratio_all.
-    repeated: `replies.repeats`; same: not empty, and another question got the very same text of that adapter, under
-    whichever persona. base_*: the unadapted model's under the same personas, null where it was not measured.
+
     capped: max_new_tokens is smaller than replies are meant to have, so truncation is judged against the base's alone.
     health: ok, warning or damaged, null under MIN_COMPLETIONS of a persona; reason: why it is not ok.
     Raises ValueError for a frame of another schema."""
@@ -74,16 +78,24 @@ def _flags(frame: pl.DataFrame) -> pl.DataFrame:
     """One row a completion without its text: what is true of it. Null: not known."""
     schema.check(frame, "completions")
     empty, status = pl.col("status") == "empty", pl.col("status")
+    marker = _presence(str(frame["behavior"][0]))
+    rest = pl.col("text").str.replace_all(marker or "", "", literal=True).str.strip_chars()
     return frame.with_columns(replies.repeats(frame["text"]).alias("repeated")).select(
         *_KEY, "question", "n_tokens",
         (pl.col("finish_reason") == "stop").fill_null(False).alias("ended"),
         empty.alias("empty"),
+        ((rest == "") & ~empty if marker else pl.lit(False)).alias("bare"),
         pl.when(pl.col("finish_reason").is_not_null() | (status == "truncated"))
         .then(status == "truncated").alias("truncated"),
         (~status.is_in(COUNTED)).alias("other"),
         "repeated",
         (~empty & replies.same_elsewhere(pl.col("text"), pl.col("question"))).alias("same"),
     )  # fmt: skip
+
+
+def _presence(behavior: str) -> str | None:
+    """The text whose presence alone makes the behavior's rate, of one that is registered and has it."""
+    return behaviors.get(behavior).presence_of if behaviors.is_known(behavior) else None
 
 
 def _of_behavior(flagged: pl.DataFrame, capped: bool) -> pl.DataFrame:
@@ -183,6 +195,7 @@ def verdict(row: dict[str, Any], *, capped: bool = False) -> tuple[str | None, s
     if row["persona"] is not None and row["n"] < MIN_COMPLETIONS:
         return None, f"{row['n']} completions; a verdict about a persona needs {MIN_COMPLETIONS}"
     base, n = row["adapter"] == BASE, row["n"]
+    row = row | {f"{of}empty_share": without_content(row, of) for of in ("", "base_")}
     damaged, warned = [], []
 
     def told(name: str, words: str) -> str:
@@ -204,7 +217,8 @@ def verdict(row: dict[str, Any], *, capped: bool = False) -> tuple[str | None, s
             and _reaches(row["empty_share"], EMPTY_DAMAGE)
             and (not known or above("empty", EMPTY_WARNING))
         )
-        (damaged if worse else warned).append(told("empty", "are empty"))
+        words = "are empty or nothing but the marker" if row["bare_share"] else "are empty"
+        (damaged if worse else warned).append(told("empty", words))
     for name, words in (
         ("truncated", "are truncated"),
         ("other", "have no end that counts (another status)"),
@@ -231,6 +245,12 @@ def read_ratio(row: dict[str, Any]) -> float | None:
     them, else over all."""
     ended, pairs = row["length_pairs"] or 0, row["length_pairs_all"] or 0
     return row["length_ratio"] if ended and 2 * ended >= pairs else row["length_ratio_all"]
+
+
+def without_content(row: dict[str, Any], of: str = "") -> float | None:
+    """Share of replies without content: the empty ones and those that are nothing but the marker; of: "" or "base_"."""
+    empty, bare = row[f"{of}empty_share"], row[f"{of}bare_share"]
+    return None if empty is None else empty + (bare or 0.0)
 
 
 def rule() -> str:
