@@ -163,10 +163,6 @@ class TrainConfig(_Table):
             raise ValueError('loss = "tail" needs tail_tokens of at least 1')
         return tail_tokens
 
-    def recipe(self) -> dict[str, Any]:
-        """The settings that the adapter follows from: all but what is asked of it afterwards."""
-        return self.model_dump(exclude={"sample"})
-
 
 class EvalConfig(_Table):
     """How a behavior is measured: completions per persona and question, or multiple choice.

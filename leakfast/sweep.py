@@ -149,13 +149,20 @@ def sweep(
         )  # fmt: skip
     points = pl.DataFrame(found, schema_overrides={"health": pl.String, "reason": pl.String})
     run.add_shard(f"sweep/{behavior}.parquet", points)
-    traits: dict[str, float | None] = {}
-    for (name,), part in run.read("sweep").group_by("behavior", maintain_order=True):
-        alive = part.filter((pl.col("health") != "damaged").fill_null(True))
-        traits[str(name)] = alive["spearman"].max()
     decided = _verdicts(rates, centroids, behavior, layer, seed)
     decided = marks.mark(decided, marks.verdicts(health, rates))
-    return Sweep(points, traits, decided, health, healths.sentences(health))
+    return Sweep(points, _traits(run), decided, health, healths.sentences(health))
+
+
+def _traits(run: Run) -> dict[str, float | None]:
+    """Behavior → its largest ρ among the run's points that did not damage the model."""
+    points = run.read("sweep")
+    if "health" not in points.columns:  # all of an earlier time
+        points = points.with_columns(pl.lit(None, pl.String).alias("health"))
+    return {
+        str(name): part.filter((pl.col("health") != "damaged").fill_null(True))["spearman"].max()
+        for (name,), part in points.group_by("behavior", maintain_order=True)
+    }
 
 
 def _centroids(loaded: Loaded, personas: Sequence[Persona], questions: str, layer: int) -> Centroids:
@@ -204,9 +211,9 @@ def _train(
     progress: Progress | None,
 ) -> None:  # fmt: skip
     from leakfast.train.data import data_hash
-    from leakfast.train.lora import train
+    from leakfast.train.lora import recipe_of, train
 
-    inputs = json.dumps([loaded.fingerprint, data_hash(rows), cfg.recipe(), seed], sort_keys=True)
+    inputs = json.dumps([loaded.fingerprint, data_hash(rows), recipe_of(cfg), seed], sort_keys=True)
     if run.stage_done(f"train {name}", inputs):
         log.info("sweep: %s was trained before", name)
         return

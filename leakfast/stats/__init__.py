@@ -151,7 +151,9 @@ def _marked(run: Run, made: Stats) -> Stats:
     found = health.read(run)
     told = marks.verdicts(found, made.rates)
     tables = {
-        name: table if name in marks.UNMARKED else marks.mark(table, told)
+        name: table
+        if name in marks.UNMARKED
+        else marks.mark(table, told, over_sources=name in marks.OVER_SOURCES)
         for name, table in made.all_tables().items()
     }
     more = ({"health": found} if found.height else {}) | {k: v for k, v in tables.items() if k not in TABLES}

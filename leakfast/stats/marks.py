@@ -15,6 +15,7 @@ from leakfast.stats.rates import BASE
 COLUMNS = ("health", "health_of")
 # tables that are not marked: the verdicts themselves, raw counts, another study's numbers
 UNMARKED = ("health", "question_counts", "published")
+OVER_SOURCES = ("predicted",)  # a row of one source rests on the others too
 _BEHAVIORS, _SOURCES = ("behavior", "other_behavior"), ("source", "other_source")
 
 
@@ -39,14 +40,15 @@ def verdicts(health: pl.DataFrame | None, rates: pl.DataFrame) -> list[dict[str,
     ]
 
 
-def mark(table: pl.DataFrame, found: list[dict[str, Any]]) -> pl.DataFrame:
+def mark(table: pl.DataFrame, found: list[dict[str, Any]], *, over_sources: bool = False) -> pl.DataFrame:
     """`table` + health (ok, warning, damaged; null: not known) and health_of (the adapters that are not ok, by commas).
 
     found: from `verdicts`. A row with an adapter is about that one; any other (pooled, or over sources) about all of its
-    behavior, source and seed, as far as the row names them, and gets the worst of theirs. Rows of the unadapted model
-    have neither."""
+    behavior, source and seed, as far as the row names them, and gets the worst of theirs (over_sources: of all sources,
+    whichever the row names). Rows of the unadapted model have neither."""
     table = table.drop(COLUMNS, strict=False)
     keys = [k for k in ("adapter", *_BEHAVIORS, *_SOURCES, "seed") if k in table.columns]
+    keys = [k for k in keys if k in (*_BEHAVIORS, "seed")] if over_sources else keys
     keys += ["variant", "other"] if "variant" in table.columns else []
     if not {"adapter", "behavior"} & set(keys):
         return table

@@ -99,7 +99,7 @@ def train(
     with _seeded(seed, loaded.device), _lora(loaded, cfg) as net:
         history = _loop(loaded, net, examples, cfg, seed, progress, visit)
         recipe = {
-            **cfg.recipe(),
+            **recipe_of(cfg),
             "target_modules": list(TARGETS),
             "betas": list(BETAS),
             "eps": EPS,
@@ -111,6 +111,12 @@ def train(
             source, behavior, seed, loaded.name, loaded.fingerprint, data_hash(rows), recipe, adapter_hash=""
         )
         return _save(loaded, net, out_dir, history, card, kept)
+
+
+def recipe_of(cfg: TrainConfig) -> dict[str, Any]:
+    """The settings that an adapter follows from: not what is asked of it afterwards, nor what is off and was not there
+    in earlier versions, so that an adapter trained by one of these is known as the same."""
+    return cfg.model_dump(exclude={"sample", *(() if cfg.anchor else ("anchor",))})
 
 
 @contextmanager
