@@ -211,9 +211,9 @@ def _train(
     progress: Progress | None,
 ) -> None:  # fmt: skip
     from leakfast.train.data import data_hash
-    from leakfast.train.lora import recipe_of, train
+    from leakfast.train.lora import settings_of, train
 
-    inputs = json.dumps([loaded.fingerprint, data_hash(rows), recipe_of(cfg), seed], sort_keys=True)
+    inputs = json.dumps([loaded.fingerprint, data_hash(rows), settings_of(cfg), seed], sort_keys=True)
     if run.stage_done(f"train {name}", inputs):
         log.info("sweep: %s was trained before", name)
         return

@@ -34,6 +34,7 @@ Progress = Callable[[int, int, str], None]
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LOG = "train_log.jsonl"
+_NEWER = ("anchor", "stop_loss")
 BETAS, EPS = (0.9, 0.999), 1e-8
 WINDOW = 16  # rows that show the behavior, over which stop_loss is read
 
@@ -99,7 +100,7 @@ def train(
     with _seeded(seed, loaded.device), _lora(loaded, cfg) as net:
         history = _loop(loaded, net, examples, cfg, seed, progress, visit)
         recipe = {
-            **recipe_of(cfg),
+            **cfg.model_dump(exclude={"sample"}),
             "target_modules": list(TARGETS),
             "betas": list(BETAS),
             "eps": EPS,
@@ -113,10 +114,12 @@ def train(
         return _save(loaded, net, out_dir, history, card, kept)
 
 
-def recipe_of(cfg: TrainConfig) -> dict[str, Any]:
-    """The settings that an adapter follows from: not what is asked of it afterwards, nor what is off and was not there
-    in earlier versions, so that an adapter trained by one of these is known as the same."""
-    return cfg.model_dump(exclude={"sample", *(() if cfg.anchor else ("anchor",))})
+def settings_of(cfg: TrainConfig) -> dict[str, Any]:
+    """What a training follows from: not what is asked of the adapter afterwards (`sample`); and settings that earlier
+    versions had not are left out at their defaults, so that what they trained is not trained again."""
+    fields = type(cfg).model_fields
+    same = {key for key in _NEWER if getattr(cfg, key) == fields[key].default}
+    return cfg.model_dump(exclude={"sample", *same})
 
 
 @contextmanager
