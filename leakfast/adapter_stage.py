@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leakfast.pipeline import Progress, hash_of
 
@@ -45,7 +45,7 @@ def recipe_of(stages: Stages, behavior: str) -> TrainConfig:
     and seed, and kept in data/<behavior>-lr.json."""
     from leakfast.targets import Asked
     from leakfast.train.data import read_rows
-    from leakfast.train.lora import settings_of
+    from leakfast.train.identity import settings_of
     from leakfast.train.search import find
 
     cfg = stages.study.behaviors[behavior]
@@ -75,7 +75,8 @@ def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
     from leakfast.adapters import CARD, CONFIG, WEIGHTS
     from leakfast.choices.evaluate import checkpoints_of
     from leakfast.train.data import read_rows
-    from leakfast.train.lora import settings_of, train
+    from leakfast.train.identity import settings_of
+    from leakfast.train.lora import train
 
     cfg = stages.study.behaviors[behavior]
     name = f"{behavior}-{source}-s{seed}"

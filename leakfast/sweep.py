@@ -211,7 +211,8 @@ def _train(
     progress: Progress | None,
 ) -> None:  # fmt: skip
     from leakfast.train.data import data_hash
-    from leakfast.train.lora import settings_of, train
+    from leakfast.train.identity import settings_of
+    from leakfast.train.lora import train
 
     inputs = json.dumps([loaded.fingerprint, data_hash(rows), settings_of(cfg), seed], sort_keys=True)
     if run.stage_done(f"train {name}", inputs):

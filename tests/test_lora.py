@@ -16,6 +16,7 @@ from leakfast.errors import InputError, ModelError
 from leakfast.train import lora
 from leakfast.train.collate import collate, encode
 from leakfast.train.data import Row
+from leakfast.train.identity import settings_of
 
 CFG = TrainConfig(
     rank=4,
@@ -236,6 +237,6 @@ def test_what_an_adapter_follows_from_is_what_it_was_in_earlier_versions():
         "loss", "tail_tokens", "rank", "alpha", "dropout", "lr", "epochs", "batch_size", "accumulation", "warmup_ratio",
         "weight_decay", "max_grad_norm", "max_length", "gradient_checkpointing",
     }  # fmt: skip
-    assert set(lora.settings_of(CFG)) == known
-    assert lora.settings_of(CFG.model_copy(update={"sample": 0})) == lora.settings_of(CFG)
-    assert set(lora.settings_of(CFG.model_copy(update={"anchor": 0.5}))) == known | {"anchor"}
+    assert set(settings_of(CFG)) == known
+    assert settings_of(CFG.model_copy(update={"sample": 0})) == settings_of(CFG)
+    assert set(settings_of(CFG.model_copy(update={"anchor": 0.5}))) == known | {"anchor"}

@@ -34,7 +34,6 @@ Progress = Callable[[int, int, str], None]
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LOG = "train_log.jsonl"
-_NEWER = ("anchor", "stop_loss")
 BETAS, EPS = (0.9, 0.999), 1e-8
 WINDOW = 16  # rows that show the behavior, over which stop_loss is read
 
@@ -112,14 +111,6 @@ def train(
             source, behavior, seed, loaded.name, loaded.fingerprint, data_hash(rows), recipe, adapter_hash=""
         )
         return _save(loaded, net, out_dir, history, card, kept)
-
-
-def settings_of(cfg: TrainConfig) -> dict[str, Any]:
-    """What a training follows from: not what is asked of the adapter afterwards (`sample`); and settings that earlier
-    versions had not are left out at their defaults, so that what they trained is not trained again."""
-    fields = type(cfg).model_fields
-    same = {key for key in _NEWER if getattr(cfg, key) == fields[key].default}
-    return cfg.model_dump(exclude={"sample", *same})
 
 
 @contextmanager
