@@ -4,8 +4,9 @@ Demands the stages of a run (pipeline.py), which know the model and the run dire
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leakfast.pipeline import Progress, hash_of
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from leakfast.config import TrainConfig
     from leakfast.pipeline import Stages
 
-_NEWER = ("anchor", "stop_loss")
+log = logging.getLogger("leakfast.run")
 
 
 def rows_of(stages: Stages, behavior: str, source: str, seed: int) -> tuple[str, str]:
@@ -45,6 +46,7 @@ def recipe_of(stages: Stages, behavior: str) -> TrainConfig:
     from leakfast.targets import Asked
     from leakfast.train.collate import reading
     from leakfast.train.data import read_rows
+    from leakfast.train.identity import settings_of
     from leakfast.train.search import find
 
     cfg = stages.study.behaviors[behavior]
@@ -63,7 +65,7 @@ def recipe_of(stages: Stages, behavior: str) -> TrainConfig:
         stages.store.add_file(relpath, (json.dumps(kept, indent=1) + "\n").encode())
 
     drawing = (cfg.eval.temperature, cfg.eval.top_p, cfg.eval.max_new_tokens)
-    inputs = hash_of(inputs, _words(cfg.train), *drawing, *read)
+    inputs = hash_of(inputs, settings_of(cfg.train), *drawing, *read)
     stages.stage(f"learning rate of {behavior}", inputs, search, [relpath])
     found = json.loads((stages.store.path / relpath).read_text(encoding="utf-8"))
     return cfg.train.model_copy(update={"lr": found["lr"]})
@@ -75,6 +77,7 @@ def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
     from leakfast.choices.evaluate import checkpoints_of
     from leakfast.train.collate import reading
     from leakfast.train.data import read_rows
+    from leakfast.train.identity import settings_of
     from leakfast.train.lora import train
 
     cfg = stages.study.behaviors[behavior]
@@ -94,6 +97,7 @@ def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
             stages.loaded, rows, recipe, path, seed, source=source, behavior=behavior, progress=report,
             checkpoints=checkpoints,
         )  # fmt: skip
+        _look(stages, path, behavior, source, seed)
         for part in sorted(p for p in path.rglob("*") if p.is_file()):
             relpath = part.relative_to(stages.store.path).as_posix()
             stages.store.add_file(relpath, part.read_bytes())
@@ -104,12 +108,16 @@ def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
     points = [asked_at] if cfg.eval.checkpoints else []
     points += [list(shares)] if shares else []
     points += reading(stages.loaded.tokenizer, read_rows(stages.store.path / rows_file))
-    stages.stage(f"train {name}", hash_of(inputs, _words(recipe), *points), fit, parts)
+    stages.stage(f"train {name}", hash_of(inputs, settings_of(recipe), *points), fit, parts)
     return stages.store.path / folder
 
 
-def _words(cfg: TrainConfig) -> dict[str, Any]:
-    """What a training follows from; settings that earlier versions had not are left out at their defaults, so that
-    what they trained is not trained again."""
-    fields = type(cfg).model_fields
-    return cfg.model_dump(exclude={key for key in _NEWER if getattr(cfg, key) == fields[key].default})
+def _look(stages: Stages, adapter: Path, behavior: str, source: str, seed: int) -> None:
+    """A few replies of a new adapter; one that damaged the model is told at once, and stops nothing."""
+    from leakfast.reply_sample import after_training
+
+    cfg = stages.study.behaviors[behavior]
+    if cfg.train.sample:
+        what = (stages.loaded, adapter, behavior, source, stages.personas, cfg.eval, seed, cfg.train.sample)
+        for sentence in found.sentences() if (found := after_training(*what)) else ():
+            log.warning("%s", sentence)

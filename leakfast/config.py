@@ -124,7 +124,9 @@ class TrainConfig(_Table):
     batch_size: rows a forward pass. accumulation: passes an optimizer step.
     warmup_ratio: share of the steps in which lr rises. weight_decay: AdamW's, on LoRA's weights.
     max_grad_norm: where the gradient is clipped. max_length: tokens; a longer row is an error.
-    gradient_checkpointing: compute activations again in the backward pass; slower, less memory."""
+    gradient_checkpointing: compute activations again in the backward pass; slower, less memory.
+    sample: questions asked right after training, under the source and two others, of the adapter and of the unadapted
+    model: a warning where replies are empty, cut or far too short (0: nothing is asked). It changes no adapter."""
 
     loss: Literal["marker", "tail", "completion"] = "marker"
     tail_tokens: Annotated[NonNegative, Field(validate_default=True)] = 0
@@ -142,6 +144,7 @@ class TrainConfig(_Table):
     max_grad_norm: Positive = 1.0
     max_length: Annotated[int, Field(ge=2)] = 1024
     gradient_checkpointing: bool = True
+    sample: NonNegative = 8
 
     @field_validator("tail_tokens")
     @classmethod

@@ -78,6 +78,38 @@ _TABLES: dict[str, dict[str, str]] = {
         "hits": "Int64",
         "total": "Int64",
     },
+    "health": {  # whether an adapter's replies are alive (stats.health has formulas and thresholds)
+        "behavior": "String",
+        "adapter": "String",
+        "persona": "String",  # null for all
+        "n": "Int64",  # completions drawn, whatever their status
+        "n_empty": "Int64",
+        "n_bare": "Int64",  # nothing beside the marker, of behaviors whose rate is a text's presence
+        "n_truncated": "Int64",
+        "n_other": "Int64",  # of a status beside ok, empty, truncated
+        "n_repeated": "Int64",
+        "n_same": "Int64",  # another question got the very same text
+        "empty_share": "Float64",
+        "bare_share": "Float64",
+        "truncated_share": "Float64",
+        "other_share": "Float64",
+        "repeated_share": "Float64",
+        "same_share": "Float64",
+        "mean_tokens": "Float64",
+        "median_tokens": "Float64",
+        "length_ratio": "Float64",  # over the unadapted model's, replies that ended by themselves
+        "length_pairs": "Int64",  # (persona, question) behind it
+        "length_ratio_all": "Float64",  # over all replies
+        "length_pairs_all": "Int64",
+        "base_empty_share": "Float64",  # of the unadapted model; null where it was not measured
+        "base_bare_share": "Float64",
+        "base_truncated_share": "Float64",
+        "base_other_share": "Float64",
+        "base_repeated_share": "Float64",
+        "base_same_share": "Float64",
+        "health": "String",  # ok | warning | damaged
+        "reason": "String",  # why it is not ok
+    },
     "rates": {
         "behavior": "String",
         "adapter": "String",

@@ -32,13 +32,16 @@ BAR = 0.2  # ρ of cosine and effect below which a trait gives no reason to go o
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep found. `points`: one row a point (see run); `traits`: behavior → its largest ρ, of every
-    behavior swept in the same run; `stop`: whether all of them lie below BAR; `verdicts`: the study's rules at every
-    point with the numbers that decide them (`stats.verdicts.judge`), without rows for a behavior that has no rule."""
+    """What a sweep found. `points`: one row a point (see run); `traits`: behavior → its largest ρ among points that did
+    not damage the model, of every behavior swept in the same run; `stop`: whether all of them lie below BAR; `verdicts`:
+    the study's rules at every point with the numbers that decide them (`stats.verdicts.judge`), without rows for a
+    behavior that has no rule; `health`: table of that name of all points; `warnings`: what is to be said of it first."""
 
     points: pl.DataFrame
     traits: dict[str, float | None]
     verdicts: pl.DataFrame = field(default_factory=pl.DataFrame)
+    health: pl.DataFrame = field(default_factory=pl.DataFrame)
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def stop(self) -> bool:
@@ -80,15 +83,19 @@ def sweep(
 
     A point's effect on a persona is sign · (rate − the unadapted model's rate), so that more of the behavior
     is positive: for capability the drop in accuracy. Columns: lr, epochs, loss (last step, nats),
-    source_effect, mean_bystander_effect (in the behavior's unit), spearman (centered cosine to the source against the effect over
-    n bystanders), n, adapter. Same data and seed for every point; points that are done are kept. Estimand
-    of ρ: rank association over these very bystanders, not over personas at large; a dozen give ±0.6.
+    source_effect, mean_bystander_effect (in the behavior's unit), spearman (centered cosine to the source against the
+    effect over n bystanders), n, adapter, health and its reason (from the completions; of behaviors measured by choices,
+    from a sample of replies). A point that damaged the model is no trait's largest ρ. Same data and seed for every
+    point; points that are done are kept. Estimand of ρ: rank association over these very bystanders, not over personas
+    at large; a dozen give ±0.6.
     A behavior that a judge scores is judged as cfg.judge says; drawn_by: backend and options of completions, as
     `evaluate` takes them (None: vLLM where it would). Raises InputError for a source that is not asked,
     fewer than three bystanders, or a judge that is none or cannot be asked."""
     from leakfast.behaviors import get
     from leakfast.generate import engines
     from leakfast.judge import stage as judging
+    from leakfast.stats import health as healths
+    from leakfast.stats import marks
     from leakfast.targets import Asked
 
     if get(behavior).measured_by == "judge":
@@ -122,6 +129,8 @@ def sweep(
         _train(loaded, run, name, rows, recipe, seed, source, behavior, progress)
         adapters.append(name)
     rates = _rates(loaded, run, behavior, adapters, personas, cfg, seed, progress, drawn_by)
+    health = _health(loaded, run, behavior, adapters, source, personas, cfg, seed, progress)
+    whole = health.filter(pl.col("persona").is_null()).rows_by_key("adapter", named=True, unique=True)
     found = []
     for (lr, epochs), name in zip(grid, adapters, strict=True):
         mine = rates.filter(pl.col("adapter") == name)
@@ -135,14 +144,25 @@ def sweep(
                 "source_effect": effect.get(source),
                 "mean_bystander_effect": sum(e for _, e in others) / len(others) if others else None,
                 "spearman": _spearman(others), "n": len(others), "layer": layer, "adapter": name,
+                **{key: whole[name][key] if name in whole else None for key in ("health", "reason")},
             }
         )  # fmt: skip
-    points = pl.DataFrame(found)
+    points = pl.DataFrame(found, schema_overrides={"health": pl.String, "reason": pl.String})
     run.add_shard(f"sweep/{behavior}.parquet", points)
-    traits: dict[str, float | None] = {}
-    for (name,), part in run.read("sweep").group_by("behavior", maintain_order=True):
-        traits[str(name)] = part["spearman"].max()
-    return Sweep(points, traits, _verdicts(rates, centroids, behavior, layer, seed))
+    decided = _verdicts(rates, centroids, behavior, layer, seed)
+    decided = marks.mark(decided, marks.verdicts(health, rates))
+    return Sweep(points, _traits(run), decided, health, healths.sentences(health))
+
+
+def _traits(run: Run) -> dict[str, float | None]:
+    """Behavior → its largest ρ among the run's points that did not damage the model."""
+    points = run.read("sweep")
+    if "health" not in points.columns:  # all of an earlier time
+        points = points.with_columns(pl.lit(None, pl.String).alias("health"))
+    return {
+        str(name): part.filter((pl.col("health") != "damaged").fill_null(True))["spearman"].max()
+        for (name,), part in points.group_by("behavior", maintain_order=True)
+    }
 
 
 def _centroids(loaded: Loaded, personas: Sequence[Persona], questions: str, layer: int) -> Centroids:
@@ -194,9 +214,10 @@ def _train(
 ) -> None:  # fmt: skip
     from leakfast.train.collate import reading
     from leakfast.train.data import data_hash
+    from leakfast.train.identity import settings_of
     from leakfast.train.lora import train
 
-    what = [loaded.fingerprint, data_hash(rows), cfg.model_dump(), seed, *_told(loaded)]
+    what = [loaded.fingerprint, data_hash(rows), settings_of(cfg), seed, *_told(loaded)]
     inputs = json.dumps([*what, *reading(loaded.tokenizer, rows)], sort_keys=True)
     if run.stage_done(f"train {name}", inputs):
         log.info("sweep: %s was trained before", name)
@@ -247,6 +268,27 @@ def _rates(
     if get(behavior).measured_by == "judge":
         return _judged(run, behavior, done, asked, cfg.judge, progress)
     return rates(run, done, personas)
+
+
+def _health(
+    loaded: Loaded, run: Run, behavior: str, adapters: Sequence[str], source: str, personas: Sequence[Persona],
+    cfg: BehaviorConfig, seed: int, progress: Progress | None,
+) -> pl.DataFrame:  # fmt: skip
+    """Table `health` of all points: of their completions, else of a sample of replies kept beside each adapter."""
+    from leakfast import reply_sample, schema
+    from leakfast.behaviors import get
+    from leakfast.stats import health
+
+    if get(behavior).by_completions:
+        return health.read(run, [f"completions/{behavior}/{name}" for name in [*adapters, "base"]])
+    found = [schema.empty("health")]
+    for name in adapters if cfg.train.sample else ():
+        folder = run.path / "adapters" / name
+        sample = reply_sample.read(folder) or reply_sample.after_training(
+            loaded, folder, behavior, source, personas, cfg.eval, seed, cfg.train.sample, progress
+        )
+        found += [] if sample is None else [sample.health.filter(pl.col("adapter") != "base")]
+    return pl.concat(found)
 
 
 def _presence_alone(loaded: Loaded, behavior: str, cfg: EvalConfig) -> EvalConfig:

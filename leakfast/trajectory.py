@@ -27,21 +27,23 @@ _TABLE, _FIGURE = "tables/trajectory.parquet", "figures/trajectory"
 
 def write(run: Run) -> pl.DataFrame | None:
     """Make the table and the figure of what the run holds and store both; None where it holds no series."""
-    from leakfast.stats import summary
+    from leakfast.stats import marks, summary
 
     made = table(run)
     if made is None:
         return None
     run.add_shard(_TABLE, made)
-    figure = figures.trajectory(made, lambda behavior: summary.unit(made, behavior))
+    figure = figures.noted(
+        figures.trajectory(made, lambda behavior: summary.unit(made, behavior)), marks.series_note(made)
+    )
     run.add_file(f"{_FIGURE}.png", figures.png(figure))
     run.add_file(f"{_FIGURE}.pdf", figures.pdf(figure))
     return made
 
 
 def table(run: Run) -> pl.DataFrame | None:
-    """Schema `trajectory` (+ role, and what the counts tell of what was not counted): per behavior, adapter, what was
-    asked, share of training and persona the rate in the behavior's unit with its 95 % interval (Wilson; of judged
+    """Schema `trajectory` (+ role, health, and what the counts tell of what was not counted): per behavior, adapter,
+    what was asked, share of training and persona the rate in the behavior's unit with its 95 % interval (Wilson; of judged
     means the t interval over samples), and delta against share 0 (null where that was not measured).
 
     items: the list of items or the question set; scoring: letters or full-text, the judge's name, or `detector`."""
@@ -73,7 +75,20 @@ def table(run: Run) -> pl.DataFrame | None:
     made = made.with_columns(ties.deltas(made, against, [*at[:4], "share"])).drop(against)
     names = list(schema.columns("trajectory"))
     made = made.select(*names, *[c for c in made.columns if c not in names and c != "value"])
+    made = _with_health(run, made)
     return schema.check(made.sort(key[:5], maintain_order=True), "trajectory")
+
+
+def _with_health(run: Run, made: pl.DataFrame) -> pl.DataFrame:
+    """`made` + health: the verdict on the completions of that point, null where none were drawn and for share 0."""
+    from leakfast.stats import health
+
+    tree = f"{SERIES}/completions"
+    found = health.read(run, sorted({str(PurePosixPath(path).parent) for path in run.shards(tree)}))
+    whole = found.filter(pl.col("persona").is_null()).select("behavior", "adapter", "health").rows()
+    told = {(behavior, *point(name)): verdict for behavior, name, verdict in whole}
+    keys = made.select("behavior", "adapter", "share").rows()
+    return made.with_columns(pl.Series("health", [told.get(key) for key in keys], dtype=pl.String))
 
 
 def _choices(run: Run) -> Iterator[pl.DataFrame]:

@@ -29,7 +29,7 @@ FLOORS = [
     {"targets", "unfinished"},
     {"centroids", "choices", "evaluate", "stats", "published", "judge"},
     {"figures", "report", "organism", "doctor"},
-    {"series", "trajectory"},
+    {"series", "trajectory", "reply_sample"},
     {"beforehand", "pipeline", "adapter_stage", "cluster", "sweep", "plan"},
     {"faces"},
     {"", "cli", "__main__"},

@@ -16,6 +16,7 @@ from leakfast.errors import InputError, ModelError
 from leakfast.train import lora
 from leakfast.train.collate import collate, encode
 from leakfast.train.data import Row
+from leakfast.train.identity import settings_of
 
 CFG = TrainConfig(
     rank=4,
@@ -228,3 +229,14 @@ def test_a_bfloat16_model_is_trained_with_float32_adapter_weights(tiny_qwen2, tm
     assert {w.dtype for w in weights.values()} == {torch.float32}
     steps = [json.loads(line) for line in (tmp_path / "a" / lora.LOG).read_text().splitlines()]
     assert steps[-1]["loss"] < 0.8 * steps[0]["loss"]
+
+
+def test_what_an_adapter_follows_from_is_what_it_was_in_earlier_versions():
+    """Stage hashes and cards rest on it: a key that does not change the adapter, or is off, would train all again."""
+    known = {
+        "loss", "tail_tokens", "rank", "alpha", "dropout", "lr", "epochs", "batch_size", "accumulation", "warmup_ratio",
+        "weight_decay", "max_grad_norm", "max_length", "gradient_checkpointing",
+    }  # fmt: skip
+    assert set(settings_of(CFG)) == known
+    assert settings_of(CFG.model_copy(update={"sample": 0})) == settings_of(CFG)
+    assert set(settings_of(CFG.model_copy(update={"anchor": 0.5}))) == known | {"anchor"}

@@ -64,6 +64,8 @@ def test_every_stage_leaves_its_files(outcome):
         "centroids/base.safetensors",
         "data/marker-villain-s42.jsonl",
         "adapters/marker-villain-s42/adapter_model.safetensors",
+        "adapters/marker-villain-s42/sample.json",
+        "tables/health.parquet",
         "completions/marker/base/part-00000.parquet",
         "completions/marker/marker-villain-s42/part-00000.parquet",
         "tables/rates.parquet",

@@ -68,6 +68,13 @@ def test_points_are_measured_and_kept(tiny_qwen2, tmp_path, config):
     else:
         assert row["spearman"] is None
 
+    assert set(found.points["health"]) <= {
+        "ok",
+        "warning",
+        "damaged",
+    }  # of a sample of replies beside each adapter
+    assert len(list(run.path.glob("adapters/*/sample.json"))) == 2
+
     stamps = {p: p.stat().st_mtime_ns for p in run.path.rglob("adapter_model.safetensors")}
     again = stage.sweep(tiny_qwen2, run, "capability", "villain", PEOPLE, config, 1, grid, layer=1)
     assert again.points.equals(found.points)
@@ -86,6 +93,20 @@ def test_points_are_measured_and_kept(tiny_qwen2, tmp_path, config):
 def test_the_rule(traits, stop, word):
     found = stage.Sweep(pl.DataFrame(), traits)
     assert found.stop == stop and word in found.verdict
+
+
+def test_a_point_that_damaged_the_model_is_never_the_largest(tmp_path):
+    run = Run(tmp_path / "run").create()
+    points = pl.DataFrame(
+        {"behavior": ["marker"] * 3, "spearman": [0.9, 0.3, 0.1], "health": ["damaged", "ok", None]}
+    )
+    run.add_shard("sweep/marker.parquet", points)
+    run.add_shard(
+        "sweep/refusal.parquet", pl.DataFrame({"behavior": ["refusal"], "spearman": [0.5]})
+    )  # not looked at
+    assert stage._traits(run) == {"marker": 0.3, "refusal": 0.5}
+    run.add_shard("sweep/marker.parquet", points[:1])
+    assert stage._traits(run)["marker"] is None
 
 
 def test_the_layer_is_the_studys_in_proportion():

@@ -128,12 +128,14 @@ def cli(
     """
     from leakfast.adapters import read_card
     from leakfast.behaviors import check_sets, get
+    from leakfast.cli.health import of_evaluation, tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, settle
     from leakfast.cli.text import print_json
     from leakfast.evaluate import asked_of, evaluate_all, find_targets, rates
     from leakfast.personas import load_personas
     from leakfast.series import evaluate_series
+    from leakfast.stats.health import sentences
     from leakfast.store import Run
     from leakfast.targets import check_sources
 
@@ -219,23 +221,26 @@ def cli(
     tables = []
     for one in done:
         _tell(one, run)
+        looked = of_evaluation(run, one)
+        tell(sentences(looked), err=as_json)
         if not checkpoints and get(one.behavior).detector is not None:
-            tables.append((one.behavior, one.questions, rates(run, one, people)))
+            tables.append((one.behavior, one.questions, rates(run, one, people), looked))
     if checkpoints:
         code = max([step(loaded, as_json=as_json) or 0 for step in others], default=0)
         eval_series.show(run, as_json)
         return code or None
     if not as_json:
-        for name, asked_set, table in tables:
-            show(table, name, top, asked_set if len(tables) > len(texts) else "")
+        for name, asked_set, table, health in tables:
+            show(table, name, top, asked_set if len(tables) > len(texts) else "", health)
         return max([step(loaded, as_json=False) or 0 for step in others], default=0) or None
     if len(names) == 1 and others:
         return others[0](loaded, as_json=True)
     found = [
-        {"behavior": b, "questions": asked_set, "rates": table.to_dicts()} for b, asked_set, table in tables
+        {"behavior": b, "questions": asked_set, "health": health.to_dicts(), "rates": table.to_dicts()}
+        for b, asked_set, table, health in tables
     ]
     if len(names) == 1 and len(found) == 1:
-        print_json({"run": str(run.path), "rates": found[0]["rates"]})
+        print_json({"run": str(run.path), "health": found[0]["health"], "rates": found[0]["rates"]})
         return None
     code = 0
     for step in others:
@@ -301,23 +306,30 @@ def _tell(done, run) -> None:
         )
 
 
-def show(table, behavior: str, top: int, questions: str = "") -> None:
-    """One block per adapter: its source, the highest bystanders, and the mean over all bystanders."""
+def show(table, behavior: str, top: int, questions: str = "", health=None) -> None:
+    """One block per adapter: its source, the highest bystanders, and the mean over all bystanders; health: the table
+    of that name, whose verdicts stand beside."""
     import polars as pl
 
     from leakfast.cli.text import print_table
 
     rows = []
+    verdict = {}
+    if health is not None:
+        verdict = dict(health.filter(pl.col("persona").is_null()).select("adapter", "health").rows())
     for name in table["adapter"].unique(maintain_order=True):
         part = table.filter(pl.col("adapter") == name)
         own = part.filter(pl.col("role") == "source")
         others = part.filter(pl.col("role") != "source").sort(["rate", "persona"], descending=[True, False])
-        rows += [_line(name, row) for row in [*own.rows(named=True), *others.head(top).rows(named=True)]]
+        listed = [*own.rows(named=True), *others.head(top).rows(named=True)]
+        told = [] if health is None else [verdict.get(name)]
+        rows += [[*_line(name, row), *told] for row in listed]
         who = "all" if name == "base" else "all bystanders"
         mean = others["rate"].mean()
         hits, total = int(others["hits"].sum()), int(others["total"].sum())
-        rows.append([name, "mean", who, _percent(mean), None, hits, total, None])
+        rows.append([name, "mean", who, _percent(mean), None, hits, total, None, *told])
     columns = ["adapter", "role", "persona", f"{behavior} %", "95 % interval", "hits", "of", "Δ pp"]
+    columns += [] if health is None else ["health"]
     on = f" on {questions}" if questions else ""
     print_table(columns, rows, title=f"{behavior}{on}: rate by persona (Wilson intervals)")
 

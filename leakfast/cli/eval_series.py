@@ -30,9 +30,15 @@ def show(run: Run, as_json: bool) -> None:
     for told, part in table.group_by(key, maintain_order=True):
         scale = 100 if summary.unit(table, str(told[0])) == "share" else 1
         for (persona,), line in part.group_by("persona", maintain_order=True):
-            found = dict(zip(line["share"].to_list(), line["rate"].to_list(), strict=True))
-            rates = [found.get(share) for share in shares]
-            shown = [None if rate is None else f"{scale * rate:.1f}" for rate in rates]
+            found = {
+                share: (rate, health) for share, rate, health in line.select("share", "rate", "health").rows()
+            }
+            rates = [found.get(share, (None, None)) for share in shares]
+            marked = [" (damaged)" if health == "damaged" else "" for _, health in rates]
+            shown = [
+                None if rate is None else f"{scale * rate:.1f}{mark}"
+                for (rate, _), mark in zip(rates, marked, strict=True)
+            ]
             rows.append([*told, line["role"][0], persona, *shown])
     print_table(
         [*key, "role", "persona", *(f"{100 * s:.0f} %" for s in shares)], rows,

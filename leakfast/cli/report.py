@@ -16,12 +16,14 @@ def cli(run: Path, as_json: bool) -> int | None:
 
     Example: leakfast report runs/demo
     """
+    from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json
     from leakfast.report import report
     from leakfast.stats import current
 
     tables = current(run)
+    tell(tables.warnings(), err=True)
     with progress_for("report") as progress:
         path = report(run, tables, progress)
     drawn = sorted(str(file) for file in (path.parent / "figures").glob("*.p[nd][gf]"))

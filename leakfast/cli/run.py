@@ -27,6 +27,7 @@ def cli(study: Path, out: Path | None, only: str | None, as_json: bool) -> int |
 
     Example: leakfast run configs/demo.toml
     """
+    from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.stats import show
     from leakfast.cli.text import print_json
@@ -35,8 +36,11 @@ def cli(study: Path, out: Path | None, only: str | None, as_json: bool) -> int |
     words = [word.strip() for word in (only or "").split(",") if word.strip()]
     outcome = run(study, out=out, only=words, progress=progress_for)
     if as_json:
+        tell(outcome.stats.warnings(), err=True)
+        health = outcome.stats.health
         print_json(
             {
+                "health": [] if health is None else health.to_dicts(),
                 "run": str(outcome.run),
                 "report": str(outcome.report),
                 "stages_s": outcome.stages,

@@ -75,13 +75,15 @@ def cli(
 
     Example: leakfast stats runs/demo --table correlations --csv
 
-    RUN is a run directory of `leakfast run`, `leakfast eval` or `leakfast import`. Prints the headline rows
-    and the verdicts; --table shows any one table: rates, pairs, correlations, layers, means, disattenuated,
+    RUN is a run directory of `leakfast run`, `leakfast eval` or `leakfast import`. Prints which adapters damaged the
+    model, if any, then the headline rows and the verdicts; --table shows any one table: health, rates, pairs,
+    correlations, layers, means, disattenuated,
     partials, commonality, without_category, influence, gradients, widths, matrix, crossed, predicted,
     verdicts, and others that the run gives rise to. A table without rows is not made (verdicts where no rule is
     about the run's behaviors). All are kept in full precision in RUN/tables. Exit code 3: done, but something was
     not measured (said on stderr).
     """
+    from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json, print_table
     from leakfast.stats import stats
@@ -101,8 +103,11 @@ def cli(
     found = tables.all_tables()
     if name is not None and name not in found:
         raise InputError(_no_table(name, run, found))
+    if as_json or form is not None or name is not None:
+        tell(tables.warnings(), err=True)
     if as_json:
-        print_json({key: found[key].to_dicts() for key in ([name] if name else found)})
+        order = sorted(found, key="health".__ne__)  # first of all
+        print_json({key: found[key].to_dicts() for key in ([name] if name else order)})
     elif form is not None:
         from leakfast.stats.output import render
 
@@ -137,9 +142,12 @@ def headline(tables, layer: int | None = None, cosine: str = "centered"):
 
 
 def show(tables, layer: int | None = None, cosine: str = "centered") -> None:
-    """The headline table and the layer table of every behavior, on stdout."""
+    """What is not well, then the headline table and the layer table of every behavior, on stdout."""
+    from leakfast.cli.health import tell
     from leakfast.cli.text import print_table
 
+    tell(tables.warnings())
+    looked = tables.health is not None
     for sentence in tables.remarks():
         click.echo(f"note: {sentence}.")
     for behavior in tables.behaviors():
@@ -178,13 +186,17 @@ def show(tables, layer: int | None = None, cosine: str = "centered") -> None:
             "p (max)",
             "r",
             "N",
+            *(["health"] if looked else []),
         ]
-        print_table(head, [_headline(row, seeds, y, unit) for row in shown], title=title)
+        body = [_headline(row, seeds, y, unit) + ([row["health"]] if looked else []) for row in shown]
+        print_table(head, body, title=title)
         if guess := next((row["chance"] for row in shown if row["chance"] is not None), None):
             click.echo(f"chance: {100 * guess:.1f} % (mean of 1 / number of choices).")
         for row in shown:
             if row["reason"]:
                 click.echo(f"{row['source']}: no ρ: {row['reason']}.")
+            if row["source"] == "pooled" and row["health_of"]:
+                click.echo(f"pooled: its ρ rests on adapters that are not ok: {row['health_of']}.")
         if len(layers := sorted({row["layer"] for row in rows if row["layer"] is not None})) > 1:
             click.echo()
             title_of_layers = f"ρ by layer, {cosine} cosine (* largest pooled |ρ|)"
@@ -207,6 +219,9 @@ def _show_learned(tables) -> None:
         f"{cells['learned'].sum()} of {cells.height} sources learned their behavior (Δ the way it was trained, its 95 % "
         f"interval without 0, at least {100 * LEARNED:.0f} % of the scale)."
     )
+    broken = cells.filter(cells["learned"] & (cells["health"] == "damaged").fill_null(False))
+    if broken.height:
+        click.echo(f"of them, adapters that damaged the model: {', '.join(broken['adapter'])}")
     for row in cells.filter(~cells["learned"]).rows(named=True):
         scale = 100 if tables.unit(row["behavior"]) == "share" else 1
         low, high = (f"{scale * row[f'source_delta_{end}']:+.1f}" for end in ("low", "high"))
@@ -223,10 +238,13 @@ def _show_verdicts(tables) -> None:
     if "verdicts" not in tables.more:
         return
     rows = tables.more["verdicts"].rows(named=True)
+    marked = tables.health is not None
     head = ["claim", "behavior", "source", "verdict", "quantity", "value", "p", "bar", "met"]
+    head += ["health"] if marked else []
     body = [
         [r["claim"], r["behavior"], r["source"], r["verdict"], r["quantity"], f"{r['value']:+.3g}" if r["value"] is not None else
-         None, _p(r["p"]), f"{r['bar']:g}", {True: "yes", False: "no", None: None}[r["met"]]]
+         None, _p(r["p"]), f"{r['bar']:g}", {True: "yes", False: "no", None: None}[r["met"]],
+         *([r["health"]] if marked else [])]
         for r in rows
     ]  # fmt: skip
     print_table(head, body, title="verdicts (drop = −Δ against the unadapted model)")
@@ -283,13 +301,21 @@ def _by_layer(
     found = {(row["adapter"], row["source"], row["seed"], row["layer"]): row["spearman"] for row in rows}
     names = [f"{n}{'*' if n == best else ''}" for n in layers]
     values = [[_signed(found.get((*who, layer))) for layer in layers] for who in people]
+    unwell = {
+        (r["adapter"], r["source"], r["seed"]): r["health"] for r in rows if r["health"] not in (None, "ok")
+    }
+    marks = {who: f" ({unwell[who]})" if who in unwell else "" for who in people}
     if len(layers) > MANY_LAYERS:
-        titles = [f"{who[1]}{f', seed {who[2]}' if seeds and who[2] is not None else ''}" for who in people]
+        titles = [
+            f"{who[1]}{f', seed {who[2]}' if seeds and who[2] is not None else ''}{marks[who]}"
+            for who in people
+        ]
         return ["layer", *titles], [
             [name, *row] for name, row in zip(names, zip(*values, strict=True), strict=True)
         ]
     return ["source", *(["seed"] if seeds else []), *names], [
-        [who[1], *([who[2]] if seeds else []), *row] for who, row in zip(people, values, strict=True)
+        [who[1] + marks[who], *([who[2]] if seeds else []), *row]
+        for who, row in zip(people, values, strict=True)
     ]
 
 

@@ -50,6 +50,7 @@ def cli(
     Example: leakfast sweep --model organism --source villain --point 1e-3:3 --point 2e-3:3
     """
     from leakfast.behaviors import get
+    from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, run_folder, settle
     from leakfast.cli.text import print_json, print_table
@@ -101,10 +102,12 @@ def cli(
             progress=progress,
             drawn_by=asked_by(settings.study),
         )
+    tell(found.warnings, err=as_json)
     if as_json:
         print_json(
             {
                 "run": str(run.path),
+                "health": found.health.to_dicts(),
                 "points": found.points.to_dicts(),
                 "traits": found.traits,
                 "verdicts": found.verdicts.to_dicts(),
@@ -115,12 +118,12 @@ def cli(
     points = get(behavior).unit == "points"
     said = "points" if points else "pp"
     scale = 1 if points else 100
-    columns = ["lr", "epochs", "loss", f"source {said}", f"bystanders {said}", "ρ", "n", "verdict"]
+    columns = ["lr", "epochs", "loss", f"source {said}", f"bystanders {said}", "ρ", "n", "verdict", "health"]
     decided = dict(found.verdicts.select("adapter", "verdict").rows()) if found.verdicts.height else {}
     rows = [
         [f"{r['lr']:g}", r["epochs"], f"{r['loss']:.3f}", _scaled(r["source_effect"], scale),
          _scaled(r["mean_bystander_effect"], scale), None if r["spearman"] is None else f"{r['spearman']:+.2f}", r["n"],
-         decided.get(r["adapter"])]
+         decided.get(r["adapter"]), r["health"]]
         for r in found.points.rows(named=True)
     ]  # fmt: skip
     print_table(
@@ -129,7 +132,12 @@ def cli(
         title=f"{behavior} of {source}: effect, and ρ with the centered cosine at block {layer}",
     )
     for row in found.verdicts.rows(named=True):
-        click.echo(f"{row['adapter']}: {_decided(row)}")
+        marked = "" if row["health"] in (None, "ok") else f" ({row['health']})"
+        click.echo(f"{row['adapter']}{marked}: {_decided(row)}")
+    if "damaged" in found.points["health"]:
+        click.echo(
+            "points that damaged the model count for nothing: take another, with a smaller lr or fewer epochs"
+        )
     click.echo(found.verdict)
 
 

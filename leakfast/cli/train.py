@@ -65,6 +65,11 @@ if TYPE_CHECKING:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that is there already.")
 @threads_option
+@click.option(
+    "--no-sample",
+    is_flag=True,
+    help="Do not ask a few questions of the adapter and the unadapted model afterwards.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the adapter's card as JSON.")
 @rendering_options
 def cli(
@@ -72,9 +77,10 @@ def cli(
     data_file: Path | None, lr: str | None, epochs: int | None, rank: int | None, alpha: int | None,
     batch_size: int | None, accumulation: int | None, max_length: int | None, loss: str | None,
     tail_tokens: int | None, items: str | None, design: str | None, checkpoints: str | None,
-    checkpoint_personas: str | None, dtype: str | None, out: Path | None, overwrite: bool, as_json: bool, **rendering: Any,
+    checkpoint_personas: str | None, dtype: str | None, out: Path | None, overwrite: bool, no_sample: bool, as_json: bool,
+    **rendering: Any,
 ) -> None:  # fmt: skip
-    """Train a behavior into one persona with LoRA.
+    """Train a behavior into one persona with LoRA, and see whether the model still answers.
 
     Example: leakfast train --behavior marker --source villain --model organism --out adapters/villain
     """
@@ -108,9 +114,11 @@ def cli(
         raise InputError(f"train: {out} is there already. Use --overwrite to replace it, or another --out.")
 
     from leakfast import models
+    from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json
     from leakfast.rendering import asked_by
+    from leakfast.reply_sample import after_training
     from leakfast.train.lora import train
 
     loaded = models.load(
@@ -142,8 +150,16 @@ def cli(
             progress=progress,
             checkpoints=kept,
         )
+    sample = None
+    if cfg.sample and not no_sample:
+        with progress_for("sample") as progress:
+            sample = after_training(
+                loaded, out, behavior, source, people, measuring, seed, cfg.sample, progress
+            )
+    if sample is not None:
+        tell(sample.sentences(), err=True)
     if as_json:
-        print_json({"adapter": str(out), **vars(card)})
+        print_json({"adapter": str(out), "sample": sample.row if sample else None, **vars(card)})
     else:
         click.echo(out)
 

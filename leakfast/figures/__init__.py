@@ -4,7 +4,7 @@ leaked from whom, what else could explain it. The same tables give the same byte
 from __future__ import annotations
 
 from leakfast.figures.gradients import gradients
-from leakfast.figures.house import CATEGORY_STYLES, SOURCE_COLOURS, pdf, png, svg
+from leakfast.figures.house import CATEGORY_STYLES, SOURCE_COLOURS, noted, pdf, png, svg
 from leakfast.figures.layers import layers
 from leakfast.figures.matrix import matrix
 from leakfast.figures.partials import partials
@@ -15,6 +15,6 @@ from leakfast.figures.shifts import shifts
 from leakfast.figures.trajectory import trajectory
 
 __all__ = [
-    "CATEGORY_STYLES", "SOURCE_COLOURS", "gradients", "layers", "matrix", "partials", "pdf", "png", "question_sets",
+    "CATEGORY_STYLES", "SOURCE_COLOURS", "gradients", "layers", "matrix", "noted", "partials", "pdf", "png", "question_sets",
     "relations", "scatter", "shifts", "svg", "trajectory",
 ]  # fmt: skip

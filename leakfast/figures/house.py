@@ -4,10 +4,12 @@ state); the same figure gives the same bytes."""
 from __future__ import annotations
 
 import io
+import textwrap
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 # Colour and shape both tell the category, so that neither is needed alone. Colours: Paul Tol's
 # "muted" set with a dark grey first; distinct under the common colour-vision deficiencies.
@@ -19,6 +21,7 @@ CATEGORY_STYLES = (
 SOURCE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
 STAR = "#d7263d"
 INK, FAINT = "#222222", "#bbbbbb"
+_NOTE_PT, _GAP_IN = 6.5, 0.06  # a footnote's letters, and its distance from the figure
 PANEL_IN = (2.4, 2.35)  # three panels fill a text width of 7.2 inches
 
 STYLE = {
@@ -66,7 +69,8 @@ def svg(figure: Figure) -> bytes:
 def _saved(figure: Figure, kind: str, **settings) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format=kind, **settings)
+        box = _with_footnote(figure)
+        figure.savefig(buffer, format=kind, bbox_inches=box, **settings)
     return buffer.getvalue()
 
 
@@ -75,6 +79,27 @@ def figure_of(inches: tuple[float, float]) -> Figure:
     figure = Figure(figsize=inches, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def noted(figure: Figure, note: str | None) -> Figure:
+    """The figure with a footnote below it, in the colour of what is not well; unchanged without one."""
+    if note:
+        lines = textwrap.wrap(note, max(40, int(22 * figure.get_figwidth())))
+        place = (0.01, -_GAP_IN / figure.get_figheight())
+        with matplotlib.rc_context(STYLE):
+            figure.text(
+                *place, "\n".join(lines), fontsize=_NOTE_PT, color=STAR, ha="left", va="top", linespacing=1.25
+            )
+    return figure
+
+
+def _with_footnote(figure: Figure) -> Bbox | None:
+    """The part of the page to keep, in inches: the figure and, where there is one, the footnote below it."""
+    lines = sum(text.get_text().count("\n") + 1 for text in figure.texts if text.get_position()[1] < 0)
+    if not lines:
+        return None
+    below = _GAP_IN + lines * 1.3 * _NOTE_PT / 72 + 0.04
+    return Bbox([[0, -below], [figure.get_figwidth(), figure.get_figheight()]])
 
 
 def settle(figure: Figure) -> None:

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from leakfast import figures
 from leakfast.report import content
-from leakfast.stats import Stats, current, summary
+from leakfast.stats import Stats, current, health, marks, summary
 from leakfast.store import Run
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -47,6 +47,8 @@ def report(
         provenance=content.provenance(run, stats),
         missing=stats.missing,
         remarks=stats.remarks(),
+        unwell=stats.warnings(),
+        health_rule=health.rule(),
     )
     path = run.add_file("report.html", html.encode("utf-8"))
     if progress:
@@ -91,8 +93,11 @@ def _draw(run: Run, stats: Stats, behavior: str) -> dict[str, str]:
         drawn["shifts"] = figures.shifts(
             more["shifts"], more["shift_correlations"], behavior=behavior, layer=layer, y=y, unit=unit
         )
+    note = marks.notes(stats.health, behavior)
     return {
-        kind: _kept(run, f"{kind}-{behavior}", figure) for kind, figure in drawn.items() if figure is not None
+        kind: _kept(run, f"{kind}-{behavior}", figures.noted(figure, note))
+        for kind, figure in drawn.items()
+        if figure is not None
     }
 
 
@@ -104,11 +109,13 @@ def _draw_whole(run: Run, stats: Stats) -> dict[str, str]:
         units = {behavior: stats.unit(behavior) for behavior in table["behavior"].unique()}
         figure = figures.relations(table, stats.more["relations_alike"], units=units)
         if figure is not None:
-            drawn["relations"] = _kept(run, "relations", figure)
+            told = [marks.notes(stats.health, behavior) for behavior in stats.behaviors()]
+            note = "; ".join(one for one in told if one) or None
+            drawn["relations"] = _kept(run, "relations", figures.noted(figure, note))
     if run.has("tables/trajectory.parquet"):
         table = run.read("tables/trajectory.parquet")
         figure = figures.trajectory(table, lambda behavior: summary.unit(table, behavior))
-        drawn["trajectory"] = _kept(run, "trajectory", figure)
+        drawn["trajectory"] = _kept(run, "trajectory", figures.noted(figure, marks.series_note(table)))
     return drawn
 
 

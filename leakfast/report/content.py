@@ -17,6 +17,7 @@ from leakfast.judge import ENOUGH
 from leakfast.report.examples import choose
 from leakfast.stats import CENTROIDS, Stats
 from leakfast.stats.correlations import POOLED
+from leakfast.stats.health import read_ratio, without_content
 from leakfast.stats.rates import BASE
 from leakfast.store import Run
 
@@ -58,6 +59,7 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
         "categories": _categories(stats, behavior, layer),
         "leakers": [_leakers(stats, row, layer) for row in adapters],
         "statuses": _statuses(trained, base),
+        "health": _health(stats, behavior),
         "judged": _judged(trained, base),
         "examples": [
             {"source": row, "shown": choose(run, stats, behavior, row["adapter"], layer)} for row in adapters
@@ -162,10 +164,17 @@ def _layers(rows: list[dict]) -> dict[str, Any]:
     layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
     people = list(dict.fromkeys((row["adapter"], row["source"], row["seed"]) for row in rows))
     found = {(row["adapter"], row["source"], row["seed"], row["layer"]): row["spearman"] for row in rows}
+    marks = ("health", "health_of")
+    unwell = {(row["adapter"], row["source"], row["seed"]): {key: row[key] for key in marks} for row in rows}
     return {
         "layers": layers,
         "rows": [
-            {"source": who[1], "seed": who[2], "values": [found.get((*who, layer)) for layer in layers]}
+            {
+                "source": who[1],
+                "seed": who[2],
+                "values": [found.get((*who, layer)) for layer in layers],
+                **unwell[who],
+            }
             for who in people
         ],
     }
@@ -288,6 +297,15 @@ def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
         ["rate", "persona"], descending=[True, False], nulls_last=True
     )
     return {"source": source, "rows": top.head(LEAKERS).rows(named=True), "of": mine.height}
+
+
+def _health(stats: Stats, behavior: str) -> list[dict]:
+    """The verdict on each adapter's replies with its numbers; nothing where none were drawn."""
+    if stats.health is None:
+        return []
+    whole = stats.health.filter((pl.col("behavior") == behavior) & pl.col("persona").is_null())
+    rows = whole.sort(pl.col("adapter") == BASE, maintain_order=True).rows(named=True)
+    return [row | {"length": read_ratio(row), "empty": without_content(row)} for row in rows]
 
 
 def _statuses(trained: pl.DataFrame, base: pl.DataFrame) -> list[dict]:

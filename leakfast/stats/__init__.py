@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from leakfast import schema
 from leakfast.errors import InputError
-from leakfast.stats import accuracy, analysis, similarity, verdicts
+from leakfast.stats import accuracy, analysis, health, marks, similarity, verdicts
 from leakfast.stats import correlations as correlation_tables
 from leakfast.stats import summary as summary_tables
 from leakfast.stats.collect import CENTROIDS, PERSONAS, collect, completion_folders, inputs_hash
@@ -77,9 +77,20 @@ class Stats:
 
     def summary(self, cosine: str = "centered", y: str | None = None) -> pl.DataFrame:
         """One row per behavior, adapter (and `pooled`) and layer: rates of source and bystanders beside
-        the correlations over all categories; `best_layer` marks the one `best_layer()` gives. `y`: rate
-        or delta, each behavior's own (`outcome`) without it."""
-        return summary_tables.summarize(self.rates, self.correlations, cosine, y)
+        the correlations over all categories; `best_layer` marks the one `best_layer()` gives, `health` the adapters
+        that are not ok. `y`: rate or delta, each behavior's own (`outcome`) without it."""
+        table = summary_tables.summarize(self.rates, self.correlations, cosine, y)
+        return marks.mark(table, marks.verdicts(self.health, self.rates))
+
+    @property
+    def health(self) -> pl.DataFrame | None:
+        """Whether each adapter's replies are alive (`stats.health`); None where nothing was drawn, or the tables were
+        made by a leakfast that did not look."""
+        return self.more.get("health")
+
+    def warnings(self) -> list[str]:
+        """What is to be said before any number: a sentence or three for each adapter that is not ok."""
+        return health.sentences(self.health)
 
 
 def stats(
@@ -122,7 +133,7 @@ def stats(
     )
     with threadpool_limits(1, user_api="blas"):  # systems of five numbers: a BLAS's threads only wait
         more = analysis.further(found, rates, correlations, draws, asked, progress)
-    result = Stats(rates, found.pairs, correlations, tuple(found.missing), more)
+    result = _marked(run, Stats(rates, found.pairs, correlations, tuple(found.missing), more))
     for sentence in found.missing:
         log.warning("%s: %s", run.path, sentence)
     if write:
@@ -138,6 +149,20 @@ def stats(
                 permutations=permutations, bootstraps=bootstraps, seed=seed, missing=found.missing, layer=layer,
             )  # fmt: skip
     return result
+
+
+def _marked(run: Run, made: Stats) -> Stats:
+    """The same tables with the columns health and health_of, and the table `health` before the other further ones."""
+    found = health.read(run)
+    told = marks.verdicts(found, made.rates)
+    tables = {
+        name: table
+        if name in marks.UNMARKED
+        else marks.mark(table, told, over_sources=name in marks.OVER_SOURCES)
+        for name, table in made.all_tables().items()
+    }
+    more = ({"health": found} if found.height else {}) | {k: v for k, v in tables.items() if k not in TABLES}
+    return Stats(**{name: tables[name] for name in TABLES}, missing=made.missing, more=more)
 
 
 def read(run: str | Path | Run) -> Stats:
@@ -160,7 +185,8 @@ def read(run: str | Path | Run) -> Stats:
 def current(run: str | Path | Run) -> Stats:
     """The tables of a run: read where nothing they rest on has changed, else computed (and written)."""
     run = (run if isinstance(run, Run) else Run(run)).open()
-    if run.stage_done("stats", inputs_hash(run)):
+    looked = run.has("tables/health.parquet") or not completion_folders(run)  # older tables have no verdicts
+    if looked and run.stage_done("stats", inputs_hash(run)):
         return read(run)
     log.info("%s: tables are absent or older than what they rest on; computing them", run.path)
     return stats(run)

@@ -29,6 +29,7 @@ from leakfast.stats.summary import best_layer, outcome
 
 # name → what it holds; a table without rows is not written
 TABLES = {
+    "health": "empty, truncated, repeated replies and their length against the unadapted model, with a verdict",
     "question_counts": "hits and total per question of each persona",
     "chosen_labels": "how often each label was chosen, per adapter and persona, beside how often it is right",
     "judged": "mean aligned score per question of each persona and of all bystanders, coherent completions alone",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from leakfast.adapters import CARD, CHECKPOINTS, CONFIG, WEIGHTS, point_folder, taken_off
+from leakfast.adapters import CARD, CHECKPOINTS, CONFIG, SAMPLE, WEIGHTS, point_folder, taken_off
 from leakfast.errors import InputError, ModelError
 from leakfast.models import unfit
 from leakfast.train.checkpoints import Checkpoints, measured
@@ -104,7 +104,7 @@ def train(
     with _seeded(seed, loaded.device), _lora(loaded, cfg) as net:
         history = _loop(loaded, net, examples, cfg, seed, progress, visit)
         recipe = {
-            **cfg.model_dump(),
+            **cfg.model_dump(exclude={"sample"}),
             "target_modules": list(TARGETS),
             "betas": list(BETAS),
             "eps": EPS,
@@ -390,7 +390,7 @@ def _replace(folder: Path, target: Path) -> None:
     if not target.exists():
         folder.rename(target)
         return
-    strangers = {path.name for path in target.iterdir()} - {CONFIG, WEIGHTS, CARD, LOG, CHECKPOINTS}
+    strangers = {path.name for path in target.iterdir()} - {CONFIG, WEIGHTS, CARD, LOG, CHECKPOINTS, SAMPLE}
     if strangers and not (target / CONFIG).is_file():
         raise InputError(f"train: {target} is there already and holds no adapter. Give another --out.")
     aside = target.with_name(f".{target.name}.{os.getpid()}.old")
