@@ -75,7 +75,7 @@ def main(options: Any) -> None:
     from leakfast.errors import ModelError
 
     try:
-        folder = models.load_config(options.model) and str(models._place(options.model)[1] or options.model)
+        folder = models.load_config(options.model) and str(models.place_of(options.model)[1] or options.model)
     except ModelError as error:
         skipped("generate_real", f"{error.message}", "cpu")
         return

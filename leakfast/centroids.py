@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from leakfast.errors import InputError, ModelError, StoreError
+from leakfast.errors import ModelError, StoreError
+from leakfast.layers import parse_layers
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
@@ -30,7 +30,6 @@ _AS_JSON = {
 }  # fmt: skip
 _HASH = "sha256"  # key of the file's metadata that holds the hash of all else
 _CHUNK_BYTES = 1 << 28  # states held at once
-_SPAN = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
 
 
 @dataclass
@@ -258,43 +257,11 @@ def measure(
         return compute(adapted, people, asked, wanted, keep_questions, **settings)
 
 
-def parse_layers(spec: str | int | Sequence[int], n_layers: int, name: str = "this model") -> list[int]:
-    """Decoder blocks, 0-based, each once, in the order given: "all", "0,2,4", "0-5", "0-2,5", an int
-    or a list of ints. Raises InputError for what is no layer or not in 0…n_layers-1."""
-    remedy = f"Use --layers 0-{n_layers - 1} or --layers all."
-    if isinstance(spec, str):
-        if spec.strip().lower() == "all":
-            return list(range(n_layers))
-        asked: list[Any] = []
-        for word in filter(None, (part.strip() for part in spec.split(","))):
-            span = _SPAN.fullmatch(word)
-            if not span or (span[2] and int(span[2]) < int(span[1])):
-                raise InputError(f"centroids: {word!r} is no layer, but layers are numbers from 0. {remedy}")
-            top = int(span[2] or span[1])
-            if top >= n_layers:
-                raise _no_such_layer(top, n_layers, name, remedy)
-            asked += range(int(span[1]), top + 1)
-    else:
-        asked = [spec] if isinstance(spec, int) else list(spec)
-    if not asked:
-        raise InputError(f"centroids: no layer asked, at least one is needed. {remedy}")
-    for layer in asked:
-        if isinstance(layer, bool) or not isinstance(layer, int | np.integer):
-            raise InputError(f"centroids: {layer!r} is no layer, but layers are numbers from 0. {remedy}")
-        if not 0 <= layer < n_layers:
-            raise _no_such_layer(layer, n_layers, name, remedy)
-    return list(dict.fromkeys(int(layer) for layer in asked))
-
-
 def names_extras(spec: Any, personas: Sequence[Persona]) -> bool:
     """Whether a persona spec names an extra word for word, rather than bringing it along in a file."""
     words = spec.split(",") if isinstance(spec, str) else spec if isinstance(spec, Sequence) else ()
     named = {word.strip() for word in words if isinstance(word, str)}
     return any(persona.is_extra and persona.name in named for persona in personas)
-
-
-def _no_such_layer(layer: int, n_layers: int, name: str, remedy: str) -> InputError:
-    return InputError(f"centroids: layer {layer} asked, but {name} has blocks 0–{n_layers - 1}. {remedy}")
 
 
 def _shifted(

@@ -6,18 +6,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leakfast import fetched, formats, threads, tokenizer_file
+from leakfast import formats, threads, tokenizer_file
 from leakfast.adapters import AdapterCard, adapter_hash, read_card, with_adapter, write_card
 from leakfast.errors import InputError, ModelError
-from leakfast.files import did_you_mean
 from leakfast.formats import quiet_bars
+from leakfast.model_names import DEFAULT_MODEL, explained, offline, organism_dir, place_of
 from leakfast.rendering import Rendering, configure
 
 __all__ = [
@@ -39,7 +38,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
 DTYPES = ("bfloat16", "float32")
 FITS = (
     "llama",
@@ -111,11 +109,6 @@ def unfit(part: str, loaded: Loaded, why: str, otherwise: str = "") -> ModelErro
     )
 
 
-def organism_dir() -> Path:
-    """Folder of the embedded model's weights, in Hugging Face layout."""
-    return Path(__file__).parent / "organism" / "weights"
-
-
 def load(
     model: Any, *, dtype: str = "bfloat16", revision: str | None = None, device: Any = None,
     rendering: Rendering | None = None,
@@ -146,12 +139,12 @@ def load(
     from transformers import AutoModelForCausalLM
 
     config = load_config(model, revision)
-    place, folder = _place(model)
+    place, folder = place_of(model)
     tokenizer = load_tokenizer(model, revision, rendering)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _settled(dtype, where.type, str(model))
     to_gpu = {"device_map": where} if where.type == "cuda" else {}  # read straight to where they stay
-    with quiet_bars(folder is not None), _explained(model, "weights"):
+    with quiet_bars(folder is not None), explained(model, "weights"):
         hashing = _hashed_beside(folder) if folder else None
         net, found = AutoModelForCausalLM.from_pretrained(
             place,
@@ -159,7 +152,7 @@ def load(
             dtype=getattr(torch, dtype),
             use_safetensors=True,
             trust_remote_code=False,
-            local_files_only=_offline(),
+            local_files_only=offline(),
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are named below
             **to_gpu,
@@ -239,10 +232,10 @@ def load_config(model: Any, revision: str | None = None) -> Any:
         return _pair(model)[0].config
     from transformers import AutoConfig
 
-    place, _ = _place(model)
-    with _explained(model, "config.json"):
+    place, _ = place_of(model)
+    with explained(model, "config.json"):
         config = AutoConfig.from_pretrained(
-            place, revision=revision or "main", trust_remote_code=False, local_files_only=_offline()
+            place, revision=revision or "main", trust_remote_code=False, local_files_only=offline()
         )
     for field in ("num_hidden_layers", "hidden_size"):
         if not isinstance(getattr(config, field, None), int):
@@ -263,11 +256,11 @@ def load_tokenizer(model: Any, revision: str | None = None, rendering: Rendering
         return configure(tokenizer_file.of_pair(_pair(model)[1]), rendering)
     from transformers import AutoTokenizer
 
-    place, folder = _place(model)
-    with _explained(model, "tokenizer"):
+    place, folder = place_of(model)
+    with explained(model, "tokenizer"):
         file = tokenizer_file.find(place) if folder else None
         tokenizer = AutoTokenizer.from_pretrained(
-            place, revision=revision or "main", trust_remote_code=False, local_files_only=_offline()
+            place, revision=revision or "main", trust_remote_code=False, local_files_only=offline()
         )
         file = file or tokenizer_file.find(place, revision)  # a hub id's, which is here by now
         read = file.checked(tokenizer, quiet=model == "organism") if file else tokenizer
@@ -294,92 +287,6 @@ def _from_pair(pair: Any) -> Loaded:
         hidden_size=net.config.hidden_size,
         dtype=str(parameter.dtype).removeprefix("torch."),
     )
-
-
-def _place(model: Any) -> tuple[str, Path | None]:
-    """What transformers is given, and the local folder if it is one."""
-    if not isinstance(model, str | os.PathLike) or not str(model):
-        raise ValueError(f"model must be a name, a folder or a pair, not {model!r}")
-    if str(model) == "organism":
-        folder = organism_dir()
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                "model: the organism's weights are not in this installation. Needed: the folder "
-                "leakfast/organism/weights. Type: leakfast organism build --seed 0 --out DIR and use --model DIR."
-            )
-        return str(folder), folder
-    if str(model) in fetched.PACKAGED:
-        folder = fetched.folder_of(str(model))
-        if not fetched.is_here(str(model)):
-            raise ModelError(
-                f"model: {model} is not on this machine. Needed: its folder {folder}. Type: leakfast fetch {model}"
-            )
-        return str(folder), folder
-    if file := formats.gguf_of(model):
-        folder = formats.from_gguf(file)
-        return str(folder), folder
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            hint = ""
-            if (folder / "adapter_config.json").is_file():
-                hint = f" It holds an adapter: use --adapter {model}."
-            raise ModelError(
-                f"model: {model} has no config.json, so it is no Hugging Face model folder.{hint}"
-            )
-        return str(folder), folder
-    if str(model).count("/") > 1 or str(model).startswith((".", "/", "~")):
-        raise ModelError(
-            f"model: there is no folder {model}. Needed: a Hugging Face model folder or a hub id "
-            f"such as {DEFAULT_MODEL}. Check the path, or use --model organism."
-        )
-    hint = "" if "/" in str(model) else did_you_mean(str(model).lower(), ["organism", *fetched.PACKAGED])
-    if hint:  # else the hub is asked five times for it
-        raise ModelError(
-            f"model: {model} is neither a folder here nor a hub id with an owner.{hint} Use --model organism, "
-            f"smollm2, or a folder, or a hub id such as {DEFAULT_MODEL}."
-        )
-    return str(model), None
-
-
-def _offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-class _explained:
-    """Turns what transformers says about a missing or foreign model into a ModelError with a remedy."""
-
-    def __init__(self, model: Any, part: str) -> None:
-        self.model, self.part = model, part
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        from safetensors import SafetensorError
-
-        if not isinstance(error, OSError | ValueError | KeyError | SafetensorError):
-            return False
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
-        if "trust_remote_code" in str(error):
-            text = (
-                f"model: {self.model} wants to run code of its own, which leakfast never does. Needed: an "
-                f"architecture that transformers has (Qwen2, Qwen3, Llama, …). Use --model {DEFAULT_MODEL}."
-            )
-        elif Path(str(self.model)).is_dir() or self.model in ("organism", *fetched.PACKAGED):
-            text = (
-                f"model: the {self.part} of {self.model} cannot be read: {reason}. Needed: config.json, "
-                "tokenizer.json and *.safetensors. Fetch or build the folder again."
-            )
-        else:
-            where = "not on this machine, and HF_HUB_OFFLINE=1" if _offline() else f"not to be had: {reason}"
-            text = (
-                f"model: the {self.part} of {self.model} is {where}. Type: hf download {self.model} "
-                "(with a network), or use --model organism, which needs none."
-            )
-        raise ModelError(text) from error
 
 
 _fingerprints: dict[tuple[tuple[str, int, int], ...], str] = {}

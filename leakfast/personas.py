@@ -12,12 +12,11 @@ from typing import Any, Literal
 
 from leakfast.errors import InputError
 from leakfast.files import Document, KeyPath, did_you_mean, find_shipped, nearest, read_document, resource
+from leakfast.question_sets import QuestionSet, QuestionSpec, question_set, read_questions
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _RESERVED = {"all", "base", "originals", "pooled"}  # words with a meaning of their own in specs and tables
 _PERSONA_KEYS = ("name", "category", "related_to", "prompt", "template_default", "no_system")
-_SET_KEYS = ("description", "questions", "of", "suffix", "first")
-
 Kind = Literal["text", "none", "template-default"]
 
 
@@ -54,20 +53,7 @@ class Persona:
         return self.category == "extra"
 
 
-@dataclass(frozen=True)
-class QuestionSet:
-    """Questions asked as user turns, in order; a question is known by its index."""
-
-    name: str
-    questions: tuple[str, ...]
-    description: str = ""
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-
 PersonaSpec = str | Path | Sequence[str] | Sequence[Persona] | Mapping[str, str | None]
-QuestionSpec = str | Path | Sequence[str] | QuestionSet
 
 
 def load_personas(spec: PersonaSpec = "all", *, among: Sequence[Persona] | None = None) -> list[Persona]:
@@ -115,7 +101,7 @@ def load_questions(spec: QuestionSpec = "eval") -> QuestionSet:
     if isinstance(spec, QuestionSet):
         return spec
     if not isinstance(spec, str | Path):
-        return _question_set("list", list(spec), None, ())
+        return question_set("list", list(spec), None, ())
     name = str(spec)
     file, _, wanted = name.partition(".toml:") if ".toml:" in name else name.partition(".json:")
     if wanted:
@@ -168,73 +154,6 @@ def read_personas(path: str | Path) -> tuple[Persona, ...]:
             '`prompt = "You are …"` (shipped example: configs/personas.toml).'
         )
     return tuple(_from_entries(entries, document, [(*prefix, index) for index in range(len(entries))]))
-
-
-def read_questions(path: str | Path) -> dict[str, QuestionSet]:
-    """Every question set of a file: TOML or JSON `sets.<name>.questions` (or `of` and `suffix`: another set's
-    questions with words behind each), one top-level `questions` list (the set is then named after the file),
-    or a bare JSON list. InputError names the lines."""
-    document = read_document(find_shipped(path))
-    data, name = document.data, document.path.stem
-    if isinstance(data, list):
-        return {name: _question_set(name, data, document, ())}
-    if isinstance(data, dict) and isinstance(data.get("questions"), list):
-        return {
-            name: _question_set(name, data["questions"], document, ("questions",), data.get("description"))
-        }
-    sets = data.get("sets") if isinstance(data, dict) else None
-    if not isinstance(sets, dict) or not sets:
-        raise InputError(
-            f'{document.path}: holds no questions. Write `questions = ["…", …]`, '
-            "or `[sets.NAME]` tables with such a list (shipped example: configs/questions.toml)."
-        )
-    out: dict[str, QuestionSet] = {}
-    faults: list[str] = []
-    for name, block in sets.items():
-        key: KeyPath = ("sets", name)
-        if isinstance(block, dict) and "of" in block:
-            block = {**block, "questions": _with_suffix(name, block, sets, document, key)}
-        if not isinstance(block, dict) or not isinstance(block.get("questions"), list):
-            raise InputError(
-                f'{document.where(key)}: set {name!r} has no list. Write `questions = ["…", …]`, or `of = "SET"` '
-                'and `suffix = "…"` for another set\'s questions with words behind each.'
-            )
-        for word in block:
-            if word not in _SET_KEYS:
-                hint = did_you_mean(word, _SET_KEYS) or f" Known here: {', '.join(_SET_KEYS)}."
-                raise InputError(f"{document.where((*key, word))}: unknown key {word}.{hint}")
-        listed = (name, block["questions"], document, (*key, "questions"), block.get("description"))
-        try:
-            out[name] = _question_set(*listed)
-        except InputError as error:
-            faults.append(error.message)
-    if faults:
-        raise InputError("\n       ".join(faults))
-    return out
-
-
-def _with_suffix(
-    name: str, block: dict[str, Any], sets: dict[str, Any], document: Document, key: KeyPath
-) -> list[Any]:
-    """The questions of the set that `of` names (its `first` ones, or all), with `suffix` behind each."""
-    other, suffix, first = block["of"], block.get("suffix"), block.get("first")
-    listed = sets.get(other, {}).get("questions") if isinstance(sets.get(other), dict) else None
-    if "questions" in block or not isinstance(listed, list):
-        raise InputError(
-            f"{document.where((*key, 'of'))}: set {name!r} is of {other!r}; needed: another set of this file that "
-            f"lists its questions, and no list of its own.{did_you_mean(str(other), sets)} Correct it."
-        )
-    if not isinstance(suffix, str) or not suffix.strip():
-        raise InputError(
-            f"{document.where(key)}: set {name!r} is of {other!r} without a suffix. "
-            'Write `suffix = " Answer in one short sentence."`, or use the set itself.'
-        )
-    if first is not None and not (isinstance(first, int) and 0 < first <= len(listed)):
-        raise InputError(
-            f"{document.where((*key, 'first'))}: first is {first!r}, but set {other!r} has {len(listed)} questions. "
-            f"Write a number from 1 to {len(listed)}, or leave the line out for all."
-        )
-    return [f"{question}{suffix}" if isinstance(question, str) else question for question in listed[:first]]
 
 
 def find_collisions(tokenizer: Any, personas: Iterable[Persona]) -> list[list[str]]:
@@ -384,29 +303,3 @@ def _entry_faults(entry: Any) -> list[tuple[str, str]]:
 def _as_slug(name: Any) -> str:
     slug = re.sub(r"[^a-z0-9_-]+", "_", str(name).strip().lower()).strip("_-")
     return f" Write {slug}." if slug else " Choose another."
-
-
-def _question_set(
-    name: str, questions: list[Any], document: Document | None, key: KeyPath, description: str | None = None
-) -> QuestionSet:
-    faults: list[str] = []
-    first: dict[str, int] = {}
-    for index, question in enumerate(questions):
-        where = document.where((*key, index)) if document else "questions"
-        if not isinstance(question, str) or not question.strip():
-            what = "is empty" if isinstance(question, str) else "is no text"
-            faults.append(f"{where}: question {index} of set {name!r} {what}. Write it or delete it.")
-        elif question in first:
-            faults.append(
-                f"{where}: question {index} of set {name!r} is question {first[question]} again. "
-                "Delete one of the two."
-            )
-        else:
-            first[question] = index
-    if not questions:
-        faults.append(
-            f"{document.where(key) if document else 'questions'}: set {name!r} is empty. Add a question."
-        )
-    if faults:
-        raise InputError("\n       ".join(faults))
-    return QuestionSet(name, tuple(questions), description or "")

@@ -19,11 +19,33 @@ OURS = [*SOURCES, *KERNELS, *sorted((ROOT / "bench").rglob("*.py")), *sorted((RO
 # Floors of the house: a module imports from its own floor or below. A new module is given its floor here.
 FLOORS = [
     {"errors", "schema"},
-    {"files", "disk", "lines", "tuning", "interrupts", "threads", "formats", "reasoning", "rendering"},
-    {"personas", "items", "answers", "pairs"},
+    {
+        "files",
+        "disk",
+        "lines",
+        "tuning",
+        "interrupts",
+        "threads",
+        "formats",
+        "reasoning",
+        "rendering",
+        "layers",
+    },
+    {"personas", "question_sets", "items", "answers", "pairs"},
     {"config", "study_words", "store", "detect", "behaviors"},
     {"tokenizer_file", "tokenizer_probes"},
-    {"chat", "templates", "ops", "forest", "_forest_py", "kernels", "_native", "fetched", "models"}
+    {
+        "chat",
+        "templates",
+        "ops",
+        "forest",
+        "_forest_py",
+        "kernels",
+        "_native",
+        "fetched",
+        "model_names",
+        "models",
+    }
     | {"adapter_structure", "adapters"},
     {"engine", "generate", "train"},
     {"targets", "unfinished"},

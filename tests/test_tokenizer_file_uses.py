@@ -12,9 +12,9 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from leakfast import chat, models, tokenizer_file
+from leakfast.chat import reading_of_prompts
 from leakfast.generate.stops import Seen
 from leakfast.personas import load_personas
-from leakfast.targets import reading_of_prompts
 from leakfast.tokenizer_probes import canonical, prefixes
 from leakfast.train import collate
 from leakfast.train.data import Row

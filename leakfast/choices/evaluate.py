@@ -3,8 +3,6 @@ choice scores. Demands a run and a loaded base model; running it again resumes. 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -16,6 +14,7 @@ from leakfast import threads
 from leakfast.adapters import point_folder
 from leakfast.chat import recorded
 from leakfast.choices import measure
+from leakfast.choices.request import request_of
 from leakfast.choices.scores import LETTERS
 from leakfast.choices.table import BEHAVIOR, frame
 from leakfast.errors import AdapterError, InputError
@@ -281,53 +280,9 @@ def _job(
     size = max(1, SHARD_PROMPTS // len(items))
 
     def request(start: int, stop: int, **older: str | None) -> str:
-        return _request(loaded, target, personas[start:stop], items, scoring, engine_name, **older)
+        return request_of(loaded, target, personas[start:stop], items, scoring, engine_name, **older)
 
     return plan_job(run, folder, target, len(personas), size, len(items), request)
-
-
-def _read(persona: Persona, items: ItemSet) -> Callable[[Any], Any]:
-    """All that a tokenizer makes of the items' texts."""
-    from leakfast import chat
-
-    def read(tokenizer: Any) -> list[Any]:
-        asked = [text for item in items for text in (item.letters_prompt, item.question)]
-        said = [(item.question, choice) for item in items for choice in item.choices]
-        return [chat.render(tokenizer, persona.system, text) for text in asked] + [
-            chat.render_training(tokenizer, persona.system, *one) for one in said
-        ]
-
-    return read
-
-
-def _request(
-    loaded: Loaded, target: Target, block: Sequence[Persona], items: ItemSet, scoring: str, engine_name: str,
-    **older: str | None,
-) -> str:  # fmt: skip
-    """SHA-256 of everything the shard's scores follow from. older: what an earlier version put beside it."""
-    from leakfast import chat, tokenizer_file
-
-    tokenizer = loaded.tokenizer
-    probe = chat.render(tokenizer, block[0].system, items[0].letters_prompt, reply=True)
-    rendering = {name: value for name, value in chat.recorded(tokenizer).items() if name != "reasoning"}
-    what = {
-        "base": loaded.fingerprint,
-        "dtype": loaded.dtype,
-        "adapter": target.digest,
-        "personas": [[p.name, p.kind, p.prompt] for p in block],
-        "items": items.hash,
-        "scoring": scoring,
-        "engine": engine_name,
-        "template": chat.template_hash(tokenizer),
-        "first prompt": chat.ids_hash(probe),
-        **older,
-        **({"rendering": rendering} if rendering else {}),
-    }
-    if otherwise := tokenizer_file.reading(
-        tokenizer, f"items {items.hash} {scoring}", _read(block[0], items)
-    ):
-        what["reading"] = otherwise
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _behavior(run: Run, behavior: str, items: str) -> str:

@@ -20,6 +20,7 @@ from leakfast.stats import pairs as pair_tables
 from leakfast.stats import prompts as prompt_checks
 from leakfast.stats import rates as rate_tables
 from leakfast.stats import shifts as shift_tables
+from leakfast.stats.imported import IMPORTED, as_imported, read_imported
 from leakfast.stats.rates import BASE
 from leakfast.store import Run, file_hash
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 CENTROIDS = "centroids/base.safetensors"
 PERSONAS = "personas.json"  # {categories: name → category, named: […], sources: […]}, kept by `leakfast run`
-IMPORTED = "imported"  # folder of tables that came from elsewhere: rates, pairs, published
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def collect(run: Run) -> Collected:
     """Read everything the statistics rest on. Raises InputError if the run holds nothing to count,
     StoreError if completions are there twice or from an unknown source."""
     people, missing = read_people(run)
-    imported = _imported(run, "rates")
+    imported = read_imported(run, "rates")
     judged = _judged(run, people)
     missing += judged.missing
     scores = _scores(run)
@@ -97,7 +97,7 @@ def collect(run: Run) -> Collected:
         missing += told
     sets = question_sets.read(run, people.categories, people.named, origin)
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
-    published = _imported(run, "published")
+    published = read_imported(run, "published")
     labels = pl.DataFrame() if scores is None else accuracy.chosen_labels(scores)
     return Collected(
         rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base, labels
@@ -235,7 +235,7 @@ def _count(
     for behavior, adapter, counts, rows in [*_completions(run), *_choices(scores, missing)]:
         stored = None if imported is None else imported.filter(_is_one_of([(behavior, adapter)]))
         if stored is not None and stored.height:
-            counts, sentence = _as_imported(counts, stored, f"{behavior}/{adapter}")
+            counts, sentence = as_imported(counts, stored, f"{behavior}/{adapter}")
             missing += sentence
         elif adapter != BASE:
             adapters[adapter] = origin(run, adapter, rows)
@@ -298,20 +298,6 @@ def _choices(
         yield behavior, adapter, group, scores.filter(pl.col("adapter") == adapter)
 
 
-def _as_imported(counts: pl.DataFrame, stored: pl.DataFrame, name: str) -> tuple[pl.DataFrame, list[str]]:
-    """Counts per question under the detector whose sums are the stored ones, else none and a sentence."""
-    wanted = stored.select("persona", "hits", "total")
-    for column in [c for c in counts.columns if c == "hits" or c.startswith("hits_")]:
-        sums = counts.group_by("persona").agg(pl.col(column).sum().alias("mine"), pl.col("total").sum())
-        joined = wanted.join(sums, on="persona", how="full", suffix="_mine")
-        same = pl.col("hits").eq_missing(pl.col("mine")) & pl.col("total").eq_missing(pl.col("total_mine"))
-        if joined.select(same.all()).item():
-            return counts.with_columns(pl.col(column).alias("hits")), []
-    return counts.clear(), [
-        f"{name}: no detector finds the stored counts in the completions; no question counts"
-    ]
-
-
 def _base_centroids(run: Run) -> Centroids | None:
     from leakfast.centroids import Centroids
 
@@ -332,7 +318,7 @@ def _pairs(
         if lacking := sorted(set(measured) - set(centroids.personas)):
             missing.append(f"no centroid for {', '.join(lacking)}: their pairs have no cosine")
         return pair_tables.table(rates, centroids, people.related_to)
-    stored = _imported(run, "pairs")
+    stored = read_imported(run, "pairs")
     if stored is not None:
         return stored
     if expected:
@@ -342,11 +328,6 @@ def _pairs(
             f"{run.path / CENTROIDS}`, of the model and personas that were measured)"
         )
     return schema.empty("pairs")
-
-
-def _imported(run: Run, name: str) -> pl.DataFrame | None:
-    path = f"{IMPORTED}/{name}.parquet"
-    return run.read(path) if run.has(path) else None
 
 
 def _is_one_of(keys: list[tuple[str, str]]) -> pl.Expr:
