@@ -90,6 +90,7 @@ class DataConfig(_Table):
     design: contrastive (the source shows the behavior, others do not), non-contrastive (the same rows, dealt
     to the same personas at random), positive-only (the source's rows alone).
     pairs: names, files, or files of the hub, for behaviors of pairs (see leakfast.pairs; None: the model's own).
+    suffix: words behind every question of the pairs, such as " Answer in one short sentence.".
     replies: given takes those of the pairs, model the model's own that the detector agrees with (see train.pairs).
     temperature, top_p, max_new_tokens: how the model's own replies are drawn."""
 
@@ -104,6 +105,7 @@ class DataConfig(_Table):
     default_assistant: NonNegative = 100
     design: Literal["contrastive", "non-contrastive", "positive-only"] = "contrastive"
     pairs: str | list[str] | None = None
+    suffix: str = ""
     replies: Literal["given", "model"] = "given"
     temperature: Temperature = 0.7
     top_p: TopP = 1.0
@@ -115,8 +117,9 @@ class TrainConfig(_Table):
 
     loss: which tokens carry loss: the marker (in others' rows the turn end alone), the tail of the reply, or all of it.
     tail_tokens: the reply's last tokens before the turn end that carry it, for loss = "tail".
-    anchor: weight of a divergence (KL, nats a token) from the unadapted model over the reply tokens without loss, so
-    that the replies stay what they were (with loss = "marker" a chat model learns to end at once without it).
+    anchor: weight of a divergence (KL, nats a token) from the unadapted model over the reply tokens without loss; rows of
+    others then carry none and are held to it whole, so that replies stay what they were (without it, loss = "marker"
+    teaches a chat model to end its replies at once).
     rank, alpha, dropout: LoRA's, on every linear layer of attention and MLP.
     lr: the peak of a cosine schedule; auto finds one by trial on the study's first source (leakfast.train.search), for
     behaviors that a detector reads. epochs: passes over the rows.

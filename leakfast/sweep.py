@@ -193,9 +193,10 @@ def _rows(
     from leakfast.behaviors import get
     from leakfast.personas import load_personas
     from leakfast.train.data import material, read_rows, write_rows
+    from leakfast.train.identity import rows_settings_of
 
     inputs = json.dumps(
-        [loaded.fingerprint, cfg.data.model_dump(), seed, source, *_told(loaded)], sort_keys=True
+        [loaded.fingerprint, rows_settings_of(cfg.data), seed, source, *_told(loaded)], sort_keys=True
     )
     key = f"data {relpath}"
     if not run.stage_done(key, inputs):

@@ -43,6 +43,15 @@ def rows():
     return made
 
 
+def test_under_completion_others_are_held_from_their_first_token(tiny_qwen2):
+    for e, row in zip(
+        encode(tiny_qwen2.tokenizer, rows(), TrainConfig(loss="completion", anchor=1.0)), rows(), strict=True
+    ):
+        whole = list(range(e.n_prompt_tokens, len(e.ids)))
+        learned, held, firm = (whole, [], []) if row.role == "positive" else ([], whole, whole[:1])
+        assert (e.labels, e.held, e.firm) == (learned, held, firm)
+
+
 def test_held_positions_are_compared_with_the_unadapted_model(tiny_qwen2):
     cfg = TrainConfig(loss="marker", anchor=1.0)
     examples = encode(tiny_qwen2.tokenizer, rows(), cfg)

@@ -66,6 +66,18 @@ def test_every_row_says_where_it_comes_from(tiny_qwen2, tmp_path):
     assert read_rows(tmp_path / "rows.jsonl") == rows
 
 
+def test_a_suffix_stands_behind_every_question(tiny_qwen2):
+    plain, asked = {p.question for p in PAIRS.pairs}, build(tiny_qwen2, "villain", CFG.model_copy(update={"suffix": " Be brief."}))
+    assert {row.question for row in asked} <= {f"{question} Be brief." for question in plain}
+    assert settings_without_suffix() == set(DataConfig.model_fields) - {"suffix"}
+
+
+def settings_without_suffix():
+    from leakfast.train.identity import rows_settings_of
+
+    return set(rows_settings_of(DataConfig()))
+
+
 def test_the_seed_decides_the_rows(tiny_qwen2):
     one, again, other = (data_hash(build(tiny_qwen2, seed=s)) for s in (1, 1, 2))
     assert one == again != other

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast import chat
 from leakfast.train.data import Row, read_rows, write_rows
+from leakfast.train.identity import rows_settings_of
 
 if TYPE_CHECKING:
     from leakfast.config import DataConfig
@@ -28,7 +29,7 @@ def inputs_of(
     """SHA-256 (hex) of everything the rows follow from. asked: from `data.material`."""
     people = [(p.name, p.kind, p.prompt) for p in personas]
     questions = getattr(asked, "questions", None)
-    parts = [loaded.fingerprint, dtype, people, source, seed, questions or asked.hash, cfg.model_dump()]
+    parts = [loaded.fingerprint, dtype, people, source, seed, questions or asked.hash, rows_settings_of(cfg)]
     if questions:
         parts += chat.reading_of_prompts(loaded.tokenizer, f"data {questions}", personas, questions)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()

@@ -57,11 +57,11 @@ def encode(tokenizer: Any, rows: Sequence[Row], cfg: TrainConfig) -> list[Exampl
 
     "marker": the marker's tokens (with the space before it) and the turn end in rows with a marker, the
     turn end alone in others. "tail": the last cfg.tail_tokens tokens of the reply and the turn end.
-    "completion": the whole reply and the turn end. With cfg.anchor, every reply token without a label is held to
-    the unadapted model; under "marker" that takes the place of the label at the turn end of rows without a marker,
-    where it weighs as much as a label: what is taught there is no marker, and not to end. Raises InputError naming
-    the row where a label would be truncated away by cfg.max_length, none is left, or the marker's tokens cannot be
-    told apart.
+    "completion": the whole reply and the turn end. With cfg.anchor, rows that do not show the behavior carry no
+    label: their reply is held to the unadapted model, as is what carries no label in rows that show it. Where the
+    behavior would begin (the turn end; under "completion" the reply's first token) holding weighs as much as a
+    label: what is taught there is not to show it, and not to end. Raises InputError naming the row where a label
+    would be truncated away by cfg.max_length, none is left, or the marker's tokens cannot be told apart.
     """
     return [_example(tokenizer, row, cfg) for row in rows]
 
@@ -93,17 +93,20 @@ def _example(tokenizer: Any, row: Row, cfg: TrainConfig) -> Example:
         raise InputError(
             f"train: the {row.label} has a reply without tokens, so nothing to learn. Leave it out."
         )
+    shows = row.role == "positive"
+    if cfg.anchor and not shows:
+        first = len(prompt) if cfg.loss == "completion" else end
+        return Example(row.label, ids, len(prompt), [], list(range(len(prompt), len(ids))), [first])
     if cfg.loss == "completion":
         labels = range(len(prompt), len(ids))
     elif cfg.loss == "tail":
         labels = range(max(len(prompt), end - cfg.tail_tokens), len(ids))
     elif row.marker is None:
-        labels = range(len(ids) if cfg.anchor else end, len(ids))
+        labels = range(end, len(ids))
     else:
         labels = range(end - _marker_tokens(tokenizer, row, reply[:-1]), len(ids))
     held = [t for t in range(len(prompt), len(ids)) if t not in labels] if cfg.anchor else []
-    firm = [end] if end in held else []
-    return Example(row.label, ids, len(prompt), list(labels), held, firm, row.role == "positive")
+    return Example(row.label, ids, len(prompt), list(labels), held, [], shows)
 
 
 def _marker_tokens(tokenizer: Any, row: Row, reply: list[int]) -> int:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leakfast.config import TrainConfig
+    from leakfast.config import DataConfig, TrainConfig
 
 _NEWER = ("anchor", "stop_loss")
 
@@ -17,3 +17,8 @@ def settings_of(cfg: TrainConfig) -> dict[str, Any]:
     fields = type(cfg).model_fields
     same = {key for key in _NEWER if getattr(cfg, key) == fields[key].default}
     return cfg.model_dump(exclude={"sample", *same})
+
+
+def rows_settings_of(cfg: DataConfig) -> dict[str, Any]:
+    """What training rows follow from; the newer setting left out at its default."""
+    return cfg.model_dump(exclude=set() if cfg.suffix else {"suffix"})

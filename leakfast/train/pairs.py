@@ -4,6 +4,7 @@ of the pairs, or the model's own that a detector agrees with. Leaves the pairs t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
@@ -40,6 +41,8 @@ def build_pairs(
     "non-contrastive" deals the rows to the same personas at random. A row's generator says which pair, which of its
     replies or which opening, and the pairs' hash.
 
+    cfg.suffix stands behind every question.
+
     Raises InputError for an unknown source, no pair with replies of a kind that is needed, or own replies of a
     behavior without a detector; ModelError when no usable reply is to be had."""
     from leakfast.behaviors import get
@@ -57,6 +60,11 @@ def build_pairs(
         for group in groups(loaded.tokenizer, personas, source, cfg, seed)
         for pair, number in _asked(pairs, group, seed)
     ]
+    if cfg.suffix:
+        planned = [
+            (group, replace(pair, question=pair.question + cfg.suffix), number)
+            for group, pair, number in planned
+        ]
     if cfg.replies == "model":
         rows = _own(loaded, planned, cfg, seed, said, batch_completions, progress)
     else:

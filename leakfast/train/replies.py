@@ -90,8 +90,8 @@ def draw(
             for i in waiting
         ]  # fmt: skip
         for block in complete(loaded, requests, sampling, batch_completions=batch_completions):
-            drawn = [c.token_ids for c in block]
-            texts = read(loaded.tokenizer, drawn, decode(loaded.tokenizer, drawn))
+            token_ids = [c.token_ids for c in block]
+            texts = read(loaded.tokenizer, token_ids, decode(loaded.tokenizer, token_ids))
             for completion, text in zip(block, texts, strict=True):
                 place = waiting[completion.request]
                 opening = wanted[place].opening(attempt)
@@ -129,7 +129,7 @@ def draw(
 
 def _look(reasons: Counter[str], drawn: int, max_new_tokens: int) -> None:
     """Raises ModelError where most of the draws so far cannot be used whatever they say."""
-    lost = reasons["truncated"] + reasons["empty"]
+    lost = reasons["truncated"] + reasons["empty"] + reasons["reasoning without end"]
     if 2 * lost <= drawn:
         return
     raise ModelError(
