@@ -240,11 +240,7 @@ def measure(
 
         from leakfast import engine
 
-        engine.check_precision(
-            precision,
-            "cuda" if torch.cuda.is_available() else "cpu",
-            "bfloat16" if dtype == models.AUTO else dtype,
-        )
+        engine.check_precision(precision, "cuda" if torch.cuda.is_available() else "cpu", dtype)
     loaded = models.load(model, dtype=dtype, revision=revision, rendering=rendering)
     settings = {
         "center_extras": names_extras(personas, people),

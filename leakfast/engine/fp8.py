@@ -78,7 +78,8 @@ def check_precision(precision: str | None, device: Any, dtype: Any) -> None:
         return
     if precision not in PRECISIONS:
         raise InputError(f"precision: {precision!r} asked, but there is fp8. Use --precision fp8 or none.")
-    dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    if isinstance(dtype, str):  # auto is bfloat16 on a GPU
+        dtype = torch.bfloat16 if dtype == "auto" else getattr(torch, dtype)
     if reason := why_not(torch.device(device), dtype):
         raise ModelError(
             f"precision: fp8 asked, but {reason}. Needed: a bfloat16 model on an NVIDIA GPU of compute "
