@@ -336,7 +336,10 @@ def _spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
     return rho if math.isfinite(rho) else None
 
 
-def _last_loss(run: Run, name: str) -> float:
+def _last_loss(run: Run, name: str) -> float | None:
+    """Of the last step that had a label."""
     from leakfast.train.lora import LOG
 
-    return float(json.loads((run.path / "adapters" / name / LOG).read_text().splitlines()[-1])["loss"])
+    steps = map(json.loads, (run.path / "adapters" / name / LOG).read_text().splitlines())
+    known = [step["loss"] for step in steps if step["loss"] is not None]
+    return float(known[-1]) if known else None

@@ -35,8 +35,8 @@ def settle() -> None:
         torch.set_num_threads(n)
     log.info("threads: %d (%s)", n, why)
     if busy := load():
-        log.warning("threads: this machine is busy (%s): everything takes longer, and --threads %d may be quicker than "
-                    "%d", busy, max(1, n // 2), n)  # fmt: skip
+        hint = f", and --threads {n // 2} may be quicker than {n}" if n > 1 else ""
+        log.warning("threads: this machine is busy (%s): everything takes longer%s", busy, hint)
 
 
 def in_use() -> int:

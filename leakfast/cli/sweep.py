@@ -121,7 +121,7 @@ def cli(
     columns = ["lr", "epochs", "loss", f"source {said}", f"bystanders {said}", "ρ", "n", "verdict", "health"]
     decided = dict(found.verdicts.select("adapter", "verdict").rows()) if found.verdicts.height else {}
     rows = [
-        [f"{r['lr']:g}", r["epochs"], f"{r['loss']:.3f}", _scaled(r["source_effect"], scale),
+        [f"{r['lr']:g}", r["epochs"], "–" if r["loss"] is None else f"{r['loss']:.3f}", _scaled(r["source_effect"], scale),
          _scaled(r["mean_bystander_effect"], scale), None if r["spearman"] is None else f"{r['spearman']:+.2f}", r["n"],
          decided.get(r["adapter"]), r["health"]]
         for r in found.points.rows(named=True)

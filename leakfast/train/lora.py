@@ -169,12 +169,12 @@ def _lora(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _Step:
-    """One line of the training log. loss in nats per labelled token, divergence in nats per held token; lr as used
+    """One line of the training log. loss in nats per labelled token (null without any), divergence in nats per held token; lr as used
     in this step."""
 
     step: int
     epoch: int
-    loss: float
+    loss: float | None
     lr: float
     grad_norm: float
     n_labels: int
@@ -235,10 +235,11 @@ def _loop(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             n_tokens = sum(b.ids.numel() for b in micro)
-            history.append(_Step(len(history), epoch, loss, lr, norm, n_labels, n_tokens, held))
+            said = loss if n_labels else None
+            history.append(_Step(len(history), epoch, said, lr, norm, n_labels, n_tokens, held))
             visit(net, len(history), total)
             if progress is not None:
-                progress(len(history), total, f"steps, loss {loss:.3f}")
+                progress(len(history), total, f"steps, loss {loss:.3f}" if n_labels else "steps, loss –")
             if shown.recent < cfg.stop_loss:
                 log.info("train: the behavior is learned after %d of %d steps", len(history), total)
                 return history
@@ -344,13 +345,8 @@ def _save(
         _replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    log.info(
-        "train: %s, loss %.3f after %d steps (first: %.3f)",
-        out,
-        history[-1].loss,
-        len(history),
-        history[0].loss,
-    )
+    known = [step.loss for step in history if step.loss is not None] or [math.nan]
+    log.info("train: %s, loss %.3f after %d steps (first: %.3f)", out, known[-1], len(history), known[0])
     return card
 
 
