@@ -169,8 +169,8 @@ def _lora(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _Step:
-    """One line of the training log. loss in nats per labelled token (null without any), divergence in nats per held token; lr as used
-    in this step."""
+    """One line of the training log. loss in nats per labelled token (null without any), divergence in nats per held token;
+    lr as used in this step."""
 
     step: int
     epoch: int
