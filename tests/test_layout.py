@@ -89,6 +89,7 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
+@cache
 def imports(path: Path, top_only: bool = False) -> list[tuple[str, int]]:
     """(dotted module, line) of every import, `from a import b` as a and a.b; not those for type checkers."""
     found: list[tuple[str, int]] = []
@@ -112,6 +113,7 @@ def imports(path: Path, top_only: bool = False) -> list[tuple[str, int]]:
     return found
 
 
+@cache
 def rooms_imported(path: Path) -> set[tuple[str, int]]:
     """Rooms of leakfast that a file imports from; the package itself is ""."""
     everything = set().union(*FLOORS)
@@ -125,6 +127,7 @@ def rooms_imported(path: Path) -> set[tuple[str, int]]:
     return found
 
 
+@cache
 def calls(path: Path) -> list[ast.Call]:
     return [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
 
