@@ -106,14 +106,14 @@ def test_shards_whose_request_named_the_source_still_count(
 
 
 def test_choices_are_not_scored_again_either(tiny_qwen2, foreign, people, tmp_path, monkeypatch):
-    made, asked = {}, choices._request
+    made, asked = {}, choices.request_of
 
     def noted(*words, **older):
         if not older:
             made[words[1].name] = lambda s: asked(*words, source=s)
         return asked(*words, **older)
 
-    monkeypatch.setattr(choices, "_request", noted)
+    monkeypatch.setattr(choices, "request_of", noted)
 
     def scored(source):
         return choices.evaluate(
