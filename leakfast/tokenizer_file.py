@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from leakfast.errors import ModelError
+from leakfast.rendering import configure, rendering_of
 from leakfast.tokenizer_probes import Difference, canonical, first_difference, prefixes
 
 __all__ = ["TokenizerFile", "find", "of_pair", "reading", "replaced", "saved"]
@@ -161,6 +162,7 @@ class TokenizerFile:
             as_file.add_tokens(extra)
             as_file.chat_template = tokenizer.chat_template
             as_file.model_max_length = tokenizer.model_max_length
+            configure(as_file, rendering_of(tokenizer))
         as_file.padding_side = tokenizer.padding_side
         for name in _NAMED:
             value = getattr(tokenizer, name, None)
@@ -277,8 +279,10 @@ def reading(tokenizer: Any, key: str, read: Callable[[Any], Any]) -> list[str]:
     aside = _put_aside.get(tokenizer)
     if aside is None:
         return []
-    known = _asked.setdefault(tokenizer, {})
+    how = rendering_of(tokenizer)
+    known, key = _asked.setdefault(tokenizer, {}), f"{key} {how}"
     if key not in known:
+        configure(aside, how)
         known[key] = read(tokenizer) != read(aside)
     return [FILE] if known[key] else []
 

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from leakfast import chat, models, tokenizer_file
 from leakfast.errors import ModelError
 from leakfast.organism import material
+from leakfast.rendering import Rendering, rendering_of
 from leakfast.tokenizer_probes import canonical, first_difference
 
 
@@ -223,9 +224,11 @@ def test_the_tokenizer_of_a_pair_is_compared_too(tmp_path):
     given = AutoTokenizer.from_pretrained(place)
     given.add_tokens(["<mine>"])
     given.chat_template = CHATML + " "
+    chat.configure(given, Rendering(system_role="user"))
     tokenizer = models.load_tokenizer((Net(), given))
     assert tokenizer is not given and tokenizer.chat_template == CHATML + " "
     assert tokenizer.convert_tokens_to_ids("<mine>") == given.convert_tokens_to_ids("<mine>")
+    assert rendering_of(tokenizer) == Rendering(system_role="user")
     assert_reads_as_the_file(tokenizer, place)
     assert models.load_tokenizer((Net(), tokenizer)) is tokenizer
 

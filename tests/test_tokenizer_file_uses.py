@@ -15,6 +15,7 @@ from leakfast import chat, models, tokenizer_file
 from leakfast.chat import reading_of_prompts
 from leakfast.generate.stops import Seen
 from leakfast.personas import load_personas
+from leakfast.rendering import Rendering
 from leakfast.tokenizer_probes import canonical, prefixes
 from leakfast.train import collate
 from leakfast.train.data import Row
@@ -98,10 +99,12 @@ def test_a_studys_prompts_say_their_reading_only_where_it_matters():
     tokenizer, people = models.load_tokenizer("organism"), load_personas(["villain", "comedian"])
     assert reading_of_prompts(tokenizer, "plain prompts", people, ["What is tea?"]) == []
     assert reading_of_prompts(tokenizer, "code prompts", people, ["What is tea?", CODE]) == ["tokenizer.json"]
+    chat.configure(tokenizer, Rendering(system_role="user"))  # which both readings are then asked with
+    assert reading_of_prompts(tokenizer, "plain prompts", people, ["What is tea?"]) == []
 
 
 def test_choices_that_were_read_otherwise_are_scored_again(tmp_path):
-    from leakfast.choices.evaluate import _request
+    from leakfast.choices.request import request_of
     from leakfast.items import load_items
     from leakfast.targets import Target
 
@@ -119,9 +122,9 @@ def test_choices_that_were_read_otherwise_are_scored_again(tmp_path):
             "full-text",
             "packed",
         )
-        before = _request(loaded, *args)
+        before = request_of(loaded, *args)
         tokenizer_file._put_aside[loaded.tokenizer] = aside
-        return before, _request(loaded, *args)
+        return before, request_of(loaded, *args)
 
     before, now = requests("tea")
     assert before == now
