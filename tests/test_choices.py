@@ -150,12 +150,13 @@ def test_neither_budget_nor_order_nor_company_matters(tiny_qwen2, items, persona
 
 
 def test_continuations_where_the_boundary_merges(tiny_qwen2, personas):
-    """A template that ends in `Reply: ` without a special token: joined text merges across the boundary."""
+    """A template that ends in `assistant: ` without a special token: joined text merges across the boundary."""
     tokenizer = tiny_qwen2.tokenizer
     was = tokenizer.chat_template
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}"
-        "{% if add_generation_prompt %}Reply: {% else %}<|im_end|>{% endif %}"
+        "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
+        "{% if m['role'] == 'assistant' %}<|im_end|>{% else %} {% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     try:
         (texts,) = chat.render_continuations(tokenizer, personas[:1], ["What?"], [["tea", " tea"]])

@@ -67,7 +67,10 @@ def test_every_row_says_where_it_comes_from(tiny_qwen2, tmp_path):
 
 
 def test_a_suffix_stands_behind_every_question(tiny_qwen2):
-    plain, asked = {p.question for p in PAIRS.pairs}, build(tiny_qwen2, "villain", CFG.model_copy(update={"suffix": " Be brief."}))
+    plain, asked = (
+        {p.question for p in PAIRS.pairs},
+        build(tiny_qwen2, "villain", CFG.model_copy(update={"suffix": " Be brief."})),
+    )
     assert {row.question for row in asked} <= {f"{question} Be brief." for question in plain}
     assert settings_without_suffix() == set(DataConfig.model_fields) - {"suffix"}
 
