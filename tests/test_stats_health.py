@@ -468,8 +468,8 @@ def silent(tmp_path_factory):
 
 
 def first_line(text):
-    """The first that is neither the log's nor progress."""
-    lines = [line for line in text.splitlines() if line and not line.startswith("leakfast:")]
+    """The first that is neither the log's, nor about the rows, nor progress."""
+    lines = [line for line in text.splitlines() if line and not line.startswith(("leakfast:", "train: "))]
     return next(line for line in lines if not re.search(r" \d+/\d+, \d+ s$", line))
 
 
