@@ -83,9 +83,9 @@ def by_vllm(loaded: Any, requests: list[Any], asked: dict[str, Any]) -> Callable
     adapter = Path(asked["adapter"])
     longest = max(len(r.ids) for r in requests) + asked["max_new_tokens"]
     opened = engines.opened(loaded, [adapter], "vllm", batch_completions=asked["batch"], longest=longest)
-    engine = opened.__enter__()
+    engine = opened.__enter__()  # until the process ends
 
-    def run() -> int:
+    def run(_open: object = opened) -> int:
         done = engine.stream([Work(0, adapter, requests)], sampling)
         return sum(len(c.token_ids) for _, block in done for c in block)
 

@@ -367,10 +367,11 @@ def _draw(
             unfinished.add(shard, some)
         state.add(len(some), job)
 
-    with Unfinished(run) as unfinished, finishing("the shard in hand", bounded=not keeps) as stop_asked:
+    with Unfinished(run) as unfinished, finishing("the shard in hand", bounded=not keeps) as stop:
         for work, drawn in engine.stream(works(), plan.asked.sampling, finished):
-            write(work, drawn)
-            if stop_asked():
+            with stop.writing():
+                write(work, drawn)
+            if stop():
                 raise KeyboardInterrupt
     return made
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,19 +17,47 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 8.0  # for a shard that is computed here: a real model's takes minutes, and is drawn again whole
 
 
+class Stop:
+    """Whether a stop was asked for, when called; and the time for writing what is finished, which is not cut."""
+
+    def __init__(self) -> None:
+        self.asked = self.over = False
+        self._writing = 0
+
+    def __call__(self) -> bool:
+        return self.asked
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """A time that is over inside the block raises KeyboardInterrupt at its end."""
+        self._writing += 1
+        try:
+            yield
+        finally:
+            self._writing -= 1
+        if self.over:
+            raise KeyboardInterrupt
+
+    def end(self) -> None:
+        """The time for finishing is over."""
+        self.over = True
+        if not self._writing:
+            raise KeyboardInterrupt
+
+
 @contextmanager
-def finishing(what: str, *, bounded: bool = False) -> Iterator[Callable[[], bool]]:
-    """Inside the block, a function that says whether a stop was asked for. what: what is finished first, in
+def finishing(what: str, *, bounded: bool = False) -> Iterator[Stop]:
+    """Inside the block, what says whether a stop was asked for when it is called. what: what is finished first, in
     words. Whoever asks it raises KeyboardInterrupt at the next point where nothing is lost; bounded: if that has not
-    come GRACE_S later, it is raised wherever the program is (where the system has timers)."""
-    asked = False
+    come GRACE_S later, it is raised wherever the program is (where the system has timers), but not within
+    `writing()`."""
+    stop = Stop()
     timed = bounded and hasattr(signal, "setitimer")
 
     def note(signum: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
+        if stop.asked:
             raise KeyboardInterrupt
-        asked = True
+        stop.asked = True
         name = signal.Signals(signum).name
         rest = f" if that takes no longer than {GRACE_S:g} s" if timed else ""
         log.warning("%s: finishing %s%s, then stopping; once more stops at once", name, what, rest)
@@ -38,16 +66,16 @@ def finishing(what: str, *, bounded: bool = False) -> Iterator[Callable[[], bool
 
     def over(signum: int, frame: FrameType | None) -> None:
         log.warning("%s takes longer; what is finished stays, it is begun again next time", what)
-        raise KeyboardInterrupt
+        stop.end()
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield stop
         return
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     if timed:
         before[signal.SIGALRM] = signal.signal(signal.SIGALRM, over)
     try:
-        yield lambda: asked
+        yield stop
     finally:
         if timed:
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -219,6 +219,19 @@ def test_the_time_for_finishing_is_over_where_the_program_is_and_no_later(monkey
     with pytest.raises(KeyboardInterrupt):
         long()  # has no other end
     assert time.monotonic() - began >= 0.2
+    written = []
+
+    def writes() -> None:
+        with finishing("it", bounded=True) as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            with stop.writing():
+                time.sleep(0.4)
+                written.append("whole")
+            written.append("and no more")
+
+    with pytest.raises(KeyboardInterrupt):
+        writes()
+    assert written == ["whole"]
     with finishing("it", bounded=True):  # in time: nothing comes afterwards
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.3)

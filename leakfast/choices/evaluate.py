@@ -18,7 +18,7 @@ from leakfast.choices.request import request_of
 from leakfast.choices.scores import LETTERS
 from leakfast.choices.table import BEHAVIOR, frame
 from leakfast.errors import AdapterError, InputError
-from leakfast.interrupts import finishing
+from leakfast.interrupts import Stop, finishing
 from leakfast.targets import (
     BASE,
     Job,
@@ -297,7 +297,7 @@ def _behavior(run: Run, behavior: str, items: str) -> str:
 
 def _score(
     loaded: Loaded, run: Run, job: Job, personas: Sequence[Persona], items: ItemSet, scoring: str,
-    engine: Engine | None, budget_tokens: int | None, counter: _Counter, stop_asked: Callable[[], bool],
+    engine: Engine | None, budget_tokens: int | None, counter: _Counter, stop_asked: Stop,
     share: float | None = None, behavior: str = BEHAVIOR,
 ) -> None:  # fmt: skip
     """The job's missing shards, each written as soon as it is complete, those of other requests moved away; KeyboardInterrupt
@@ -343,11 +343,12 @@ def _score(
             )  # fmt: skip
             if share is not None:
                 made = made.with_columns(pl.lit(share).alias("share"))
-            run.add_shard(
-                shard.relpath, made, request=shard.request, adapter=target.digest, base=loaded.fingerprint,
-                items=items.name, behavior=behavior, personas=chat.prompt_hashes(loaded.tokenizer, block),
-                **({"answers": items.reading} if items.reading else {}),
-            )  # fmt: skip
+            with stop_asked.writing():
+                run.add_shard(
+                    shard.relpath, made, request=shard.request, adapter=target.digest, base=loaded.fingerprint,
+                    items=items.name, behavior=behavior, personas=chat.prompt_hashes(loaded.tokenizer, block),
+                    **({"answers": items.reading} if items.reading else {}),
+                )  # fmt: skip
             counter.done += shard.rows
             counter.show(target.name)
             if stop_asked():
