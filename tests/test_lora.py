@@ -3,6 +3,7 @@ is learnt under its source."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -91,6 +92,12 @@ def test_an_anchored_training_stays_nearer_to_the_base(tiny_qwen2, tmp_path):
         run(tiny_qwen2, tmp_path / str(anchor), CFG.model_copy(update={"anchor": anchor, "loss": "marker"}))
         ends[anchor] = json.loads((tmp_path / str(anchor) / "train_log.jsonl").read_text().splitlines()[-1])
     assert ends[10.0]["divergence"] < 0.7 * ends[1e-6]["divergence"]
+
+
+def test_a_card_names_weights_that_were_dequantized(tiny_qwen2, tmp_path):
+    assert "weights" not in run(tiny_qwen2, tmp_path / "own").recipe
+    converted = dataclasses.replace(tiny_qwen2, origin="dequantized from Q4_1 (a.gguf)")
+    assert run(converted, tmp_path / "gguf").recipe["weights"] == converted.origin
 
 
 def test_training_ends_once_the_behavior_is_learned(tiny_qwen2, tmp_path):

@@ -112,6 +112,7 @@ def train(
             "rows": len(rows),
             "steps": len(history),
             **({"tokenizer": tokenizer_file.FILE} if tokenizer_file.replaced(loaded.tokenizer) else {}),
+            **({"weights": loaded.origin} if loaded.origin else {}),
             "rendering": {"template": template_hash(loaded.tokenizer), **recorded(loaded.tokenizer)},
         }
         card = AdapterCard(
