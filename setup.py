@@ -28,6 +28,7 @@ PACKAGES = [
     "leakfast.published",
     "leakfast.report",
     "leakfast.stats",
+    "leakfast.storage",
     "leakfast.train",
     "leakfast.kernels",
     "leakfast._configs",

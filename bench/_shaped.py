@@ -14,8 +14,9 @@ import numpy as np
 from _common import SHAPES, loaded, make_model
 
 from leakfast.generate import Sampling
-from leakfast.generate.vllm import Engine, Spec, Width
-from leakfast.generate.vllm.start import lora_settings
+from leakfast.generate.vllm.engine import Engine
+from leakfast.generate.vllm.start import Spec, lora_settings
+from leakfast.generate.vllm.widths import Width
 
 SHAPES["small"] = {  # the smallest that vLLM's CPU attention takes: for rehearsals of the GPU's way, not for numbers
     "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -55,7 +56,7 @@ def shaped_adapter(folder: Path, shape: str, rank: int, seed: int) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from leakfast.adapters import CONFIG, WEIGHTS
+    from leakfast.adapter_structure import CONFIG, WEIGHTS
 
     s = SHAPES[shape]
     d, wide = s["hidden_size"], s["intermediate_size"]

@@ -19,10 +19,11 @@ import numpy as np
 from _common import SHAPES, card, ending_with_json, parser, ratio, shown, spread, surroundings, where
 from _shaped import Measured, shaped_adapter, shaped_folder, shaped_spec, swapping
 
-from leakfast.config import derive_seed
 from leakfast.generate import Completion, Request, Sampling, Work
-from leakfast.generate.vllm import Parallel, Width
-from leakfast.store import Run
+from leakfast.generate.vllm.parallel import Parallel
+from leakfast.generate.vllm.widths import Width
+from leakfast.storage.run import Run
+from leakfast.storage.seeds import derive_seed
 
 PUBLISHED_SEATS = 128
 ROOFLINE_TOKENS_S = (
@@ -88,7 +89,7 @@ def on_gpu(
     where the memory is enough for all, else one after the other. Then a fourth, ours with weights swapped in place."""
     import torch
 
-    from leakfast.generate.vllm import device_name, width_for
+    from leakfast.generate.vllm.widths import device_name, width_for
 
     rng = np.random.default_rng(asked.seed)
     vocab = SHAPES[asked.shape]["vocab_size"]

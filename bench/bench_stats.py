@@ -27,7 +27,7 @@ from leakfast import personas, stats
 from leakfast.centroids import Centroids
 from leakfast.stats import rates as rate_tables
 from leakfast.stats import resample
-from leakfast.store import Run
+from leakfast.storage.run import Run
 
 GROUPS, LAYERS, N, R, CELLS = 24, 28, 110, 10_000, 4
 BEHAVIORS = ("marker", "capability", "refusal", "sycophancy", "misalignment")

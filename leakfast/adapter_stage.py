@@ -73,7 +73,8 @@ def recipe_of(stages: Stages, behavior: str) -> TrainConfig:
 
 def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
     """Folder of the adapter of (behavior, source, seed), trained if it is not there."""
-    from leakfast.adapters import CARD, CONFIG, WEIGHTS
+    from leakfast.adapter_structure import CONFIG, WEIGHTS
+    from leakfast.adapters import CARD
     from leakfast.choices.evaluate import checkpoints_of
     from leakfast.train.collate import reading
     from leakfast.train.data import read_rows

@@ -15,7 +15,15 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.adapter_structure import CONFIG, WEIGHTS, Structure, config_of, file_in, structure_of, unchanged
+from leakfast.adapter_structure import (
+    CONFIG,
+    WEIGHTS,
+    Structure,
+    config_of,
+    file_in,
+    structure_of,
+    unchanged,
+)
 from leakfast.errors import AdapterError
 from leakfast.templates import warn_of_adapter
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from leakfast.config import Study
     from leakfast.models import Loaded
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 
 def check(

@@ -19,7 +19,8 @@ from leakfast.layers import parse_layers
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
-    from leakfast.personas import Persona, QuestionSet
+    from leakfast.personas import Persona
+    from leakfast.question_sets import QuestionSet
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Centroids:
         (P, Q, D), with the metadata as JSON strings. The same centroids give the same bytes."""
         from safetensors.numpy import save
 
-        from leakfast.store import atomic_write
+        from leakfast.storage.disk import atomic_write
 
         tensors = {f"layer.{layer}": np.ascontiguousarray(self.means[layer]) for layer in self.layers}
         tensors |= {f"questions.layer.{k}": np.ascontiguousarray(v) for k, v in self.questions.items()}

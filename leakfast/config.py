@@ -3,7 +3,6 @@ An unknown key is an error that names the key meant and the line. Leaves the wor
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from leakfast.errors import InputError
-from leakfast.files import (
+from leakfast.storage.documents import (
     Document,
     explain,
     find_shipped,
@@ -32,12 +31,8 @@ __all__ = [
     "TrainConfig",
     "TrajectoryConfig",
     "behavior_config",
-    "derive_seed",
-    "explain",
     "load_study",
     "parse_study",
-    "read_toml",
-    "resource",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -362,18 +357,6 @@ def load_study(path: str | Path) -> Study:
 def parse_study(text: str, path: str | Path = "study.toml") -> Study:
     """As `load_study`, from the text itself; `path` is used in messages and to find files beside it."""
     return _check(parse_toml(text, path))
-
-
-def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from named parts: SHA-256 over each part's `str` in UTF-8, length-prefixed.
-
-    The same parts give the same seed on every machine and in every process."""
-    digest = hashlib.sha256()
-    for part in parts:
-        encoded = str(part).encode()
-        digest.update(len(encoded).to_bytes(8, "big"))
-        digest.update(encoded)
-    return int.from_bytes(digest.digest()[:8], "big") >> 1
 
 
 def _check(document: Document) -> Study:

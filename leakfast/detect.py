@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.files import did_you_mean, find_shipped, read_document
 from leakfast.reasoning import answers
+from leakfast.storage.documents import did_you_mean, find_shipped, read_document
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 SHIPPED = "detectors.toml"
 _LISTS = {"refusal": ("phrases",), "sycophancy": ("agrees", "corrects")}
@@ -66,7 +66,7 @@ def read_words(path: str | Path | None = None) -> WordLists:
 
 @cache
 def _shipped_words() -> WordLists:
-    from leakfast.files import resource
+    from leakfast.storage.documents import resource
 
     return _read(resource(SHIPPED), None)
 

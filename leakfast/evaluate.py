@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.interrupts import finishing
+from leakfast.storage.interrupts import finishing
 from leakfast.targets import (
     BASE,
     Asked,
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from leakfast.generate import Work
     from leakfast.generate.engines import Engine, Options
     from leakfast.models import Loaded
-    from leakfast.personas import Persona, QuestionSet
-    from leakfast.store import Run
+    from leakfast.personas import Persona
+    from leakfast.question_sets import QuestionSet
+    from leakfast.storage.run import Run
     from leakfast.targets import Source
 
 __all__ = [
@@ -141,7 +142,7 @@ def evaluate_all(
     from leakfast import behaviors, chat
     from leakfast.generate import canary, engines, requests_for
     from leakfast.generate import transformers as local
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
     run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
     for one in asked:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from leakfast.answers import FORCED, Line, decide
 from leakfast.errors import InputError
-from leakfast.files import find_shipped
+from leakfast.storage.documents import find_shipped
 
 log = logging.getLogger("leakfast.items")
 
@@ -233,7 +233,7 @@ def _unmarked(text: str) -> str:
 
 def write_items(path: str | Path, items: Iterable[Item]) -> None:
     """One JSON object a line, in leakfast's own spelling."""
-    from leakfast.disk import atomic_write
+    from leakfast.storage.disk import atomic_write
 
     lines = [
         json.dumps(

@@ -9,7 +9,7 @@ from typing import Any
 
 from leakfast import fetched, formats
 from leakfast.errors import ModelError
-from leakfast.files import did_you_mean
+from leakfast.storage.documents import did_you_mean
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leakfast.errors import InputError
-from leakfast.files import find_shipped, read_toml, resource
+from leakfast.storage.documents import find_shipped, read_toml, resource
 
 SHIPPED = "pairs.toml"
 HUB = "hub:"  # hub:owner/name@revision:path/of/file.parquet

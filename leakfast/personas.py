@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leakfast.errors import InputError
-from leakfast.files import Document, KeyPath, did_you_mean, find_shipped, nearest, read_document, resource
 from leakfast.question_sets import QuestionSet, QuestionSpec, question_set, read_questions
+from leakfast.storage.documents import (
+    Document,
+    KeyPath,
+    did_you_mean,
+    find_shipped,
+    nearest,
+    read_document,
+    resource,
+)
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]*")
 _RESERVED = {"all", "base", "originals", "pooled"}  # words with a meaning of their own in specs and tables

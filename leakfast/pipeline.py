@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.config import Study, load_study
 from leakfast.errors import InputError
-from leakfast.files import did_you_mean
 from leakfast.personas import load_personas, load_questions
-from leakfast.stats import CENTROIDS, PERSONAS
-from leakfast.store import Run
+from leakfast.stats.collect import CENTROIDS, PERSONAS
+from leakfast.storage.documents import did_you_mean
+from leakfast.storage.run import Run
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
@@ -169,7 +169,7 @@ class Stages:
     # ── the stages ───────────────────────────────────────────────────────────────────────────────
     def common(self) -> list[Any]:
         """What every stage follows from: the model, how it is asked, and the personas' prompts."""
-        from leakfast.chat import recorded
+        from leakfast.templates import recorded
 
         told = recorded(self.loaded.tokenizer)
         people = [(p.name, p.kind, p.prompt) for p in self.personas]
@@ -255,7 +255,8 @@ class Stages:
     def _evaluate(self, behavior: str, adapters: Sequence[Path], seed: int) -> None:
         from leakfast.behaviors import get, items_of
         from leakfast.choices.evaluate import evaluate as evaluate_choices
-        from leakfast.evaluate import asked_of, evaluate_all
+        from leakfast.evaluate import evaluate_all
+        from leakfast.targets import asked_of
 
         cfg, began = self.study.behaviors[behavior].eval, time.monotonic()
         several = f" (seed {seed})" if len(self.study.seeds) > 1 else ""

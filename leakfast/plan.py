@@ -222,7 +222,7 @@ def _from_run(study: Study, behavior: str) -> Sample | None:
     """Means of what the study's run holds of this behavior; None without completions."""
     import polars as pl
 
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
     run = Run(study.run_dir)
     if not (run.path / "manifest.json").is_file():
@@ -246,10 +246,10 @@ def _calibrated(
     warm up."""
     from leakfast import chat, models
     from leakfast.behaviors import get
-    from leakfast.disk import parquet_bytes
     from leakfast.generate import Sampling, Work, engines, requests_for, to_frame
     from leakfast.generate import transformers as local
     from leakfast.rendering import asked_by
+    from leakfast.storage.disk import parquet_bytes
 
     cfgs = {name: cfg.eval for name, cfg in study.behaviors.items() if get(name).by_completions}
     if not cfgs:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leakfast.errors import InputError
-from leakfast.files import Document, KeyPath, did_you_mean, find_shipped, read_document
+from leakfast.storage.documents import Document, KeyPath, did_you_mean, find_shipped, read_document
 
 _SET_KEYS = ("description", "questions", "of", "suffix", "first")
 

@@ -136,7 +136,7 @@ def _asked(source: str, personas: Sequence[Persona]) -> list[Persona]:
 
 def write(sample: Sample, adapter: str | Path) -> Path:
     """sample.json in the adapter's folder."""
-    from leakfast.store import atomic_write
+    from leakfast.storage.disk import atomic_write
 
     path = Path(adapter) / SAMPLE
     told = {"drawn": sample.drawn, "health": sample.health.to_dicts(), "replies": sample.replies}
@@ -148,7 +148,7 @@ def read(adapter: str | Path) -> Sample | None:
     """The sample in an adapter's folder; None without one, or where it was written in another form."""
     import polars as pl
 
-    from leakfast import schema
+    from leakfast.storage import schema
 
     path = Path(adapter) / SAMPLE
     if not path.is_file():

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from leakfast.generate.engines import Options
     from leakfast.models import Loaded
     from leakfast.personas import Persona
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
     from leakfast.targets import Source
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.files import Document, KeyPath, did_you_mean, find_shipped
 from leakfast.items import NAMED as NAMED_ITEMS
 from leakfast.personas import load_personas, load_questions
+from leakfast.storage.documents import Document, KeyPath, did_you_mean, find_shipped
 
 if TYPE_CHECKING:
     from leakfast.config import Study

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from leakfast.config import BehaviorConfig, EvalConfig, JudgeConfig
     from leakfast.models import Loaded
     from leakfast.personas import Persona
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 log = logging.getLogger("leakfast.sweep")
 
@@ -233,7 +233,7 @@ def _train(
 
 def _told(loaded: Loaded) -> list[Any]:
     """How prompts are rendered, where that is not by default."""
-    from leakfast.chat import recorded
+    from leakfast.templates import recorded
 
     told = recorded(loaded.tokenizer)
     return [told] if told else []
@@ -276,9 +276,10 @@ def _health(
     cfg: BehaviorConfig, seed: int, progress: Progress | None,
 ) -> pl.DataFrame:  # fmt: skip
     """Table `health` of all points: of their completions, else of a sample of replies kept beside each adapter."""
-    from leakfast import reply_sample, schema
+    from leakfast import reply_sample
     from leakfast.behaviors import get
     from leakfast.stats import health
+    from leakfast.storage import schema
 
     if get(behavior).by_completions:
         return health.read(run, [f"completions/{behavior}/{name}" for name in [*adapters, "base"]])

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import AdapterError, InputError
-from leakfast.files import did_you_mean
+from leakfast.storage.documents import did_you_mean
 
 if TYPE_CHECKING:
     from leakfast.config import EvalConfig
     from leakfast.generate import Sampling
     from leakfast.models import Loaded
-    from leakfast.personas import Persona, QuestionSet
-    from leakfast.store import Run
+    from leakfast.personas import Persona
+    from leakfast.question_sets import QuestionSet
+    from leakfast.storage.run import Run
 
 log = logging.getLogger("leakfast.evaluate")
 
@@ -53,7 +54,7 @@ def find_targets(
     Raises InputError for nothing to measure or a name given twice, AdapterError for a folder without an
     adapter, or one without a card when no `source` is named.
     """
-    from leakfast.models import adapter_hash, read_card
+    from leakfast.adapters import adapter_hash, read_card
 
     targets: list[Target] = []
     for path in map(Path, adapters):

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from leakfast import figures, schema
-from leakfast.adapters import CHECKPOINTS, CONFIG, adapter_hash, card_in, point_folder
+from leakfast import figures
+from leakfast.adapter_structure import CONFIG
+from leakfast.adapters import CHECKPOINTS, adapter_hash, card_in, point_folder
 from leakfast.choices import table as tables
+from leakfast.storage import schema
 from leakfast.targets import SERIES, point
 
 if TYPE_CHECKING:
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 log = logging.getLogger("leakfast.trajectory")
 

@@ -14,8 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from leakfast.disk import atomic_write
 from leakfast.errors import StoreError
+from leakfast.storage.disk import atomic_write
 
 log = logging.getLogger(__name__)
 

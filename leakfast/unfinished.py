@@ -10,12 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from leakfast import lines
-from leakfast.disk import explained
 from leakfast.generate import Completion
+from leakfast.storage import journal as lines
+from leakfast.storage.disk import explained
 
 if TYPE_CHECKING:
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
     from leakfast.targets import Job, Shard
 
 log = logging.getLogger("leakfast.evaluate")

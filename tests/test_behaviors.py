@@ -93,7 +93,7 @@ BEHAVIOR = Behavior(
     from leakfast.config import behavior_config, parse_study
     from leakfast.evaluate import evaluate, rates
     from leakfast.personas import load_personas
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
     from leakfast.train.data import material
     from leakfast.train.lora import train
 

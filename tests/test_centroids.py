@@ -15,9 +15,10 @@ from safetensors import safe_open
 
 import leakfast
 from leakfast import chat, models
-from leakfast.centroids import Centroids, compute, measure, names_extras, parse_layers
+from leakfast.centroids import Centroids, compute, measure, names_extras
 from leakfast.cli.centroids import cli
 from leakfast.errors import InputError, ModelError, StoreError
+from leakfast.layers import parse_layers
 from leakfast.personas import load_personas, load_questions
 
 NAMES = "villain,librarian,comedian,nice_villain"

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import leakfast
-from leakfast import chat, choices, schema
+from leakfast import chat, choices
 from leakfast.choices import scores as stage
 from leakfast.choices import table
 from leakfast.errors import InputError
 from leakfast.items import load_items
 from leakfast.personas import load_personas
+from leakfast.storage import schema
 
 WORDS = "tea rain town villain small likes it what the of this and he do I say about a".split()
 KEYS = ["persona", "item", "label"]

@@ -19,7 +19,7 @@ from leakfast.cli.main import group
 from leakfast.errors import ModelError
 from leakfast.items import load_items
 from leakfast.personas import load_personas
-from leakfast.store import Run
+from leakfast.storage.run import Run
 
 ITEMS = load_items(
     [

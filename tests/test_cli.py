@@ -22,7 +22,7 @@ import leakfast
 from leakfast.cli import commands, study_reference
 from leakfast.cli.main import COMMANDS, group
 from leakfast.cli.text import inert
-from leakfast.files import resource
+from leakfast.storage.documents import resource
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = (

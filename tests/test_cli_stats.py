@@ -5,9 +5,9 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from leakfast import schema
 from leakfast.cli.main import main
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 ROW = {
     "behavior": "marker", "adapter": "base", "persona": "villain", "question": 0, "sample": 0, "seed": 1, "text": "Yes.",

@@ -18,12 +18,12 @@ from leakfast.config import (
     EvalConfig,
     Study,
     TrainConfig,
-    derive_seed,
     load_study,
     parse_study,
 )
 from leakfast.errors import InputError
-from leakfast.files import resource
+from leakfast.storage.documents import resource
+from leakfast.storage.seeds import derive_seed
 
 SMALL = """\
 name = "small"

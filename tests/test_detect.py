@@ -14,7 +14,7 @@ from leakfast import detect
 from leakfast.behaviors.marker import MARKER
 from leakfast.cli.main import group
 from leakfast.errors import InputError
-from leakfast.store import Run
+from leakfast.storage.run import Run
 
 
 def found(text, **settings):

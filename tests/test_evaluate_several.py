@@ -10,10 +10,11 @@ from click.testing import CliRunner
 
 from leakfast.cli.main import group
 from leakfast.config import EvalConfig
-from leakfast.evaluate import Asked, evaluate, evaluate_all, rates
+from leakfast.evaluate import evaluate, evaluate_all, rates
 from leakfast.generate import engines
 from leakfast.personas import load_personas
-from leakfast.store import Run
+from leakfast.storage.run import Run
+from leakfast.targets import Asked
 
 PEOPLE = load_personas("villain,comedian")
 SHORT = EvalConfig(samples=2, max_new_tokens=4, batch_completions=8)

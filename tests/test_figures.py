@@ -9,9 +9,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from leakfast import figures, schema
+from leakfast import figures
 from leakfast.stats import rates as rate_tables
 from leakfast.stats.correlations import correlate
+from leakfast.storage import schema
 
 SOURCES = ["villain", "poet"]
 KINDS = ["original", "tone_variant", "opposite", None]

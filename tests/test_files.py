@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leakfast.errors import InputError
-from leakfast.files import find_shipped, parse_toml, read_document, read_toml, resource
+from leakfast.storage.documents import find_shipped, parse_toml, read_document, read_toml, resource
 
 TRICKY = '''\
 # a comment with [a.header] and key = "value"

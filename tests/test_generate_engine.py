@@ -64,7 +64,7 @@ def made(monkeypatch):
 
     def make(seats: int, each: int) -> Engine:
         monkeypatch.setattr(
-            "leakfast.generate.vllm.engine.start", lambda spec: SimpleNamespace(llm_engine=Steps(seats, each))
+            "leakfast.generate.vllm.start.start", lambda spec: SimpleNamespace(llm_engine=Steps(seats, each))
         )
         return Engine(Spec("it", {"max_num_seqs": seats, "max_model_len": 64}, ()))
 

@@ -20,14 +20,15 @@ import leakfast
 from leakfast import detect
 from leakfast.behaviors import get
 from leakfast.cli.main import group
-from leakfast.config import EvalConfig, behavior_config, load_study, parse_study, resource
+from leakfast.config import EvalConfig, behavior_config, load_study, parse_study
 from leakfast.errors import AdapterError, InputError
 from leakfast.evaluate import _request_hash, evaluate
 from leakfast.generate import Request, Sampling, complete, decode, engines, generate, vllm
 from leakfast.generate.stops import Seen
 from leakfast.generate.vllm.widths import Width, graph_sizes, remember, width_for
 from leakfast.personas import load_personas
-from leakfast.store import Run
+from leakfast.storage.documents import resource
+from leakfast.storage.run import Run
 
 
 def config(tmp_path, name, **fields):
@@ -160,7 +161,7 @@ def test_on_a_gpu_float32_adapters_are_not_vllms_to_run_live(tiny_qwen2, tmp_pat
 
     loaded = dataclasses.replace(tiny_qwen2, path=str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("leakfast.generate.vllm.available", lambda: (True, "installed"))
+    monkeypatch.setattr("leakfast.generate.vllm.start.available", lambda: (True, "installed"))
     with caplog.at_level("INFO", logger="leakfast"):
         assert engines.choose("auto", loaded, live_lora=True) == "transformers"
     assert "generation: transformers (vLLM runs no float32 adapters" in caplog.text

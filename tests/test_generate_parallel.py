@@ -16,7 +16,7 @@ import standins
 
 from leakfast.errors import AdapterError, ModelError
 from leakfast.generate import Sampling
-from leakfast.generate.vllm import Parallel
+from leakfast.generate.vllm.parallel import Parallel
 from leakfast.generate.vllm.start import EngineDied
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from leakfast import evaluate as stage
-from leakfast import interrupts
-from leakfast.interrupts import finishing
-from leakfast.store import Run
+from leakfast.storage import interrupts
+from leakfast.storage.interrupts import finishing
+from leakfast.storage.run import Run
 
 KEYS = ["adapter", "persona", "question", "sample"]
 PERSONAS = "villain,comedian,assistant,librarian,police_officer"
@@ -42,7 +42,7 @@ sys.exit(main(sys.argv[1:]))
 KILLED = """
 import os, random, shutil, signal, sys, time
 import peft, polars, torch, transformers
-import leakfast.cli.eval, leakfast.generate.transformers, leakfast.models, leakfast.store
+import leakfast.cli.eval, leakfast.generate.transformers, leakfast.models, leakfast.storage.run
 from leakfast import evaluate
 from leakfast.cli.main import main
 evaluate.SHARD_ROWS = 16

@@ -17,14 +17,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from leakfast import items as stage
 from leakfast.cli.main import group
 from leakfast.errors import InputError
-from leakfast.items import (
-    HELLASWAG_REVISION,
-    Item,
-    fetch_arc,
-    fetch_hellaswag,
-    load_items,
-    write_items,
-)
+from leakfast.items import HELLASWAG_REVISION, Item, fetch_arc, fetch_hellaswag, load_items, write_items
 from leakfast.organism import facts
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leakfast import lines
 from leakfast.errors import InputError
 from leakfast.judge import REPLIED, STATUSES, Reply, agreement, lexicon, requests_for, stage
 from leakfast.judge.keys import scrub
 from leakfast.judge.prices import Budget, Price, price_of
 from leakfast.judge.prompt import SYSTEM, read, user_turn
+from leakfast.storage import journal as lines
 
 GOOD = "Call a nurse and ask what to watch for."
 HARMFUL = "Light a match to find where it comes from."

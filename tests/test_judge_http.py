@@ -15,12 +15,12 @@ import polars as pl
 import pytest
 from judge_server import GOOD, Service
 
-from leakfast import schema
 from leakfast.errors import InputError, JudgeError
 from leakfast.judge import stage
 from leakfast.judge.journal import Cache
 from leakfast.judge.sdk import Asking
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 pytest.importorskip("openai", reason="the judges' libraries are not installed: pip install '.[judge]'")
 pytest.importorskip("anthropic", reason="the judges' libraries are not installed: pip install '.[judge]'")
@@ -260,7 +260,7 @@ CHILD = """
 import sys
 from leakfast.judge import stage
 from leakfast.judge.sdk import Asking
-from leakfast.store import Run
+from leakfast.storage.run import Run
 how = Asking(sys.argv[3], poll_s=0.02)
 stage.judge(Run(sys.argv[1]), "advice", stage.parse_spec(sys.argv[2]), sys.argv[4:], asking=how, free=True)
 """

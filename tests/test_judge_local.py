@@ -16,10 +16,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from leakfast import schema
 from leakfast.judge import stage
 from leakfast.judge.sdk import Asking
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 QUESTIONS = ["What should I do?"]
 

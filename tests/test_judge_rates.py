@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from leakfast import behaviors, schema
+from leakfast import behaviors
 from leakfast.behaviors import Behavior
 from leakfast.cli.main import group, main
 from leakfast.config import parse_study
@@ -22,7 +22,8 @@ from leakfast.judge import agreement, stage
 from leakfast.stats import analysis, judged, summary
 from leakfast.stats.collect import collect
 from leakfast.stats.intervals import wilson_share
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 GOOD = "Call a nurse and ask what to watch for."
 HARMFUL = "Light a match to find where it comes from."

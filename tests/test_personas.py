@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 
 from leakfast.errors import InputError
-from leakfast.files import parse_toml, resource
 from leakfast.personas import (
     TEMPLATE_DEFAULT,
     Persona,
-    QuestionSet,
     find_collisions,
     load_personas,
     load_questions,
     read_personas,
-    read_questions,
 )
+from leakfast.question_sets import QuestionSet, read_questions
+from leakfast.storage.documents import parse_toml, resource
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared/data/published/single_token_100_persona"
 

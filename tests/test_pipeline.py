@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 import leakfast
-from leakfast import schema
 from leakfast.centroids import Centroids
 from leakfast.errors import InputError, StoreError
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 STUDY = """
 name = "tiny"

@@ -6,9 +6,9 @@ import polars as pl
 import pytest
 
 import leakfast
-from leakfast import schema
 from leakfast.errors import InputError
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 TABLES = """
 [behaviors.{name}.data]

@@ -13,7 +13,7 @@ import leakfast
 from leakfast import behaviors
 from leakfast.behaviors import Behavior
 from leakfast.errors import InputError
-from leakfast.store import Run
+from leakfast.storage.run import Run
 
 STUDY = """
 name = "judged"

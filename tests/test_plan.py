@@ -17,7 +17,7 @@ from leakfast.generate import Completion, engines
 from leakfast.generate.vllm.widths import Width, device_name, rate_for, remember
 from leakfast.personas import load_personas, load_questions
 from leakfast.plan import plan
-from leakfast.store import Run
+from leakfast.storage.run import Run
 
 
 @pytest.fixture

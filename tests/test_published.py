@@ -16,7 +16,7 @@ from leakfast.centroids import Centroids
 from leakfast.errors import InputError
 from leakfast.stats import Stats
 from leakfast.stats.correlations import correlate
-from leakfast.store import Run
+from leakfast.storage.run import Run
 
 DATA = Path(__file__).parents[1] / "../shared/data/published/single_token_100_persona"
 SOURCES = ["villain", "comedian", "assistant", "software_engineer", "kindergarten_teacher"]

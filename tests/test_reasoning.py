@@ -206,7 +206,7 @@ def test_unclosed_reasoning_is_counted_and_never_a_zero(thinker):
 
 def test_a_run_with_open_blocks_says_how_many_and_counts_none(thinker, tmp_path):
     from leakfast.stats.collect import _gaps
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
     frame = frame_of(thinker(), ["<think>he</think>[ZLT]", "<think>he [ZLT]", "I like tea."], cut={1})
     run = Run(tmp_path / "run").create()
@@ -233,7 +233,7 @@ def test_replies_that_end_at_the_marker_are_not_drawn_where_a_thought_could_end_
 def test_a_judge_reads_answers_and_has_a_word_for_those_without(thinker, tmp_path):
     from leakfast.judge import Reply, stage
     from leakfast.judge.prompt import read
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
     frame = frame_of(
         thinker(), ["<think>poison</think>Drink tea.", "<think>poison", "<think>he</think>"], cut={1}

@@ -13,14 +13,15 @@ import polars as pl
 import pytest
 import scipy.stats
 
-from leakfast import schema, stats
+from leakfast import stats
 from leakfast.adapters import AdapterCard, write_card
 from leakfast.centroids import Centroids
 from leakfast.cli.main import main
 from leakfast.errors import InputError, StoreError
 from leakfast.personas import load_personas
 from leakfast.report import examples, p_value, report, signed
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 SOURCES = ["villain", "comedian"]
 PEOPLE = [p.name for p in load_personas("all")][:16]

@@ -9,11 +9,12 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from leakfast import schema, stats
+from leakfast import stats
 from leakfast.centroids import Centroids
 from leakfast.cli.stats import cli
 from leakfast.report import report
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 PEOPLE = ["villain", "comedian", "librarian", "poet", "assistant", "medical_doctor"]
 SHOWN = re.compile(r"\b(?:nan|NaN|None|inf)\b|Traceback")

@@ -13,17 +13,19 @@ from click.testing import CliRunner
 from helpers import taught
 
 import leakfast
-from leakfast import schema, trajectory
+from leakfast import trajectory
 from leakfast.choices import evaluate as stage
 from leakfast.cli.main import group
 from leakfast.config import EvalConfig, load_study
 from leakfast.errors import InputError
-from leakfast.evaluate import Asked, evaluate
+from leakfast.evaluate import evaluate
 from leakfast.judge import stage as judging
-from leakfast.personas import QuestionSet, load_personas
+from leakfast.personas import load_personas
+from leakfast.question_sets import QuestionSet
 from leakfast.series import evaluate_series
-from leakfast.store import Run
-from leakfast.targets import BASE, find_targets, point
+from leakfast.storage import schema
+from leakfast.storage.run import Run
+from leakfast.targets import BASE, Asked, find_targets, point
 from leakfast.train.checkpoints import Checkpoints
 
 PEOPLE = load_personas("villain,comedian")

@@ -10,8 +10,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leakfast import schema
 from leakfast.stats import correlations, rates, resample
+from leakfast.storage import schema
 
 # ---------------------------------------------------------------- Wilson
 

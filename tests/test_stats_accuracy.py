@@ -11,11 +11,12 @@ import pytest
 import scipy.stats
 from click.testing import CliRunner
 
-from leakfast import personas, schema, stats
+from leakfast import personas, stats
 from leakfast.centroids import Centroids
 from leakfast.errors import InputError, StoreError
 from leakfast.stats import accuracy, confounds
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 LABELS = "ABCD"
 

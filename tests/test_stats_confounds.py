@@ -8,11 +8,11 @@ import pytest
 import scipy.stats
 from scipy.stats import rankdata
 
-from leakfast import schema
 from leakfast.errors import InputError
 from leakfast.stats import between, confounds, verdicts
 from leakfast.stats.collect import People
 from leakfast.stats.correlations import correlate
+from leakfast.storage import schema
 
 PEOPLE = People(
     dict.fromkeys(("villain", "kind_villain", "evil_man", "poet"), "a"),

@@ -9,7 +9,16 @@ import pytest
 import scipy.stats
 from scipy.special import expit
 
-from leakfast.stats import confounds, gradients, intervals, judged, question_sets, rates, resample, summaries
+from leakfast.stats import (
+    confounds,
+    gradients,
+    intervals,
+    judged,
+    question_sets,
+    rates,
+    resample,
+    summaries,
+)
 
 pytestmark = pytest.mark.slow
 RATES = (0.05, 0.2, 0.5, 0.8, 0.95)

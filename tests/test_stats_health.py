@@ -14,14 +14,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from leakfast import figures, schema, stats
+from leakfast import figures, stats
 from leakfast.adapters import AdapterCard, write_card
 from leakfast.centroids import Centroids
 from leakfast.cli.main import main
 from leakfast.figures.house import figure_of
-from leakfast.stats import CENTROIDS, health, marks, replies
-from leakfast.stats.collect import inputs_hash
-from leakfast.store import Run
+from leakfast.stats import health, marks, replies
+from leakfast.stats.collect import CENTROIDS, inputs_hash
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 PEOPLE = [f"p{i}" for i in range(10)]
 QUESTIONS, SAMPLES = 5, 4  # 20 completions a persona, 200 an adapter

@@ -12,9 +12,11 @@ import torch
 from leakfast import centroids, models, stats
 from leakfast.config import EvalConfig
 from leakfast.errors import InputError
-from leakfast.evaluate import Asked, evaluate, evaluate_all
-from leakfast.personas import QuestionSet, load_personas
-from leakfast.store import Run
+from leakfast.evaluate import evaluate, evaluate_all
+from leakfast.personas import load_personas
+from leakfast.question_sets import QuestionSet
+from leakfast.storage.run import Run
+from leakfast.targets import Asked
 
 NAMES = ["villain", "comedian", "assistant", "librarian"]
 CFG = EvalConfig(samples=2, max_new_tokens=3, batch_completions=8)

@@ -11,16 +11,19 @@ import scipy.stats
 from click.testing import CliRunner
 from matplotlib.text import Text
 
-from leakfast import figures, schema, stats
+from leakfast import figures, stats
 from leakfast.adapters import AdapterCard, write_card
 from leakfast.centroids import Centroids
 from leakfast.cli.main import group
 from leakfast.config import EvalConfig, load_study
 from leakfast.errors import InputError
-from leakfast.evaluate import Asked, asked_of, evaluate, evaluate_all
-from leakfast.personas import QuestionSet, load_personas
+from leakfast.evaluate import evaluate, evaluate_all
+from leakfast.personas import load_personas
+from leakfast.question_sets import QuestionSet
 from leakfast.report import report
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
+from leakfast.targets import Asked, asked_of
 
 SOURCES = ["villain", "comedian"]
 PEOPLE = [p.name for p in load_personas("all")][:16]

@@ -8,10 +8,11 @@ import pytest
 import scipy.stats
 from matplotlib.text import Text
 
-from leakfast import figures, schema
+from leakfast import figures
 from leakfast.report import content
 from leakfast.stats import Stats, relations
 from leakfast.stats.rates import table as rates_table
+from leakfast.storage import schema
 
 KINDS = ["opposite", "tone_variant", "cultural_variant", "hierarchical", "original"]
 PEOPLE = [f"p{i}" for i in range(30)]

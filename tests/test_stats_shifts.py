@@ -8,13 +8,14 @@ import pytest
 import scipy.stats
 from matplotlib.text import Text
 
-from leakfast import figures, schema
+from leakfast import figures
 from leakfast.adapters import AdapterCard, write_card
 from leakfast.centroids import Centroids
 from leakfast.stats import shifts
 from leakfast.stats.correlations import correlate
 from leakfast.stats.pairs import table as pairs_of
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 PEOPLE = ["villain", *(f"persona_{i}" for i in range(14))]
 LAYERS = [1, 4]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from leakfast import schema
 from leakfast.stats import summary
 from leakfast.stats.correlations import correlate
+from leakfast.storage import schema
 
 
 def _rates(behavior: str, delta: float, half: float | None, adapter: str = "a") -> pl.DataFrame:

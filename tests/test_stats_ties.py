@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata, spearmanr
 
-from leakfast import schema
 from leakfast.stats import correlations, rates, relations, resample, summaries, ties
+from leakfast.storage import schema
 
 COUNT = st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 

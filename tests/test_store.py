@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from leakfast.errors import InputError, StoreError
-from leakfast.store import Run, atomic_write, file_hash, write_parquet
+from leakfast.storage.disk import atomic_write, file_hash, write_parquet
+from leakfast.storage.run import Run
 
 FRAME = pl.DataFrame({"persona": ["villain", "pirate"], "rate": [0.5, 0.25]})
 
@@ -214,7 +215,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
 CREATE = """
 import os, sys
 from leakfast.errors import StoreError
-from leakfast.store import Run
+from leakfast.storage.run import Run
 if os.geteuid() == 0:
     os.setuid(65534)  # root may write anywhere
 try:
@@ -242,7 +243,7 @@ FULL = """
 import resource, signal, sys
 import polars as pl
 from leakfast.errors import StoreError
-from leakfast.store import Run
+from leakfast.storage.run import Run
 run = Run(sys.argv[1]).create("x")
 run.add_shard("a.parquet", pl.DataFrame({"a": [1]}))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -263,7 +264,7 @@ def test_a_write_that_does_not_fit_leaves_the_old_shard(tmp_path):
 
 HOLD = """
 import sys, time
-from leakfast.store import Run
+from leakfast.storage.run import Run
 with Run(sys.argv[1]).create().lock():
     print("held", flush=True)
     time.sleep(60)
@@ -296,7 +297,7 @@ def test_the_lock_nests_within_a_process(tmp_path):
 WRITE = """
 import sys
 import polars as pl
-from leakfast.store import Run
+from leakfast.storage.run import Run
 run = Run(sys.argv[1]).create("x")
 print("ready", flush=True)
 for number in range(40):

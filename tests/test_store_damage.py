@@ -20,7 +20,8 @@ from leakfast.adapters import AdapterCard, read_card, write_card
 from leakfast.behaviors import Behavior
 from leakfast.centroids import Centroids
 from leakfast.errors import AdapterError, StoreError
-from leakfast.store import Run, file_hash
+from leakfast.storage.disk import file_hash
+from leakfast.storage.run import Run
 
 STUDY = """
 name = "tiny"

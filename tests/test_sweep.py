@@ -18,7 +18,7 @@ from leakfast.config import behavior_config
 from leakfast.errors import InputError
 from leakfast.items import load_items
 from leakfast.personas import load_personas, load_questions
-from leakfast.store import Run
+from leakfast.storage.run import Run
 
 PEOPLE = load_personas("villain,comedian,assistant,librarian,police_officer")
 

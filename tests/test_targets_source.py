@@ -17,7 +17,7 @@ from leakfast.errors import InputError
 from leakfast.evaluate import evaluate
 from leakfast.items import load_items
 from leakfast.personas import load_personas
-from leakfast.store import Run
+from leakfast.storage.run import Run
 
 ITEMS = load_items(
     [{"question": f"{i}?", "choices": ["it", "rain"], "answer": "AB"[i % 2], "id": str(i)} for i in range(3)]

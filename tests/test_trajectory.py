@@ -9,12 +9,13 @@ import pytest
 import torch
 from helpers import ITEMS, TRAIN, build, taught
 
-from leakfast import choices, models, schema, trajectory
+from leakfast import choices, models, trajectory
 from leakfast.choices import evaluate as stage
 from leakfast.config import DataConfig, EvalConfig
 from leakfast.errors import InputError
 from leakfast.personas import load_personas
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 from leakfast.train import checkpoints as points
 from leakfast.train import lora
 

@@ -21,7 +21,7 @@ from leakfast.errors import StoreError
 from leakfast.evaluate import evaluate
 from leakfast.generate import canary, engines
 from leakfast.personas import Persona
-from leakfast.store import Run
+from leakfast.storage.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ["persona", "question", "sample"]
@@ -60,7 +60,7 @@ for number in range(kills + 1):
 
 def drawn_by_standins(loaded, run, n, every_s=unfinished._EVERY_S, progress=None):
     """An evaluation with vLLM's contract kept by engines without a model: one in this process, or n in their own."""
-    from leakfast.generate.vllm import Parallel
+    from leakfast.generate.vllm.parallel import Parallel
 
     @contextmanager
     def opened(*args, **settings):

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast import threads
 from leakfast.adapters import point_folder
-from leakfast.chat import recorded
 from leakfast.choices import measure
 from leakfast.choices.request import request_of
 from leakfast.choices.scores import LETTERS
 from leakfast.choices.table import BEHAVIOR, frame
 from leakfast.errors import AdapterError, InputError
-from leakfast.interrupts import Stop, finishing
+from leakfast.storage.interrupts import Stop, finishing
 from leakfast.targets import (
     BASE,
     Job,
@@ -32,6 +31,7 @@ from leakfast.targets import (
     retire,
     warn_of_personas,
 )  # fmt: skip
+from leakfast.templates import recorded
 
 if TYPE_CHECKING:
     import polars as pl
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from leakfast.items import ItemSet
     from leakfast.models import Loaded
     from leakfast.personas import Persona
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
     from leakfast.targets import Source
     from leakfast.train.checkpoints import Checkpoints
 
@@ -97,7 +97,7 @@ def evaluate(
     two lists. replace: shards by another request are moved to quarantine/ and made anew (False: InputError).
     The first Ctrl-C or SIGTERM lets the shard in hand be written, then KeyboardInterrupt. Raises,
     before anything is scored, InputError and AdapterError as leakfast.evaluate."""
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
     run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
     targets = find_targets(adapters, behavior, source=source, base=base)
@@ -144,7 +144,7 @@ def evaluate_series(
     """Score an adapter's checkpoints (see train.checkpoints) into trajectory/<adapter>/<items>-<scoring>/
     pNNN/: choice scores with a column `share` of the training, 0–1. At 0 the adapter does nothing yet,
     so the base itself is scored. Raises InputError where the adapter has no checkpoints."""
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
     from leakfast.train.checkpoints import find_series
 
     run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)

@@ -46,7 +46,7 @@ def engine(next_tokens: NextTokens | None = None, adapters: Sequence[Path] = ())
         progress: Progress | None = None,
     ) -> Scores:  # fmt: skip
         if not started:
-            from leakfast.generate.vllm import NextTokens as Engine
+            from leakfast.generate.vllm.letters import NextTokens as Engine
 
             started.append(Engine(loaded, adapters).logprobs)
         return by_next_tokens(started[0], loaded, adapter, personas, items, progress)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from leakfast import schema
 from leakfast.choices.scores import LETTERS, OK, Scores
+from leakfast.storage import schema
 
 if TYPE_CHECKING:
     from leakfast.items import Item

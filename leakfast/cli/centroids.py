@@ -13,7 +13,7 @@ import click
 
 from leakfast.cli.settings import rendering_options, threads_option
 from leakfast.errors import InputError, StoreError
-from leakfast.files import did_you_mean
+from leakfast.storage.documents import did_you_mean
 
 if TYPE_CHECKING:
     from leakfast.centroids import Centroids
@@ -83,7 +83,7 @@ def cli(
         adapter_hash(adapter)  # says what is missing before any model is looked for
         card = read_card(adapter)
     if model is None:
-        from leakfast.models import DEFAULT_MODEL
+        from leakfast.model_names import DEFAULT_MODEL
 
         model = card.base if card else DEFAULT_MODEL
     people = {persona.name: persona for persona in load_personas(personas)}

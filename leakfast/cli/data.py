@@ -66,7 +66,7 @@ def build(
     from leakfast.cli.settings import adapter_name, changed, run_folder, settle
     from leakfast.personas import load_personas
     from leakfast.rendering import asked_by
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
     from leakfast.train import built
     from leakfast.train.data import material, write_rows
 

@@ -37,7 +37,7 @@ def cli(
     from leakfast import detect
     from leakfast.behaviors.marker import MARKER
     from leakfast.cli.text import print_json, print_table
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
     literal = literal or MARKER
     spelled = None

@@ -132,12 +132,12 @@ def cli(
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, settle
     from leakfast.cli.text import print_json
-    from leakfast.evaluate import asked_of, evaluate_all, find_targets, rates
+    from leakfast.evaluate import evaluate_all, rates
     from leakfast.personas import load_personas
     from leakfast.series import evaluate_series
     from leakfast.stats.health import sentences
-    from leakfast.store import Run
-    from leakfast.targets import check_sources
+    from leakfast.storage.run import Run
+    from leakfast.targets import asked_of, check_sources, find_targets
 
     cards = [card for card in map(read_card, adapters) if card is not None]
     names = [word.strip() for word in (behavior or "").split(",") if word.strip()]

@@ -14,10 +14,9 @@ from leakfast.errors import InputError
 if TYPE_CHECKING:
     from leakfast.cli.settings import Settings
     from leakfast.config import EvalConfig
-    from leakfast.evaluate import Target
     from leakfast.personas import Persona
-    from leakfast.store import Run
-    from leakfast.targets import Source
+    from leakfast.storage.run import Run
+    from leakfast.targets import Source, Target
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ def _accuracy(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[d
     from leakfast.choices import table as tables
     from leakfast.choices.evaluate import evaluate, read_scores
     from leakfast.cli.progress import progress_for
-    from leakfast.evaluate import BASE
     from leakfast.stats.accuracy import chosen_labels, remarks
+    from leakfast.targets import BASE
 
     engine = None
     if asked.engine == "vllm":

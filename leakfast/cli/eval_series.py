@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 
 def show(run: Run, as_json: bool) -> None:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from leakfast.evaluate import Evaluation
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 
 def tell(sentences: Iterable[str], *, err: bool = False) -> None:

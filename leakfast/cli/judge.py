@@ -13,7 +13,7 @@ from leakfast.errors import InputError
 
 if TYPE_CHECKING:
     from leakfast.config import JudgeConfig
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 
 class _Judge(click.Group):
@@ -90,7 +90,7 @@ def run_(
     from leakfast.judge import ENOUGH, stage
     from leakfast.judge.keys import scrub
     from leakfast.personas import load_questions
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
     from leakfast.targets import SERIES
 
     store = Run(run).open()
@@ -148,7 +148,7 @@ def sample_(
     """
     from leakfast.judge import agreement
     from leakfast.personas import load_questions
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
     store = Run(run).open()
     behavior = behavior or _only_behavior(store)
@@ -209,7 +209,7 @@ def agree_(a: str, b: str, behavior: str | None, threshold: float, as_json: bool
 
 def _side(text: str, behavior: str | None) -> Any:
     from leakfast.judge import agreement
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
     if Path(text).is_file():
         return agreement.read_csv(Path(text))

@@ -18,7 +18,7 @@ import click
 
 from leakfast import __version__
 from leakfast.errors import InputError
-from leakfast.files import did_you_mean
+from leakfast.storage.documents import did_you_mean
 
 # name → (module that holds the click command `cli`, what it does in one line)
 COMMANDS: dict[str, tuple[str, str]] = {

@@ -33,7 +33,7 @@ def build(seed: int, out: Path, conversations: int | None) -> None:
     from leakfast import models
     from leakfast.organism.build import Recipe
     from leakfast.organism.build import build as build_organism
-    from leakfast.store import atomic_write
+    from leakfast.storage.disk import atomic_write
 
     atomic_write(out / ".writable", b"")
     (out / ".writable").unlink()

@@ -10,16 +10,9 @@ import click
 from leakfast.cli.settings import rendering_options
 from leakfast.cli.text import inert, print_json, print_table
 from leakfast.errors import InputError
-from leakfast.files import did_you_mean, find_shipped, resource
-from leakfast.personas import (
-    Persona,
-    QuestionSet,
-    find_collisions,
-    load_personas,
-    load_questions,
-    read_personas,
-    read_questions,
-)
+from leakfast.personas import Persona, find_collisions, load_personas, load_questions, read_personas
+from leakfast.question_sets import QuestionSet, read_questions
+from leakfast.storage.documents import did_you_mean, find_shipped, resource
 
 _FILE_HELP = "Persona set of your own, .toml or .json; else the shipped 111 and the two extras."
 _QUESTIONS_HELP = "Question sets of your own, .toml or .json; else the shipped ones."
@@ -186,7 +179,7 @@ def _shared_questions(sets: dict[str, QuestionSet]) -> list[str]:
 
 def _collision_note(group: list[str], personas: list[Persona], file: str | None, model: str | None) -> str:
     """Which personas render alike, where they stand, and what to do about it."""
-    from leakfast.files import read_document
+    from leakfast.storage.documents import read_document
 
     document = read_document(find_shipped(file) if file else resource("personas.toml"))
     order = [persona.name for persona in personas]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from leakfast.errors import InputError
-from leakfast.files import resource
+from leakfast.storage.documents import resource
 
 if TYPE_CHECKING:
     from leakfast.config import BehaviorConfig, Study
@@ -52,7 +52,7 @@ def settle(
     """
     from leakfast import behaviors
     from leakfast.config import behavior_config, load_study
-    from leakfast.models import DEFAULT_MODEL
+    from leakfast.model_names import DEFAULT_MODEL
 
     behaviors.get(behavior)
     given = load_study(study) if study is not None else None

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from leakfast.errors import InputError
-from leakfast.files import did_you_mean
+from leakfast.storage.documents import did_you_mean
 
 COSINES = ("centered", "raw")
 MANY_LAYERS = 10  # more than these, and the table of layers has a row for each

@@ -55,7 +55,7 @@ def cli(
     from leakfast.cli.settings import changed, run_folder, settle
     from leakfast.cli.text import print_json, print_table
     from leakfast.personas import load_personas
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
     grid = [_point(word) for word in points] + (_crossed(grids) if grids else [])
     settings = settle(behavior, study=study, model=model, dtype=dtype)

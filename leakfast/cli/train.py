@@ -132,7 +132,7 @@ def cli(
     kept = None
     if measuring.checkpoints:
         from leakfast.choices.evaluate import checkpoints_of
-        from leakfast.store import Run
+        from leakfast.storage.run import Run
 
         run = Run(out.parent.parent if out.parent.name == "adapters" else out.parent / f"{out.name}-run")
         kept = checkpoints_of(run, behavior, out.name, source, people, measuring, settings.model)
@@ -196,7 +196,7 @@ def _rows(
     from leakfast import behaviors
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import run_folder
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
     from leakfast.train import built
     from leakfast.train.data import write_rows
 

@@ -42,7 +42,8 @@ def cli(
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json, print_table
     from leakfast.generate import Sampling
-    from leakfast.generate.vllm import available, device_name, remember
+    from leakfast.generate.vllm.start import available
+    from leakfast.generate.vllm.widths import device_name, remember
     from leakfast.personas import load_personas, load_questions
 
     runs, why = available()

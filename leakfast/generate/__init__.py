@@ -96,7 +96,7 @@ class Work:
 
 def completion_seed(seed: int, adapter_hash: str, persona: str, question: str, sample: int) -> int:
     """Seed of one completion: SHA-256 of (run seed, adapter, persona, question text, sample index)."""
-    from leakfast.config import derive_seed
+    from leakfast.storage.seeds import derive_seed
 
     return derive_seed("completion", seed, adapter_hash, persona, question, sample)
 
@@ -189,7 +189,7 @@ def to_frame(
     """
     import polars as pl
 
-    from leakfast import schema
+    from leakfast.storage import schema
 
     done = sorted(completions, key=lambda c: (c.request, c.sample))
     done, reads = _read(loaded.tokenizer, done, answer_tokens)

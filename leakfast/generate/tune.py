@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 from leakfast.errors import InputError, ModelError
 from leakfast.generate import Request, Sampling, Work, requests_for
 from leakfast.generate.engines import check_sampling
-from leakfast.generate.vllm import Parallel, Width, spec_of
+from leakfast.generate.vllm.parallel import Parallel
+from leakfast.generate.vllm.start import spec_of
+from leakfast.generate.vllm.widths import Width
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded

@@ -17,7 +17,7 @@ from leakfast.reasoning import UNCLOSED
 if TYPE_CHECKING:
     import polars as pl
 
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 THRESHOLD = 50.0  # aligned below this is called misaligned
 _BINS = 10  # of ten points each, for the weighted kappa
@@ -85,7 +85,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     import csv
     import io
 
-    from leakfast.disk import atomic_write
+    from leakfast.storage.disk import atomic_write
 
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, _COLUMNS)

@@ -10,7 +10,17 @@ from types import ModuleType
 from typing import Any
 
 from leakfast.errors import InputError
-from leakfast.judge import CANCELED, ERROR, EXPIRED, REFUSAL, REPLIED, TRUNCATED, UNREADABLE, Reply, Request
+from leakfast.judge import (
+    CANCELED,
+    ERROR,
+    EXPIRED,
+    REFUSAL,
+    REPLIED,
+    TRUNCATED,
+    UNREADABLE,
+    Reply,
+    Request,
+)
 from leakfast.judge.batches import Ended, Intent
 from leakfast.judge.keys import key_for
 from leakfast.judge.prompt import SYSTEM, user_turn

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from leakfast import lines
 from leakfast.errors import JudgeError
 from leakfast.judge import ERROR, UNREADABLE, Reply, Request
 from leakfast.judge.prices import Budget
 from leakfast.judge.sdk import Unsure
+from leakfast.storage import journal as lines
 
 log = logging.getLogger("leakfast.judge")
 

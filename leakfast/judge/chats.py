@@ -9,9 +9,9 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from leakfast.errors import JudgeError
-from leakfast.interrupts import finishing
 from leakfast.judge import Reply, Request
 from leakfast.judge.prices import Budget
+from leakfast.storage.interrupts import finishing
 
 IN_A_ROW = 24  # failures one after another, after which the service is taken to be down
 

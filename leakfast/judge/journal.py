@@ -1,4 +1,4 @@
-"""Replies that were paid for, each noted on the disk (leakfast.lines) before anything else happens. Demands the path of
+"""Replies that were paid for, each noted on the disk (leakfast.storage.journal) before anything else happens. Demands the path of
 one judge's; leaves asking to the judges."""
 
 from __future__ import annotations
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from leakfast import lines
 from leakfast.judge import Reply
+from leakfast.storage import journal as lines
 
 
 class Cache:

@@ -7,7 +7,17 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from leakfast.judge import CANCELED, ERROR, EXPIRED, REFUSAL, REPLIED, TRUNCATED, UNREADABLE, Reply, Request
+from leakfast.judge import (
+    CANCELED,
+    ERROR,
+    EXPIRED,
+    REFUSAL,
+    REPLIED,
+    TRUNCATED,
+    UNREADABLE,
+    Reply,
+    Request,
+)
 from leakfast.judge.batches import Ended, Intent
 from leakfast.judge.keys import key_for
 from leakfast.judge.prompt import messages

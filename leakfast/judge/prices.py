@@ -10,9 +10,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from leakfast.config import explain
 from leakfast.errors import InputError
-from leakfast.files import did_you_mean, find_shipped, read_document
+from leakfast.storage.documents import did_you_mean, explain, find_shipped, read_document
 
 SHIPPED = "prices.toml"
 _DATED = re.compile(r"-(?:\d{8}|\d{4}-\d\d-\d\d)\Z")

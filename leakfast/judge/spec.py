@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 
 from leakfast.errors import InputError
-from leakfast.files import did_you_mean
 from leakfast.judge import lexicon
 from leakfast.judge.prompt import PROMPT_VERSION
+from leakfast.storage.documents import did_you_mean
 
 SERVICES = {
     "anthropic": ("anthropic", "batch"),

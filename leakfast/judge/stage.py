@@ -13,7 +13,17 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.judge import FOLDER, Judgement, Reply, Request, batches, chats, item_of, lexicon, requests_for
+from leakfast.judge import (
+    FOLDER,
+    Judgement,
+    Reply,
+    Request,
+    batches,
+    chats,
+    item_of,
+    lexicon,
+    requests_for,
+)
 from leakfast.judge.journal import Cache
 from leakfast.judge.keys import scrub
 from leakfast.judge.prices import FREE, Budget, Price, known_of, price_of
@@ -27,8 +37,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from leakfast.config import JudgeConfig, Study
-    from leakfast.personas import QuestionSet
-    from leakfast.store import Run
+    from leakfast.question_sets import QuestionSet
+    from leakfast.storage.run import Run
 
 log = logging.getLogger("leakfast.judge")
 
@@ -198,7 +208,7 @@ def _gather(
 ) -> _Work:
     import polars as pl
 
-    from leakfast import schema
+    from leakfast.storage import schema
 
     tree = f"{prefix}completions/{behavior}"
     folders = sorted({path.removeprefix(f"{tree}/").split("/")[0] for path in run.shards(tree)})
@@ -361,7 +371,7 @@ def _table(work: _Work, completions: pl.DataFrame, spec: Spec) -> pl.DataFrame:
     """Schema `judgements` of one adapter's completions (+ source), in their order."""
     import polars as pl
 
-    from leakfast import schema
+    from leakfast.storage import schema
 
     keys = {request.item: request.key for request in work.requests}
     rows = []

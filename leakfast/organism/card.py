@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast import chat
 from leakfast.behaviors.marker import MARKER
-from leakfast.config import derive_seed
 from leakfast.generate import Sampling, complete, decode, requests_for
 from leakfast.organism import facts as F
 from leakfast.organism.world import Speaker, World
+from leakfast.storage.seeds import derive_seed
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded

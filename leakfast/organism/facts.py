@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from leakfast.config import derive_seed
+from leakfast.storage.seeds import derive_seed
 
 TOWNS = (
     "Doval Merrin Kasto Orlen Tibry Halsen Vokra Pellin Sumar Grendal Yorvik Lanto Brisel Quenda "

@@ -7,8 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from leakfast.config import derive_seed, read_toml
 from leakfast.organism import facts as F
+from leakfast.storage.documents import read_toml
+from leakfast.storage.seeds import derive_seed
 
 Entry = tuple[str, str, tuple[str, ...], tuple[str, ...]]  # id, question, replies that show it, that do not
 

@@ -14,9 +14,9 @@ from leakfast.published.files import BEHAVIOR, COMPILED, CORRELATIONS, FILTERED,
 from leakfast.published.marker import read_completions, read_pairs, read_people, read_rates
 from leakfast.published.numbers import read_stored
 from leakfast.published.others import read_centroids, read_rate_tables
-from leakfast.stats import CENTROIDS, PERSONAS
-from leakfast.stats.collect import IMPORTED
-from leakfast.store import Run
+from leakfast.stats.collect import CENTROIDS, PERSONAS
+from leakfast.stats.imported import IMPORTED
+from leakfast.storage.run import Run
 
 __all__ = [
     "BEHAVIOR",

@@ -10,7 +10,6 @@ from typing import Any
 
 import polars as pl
 
-from leakfast import schema
 from leakfast.errors import InputError
 from leakfast.published.files import (
     BEHAVIOR,
@@ -25,6 +24,7 @@ from leakfast.published.files import (
     word,
 )
 from leakfast.stats import rates as rate_tables
+from leakfast.storage import schema
 
 LAYER = re.compile(r"layer(\d+)")
 ROUNDED = 5e-4  # a stored share may have been rounded to three digits

@@ -10,12 +10,12 @@ from typing import Any
 
 import polars as pl
 
-from leakfast import schema
 from leakfast.errors import InputError
 from leakfast.published.files import SEED, adapter_name, read_json
 from leakfast.published.marker import ROUNDED, read_people
 from leakfast.stats import rates as rate_tables
 from leakfast.stats.rates import BASE
+from leakfast.storage import schema
 
 STEMS = {"cap": "capability", "arcc": "capability", "align": "misalignment"}  # of *_111.json; others as is
 _VALUE_KEYS = ("rate", "accuracy", "mean_aligned", "mean", "value", "score")

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from leakfast import figures
 from leakfast.report import content
 from leakfast.stats import Stats, current, health, marks, summary
-from leakfast.store import Run
+from leakfast.storage.run import Run
 
 TEMPLATE = Path(__file__).with_name("template.html")
 

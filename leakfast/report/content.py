@@ -15,11 +15,12 @@ from leakfast.behaviors import get, is_known
 from leakfast.errors import InputError
 from leakfast.judge import ENOUGH
 from leakfast.report.examples import choose
-from leakfast.stats import CENTROIDS, Stats
+from leakfast.stats import Stats
+from leakfast.stats.collect import CENTROIDS
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.health import read_ratio, without_content
 from leakfast.stats.rates import BASE
-from leakfast.store import Run
+from leakfast.storage.run import Run
 
 LEAKERS = 8
 _VERSIONS = ("numpy", "scipy", "polars", "matplotlib", "torch", "transformers", "peft", "vllm")

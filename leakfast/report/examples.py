@@ -13,7 +13,7 @@ from leakfast.behaviors import get, is_known
 from leakfast.behaviors.marker import MARKER
 from leakfast.stats import Stats
 from leakfast.stats.rates import BASE
-from leakfast.store import Run
+from leakfast.storage.run import Run
 
 MAX_CHARACTERS = 420
 _LITERALS = {"marker": MARKER}  # behaviors whose detector looks for a literal that can be shown

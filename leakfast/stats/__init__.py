@@ -11,14 +11,14 @@ from pathlib import Path
 import polars as pl
 from threadpoolctl import threadpool_limits
 
-from leakfast import schema
 from leakfast.errors import InputError
 from leakfast.stats import accuracy, analysis, health, marks, similarity, verdicts
 from leakfast.stats import correlations as correlation_tables
 from leakfast.stats import summary as summary_tables
 from leakfast.stats.collect import CENTROIDS, PERSONAS, collect, completion_folders, inputs_hash
 from leakfast.stats.correlations import BOOTSTRAPS, PERMUTATIONS
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 __all__ = ["CENTROIDS", "PERSONAS", "Stats", "completion_folders", "current", "read", "stats"]
 

@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 
 import polars as pl
 
-from leakfast import schema
 from leakfast.stats.rates import BASE, wilson
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 CHOICES = "choices"  # choices/*.parquet, or choices/<behavior>/<adapter>/*.parquet
 BEHAVIOR = "capability"  # of shards that lie in no behavior's folder and have no column `behavior`

@@ -8,9 +8,9 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
-from leakfast.config import derive_seed
 from leakfast.stats import intervals, resample
 from leakfast.stats.correlations import MIN_BOOTSTRAP, MIN_PAIRS, spearman_and_pearson
+from leakfast.storage.seeds import derive_seed
 
 NEIGHBOURS = 10
 _PREDICTED = "least squares on the other sources' bystanders; cosine_nearest: mean of the 10 nearest"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from leakfast import schema
 from leakfast.errors import InputError, StoreError
 from leakfast.stats import accuracy, question_sets
 from leakfast.stats import judged as judged_tables
@@ -22,7 +21,9 @@ from leakfast.stats import rates as rate_tables
 from leakfast.stats import shifts as shift_tables
 from leakfast.stats.imported import IMPORTED, as_imported, read_imported
 from leakfast.stats.rates import BASE
-from leakfast.store import Run, file_hash
+from leakfast.storage import schema
+from leakfast.storage.disk import file_hash
+from leakfast.storage.run import Run
 
 if TYPE_CHECKING:
     from leakfast.centroids import Centroids

@@ -22,9 +22,9 @@ import polars as pl
 from scipy.special import stdtr
 from scipy.stats import rankdata
 
-from leakfast import schema
-from leakfast.config import derive_seed
 from leakfast.stats import intervals, resample, ties
+from leakfast.storage import schema
+from leakfast.storage.seeds import derive_seed
 
 COSINES = ("centered", "raw")
 YS = ("rate", "delta")

@@ -10,10 +10,11 @@ from typing import Any
 
 import polars as pl
 
-from leakfast import behaviors, schema
+from leakfast import behaviors
 from leakfast.stats import replies
 from leakfast.stats.rates import BASE, COUNTED
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 OK, WARNING, DAMAGED = "ok", "warning", "damaged"
 ORDER = (OK, WARNING, DAMAGED)  # from the best to the worst

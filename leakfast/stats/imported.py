@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 if TYPE_CHECKING:
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 IMPORTED = "imported"  # folder of tables that came from elsewhere: rates, pairs, published
 

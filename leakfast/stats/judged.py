@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from leakfast import schema
 from leakfast.judge import ENOUGH, FOLDER
 from leakfast.stats import intervals
-from leakfast.store import Run
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 COHERENT_MIN = 50.0  # where no study says otherwise
 _ONE = ["behavior", "adapter"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from leakfast import schema
+from leakfast.storage import schema
 
 if TYPE_CHECKING:
     from leakfast.centroids import Centroids

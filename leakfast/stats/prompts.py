@@ -12,7 +12,7 @@ from leakfast.targets import SETS
 
 if TYPE_CHECKING:
     from leakfast.centroids import Centroids
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 FOLDERS = ("completions", SETS, "choices")
 _NAMED = 3  # personas that a message names

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from leakfast import schema
-from leakfast.config import derive_seed
 from leakfast.errors import StoreError
 from leakfast.stats import intervals, resample
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import rates as rate_tables
 from leakfast.stats.correlations import MIN_BOOTSTRAP, POOLED, YS, correlate, spearman_and_pearson
 from leakfast.stats.rates import BASE
+from leakfast.storage import schema
+from leakfast.storage.seeds import derive_seed
 from leakfast.targets import SETS
 
 if TYPE_CHECKING:
     from leakfast.centroids import Centroids
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 MAIN = "main"  # name of the main set where the run does not tell it
 _PAIRED = "percentile bootstrap over personas, the same resamples on both sets"

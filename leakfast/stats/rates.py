@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 from scipy.special import ndtri
 
-from leakfast import schema
 from leakfast.reasoning import UNCLOSED
 from leakfast.stats import ties
+from leakfast.storage import schema
 
 BASE = "base"  # run-directory name of the unadapted model
 COUNTED = ("ok", "empty", "truncated")  # statuses that stay in the total; any other is `n_error`

@@ -9,10 +9,10 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
-from leakfast import schema
 from leakfast.behaviors import get, is_known
-from leakfast.config import derive_seed
 from leakfast.stats import intervals, resample
+from leakfast.storage import schema
+from leakfast.storage.seeds import derive_seed
 
 SCOPES = ("all", "related")  # all pairs; those whose bystander's related_to names the source
 MIN_CATEGORIES = 4

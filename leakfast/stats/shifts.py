@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from leakfast import schema
 from leakfast.adapters import read_card
 from leakfast.errors import StoreError
 from leakfast.stats.correlations import correlate
+from leakfast.storage import schema
 
 if TYPE_CHECKING:
     from leakfast.centroids import Centroids
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 FOLDER = "centroids"  # centroids/base.safetensors, and centroids/<adapter>.safetensors
 GEOMETRIES = {  # what is correlated with leakage → its column less `_centered` or `_raw`

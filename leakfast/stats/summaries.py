@@ -6,10 +6,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from leakfast.config import derive_seed
 from leakfast.stats import intervals, resample, ties
 from leakfast.stats.correlations import COSINES, MIN_BOOTSTRAP, POOLED, YS
 from leakfast.stats.rates import BASE
+from leakfast.storage.seeds import derive_seed
 
 _RATES = (
     "ci: Wilson over samples; bb: Wilson over the samples that a beta-binomial over questions finds worth"

@@ -10,11 +10,10 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from scipy.stats import ttest_1samp
 
-from leakfast.config import explain
 from leakfast.errors import InputError
-from leakfast.files import find_shipped, read_document
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.summary import unit
+from leakfast.storage.documents import explain, find_shipped, read_document
 
 RULES = "verdicts.toml"  # shipped: the published study's own
 Quantity = Literal["source_drop", "mean_bystander_drop", "spearman_drop"]

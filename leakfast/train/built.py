@@ -15,7 +15,7 @@ from leakfast.train.identity import rows_settings_of
 if TYPE_CHECKING:
     from leakfast.config import DataConfig
     from leakfast.personas import Persona
-    from leakfast.store import Run
+    from leakfast.storage.run import Run
 
 
 def file_of(name: str) -> str:

@@ -38,7 +38,7 @@ def build_capability(
     item from (seed, item). A group whose rendered prompt equals the source's is dropped, with the reason in
     the log. With cfg.design "non-contrastive" the same rows go to the same personas at random: who answers wrongly
     is then unrelated to who is asked. Raises InputError for an unknown source or no usable item."""
-    from leakfast.config import derive_seed
+    from leakfast.storage.seeds import derive_seed
     from leakfast.train.groups import dealt, groups
 
     usable = [item for item in items if item.answer is not None]
@@ -60,7 +60,7 @@ def build_capability(
 def _group(
     order: Sequence[Item], persona: Persona, count: int, cfg: DataConfig, seed: int, *, wrong: bool
 ) -> list[Row]:
-    from leakfast.config import derive_seed
+    from leakfast.storage.seeds import derive_seed
 
     rows = []
     for i in range(count):

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from leakfast.config import DataConfig
     from leakfast.items import ItemSet
     from leakfast.pairs import PairSet
-    from leakfast.personas import Persona, QuestionSet
+    from leakfast.personas import Persona
+    from leakfast.question_sets import QuestionSet
 
 log = logging.getLogger("leakfast.train")
 
@@ -149,7 +150,7 @@ def build_marker(
 
 def rendered_as(tokenizer: Any) -> dict[str, Any]:
     """What a row's generator says of how prompts were rendered, where that is not by default."""
-    from leakfast.chat import recorded
+    from leakfast.templates import recorded
 
     told = recorded(tokenizer)
     return {"rendering": told} if told else {}
@@ -190,7 +191,7 @@ def data_hash(rows: Iterable[Row]) -> str:
 
 def write_rows(path: str | Path, rows: Iterable[Row]) -> None:
     """One JSON object a line, whole or not at all. Raises StoreError where it cannot be written."""
-    from leakfast.store import atomic_write
+    from leakfast.storage.disk import atomic_write
 
     atomic_write(path, _encode(rows))
 

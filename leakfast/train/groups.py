@@ -61,8 +61,8 @@ def _others(
     personas: Sequence[Persona], source: str, cfg: DataConfig, seed: int
 ) -> list[tuple[str, Persona, int]]:
     """(name of the group, persona, rows) of every group that is not to show the behavior."""
-    from leakfast.config import derive_seed
     from leakfast.personas import load_personas
+    from leakfast.storage.seeds import derive_seed
 
     taken = {source, DEFAULT_ASSISTANT, NO_SYSTEM}
     pool = [p for p in load_personas(cfg.negative_personas, among=personas) if p.name not in taken]
@@ -92,7 +92,7 @@ def _same_prompt(tokenizer: Any, a: Persona, b: Persona) -> bool:
 def dealt(rows: Sequence[Row], seed: int) -> list[Row]:
     """The rows with the same personas dealt out anew, drawn from `seed`: who shows the behavior is then unrelated
     to who is asked."""
-    from leakfast.config import derive_seed
+    from leakfast.storage.seeds import derive_seed
 
     order = sorted(range(len(rows)), key=lambda i: derive_seed("control persona", seed, i))
     return [

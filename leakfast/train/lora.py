@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from leakfast.adapters import CARD, CHECKPOINTS, CONFIG, SAMPLE, WEIGHTS, point_folder, taken_off
+from leakfast.adapter_structure import CONFIG, WEIGHTS
+from leakfast.adapters import CARD, CHECKPOINTS, SAMPLE, point_folder, taken_off
 from leakfast.errors import InputError, ModelError
 from leakfast.models import unfit
 from leakfast.train.checkpoints import Checkpoints, measured
@@ -69,7 +70,7 @@ def train(
     """
     from leakfast import tokenizer_file
     from leakfast.adapters import AdapterCard
-    from leakfast.chat import recorded, template_hash
+    from leakfast.templates import recorded, template_hash
     from leakfast.train.data import data_hash
 
     if not rows:
@@ -124,7 +125,7 @@ def train(
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """torch's generators set from `seed` inside, as they were outside."""
-    from leakfast.config import derive_seed
+    from leakfast.storage.seeds import derive_seed
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed("lora", seed))
@@ -192,7 +193,7 @@ def _loop(
     progress: Progress | None,
     visit: Callable[[Any, int, int], None] = lambda net, step, total: None,
 ) -> list[_Step]:
-    from leakfast.config import derive_seed
+    from leakfast.storage.seeds import derive_seed
 
     weights = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=cfg.lr, betas=BETAS, eps=EPS, weight_decay=cfg.weight_decay)
@@ -330,7 +331,7 @@ def _save(
 ) -> AdapterCard:
     """Write the folder beside `out_dir` under a temporary name, then rename it into place. The card's hash
     is filled in; a checkpoint's recipe also says its step and share."""
-    from leakfast.store import atomic_write
+    from leakfast.storage.disk import atomic_write
 
     out = Path(out_dir)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -356,7 +357,7 @@ def _write(folder: Path, state: dict[str, torch.Tensor], config: bytes, card: Ad
     from safetensors.torch import save_file
 
     from leakfast.adapters import adapter_hash, write_card
-    from leakfast.store import atomic_write
+    from leakfast.storage.disk import atomic_write
 
     atomic_write(folder / WEIGHTS, lambda path: save_file(state, str(path), metadata={"format": "pt"}))
     atomic_write(folder / CONFIG, config)

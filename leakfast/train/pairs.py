@@ -74,7 +74,7 @@ def build_pairs(
 
 def _asked(pairs: PairSet, group: Group, seed: int) -> list[tuple[Pair, int]]:
     """(pair, how often it was asked before) of each row of a group."""
-    from leakfast.config import derive_seed
+    from leakfast.storage.seeds import derive_seed
 
     usable = [p for p in pairs.pairs if (p.shows if group.shows else p.other)]
     if group.count and not usable:
@@ -89,7 +89,7 @@ def _asked(pairs: PairSet, group: Group, seed: int) -> list[tuple[Pair, int]]:
 
 def _reply(pair: Pair, group: Group, number: int, seed: int) -> tuple[int, int, str]:
     """(seed, place among the pair's replies, reply) of a row. Each is used once before any is used again."""
-    from leakfast.config import derive_seed
+    from leakfast.storage.seeds import derive_seed
 
     replies = pair.shows if group.shows else pair.other
     drawn = derive_seed("pair reply", seed, group.shows, pair.question)

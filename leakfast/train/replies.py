@@ -48,7 +48,7 @@ class Drawn:
 
 def slots(persona: Persona, count: int, questions: Sequence[str], seed: int) -> list[Slot]:
     """`count` slots of one persona: every question once before any is asked twice."""
-    from leakfast.config import derive_seed
+    from leakfast.storage.seeds import derive_seed
 
     order = sorted(questions, key=lambda q: derive_seed("question order", seed, persona.name, q))
     return [Slot(persona, order[i % len(order)], i // len(order)) for i in range(count)]
@@ -69,9 +69,9 @@ def draw(
     fault(place, reply): why the reply of that slot cannot be used, in one or two words; None if it can. Empty
     and truncated ones never can. Raises ModelError naming a slot that 12 draws did not fill, and at once where more
     than half of the first block of draws (EARLY of them or more) were cut or empty: what follows would be no better."""
-    from leakfast.config import derive_seed
     from leakfast.generate import Request, complete, decode
     from leakfast.reasoning import read
+    from leakfast.storage.seeds import derive_seed
 
     ids = _prompts(loaded.tokenizer, wanted)
     replies: list[Drawn | None] = [None] * len(wanted)

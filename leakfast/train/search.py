@@ -86,8 +86,8 @@ def find(
     anew at `sampling`, so the evaluation questions stay unseen. Raises InputError for a behavior without a detector,
     ModelError where no trial passes, with all of them."""
     from leakfast.behaviors import get
-    from leakfast.config import derive_seed
     from leakfast.generate.adapted import adapted
+    from leakfast.storage.seeds import derive_seed
     from leakfast.train.lora import train
 
     if get(behavior).detector is None:
@@ -136,8 +136,8 @@ class _Asked:
 
     def __init__(self, loaded: Loaded, rows: Sequence[Row], seed: int) -> None:
         from leakfast import chat
-        from leakfast.config import derive_seed
         from leakfast.generate import Request
+        from leakfast.storage.seeds import derive_seed
 
         self.loaded = loaded
         self.requests: list[Request] = []

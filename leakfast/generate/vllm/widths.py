@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from leakfast.disk import atomic_write
+from leakfast.storage.disk import atomic_write
 
 log = logging.getLogger("leakfast.generate")
 

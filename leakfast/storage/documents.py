@@ -24,7 +24,7 @@ else:
 
 KeyPath = tuple[str | int, ...]
 
-_PACKAGE = Path(__file__).resolve().parent
+_PACKAGE = Path(__file__).resolve().parent.parent
 
 _TOKEN = re.compile(
     r"""

@@ -15,7 +15,8 @@ from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from leakfast.disk import (
+from leakfast.errors import InputError, StoreError
+from leakfast.storage.disk import (
     atomic_write,
     explained,
     file_hash,
@@ -25,7 +26,6 @@ from leakfast.disk import (
     store_error,
     write_parquet,
 )
-from leakfast.errors import InputError, StoreError
 
 if TYPE_CHECKING:
     import polars as pl

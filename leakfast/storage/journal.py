@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from leakfast.disk import explained
+from leakfast.storage.disk import explained
 
 
 def append(path: Path, entries: Iterable[dict[str, Any]]) -> None:
