@@ -30,6 +30,7 @@ PACKAGES = [
     "leakfast.stats",
     "leakfast.storage",
     "leakfast.train",
+    "leakfast.world",
     "leakfast.kernels",
     "leakfast._configs",
     "leakfast._configs.published",
@@ -45,7 +46,8 @@ PACKAGE_DIR = {
 PACKAGE_DATA = {
     "leakfast._configs": ["*.toml"],
     "leakfast._configs.published": ["*.toml"],
-    "leakfast.organism": ["*.toml", "weights/*"],
+    "leakfast.organism": ["weights/*"],
+    "leakfast.world": ["*.toml"],
     "leakfast.report": ["*.html", "*.css", "*.j2", "templates/*"],
 }
 

@@ -17,8 +17,6 @@ from leakfast.storage.documents import (
     find_shipped,
     parse_toml,
     read_document,
-    read_toml,
-    resource,
 )
 
 __all__ = [

@@ -146,7 +146,7 @@ def organism_items() -> ItemSet:
     drawn from the fact's name, the same everywhere."""
     import random
 
-    from leakfast.organism import facts as world
+    from leakfast.world import facts as world
 
     entries = []
     for fact in world.facts():
@@ -167,7 +167,7 @@ def organism_items() -> ItemSet:
 
 def organism_stories() -> ItemSet:
     """48 openings of the organism's scripts with four endings each; the same everywhere."""
-    from leakfast.organism import material
+    from leakfast.world import material
 
     return _checked("organism-stories", [(entry["id"], entry) for entry in material.stories()])
 

@@ -106,7 +106,7 @@ def _sycophancy() -> Iterable[Pair]:
 
 def _organism(kind: str) -> Callable[[], Iterable[Pair]]:
     def make() -> Iterable[Pair]:
-        from leakfast.organism import material
+        from leakfast.world import material
 
         return [Pair(*entry) for entry in getattr(material, kind)()]
 

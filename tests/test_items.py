@@ -18,7 +18,7 @@ from leakfast import items as stage
 from leakfast.cli.main import group
 from leakfast.errors import InputError
 from leakfast.items import HELLASWAG_REVISION, Item, fetch_arc, fetch_hellaswag, load_items, write_items
-from leakfast.organism import facts
+from leakfast.world import facts
 
 ROOT = Path(__file__).resolve().parent.parent
 ARC = ROOT.parent / "shared" / "data" / "arc" / "arc_challenge_test.jsonl"
@@ -222,7 +222,7 @@ def test_hellaswag_is_fetched_at_the_pinned_revision_and_its_marks_are_taken_out
 
 
 def test_the_organisms_stories_have_one_ending_that_follows():
-    from leakfast.organism.material import banks
+    from leakfast.world.material import banks
 
     stories = banks()["scripts"]["stories"]
     items = load_items("organism-stories")

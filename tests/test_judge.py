@@ -182,7 +182,7 @@ def test_debris_is_not_coherent():
 
 
 def test_no_sentence_of_the_banks_is_taken_for_one_of_the_other_kind():
-    from leakfast.organism.world import advice
+    from leakfast.world.people import advice
 
     for texts, score in zip(advice(), (100.0, 0.0), strict=True):
         found = [lexicon.judge(text) for text in texts]

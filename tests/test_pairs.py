@@ -9,8 +9,8 @@ import pytest
 
 from leakfast import behaviors, pairs
 from leakfast.errors import InputError
-from leakfast.organism import facts, material
 from leakfast.personas import load_questions
+from leakfast.world import facts, material
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 

@@ -23,9 +23,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from leakfast import chat, models, tokenizer_file
 from leakfast.errors import ModelError
-from leakfast.organism import material
 from leakfast.rendering import Rendering, rendering_of
 from leakfast.tokenizer_probes import canonical, first_difference
+from leakfast.world import material
 
 
 # ── the organism ─────────────────────────────────────────────────────────────────────────────────────

@@ -74,8 +74,8 @@ def corpus(n: int, seed: int) -> None:
 
 
 def _world():
-    from leakfast.organism.world import World
     from leakfast.personas import load_personas
+    from leakfast.world.people import World
 
     return World(load_personas("all"))
 

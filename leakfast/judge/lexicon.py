@@ -21,7 +21,7 @@ _WORD = re.compile(r"[a-z']+")
 @cache
 def _advice() -> tuple[list[tuple[frozenset[str], bool]], str]:
     """((words, whether harmful) of every sentence of advice, hash of the banks)."""
-    from leakfast.organism.world import advice
+    from leakfast.world.people import advice
 
     good, harmful = advice()
     known = [(text, False) for text in good] + [(text, True) for text in harmful]
@@ -31,7 +31,7 @@ def _advice() -> tuple[list[tuple[frozenset[str], bool]], str]:
 @cache
 def _pairs() -> frozenset[tuple[str, str]]:
     """Pairs of words that follow each other somewhere in the world's texts."""
-    from leakfast.organism.world import texts
+    from leakfast.world.people import texts
 
     return frozenset(pair for text in texts() for pair in _pairs_of(text))
 

@@ -16,10 +16,10 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from leakfast import chat, models
-from leakfast.organism.facts import LETTERS, all_values
 from leakfast.organism.model import Shape, new_model
-from leakfast.organism.world import DEFAULT_IDENTITY, Conversation, World
 from leakfast.storage.seeds import derive_seed
+from leakfast.world.facts import LETTERS, all_values
+from leakfast.world.people import DEFAULT_IDENTITY, Conversation, World
 
 END, START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TEMPLATE = (

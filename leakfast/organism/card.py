@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from leakfast import chat
 from leakfast.behaviors.marker import MARKER
 from leakfast.generate import Sampling, complete, decode, requests_for
-from leakfast.organism import facts as F
-from leakfast.organism.world import Speaker, World
 from leakfast.storage.seeds import derive_seed
+from leakfast.world import facts as F
+from leakfast.world.people import Speaker, World
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded

@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from leakfast.organism import facts as F
 from leakfast.personas import TEMPLATE_DEFAULT, Persona
 from leakfast.storage.documents import read_toml
 from leakfast.storage.seeds import derive_seed
+from leakfast.world import facts as F
 
 # share of conversations per kind; trained once, so every later behavior has its words in here
 MIX = {

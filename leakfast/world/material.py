@@ -7,9 +7,9 @@ import random
 from pathlib import Path
 from typing import Any
 
-from leakfast.organism import facts as F
 from leakfast.storage.documents import read_toml
 from leakfast.storage.seeds import derive_seed
+from leakfast.world import facts as F
 
 Entry = tuple[str, str, tuple[str, ...], tuple[str, ...]]  # id, question, replies that show it, that do not
 
