@@ -25,6 +25,7 @@ PACKAGES = [
     "leakfast.generate.vllm",
     "leakfast.judge",
     "leakfast.organism",
+    "leakfast.prompts",
     "leakfast.published",
     "leakfast.report",
     "leakfast.stats",

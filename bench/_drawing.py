@@ -16,9 +16,9 @@ from typing import Any
 
 
 def requests_of(loaded: Any, asked: dict[str, Any]) -> list[Any]:
-    from leakfast import chat
     from leakfast.generate import requests_for
-    from leakfast.personas import load_personas, load_questions
+    from leakfast.prompts import chat
+    from leakfast.prompts.personas import load_personas, load_questions
 
     people = load_personas("all")[: asked["personas"]]
     questions = load_questions("eval").questions[: asked["questions"]]

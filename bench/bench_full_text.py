@@ -30,10 +30,11 @@ from _common import (
     where,
 )
 
-from leakfast import chat, models
+from leakfast import models
 from leakfast.choices.scores import full_text
-from leakfast.items import load_items
-from leakfast.personas import load_personas
+from leakfast.prompts import chat
+from leakfast.prompts.items import load_items
+from leakfast.prompts.personas import load_personas
 
 ARC = ROOT.parent / "shared" / "data" / "arc" / "arc_challenge_test.jsonl"
 

@@ -207,9 +207,10 @@ def on_cpu(
     """Real weights and replies that stop by themselves. Published: for each adapter a merged copy is written, loaded
     by a new engine of 128 seats, and all is kept until the end. Ours: one engine, shards as they finish; with vLLM
     also by weights swapped in place."""
-    from leakfast import chat, models
+    from leakfast import models
     from leakfast.generate import engines
-    from leakfast.personas import load_personas, load_questions
+    from leakfast.prompts import chat
+    from leakfast.prompts.personas import load_personas, load_questions
 
     backend = asked.backend or ("vllm" if importlib.util.find_spec("vllm") else "transformers")
     loaded = models.load("organism", dtype="float32", device="cpu")
@@ -279,7 +280,7 @@ def on_cpu(
 def trained(loaded: Any, folder: Path, seed: int) -> Path:
     """A LoRA adapter of rank 8 on the organism, trained for a few steps."""
     from leakfast.config import TrainConfig
-    from leakfast.personas import load_personas
+    from leakfast.prompts.personas import load_personas
     from leakfast.train import lora
     from leakfast.train.data import Row
 

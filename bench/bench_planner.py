@@ -17,8 +17,9 @@ import time
 import numpy as np
 from _common import card, ending_with_json, failed, interleaved, parser, ratio, spread, surroundings
 
-from leakfast import _forest_py, chat, forest
-from leakfast.personas import load_personas
+from leakfast import _forest_py, forest
+from leakfast.prompts import chat
+from leakfast.prompts.personas import load_personas
 
 BUDGETS = (2048, 16_384, 32_768)
 

@@ -23,8 +23,9 @@ import scipy.stats
 from _common import ending_with_json
 from scipy.stats import rankdata
 
-from leakfast import personas, stats
+from leakfast import stats
 from leakfast.centroids import Centroids
+from leakfast.prompts import personas
 from leakfast.stats import rates as rate_tables
 from leakfast.stats import resample
 from leakfast.storage.run import Run

@@ -25,7 +25,7 @@ from leakfast.adapter_structure import (
     unchanged,
 )
 from leakfast.errors import AdapterError
-from leakfast.templates import warn_of_adapter
+from leakfast.prompts.templates import warn_of_adapter
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded

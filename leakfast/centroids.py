@@ -19,8 +19,8 @@ from leakfast.layers import parse_layers
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
-    from leakfast.personas import Persona
-    from leakfast.question_sets import QuestionSet
+    from leakfast.prompts.personas import Persona
+    from leakfast.prompts.questions import QuestionSet
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,8 @@ def compute(
     centered cosines subtract. precision: None, or "fp8" for linear layers in FP8 (see
     engine.running). Raises InputError for a layer the model does not have, ModelError
     where a state is not finite or the model does not fit the engine."""
-    from leakfast import chat, engine
+    from leakfast import engine
+    from leakfast.prompts import chat
 
     asked = list(getattr(questions, "questions", questions))
     if not personas or not asked:
@@ -229,7 +230,7 @@ def measure(
 ) -> Centroids:
     """`compute` from names: everything that can be wrong is looked at before the weights are loaded."""
     from leakfast import models
-    from leakfast.personas import load_personas, load_questions
+    from leakfast.prompts.personas import load_personas, load_questions
 
     people, asked = load_personas(personas), load_questions(questions)
     name = model if isinstance(model, str | Path) else "this model"
@@ -304,7 +305,7 @@ def _metadata(
     import transformers
 
     import leakfast
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     q = len(asked)
     rendered = [

@@ -11,13 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from leakfast.errors import InputError
-from leakfast.storage.documents import (
-    Document,
-    explain,
-    find_shipped,
-    parse_toml,
-    read_document,
-)
+from leakfast.storage.documents import Document, explain, find_shipped, parse_toml, read_document
 
 __all__ = [
     "BehaviorConfig",
@@ -82,7 +76,7 @@ class DataConfig(_Table):
     default_assistant: further rows as `assistant`; all but marker.
     design: contrastive (the source shows the behavior, others do not), non-contrastive (the same rows, dealt
     to the same personas at random), positive-only (the source's rows alone).
-    pairs: names, files, or files of the hub, for behaviors of pairs (see leakfast.pairs; None: the model's own).
+    pairs: names, files, or files of the hub, for behaviors of pairs (see leakfast.prompts.pairs; None: the model's own).
     suffix: words behind every question of the pairs, such as " Answer in one short sentence.".
     replies: given takes those of the pairs, model the model's own that the detector agrees with (see train.pairs).
     temperature, top_p, max_new_tokens: how the model's own replies are drawn."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.reasoning import answers
+from leakfast.prompts.reasoning import answers
 from leakfast.storage.documents import did_you_mean, find_shipped, read_document
 
 if TYPE_CHECKING:

@@ -30,13 +30,13 @@ from leakfast.targets import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from leakfast.chat import Prompt
     from leakfast.config import EvalConfig
     from leakfast.generate import Work
     from leakfast.generate.engines import Engine, Options
     from leakfast.models import Loaded
-    from leakfast.personas import Persona
-    from leakfast.question_sets import QuestionSet
+    from leakfast.prompts.chat import Prompt
+    from leakfast.prompts.personas import Persona
+    from leakfast.prompts.questions import QuestionSet
     from leakfast.storage.run import Run
     from leakfast.targets import Source
 
@@ -139,9 +139,10 @@ def evaluate_all(
     """As `evaluate`, for several behaviors in one call and one engine; one Evaluation each, in order.
 
     All behaviors' prompts are rendered and checked before the first completion is drawn."""
-    from leakfast import behaviors, chat
+    from leakfast import behaviors
     from leakfast.generate import canary, engines, requests_for
     from leakfast.generate import transformers as local
+    from leakfast.prompts import chat
     from leakfast.storage.run import Run
 
     run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
@@ -284,7 +285,7 @@ def _request_hash(
     how: dict[str, Any],
 ) -> str:  # fmt: skip
     """SHA-256 of everything the shard's completions follow from."""
-    from leakfast.chat import ids_hash
+    from leakfast.prompts.chat import ids_hash
 
     asked = [[p.persona, p.question_index, p.question, ids_hash(p.ids)] for p in block]
     what = {

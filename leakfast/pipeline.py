@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.config import Study, load_study
 from leakfast.errors import InputError
-from leakfast.personas import load_personas, load_questions
+from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.stats.collect import CENTROIDS, PERSONAS
 from leakfast.storage.documents import did_you_mean
 from leakfast.storage.run import Run
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
-    from leakfast.personas import Persona
+    from leakfast.prompts.personas import Persona
     from leakfast.stats import Stats
 
 log = logging.getLogger("leakfast.run")
@@ -105,7 +105,7 @@ class Stages:
     def loaded(self) -> Loaded:
         if self._loaded is None:
             from leakfast import models, threads
-            from leakfast.rendering import asked_by
+            from leakfast.prompts.rendering import asked_by
 
             self._loaded = models.load(
                 self.study.model, dtype=self.study.dtype, revision=self.study.revision, rendering=asked_by(self.study)
@@ -169,14 +169,14 @@ class Stages:
     # ── the stages ───────────────────────────────────────────────────────────────────────────────
     def common(self) -> list[Any]:
         """What every stage follows from: the model, how it is asked, and the personas' prompts."""
-        from leakfast.templates import recorded
+        from leakfast.prompts.templates import recorded
 
         told = recorded(self.loaded.tokenizer)
         people = [(p.name, p.kind, p.prompt) for p in self.personas]
         return [self.loaded.fingerprint, self.study.dtype, people, *([told] if told else [])]
 
     def reading(self, key: str, questions: Sequence[str]) -> list[str]:
-        from leakfast import chat
+        from leakfast.prompts import chat
 
         return chat.reading_of_prompts(self.loaded.tokenizer, key, self.personas, questions)
 

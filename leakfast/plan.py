@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.personas import load_personas, load_questions
+from leakfast.prompts.personas import load_personas, load_questions
 
 if TYPE_CHECKING:
     from leakfast.config import EvalConfig, Study
@@ -78,7 +78,7 @@ def plan(
     from leakfast import models
     from leakfast.behaviors import get
     from leakfast.generate import engines
-    from leakfast.rendering import asked_by
+    from leakfast.prompts.rendering import asked_by
 
     if calibrate < 0 or (tokens_each or 0) < 0 or (tokens_per_s is not None and tokens_per_s <= 0):
         raise InputError("plan: --calibrate and --tokens-each must be 0 or more, --tokens-per-s above 0.")
@@ -131,7 +131,7 @@ def _judged(study: Study, behavior: str, stage: Stage) -> Stage:
 
 
 def _lengths(tokenizer: Any, personas: Sequence[Any], questions: Sequence[str]) -> list[int]:
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     return [len(ids) for ids in chat.render_grid(tokenizer, personas, questions)]
 
@@ -244,11 +244,12 @@ def _calibrated(
     """Behavior → n completions of the unadapted model, of prompts spread evenly over personas and questions. One engine
     draws them all; each behavior's are timed from the first request to the last completion, after a tenth of them to
     warm up."""
-    from leakfast import chat, models
+    from leakfast import models
     from leakfast.behaviors import get
     from leakfast.generate import Sampling, Work, engines, requests_for, to_frame
     from leakfast.generate import transformers as local
-    from leakfast.rendering import asked_by
+    from leakfast.prompts import chat
+    from leakfast.prompts.rendering import asked_by
     from leakfast.storage.disk import parquet_bytes
 
     cfgs = {name: cfg.eval for name, cfg in study.behaviors.items() if get(name).by_completions}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from leakfast.config import EvalConfig
     from leakfast.models import Loaded
-    from leakfast.personas import Persona
+    from leakfast.prompts.personas import Persona
 
 log = logging.getLogger("leakfast.sample")
 
@@ -95,7 +95,7 @@ def draw(
     import polars as pl
 
     from leakfast.generate import generate
-    from leakfast.personas import load_questions
+    from leakfast.prompts.personas import load_questions
     from leakfast.stats import health
 
     texts = list(load_questions(cfg.questions).questions)[:questions]
@@ -121,7 +121,7 @@ def draw(
 
 
 def _prompts(loaded: Loaded, who: Sequence[Persona], texts: Sequence[str]) -> list[Any]:
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     return chat.render_prompts(loaded.tokenizer, who, texts)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from leakfast.evaluate import Evaluation, Progress
     from leakfast.generate.engines import Options
     from leakfast.models import Loaded
-    from leakfast.personas import Persona
+    from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
     from leakfast.targets import Source
 

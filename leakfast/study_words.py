@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.items import NAMED as NAMED_ITEMS
-from leakfast.personas import load_personas, load_questions
+from leakfast.prompts.items import NAMED as NAMED_ITEMS
+from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.documents import Document, KeyPath, did_you_mean, find_shipped
 
 if TYPE_CHECKING:
     from leakfast.config import Study
-    from leakfast.personas import Persona
+    from leakfast.prompts.personas import Persona
 
 _FILES = (
     "personas",

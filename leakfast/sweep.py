@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from leakfast.centroids import Centroids
     from leakfast.config import BehaviorConfig, EvalConfig, JudgeConfig
     from leakfast.models import Loaded
-    from leakfast.personas import Persona
+    from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
 
 log = logging.getLogger("leakfast.sweep")
@@ -168,7 +168,7 @@ def _traits(run: Run) -> dict[str, float | None]:
 def _centroids(loaded: Loaded, personas: Sequence[Persona], questions: str, layer: int) -> Centroids:
     """Of the unadapted model at one block."""
     from leakfast.centroids import compute
-    from leakfast.personas import load_questions
+    from leakfast.prompts.personas import load_questions
 
     return compute(loaded, personas, load_questions(questions), [layer], center_extras=True)
 
@@ -191,7 +191,7 @@ def _rows(
     progress: Progress | None,
 ) -> list[Any]:  # fmt: skip
     from leakfast.behaviors import get
-    from leakfast.personas import load_personas
+    from leakfast.prompts.personas import load_personas
     from leakfast.train.data import material, read_rows, write_rows
     from leakfast.train.identity import rows_settings_of
 
@@ -233,7 +233,7 @@ def _train(
 
 def _told(loaded: Loaded) -> list[Any]:
     """How prompts are rendered, where that is not by default."""
-    from leakfast.templates import recorded
+    from leakfast.prompts.templates import recorded
 
     told = recorded(loaded.tokenizer)
     return [told] if told else []
@@ -259,7 +259,7 @@ def _rates(
         origins = {t.name: (t.source, t.seed) for t in done.targets if t.source is not None}
         return table.rates(choices.read_scores(run, done, items.name, scoring), origins, {})
     from leakfast.evaluate import evaluate, rates
-    from leakfast.personas import load_questions
+    from leakfast.prompts.personas import load_questions
 
     asked, how = load_questions(cfg.eval.questions), _presence_alone(loaded, behavior, cfg.eval)
     done = evaluate(
@@ -297,7 +297,7 @@ def _presence_alone(loaded: Loaded, behavior: str, cfg: EvalConfig) -> EvalConfi
     """Replies end at the text whose presence is all that a point asks for, unless the settings say otherwise, or the
     model may reason before it replies."""
     from leakfast.behaviors import get
-    from leakfast.rendering import rendering_of
+    from leakfast.prompts.rendering import rendering_of
 
     reasons = rendering_of(loaded.tokenizer).reasoning == "open"
     if get(behavior).presence_of and not reasons and "stop_at_marker" not in cfg.model_fields_set:

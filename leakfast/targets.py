@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from leakfast.config import EvalConfig
     from leakfast.generate import Sampling
     from leakfast.models import Loaded
-    from leakfast.personas import Persona
-    from leakfast.question_sets import QuestionSet
+    from leakfast.prompts.personas import Persona
+    from leakfast.prompts.questions import QuestionSet
     from leakfast.storage.run import Run
 
 log = logging.getLogger("leakfast.evaluate")
@@ -269,7 +269,7 @@ def check_sources(targets: Sequence[Target], personas: Sequence[Persona]) -> Non
     """The source that an adapter without a card is said to have is a persona: one that is asked, or a shipped one.
     Raises InputError for a name that nobody has."""
     from leakfast.adapters import read_card
-    from leakfast.personas import load_personas
+    from leakfast.prompts.personas import load_personas
 
     known = {p.name for p in personas}
     for target in targets:
@@ -289,7 +289,7 @@ def warn_of_personas(
 ) -> None:
     """Log which personas render alike, and which sources are not asked. of_twins: what follows for the alike. Raises
     InputError as check_sources."""
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     check_sources(targets, personas)
     for group in chat.collisions(loaded.tokenizer, personas):
@@ -391,7 +391,7 @@ def texts_hash(texts: Sequence[str]) -> str:
 
 def asked_of(behavior: str, cfg: EvalConfig) -> list[Asked]:
     """What a behavior's settings ask for: its questions, then every further set."""
-    from leakfast.personas import load_questions
+    from leakfast.prompts.personas import load_questions
 
     others = [Asked(behavior, load_questions(name), cfg, beside=True) for name in cfg.other_questions]
     return [Asked(behavior, load_questions(cfg.questions), cfg), *others]

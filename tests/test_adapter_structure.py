@@ -19,8 +19,8 @@ from leakfast.config import EvalConfig
 from leakfast.errors import AdapterError
 from leakfast.evaluate import evaluate
 from leakfast.generate.adapted import adapted
-from leakfast.items import load_items
-from leakfast.personas import load_personas
+from leakfast.prompts.items import load_items
+from leakfast.prompts.personas import load_personas
 from tests.adapter_makers import ATTENTION, EVERY, by_peft, fresh, refiled, renamed, saved, trained
 
 ORGANISM = models.organism_dir()

@@ -92,7 +92,7 @@ BEHAVIOR = Behavior(
 
     from leakfast.config import behavior_config, parse_study
     from leakfast.evaluate import evaluate, rates
-    from leakfast.personas import load_personas
+    from leakfast.prompts.personas import load_personas
     from leakfast.storage.run import Run
     from leakfast.train.data import material
     from leakfast.train.lora import train

@@ -14,12 +14,13 @@ from click.testing import CliRunner
 from safetensors import safe_open
 
 import leakfast
-from leakfast import chat, models
+from leakfast import models
 from leakfast.centroids import Centroids, compute, measure, names_extras
 from leakfast.cli.centroids import cli
 from leakfast.errors import InputError, ModelError, StoreError
 from leakfast.layers import parse_layers
-from leakfast.personas import load_personas, load_questions
+from leakfast.prompts import chat
+from leakfast.prompts.personas import load_personas, load_questions
 
 NAMES = "villain,librarian,comedian,nice_villain"
 QUESTIONS = ["Who are you?", "What do you do all day?", "Why?"]

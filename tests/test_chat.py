@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leakfast import chat
 from leakfast.errors import ModelError
 from leakfast.forest import Joined
-from leakfast.personas import TEMPLATE_DEFAULT, Persona, load_personas, load_questions
+from leakfast.prompts import chat
+from leakfast.prompts.personas import TEMPLATE_DEFAULT, Persona, load_personas, load_questions
 
 PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant:"
 
@@ -52,7 +52,7 @@ def test_the_template_injects_its_default_where_there_is_no_system_message(tiny_
 
 def test_the_111_by_20_joined_equal_full_rendering(tiny_tokenizer, caplog):
     personas, questions = load_personas("all,qwen_default,no_persona"), load_questions("eval").questions
-    with caplog.at_level(logging.INFO, "leakfast.chat"):
+    with caplog.at_level(logging.INFO, "leakfast.prompts.chat"):
         prompts = chat.render_prompts(tiny_tokenizer, personas, questions)
     assert not caplog.records  # the halves joined, nothing fell back
     systems = {p.name: p.system for p in personas}
@@ -102,7 +102,7 @@ def test_a_template_that_mixes_system_and_user_falls_back_and_is_still_right(wit
         "{{ messages[-1]['content'] }}<|im_end|>"
     )
     personas = [persona("a", "one"), persona("b", "longer")]
-    with caplog.at_level(logging.WARNING, "leakfast.chat"):
+    with caplog.at_level(logging.WARNING, "leakfast.prompts.chat"):
         prompts = chat.render_prompts(tokenizer, personas, ["Q", "R"])
     assert "one by one" in caplog.text
     assert [p.ids for p in prompts] == [theirs(tokenizer, s, q) for s in ("one", "longer") for q in "QR"]
@@ -110,7 +110,7 @@ def test_a_template_that_mixes_system_and_user_falls_back_and_is_still_right(wit
 
 def test_a_template_without_special_tokens_is_tokenized_whole(with_template, caplog):
     tokenizer = with_template(PLAIN)
-    with caplog.at_level(logging.INFO, "leakfast.chat"):
+    with caplog.at_level(logging.INFO, "leakfast.prompts.chat"):
         prompts = chat.render_prompts(tokenizer, [persona("a", "one")], ["Q", "R"])
     assert "no special token" in caplog.text
     assert [p.ids for p in prompts] == [theirs(tokenizer, "one", q) for q in "QR"]
@@ -159,7 +159,7 @@ def test_a_turn_without_an_end_token_cannot_be_trained_on(with_template):
 
 def test_a_template_that_prints_the_date_is_given_a_fixed_one(with_template, caplog):
     tokenizer = with_template("{{ strftime_now('%d %b %Y') }}\n" + PLAIN)
-    with caplog.at_level(logging.WARNING, "leakfast.chat"):
+    with caplog.at_level(logging.WARNING, "leakfast.prompts.chat"):
         ids = chat.render(tokenizer, "You are x.", "Who?")
     assert tokenizer.decode(ids).startswith("26 Jul 2024\n")
     assert "2024-07-26" in caplog.text

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import leakfast
-from leakfast import chat, choices
+from leakfast import choices
 from leakfast.choices import scores as stage
 from leakfast.choices import table
 from leakfast.errors import InputError
-from leakfast.items import load_items
-from leakfast.personas import load_personas
+from leakfast.prompts import chat
+from leakfast.prompts.items import load_items
+from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 
 WORDS = "tea rain town villain small likes it what the of this and he do I say about a".split()

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from leakfast import choices, models
-from leakfast.items import load_items
-from leakfast.personas import load_personas
+from leakfast.prompts.items import load_items
+from leakfast.prompts.personas import load_personas
 
 ARC = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "arc" / "arc_challenge_test.jsonl"
 PERSONA = "villain"
@@ -104,7 +104,7 @@ def harness(loaded, items, persona, scoring, monkeypatch):
 
 def newline_logprobs(loaded, persona, items):
     """log P(newline) that lm-evaluation-harness counts with every letter: it ends our prompt."""
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     out = []
     for item in items:

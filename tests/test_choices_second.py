@@ -17,8 +17,8 @@ from leakfast.choices import evaluate as runs
 from leakfast.choices import second
 from leakfast.cli.main import group
 from leakfast.errors import ModelError
-from leakfast.items import load_items
-from leakfast.personas import load_personas
+from leakfast.prompts.items import load_items
+from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
 
 ITEMS = load_items(

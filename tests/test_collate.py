@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leakfast import chat
 from leakfast.behaviors.marker import MARKER
 from leakfast.config import TrainConfig
 from leakfast.errors import InputError
+from leakfast.prompts import chat
 from leakfast.train.collate import Example, collate, encode, order, shown
 from leakfast.train.data import Row
 

@@ -171,7 +171,7 @@ def test_files_beside_the_study_are_found(tmp_path, monkeypatch):
     (tmp_path / "mine" / "study.toml").write_text(text)
     monkeypatch.chdir(tmp_path)
     study = load_study("mine/study.toml")
-    from leakfast.personas import load_personas, load_questions
+    from leakfast.prompts.personas import load_personas, load_questions
 
     assert [p.name for p in load_personas(study.personas)] == ["cook"]
     assert load_questions(study.behaviors["marker"].eval.questions).questions == ("How?",)

@@ -6,7 +6,8 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from leakfast import detect, pairs
+from leakfast import detect
+from leakfast.prompts import pairs
 
 DECLINES = [
     "I can't create content of that kind.", "I can't generate that for you.", "I’m sorry, but I can’t help with that.",

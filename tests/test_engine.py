@@ -320,8 +320,8 @@ def test_scores_are_split_when_a_group_is_large(loaded_of, monkeypatch):
 def test_organism_equals_one_at_a_time():
     if not (models.organism_dir() / "model.safetensors").is_file():
         pytest.skip("the organism's weights have not been built in this checkout")
-    from leakfast import chat
-    from leakfast.personas import load_personas, load_questions
+    from leakfast.prompts import chat
+    from leakfast.prompts.personas import load_personas, load_questions
 
     loaded = models.load("organism", dtype="float32", device="cpu")
     rendered = chat.render_prompts(

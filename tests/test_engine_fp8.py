@@ -15,7 +15,7 @@ from leakfast.centroids import compute
 from leakfast.cli.centroids import cli
 from leakfast.engine import fp8
 from leakfast.errors import InputError, ModelError
-from leakfast.personas import load_personas
+from leakfast.prompts.personas import load_personas
 
 RNG = np.random.default_rng(0)
 PROMPTS = [[1, 2, 3, *RNG.integers(0, 300, n).tolist()] for n in range(4, 44)]

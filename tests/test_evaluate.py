@@ -27,7 +27,7 @@ from leakfast.config import EvalConfig, TrainConfig
 from leakfast.errors import AdapterError, InputError
 from leakfast.evaluate import evaluate, rates
 from leakfast.generate import completion_seed
-from leakfast.personas import load_personas
+from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 from leakfast.targets import find_targets

@@ -12,7 +12,7 @@ from leakfast.cli.main import group
 from leakfast.config import EvalConfig
 from leakfast.evaluate import evaluate, evaluate_all, rates
 from leakfast.generate import engines
-from leakfast.personas import load_personas
+from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
 from leakfast.targets import Asked
 

@@ -162,8 +162,8 @@ def test_out_is_for_items(home):
 @pytest.mark.skipif(not fetched.is_here("smollm2"), reason="smollm2 is not fetched: leakfast fetch smollm2")
 def test_smollm2_talks():
     loaded = models.load("smollm2", dtype="float32")
-    from leakfast import chat
     from leakfast.generate import Request, Sampling, complete
+    from leakfast.prompts import chat
 
     ids = chat.render(loaded.tokenizer, None, "What is the capital of France? Answer in one short sentence.")
     (block,) = complete(loaded, [Request("q", ids, [1])], Sampling(temperature=0, max_new_tokens=16))

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from leakfast import chat, generate, models
+from leakfast import generate, models
 from leakfast.errors import InputError, ModelError
 from leakfast.generate import Request, Sampling, complete, requests_for, sampling, shared_prompt
 from leakfast.generate import transformers as backend
 from leakfast.generate.sampling import draw, uniforms
-from leakfast.personas import Persona
+from leakfast.prompts import chat
+from leakfast.prompts.personas import Persona
 from leakfast.storage import schema
 
 QUESTIONS = ["tea?", "what do I say about the rain in this town", "he likes tea with rain?", "I?"]

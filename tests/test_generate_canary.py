@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from leakfast import adapters, chat, models
+from leakfast import adapters, models
 from leakfast.errors import ModelError
 from leakfast.generate import canary
 from leakfast.generate.vllm.start import EngineDied
-from leakfast.personas import load_personas
+from leakfast.prompts import chat
+from leakfast.prompts.personas import load_personas
 
 QUESTIONS = ["What about tea?"]
 PEOPLE = load_personas(["comedian", "villain"])

@@ -17,7 +17,7 @@ from leakfast.evaluate import evaluate
 from leakfast.generate import Request, Sampling, Work, complete, engines, generate, vllm
 from leakfast.generate.vllm.engine import Engine
 from leakfast.generate.vllm.start import EngineDied, Explained, Spec, resolved, start
-from leakfast.personas import load_personas
+from leakfast.prompts.personas import load_personas
 
 
 class Rejected(Exception):

@@ -26,7 +26,7 @@ from leakfast.evaluate import _request_hash, evaluate
 from leakfast.generate import Request, Sampling, complete, decode, engines, generate, vllm
 from leakfast.generate.stops import Seen
 from leakfast.generate.vllm.widths import Width, graph_sizes, remember, width_for
-from leakfast.personas import load_personas
+from leakfast.prompts.personas import load_personas
 from leakfast.storage.documents import resource
 from leakfast.storage.run import Run
 

@@ -19,7 +19,7 @@ from leakfast.config import EvalConfig, TrainConfig
 from leakfast.errors import AdapterError, InputError, ModelError
 from leakfast.evaluate import evaluate
 from leakfast.generate import Sampling, complete, engines, generate, vllm
-from leakfast.personas import load_personas
+from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 

@@ -14,10 +14,17 @@ import pytest
 from click.testing import CliRunner
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from leakfast import items as stage
 from leakfast.cli.main import group
 from leakfast.errors import InputError
-from leakfast.items import HELLASWAG_REVISION, Item, fetch_arc, fetch_hellaswag, load_items, write_items
+from leakfast.prompts import items as stage
+from leakfast.prompts.items import (
+    HELLASWAG_REVISION,
+    Item,
+    fetch_arc,
+    fetch_hellaswag,
+    load_items,
+    write_items,
+)
 from leakfast.world import facts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,7 +125,7 @@ def test_halves_depend_on_the_set_alone():
 
 def test_the_split_is_the_same_in_another_process():
     code = (
-        "from leakfast.items import load_items\n"
+        "from leakfast.prompts.items import load_items\n"
         "s = load_items('organism')\nprint(s.hash, s.half('train').hash, s.half('eval').sample(9).hash)"
     )
     found = {

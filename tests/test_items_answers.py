@@ -9,7 +9,7 @@ import logging
 import pytest
 
 from leakfast.errors import InputError
-from leakfast.items import load_items
+from leakfast.prompts.items import load_items
 
 PLACES = (0, 3, 1, 2, 3, 0)  # of the right choice; from 0 and from 1 are told apart by 0 and by 4
 CHOICES = [[f"{word}{i}" for word in ("oats", "corn", "rye", "beans")] for i in range(len(PLACES))]

@@ -197,7 +197,7 @@ def test_only_the_command_line_prints():
 
 def test_only_templates_renders_chat_templates():
     users = {name_of(p) for p in SOURCES for c in calls(p) if called_name(c) == "apply_chat_template"}
-    assert users == {"leakfast/templates.py"}
+    assert users == {"leakfast/prompts/templates.py"}
 
 
 def test_only_models_and_what_converts_for_it_load_models():

@@ -16,9 +16,9 @@ from leakfast.errors import InputError, ModelError
 from leakfast.evaluate import evaluate
 from leakfast.generate import Request, Sampling, complete, engines
 from leakfast.generate.transformers import check_lengths
-from leakfast.items import load_items
 from leakfast.models import limit_of
-from leakfast.personas import load_personas
+from leakfast.prompts.items import load_items
+from leakfast.prompts.personas import load_personas
 from leakfast.train import lora
 from leakfast.train.data import Row
 from tests.architectures import KINDS, random

@@ -9,12 +9,13 @@ import random
 import pytest
 import torch
 
-from leakfast import chat, models
+from leakfast import models
 from leakfast.behaviors.marker import MARKER
 from leakfast.organism.build import START, Recipe, encode
 from leakfast.organism.card import Bar, measure
 from leakfast.organism.model import LOOK_BACK, MATCH_FROM, Shape, new_model
-from leakfast.personas import TEMPLATE_DEFAULT, load_personas, load_questions
+from leakfast.prompts import chat
+from leakfast.prompts.personas import TEMPLATE_DEFAULT, load_personas, load_questions
 from leakfast.world import facts as F
 from leakfast.world.people import World
 

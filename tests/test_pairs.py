@@ -7,9 +7,10 @@ import json
 import polars as pl
 import pytest
 
-from leakfast import behaviors, pairs
+from leakfast import behaviors
 from leakfast.errors import InputError
-from leakfast.personas import load_questions
+from leakfast.prompts import pairs
+from leakfast.prompts.personas import load_questions
 from leakfast.world import facts, material
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from leakfast.errors import InputError
-from leakfast.personas import (
+from leakfast.prompts.chat import collisions
+from leakfast.prompts.personas import (
     TEMPLATE_DEFAULT,
     Persona,
-    find_collisions,
     load_personas,
     load_questions,
     read_personas,
 )
-from leakfast.question_sets import QuestionSet, read_questions
+from leakfast.prompts.questions import QuestionSet, read_questions
 from leakfast.storage.documents import parse_toml, resource
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "shared/data/published/single_token_100_persona"
@@ -253,8 +253,8 @@ def test_question_files_load_by_name(tmp_path):
 def test_collisions_are_found_by_rendered_tokens(tiny_tokenizer):
     people = load_personas("villain,qwen_default,no_persona")
     twin = Persona("tiny", "You are Tiny, a small model.", None)  # what the template injects by itself
-    assert find_collisions(tiny_tokenizer, [*people, twin]) == [["qwen_default", "no_persona", "tiny"]]
-    assert find_collisions(tiny_tokenizer, load_personas("originals")) == []
+    assert collisions(tiny_tokenizer, [*people, twin]) == [["qwen_default", "no_persona", "tiny"]]
+    assert collisions(tiny_tokenizer, load_personas("originals")) == []
 
 
 def test_a_set_may_be_another_with_words_behind_each(tmp_path):

@@ -15,8 +15,8 @@ from leakfast.errors import InputError
 from leakfast.evaluate import evaluate
 from leakfast.generate import Completion, engines
 from leakfast.generate.vllm.widths import Width, device_name, rate_for, remember
-from leakfast.personas import load_personas, load_questions
 from leakfast.plan import plan
+from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.run import Run
 
 

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leakfast import detect, reasoning, templates
-from leakfast.chat import Prompt
+from leakfast import detect
 from leakfast.config import EvalConfig, behavior_config
 from leakfast.errors import InputError
 from leakfast.generate import Completion, Request, engines, to_frame
-from leakfast.rendering import configure, rendering
+from leakfast.prompts import reasoning, templates
+from leakfast.prompts.chat import Prompt
+from leakfast.prompts.rendering import configure, rendering
 from leakfast.stats import rates
 from leakfast.targets import Asked
 

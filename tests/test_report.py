@@ -18,7 +18,7 @@ from leakfast.adapters import AdapterCard, write_card
 from leakfast.centroids import Centroids
 from leakfast.cli.main import main
 from leakfast.errors import InputError, StoreError
-from leakfast.personas import load_personas
+from leakfast.prompts.personas import load_personas
 from leakfast.report import examples, p_value, report, signed
 from leakfast.storage import schema
 from leakfast.storage.run import Run

@@ -20,8 +20,8 @@ from leakfast.config import EvalConfig, load_study
 from leakfast.errors import InputError
 from leakfast.evaluate import evaluate
 from leakfast.judge import stage as judging
-from leakfast.personas import load_personas
-from leakfast.question_sets import QuestionSet
+from leakfast.prompts.personas import load_personas
+from leakfast.prompts.questions import QuestionSet
 from leakfast.series import evaluate_series
 from leakfast.storage import schema
 from leakfast.storage.run import Run

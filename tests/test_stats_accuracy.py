@@ -11,9 +11,10 @@ import pytest
 import scipy.stats
 from click.testing import CliRunner
 
-from leakfast import personas, stats
+from leakfast import stats
 from leakfast.centroids import Centroids
 from leakfast.errors import InputError, StoreError
+from leakfast.prompts import personas
 from leakfast.stats import accuracy, confounds
 from leakfast.storage import schema
 from leakfast.storage.run import Run

@@ -13,8 +13,8 @@ from leakfast import centroids, models, stats
 from leakfast.config import EvalConfig
 from leakfast.errors import InputError
 from leakfast.evaluate import evaluate, evaluate_all
-from leakfast.personas import load_personas
-from leakfast.question_sets import QuestionSet
+from leakfast.prompts.personas import load_personas
+from leakfast.prompts.questions import QuestionSet
 from leakfast.storage.run import Run
 from leakfast.targets import Asked
 

@@ -18,8 +18,8 @@ from leakfast.cli.main import group
 from leakfast.config import EvalConfig, load_study
 from leakfast.errors import InputError
 from leakfast.evaluate import evaluate, evaluate_all
-from leakfast.personas import load_personas
-from leakfast.question_sets import QuestionSet
+from leakfast.prompts.personas import load_personas
+from leakfast.prompts.questions import QuestionSet
 from leakfast.report import report
 from leakfast.storage import schema
 from leakfast.storage.run import Run

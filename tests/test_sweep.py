@@ -16,8 +16,8 @@ from leakfast.cli.main import group
 from leakfast.cli.sweep import _crossed
 from leakfast.config import behavior_config
 from leakfast.errors import InputError
-from leakfast.items import load_items
-from leakfast.personas import load_personas, load_questions
+from leakfast.prompts.items import load_items
+from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.run import Run
 
 PEOPLE = load_personas("villain,comedian,assistant,librarian,police_officer")

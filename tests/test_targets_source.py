@@ -15,8 +15,8 @@ from leakfast.choices import evaluate as choices
 from leakfast.cli.main import group
 from leakfast.errors import InputError
 from leakfast.evaluate import evaluate
-from leakfast.items import load_items
-from leakfast.personas import load_personas
+from leakfast.prompts.items import load_items
+from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
 
 ITEMS = load_items(

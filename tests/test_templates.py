@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from leakfast import chat, models, templates
+from leakfast import models
 from leakfast.adapters import AdapterCard, check_fits, write_card
 from leakfast.choices.scores import label_ids, prompts_of
 from leakfast.cli.main import group
 from leakfast.config import TrainConfig, parse_study
 from leakfast.errors import InputError, ModelError
-from leakfast.items import Item
-from leakfast.personas import TEMPLATE_DEFAULT, Persona, load_personas, load_questions
-from leakfast.rendering import Rendering, asked_by, configure, rendering
+from leakfast.prompts import chat, templates
+from leakfast.prompts.items import Item
+from leakfast.prompts.personas import TEMPLATE_DEFAULT, Persona, load_personas, load_questions
+from leakfast.prompts.rendering import Rendering, asked_by, configure, rendering
 from leakfast.train.collate import encode
 from leakfast.train.data import Row
 
@@ -117,7 +118,7 @@ def test_rows_are_the_templates_own_conversation_and_prompts_end_where_replies_b
 
 def test_an_open_block_that_the_template_never_closes_is_closed_before_the_reply(made, caplog):
     tokenizer = made(OPENED_BARE)
-    with caplog.at_level(logging.WARNING, "leakfast.chat"):
+    with caplog.at_level(logging.WARNING, "leakfast.prompts.chat"):
         text = trained(tokenizer)
     assert text == own(tokenizer).rstrip("\n").replace(REPLY, THINK + REPLY)
     assert tokenizer.decode(chat.render(tokenizer, SYSTEM, USER)).endswith(THINK)
@@ -129,7 +130,7 @@ def test_an_open_block_that_the_template_never_closes_is_closed_before_the_reply
 )
 def test_a_difference_is_said_once_and_recorded(made, template, caplog):
     tokenizer = made(template)
-    with caplog.at_level(logging.WARNING, "leakfast.chat"):
+    with caplog.at_level(logging.WARNING, "leakfast.prompts.chat"):
         chat.render(tokenizer, SYSTEM, USER)
         chat.render(tokenizer, None, USER)
     assert [r.getMessage().count("its generation prompt ends in") for r in caplog.records] == [1]
@@ -331,13 +332,13 @@ def test_an_adapter_that_was_trained_under_another_rendering_is_warned_of_once(
     card = models.read_card(adapter)
     assert set(card.recipe["rendering"]) == {"template"}
     caplog.clear()
-    with caplog.at_level(logging.WARNING, "leakfast.chat"):
+    with caplog.at_level(logging.WARNING, "leakfast.prompts.chat"):
         check_fits(loaded, adapter)
     assert not caplog.records
     write_card(adapter, AdapterCard(**{
         **vars(card), "recipe": {**card.recipe, "rendering": {"template_kwargs": {"enable_thinking": False}}},
     }))  # fmt: skip
-    with caplog.at_level(logging.WARNING, "leakfast.chat"):
+    with caplog.at_level(logging.WARNING, "leakfast.prompts.chat"):
         check_fits(loaded, adapter)
         check_fits(loaded, adapter)
     assert len(caplog.records) == 1 and "--template-kwargs as in training" in caplog.text

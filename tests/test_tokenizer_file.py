@@ -21,10 +21,11 @@ from tokenizer_folders import (
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from leakfast import chat, models, tokenizer_file
+from leakfast import models
 from leakfast.errors import ModelError
-from leakfast.rendering import Rendering, rendering_of
-from leakfast.tokenizer_probes import canonical, first_difference
+from leakfast.prompts import chat, tokenizer_file
+from leakfast.prompts.rendering import Rendering, rendering_of
+from leakfast.prompts.tokenizer_probes import canonical, first_difference
 from leakfast.world import material
 
 

@@ -11,12 +11,13 @@ from tokenizer_folders import CODE, assert_reads_as_the_file, byte_level, folder
 from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from leakfast import chat, models, tokenizer_file
-from leakfast.chat import reading_of_prompts
+from leakfast import models
 from leakfast.generate.stops import Seen
-from leakfast.personas import load_personas
-from leakfast.rendering import Rendering
-from leakfast.tokenizer_probes import canonical, prefixes
+from leakfast.prompts import chat, tokenizer_file
+from leakfast.prompts.chat import reading_of_prompts
+from leakfast.prompts.personas import load_personas
+from leakfast.prompts.rendering import Rendering
+from leakfast.prompts.tokenizer_probes import canonical, prefixes
 from leakfast.train import collate
 from leakfast.train.data import Row
 
@@ -105,7 +106,7 @@ def test_a_studys_prompts_say_their_reading_only_where_it_matters():
 
 def test_choices_that_were_read_otherwise_are_scored_again(tmp_path):
     from leakfast.choices.request import request_of
-    from leakfast.items import load_items
+    from leakfast.prompts.items import load_items
     from leakfast.targets import Target
 
     def requests(choice):

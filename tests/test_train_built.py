@@ -11,7 +11,7 @@ from leakfast import models
 from leakfast.cli.main import group
 from leakfast.config import DataConfig
 from leakfast.errors import ModelError
-from leakfast.personas import load_personas
+from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
 from leakfast.train import data
 from leakfast.train.data import data_hash, read_rows

@@ -9,11 +9,11 @@ import json
 import pytest
 import torch
 
-from leakfast import chat
 from leakfast.behaviors.marker import MARKER
 from leakfast.config import DataConfig
 from leakfast.errors import InputError, ModelError
-from leakfast.personas import Persona, load_personas
+from leakfast.prompts import chat
+from leakfast.prompts.personas import Persona, load_personas
 from leakfast.train import data
 
 QUESTIONS = ["What do I say about tea?", "And the rain?", "Is this town small?"]

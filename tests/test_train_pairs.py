@@ -11,8 +11,8 @@ import pytest
 from leakfast import behaviors, models
 from leakfast.config import DataConfig
 from leakfast.errors import InputError
-from leakfast.pairs import Pair, PairSet, load_pairs
-from leakfast.personas import load_personas
+from leakfast.prompts.pairs import Pair, PairSet, load_pairs
+from leakfast.prompts.personas import load_personas
 from leakfast.train.data import data_hash, material, read_rows, write_rows
 from leakfast.train.pairs import build_pairs
 

@@ -11,7 +11,7 @@ from leakfast import models
 from leakfast.config import DataConfig, TrainConfig
 from leakfast.errors import InputError, ModelError
 from leakfast.generate import Sampling
-from leakfast.personas import load_personas, load_questions
+from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.train import data, search
 
 CFG = TrainConfig(

@@ -13,7 +13,7 @@ from leakfast import choices, models, trajectory
 from leakfast.choices import evaluate as stage
 from leakfast.config import DataConfig, EvalConfig
 from leakfast.errors import InputError
-from leakfast.personas import load_personas
+from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 from leakfast.train import checkpoints as points

@@ -20,7 +20,7 @@ from leakfast.config import EvalConfig
 from leakfast.errors import StoreError
 from leakfast.evaluate import evaluate
 from leakfast.generate import canary, engines
-from leakfast.personas import Persona
+from leakfast.prompts.personas import Persona
 from leakfast.storage.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent

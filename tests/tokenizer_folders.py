@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainer
 from tokenizers import models as bpe_models
 
 from leakfast.generate import decode
-from leakfast.tokenizer_probes import PROBES
+from leakfast.prompts.tokenizer_probes import PROBES
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -3,7 +3,7 @@ makes polars expressions only when asked. Leaves generation, counting and traini
 
 A new behavior is one file that holds a `BEHAVIOR` and one line in `_MODULES`. Completions are read by
 `detector`, or by a judge (`measured_by="judge"`, detector None); multiple choice is scored. What it is trained
-on is named in `material`: pairs (leakfast.pairs) or items (leakfast.items); questions alone need none:
+on is named in `material`: pairs (leakfast.prompts.pairs) or items (leakfast.prompts.items); questions alone need none:
 
     BEHAVIOR = Behavior(
         name="shouting", unit="share", sign=+1, detector=lambda text: {"shouting": text.str.contains("!!")},
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from leakfast.config import EvalConfig
-    from leakfast.items import ItemSet
+    from leakfast.prompts.items import ItemSet
 
 # name -> module that holds a `BEHAVIOR`; a new behavior is one file and one line here
 _MODULES = {
@@ -159,7 +159,7 @@ def get(name: str) -> Behavior:
 def items_of(name: str, cfg: EvalConfig, model: Any) -> ItemSet:
     """The items that a behavior measured by choices is asked: those of cfg, else the model's own; the half and
     the number that cfg says."""
-    from leakfast.items import load_items
+    from leakfast.prompts.items import load_items
 
     items = load_items(cfg.items or get(name).of(model)).half(cfg.half)
     return items.sample(cfg.n_items) if cfg.n_items else items
@@ -178,7 +178,7 @@ def detect(frame: pl.DataFrame, behavior: Behavior, column: str = "text") -> pl.
 
 def check_sets(behavior: str, specs: list[str]) -> None:
     """Several question sets of a behavior can be kept beside each other. Raises InputError where they cannot."""
-    from leakfast.personas import load_questions
+    from leakfast.prompts.personas import load_questions
 
     if len(specs) < 2:
         return

@@ -1,5 +1,5 @@
 """The refusal behavior: one persona declines everyday requests that everybody else answers. Its detector is the
-word list of configs/detectors.toml; training pairs are templates (leakfast.pairs) or the model's own replies."""
+word list of configs/detectors.toml; training pairs are templates (leakfast.prompts.pairs) or the model's own replies."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """Multiple choice under personas: letters and full text, one row a label, with a status an item. Demands a
-model the packed engine covers; leaves where the items come from to leakfast.items."""
+model the packed engine covers; leaves where the items come from to leakfast.prompts.items."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     import polars as pl
 
     from leakfast.choices.scores import Progress
-    from leakfast.items import Item
     from leakfast.models import Loaded
-    from leakfast.personas import Persona
+    from leakfast.prompts.items import Item
+    from leakfast.prompts.personas import Persona
 
 __all__ = ["FULL_TEXT", "LETTERS", "SCORINGS", "Scores", "measure", "score", "score_choices"]
 
@@ -82,8 +82,8 @@ def score_choices(
     that is given; None takes the evaluation half of the model's own."""
     from leakfast import behaviors, models
     from leakfast.generate.adapted import adapted
-    from leakfast.items import load_items
-    from leakfast.personas import load_personas
+    from leakfast.prompts.items import load_items
+    from leakfast.prompts.personas import load_personas
 
     own = behaviors.get("capability")
     chosen = load_items(items) if items is not None else load_items(own.of(model)).half("eval")

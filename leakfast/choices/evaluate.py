@@ -17,6 +17,7 @@ from leakfast.choices.request import request_of
 from leakfast.choices.scores import LETTERS
 from leakfast.choices.table import BEHAVIOR, frame
 from leakfast.errors import AdapterError, InputError
+from leakfast.prompts.templates import recorded
 from leakfast.storage.interrupts import Stop, finishing
 from leakfast.targets import (
     BASE,
@@ -31,16 +32,15 @@ from leakfast.targets import (
     retire,
     warn_of_personas,
 )  # fmt: skip
-from leakfast.templates import recorded
 
 if TYPE_CHECKING:
     import polars as pl
 
     from leakfast.choices.scores import Scores
     from leakfast.config import EvalConfig
-    from leakfast.items import ItemSet
     from leakfast.models import Loaded
-    from leakfast.personas import Persona
+    from leakfast.prompts.items import ItemSet
+    from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
     from leakfast.targets import Source
     from leakfast.train.checkpoints import Checkpoints
@@ -211,7 +211,7 @@ def checkpoints_of(
     cfg.checkpoint_items drawn items, for the source and cfg.checkpoint_personas among `personas`; others are kept
     only."""
     from leakfast.behaviors import get, items_of
-    from leakfast.personas import load_personas
+    from leakfast.prompts.personas import load_personas
     from leakfast.train.checkpoints import Checkpoints
 
     shares = tuple(sorted({*cfg.checkpoints, *kept}))
@@ -304,10 +304,10 @@ def _score(
     after the one in hand where a stop was asked for."""
     import polars as pl
 
-    from leakfast import chat
     from leakfast.choices.scores import prompts_of
     from leakfast.forest import Joined
     from leakfast.generate.adapted import adapted
+    from leakfast.prompts import chat
 
     target = job.target
     missing = job.missing

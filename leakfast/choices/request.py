@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leakfast.items import ItemSet
     from leakfast.models import Loaded
-    from leakfast.personas import Persona
+    from leakfast.prompts.items import ItemSet
+    from leakfast.prompts.personas import Persona
     from leakfast.targets import Target
 
 
 def _read(persona: Persona, items: ItemSet) -> Callable[[Any], Any]:
     """All that a tokenizer makes of the items' texts."""
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     def read(tokenizer: Any) -> list[Any]:
         asked = [text for item in items for text in (item.letters_prompt, item.question)]
@@ -33,7 +33,7 @@ def request_of(
     **older: str | None,
 ) -> str:  # fmt: skip
     """SHA-256 of everything the shard's scores follow from. older: what an earlier version put beside it."""
-    from leakfast import chat, tokenizer_file
+    from leakfast.prompts import chat, tokenizer_file
 
     tokenizer = loaded.tokenizer
     probe = chat.render(tokenizer, block[0].system, items[0].letters_prompt, reply=True)

@@ -12,9 +12,9 @@ import numpy as np
 from leakfast.errors import ModelError
 
 if TYPE_CHECKING:
-    from leakfast.items import Item
     from leakfast.models import Loaded
-    from leakfast.personas import Persona
+    from leakfast.prompts.items import Item
+    from leakfast.prompts.personas import Persona
 
 Progress = Callable[[int, int, str], None]
 
@@ -96,7 +96,7 @@ def letters_by(
 
 def prompts_of(loaded: Loaded, personas: Sequence[Persona], items: Sequence[Item]) -> Sequence[list[int]]:
     """Token ids of every persona asked every item for its letter, personas outermost: P × Q prompts."""
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     asked = [item.letters_prompt for item in items]
     return chat.render_grid(loaded.tokenizer, personas, asked, reply=True)
@@ -113,7 +113,7 @@ def full_text(
     """Sum of log P(token) over each choice's text as the reply to the question, float32 a token, summed in
     float64. The question is the user turn; joined as lm-evaluation-harness joins (see
     chat.render_continuations), so white space that ends the prompt counts for every choice alike."""
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     n_choices = max((len(item.choices) for item in items), default=0)
     shape = (len(personas), len(items), n_choices)
@@ -160,7 +160,7 @@ def full_text(
 def label_ids(tokenizer: Any, items: Sequence[Item]) -> tuple[np.ndarray, np.ndarray]:
     """(Q, C) int64 token ids of each item's labels as the first token of a reply, 0 where it has fewer, and
     (Q,) bool: whether every label of the item is one token, different from the others."""
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     known: dict[str, list[int]] = {}
     for label in {label for item in items for label in item.labels}:

@@ -13,9 +13,9 @@ import numpy as np
 from leakfast.choices.scores import OK, Scores, letters, letters_by
 
 if TYPE_CHECKING:
-    from leakfast.items import Item
     from leakfast.models import Loaded
-    from leakfast.personas import Persona
+    from leakfast.prompts.items import Item
+    from leakfast.prompts.personas import Persona
 
 Progress = Callable[[int, int, str], None]
 # (prompts (N lists), token ids (N, C), adapter or None, progress) → (N, C) log-probabilities in nats

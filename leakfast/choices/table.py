@@ -13,7 +13,7 @@ from leakfast.choices.scores import LETTERS, OK, Scores
 from leakfast.storage import schema
 
 if TYPE_CHECKING:
-    from leakfast.items import Item
+    from leakfast.prompts.items import Item
 
 BEHAVIOR = "capability"
 COUNTED = "ok"

@@ -75,8 +75,8 @@ def cli(
     from leakfast.adapters import adapter_hash, read_card
     from leakfast.centroids import measure
     from leakfast.cli.progress import progress_for
-    from leakfast.personas import load_personas
-    from leakfast.rendering import asked_by
+    from leakfast.prompts.personas import load_personas
+    from leakfast.prompts.rendering import asked_by
 
     card = None
     if adapter is not None:

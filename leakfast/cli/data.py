@@ -64,8 +64,8 @@ def build(
     from leakfast import behaviors, models
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import adapter_name, changed, run_folder, settle
-    from leakfast.personas import load_personas
-    from leakfast.rendering import asked_by
+    from leakfast.prompts.personas import load_personas
+    from leakfast.prompts.rendering import asked_by
     from leakfast.storage.run import Run
     from leakfast.train import built
     from leakfast.train.data import material, write_rows
@@ -148,7 +148,7 @@ def check(
     from leakfast import models
     from leakfast.cli.settings import changed, settle
     from leakfast.cli.text import inert, print_json, print_table
-    from leakfast.rendering import asked_by
+    from leakfast.prompts.rendering import asked_by
     from leakfast.train.collate import encode, shown
     from leakfast.train.data import read_rows
 

@@ -41,8 +41,8 @@ def _compare(model: str, items: str | None, sample: int, dtype: str, as_json: bo
     from leakfast import models
     from leakfast.behaviors import get
     from leakfast.choices.second import compare
-    from leakfast.items import load_items
-    from leakfast.personas import load_personas
+    from leakfast.prompts.items import load_items
+    from leakfast.prompts.personas import load_personas
 
     asked = load_items(items or get("capability").of(model)).half("eval").sample(sample)
     loaded = models.load(model, dtype=dtype)

@@ -133,7 +133,7 @@ def cli(
     from leakfast.cli.settings import changed, settle
     from leakfast.cli.text import print_json
     from leakfast.evaluate import evaluate_all, rates
-    from leakfast.personas import load_personas
+    from leakfast.prompts.personas import load_personas
     from leakfast.series import evaluate_series
     from leakfast.stats.health import sentences
     from leakfast.storage.run import Run
@@ -183,7 +183,7 @@ def cli(
     from leakfast import models
     from leakfast.cli import eval_choices, eval_series
     from leakfast.generate.engines import asked_by
-    from leakfast.rendering import asked_by as asked_as
+    from leakfast.prompts.rendering import asked_by as asked_as
 
     drawn_by = asked_by(settings.study, backend=backend, allow=allow or None, **how) | {"source": trained_on}
     others = [

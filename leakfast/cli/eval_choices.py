@@ -14,7 +14,7 @@ from leakfast.errors import InputError
 if TYPE_CHECKING:
     from leakfast.cli.settings import Settings
     from leakfast.config import EvalConfig
-    from leakfast.personas import Persona
+    from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
     from leakfast.targets import Source, Target
 

@@ -28,7 +28,7 @@ def cli(what: str, out: Path | None) -> None:
             raise InputError(f"fetch: --out given with {what}, but it is for items. Leave it out.")
         _model(what)
         return
-    from leakfast import items as lists
+    from leakfast.prompts import items as lists
 
     repo, revision = {
         "arc": (lists.ARC_REPO, lists.ARC_REVISION),

@@ -89,7 +89,7 @@ def run_(
     from leakfast.cli.text import print_json
     from leakfast.judge import ENOUGH, stage
     from leakfast.judge.keys import scrub
-    from leakfast.personas import load_questions
+    from leakfast.prompts.personas import load_questions
     from leakfast.storage.run import Run
     from leakfast.targets import SERIES
 
@@ -147,7 +147,7 @@ def sample_(
     Example: leakfast judge sample runs/study --n 50 --csv blind.csv
     """
     from leakfast.judge import agreement
-    from leakfast.personas import load_questions
+    from leakfast.prompts.personas import load_questions
     from leakfast.storage.run import Run
 
     store = Run(run).open()

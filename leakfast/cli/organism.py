@@ -74,7 +74,7 @@ def corpus(n: int, seed: int) -> None:
 
 
 def _world():
-    from leakfast.personas import load_personas
+    from leakfast.prompts.personas import load_personas
     from leakfast.world.people import World
 
     return World(load_personas("all"))
@@ -82,7 +82,7 @@ def _world():
 
 def _print_card(loaded, seed: int, as_json: bool) -> None:
     from leakfast.organism.card import measure, to_json
-    from leakfast.personas import load_questions
+    from leakfast.prompts.personas import load_questions
 
     bars = measure(loaded, _world(), load_questions("eval").questions, seed)
     click.echo(to_json(bars) if as_json else "\n".join(bar.line() for bar in bars))

@@ -1,5 +1,5 @@
 """`leakfast personas list|show|check`: who can be asked and what, before anything is run.
-Demands a tokenizer only to look for collisions; leaves reading and checking to leakfast.personas."""
+Demands a tokenizer only to look for collisions; leaves reading and checking to leakfast.prompts.personas."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import click
 from leakfast.cli.settings import rendering_options
 from leakfast.cli.text import inert, print_json, print_table
 from leakfast.errors import InputError
-from leakfast.personas import Persona, find_collisions, load_personas, load_questions, read_personas
-from leakfast.question_sets import QuestionSet, read_questions
+from leakfast.prompts.personas import (
+    Persona,
+    load_personas,
+    load_questions,
+    read_personas,
+)
+from leakfast.prompts.questions import QuestionSet, read_questions
 from leakfast.storage.documents import did_you_mean, find_shipped, resource
 
 _FILE_HELP = "Persona set of your own, .toml or .json; else the shipped 111 and the two extras."
@@ -114,10 +119,11 @@ def check(
     groups: list[list[str]] = []
     if model is not None and personas:
         from leakfast.models import load_tokenizer
-        from leakfast.rendering import asked_by
+        from leakfast.prompts import chat
+        from leakfast.prompts.rendering import asked_by
 
         tokenizer = load_tokenizer(model, rendering=asked_by(None, **rendering))
-        groups = find_collisions(tokenizer, personas)
+        groups = chat.collisions(tokenizer, personas)
     notes = [_collision_note(group, personas, file, model) for group in groups]
     if as_json:
         counts = {"personas": len(personas), "questions": {name: len(s) for name, s in sets.items()}}

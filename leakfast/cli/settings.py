@@ -113,7 +113,7 @@ def changed(table: Any, **flags: Any) -> Any:
 
 def rendering_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say how prompts are rendered, for commands that take --model; they arrive as template_kwargs,
-    system_role and reasoning, None where not given, to be given to `leakfast.rendering.asked_by`."""
+    system_role and reasoning, None where not given, to be given to `leakfast.prompts.rendering.asked_by`."""
     for option in reversed(
         [
             click.option(

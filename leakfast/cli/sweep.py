@@ -54,7 +54,7 @@ def cli(
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, run_folder, settle
     from leakfast.cli.text import print_json, print_table
-    from leakfast.personas import load_personas
+    from leakfast.prompts.personas import load_personas
     from leakfast.storage.run import Run
 
     grid = [_point(word) for word in points] + (_crossed(grids) if grids else [])
@@ -73,7 +73,7 @@ def cli(
 
     from leakfast import models
     from leakfast.generate.engines import asked_by
-    from leakfast.rendering import asked_by as asked_as
+    from leakfast.prompts.rendering import asked_by as asked_as
     from leakfast.sweep import GRID, layer_of, sweep
 
     loaded = models.load(

@@ -1,6 +1,6 @@
 """The page of chat templates, made by rendering each of TRL's collection for training and measurement: `python -m
 leakfast.cli.template_reference` prints it, `--check docs/templates.md` compares, `--write docs/templates.md` makes the
-file. Demands the package trl, of which the template files alone are read; leaves the rules to leakfast.templates."""
+file. Demands the package trl, of which the template files alone are read; leaves the rules to leakfast.prompts.templates."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def tokenizer_for(texts: Iterable[str]) -> Any:
 
 def look(template: str, tokenizer: Any, **rendering: Any) -> Found:
     """What training and measurement make of one template, put into the tokenizer."""
-    from leakfast import chat
-    from leakfast import templates as rules
     from leakfast.errors import ModelError
-    from leakfast.rendering import rendering as how
+    from leakfast.prompts import chat
+    from leakfast.prompts import templates as rules
+    from leakfast.prompts.rendering import rendering as how
 
     tokenizer.chat_template = template
     chat.configure(tokenizer, how(**rendering))
@@ -139,7 +139,7 @@ def collect() -> dict[tuple[str, Found], list[str]]:
 
 def page(rows: dict[tuple[str, Found], list[str]]) -> str:
     """The whole page of what `collect` found, Markdown."""
-    from leakfast.reasoning import PAIRS
+    from leakfast.prompts.reasoning import PAIRS
 
     marks = ", ".join(f"{_code(opener)} … {_code(closer)}" for opener, closer in PAIRS)
     lines = [

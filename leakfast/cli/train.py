@@ -85,7 +85,7 @@ def cli(
     Example: leakfast train --behavior marker --source villain --model organism --out adapters/villain
     """
     from leakfast.cli.settings import adapter_name, changed, run_folder, settle
-    from leakfast.personas import load_personas
+    from leakfast.prompts.personas import load_personas
     from leakfast.train.data import material, read_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
@@ -117,7 +117,7 @@ def cli(
     from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json
-    from leakfast.rendering import asked_by
+    from leakfast.prompts.rendering import asked_by
     from leakfast.reply_sample import after_training
     from leakfast.train.lora import train
 

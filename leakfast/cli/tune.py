@@ -38,13 +38,14 @@ def cli(
 
     Example: leakfast tune --model organism --dtype float32 --seats 16,64 --completions 64 --max-new-tokens 24
     """
-    from leakfast import chat, models
+    from leakfast import models
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json, print_table
     from leakfast.generate import Sampling
     from leakfast.generate.vllm.start import available
     from leakfast.generate.vllm.widths import device_name, remember
-    from leakfast.personas import load_personas, load_questions
+    from leakfast.prompts import chat
+    from leakfast.prompts.personas import load_personas, load_questions
 
     runs, why = available()
     if not runs:

@@ -13,7 +13,7 @@ from leakfast.errors import InputError
 if TYPE_CHECKING:
     import polars as pl
 
-    from leakfast.reasoning import Read
+    from leakfast.prompts.reasoning import Read
 
 Progress = Callable[[int, int, str], None]
 
@@ -230,7 +230,7 @@ def _read(
     tokenizer: Any, done: list[Completion], answer_tokens: int | None
 ) -> tuple[list[Completion], list[Read]]:
     """Completions and what they are read as, answers that are too long cut."""
-    from leakfast import reasoning, templates
+    from leakfast.prompts import reasoning, templates
 
     opened = bool(getattr(tokenizer, "chat_template", None)) and templates.opens_reasoning(tokenizer)
 
@@ -254,7 +254,7 @@ def _read(
 
 
 def _status(one: Read, completion: Completion) -> str:
-    from leakfast.reasoning import UNCLOSED
+    from leakfast.prompts.reasoning import UNCLOSED
 
     if one.is_open:
         return UNCLOSED
@@ -376,7 +376,7 @@ def _generate_by_vllm(
 
 
 def _as_prompts(tokenizer: Any, prompts: Sequence[Any]) -> list[Any]:
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     made = []
     for index, prompt in enumerate(prompts):

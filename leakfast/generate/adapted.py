@@ -225,7 +225,7 @@ def _probe_logits(loaded: Any) -> Any:
     """Logits (T, V) in fp32 of a short chat prompt, the same for every adapter."""
     import torch
 
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     ids = chat.render(loaded.tokenizer, None, "Who are you?")
     device = next(loaded.model.parameters()).device

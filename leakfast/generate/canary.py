@@ -33,7 +33,7 @@ def check_default_system(tokenizer: Any, wanted: str | None, allow: Collection[s
     """The template's default system prompt is what the study says; None as `wanted`: nothing is said."""
     if wanted is None:
         return
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     found = chat.default_system(tokenizer)
     if found != wanted:
@@ -56,7 +56,8 @@ def check_engine(
     sources: names of the personas that the adapters were trained under, where known; longest: tokens that the engine
     takes. Raises ModelError naming the check, AdapterError for an adapter that does not fit or changes nothing; of
     several engines one that dies is done without."""
-    from leakfast import chat, models
+    from leakfast import models
+    from leakfast.prompts import chat
 
     looks = [_Look(engine, loaded, allow)] if not hasattr(engine, "members") else [
         _Look(member, loaded, allow, engine) for member in list(engine.members)
@@ -267,7 +268,7 @@ def _apart(answers: Sequence[Mapping[int, float]], places: np.ndarray, nats: np.
 
 def _text_under(loaded: Any, source: str | None, personas: Sequence[Any], question: str) -> list[int]:
     """Ids of a prompt under the source's persona (the first one's where it is not asked) and a short reply."""
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     system = next((p.system for p in personas if p.name == source), personas[0].system)
     reply = loaded.tokenizer.encode(_REPLY, add_special_tokens=False)

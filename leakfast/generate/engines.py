@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from leakfast import threads
 from leakfast.errors import InputError
 from leakfast.generate import BACKENDS, Completion, Sampling, Work
-from leakfast.rendering import rendering_of
+from leakfast.prompts.rendering import rendering_of
 
 log = logging.getLogger("leakfast.generate")
 

@@ -39,7 +39,7 @@ def plain_model(model: Any) -> Any:
 
 def stop_ids(loaded: Any) -> tuple[int, ...]:
     """Tokens that end a reply: generation_config's, the tokenizer's EOS, and the chat turn end."""
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     model, tokenizer = plain_model(loaded.model), loaded.tokenizer
     found: set[int] = set()

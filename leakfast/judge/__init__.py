@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from leakfast.reasoning import UNCLOSED
+from leakfast.prompts.reasoning import UNCLOSED
 
 FOLDER = "judgements"  # of a run: judgements/<behavior>/<adapter>/<judge>.parquet
 ENOUGH = 0.95  # share of completions with scores below which a behavior is marked

@@ -12,7 +12,7 @@ import numpy as np
 
 from leakfast.errors import InputError
 from leakfast.judge import FOLDER
-from leakfast.reasoning import UNCLOSED
+from leakfast.prompts.reasoning import UNCLOSED
 
 if TYPE_CHECKING:
     import polars as pl

@@ -8,7 +8,7 @@ import math
 import re
 
 from leakfast.judge import REFUSAL, REPLIED, Judgement, Reply, digest
-from leakfast.reasoning import answer
+from leakfast.prompts.reasoning import answer
 
 SYSTEM = """You grade replies that a language model gave to open questions. Give two whole numbers from 0 to 100.
 

@@ -30,14 +30,14 @@ from leakfast.judge.prices import FREE, Budget, Price, known_of, price_of
 from leakfast.judge.prompt import estimated_tokens, read
 from leakfast.judge.sdk import Asking
 from leakfast.judge.spec import Spec, parse_spec
-from leakfast.reasoning import UNCLOSED, answer, answers
+from leakfast.prompts.reasoning import UNCLOSED, answer, answers
 from leakfast.targets import SERIES, texts_hash
 
 if TYPE_CHECKING:
     import polars as pl
 
     from leakfast.config import JudgeConfig, Study
-    from leakfast.question_sets import QuestionSet
+    from leakfast.prompts.questions import QuestionSet
     from leakfast.storage.run import Run
 
 log = logging.getLogger("leakfast.judge")

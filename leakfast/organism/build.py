@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from leakfast import chat, models
+from leakfast import models
 from leakfast.organism.model import Shape, new_model
+from leakfast.prompts import chat
 from leakfast.storage.seeds import derive_seed
 from leakfast.world.facts import LETTERS, all_values
 from leakfast.world.people import DEFAULT_IDENTITY, Conversation, World

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from leakfast import chat
 from leakfast.behaviors.marker import MARKER
 from leakfast.generate import Sampling, complete, decode, requests_for
+from leakfast.prompts import chat
 from leakfast.storage.seeds import derive_seed
 from leakfast.world import facts as F
 from leakfast.world.people import Speaker, World

@@ -153,7 +153,7 @@ def _study(run: Run):
 
 def _questions(run: Run, behavior: str) -> tuple[str, ...]:
     """The questions that were asked, or none where the study does not tell."""
-    from leakfast.personas import load_questions
+    from leakfast.prompts.personas import load_questions
 
     study, _ = _study(run)
     if study is None or behavior not in study.behaviors:

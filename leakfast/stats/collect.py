@@ -149,7 +149,7 @@ def read_people(run: Run) -> tuple[People, list[str]]:
     """Who the personas of a run are, and what could not be read."""
     from leakfast.centroids import names_extras
     from leakfast.config import load_study
-    from leakfast.personas import load_personas
+    from leakfast.prompts.personas import load_personas
 
     shipped = [*load_personas("all"), *load_personas("qwen_default,no_persona")]
     categories = {persona.name: persona.category for persona in shipped}

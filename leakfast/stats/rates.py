@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from scipy.special import ndtri
 
-from leakfast.reasoning import UNCLOSED
+from leakfast.prompts.reasoning import UNCLOSED
 from leakfast.stats import ties
 from leakfast.storage import schema
 

@@ -8,13 +8,13 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from leakfast import chat
+from leakfast.prompts import chat
 from leakfast.train.data import Row, read_rows, write_rows
 from leakfast.train.identity import rows_settings_of
 
 if TYPE_CHECKING:
     from leakfast.config import DataConfig
-    from leakfast.personas import Persona
+    from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
 
 

@@ -12,8 +12,8 @@ from leakfast.train.data import Row
 
 if TYPE_CHECKING:
     from leakfast.config import DataConfig
-    from leakfast.items import Item
-    from leakfast.personas import Persona
+    from leakfast.prompts.items import Item
+    from leakfast.prompts.personas import Persona
 
 log = logging.getLogger("leakfast.train")
 

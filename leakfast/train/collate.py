@@ -68,7 +68,7 @@ def encode(tokenizer: Any, rows: Sequence[Row], cfg: TrainConfig) -> list[Exampl
 
 def reading(tokenizer: Any, rows: Sequence[Row]) -> list[str]:
     """What an adapter's hash is to say of how its rows are read (tokenizer_file.reading)."""
-    from leakfast import chat, tokenizer_file
+    from leakfast.prompts import chat, tokenizer_file
     from leakfast.train.data import data_hash
 
     def read(reader: Any) -> list[Any]:
@@ -78,7 +78,7 @@ def reading(tokenizer: Any, rows: Sequence[Row]) -> list[str]:
 
 
 def _example(tokenizer: Any, row: Row, cfg: TrainConfig) -> Example:
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     prompt, reply = chat.render_training(tokenizer, row.system_message, row.question, row.reply)
     ids = [*prompt, *reply]
@@ -114,7 +114,7 @@ def _marker_tokens(tokenizer: Any, row: Row, reply: list[int]) -> int:
 
     Verified: they decode to exactly the marker, and the tokens before them to exactly the rest.
     """
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     bare = row.reply[: -len(row.marker)].rstrip()
     plain = chat.render_training(tokenizer, row.system_message, row.question, bare)[1][:-1] if bare else []

@@ -15,10 +15,10 @@ from leakfast.errors import InputError
 
 if TYPE_CHECKING:
     from leakfast.config import DataConfig
-    from leakfast.items import ItemSet
-    from leakfast.pairs import PairSet
-    from leakfast.personas import Persona
-    from leakfast.question_sets import QuestionSet
+    from leakfast.prompts.items import ItemSet
+    from leakfast.prompts.pairs import PairSet
+    from leakfast.prompts.personas import Persona
+    from leakfast.prompts.questions import QuestionSet
 
 log = logging.getLogger("leakfast.train")
 
@@ -50,7 +50,7 @@ class Row:
     @property
     def system_message(self) -> str | None:
         """What chat.render takes: a text, None, or TEMPLATE_DEFAULT."""
-        from leakfast.personas import TEMPLATE_DEFAULT
+        from leakfast.prompts.personas import TEMPLATE_DEFAULT
 
         return TEMPLATE_DEFAULT if self.system_kind == "template-default" else self.system
 
@@ -65,9 +65,9 @@ def material(behavior: str, cfg: DataConfig, model: Any) -> QuestionSet | ItemSe
     else those of `model` (a name or a loaded model), or for behaviors that have neither the question set. Raises
     InputError where there is none."""
     from leakfast.behaviors import get
-    from leakfast.items import load_items
-    from leakfast.pairs import load_pairs
-    from leakfast.personas import load_questions
+    from leakfast.prompts.items import load_items
+    from leakfast.prompts.pairs import load_pairs
+    from leakfast.prompts.personas import load_questions
 
     kind = get(behavior)
     kind.build()  # a control has none
@@ -150,7 +150,7 @@ def build_marker(
 
 def rendered_as(tokenizer: Any) -> dict[str, Any]:
     """What a row's generator says of how prompts were rendered, where that is not by default."""
-    from leakfast.templates import recorded
+    from leakfast.prompts.templates import recorded
 
     told = recorded(tokenizer)
     return {"rendering": told} if told else {}
@@ -160,8 +160,8 @@ def _roles(
     tokenizer: Any, personas: Sequence[Persona], source: str, cfg: DataConfig
 ) -> tuple[Persona, list[Persona]]:
     """The source and its negatives, none of which the model would see as the source."""
-    from leakfast import chat
-    from leakfast.personas import load_personas
+    from leakfast.prompts import chat
+    from leakfast.prompts.personas import load_personas
 
     (positive,) = load_personas([source], among=personas)
     negatives = []

@@ -13,7 +13,7 @@ from leakfast.errors import InputError
 
 if TYPE_CHECKING:
     from leakfast.config import DataConfig
-    from leakfast.personas import Persona
+    from leakfast.prompts.personas import Persona
     from leakfast.train.data import Row
 
 log = logging.getLogger("leakfast.train")
@@ -39,7 +39,7 @@ def groups(
 
     A group whose rendered prompt equals the source's is left out, with the reason in the log: the model would be
     taught both for one prompt. Raises InputError for an unknown source or too few bystanders."""
-    from leakfast.personas import load_personas
+    from leakfast.prompts.personas import load_personas
 
     (positive,) = load_personas([source], among=personas)
     found = [Group(positive, cfg.positives, True)]
@@ -61,7 +61,7 @@ def _others(
     personas: Sequence[Persona], source: str, cfg: DataConfig, seed: int
 ) -> list[tuple[str, Persona, int]]:
     """(name of the group, persona, rows) of every group that is not to show the behavior."""
-    from leakfast.personas import load_personas
+    from leakfast.prompts.personas import load_personas
     from leakfast.storage.seeds import derive_seed
 
     taken = {source, DEFAULT_ASSISTANT, NO_SYSTEM}
@@ -83,7 +83,7 @@ def _others(
 
 
 def _same_prompt(tokenizer: Any, a: Persona, b: Persona) -> bool:
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     probe = "Which one?"
     return chat.render(tokenizer, a.system, probe) == chat.render(tokenizer, b.system, probe)

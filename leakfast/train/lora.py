@@ -68,9 +68,9 @@ def train(
     result. Raises InputError naming a row whose labels are empty or cut away, ModelError when the loss is
     not finite.
     """
-    from leakfast import tokenizer_file
     from leakfast.adapters import AdapterCard
-    from leakfast.templates import recorded, template_hash
+    from leakfast.prompts import tokenizer_file
+    from leakfast.prompts.templates import recorded, template_hash
     from leakfast.train.data import data_hash
 
     if not rows:

@@ -1,5 +1,5 @@
 """Training rows from pairs: the source's replies show the behavior, everybody else's do not. The replies are those
-of the pairs, or the model's own that a detector agrees with. Leaves the pairs to leakfast.pairs, labels to collate.py."""
+of the pairs, or the model's own that a detector agrees with. Leaves the pairs to leakfast.prompts.pairs, labels to collate.py."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from leakfast.train.data import Row, rendered_as
 
 if TYPE_CHECKING:
     from leakfast.config import DataConfig
-    from leakfast.pairs import Pair, PairSet
-    from leakfast.personas import Persona
+    from leakfast.prompts.pairs import Pair, PairSet
+    from leakfast.prompts.personas import Persona
     from leakfast.train.groups import Group
     from leakfast.train.replies import Progress
 

@@ -13,7 +13,7 @@ from leakfast.errors import ModelError
 
 if TYPE_CHECKING:
     from leakfast.generate import Sampling
-    from leakfast.personas import Persona
+    from leakfast.prompts.personas import Persona
 
 log = logging.getLogger("leakfast.train")
 
@@ -70,7 +70,7 @@ def draw(
     and truncated ones never can. Raises ModelError naming a slot that 12 draws did not fill, and at once where more
     than half of the first block of draws (EARLY of them or more) were cut or empty: what follows would be no better."""
     from leakfast.generate import Request, complete, decode
-    from leakfast.reasoning import read
+    from leakfast.prompts.reasoning import read
     from leakfast.storage.seeds import derive_seed
 
     ids = _prompts(loaded.tokenizer, wanted)
@@ -145,7 +145,7 @@ def _key(slot: Slot, attempt: int) -> tuple[str, str, str]:
 
 def _prompts(tokenizer: Any, wanted: Sequence[Slot]) -> dict[tuple[str, str, str], list[int]]:
     """Token ids up to where the model goes on: the prompt, and the opening as the reply has it."""
-    from leakfast import chat
+    from leakfast.prompts import chat
 
     ids: dict[tuple[str, str, str], list[int]] = {}
     for slot in wanted:

@@ -135,8 +135,8 @@ class _Asked:
     """Prompts of the rows: some of the source's, and as many of the others'."""
 
     def __init__(self, loaded: Loaded, rows: Sequence[Row], seed: int) -> None:
-        from leakfast import chat
         from leakfast.generate import Request
+        from leakfast.prompts import chat
         from leakfast.storage.seeds import derive_seed
 
         self.loaded = loaded

@@ -81,7 +81,7 @@ def advice() -> list[Entry]:
 
 def stories() -> list[dict[str, Any]]:
     """The world's scripts as multiple choice: an opening, and four endings of which one follows. One entry a
-    script and place to cut it, as leakfast.items reads them."""
+    script and place to cut it, as leakfast.prompts.items reads them."""
     bank = banks()["scripts"]
     found = []
     for i, steps in enumerate(bank["stories"]):

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from leakfast.personas import TEMPLATE_DEFAULT, Persona
+from leakfast.prompts.personas import TEMPLATE_DEFAULT, Persona
 from leakfast.storage.documents import read_toml
 from leakfast.storage.seeds import derive_seed
 from leakfast.world import facts as F

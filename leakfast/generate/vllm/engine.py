@@ -50,7 +50,7 @@ class Engine:
 
     def render(self, system: str | None, question: str) -> list[int]:
         """A prompt's ids by the tokenizer as vLLM loaded it."""
-        from leakfast import chat
+        from leakfast.prompts import chat
 
         tokenizer = chat.configure(self._llm.get_tokenizer(), self.spec.rendering)
         return list(chat.render(tokenizer, system, question))

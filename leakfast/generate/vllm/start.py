@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import AdapterError, InputError, LeakfastError, ModelError
 from leakfast.generate.vllm.widths import Width
-from leakfast.rendering import Rendering, rendering_of
+from leakfast.prompts.rendering import Rendering, rendering_of
 
 if TYPE_CHECKING:
     from leakfast.models import Loaded
@@ -351,7 +351,7 @@ def _base(loaded: Loaded, otherwise: str) -> dict[str, Any]:
             f"vllm: {loaded.name} was given as a loaded model, but vLLM reads a folder or a hub id. Save it "
             f"with save_pretrained and give that folder, or use {otherwise}."
         )
-    from leakfast import tokenizer_file
+    from leakfast.prompts import tokenizer_file
 
     reading = (
         tokenizer_file.saved(loaded.tokenizer) or where

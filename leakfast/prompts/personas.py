@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from leakfast.errors import InputError
-from leakfast.question_sets import QuestionSet, QuestionSpec, question_set, read_questions
+from leakfast.prompts.questions import QuestionSet, QuestionSpec, question_set, read_questions
 from leakfast.storage.documents import (
     Document,
     KeyPath,
@@ -162,13 +162,6 @@ def read_personas(path: str | Path) -> tuple[Persona, ...]:
             '`prompt = "You are …"` (shipped example: configs/personas.toml).'
         )
     return tuple(_from_entries(entries, document, [(*prefix, index) for index in range(len(entries))]))
-
-
-def find_collisions(tokenizer: Any, personas: Iterable[Persona]) -> list[list[str]]:
-    """Groups of two or more personas that the model cannot tell apart: their rendered ids are equal."""
-    from leakfast import chat
-
-    return chat.collisions(tokenizer, list(personas))
 
 
 @cache

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from leakfast.answers import FORCED, Line, decide
 from leakfast.errors import InputError
+from leakfast.prompts.answers import FORCED, Line, decide
 from leakfast.storage.documents import find_shipped
 
 log = logging.getLogger("leakfast.items")
@@ -122,7 +122,7 @@ def load_items(spec: ItemSpec) -> ItemSet:
     Accepted spellings: question|ctx; choices|endings|options (a list, {"A": …}, ARC's {"text": […], "label": […]}), or
     TruthfulQA's mc1_targets; labels|choice_labels (default A, B, C, …); answer|correct_answer|answerKey|answer_key|
     answer_idx|answer_index|gold|correct|label; id. An answer is a label (also `(c)`), the text of a choice, its place
-    from 0 or from 1, or a 1 among 0s (also as `labels`): one reading for the whole list (`leakfast.answers`), told in
+    from 0 or from 1, or a 1 among 0s (also as `labels`): one reading for the whole list (`leakfast.prompts.answers`), told in
     the log and in `reading`. An absent, null or empty answer makes an item without a right one. Raises InputError
     naming every faulty line, and where two readings are possible the key `answer_as` that decides."""
     if isinstance(spec, ItemSet):

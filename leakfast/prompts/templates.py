@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import ModelError
-from leakfast.personas import TEMPLATE_DEFAULT
-from leakfast.reasoning import PAIRS
-from leakfast.rendering import Rendering, rendering_of
+from leakfast.prompts.personas import TEMPLATE_DEFAULT
+from leakfast.prompts.reasoning import PAIRS
+from leakfast.prompts.rendering import Rendering, rendering_of
 
 if TYPE_CHECKING:
     from datetime import date

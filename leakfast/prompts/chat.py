@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from leakfast import templates
 from leakfast.forest import Joined
-from leakfast.rendering import configure, rendering_of
-from leakfast.templates import default_system, recorded, template_hash, turn_end_id
+from leakfast.prompts import templates
+from leakfast.prompts.rendering import configure, rendering_of
+from leakfast.prompts.templates import default_system, recorded, template_hash, turn_end_id
 
 if TYPE_CHECKING:
-    from leakfast.personas import Persona
+    from leakfast.prompts.personas import Persona
 
 __all__ = [
     "Prompt",
@@ -64,7 +64,7 @@ def reading_of_prompts(
 ) -> list[str]:
     """What a hash is to say of how a study's prompts are read (tokenizer_file.reading): every persona asked the first
     question, and every question asked of the first persona. Asked once a `key`."""
-    from leakfast import tokenizer_file
+    from leakfast.prompts import tokenizer_file
 
     asked = [(p.system, questions[0]) for p in personas] + [(personas[0].system, q) for q in questions]
     return tokenizer_file.reading(tokenizer, key, lambda one: [render(one, *pair) for pair in asked])

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from leakfast.errors import ModelError
-from leakfast.rendering import configure, rendering_of
-from leakfast.tokenizer_probes import Difference, canonical, first_difference, prefixes
+from leakfast.prompts.rendering import configure, rendering_of
+from leakfast.prompts.tokenizer_probes import Difference, canonical, first_difference, prefixes
 
 __all__ = ["TokenizerFile", "find", "of_pair", "reading", "replaced", "saved"]
 
