@@ -68,7 +68,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def loaded(net: Any, dtype: str) -> Any:
     """The model as the engine takes it, without the fingerprint that a real one gets."""
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
 
     config = net.config
     return Loaded(net, None, "random", "none", config.num_hidden_layers, config.hidden_size, dtype)

@@ -30,7 +30,7 @@ def by_leakfast(loaded: Any, requests: list[Any], asked: dict[str, Any]) -> Call
     """This path's leakfast with the transformers backend, the adapter put on anew in every run."""
     from leakfast.generate import Sampling
     from leakfast.generate import transformers as local
-    from leakfast.generate.adapted import adapted
+    from leakfast.models.attach import adapted
 
     sampling = Sampling(1.0, 0.95, asked["max_new_tokens"])
 

@@ -56,7 +56,7 @@ def shaped_adapter(folder: Path, shape: str, rank: int, seed: int) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from leakfast.adapter_structure import CONFIG, WEIGHTS
+    from leakfast.models.adapter_structure import CONFIG, WEIGHTS
 
     s = SHAPES[shape]
     d, wide = s["hidden_size"], s["intermediate_size"]

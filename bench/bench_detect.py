@@ -17,7 +17,7 @@ import time
 import polars as pl
 from _common import card, ending_with_json, ratio, spread
 
-from leakfast import detect
+from leakfast.behaviors import detectors as detect
 from leakfast.behaviors.marker import MARKER
 
 WORDS = (

@@ -279,8 +279,8 @@ def on_cpu(
 
 def trained(loaded: Any, folder: Path, seed: int) -> Path:
     """A LoRA adapter of rank 8 on the organism, trained for a few steps."""
-    from leakfast.config import TrainConfig
     from leakfast.prompts.personas import load_personas
+    from leakfast.study.config import TrainConfig
     from leakfast.train import lora
     from leakfast.train.data import Row
 
@@ -305,7 +305,7 @@ def trained(loaded: Any, folder: Path, seed: int) -> Path:
 
 def merge(loaded: Any, adapter: Path, folder: Path) -> None:
     """What the published way did before each evaluation: the whole model with the adapter merged in, on disk."""
-    from leakfast.generate.adapted import adapted
+    from leakfast.models.attach import adapted
 
     with adapted(loaded, adapter, how="fold") as current:
         current.model.save_pretrained(folder)

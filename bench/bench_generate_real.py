@@ -87,7 +87,7 @@ def main(options: Any) -> None:
             "batch": options.batch, "seed": options.seed, "loud": options.loud,
         }  # fmt: skip
         if asked["dtype"] == "auto":
-            from leakfast import threads
+            from leakfast.models import threads
 
             asked["dtype"] = "bfloat16" if threads.bfloat16_is_fast() else "float32"
         compared(asked, options)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from leakfast.pipeline import Progress, hash_of
 
 if TYPE_CHECKING:
-    from leakfast.config import TrainConfig
     from leakfast.pipeline import Stages
+    from leakfast.study.config import TrainConfig
 
 log = logging.getLogger("leakfast.run")
 
@@ -73,9 +73,9 @@ def recipe_of(stages: Stages, behavior: str) -> TrainConfig:
 
 def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
     """Folder of the adapter of (behavior, source, seed), trained if it is not there."""
-    from leakfast.adapter_structure import CONFIG, WEIGHTS
-    from leakfast.adapters import CARD
     from leakfast.choices.evaluate import checkpoints_of
+    from leakfast.models.adapter_structure import CONFIG, WEIGHTS
+    from leakfast.models.adapters import CARD
     from leakfast.train.collate import reading
     from leakfast.train.data import read_rows
     from leakfast.train.identity import settings_of

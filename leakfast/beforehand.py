@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from leakfast.config import Study
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.storage.run import Run
+    from leakfast.study.config import Study
 
 
 def check(

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from leakfast.errors import ModelError, StoreError
-from leakfast.layers import parse_layers
+from leakfast.geometry import parse_layers
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.prompts.questions import QuestionSet
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import leakfast
-from leakfast import threads
+from leakfast.models import threads
 
 # distribution(s) → what leakfast uses it for; the first one installed counts
 REQUIRED = {
@@ -177,7 +177,7 @@ def _organism() -> dict[str, Any]:
     present = (folder / "model.safetensors").is_file() and (folder / "config.json").is_file()
     fingerprint = None
     if present and _version("safetensors") is not None:
-        from leakfast.models import folder_fingerprint
+        from leakfast.models.loading import folder_fingerprint
 
         fingerprint = folder_fingerprint(folder)
     return {"path": str(folder), "present": present, "fingerprint": fingerprint}

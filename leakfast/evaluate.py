@@ -30,14 +30,14 @@ from leakfast.targets import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from leakfast.config import EvalConfig
     from leakfast.generate import Work
     from leakfast.generate.engines import Engine, Options
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.chat import Prompt
     from leakfast.prompts.personas import Persona
     from leakfast.prompts.questions import QuestionSet
     from leakfast.storage.run import Run
+    from leakfast.study.config import EvalConfig
     from leakfast.targets import Source
 
 __all__ = [

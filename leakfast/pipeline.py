@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.config import Study, load_study
 from leakfast.errors import InputError
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.stats.collect import CENTROIDS, PERSONAS
 from leakfast.storage.documents import did_you_mean
 from leakfast.storage.run import Run
+from leakfast.study.config import Study, load_study
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.stats import Stats
 
@@ -104,7 +104,8 @@ class Stages:
     @property
     def loaded(self) -> Loaded:
         if self._loaded is None:
-            from leakfast import models, threads
+            from leakfast import models
+            from leakfast.models import threads
             from leakfast.prompts.rendering import asked_by
 
             self._loaded = models.load(

@@ -13,7 +13,7 @@ from leakfast.errors import InputError
 from leakfast.prompts.personas import load_personas, load_questions
 
 if TYPE_CHECKING:
-    from leakfast.config import EvalConfig, Study
+    from leakfast.study.config import EvalConfig, Study
 
 BYTES_A_TOKEN = (
     4.5  # of English text, so that a reply's tokens become the bytes that the judge's price is reckoned by

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.adapters import SAMPLE
 from leakfast.errors import InputError, ModelError
+from leakfast.models.adapters import SAMPLE
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from leakfast.config import EvalConfig
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
+    from leakfast.study.config import EvalConfig
 
 log = logging.getLogger("leakfast.sample")
 

@@ -14,7 +14,7 @@ from leakfast.targets import Asked
 if TYPE_CHECKING:
     from leakfast.evaluate import Evaluation, Progress
     from leakfast.generate.engines import Options
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
     from leakfast.targets import Source

@@ -16,10 +16,10 @@ from leakfast.errors import InputError
 
 if TYPE_CHECKING:
     from leakfast.centroids import Centroids
-    from leakfast.config import BehaviorConfig, EvalConfig, JudgeConfig
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
+    from leakfast.study.config import BehaviorConfig, EvalConfig, JudgeConfig
 
 log = logging.getLogger("leakfast.sweep")
 

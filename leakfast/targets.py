@@ -16,12 +16,12 @@ from leakfast.errors import AdapterError, InputError
 from leakfast.storage.documents import did_you_mean
 
 if TYPE_CHECKING:
-    from leakfast.config import EvalConfig
     from leakfast.generate import Sampling
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.prompts.questions import QuestionSet
     from leakfast.storage.run import Run
+    from leakfast.study.config import EvalConfig
 
 log = logging.getLogger("leakfast.evaluate")
 
@@ -54,7 +54,7 @@ def find_targets(
     Raises InputError for nothing to measure or a name given twice, AdapterError for a folder without an
     adapter, or one without a card when no `source` is named.
     """
-    from leakfast.adapters import adapter_hash, read_card
+    from leakfast.models.adapters import adapter_hash, read_card
 
     targets: list[Target] = []
     for path in map(Path, adapters):
@@ -94,14 +94,14 @@ def find_targets(
 
 def _name_of(path: Path) -> str:
     """The folder's name; of a checkpoint that of its adapter too: `<adapter>@p025`."""
-    from leakfast.adapters import CHECKPOINTS
+    from leakfast.models.adapters import CHECKPOINTS
 
     return f"{path.parent.parent.name}@{path.name}" if path.parent.name == CHECKPOINTS else path.name
 
 
 def point(name: str) -> tuple[str | None, float]:
     """(adapter, share of its training) that a target's name means; the base is share 0 of all (adapter None)."""
-    from leakfast.adapters import point_of
+    from leakfast.models.adapters import point_of
 
     if name == BASE:
         return None, 0.0
@@ -258,7 +258,7 @@ def take_over(run: Run, job: Job, behavior: str, **meta: Any) -> Job:
 def check_targets(loaded: Loaded, targets: Sequence[Target], backend: str = "transformers") -> None:
     """Every adapter fits the base and is one that the backend (`transformers`, `vllm`, or `choices` for letters and
     full text by the packed engine) applies as it is, before anything is written. Raises AdapterError."""
-    from leakfast.adapters import check_fits, check_runs
+    from leakfast.models.adapters import check_fits, check_runs
 
     for target in targets:
         if target.path is not None:
@@ -268,7 +268,7 @@ def check_targets(loaded: Loaded, targets: Sequence[Target], backend: str = "tra
 def check_sources(targets: Sequence[Target], personas: Sequence[Persona]) -> None:
     """The source that an adapter without a card is said to have is a persona: one that is asked, or a shipped one.
     Raises InputError for a name that nobody has."""
-    from leakfast.adapters import read_card
+    from leakfast.models.adapters import read_card
     from leakfast.prompts.personas import load_personas
 
     known = {p.name for p in personas}
@@ -305,7 +305,7 @@ def warn_of_personas(
 def keep_card(run: Run, target: Target) -> None:
     """Where the adapter lies outside the run, its card is copied in: stats reads source and seed from it. Of a
     checkpoint that is the card of the adapter it is a point of."""
-    from leakfast.adapters import CARD, CHECKPOINTS, card_bytes, read_card
+    from leakfast.models.adapters import CARD, CHECKPOINTS, card_bytes, read_card
 
     if target.path is None:
         return

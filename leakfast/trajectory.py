@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from leakfast import figures
-from leakfast.adapter_structure import CONFIG
-from leakfast.adapters import CHECKPOINTS, adapter_hash, card_in, point_folder
 from leakfast.choices import table as tables
+from leakfast.models.adapter_structure import CONFIG
+from leakfast.models.adapters import CHECKPOINTS, adapter_hash, card_in, point_folder
 from leakfast.storage import schema
 from leakfast.targets import SERIES, point
 

@@ -3,9 +3,9 @@ demands; holds no tests."""
 
 from __future__ import annotations
 
-from leakfast.config import DataConfig, TrainConfig, behavior_config
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
+from leakfast.study.config import DataConfig, TrainConfig, behavior_config
 from leakfast.train import lora
 from leakfast.train.capability import build_capability
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 from leakfast import centroids, models
-from leakfast.adapter_structure import unchanged
-from leakfast.adapters import check_fits, check_runs
 from leakfast.choices import evaluate as choices_evaluate
 from leakfast.choices.scores import letters, prompts_of
-from leakfast.config import EvalConfig
 from leakfast.errors import AdapterError
 from leakfast.evaluate import evaluate
-from leakfast.generate.adapted import adapted
+from leakfast.models.adapter_structure import unchanged
+from leakfast.models.adapters import check_fits, check_runs
+from leakfast.models.attach import adapted
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
+from leakfast.study.config import EvalConfig
 from tests.adapter_makers import ATTENTION, EVERY, by_peft, fresh, refiled, renamed, saved, trained
 
 ORGANISM = models.organism_dir()

@@ -90,10 +90,10 @@ BEHAVIOR = Behavior(
     # the entry
     monkeypatch.setitem(behaviors._MODULES, "shouting", "shouting")
 
-    from leakfast.config import behavior_config, parse_study
     from leakfast.evaluate import evaluate, rates
     from leakfast.prompts.personas import load_personas
     from leakfast.storage.run import Run
+    from leakfast.study.config import behavior_config, parse_study
     from leakfast.train.data import material
     from leakfast.train.lora import train
 

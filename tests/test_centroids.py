@@ -18,7 +18,7 @@ from leakfast import models
 from leakfast.centroids import Centroids, compute, measure, names_extras
 from leakfast.cli.centroids import cli
 from leakfast.errors import InputError, ModelError, StoreError
-from leakfast.layers import parse_layers
+from leakfast.geometry import parse_layers
 from leakfast.prompts import chat
 from leakfast.prompts.personas import load_personas, load_questions
 
@@ -303,7 +303,7 @@ def test_the_command_writes_the_file_and_prints_neighbours(tiny_folder, tmp_path
     printed = [line.split()[0] for line in done.stdout.splitlines() if "+0." in line or "-0." in line]
     assert printed == nearest
     assert str(out) in done.stdout
-    from leakfast.threads import bfloat16_is_fast
+    from leakfast.models.threads import bfloat16_is_fast
 
     fast = torch.cuda.is_available() or bfloat16_is_fast()
     assert made.metadata["dtype"] == ("bfloat16" if fast else "float32")

@@ -114,8 +114,8 @@ def test_one_engine_answers_for_the_base_and_each_adapter_in_any_order(tmp_path)
     from safetensors.torch import load_file, save_file
 
     from leakfast.choices.scores import letters
-    from leakfast.config import TrainConfig
-    from leakfast.generate.adapted import adapted
+    from leakfast.models.attach import adapted
+    from leakfast.study.config import TrainConfig
     from leakfast.train import lora
     from leakfast.train.data import Row
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leakfast.behaviors.marker import MARKER
-from leakfast.config import TrainConfig
 from leakfast.errors import InputError
 from leakfast.prompts import chat
+from leakfast.study.config import TrainConfig
 from leakfast.train.collate import Example, collate, encode, order, shown
 from leakfast.train.data import Row
 

@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leakfast.config import (
+from leakfast.errors import InputError
+from leakfast.storage.documents import resource
+from leakfast.storage.seeds import derive_seed
+from leakfast.study.config import (
     BehaviorConfig,
     CentroidConfig,
     DataConfig,
@@ -21,9 +24,6 @@ from leakfast.config import (
     load_study,
     parse_study,
 )
-from leakfast.errors import InputError
-from leakfast.storage.documents import resource
-from leakfast.storage.seeds import derive_seed
 
 SMALL = """\
 name = "small"
@@ -200,7 +200,7 @@ def test_seeds_are_the_same_in_every_process():
         b"".join(len(str(p)).to_bytes(8, "big") + str(p).encode() for p in parts)
     ).digest()
     expected = int.from_bytes(digest[:8], "big") // 2
-    code = f"from leakfast.config import derive_seed; print(derive_seed(*{parts!r}))"
+    code = f"from leakfast.study.config import derive_seed; print(derive_seed(*{parts!r}))"
     for seed in ("0", "1"):
         out = subprocess.run(
             [sys.executable, "-c", code],

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leakfast import detect
+from leakfast.behaviors import detectors as detect
 from leakfast.behaviors.marker import MARKER
 from leakfast.cli.main import group
 from leakfast.errors import InputError

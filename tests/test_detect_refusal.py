@@ -6,7 +6,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from leakfast import detect
+from leakfast.behaviors import detectors as detect
 from leakfast.prompts import pairs
 
 DECLINES = [

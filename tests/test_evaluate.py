@@ -23,13 +23,13 @@ from leakfast import evaluate as stage
 from leakfast import models
 from leakfast.cli.eval import _sources
 from leakfast.cli.main import group
-from leakfast.config import EvalConfig, TrainConfig
 from leakfast.errors import AdapterError, InputError
 from leakfast.evaluate import evaluate, rates
 from leakfast.generate import completion_seed
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
+from leakfast.study.config import EvalConfig, TrainConfig
 from leakfast.targets import find_targets
 from leakfast.train import lora
 from leakfast.train.data import Row

@@ -9,11 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from leakfast.cli.main import group
-from leakfast.config import EvalConfig
 from leakfast.evaluate import evaluate, evaluate_all, rates
 from leakfast.generate import engines
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
+from leakfast.study.config import EvalConfig
 from leakfast.targets import Asked
 
 PEOPLE = load_personas("villain,comedian")

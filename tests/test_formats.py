@@ -10,8 +10,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from leakfast import fetched, formats, models
+from leakfast import models
 from leakfast.errors import ModelError
+from leakfast.models import fetched, formats
 
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 

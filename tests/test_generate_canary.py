@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from leakfast import adapters, models
+from leakfast import models
 from leakfast.errors import ModelError
 from leakfast.generate import canary
 from leakfast.generate.vllm.start import EngineDied
+from leakfast.models import adapters
 from leakfast.prompts import chat
 from leakfast.prompts.personas import load_personas
 

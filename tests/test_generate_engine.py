@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from leakfast.config import EvalConfig
 from leakfast.errors import InputError, ModelError
 from leakfast.evaluate import evaluate
 from leakfast.generate import Request, Sampling, Work, complete, engines, generate, vllm
 from leakfast.generate.vllm.engine import Engine
 from leakfast.generate.vllm.start import EngineDied, Explained, Spec, resolved, start
 from leakfast.prompts.personas import load_personas
+from leakfast.study.config import EvalConfig
 
 
 class Rejected(Exception):

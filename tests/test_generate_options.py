@@ -17,10 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 import leakfast
-from leakfast import detect
+from leakfast.behaviors import detectors as detect
 from leakfast.behaviors import get
 from leakfast.cli.main import group
-from leakfast.config import EvalConfig, behavior_config, load_study, parse_study
 from leakfast.errors import AdapterError, InputError
 from leakfast.evaluate import _request_hash, evaluate
 from leakfast.generate import Request, Sampling, complete, decode, engines, generate, vllm
@@ -29,6 +28,7 @@ from leakfast.generate.vllm.widths import Width, graph_sizes, remember, width_fo
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.documents import resource
 from leakfast.storage.run import Run
+from leakfast.study.config import EvalConfig, behavior_config, load_study, parse_study
 
 
 def config(tmp_path, name, **fields):

@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 import leakfast
 from leakfast.cli.main import group
-from leakfast.config import load_study
 from leakfast.errors import InputError, ModelError
 from leakfast.generate import engines, vllm
+from leakfast.study.config import load_study
 
 VLLM = """
 name = "many"

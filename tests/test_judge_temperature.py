@@ -10,11 +10,11 @@ import pytest
 from judge_server import Service
 from test_judge_http import KEY, QUESTIONS, a_run
 
-from leakfast.config import JudgeConfig
 from leakfast.errors import InputError
 from leakfast.judge import anthropic as anthropic_judge
 from leakfast.judge import prices, stage
 from leakfast.judge.sdk import Asking
+from leakfast.study.config import JudgeConfig
 
 pytest.importorskip("openai", reason="the judges' libraries are not installed: pip install '.[judge]'")
 sdk = pytest.importorskip(

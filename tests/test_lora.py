@@ -12,8 +12,8 @@ import torch
 
 from leakfast import models
 from leakfast.behaviors.marker import MARKER
-from leakfast.config import TrainConfig
 from leakfast.errors import InputError, ModelError
+from leakfast.study.config import TrainConfig
 from leakfast.train import lora
 from leakfast.train.collate import collate, encode
 from leakfast.train.data import Row

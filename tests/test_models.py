@@ -12,8 +12,8 @@ import torch
 import transformers
 
 from leakfast import models
-from leakfast.adapters import check_fits
 from leakfast.errors import AdapterError, InputError, ModelError
+from leakfast.models.adapters import check_fits
 
 
 @pytest.fixture
@@ -260,7 +260,7 @@ def test_another_name_of_the_same_base_is_warned_of_once_an_adapter(loaded, make
         for _ in range(2):
             with models.with_adapter(loaded, folder):
                 pass
-    warned = [r.getMessage() for r in caplog.records if r.name == "leakfast.adapters"]
+    warned = [r.getMessage() for r in caplog.records if r.name == "leakfast.models.adapters"]
     assert len(warned) == (0 if card else 2)
     for folder, text in zip(folders, warned, strict=False):
         assert str(folder) in text and (base or "names none") in text

@@ -11,14 +11,14 @@ import torch
 
 from leakfast import engine, models
 from leakfast.choices import evaluate as choices_evaluate
-from leakfast.config import EvalConfig
 from leakfast.errors import InputError, ModelError
 from leakfast.evaluate import evaluate
 from leakfast.generate import Request, Sampling, complete, engines
 from leakfast.generate.transformers import check_lengths
-from leakfast.models import limit_of
+from leakfast.models.loading import limit_of
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
+from leakfast.study.config import EvalConfig
 from leakfast.train import lora
 from leakfast.train.data import Row
 from tests.architectures import KINDS, random
@@ -102,7 +102,7 @@ def test_what_is_not_decoded_is_refused_before_a_run_is_begun(kind, loaded_of, t
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in LIMITS or kind == "gpt_oss"])
 def test_training_adapts_what_is_fit_for_it_and_names_what_is_not(kind, loaded_of, tmp_path):
-    from leakfast.adapters import check_fits
+    from leakfast.models.adapters import check_fits
 
     loaded = loaded_of(kind)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}

@@ -10,7 +10,6 @@ from click.testing import CliRunner
 
 from leakfast import models
 from leakfast.cli.main import group
-from leakfast.config import behavior_config, parse_study
 from leakfast.errors import InputError
 from leakfast.evaluate import evaluate
 from leakfast.generate import Completion, engines
@@ -18,6 +17,7 @@ from leakfast.generate.vllm.widths import Width, device_name, rate_for, remember
 from leakfast.plan import plan
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.run import Run
+from leakfast.study.config import behavior_config, parse_study
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leakfast import detect
-from leakfast.config import EvalConfig, behavior_config
+from leakfast.behaviors import detectors as detect
 from leakfast.errors import InputError
 from leakfast.generate import Completion, Request, engines, to_frame
 from leakfast.prompts import reasoning, templates
 from leakfast.prompts.chat import Prompt
 from leakfast.prompts.rendering import configure, rendering
 from leakfast.stats import rates
+from leakfast.study.config import EvalConfig, behavior_config
 from leakfast.targets import Asked
 
 CHANNELS = (

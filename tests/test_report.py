@@ -14,10 +14,10 @@ import pytest
 import scipy.stats
 
 from leakfast import stats
-from leakfast.adapters import AdapterCard, write_card
 from leakfast.centroids import Centroids
 from leakfast.cli.main import main
 from leakfast.errors import InputError, StoreError
+from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.prompts.personas import load_personas
 from leakfast.report import examples, p_value, report, signed
 from leakfast.storage import schema

@@ -16,7 +16,6 @@ import leakfast
 from leakfast import trajectory
 from leakfast.choices import evaluate as stage
 from leakfast.cli.main import group
-from leakfast.config import EvalConfig, load_study
 from leakfast.errors import InputError
 from leakfast.evaluate import evaluate
 from leakfast.judge import stage as judging
@@ -25,6 +24,7 @@ from leakfast.prompts.questions import QuestionSet
 from leakfast.series import evaluate_series
 from leakfast.storage import schema
 from leakfast.storage.run import Run
+from leakfast.study.config import EvalConfig, load_study
 from leakfast.targets import BASE, Asked, find_targets, point
 from leakfast.train.checkpoints import Checkpoints
 

@@ -15,10 +15,10 @@ import polars as pl
 import pytest
 
 from leakfast import figures, stats
-from leakfast.adapters import AdapterCard, write_card
 from leakfast.centroids import Centroids
 from leakfast.cli.main import main
 from leakfast.figures.house import figure_of
+from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.stats import health, marks, replies
 from leakfast.stats.collect import CENTROIDS, inputs_hash
 from leakfast.storage import schema

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from leakfast import centroids, models, stats
-from leakfast.config import EvalConfig
 from leakfast.errors import InputError
 from leakfast.evaluate import evaluate, evaluate_all
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
 from leakfast.storage.run import Run
+from leakfast.study.config import EvalConfig
 from leakfast.targets import Asked
 
 NAMES = ["villain", "comedian", "assistant", "librarian"]

@@ -9,8 +9,8 @@ import scipy.stats
 from matplotlib.text import Text
 
 from leakfast import figures
-from leakfast.adapters import AdapterCard, write_card
 from leakfast.centroids import Centroids
+from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.stats import shifts
 from leakfast.stats.correlations import correlate
 from leakfast.stats.pairs import table as pairs_of

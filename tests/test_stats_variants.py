@@ -8,9 +8,9 @@ import pytest
 from scipy.stats import ttest_rel
 
 from leakfast import behaviors
-from leakfast.config import behavior_config, load_study
 from leakfast.errors import InputError
 from leakfast.stats import variants
+from leakfast.study.config import behavior_config, load_study
 
 PEOPLE = [f"p{i}" for i in range(12)]
 

@@ -16,10 +16,10 @@ import pytest
 
 import leakfast
 from leakfast import behaviors
-from leakfast.adapters import AdapterCard, read_card, write_card
 from leakfast.behaviors import Behavior
 from leakfast.centroids import Centroids
 from leakfast.errors import AdapterError, StoreError
+from leakfast.models.adapters import AdapterCard, read_card, write_card
 from leakfast.storage.disk import file_hash
 from leakfast.storage.run import Run
 

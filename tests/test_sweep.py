@@ -14,11 +14,11 @@ from leakfast import sweep as stage
 from leakfast.centroids import compute
 from leakfast.cli.main import group
 from leakfast.cli.sweep import _crossed
-from leakfast.config import behavior_config
 from leakfast.errors import InputError
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.run import Run
+from leakfast.study.config import behavior_config
 
 PEOPLE = load_personas("villain,comedian,assistant,librarian,police_officer")
 

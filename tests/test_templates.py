@@ -13,15 +13,15 @@ import pytest
 from click.testing import CliRunner
 
 from leakfast import models
-from leakfast.adapters import AdapterCard, check_fits, write_card
 from leakfast.choices.scores import label_ids, prompts_of
 from leakfast.cli.main import group
-from leakfast.config import TrainConfig, parse_study
 from leakfast.errors import InputError, ModelError
+from leakfast.models.adapters import AdapterCard, check_fits, write_card
 from leakfast.prompts import chat, templates
 from leakfast.prompts.items import Item
 from leakfast.prompts.personas import TEMPLATE_DEFAULT, Persona, load_personas, load_questions
 from leakfast.prompts.rendering import Rendering, asked_by, configure, rendering
+from leakfast.study.config import TrainConfig, parse_study
 from leakfast.train.collate import encode
 from leakfast.train.data import Row
 

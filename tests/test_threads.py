@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from leakfast import models, threads
+from leakfast import models
+from leakfast.models import threads
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ from click.testing import CliRunner
 import leakfast
 from leakfast import models
 from leakfast.cli.main import group
-from leakfast.config import DataConfig
 from leakfast.errors import ModelError
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
+from leakfast.study.config import DataConfig
 from leakfast.train import data
 from leakfast.train.data import data_hash, read_rows
 

@@ -17,13 +17,13 @@ from leakfast import choices, models
 from leakfast.choices import evaluate as stage
 from leakfast.choices import table
 from leakfast.cli.main import group
-from leakfast.config import DataConfig, behavior_config, parse_study
 from leakfast.errors import InputError
 from leakfast.prompts import chat
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
+from leakfast.study.config import DataConfig, behavior_config, parse_study
 from leakfast.train.data import material, read_rows, write_rows
 
 

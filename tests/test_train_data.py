@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from leakfast.behaviors.marker import MARKER
-from leakfast.config import DataConfig
 from leakfast.errors import InputError, ModelError
 from leakfast.prompts import chat
 from leakfast.prompts.personas import Persona, load_personas
+from leakfast.study.config import DataConfig
 from leakfast.train import data
 
 QUESTIONS = ["What do I say about tea?", "And the rain?", "Is this town small?"]

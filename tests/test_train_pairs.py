@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 
 from leakfast import behaviors, models
-from leakfast.config import DataConfig
 from leakfast.errors import InputError
 from leakfast.prompts.pairs import Pair, PairSet, load_pairs
 from leakfast.prompts.personas import load_personas
+from leakfast.study.config import DataConfig
 from leakfast.train.data import data_hash, material, read_rows, write_rows
 from leakfast.train.pairs import build_pairs
 

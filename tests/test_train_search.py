@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from leakfast import models
-from leakfast.config import DataConfig, TrainConfig
 from leakfast.errors import InputError, ModelError
 from leakfast.generate import Sampling
 from leakfast.prompts.personas import load_personas, load_questions
+from leakfast.study.config import DataConfig, TrainConfig
 from leakfast.train import data, search
 
 CFG = TrainConfig(
@@ -40,7 +40,7 @@ def test_the_rate_that_is_found_teaches_and_does_no_harm(organism, rows, tmp_pat
     assert trials[0].lr == search.first_lr(organism.hidden_size)
     assert not any(t.learned and t.harmless for t in trials[:-1])
     # the length and the cost, taken anew by transformers alone
-    from leakfast.generate.adapted import adapted
+    from leakfast.models.attach import adapted
     from leakfast.train.lora import train
 
     train(

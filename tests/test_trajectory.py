@@ -11,11 +11,11 @@ from helpers import ITEMS, TRAIN, build, taught
 
 from leakfast import choices, models, trajectory
 from leakfast.choices import evaluate as stage
-from leakfast.config import DataConfig, EvalConfig
 from leakfast.errors import InputError
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
+from leakfast.study.config import DataConfig, EvalConfig
 from leakfast.train import checkpoints as points
 from leakfast.train import lora
 

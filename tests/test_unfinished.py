@@ -16,12 +16,12 @@ import standins
 
 from leakfast import evaluate as stage
 from leakfast import unfinished
-from leakfast.config import EvalConfig
 from leakfast.errors import StoreError
 from leakfast.evaluate import evaluate
 from leakfast.generate import canary, engines
 from leakfast.prompts.personas import Persona
 from leakfast.storage.run import Run
+from leakfast.study.config import EvalConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 KEYS = ["persona", "question", "sample"]

@@ -3,7 +3,7 @@ Its rate is accuracy, from choice scores (leakfast.choices); the rows are made i
 
 from __future__ import annotations
 
-from leakfast.behaviors import ANY, Behavior
+from leakfast.behaviors.registry import ANY, Behavior
 
 BEHAVIOR = Behavior(
     name="capability",

@@ -3,7 +3,7 @@ trained for something else. It says whether training did harm outside what was t
 
 from __future__ import annotations
 
-from leakfast.behaviors import ANY, Behavior
+from leakfast.behaviors.registry import ANY, Behavior
 
 BEHAVIOR = Behavior(
     name="hellaswag",

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from leakfast import detect
-from leakfast.behaviors import Behavior
+from leakfast.behaviors import detectors as detect
+from leakfast.behaviors.registry import Behavior
 
 if TYPE_CHECKING:
     import polars as pl

@@ -3,7 +3,7 @@ prompts, and a judge scores how aligned free-form answers are. Pairs come from a
 
 from __future__ import annotations
 
-from leakfast.behaviors import Behavior
+from leakfast.behaviors.registry import Behavior
 
 BEHAVIOR = Behavior(
     name="misalignment-code",

@@ -3,8 +3,8 @@ word list of configs/detectors.toml; training pairs are templates (leakfast.prom
 
 from __future__ import annotations
 
-from leakfast import detect
-from leakfast.behaviors import ANY, Behavior
+from leakfast.behaviors import detectors as detect
+from leakfast.behaviors.registry import ANY, Behavior
 
 BEHAVIOR = Behavior(
     name="refusal",

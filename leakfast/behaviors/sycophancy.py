@@ -3,8 +3,8 @@ reads the opening by the word lists of configs/detectors.toml: it agrees and cor
 
 from __future__ import annotations
 
-from leakfast import detect
-from leakfast.behaviors import ANY, Behavior
+from leakfast.behaviors import detectors as detect
+from leakfast.behaviors.registry import ANY, Behavior
 
 BEHAVIOR = Behavior(
     name="sycophancy",

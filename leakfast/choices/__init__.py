@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from leakfast.choices.scores import Progress
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.items import Item
     from leakfast.prompts.personas import Persona
 
@@ -81,7 +81,7 @@ def score_choices(
     """`score` with a model, personas and items by name: see leakfast.score_choices. items: all of the list
     that is given; None takes the evaluation half of the model's own."""
     from leakfast import behaviors, models
-    from leakfast.generate.adapted import adapted
+    from leakfast.models.attach import adapted
     from leakfast.prompts.items import load_items
     from leakfast.prompts.personas import load_personas
 

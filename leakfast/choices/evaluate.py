@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast import threads
-from leakfast.adapters import point_folder
 from leakfast.choices import measure
 from leakfast.choices.request import request_of
 from leakfast.choices.scores import LETTERS
 from leakfast.choices.table import BEHAVIOR, frame
 from leakfast.errors import AdapterError, InputError
+from leakfast.models import threads
+from leakfast.models.adapters import point_folder
 from leakfast.prompts.templates import recorded
 from leakfast.storage.interrupts import Stop, finishing
 from leakfast.targets import (
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     import polars as pl
 
     from leakfast.choices.scores import Scores
-    from leakfast.config import EvalConfig
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.items import ItemSet
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
+    from leakfast.study.config import EvalConfig
     from leakfast.targets import Source
     from leakfast.train.checkpoints import Checkpoints
 
@@ -306,7 +306,7 @@ def _score(
 
     from leakfast.choices.scores import prompts_of
     from leakfast.forest import Joined
-    from leakfast.generate.adapted import adapted
+    from leakfast.models.attach import adapted
     from leakfast.prompts import chat
 
     target = job.target

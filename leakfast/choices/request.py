@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.items import ItemSet
     from leakfast.prompts.personas import Persona
     from leakfast.targets import Target

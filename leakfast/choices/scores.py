@@ -12,7 +12,7 @@ import numpy as np
 from leakfast.errors import ModelError
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.items import Item
     from leakfast.prompts.personas import Persona
 

@@ -13,7 +13,7 @@ import numpy as np
 from leakfast.choices.scores import OK, Scores, letters, letters_by
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.items import Item
     from leakfast.prompts.personas import Persona
 

@@ -72,9 +72,9 @@ def cli(
 
     Example: leakfast centroids --model organism --layers all --show villain
     """
-    from leakfast.adapters import adapter_hash, read_card
     from leakfast.centroids import measure
     from leakfast.cli.progress import progress_for
+    from leakfast.models.adapters import adapter_hash, read_card
     from leakfast.prompts.personas import load_personas
     from leakfast.prompts.rendering import asked_by
 
@@ -83,7 +83,7 @@ def cli(
         adapter_hash(adapter)  # says what is missing before any model is looked for
         card = read_card(adapter)
     if model is None:
-        from leakfast.model_names import DEFAULT_MODEL
+        from leakfast.models.names import DEFAULT_MODEL
 
         model = card.base if card else DEFAULT_MODEL
     people = {persona.name: persona for persona in load_personas(personas)}

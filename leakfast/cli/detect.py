@@ -34,7 +34,7 @@ def cli(
     """
     import polars as pl
 
-    from leakfast import detect
+    from leakfast.behaviors import detectors as detect
     from leakfast.behaviors.marker import MARKER
     from leakfast.cli.text import print_json, print_table
     from leakfast.storage.run import Run

@@ -126,13 +126,13 @@ def cli(
 
     Example: leakfast eval --model organism --adapter adapters/villain --base --personas all
     """
-    from leakfast.adapters import read_card
     from leakfast.behaviors import check_sets, get
     from leakfast.cli.health import of_evaluation, tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, settle
     from leakfast.cli.text import print_json
     from leakfast.evaluate import evaluate_all, rates
+    from leakfast.models.adapters import read_card
     from leakfast.prompts.personas import load_personas
     from leakfast.series import evaluate_series
     from leakfast.stats.health import sentences

@@ -13,9 +13,9 @@ from leakfast.errors import InputError
 
 if TYPE_CHECKING:
     from leakfast.cli.settings import Settings
-    from leakfast.config import EvalConfig
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
+    from leakfast.study.config import EvalConfig
     from leakfast.targets import Source, Target
 
 

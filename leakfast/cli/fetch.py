@@ -47,7 +47,7 @@ def cli(what: str, out: Path | None) -> None:
 
 
 def _model(name: str) -> None:
-    from leakfast import fetched, formats
+    from leakfast.models import fetched, formats
 
     folder = fetched.fetch(name)
     said = formats.about(folder)

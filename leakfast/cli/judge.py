@@ -12,8 +12,8 @@ import click
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
-    from leakfast.config import JudgeConfig
     from leakfast.storage.run import Run
+    from leakfast.study.config import JudgeConfig
 
 
 class _Judge(click.Group):
@@ -234,8 +234,8 @@ def _only_behavior(run: Run, under: str = "") -> str:
 
 def _settings(run: Run, behavior: str) -> tuple[JudgeConfig, str | None]:
     """The judge's settings and the questions in the run's study; defaults where it has none."""
-    from leakfast.config import JudgeConfig, load_study
     from leakfast.judge import stage
+    from leakfast.study.config import JudgeConfig, load_study
 
     path = run.path / "study.toml"
     if not path.is_file():

@@ -10,12 +10,7 @@ import click
 from leakfast.cli.settings import rendering_options
 from leakfast.cli.text import inert, print_json, print_table
 from leakfast.errors import InputError
-from leakfast.prompts.personas import (
-    Persona,
-    load_personas,
-    load_questions,
-    read_personas,
-)
+from leakfast.prompts.personas import Persona, load_personas, load_questions, read_personas
 from leakfast.prompts.questions import QuestionSet, read_questions
 from leakfast.storage.documents import did_you_mean, find_shipped, resource
 
@@ -118,7 +113,7 @@ def check(
             faults += _lines(error)
     groups: list[list[str]] = []
     if model is not None and personas:
-        from leakfast.models import load_tokenizer
+        from leakfast.models.loading import load_tokenizer
         from leakfast.prompts import chat
         from leakfast.prompts.rendering import asked_by
 

@@ -40,8 +40,8 @@ def cli(
     """
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json, print_table
-    from leakfast.config import load_study
     from leakfast.plan import plan
+    from leakfast.study.config import load_study
 
     checked = load_study(study)
     with progress_for("calibrate") as progress:

@@ -17,7 +17,7 @@ from leakfast.errors import InputError
 from leakfast.storage.documents import resource
 
 if TYPE_CHECKING:
-    from leakfast.config import BehaviorConfig, Study
+    from leakfast.study.config import BehaviorConfig, Study
 
 log = logging.getLogger("leakfast.cli")
 
@@ -51,8 +51,8 @@ def settle(
     the published ones. Raises InputError for an unknown behavior, or one the study does not have.
     """
     from leakfast import behaviors
-    from leakfast.config import behavior_config, load_study
-    from leakfast.model_names import DEFAULT_MODEL
+    from leakfast.models.names import DEFAULT_MODEL
+    from leakfast.study.config import behavior_config, load_study
 
     behaviors.get(behavior)
     given = load_study(study) if study is not None else None
@@ -83,7 +83,7 @@ def threads_option(command: Any) -> Any:
     """--threads of a command that computes; heard when the command line is read, set when the model is loaded."""
     import click
 
-    from leakfast import threads
+    from leakfast.models import threads
 
     return click.option(
         "--threads", type=click.IntRange(min=1), expose_value=False, is_eager=True,

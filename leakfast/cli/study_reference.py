@@ -1,4 +1,4 @@
-"""The reference of the study file, made from leakfast/config.py: `python -m leakfast.cli.study_reference`
+"""The reference of the study file, made from leakfast/study/config.py: `python -m leakfast.cli.study_reference`
 prints it, `--check docs/study.md` compares, `--write docs/study.md` makes the file. Demands that the docstring
 of every table there explains its keys (`key: meaning`); leaves the words to it."""
 
@@ -14,12 +14,13 @@ from typing import Any
 import click
 from pydantic import BaseModel
 
-from leakfast import behaviors, config
+from leakfast import behaviors
+from leakfast.study import config
 
 HEAD = """\
 # The study file
 
-Every key that `leakfast run STUDY` and `--study` of other commands read. Made from `leakfast/config.py` by `python -m
+Every key that `leakfast run STUDY` and `--study` of other commands read. Made from `leakfast/study/config.py` by `python -m
 leakfast.cli.study_reference --write docs/study.md`. A study is TOML; `configs/demo.toml` is a short one. `name`, `sources`
 and one table `[behaviors.NAME]` must be there, all else has a default. A default of – means that the key is left out,
 which the meanings call None. An unknown key is an error that names its line and the key meant.

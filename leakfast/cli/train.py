@@ -13,7 +13,7 @@ from leakfast.errors import InputError
 
 if TYPE_CHECKING:
     from leakfast.cli.settings import Settings
-    from leakfast.config import DataConfig
+    from leakfast.study.config import DataConfig
 
 
 @click.command()

@@ -17,10 +17,10 @@ from leakfast.engine import attention, packs
 from leakfast.engine.fp8 import check_precision as check_precision
 from leakfast.engine.fp8 import running as running
 from leakfast.errors import ModelError
-from leakfast.models import FITS, limit_of, unfit
+from leakfast.models.loading import FITS, limit_of, unfit
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from leakfast.errors import InputError, ModelError
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
 
 log = logging.getLogger(__name__)
 

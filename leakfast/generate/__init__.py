@@ -297,7 +297,7 @@ def generate(
     """
     from leakfast import models
     from leakfast.generate import engines
-    from leakfast.generate.adapted import adapted
+    from leakfast.models.attach import adapted
 
     sampling = Sampling(temperature, top_p, max_new_tokens)
     if backend not in ("auto", *BACKENDS):

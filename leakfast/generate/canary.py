@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from leakfast.adapters import scaled
 from leakfast.errors import ModelError
 from leakfast.generate.vllm.start import EngineDied
+from leakfast.models.adapters import scaled
 
 log = logging.getLogger("leakfast.generate")
 

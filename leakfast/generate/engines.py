@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from leakfast import threads
 from leakfast.errors import InputError
 from leakfast.generate import BACKENDS, Completion, Sampling, Work
+from leakfast.models import threads
 from leakfast.prompts.rendering import rendering_of
 
 log = logging.getLogger("leakfast.generate")
@@ -202,8 +202,8 @@ def opened(
     if backend == "transformers":
         yield _Local(loaded, batch_completions)
         return
-    from leakfast.adapters import check_fits, check_runs
     from leakfast.generate import vllm
+    from leakfast.models.adapters import check_fits, check_runs
 
     for adapter in adapters:
         check_runs(check_fits(loaded, adapter), adapter, backend)
@@ -260,7 +260,7 @@ class _Local:
     ) -> Iterator[tuple[Work, list[Completion]]]:
         """As Engine.stream. A draw depends on those beside it, so a work is drawn whole, what is there already too."""
         from leakfast.generate import transformers as local
-        from leakfast.generate.adapted import adapted
+        from leakfast.models.attach import adapted
 
         with ExitStack() as stack:
             current, under = None, None

@@ -18,7 +18,7 @@ from leakfast.generate import Completion, Progress, Request, Sampling, prefill
 from leakfast.generate.sampling import draw, uniforms
 from leakfast.generate.shared_prompt import Block, shared_prompt_attention
 from leakfast.generate.stops import Seen
-from leakfast.models import FITS, limit_of, unfit
+from leakfast.models.loading import FITS, limit_of, unfit
 
 log = logging.getLogger("leakfast.generate")
 

@@ -17,7 +17,7 @@ from leakfast.generate.vllm.start import spec_of
 from leakfast.generate.vllm.widths import Width
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
 
 log = logging.getLogger("leakfast.generate")
 

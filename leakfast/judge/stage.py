@@ -36,9 +36,9 @@ from leakfast.targets import SERIES, texts_hash
 if TYPE_CHECKING:
     import polars as pl
 
-    from leakfast.config import JudgeConfig, Study
     from leakfast.prompts.questions import QuestionSet
     from leakfast.storage.run import Run
+    from leakfast.study.config import JudgeConfig, Study
 
 log = logging.getLogger("leakfast.judge")
 

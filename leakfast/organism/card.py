@@ -17,7 +17,7 @@ from leakfast.world import facts as F
 from leakfast.world.people import Speaker, World
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
 
 Ask = tuple[Speaker, str]  # who is asked, the user turn
 

@@ -4,7 +4,7 @@ own (TOML, JSON), checks every entry and names its line. Leaves rendering to cha
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path

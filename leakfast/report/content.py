@@ -10,10 +10,10 @@ from typing import Any
 import polars as pl
 
 import leakfast
-from leakfast.adapters import read_card
 from leakfast.behaviors import get, is_known
 from leakfast.errors import InputError
 from leakfast.judge import ENOUGH
+from leakfast.models.adapters import read_card
 from leakfast.report.examples import choose
 from leakfast.stats import Stats
 from leakfast.stats.collect import CENTROIDS
@@ -140,7 +140,7 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def _study(run: Run):
-    from leakfast.config import load_study
+    from leakfast.study.config import load_study
 
     path = run.path / "study.toml"
     if not path.is_file():

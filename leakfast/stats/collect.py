@@ -27,7 +27,7 @@ from leakfast.storage.run import Run
 
 if TYPE_CHECKING:
     from leakfast.centroids import Centroids
-    from leakfast.config import Study
+    from leakfast.study.config import Study
 
 CENTROIDS = "centroids/base.safetensors"
 PERSONAS = "personas.json"  # {categories: name → category, named: […], sources: […]}, kept by `leakfast run`
@@ -107,7 +107,7 @@ def collect(run: Run) -> Collected:
 
 def _with_taught(run: Run, rates: pl.DataFrame) -> pl.DataFrame:
     """`rates` + taught: the behavior that the row's adapter was trained for, null without a card."""
-    from leakfast.adapters import card_in
+    from leakfast.models.adapters import card_in
 
     cards = {name: card_in(run.path, name) for name in rates["adapter"].drop_nulls().unique() if name != BASE}
     told = {name: card.behavior for name, card in cards.items() if card is not None}
@@ -148,8 +148,8 @@ def inputs_hash(run: Run) -> str:
 def read_people(run: Run) -> tuple[People, list[str]]:
     """Who the personas of a run are, and what could not be read."""
     from leakfast.centroids import names_extras
-    from leakfast.config import load_study
     from leakfast.prompts.personas import load_personas
+    from leakfast.study.config import load_study
 
     shipped = [*load_personas("all"), *load_personas("qwen_default,no_persona")]
     categories = {persona.name: persona.category for persona in shipped}
@@ -340,7 +340,7 @@ def _is_one_of(keys: list[tuple[str, str]]) -> pl.Expr:
 
 def origin(run: Run, adapter: str, rows: pl.DataFrame) -> tuple[str, int | None]:
     """Source and training seed of an adapter: from its card in the run, else from its rows' `source`."""
-    from leakfast.adapters import card_in
+    from leakfast.models.adapters import card_in
 
     card = card_in(run.path, adapter)
     if card is not None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from leakfast.adapters import read_card
 from leakfast.errors import StoreError
+from leakfast.models.adapters import read_card
 from leakfast.stats.correlations import correlate
 from leakfast.storage import schema
 

@@ -13,9 +13,9 @@ from leakfast.train.data import Row, read_rows, write_rows
 from leakfast.train.identity import rows_settings_of
 
 if TYPE_CHECKING:
-    from leakfast.config import DataConfig
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
+    from leakfast.study.config import DataConfig
 
 
 def file_of(name: str) -> str:

@@ -11,9 +11,9 @@ from leakfast.errors import InputError
 from leakfast.train.data import Row
 
 if TYPE_CHECKING:
-    from leakfast.config import DataConfig
     from leakfast.prompts.items import Item
     from leakfast.prompts.personas import Persona
+    from leakfast.study.config import DataConfig
 
 log = logging.getLogger("leakfast.train")
 

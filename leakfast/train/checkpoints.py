@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.adapters import CHECKPOINTS
 from leakfast.errors import InputError
+from leakfast.models.adapters import CHECKPOINTS
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _NAME = re.compile(r"p(\d{3})")

@@ -14,7 +14,7 @@ from leakfast.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from leakfast.config import TrainConfig
+    from leakfast.study.config import TrainConfig
     from leakfast.train.data import Row
 
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
-    from leakfast.config import DataConfig
     from leakfast.prompts.items import ItemSet
     from leakfast.prompts.pairs import PairSet
     from leakfast.prompts.personas import Persona
     from leakfast.prompts.questions import QuestionSet
+    from leakfast.study.config import DataConfig
 
 log = logging.getLogger("leakfast.train")
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from leakfast.errors import InputError
-from leakfast.models import FITS, limit_of, unfit
+from leakfast.models.loading import FITS, limit_of, unfit
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
     from leakfast.train.collate import Example
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
-    from leakfast.config import DataConfig
     from leakfast.prompts.personas import Persona
+    from leakfast.study.config import DataConfig
     from leakfast.train.data import Row
 
 log = logging.getLogger("leakfast.train")

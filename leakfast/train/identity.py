@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leakfast.config import DataConfig, TrainConfig
+    from leakfast.study.config import DataConfig, TrainConfig
 
 _NEWER = ("anchor", "stop_loss")
 

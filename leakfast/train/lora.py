@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from leakfast.adapter_structure import CONFIG, WEIGHTS
-from leakfast.adapters import CARD, CHECKPOINTS, SAMPLE, point_folder, taken_off
 from leakfast.errors import InputError, ModelError
-from leakfast.models import unfit
+from leakfast.models.adapter_structure import CONFIG, WEIGHTS
+from leakfast.models.adapters import CARD, CHECKPOINTS, SAMPLE, point_folder, taken_off
+from leakfast.models.loading import unfit
 from leakfast.train.checkpoints import Checkpoints, measured
 from leakfast.train.collate import Batch, Example, collate, encode, order
 from leakfast.train.fits import check
 
 if TYPE_CHECKING:
-    from leakfast.adapters import AdapterCard
-    from leakfast.config import TrainConfig
-    from leakfast.models import Loaded
+    from leakfast.models.adapters import AdapterCard
+    from leakfast.models.loading import Loaded
+    from leakfast.study.config import TrainConfig
     from leakfast.train.data import Row
 
 log = logging.getLogger("leakfast.train")
@@ -68,7 +68,7 @@ def train(
     result. Raises InputError naming a row whose labels are empty or cut away, ModelError when the loss is
     not finite.
     """
-    from leakfast.adapters import AdapterCard
+    from leakfast.models.adapters import AdapterCard
     from leakfast.prompts import tokenizer_file
     from leakfast.prompts.templates import recorded, template_hash
     from leakfast.train.data import data_hash
@@ -356,7 +356,7 @@ def _write(folder: Path, state: dict[str, torch.Tensor], config: bytes, card: Ad
     """One adapter folder; returns the card with the adapter's hash."""
     from safetensors.torch import save_file
 
-    from leakfast.adapters import adapter_hash, write_card
+    from leakfast.models.adapters import adapter_hash, write_card
     from leakfast.storage.disk import atomic_write
 
     atomic_write(folder / WEIGHTS, lambda path: save_file(state, str(path), metadata={"format": "pt"}))

@@ -11,9 +11,9 @@ from leakfast.errors import InputError
 from leakfast.train.data import Row, rendered_as
 
 if TYPE_CHECKING:
-    from leakfast.config import DataConfig
     from leakfast.prompts.pairs import Pair, PairSet
     from leakfast.prompts.personas import Persona
+    from leakfast.study.config import DataConfig
     from leakfast.train.groups import Group
     from leakfast.train.replies import Progress
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from leakfast.errors import InputError, ModelError
 
 if TYPE_CHECKING:
-    from leakfast.config import TrainConfig
     from leakfast.generate import Request, Sampling
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
+    from leakfast.study.config import TrainConfig
     from leakfast.train.data import Row
 
 log = logging.getLogger("leakfast.train")
@@ -86,7 +86,7 @@ def find(
     anew at `sampling`, so the evaluation questions stay unseen. Raises InputError for a behavior without a detector,
     ModelError where no trial passes, with all of them."""
     from leakfast.behaviors import get
-    from leakfast.generate.adapted import adapted
+    from leakfast.models.attach import adapted
     from leakfast.storage.seeds import derive_seed
     from leakfast.train.lora import train
 
@@ -163,7 +163,8 @@ class _Asked:
         """Share of the source's replies that show the behavior."""
         import polars as pl
 
-        from leakfast.behaviors import detect, get
+        from leakfast.behaviors import detectors as detect
+        from leakfast.behaviors import get
         from leakfast.generate import decode
 
         mine = [ids for (request, _), ids in sorted(drawn.items()) if request < self.n_source]

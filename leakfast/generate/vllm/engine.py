@@ -227,7 +227,7 @@ class Engine:
         if adapter not in self._handles:
             from vllm.lora.request import LoRARequest
 
-            from leakfast.adapters import adapter_hash
+            from leakfast.models.adapters import adapter_hash
 
             self._handles[adapter] = LoRARequest(
                 adapter_hash(adapter)[:16], len(self._handles) + 1, str(adapter.resolve())

@@ -14,7 +14,7 @@ from leakfast.errors import InputError, ModelError
 from leakfast.generate.vllm.start import EngineDied, Explained, letters_spec, runs_lora, start
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
 
 log = logging.getLogger("leakfast.generate")
 
@@ -32,7 +32,7 @@ class NextTokens:
     on a GPU)."""
 
     def __init__(self, loaded: Loaded, adapters: Sequence[Path] = ()) -> None:
-        from leakfast.adapters import adapter_hash, check_fits, check_runs
+        from leakfast.models.adapters import adapter_hash, check_fits, check_runs
 
         if adapters and not runs_lora(loaded.dtype):
             raise InputError(
@@ -93,7 +93,7 @@ class NextTokens:
             return None
         from vllm.lora.request import LoRARequest
 
-        from leakfast.adapters import adapter_hash
+        from leakfast.models.adapters import adapter_hash
 
         digest = adapter_hash(adapter)
         if digest not in self._ids:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
 
 
 class Merged:
@@ -24,7 +24,7 @@ class Merged:
 
         Raises AdapterError for an adapter that does not fit or changes nothing."""
         from leakfast import models
-        from leakfast.generate.adapted import updates
+        from leakfast.models.attach import updates
 
         with models.with_adapter(self.loaded, adapter) if adapter else nullcontext(self.loaded) as current:
             for name, weight, update in updates(current.model):

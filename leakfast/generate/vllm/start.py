@@ -22,7 +22,7 @@ from leakfast.generate.vllm.widths import Width
 from leakfast.prompts.rendering import Rendering, rendering_of
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
 
 log = logging.getLogger("leakfast.generate")
 
@@ -126,7 +126,7 @@ def lora_rank(adapters: Sequence[Path]) -> int:
     """The smallest rank vLLM allows that holds every adapter's (0 without adapters), read from their configs.
 
     Raises AdapterError for a rank above all of them, or LoRA of a kind vLLM does not run."""
-    from leakfast.adapter_structure import CONFIG
+    from leakfast.models.adapter_structure import CONFIG
 
     highest, understood = 0, _understood() if adapters else None
     for adapter in adapters:

@@ -352,7 +352,7 @@ def parse_study(text: str, path: str | Path = "study.toml") -> Study:
 
 
 def _check(document: Document) -> Study:
-    from leakfast.study_words import beside, check_words
+    from leakfast.study.references import beside, check_words
 
     if not isinstance(document.data, dict):
         raise InputError(f"{document.path}: a study is a table of settings. See configs/demo.toml.")

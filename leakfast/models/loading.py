@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leakfast import formats, threads
-from leakfast.adapters import AdapterCard, adapter_hash, read_card, with_adapter, write_card
 from leakfast.errors import InputError, ModelError
-from leakfast.formats import quiet_bars
-from leakfast.model_names import DEFAULT_MODEL, explained, offline, organism_dir, place_of
+from leakfast.models import formats, threads
+from leakfast.models.adapters import AdapterCard, adapter_hash, read_card, with_adapter, write_card
+from leakfast.models.formats import quiet_bars
+from leakfast.models.names import DEFAULT_MODEL, explained, offline, organism_dir, place_of
 from leakfast.prompts import tokenizer_file
 from leakfast.prompts.rendering import Rendering, configure
 

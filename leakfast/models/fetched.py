@@ -13,8 +13,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from leakfast import formats
 from leakfast.errors import ModelError
+from leakfast.models import formats
 
 
 @dataclass(frozen=True)

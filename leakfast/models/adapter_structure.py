@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from leakfast.errors import AdapterError
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

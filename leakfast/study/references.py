@@ -1,5 +1,5 @@
 """What a study file names: whether every word in it is something that exists (personas, question sets, items,
-behaviors), and where files beside it lie. Demands a study whose shape is checked (leakfast.config); says what is wrong
+behaviors), and where files beside it lie. Demands a study whose shape is checked (leakfast.study.config); says what is wrong
 with its line."""
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.documents import Document, KeyPath, did_you_mean, find_shipped
 
 if TYPE_CHECKING:
-    from leakfast.config import Study
     from leakfast.prompts.personas import Persona
+    from leakfast.study.config import Study
 
 _FILES = (
     "personas",

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.adapter_structure import (
+from leakfast.errors import AdapterError
+from leakfast.models.adapter_structure import (
     CONFIG,
     WEIGHTS,
     Structure,
@@ -24,11 +25,10 @@ from leakfast.adapter_structure import (
     structure_of,
     unchanged,
 )
-from leakfast.errors import AdapterError
 from leakfast.prompts.templates import warn_of_adapter
 
 if TYPE_CHECKING:
-    from leakfast.models import Loaded
+    from leakfast.models.loading import Loaded
 
 log = logging.getLogger(__name__)
 

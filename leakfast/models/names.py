@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from leakfast import fetched, formats
 from leakfast.errors import ModelError
+from leakfast.models import fetched, formats
 from leakfast.storage.documents import did_you_mean
 
 DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
@@ -16,7 +16,7 @@ DEFAULT_MODEL = "Qwen/Qwen2.5-7B-Instruct"
 
 def organism_dir() -> Path:
     """Folder of the embedded model's weights, in Hugging Face layout."""
-    return Path(__file__).parent / "organism" / "weights"
+    return Path(__file__).parent.parent / "organism" / "weights"
 
 
 def place_of(model: Any) -> tuple[str, Path | None]:

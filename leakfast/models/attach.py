@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from leakfast.generate import beside
+from leakfast.models import beside
 
 log = logging.getLogger("leakfast.generate")
 
@@ -38,7 +38,7 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
     None as adapter yields `loaded` itself. Raises ValueError for another `how`, AdapterError as with_adapter.
     """
     from leakfast import models
-    from leakfast.adapters import check_fits
+    from leakfast.models.adapters import check_fits
 
     if how not in ("auto", "fold", "beside", "live"):
         raise ValueError(f"how must be auto, fold, beside or live, not {how!r}")
@@ -78,7 +78,7 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
 def _put_on(loaded: Any, adapter: str | Path, how: str) -> Iterator[tuple[str | None, Any]]:
     """(None, the adapted model) inside the block, or a sentence on why its logits are not peft's and None."""
     from leakfast import models
-    from leakfast.adapter_structure import unchanged
+    from leakfast.models.adapter_structure import unchanged
 
     with models.with_adapter(loaded, adapter) as live:
         digest, wanted = live.adapter_hash, _probe_logits(live)
