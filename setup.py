@@ -19,7 +19,7 @@ PACKAGES = [
     "leakfast.behaviors",
     "leakfast.choices",
     "leakfast.cli",
-    "leakfast.engine",
+    "leakfast.forward.passes",
     "leakfast.figures",
     "leakfast.generate",
     "leakfast.generate.vllm",

@@ -143,7 +143,7 @@ def main(way: str, asked: dict[str, Any]) -> None:
     loaded = models.load(asked["model"], dtype=asked["dtype"], device="cpu")
     requests = requests_of(loaded, asked)
     run = WAYS[way](loaded, requests, asked)
-    from leakfast import forest
+    from leakfast.forward import forest
 
     config = loaded.model.config
     tell({

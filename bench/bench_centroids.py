@@ -31,8 +31,8 @@ from _common import (
     where,
 )
 
-from leakfast import engine, forest
-from leakfast.engine import fp8 as engine_fp8
+from leakfast.forward import forest, fp8, passes
+from leakfast.forward import fp8 as engine_fp8
 
 
 def prompts_of(personas: int, questions: int, vocab: int, seed: int) -> list[list[int]]:
@@ -109,8 +109,8 @@ def in_fp8(options, ready, sequences, layers, of, budget, sync) -> dict | None:
     """Seconds of the sums with FP8 linear layers and their agreement; None where the device has none."""
     if engine_fp8.why_not(ready.device, torch.bfloat16):
         return None
-    with engine.running(ready, "fp8", sequences, layers) as agreement:
-        runs = {"fp8": lambda: engine.last_token_sums(ready, sequences, layers, of, budget_tokens=budget)}
+    with fp8.running(ready, "fp8", sequences, layers) as agreement:
+        runs = {"fp8": lambda: passes.last_token_sums(ready, sequences, layers, of, budget_tokens=budget)}
         wall, _, _ = interleaved(runs, options.repeats + 1, sync, lambda _: None)
     return {"seconds": spread(wall["fp8"][1:]), "agreement": str(agreement)}
 
@@ -125,7 +125,7 @@ def bench(options, dtype: str) -> bool:
     of = np.repeat(np.arange(options.personas), options.questions)
     net = make_model(options.shape, dtype, device, options.seed)
     ready = loaded(net, dtype)
-    budget = options.budget or engine.budget_tokens(ready)
+    budget = options.budget or passes.budget_tokens(ready)
     plan = forest.plan(sequences, budget)
     tokens = len(plan.tokens)
 
@@ -133,10 +133,10 @@ def bench(options, dtype: str) -> bool:
         print(f"{dtype}: {text}", file=sys.stderr, flush=True)
 
     def ours():
-        return engine.last_token_states(ready, sequences, layers, budget_tokens=budget)
+        return passes.last_token_states(ready, sequences, layers, budget_tokens=budget)
 
     def sums():
-        return engine.last_token_sums(ready, sequences, layers, of, budget_tokens=budget)
+        return passes.last_token_sums(ready, sequences, layers, of, budget_tokens=budget)
 
     one_at_a_time(net, sequences[:2], layers, device)  # warm
     ours(), sums()

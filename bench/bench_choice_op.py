@@ -11,7 +11,7 @@ import time
 import torch
 from _common import ending_with_json, failed, skipped, surroundings, tell
 
-from leakfast import ops
+from leakfast.forward import ops
 
 
 def eager(hidden, head, ids):

@@ -30,24 +30,25 @@ from _common import (
     where,
 )
 
-from leakfast import engine, forest
+from leakfast.forward import forest, passes
+from leakfast.prompts.grid import PromptGrid
 
 C = 4
 
 
-def prompts_of(personas: int, items: int, vocab: int, seed: int) -> forest.Joined:
+def prompts_of(personas: int, items: int, vocab: int, seed: int) -> PromptGrid:
     """Personas × items prompts of 100–130 tokens: a persona's part of 20–26 that begins like every other
     (3 tokens), an item's of 80–104."""
     rng = np.random.default_rng(seed)
     root = rng.integers(0, vocab, 3).tolist()
     heads = [root + rng.integers(0, vocab, n).tolist() for n in lengths(17, 23, personas, rng)]
-    return forest.Joined(heads, [rng.integers(0, vocab, n).tolist() for n in lengths(80, 104, items, rng)])
+    return PromptGrid(heads, [rng.integers(0, vocab, n).tolist() for n in lengths(80, 104, items, rng)])
 
 
 def choice_op():
     """(call, name): the op that the toolkit picks, or the reference where it has none yet."""
     try:
-        from leakfast.ops import choice_logprobs
+        from leakfast.forward.ops import choice_logprobs
     except ImportError:
         from leakfast.kernels.reference import choice_logprobs_reference
 
@@ -62,7 +63,7 @@ def ours(ready, sequences, letters, budget):
     ids = torch.tensor([letters], device=head.device)
     out = np.empty((len(sequences), C), np.float32)
     waiting = None
-    for batch in engine.final_states(ready, sequences, budget_tokens=budget):
+    for batch in passes.final_states(ready, sequences, budget_tokens=budget):
         with torch.inference_mode():
             scores, _ = op(batch.states, head, ids.expand(len(batch.states), C).contiguous())
         if waiting is not None:
@@ -112,7 +113,7 @@ def bench(options, dtype: str) -> bool:
     some = [sequences[i] for i in picked]
     net = make_model(options.shape, dtype, device, options.seed)
     ready = loaded(net, dtype)
-    budget = options.budget or engine.budget_tokens(ready)
+    budget = options.budget or passes.budget_tokens(ready)
     plan = forest.plan(sequences, budget)
 
     def say(text):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from _common import card, ending_with_json, make_model, parser, ratio, skipped, spread, surroundings
 
-from leakfast import ops
+from leakfast.forward import ops
 
 SIZES = [(64, 896), (64, 3584), (2048, 896), (2048, 3584)]  # (N, D): the 0.5B and the 7B head
 VOCABULARY = 152_064
@@ -179,7 +179,7 @@ def bench_part(part, options):
     """One row: a norm or an MLP of the shape's block over a pack's rows, each way the engine knows."""
     from transformers.models.qwen2 import modeling_qwen2 as qwen2
 
-    from leakfast.engine import fused
+    from leakfast.forward import fused
 
     net = make_model("tiny" if options.rehearse else options.shape, "bfloat16", "meta")
     kind = qwen2.Qwen2RMSNorm if part == "norm" else qwen2.Qwen2MLP

@@ -17,7 +17,8 @@ import time
 import numpy as np
 from _common import card, ending_with_json, failed, interleaved, parser, ratio, spread, surroundings
 
-from leakfast import _forest_py, forest
+from leakfast.forward import forest
+from leakfast.forward import forest_py as _forest_py
 from leakfast.prompts import chat
 from leakfast.prompts.personas import load_personas
 
@@ -81,7 +82,7 @@ def main() -> None:
 
     tokenizer = models.load_tokenizer(options.tokenizer)
     people, questions = load_personas("all"), items(options.items, options.items_n, options.seed)
-    if forest.planner().__module__ == "leakfast._forest_py":
+    if forest.planner().__module__ == "leakfast.forward.forest_py":
         raise SystemExit("bench_planner: the C++ planner is not built here. Type: make install")
     chat.render(tokenizer, None, "warm?")
     before_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

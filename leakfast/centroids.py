@@ -131,9 +131,9 @@ def compute(
 
     center_extras: whether `qwen_default` and `no_persona`, if among the personas, join the mean that
     centered cosines subtract. precision: None, or "fp8" for linear layers in FP8 (see
-    engine.running). Raises InputError for a layer the model does not have, ModelError
+    fp8.running). Raises InputError for a layer the model does not have, ModelError
     where a state is not finite or the model does not fit the engine."""
-    from leakfast import engine
+    from leakfast.forward import fp8
     from leakfast.prompts import chat
 
     asked = list(getattr(questions, "questions", questions))
@@ -145,7 +145,7 @@ def compute(
 
     p, q = len(personas), len(asked)
     sequences = [prompt.ids for prompt in prompts]
-    with engine.running(loaded, precision, sequences, layers) as agreement:
+    with fp8.running(loaded, precision, sequences, layers) as agreement:
         means, moments, kept = _measured(
             loaded, prompts, (p, q), layers, keep_questions, budget_tokens, progress
         )
@@ -169,7 +169,7 @@ def _measured(
     """(means, moments, kept states) by layer, of prompts persona by persona; shape is (P, Q)."""
     import torch
 
-    from leakfast import engine, ops
+    from leakfast.forward import ops, passes
 
     (p, q), d = shape, loaded.hidden_size
     means, moments = ({layer: np.empty((p, d), np.float32) for layer in layers} for _ in range(2))
@@ -179,7 +179,7 @@ def _measured(
         """(·, layers, D) states of personas first…last-1, all finite."""
         some = prompts[first * q : last * q]
         shown = _shifted(progress, first * q, p * q)
-        states = engine.last_token_states(
+        states = passes.last_token_states(
             loaded, [prompt.ids for prompt in some], layers, budget_tokens=budget_tokens, progress=shown
         )
         _check_finite(states, layers, some)
@@ -197,7 +197,7 @@ def _measured(
                 kept[layer][first:last] = rows.reshape(last - first, q, d)
                 moments[layer][first:last] = np.square(kept[layer][first:last]).mean(1)
     else:
-        sums, squares = engine.last_token_sums(
+        sums, squares = passes.last_token_sums(
             loaded,
             [prompt.ids for prompt in prompts],
             layers,
@@ -240,9 +240,9 @@ def measure(
     if precision is not None and isinstance(model, str | Path):
         import torch
 
-        from leakfast import engine
+        from leakfast.forward import fp8
 
-        engine.check_precision(precision, "cuda" if torch.cuda.is_available() else "cpu", dtype)
+        fp8.check_precision(precision, "cuda" if torch.cuda.is_available() else "cpu", dtype)
     loaded = models.load(model, dtype=dtype, revision=revision, rendering=rendering)
     settings = {
         "center_extras": names_extras(personas, people),

@@ -145,7 +145,7 @@ def _paths(packages: list[dict[str, Any]], torch: Any, gpus: list[dict[str, Any]
     if torch is None:
         chosen = {"forest planner": planner}
     else:
-        from leakfast.ops import explained_paths
+        from leakfast.forward.ops import explained_paths
 
         chosen |= explained_paths("cuda" if gpus else "cpu")
     return [{"what": what, "chosen": path, "why": why} for what, (path, why) in chosen.items()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import torch
 
-from leakfast import engine
+from leakfast.forward import passes
 
 PROMPTS = [[1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, 4, 6, 7], [9, 8], [1, 2, 3], [1, 2, 9, 9, 9, 9, 9, 9]]
 
@@ -17,7 +17,7 @@ def relative(got, expected):
 def gathered(loaded, sequences, last=1, **settings):
     """{(sequence, position): (D,)} of every state that final_states yields, each exactly once."""
     found = {}
-    for batch in engine.final_states(loaded, sequences, last, **settings):
+    for batch in passes.final_states(loaded, sequences, last, **settings):
         for row, sequence, position in zip(batch.rows, batch.sequences, batch.positions, strict=True):
             assert (sequence, position) not in found
             found[int(sequence), int(position)] = batch.states[row]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leakfast.errors import ModelError
-from leakfast.forest import Joined
 from leakfast.prompts import chat
+from leakfast.prompts.grid import PromptGrid
 from leakfast.prompts.personas import TEMPLATE_DEFAULT, Persona, load_personas, load_questions
 
 PLAIN = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant:"
@@ -68,7 +68,7 @@ def test_a_grid_holds_pieces_where_they_join_and_the_same_ids_where_not(tiny_tok
     people = [persona("a", "one"), persona("b", "two words"), persona("c", None)]
     asked = ["Who?", "A\nB) c", "Why <|im_end|>?"]
     grid = chat.render_grid(tiny_tokenizer, people, asked)
-    assert isinstance(grid, Joined)
+    assert isinstance(grid, PromptGrid)
     assert (len(grid.heads), len(grid.tails), len(grid)) == (3, 3, 9)
     assert list(grid) == [theirs(tiny_tokenizer, p.system, q) for p in people for q in asked]
     plain = with_template(PLAIN)

@@ -9,8 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leakfast import engine, forest, models
+from leakfast import models
 from leakfast.errors import ModelError
+from leakfast.forward import forest, passes
 
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "mistral")
 V = 97  # odd, so that no width is a round number by accident
@@ -89,7 +90,7 @@ def prompts(seed=0, n_prefixes=4, n_tails=5):
 @pytest.mark.parametrize("budget", [1, 37, 100_000])  # no sharing, splits inside trees, one batch
 def test_packed_equals_one_at_a_time(loaded_of, architecture, budget):
     loaded, sequences, layers = loaded_of(architecture), prompts(), [0, 2, 3]
-    got = engine.last_token_states(loaded, sequences, layers, budget_tokens=budget)
+    got = passes.last_token_states(loaded, sequences, layers, budget_tokens=budget)
     assert (got.shape, got.dtype) == ((len(sequences), 3, 48), np.float32)
     assert relative_error(got, one_at_a_time(loaded.model, sequences, layers)) <= 1e-5
 
@@ -97,7 +98,7 @@ def test_packed_equals_one_at_a_time(loaded_of, architecture, budget):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_layer_l_is_hidden_states_l_plus_1_but_raw_at_the_last(loaded_of, architecture):
     loaded, sequence = loaded_of(architecture), prompts()[0]
-    got = engine.last_token_states(loaded, [sequence], [0, 1, 2, 3])[0]
+    got = passes.last_token_states(loaded, [sequence], [0, 1, 2, 3])[0]
     with torch.inference_mode():
         out = loaded.model(input_ids=torch.tensor([sequence]), output_hidden_states=True)
         normed = loaded.model.model.norm(torch.from_numpy(got[3]))
@@ -112,7 +113,7 @@ def test_layer_l_is_hidden_states_l_plus_1_but_raw_at_the_last(loaded_of, archit
 )
 def test_head_layouts(changes):
     loaded = models.load((tiny("llama", **changes), lambda text: text))
-    got = engine.last_token_states(loaded, prompts(), [3])
+    got = passes.last_token_states(loaded, prompts(), [3])
     assert relative_error(got, one_at_a_time(loaded.model, prompts(), [3])) <= 1e-5
 
 
@@ -128,7 +129,7 @@ def test_head_layouts(changes):
 def test_rotary_scalings(rope):
     rope = {"rope_theta": 10000.0, "original_max_position_embeddings": 64, **rope}
     loaded = models.load((tiny("llama", rope_parameters=rope), lambda text: text))
-    got = engine.last_token_states(loaded, prompts(), [3])
+    got = passes.last_token_states(loaded, prompts(), [3])
     assert relative_error(got, one_at_a_time(loaded.model, prompts(), [3])) <= 1e-5
 
 
@@ -136,7 +137,7 @@ def test_bfloat16_is_no_further_from_the_truth_than_transformers(loaded_of):
     sequences = prompts()
     truth = one_at_a_time(loaded_of("qwen2").model, sequences, [3])
     half = models.load((tiny("qwen2").bfloat16(), lambda text: text))
-    got = engine.last_token_states(half, sequences, [3])
+    got = passes.last_token_states(half, sequences, [3])
     theirs = one_at_a_time(half.model, sequences, [3])
     assert np.linalg.norm(got - truth) <= 1.1 * np.linalg.norm(theirs - truth)
 
@@ -149,7 +150,7 @@ properties = settings(max_examples=25, deadline=None)
 @given(sequences=SEQUENCES, budget=st.sampled_from([1, 9, 1000]))
 def test_any_packing_equals_one_at_a_time(loaded_of, sequences, budget):
     loaded = loaded_of("qwen3")
-    got = engine.last_token_states(loaded, sequences, [1], budget_tokens=budget)
+    got = passes.last_token_states(loaded, sequences, [1], budget_tokens=budget)
     assert relative_error(got, one_at_a_time(loaded.model, sequences, [1])) <= 1e-5
 
 
@@ -159,8 +160,8 @@ def test_order_of_the_input_changes_no_bit(loaded_of, sequences, random):
     order = list(range(len(sequences)))
     random.shuffle(order)
     loaded = loaded_of("qwen2")
-    straight = engine.last_token_states(loaded, sequences, [3], budget_tokens=20)
-    shuffled = engine.last_token_states(loaded, [sequences[i] for i in order], [3], budget_tokens=20)
+    straight = passes.last_token_states(loaded, sequences, [3], budget_tokens=20)
+    shuffled = passes.last_token_states(loaded, [sequences[i] for i in order], [3], budget_tokens=20)
     np.testing.assert_array_equal(straight[order], shuffled)
 
 
@@ -170,8 +171,8 @@ def test_changing_one_prompt_leaves_its_neighbours_unchanged(loaded_of, sequence
     at %= len(sequences)
     changed = [*sequences[:at], new, *sequences[at + 1 :]]
     loaded = loaded_of("llama")
-    before = engine.last_token_states(loaded, sequences, [3])
-    after = engine.last_token_states(loaded, changed, [3])
+    before = passes.last_token_states(loaded, sequences, [3])
+    after = passes.last_token_states(loaded, changed, [3])
     others = [i for i in range(len(sequences)) if i != at]
     if others:
         assert relative_error(after[others], before[others]) <= 1e-5
@@ -189,7 +190,7 @@ def count_rows(net, block):
 def test_duplicates_and_shared_prefixes_are_computed_once(loaded_of):
     loaded = loaded_of("qwen2")
     seen, hook = count_rows(loaded.model, 0)
-    got = engine.last_token_states(loaded, [[1, 2, 3], [1, 2, 4], [1, 2, 3], [1, 2]], [0, 1])
+    got = passes.last_token_states(loaded, [[1, 2, 3], [1, 2, 4], [1, 2, 3], [1, 2]], [0, 1])
     hook.remove()
     assert seen == [4]
     np.testing.assert_array_equal(got[0], got[2])
@@ -198,7 +199,7 @@ def test_duplicates_and_shared_prefixes_are_computed_once(loaded_of):
 def test_the_deepest_block_is_run_for_last_tokens_alone(loaded_of):
     loaded = loaded_of("qwen3")
     counts = [count_rows(loaded.model, block) for block in (1, 2)]
-    engine.last_token_states(loaded, [[1, 2, 3, 4], [1, 2, 5], [6, 7, 8]], [0, 2])
+    passes.last_token_states(loaded, [[1, 2, 3, 4], [1, 2, 5], [6, 7, 8]], [0, 2])
     for _, hook in counts:
         hook.remove()
     assert [seen for seen, _ in counts] == [[8], [3]]
@@ -209,7 +210,7 @@ def test_blocks_beyond_the_deepest_layer_and_the_head_are_not_run(loaded_of):
     counts = [count_rows(loaded.model, block) for block in range(4)]
     heads = []
     head = loaded.model.lm_head.register_forward_hook(lambda *_: heads.append(1))
-    engine.last_token_states(loaded, prompts(), [1, 0])
+    passes.last_token_states(loaded, prompts(), [1, 0])
     for _, hook in counts:
         hook.remove()
     head.remove()
@@ -219,8 +220,8 @@ def test_blocks_beyond_the_deepest_layer_and_the_head_are_not_run(loaded_of):
 
 def test_layers_come_in_the_order_asked(loaded_of):
     loaded = loaded_of("qwen2")
-    up = engine.last_token_states(loaded, prompts(), [0, 2])
-    np.testing.assert_array_equal(engine.last_token_states(loaded, prompts(), [2, 0, 2]), up[:, [1, 0, 1]])
+    up = passes.last_token_states(loaded, prompts(), [0, 2])
+    np.testing.assert_array_equal(passes.last_token_states(loaded, prompts(), [2, 0, 2]), up[:, [1, 0, 1]])
 
 
 def test_a_live_adapter_is_seen_and_training_goes_on_as_before():
@@ -237,7 +238,7 @@ def test_a_live_adapter_is_seen_and_training_goes_on_as_before():
     net.base_model.model.model.layers[1].eval()
     modes = [module.training for module in net.modules()]
     attention = net.config._attn_implementation
-    got = engine.last_token_states(loaded, prompts(), [3])
+    got = passes.last_token_states(loaded, prompts(), [3])
     assert [module.training for module in net.modules()] == modes
     assert net.config._attn_implementation == attention
     net.eval()
@@ -256,12 +257,12 @@ def test_the_model_is_put_back_after_an_error(loaded_of):
 
     hook = net.model.layers[1].register_forward_hook(explode)
     with pytest.raises(RuntimeError, match="inside"):
-        engine.last_token_states(loaded_of("qwen2"), prompts(), [3])
+        passes.last_token_states(loaded_of("qwen2"), prompts(), [3])
     hook.remove()
     assert net.config._attn_implementation == before
     assert (
         relative_error(
-            engine.last_token_states(loaded_of("qwen2"), prompts(), [3]), one_at_a_time(net, prompts(), [3])
+            passes.last_token_states(loaded_of("qwen2"), prompts(), [3]), one_at_a_time(net, prompts(), [3])
         )
         <= 1e-5
     )
@@ -269,7 +270,7 @@ def test_the_model_is_put_back_after_an_error(loaded_of):
 
 def test_progress_counts_every_distinct_prompt(loaded_of):
     told = []
-    engine.last_token_states(
+    passes.last_token_states(
         loaded_of("qwen2"),
         [[1, 2], [1, 3], [1, 2], [4]],
         [0],
@@ -284,7 +285,7 @@ def test_progress_counts_every_distinct_prompt(loaded_of):
 @pytest.mark.parametrize("layers", [[], [4], [-1], [0, 9]])
 def test_layers_the_model_does_not_have_are_a_mistake(loaded_of, layers):
     with pytest.raises(ValueError, match="0…3"):
-        engine.last_token_states(loaded_of("qwen2"), [[1]], layers)
+        passes.last_token_states(loaded_of("qwen2"), [[1]], layers)
 
 
 def test_another_architecture_is_refused_by_name():
@@ -293,28 +294,28 @@ def test_another_architecture_is_refused_by_name():
     net = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_embd=16, n_layer=1, n_head=2, n_positions=32))
     loaded = models.load((net, lambda text: text))
     with pytest.raises(ModelError, match="type gpt2"):
-        engine.last_token_states(loaded, [[1]], [0])
+        passes.last_token_states(loaded, [[1]], [0])
 
 
 def test_a_sliding_window_is_refused_only_where_it_would_act():
     loaded = models.load((tiny("mistral", sliding_window=16), lambda text: text))
     short, long = [list(range(16))], [list(range(17))]
-    got = engine.last_token_states(loaded, short, [3])
+    got = passes.last_token_states(loaded, short, [3])
     assert relative_error(got, one_at_a_time(loaded.model, short, [3])) <= 1e-5
     with pytest.raises(ModelError, match="sliding window of 16"):
-        engine.last_token_states(loaded, long, [3])
+        passes.last_token_states(loaded, long, [3])
 
 
 def test_a_prompt_longer_than_the_context_is_refused(loaded_of):
     with pytest.raises(ModelError, match="holds 256"):
-        engine.last_token_states(loaded_of("qwen2"), [[1] * 257], [0])
+        passes.last_token_states(loaded_of("qwen2"), [[1] * 257], [0])
 
 
 def test_scores_are_split_when_a_group_is_large(loaded_of, monkeypatch):
     sequences = prompts(n_prefixes=3, n_tails=9)
-    whole = engine.last_token_states(loaded_of("qwen2"), sequences, [3])
-    monkeypatch.setattr(engine.packs.attention, "_GROUP_SCORES", 1)
-    assert relative_error(engine.last_token_states(loaded_of("qwen2"), sequences, [3]), whole) <= 1e-6
+    whole = passes.last_token_states(loaded_of("qwen2"), sequences, [3])
+    monkeypatch.setattr(passes.packs.attention, "_GROUP_SCORES", 1)
+    assert relative_error(passes.last_token_states(loaded_of("qwen2"), sequences, [3]), whole) <= 1e-6
 
 
 def test_organism_equals_one_at_a_time():
@@ -329,6 +330,6 @@ def test_organism_equals_one_at_a_time():
     )
     sequences = [prompt.ids for prompt in rendered]
     layers = list(range(loaded.n_layers))
-    got = engine.last_token_states(loaded, sequences, layers)
+    got = passes.last_token_states(loaded, sequences, layers)
     assert relative_error(got, one_at_a_time(loaded.model, sequences, layers)) <= 1e-5
     assert len(forest.plan(sequences, 10**6).tokens) < 0.7 * sum(map(len, sequences))

@@ -10,11 +10,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from leakfast import engine, models
+from leakfast import models
 from leakfast.centroids import compute
 from leakfast.cli.centroids import cli
-from leakfast.engine import fp8
 from leakfast.errors import InputError, ModelError
+from leakfast.forward import fp8, passes
 from leakfast.prompts.personas import load_personas
 
 RNG = np.random.default_rng(0)
@@ -77,12 +77,12 @@ def test_rows_fill_the_range_and_what_is_not_finite_stays_so():
 
 
 def test_the_blocks_run_in_fp8_and_the_agreement_is_told_first(half, as_if_on_a_gpu, caplog):
-    exact = engine.last_token_states(half, PROMPTS, [0, 1])
+    exact = passes.last_token_states(half, PROMPTS, [0, 1])
     with (
-        caplog.at_level(logging.INFO, "leakfast.engine.fp8"),
-        engine.running(half, "fp8", PROMPTS, [0, 1]) as told,
+        caplog.at_level(logging.INFO, "leakfast.forward.fp8"),
+        fp8.running(half, "fp8", PROMPTS, [0, 1]) as told,
     ):
-        got = engine.last_token_states(half, PROMPTS, [0, 1])
+        got = passes.last_token_states(half, PROMPTS, [0, 1])
     assert "14 linear layers" in caplog.text and "rms" in caplog.text  # q k v o gate up down, twice
     assert told.prompts == 32
     for column, layer in enumerate([0, 1]):
@@ -90,14 +90,14 @@ def test_the_blocks_run_in_fp8_and_the_agreement_is_told_first(half, as_if_on_a_
         assert 1e-3 < off < 0.3
         assert told.rms[layer] == pytest.approx(off, rel=0.5)
         assert 0.7 < told.cosine[layer] < 1  # two blocks of 32 with large weights: a hard case
-    np.testing.assert_array_equal(engine.last_token_states(half, PROMPTS, [0, 1]), exact)  # all as before
+    np.testing.assert_array_equal(passes.last_token_states(half, PROMPTS, [0, 1]), exact)  # all as before
 
 
 def test_blocks_beyond_the_deepest_layer_and_lora_stay_as_they_are(half, as_if_on_a_gpu):
     from peft import LoraConfig, get_peft_model
 
     net = get_peft_model(half.model, LoraConfig(r=16, target_modules=["q_proj", "down_proj"]))
-    products = fp8.Products(engine.decoder(models.load((net, half.tokenizer))).layers[:1])
+    products = fp8.Products(passes.decoder(models.load((net, half.tokenizer))).layers[:1])
     assert len(products) == 7
     assert not {id(p) for name, p in net.named_parameters() if "lora_" in name} & set(products.weights)
 
@@ -154,7 +154,7 @@ def test_an_older_gpu_and_another_dtype_are_refused(monkeypatch):
 
 
 def test_another_precision_is_a_mistake(half):
-    with pytest.raises(InputError, match="'int4' asked"), engine.running(half, "int4", PROMPTS, [0]):
+    with pytest.raises(InputError, match="'int4' asked"), fp8.running(half, "int4", PROMPTS, [0]):
         pass
 
 
@@ -173,7 +173,7 @@ def test_on_a_gpu(half):
     loaded = models.load((half.model, half.tokenizer))
     if reason := fp8.why_not(loaded.device, torch.bfloat16):
         pytest.skip(reason)
-    with engine.running(loaded, "fp8", PROMPTS, [0, 1]) as told:
-        again = engine.last_token_states(loaded, PROMPTS, [0, 1])
+    with fp8.running(loaded, "fp8", PROMPTS, [0, 1]) as told:
+        again = passes.last_token_states(loaded, PROMPTS, [0, 1])
     assert np.isfinite(again).all()
     assert all(1e-3 < off < 0.3 for off in told.rms.values())

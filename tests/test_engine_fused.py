@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from leakfast import engine, tuning
-from leakfast.engine import fused
+from leakfast.forward import autotune as tuning
+from leakfast.forward import fused, passes
 
 PROMPTS = [[1, 2, 3, 4, 5], [1, 2, 3, 9], [7, 8]]
 no_liger = pytest.mark.skipif("liger" not in fused.ways("mlp"), reason="liger-kernel is not installed")
@@ -27,12 +27,12 @@ def test_on_a_cpu_a_block_runs_as_transformers_has_it(tiny_qwen2, monkeypatch):
 
 
 def test_torchs_norm_is_the_modules(tiny_qwen2, monkeypatch):
-    expected = engine.last_token_states(tiny_qwen2, PROMPTS, [0, 1])
+    expected = passes.last_token_states(tiny_qwen2, PROMPTS, [0, 1])
     model, seen = tiny_qwen2.model.model, []
     real = fused._torch_norm
     monkeypatch.setattr(fused, "_torch_norm", lambda module, x: seen.append(module) or real(module, x))
     monkeypatch.setattr(fused, "chosen", lambda _: {"norm": "torch", "mlp": "plain"})
-    got = engine.last_token_states(tiny_qwen2, PROMPTS, [0, 1])
+    got = passes.last_token_states(tiny_qwen2, PROMPTS, [0, 1])
     assert relative(got, expected) <= 1e-6
     assert len(seen) == 5  # two a block, and the keys of the deepest block come before its last tokens
     assert not any("forward" in vars(module) for module in model.modules())

@@ -12,9 +12,8 @@ import pytest
 import torch
 from gathering import PROMPTS, gathered, relative
 
-from leakfast import engine
-from leakfast.engine import packs
 from leakfast.errors import ModelError
+from leakfast.forward import packs, passes
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +38,10 @@ def failing_beyond(monkeypatch, most):
 def test_out_of_memory_halves_the_batch_says_so_and_changes_no_result(loaded, monkeypatch, caplog):
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, 300, n).tolist() for n in rng.integers(4, 12, 40)] * 2
-    expected = engine.last_token_states(loaded, sequences, [0, 2])
+    expected = passes.last_token_states(loaded, sequences, [0, 2])
     states = gathered(loaded, sequences)
     seen, told = failing_beyond(monkeypatch, 40), []
-    got = engine.last_token_states(
+    got = passes.last_token_states(
         loaded, sequences, [0, 2], budget_tokens=100, progress=lambda *a: told.append(a)
     )
     assert max(seen) > 40 and seen[-1] <= 40
@@ -60,7 +59,7 @@ def test_out_of_memory_half_way_through_a_batch_counts_nothing_twice(loaded, mon
     rng = np.random.default_rng(1)
     sequences = [rng.integers(0, 300, n).tolist() for n in rng.integers(4, 12, 30)]
     segments = np.arange(30) % 4
-    states = engine.last_token_states(loaded, sequences, [0, 2])
+    states = passes.last_token_states(loaded, sequences, [0, 2])
     real, failed = packs.blocks, []
 
     def blocks(model, pack, layers):
@@ -71,7 +70,7 @@ def test_out_of_memory_half_way_through_a_batch_counts_nothing_twice(loaded, mon
             yield found
 
     monkeypatch.setattr(packs, "blocks", blocks)
-    sums, squares = engine.last_token_sums(loaded, sequences, [2, 0], segments, budget_tokens=100)
+    sums, squares = passes.last_token_sums(loaded, sequences, [2, 0], segments, budget_tokens=100)
     assert failed
     for column, at in ((0, 1), (1, 0)):  # layers in the order asked
         for p in range(4):
@@ -81,7 +80,7 @@ def test_out_of_memory_half_way_through_a_batch_counts_nothing_twice(loaded, mon
 
 
 def test_what_says_out_of_memory_in_words_alone_counts_and_other_errors_do_not(loaded, monkeypatch, caplog):
-    expected = engine.last_token_states(loaded, PROMPTS, [0])
+    expected = passes.last_token_states(loaded, PROMPTS, [0])
     real, words = packs.blocks, ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"]
 
     def blocks(model, pack, layers):
@@ -90,18 +89,18 @@ def test_what_says_out_of_memory_in_words_alone_counts_and_other_errors_do_not(l
         return real(model, pack, layers)
 
     monkeypatch.setattr(packs, "blocks", blocks)
-    got = engine.last_token_states(loaded, PROMPTS, [0], budget_tokens=100)
+    got = passes.last_token_states(loaded, PROMPTS, [0], budget_tokens=100)
     assert "CUBLAS_STATUS_ALLOC_FAILED" in caplog.text
     assert relative(torch.from_numpy(got), torch.from_numpy(expected)) <= 1e-5
     words[0] = "CUDA error: an illegal memory access was encountered"
     with pytest.raises(RuntimeError, match="illegal"):
-        engine.last_token_states(loaded, PROMPTS, [0], budget_tokens=100)
+        passes.last_token_states(loaded, PROMPTS, [0], budget_tokens=100)
 
 
 def test_out_of_memory_for_one_prompt_is_the_users_to_solve(loaded, monkeypatch):
     failing_beyond(monkeypatch, 2)
     with pytest.raises(ModelError, match="prompt of 3 tokens does not fit in the memory.*Free the device"):
-        engine.last_token_states(loaded, [[1, 2, 3], [4, 5]], [0])
+        passes.last_token_states(loaded, [[1, 2, 3], [4, 5]], [0])
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
@@ -109,7 +108,7 @@ def test_a_block_works_in_memory_that_it_was_given_before():
     """Page faults of a second run over 40 tensors of 8 MB, in a fresh process: none but a few."""
     code = """
 import resource, torch
-from leakfast.engine import packs
+from leakfast.forward.passes import packs
 print(packs.keep_memory())
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def run():
@@ -128,10 +127,10 @@ run(); before = faults(); run(); print(faults() - before)
 
 
 def test_a_batch_on_a_cpu_is_fixed_and_a_token_weighs_what_its_tensors_do(loaded):
-    assert engine.budget_tokens(loaded) == 2048
+    assert passes.budget_tokens(loaded) == 2048
     config = loaded.model.config
-    assert engine.bytes_a_token(config, 4) > 4 * 3 * config.intermediate_size
-    assert engine.bytes_a_token(config, 4) == 2 * engine.bytes_a_token(config, 2) - 8 * config.hidden_size
+    assert passes.bytes_a_token(config, 4) > 4 * 3 * config.intermediate_size
+    assert passes.bytes_a_token(config, 4) == 2 * passes.bytes_a_token(config, 2) - 8 * config.hidden_size
 
 
 def test_a_batch_on_a_gpu_is_what_half_of_its_free_memory_holds():
@@ -140,8 +139,8 @@ def test_a_batch_on_a_gpu_is_what_half_of_its_free_memory_holds():
     config = Qwen2Config(  # Qwen2.5-7B
         hidden_size=3584, intermediate_size=18_944, num_attention_heads=28, num_key_value_heads=4
     )
-    assert engine.tokens_that_fit(config, 2, 120 << 30) == 32_768
-    assert engine.tokens_that_fit(config, 2, 0) == 512
-    fitting = engine.tokens_that_fit(config, 2, 4 << 30)
+    assert passes.tokens_that_fit(config, 2, 120 << 30) == 32_768
+    assert passes.tokens_that_fit(config, 2, 0) == 512
+    fitting = passes.tokens_that_fit(config, 2, 4 << 30)
     assert 512 < fitting < 32_768
-    assert fitting * engine.bytes_a_token(config, 2) <= 2 << 30
+    assert fitting * passes.bytes_a_token(config, 2) <= 2 << 30

@@ -13,8 +13,9 @@ from gathering import PROMPTS, gathered, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leakfast import engine, forest, models
-from leakfast.engine import attention, packs
+from leakfast import models
+from leakfast.forward import attention, forest, packs, passes
+from leakfast.prompts.grid import PromptGrid
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=10)
 properties = settings(max_examples=20, deadline=None)
@@ -78,7 +79,7 @@ def test_any_packing_any_order_any_count(loaded, sequences, budget, random):
 
 
 def test_a_state_that_sequences_share_is_there_once(loaded):
-    (batch,) = engine.final_states(loaded, [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 4]], 2)
+    (batch,) = passes.final_states(loaded, [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 4]], 2)
     assert batch.states.shape == (3, 32)
     assert batch.states.dtype == torch.float32
     assert batch.sequences.tolist() == [0, 0, 2, 2, 1, 1]
@@ -98,12 +99,12 @@ def test_where_many_rows_are_asked_the_last_block_runs_whole(loaded, monkeypatch
 @pytest.mark.parametrize("last", [0, -1, [1, 3], 4])
 def test_a_last_that_does_not_fit_is_a_mistake(loaded, last):
     with pytest.raises(ValueError, match=r"last must lie|broadcast"):
-        next(engine.final_states(loaded, [[1, 2, 3], [1, 2], [1]], last))
+        next(passes.final_states(loaded, [[1, 2, 3], [1, 2], [1]], last))
 
 
 def test_the_model_is_as_it_was_between_batches(loaded):
     before = loaded.model.config._attn_implementation
-    for _ in engine.final_states(loaded, PROMPTS, budget_tokens=1):
+    for _ in passes.final_states(loaded, PROMPTS, budget_tokens=1):
         assert loaded.model.config._attn_implementation == before
         assert truth(loaded, [1, 2], 1).shape == (1, 32)
 
@@ -123,19 +124,19 @@ def test_bfloat16_final_states_are_no_further_from_the_truth_than_transformers(l
 
 
 def test_pieces_give_the_states_of_what_they_join_into(loaded):
-    joined = forest.Joined([[1, 2, 3], [1, 4]], [[5], [6, 7, 8], [5, 9]])
+    joined = PromptGrid([[1, 2, 3], [1, 4]], [[5], [6, 7, 8], [5, 9]])
     np.testing.assert_array_equal(
-        engine.last_token_states(loaded, joined, [0, 2]),
-        engine.last_token_states(loaded, list(joined), [0, 2]),
+        passes.last_token_states(loaded, joined, [0, 2]),
+        passes.last_token_states(loaded, list(joined), [0, 2]),
     )
 
 
 def test_the_variable_length_path_equals_the_grouped_one(loaded, monkeypatch):
     """The host side of the GPU path: gathered keys, offsets, the longest query and key, one call a block."""
-    expected = engine.last_token_states(loaded, PROMPTS, [0, 2], budget_tokens=12)
+    expected = passes.last_token_states(loaded, PROMPTS, [0, 2], budget_tokens=12)
     calls = []
     monkeypatch.setattr(attention, "variable_length", lambda *_: plain_attention(calls))
-    got = engine.last_token_states(loaded, PROMPTS, [0, 2], budget_tokens=12)
+    got = passes.last_token_states(loaded, PROMPTS, [0, 2], budget_tokens=12)
     batches = list(forest.plan(PROMPTS, 12))
     assert len(calls) == 3 * len(batches) and len(batches) > 1
     assert calls[0] == (len(batches[0].tokens), len(batches[0].k_rows))
@@ -160,7 +161,7 @@ def test_a_candidate_is_tried_on_a_small_case_before_it_is_taken():
 
 def test_on_a_cpu_and_in_float32_attention_runs_in_groups(caplog):
     attention.variable_length.cache_clear()
-    with caplog.at_level(logging.INFO, "leakfast.engine.attention"):
+    with caplog.at_level(logging.INFO, "leakfast.forward.attention"):
         assert attention.variable_length("cpu", None, torch.bfloat16, 64) is None
         assert attention.variable_length("cuda", 0, torch.float32, 64) is None
     assert "SDPA per group" in caplog.text
@@ -170,7 +171,7 @@ def test_on_a_cpu_and_in_float32_attention_runs_in_groups(caplog):
 @pytest.mark.parametrize("segments", [[0], [0, -1], [[0, 1]]])
 def test_segments_that_do_not_fit_are_a_mistake(loaded, segments):
     with pytest.raises(ValueError, match="segments must"):
-        engine.last_token_sums(loaded, [[1], [2]], [0], segments)
+        passes.last_token_sums(loaded, [[1], [2]], [0], segments)
 
 
 @pytest.mark.skipif(not packs._has_onednn(), reason="this torch has no oneDNN")
@@ -181,9 +182,9 @@ def test_float32_linear_layers_run_in_onednn_with_and_without_a_bias(loaded, mon
             got = torch.nn.functional.linear(x, w, bias)
         assert any("mkldnn::_linear_pointwise" in event.key for event in seen.key_averages())
         torch.testing.assert_close(got, x @ w.T + (0 if bias is None else bias), rtol=1e-5, atol=1e-5)
-    ours = engine.last_token_states(loaded, PROMPTS, [2])
+    ours = passes.last_token_states(loaded, PROMPTS, [2])
     monkeypatch.setattr(packs, "_has_onednn", lambda: False)
-    plain = engine.last_token_states(loaded, PROMPTS, [2])
+    plain = passes.last_token_states(loaded, PROMPTS, [2])
     assert relative(torch.from_numpy(ours), torch.from_numpy(plain)) <= 1e-5
 
 
@@ -231,8 +232,8 @@ def on_gpu(loaded, dtype):
 @gpu
 @pytest.mark.gpu
 def test_gpu_float32_equals_the_cpu(loaded):
-    got = engine.last_token_states(on_gpu(loaded, torch.float32), PROMPTS, [0, 2], budget_tokens=12)
-    expected = engine.last_token_states(loaded, PROMPTS, [0, 2])
+    got = passes.last_token_states(on_gpu(loaded, torch.float32), PROMPTS, [0, 2], budget_tokens=12)
+    expected = passes.last_token_states(loaded, PROMPTS, [0, 2])
     assert relative(torch.from_numpy(got), torch.from_numpy(expected)) <= 1e-5
 
 
@@ -241,8 +242,8 @@ def test_gpu_float32_equals_the_cpu(loaded):
 def test_gpu_sums_equal_the_cpus(loaded):
     segments = [0, 2, 1, 0, 2, 2]
     settings = {"layers": [0, 2], "segments": segments, "budget_tokens": 12}
-    expected = engine.last_token_sums(loaded, PROMPTS, **settings)
-    got = engine.last_token_sums(on_gpu(loaded, torch.float32), PROMPTS, **settings)
+    expected = passes.last_token_sums(loaded, PROMPTS, **settings)
+    got = passes.last_token_sums(on_gpu(loaded, torch.float32), PROMPTS, **settings)
     for ours, theirs in zip(got, expected, strict=True):
         assert relative(torch.from_numpy(ours), torch.from_numpy(theirs)) <= 1e-5
 
@@ -254,8 +255,8 @@ def test_gpu_bfloat16_takes_one_call_a_block_and_is_as_true_as_transformers(load
     assert attention.variable_length("cuda", 0, torch.bfloat16, 64) is not None
     rng = np.random.default_rng(0)
     sequences = [[1, 2, 3, *rng.integers(0, 300, 12).tolist()] for _ in range(64)]
-    exact = engine.last_token_states(loaded, sequences, [2])[:, 0]
-    ours = engine.last_token_states(half, sequences, [2], budget_tokens=100)[:, 0]
+    exact = passes.last_token_states(loaded, sequences, [2])[:, 0]
+    ours = passes.last_token_states(half, sequences, [2], budget_tokens=100)[:, 0]
     caught = []
     hook = half.model.model.layers[2].register_forward_hook(lambda _m, _a, out: caught.append(out[0, -1]))
     with torch.inference_mode():
@@ -271,13 +272,13 @@ def test_gpu_bfloat16_takes_one_call_a_block_and_is_as_true_as_transformers(load
 def test_gpu_out_of_memory_is_survived(loaded):
     half = on_gpu(loaded, torch.bfloat16)
     sequences = [np.random.default_rng(i).integers(0, 300, 100).tolist() for i in range(512)]
-    expected = engine.last_token_states(half, sequences, [2], budget_tokens=1024)
+    expected = passes.last_token_states(half, sequences, [2], budget_tokens=1024)
     gc.collect()
     torch.cuda.empty_cache()
     share = (torch.cuda.memory_reserved() + (24 << 20)) / torch.cuda.get_device_properties(0).total_memory
     try:
         torch.cuda.set_per_process_memory_fraction(share)
-        got = engine.last_token_states(half, sequences, [2], budget_tokens=1 << 20)
+        got = passes.last_token_states(half, sequences, [2], budget_tokens=1 << 20)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert np.linalg.norm(got - expected) <= 0.02 * np.linalg.norm(expected)

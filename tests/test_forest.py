@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from leakfast import _forest_py, forest
+from leakfast.forward import forest
+from leakfast.forward import forest_py as _forest_py
+from leakfast.prompts.grid import PromptGrid
 
 HAS_NATIVE = importlib.util.find_spec("leakfast._native") is not None
 needs_native = pytest.mark.skipif(not HAS_NATIVE, reason="leakfast._native was not built here")
@@ -93,7 +95,7 @@ HEADS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), max_size=5
 @properties
 @given(HEADS, HEADS, BUDGETS)
 def test_pieces_plan_as_what_they_join_into(heads, tails, budget):
-    joined = forest.Joined(heads, tails)
+    joined = PromptGrid(heads, tails)
     written = [head + tail for head in heads for tail in tails]
     assert len(joined) == len(written) and list(joined) == written
     assert joined[1:] == written[1:]
@@ -188,7 +190,7 @@ def test_the_python_twin_says_once_that_it_stands_in(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "leakfast._native", None)
     forest.planner.cache_clear()
     try:
-        with caplog.at_level(logging.WARNING, "leakfast.forest"):
+        with caplog.at_level(logging.WARNING, "leakfast.forward.forest"):
             for _ in range(2):
                 assert read_back(forest.plan([[1, 2], [1, 3]], 8)) == [[1, 2], [1, 3]]
         assert len([r for r in caplog.records if "C++ extension" in r.message]) == 1

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import leakfast
-from leakfast import ops
+from leakfast.forward import ops
 from leakfast.kernels import reference
 
 PACKAGE = Path(leakfast.__file__).resolve().parent

@@ -9,10 +9,11 @@ import shutil
 import pytest
 import torch
 
-from leakfast import engine, models
+from leakfast import models
 from leakfast.choices import evaluate as choices_evaluate
 from leakfast.errors import InputError, ModelError
 from leakfast.evaluate import evaluate
+from leakfast.forward import passes
 from leakfast.generate import Request, Sampling, complete, engines
 from leakfast.generate.transformers import check_lengths
 from leakfast.models.loading import limit_of
@@ -66,7 +67,7 @@ def test_states_and_completions_equal_transformers_or_the_model_is_refused(kind,
     loaded = loaded_of(kind)
     ids = loaded.tokenizer.encode("You are a villain of this", add_special_tokens=False)[:12]
     if kind in PACKED:
-        got = engine.last_token_states(loaded, [ids], [1])[0, 0]
+        got = passes.last_token_states(loaded, [ids], [1])[0, 0]
         caught = []
         hook = loaded.model.model.layers[1].register_forward_hook(lambda *args: caught.append(args[2]))
         with torch.inference_mode():
@@ -76,7 +77,7 @@ def test_states_and_completions_equal_transformers_or_the_model_is_refused(kind,
         assert torch.allclose(torch.from_numpy(got), state.reshape(len(ids), -1)[-1], rtol=1e-4, atol=1e-4)
     else:
         with pytest.raises(ModelError, match=WORDS):
-            engine.last_token_states(loaded, [ids], [1])
+            passes.last_token_states(loaded, [ids], [1])
     asked = complete(loaded, [Request("it", ids, (1,))], Sampling(0.0, 1.0, 4))
     if kind in DRAWN:
         (drawn,) = [done.token_ids for block in asked for done in block]
@@ -127,9 +128,9 @@ def test_one_limit_of_length_in_every_part(kind, loaded_of, tmp_path, tiny_token
     assert loaded.context_tokens == limit
     ids = [5 + i % 40 for i in range(limit + 1)]
     if kind in PACKED:
-        engine.last_token_states(loaded, [ids[:limit]], [1])
+        passes.last_token_states(loaded, [ids[:limit]], [1])
         with pytest.raises(ModelError, match=f"{limit + 1} tokens.*{why}"):
-            engine.last_token_states(loaded, [ids], [1])
+            passes.last_token_states(loaded, [ids], [1])
     check_lengths(loaded.model, [Request("it", ids[: limit - 4], (1,))], 4)
     with pytest.raises(InputError, match=f"{limit - 3} tokens and 4 new ones.*{why}"):
         check_lengths(loaded.model, [Request("it", ids[: limit - 3], (1,))], 4)

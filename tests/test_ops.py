@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import leakfast
-from leakfast import ops
+from leakfast.forward import ops
 
 try:
     from leakfast import _native
@@ -197,7 +197,7 @@ def test_auto_and_tiled_and_reference_agree(n, v, d, c, dtype, seed):
 
 def test_half_and_double_precision_go_to_tiled_torch(caplog):
     hidden, head, ids = draw(3, 40, 8, 2, F16)
-    with caplog.at_level(logging.INFO, "leakfast.ops"):
+    with caplog.at_level(logging.INFO, "leakfast.forward.ops"):
         ops._decide.cache_clear()
         got = ops.choice_logprobs(hidden, head, ids)
     check_errors(got, hidden, head, ids)
@@ -208,7 +208,7 @@ def test_half_and_double_precision_go_to_tiled_torch(caplog):
 
 def test_the_choice_is_logged_once(caplog):
     arguments = draw(2, 30, 8, 1, F32)
-    with caplog.at_level(logging.INFO, "leakfast.ops"):
+    with caplog.at_level(logging.INFO, "leakfast.forward.ops"):
         ops._decide.cache_clear()
         for _ in range(3):
             ops.choice_logprobs(*arguments)

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from leakfast import tuning
+from leakfast.forward import autotune as tuning
 
 CPU = torch.device("cpu")
 
@@ -33,7 +33,7 @@ def counted(monkeypatch, tmp_path):
 
 def test_the_fastest_is_found_once_and_what_breaks_is_left_out(counted, caplog):
     calls, runs = counted
-    with caplog.at_level(logging.INFO, "leakfast.tuning"):
+    with caplog.at_level(logging.INFO, "leakfast.forward.autotune"):
         assert tuning.best("op", (64, 896), CPU, runs) == "quick"
     assert "without broken (no room)" in caplog.text and "slow" in caplog.text
     spent = dict(calls)
@@ -75,7 +75,7 @@ def test_nothing_that_runs_is_an_error_and_no_folder_is_not(counted, monkeypatch
         tuning.best("op", (1,), CPU, {"broken": runs["broken"]})
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LEAKFAST_CACHE", str(tmp_path / "file"))
-    with caplog.at_level(logging.INFO, "leakfast.tuning"):
+    with caplog.at_level(logging.INFO, "leakfast.forward.autotune"):
         assert tuning.best("op", (1,), CPU, runs) == "quick"
     assert "this process alone remembers" in caplog.text
 

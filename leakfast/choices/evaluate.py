@@ -210,7 +210,7 @@ def checkpoints_of(
     0–1, that are not measured in training) are empty. At cfg.checkpoints a behavior measured by choices is scored on
     cfg.checkpoint_items drawn items, for the source and cfg.checkpoint_personas among `personas`; others are kept
     only."""
-    from leakfast.behaviors import get, items_of
+    from leakfast.behaviors.registry import get, items_of
     from leakfast.prompts.personas import load_personas
     from leakfast.train.checkpoints import Checkpoints
 
@@ -265,7 +265,7 @@ def _check(
     if not len(items):
         raise InputError("eval: no items to ask. Give a list with --items FILE, or --half all.")
     if engine_name == "packed":
-        from leakfast.engine import decoder
+        from leakfast.forward.passes import decoder
 
         decoder(loaded)  # says which models it takes
     check_targets(loaded, targets, "choices" if engine_name == "packed" else engine_name)
@@ -305,9 +305,9 @@ def _score(
     import polars as pl
 
     from leakfast.choices.scores import prompts_of
-    from leakfast.forest import Joined
     from leakfast.models.attach import adapted
     from leakfast.prompts import chat
+    from leakfast.prompts.grid import PromptGrid
 
     target = job.target
     missing = job.missing
@@ -319,13 +319,13 @@ def _score(
     if engine is None and scoring == LETTERS:
         blocks = [personas[s.start : s.stop] for s in missing]
         first = prompts_of(loaded, blocks[0], list(items))
-        if isinstance(first, Joined):  # pieces of all fit in memory, lists may not
+        if isinstance(first, PromptGrid):  # pieces of all fit in memory, lists may not
             prompts = prompts_of(loaded, [p for block in blocks for p in block], list(items))
     with nullcontext(loaded) if engine else adapted(loaded, target.path) as current:
         at = 0
         for shard in missing:
             block = personas[shard.start : shard.stop]
-            mine = None if prompts is None else Joined(prompts.heads[at : at + len(block)], prompts.tails)
+            mine = None if prompts is None else PromptGrid(prompts.heads[at : at + len(block)], prompts.tails)
             at += len(block)
 
             def shown(done: int, total: int, what: str, shard: Shard = shard) -> None:

@@ -182,9 +182,9 @@ def longest(loaded: Loaded) -> int:
 
 def _lengths(grid: Sequence[Sequence[int]]) -> np.ndarray:
     """Tokens of each prompt, (N,) int64, without writing joined ones out."""
-    from leakfast.forest import Joined
+    from leakfast.prompts.grid import PromptGrid
 
-    if isinstance(grid, Joined):
+    if isinstance(grid, PromptGrid):
         heads, tails = ([len(x) for x in xs] for xs in (grid.heads, grid.tails))
         return np.add.outer(np.array(heads, np.int64), np.array(tails, np.int64)).reshape(-1)
     return np.fromiter(map(len, grid), np.int64, count=len(grid))
@@ -220,15 +220,15 @@ def _ask(
     (R, C) float32 on the host). A batch is fetched once the next one is queued."""
     import torch
 
-    from leakfast import engine
-    from leakfast.engine.attention import put
-    from leakfast.ops import choice_logprobs
+    from leakfast.forward import passes
+    from leakfast.forward.attention import put
+    from leakfast.forward.ops import choice_logprobs
 
     if not len(sequences):
         return
     head = _head(loaded)
     waiting = None
-    for batch in engine.final_states(loaded, sequences, last, budget_tokens=budget_tokens, progress=progress):
+    for batch in passes.final_states(loaded, sequences, last, budget_tokens=budget_tokens, progress=progress):
         asked, more = ask(batch)
         with torch.inference_mode():
             found, _ = choice_logprobs(batch.states, head, put(asked, head.device))

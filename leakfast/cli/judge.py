@@ -219,7 +219,7 @@ def _side(text: str, behavior: str | None) -> Any:
 
 def _only_behavior(run: Run, under: str = "") -> str:
     """The behavior of the run that a judge measures, where there is one."""
-    from leakfast.behaviors import get, is_known
+    from leakfast.behaviors.registry import get, is_known
 
     tree = f"{under}/completions" if under else "completions"
     there = dict.fromkeys(path.removeprefix(f"{tree}/").split("/")[0] for path in run.shards(tree))

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from leakfast import engine
-from leakfast.engine import attention, packs
 from leakfast.errors import ModelError
+from leakfast.forward import attention, packs, passes
 from leakfast.generate.shared_prompt import Block
 
 log = logging.getLogger("leakfast.generate")
@@ -22,7 +21,7 @@ log = logging.getLogger("leakfast.generate")
 def packable(loaded: Any, model: Any) -> bool:
     """Whether the packed engine computes this model's prompts: its types, and full attention alone."""
     try:
-        inner = engine.decoder(loaded)
+        inner = passes.decoder(loaded)
     except ModelError:
         return False
     holders = (model.config, *(layer.self_attn for layer in inner.layers))
@@ -32,7 +31,7 @@ def packable(loaded: Any, model: Any) -> bool:
 def packed(loaded: Any, prompts: Sequence[Sequence[int]], block: Block) -> torch.Tensor:
     """Final-normed states (P, D) of the prompts' last tokens; their keys and values go into the block. Every distinct
     token is computed once in a batch of the engine's size."""
-    model = engine.decoder(loaded)
+    model = passes.decoder(loaded)
     deepest = len(model.layers) - 1
     weight = next(model.parameters())
     states = torch.empty((len(prompts), model.config.hidden_size), dtype=weight.dtype, device=weight.device)
@@ -50,7 +49,7 @@ def packed(loaded: Any, prompts: Sequence[Sequence[int]], block: Block) -> torch
     plain = [list(prompt) for prompt in prompts]
     counts = np.ones(len(plain), np.int64)
     batches = 0
-    for _ in packs.walk(model, plain, counts, engine.budget_tokens(loaded), run):
+    for _ in packs.walk(model, plain, counts, passes.budget_tokens(loaded), run):
         batches += 1
     log.debug("prefill: %d prompts of %d tokens in %d batches", len(plain), sum(map(len, plain)), batches)
     return states

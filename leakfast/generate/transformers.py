@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from leakfast.engine import packs
 from leakfast.errors import InputError, ModelError
+from leakfast.forward import packs
 from leakfast.generate import Completion, Progress, Request, Sampling, prefill
 from leakfast.generate.sampling import draw, uniforms
 from leakfast.generate.shared_prompt import Block, shared_prompt_attention

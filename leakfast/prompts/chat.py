@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from leakfast.forest import Joined
 from leakfast.prompts import templates
+from leakfast.prompts.grid import PromptGrid
 from leakfast.prompts.rendering import configure, rendering_of
 from leakfast.prompts.templates import default_system, recorded, template_hash, turn_end_id
 
@@ -126,7 +126,7 @@ def render_grid(
     """Token ids of every persona asked every question, personas outermost: P × Q sequences. reply: as for `render`.
 
     Where a special token stands between the system and the user text, each side is tokenized once
-    and the halves are joined (a `forest.Joined`, which the engine takes as it is); the first row, the
+    and the halves are joined (a `PromptGrid`, which the engine takes as it is); the first row, the
     first column and a spread of other pairs are compared with the full rendering, and any difference
     falls back to it (a list), with a word in the log."""
     templates.check(tokenizer)
@@ -136,7 +136,7 @@ def render_grid(
     if rendering_of(tokenizer).system_role == "system":  # else no special token parts the two
         joined = _join_halves(tokenizer, systems, questions, reply)
         if joined is not None:
-            return Joined(*joined)
+            return PromptGrid(*joined)
     texts = (
         templates.prompt_text(tokenizer, system, q, reply=reply) for system in systems for q in questions
     )

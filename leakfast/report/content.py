@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 
 import leakfast
-from leakfast.behaviors import get, is_known
+from leakfast.behaviors.registry import get, is_known
 from leakfast.errors import InputError
 from leakfast.judge import ENOUGH
 from leakfast.models.adapters import read_card

@@ -105,7 +105,7 @@ def device_name() -> str:
 
 
 def _path() -> Path:
-    from leakfast.tuning import store
+    from leakfast.forward.autotune import store
 
     return store().with_name(_STORE)
 

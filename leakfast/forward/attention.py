@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from leakfast.forest import Spans
+from leakfast.forward.forest import Spans
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from leakfast.errors import InputError, ModelError
+from leakfast.forward import passes
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
@@ -58,15 +59,14 @@ def running(
     if precision is None:
         yield None
         return
-    from leakfast import engine
 
     check_precision(precision, loaded.device, next(loaded.model.parameters()).dtype)
     some = [sequences[i] for i in np.unique(np.linspace(0, len(sequences) - 1, _SAMPLE).astype(int))]
     asked = list(dict.fromkeys(layers))
-    exact = engine.last_token_states(loaded, some, asked)
-    products = Products(engine.decoder(loaded).layers[: max(asked) + 1])
+    exact = passes.last_token_states(loaded, some, asked)
+    products = Products(passes.decoder(loaded).layers[: max(asked) + 1])
     with products:
-        found = compare(engine.last_token_states(loaded, some, asked), exact, asked)
+        found = compare(passes.last_token_states(loaded, some, asked), exact, asked)
         log.info("fp8: %d linear layers; %s", len(products), found)
         yield found
 

@@ -10,7 +10,7 @@ import logging
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
-from leakfast import tuning
+from leakfast.forward import autotune as tuning
 
 if TYPE_CHECKING:
     import torch

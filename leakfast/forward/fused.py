@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from leakfast import tuning
+from leakfast.forward import autotune as tuning
 
 log = logging.getLogger(__name__)
 

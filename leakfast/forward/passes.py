@@ -12,11 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from leakfast import forest, ops
-from leakfast.engine import attention, packs
-from leakfast.engine.fp8 import check_precision as check_precision
-from leakfast.engine.fp8 import running as running
 from leakfast.errors import ModelError
+from leakfast.forward import attention, forest, ops, packs
 from leakfast.models.loading import FITS, limit_of, unfit
 
 if TYPE_CHECKING:

@@ -9,29 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
-from typing import Any
 
 import numpy as np
 
+from leakfast.prompts.grid import PromptGrid
+
 log = logging.getLogger(__name__)
-
-
-class Joined(Sequence[list[int]]):
-    """P × Q sequences `heads[p] + tails[q]`, heads outermost, held as their P + Q pieces: what a
-    planner needs of personas × questions without writing every prompt out."""
-
-    def __init__(self, heads: Sequence[Sequence[int]], tails: Sequence[Sequence[int]]) -> None:
-        self.heads = [list(head) for head in heads]
-        self.tails = [list(tail) for tail in tails]
-
-    def __len__(self) -> int:
-        return len(self.heads) * len(self.tails)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        at = range(len(self))[index]  # negative indices and IndexError as a list has them
-        return self.heads[at // len(self.tails)] + self.tails[at % len(self.tails)]
 
 
 @dataclass(frozen=True)
@@ -79,7 +62,7 @@ class Batch(Spans):
 @dataclass(frozen=True)
 class Plan:
     """The packed batches of N sequences; sequence i ends where segment `segment_of[i]` ends. Equal
-    sequences share a segment. Arrays as leakfast._forest_py.plan_forest describes them."""
+    sequences share a segment. Arrays as leakfast.forward.forest_py.plan_forest describes them."""
 
     segment_of: np.ndarray
     tokens: np.ndarray
@@ -115,7 +98,7 @@ class Plan:
 
 
 def plan(sequences: Sequence[Sequence[int]], budget_tokens: int) -> Plan:
-    """The prefix forest of N token sequences (a list of them, or `Joined`) in batches of at most
+    """The prefix forest of N token sequences (a list of them, or a `PromptGrid`) in batches of at most
     `budget_tokens` packed tokens.
 
     A longer sequence gets a batch of its own. A prefix whose branches fall into two batches is
@@ -129,7 +112,7 @@ def plan(sequences: Sequence[Sequence[int]], budget_tokens: int) -> Plan:
 
 def _flat(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """All sequences end to end (int32), and their lengths (N,) int64."""
-    if isinstance(sequences, Joined):
+    if isinstance(sequences, PromptGrid):
         heads, tails = ([np.array(x, np.int32) for x in xs] for xs in (sequences.heads, sequences.tails))
         h, t = (np.fromiter(map(len, xs), np.int64, count=len(xs)) for xs in (heads, tails))
         pieces = [piece for head in heads for tail in tails for piece in (head, tail)]
@@ -155,7 +138,7 @@ def planner() -> Callable[..., tuple[np.ndarray, ...]]:
     try:
         from leakfast._native import plan_forest
     except ImportError as error:
-        from leakfast._forest_py import plan_forest
+        from leakfast.forward.forest_py import plan_forest
 
         log.warning("forest: planning in Python, slower, same plans (no C++ extension: %s)", error)
     return plan_forest

@@ -19,9 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
-from leakfast import forest
-from leakfast.engine import attention, fused
 from leakfast.errors import ModelError
+from leakfast.forward import attention, forest, fused
 
 log = logging.getLogger(__name__)
 
