@@ -16,7 +16,7 @@ from typing import Any
 
 
 def requests_of(loaded: Any, asked: dict[str, Any]) -> list[Any]:
-    from leakfast.generate import requests_for
+    from leakfast.generation.contract import requests_for
     from leakfast.prompts import chat
     from leakfast.prompts.personas import load_personas, load_questions
 
@@ -28,8 +28,8 @@ def requests_of(loaded: Any, asked: dict[str, Any]) -> list[Any]:
 
 def by_leakfast(loaded: Any, requests: list[Any], asked: dict[str, Any]) -> Callable[[], int]:
     """This path's leakfast with the transformers backend, the adapter put on anew in every run."""
-    from leakfast.generate import Sampling
-    from leakfast.generate import transformers as local
+    from leakfast.generation import transformers as local
+    from leakfast.generation.contract import Sampling
     from leakfast.models.attach import adapted
 
     sampling = Sampling(1.0, 0.95, asked["max_new_tokens"])
@@ -47,7 +47,7 @@ def by_transformers(loaded: Any, requests: list[Any], asked: dict[str, Any]) -> 
     import torch
     from peft import PeftModel
 
-    from leakfast.generate.transformers import stop_ids
+    from leakfast.generation.transformers import stop_ids
 
     stops = stop_ids(loaded)
     net = PeftModel.from_pretrained(loaded.model, asked["adapter"]).eval()
@@ -77,12 +77,13 @@ def by_transformers(loaded: Any, requests: list[Any], asked: dict[str, Any]) -> 
 
 def by_vllm(loaded: Any, requests: list[Any], asked: dict[str, Any]) -> Callable[[], int]:
     """vLLM with the adapter live beside the weights; its start is not timed."""
-    from leakfast.generate import Sampling, Work, engines
+    from leakfast.generation import backends
+    from leakfast.generation.contract import Sampling, Work
 
     sampling = Sampling(1.0, 0.95, asked["max_new_tokens"])
     adapter = Path(asked["adapter"])
     longest = max(len(r.ids) for r in requests) + asked["max_new_tokens"]
-    opened = engines.opened(loaded, [adapter], "vllm", batch_completions=asked["batch"], longest=longest)
+    opened = backends.opened(loaded, [adapter], "vllm", batch_completions=asked["batch"], longest=longest)
     engine = opened.__enter__()  # until the process ends
 
     def run(_open: object = opened) -> int:

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from _common import SHAPES, loaded, make_model
 
-from leakfast.generate import Sampling
-from leakfast.generate.vllm.engine import Engine
-from leakfast.generate.vllm.start import Spec, lora_settings
-from leakfast.generate.vllm.widths import Width
+from leakfast.generation.contract import Sampling
+from leakfast.generation.vllm.engine import Engine
+from leakfast.generation.vllm.start import Spec, lora_settings
+from leakfast.generation.vllm.widths import Width
 
 SHAPES["small"] = {  # the smallest that vLLM's CPU attention takes: for rehearsals of the GPU's way, not for numbers
     "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -97,7 +97,7 @@ def shaped_spec(folder: Path, width: Width, longest: int, adapters: Sequence[Pat
 def swapping(asked: Any, spec: Spec, memory: float) -> tuple[Measured, list[float]]:
     """An engine in this process whose weights are swapped in place, and the seconds of each swap as they come. Its
     base is a model of random weights beside it, on the same device."""
-    from leakfast.generate.vllm.merged import Merged
+    from leakfast.generation.vllm.merged import Merged
 
     base = loaded(make_model(asked.shape, "bfloat16", asked.device, asked.seed), "bfloat16")
     letters = lambda text, **_: {"input_ids": [ord(letter) for letter in text]}  # noqa: E731

@@ -19,9 +19,9 @@ import numpy as np
 from _common import SHAPES, card, ending_with_json, parser, ratio, shown, spread, surroundings, where
 from _shaped import Measured, shaped_adapter, shaped_folder, shaped_spec, swapping
 
-from leakfast.generate import Completion, Request, Sampling, Work
-from leakfast.generate.vllm.parallel import Parallel
-from leakfast.generate.vllm.widths import Width
+from leakfast.generation.contract import Completion, Request, Sampling, Work
+from leakfast.generation.vllm.parallel import Parallel
+from leakfast.generation.vllm.widths import Width
 from leakfast.storage.run import Run
 from leakfast.storage.seeds import derive_seed
 
@@ -89,7 +89,7 @@ def on_gpu(
     where the memory is enough for all, else one after the other. Then a fourth, ours with weights swapped in place."""
     import torch
 
-    from leakfast.generate.vllm.widths import device_name, width_for
+    from leakfast.generation.vllm.widths import device_name, width_for
 
     rng = np.random.default_rng(asked.seed)
     vocab = SHAPES[asked.shape]["vocab_size"]
@@ -208,7 +208,7 @@ def on_cpu(
     by a new engine of 128 seats, and all is kept until the end. Ours: one engine, shards as they finish; with vLLM
     also by weights swapped in place."""
     from leakfast import models
-    from leakfast.generate import engines
+    from leakfast.generation import backends
     from leakfast.prompts import chat
     from leakfast.prompts.personas import load_personas, load_questions
 
@@ -228,20 +228,20 @@ def on_cpu(
             copy = folder / f"merged {turn} {number}"
             merge(loaded, adapter, copy)
             alone = models.load(str(copy), dtype="float32", device="cpu")
-            with engines.opened(
+            with backends.opened(
                 alone, [], backend, batch_completions=PUBLISHED_SEATS, longest=longest
             ) as engine:
                 tokens += drawn(engine, works_of(each, prompts, [None]), sampling, None)
         return tokens
 
     def ours(turn: int, lora: str = "live") -> int:
-        with engines.opened(
+        with backends.opened(
             loaded,
             adapters,
             backend,
             batch_completions=seats,
             longest=longest,
-            options=engines.Options(lora=lora),
+            options=backends.Options(lora=lora),
         ) as engine:
             return drawn(
                 engine, works_of(each * len(adapters), prompts, adapters), sampling, folder / f"{lora} {turn}"

@@ -8,7 +8,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-__version__ = "0.1.0"
+from leakfast.version import __version__
 __all__ = ["__version__", "centroids", "generate", "run", "score_choices", "stats"]
 
 # faces that share their name with the module of their stage: the module itself can be called

@@ -8,7 +8,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leakfast.pipeline import Progress, hash_of
+from leakfast.pipeline import hash_of
+from leakfast.progress import Progress
 
 if TYPE_CHECKING:
     from leakfast.pipeline import Stages

@@ -40,7 +40,7 @@ def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
 def _check_drawing(study: Study, behaviors: Sequence[str], run: Run, loaded: Callable[[], Loaded]) -> None:
     """A backend that cannot draw what is asked, under the adapters that will be there, on this machine."""
     from leakfast.behaviors.registry import get
-    from leakfast.generate import engines
+    from leakfast.generation import backends
     from leakfast.targets import asked_of
 
     drawn = [b for b in behaviors if get(b).by_completions]
@@ -48,4 +48,4 @@ def _check_drawing(study: Study, behaviors: Sequence[str], run: Run, loaded: Cal
     if asked:
         # a finished run may be looked at where it could not be drawn
         opens = not all(run.shards(f"completions/{behavior}") for behavior in drawn)
-        engines.settle(loaded(), samplings=asked, adapters=True, opens=opens, **engines.asked_by(study))
+        backends.settle(loaded(), samplings=asked, adapters=True, opens=opens, **backends.asked_by(study))

@@ -304,7 +304,7 @@ def _metadata(
     import torch
     import transformers
 
-    import leakfast
+    from leakfast.version import __version__
     from leakfast.prompts import chat
 
     q = len(asked)
@@ -336,7 +336,7 @@ def _metadata(
         "question_set": getattr(questions, "name", "list"),
         "questions": asked,
         "versions": {
-            "leakfast": leakfast.__version__,
+            "leakfast": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         },

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import leakfast
+from leakfast.version import __version__
 from leakfast.models import threads
 
 # distribution(s) → what leakfast uses it for; the first one installed counts
@@ -63,7 +63,7 @@ def examine() -> dict[str, Any]:
             "or rebuild them: leakfast organism build --seed 0 --out DIR."
         )
     return {
-        "leakfast": leakfast.__version__,
+        "leakfast": __version__,
         "installed_at": str(Path(leakfast.__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),

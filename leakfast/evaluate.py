@@ -6,12 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
+from leakfast.progress import Progress
 from leakfast.storage.interrupts import finishing
 from leakfast.targets import (
     BASE,
@@ -30,8 +31,8 @@ from leakfast.targets import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from leakfast.generate import Work
-    from leakfast.generate.engines import Engine, Options
+    from leakfast.generation.backends import Options
+    from leakfast.generation.contract import Engine, Work
     from leakfast.models.loading import Loaded
     from leakfast.prompts.chat import Prompt
     from leakfast.prompts.personas import Persona
@@ -55,7 +56,6 @@ __all__ = [
 
 log = logging.getLogger("leakfast.evaluate")
 
-Progress = Callable[[int, int, str], None]
 
 SHARD_ROWS = 2560  # completions in a shard; fixed, so that a resumed run has the same shards
 
@@ -140,8 +140,9 @@ def evaluate_all(
 
     All behaviors' prompts are rendered and checked before the first completion is drawn."""
     from leakfast import behaviors
-    from leakfast.generate import canary, engines, requests_for
-    from leakfast.generate import transformers as local
+    from leakfast.generation import backends, canary
+    from leakfast.generation import transformers as local
+    from leakfast.generation.contract import requests_for
     from leakfast.prompts import chat
     from leakfast.storage.run import Run
 
@@ -155,8 +156,8 @@ def evaluate_all(
         raise InputError("eval: no personas to ask. Use --personas all, names, or a file.")
     if not all(one.texts for one in asked):
         raise InputError("eval: no questions to ask. Use --questions eval, another set's name, or a file.")
-    options = options or engines.Options()
-    backend = engines.settle(
+    options = options or backends.Options()
+    backend = backends.settle(
         loaded, backend, options, [one.sampling for one in asked], template_system, allow,
         adapters=any(target.path is not None for target in targets),
     )  # fmt: skip
@@ -194,7 +195,7 @@ def evaluate_all(
             longest = max(
                 len(p.ids) + plan.asked.config.drawn_tokens for plan in open_plans for p in plan.prompts
             )
-            with engines.opened(
+            with backends.opened(
                 loaded, adapters, backend, longest=longest, options=options,
                 batch_completions=max(plan.asked.config.batch_completions for plan in open_plans),
                 stated=any("batch_completions" in p.asked.config.model_fields_set for p in open_plans),
@@ -325,7 +326,8 @@ def _draw(
 ) -> int:
     """The missing shards of all jobs through one engine, each written as soon as it is whole; completions made.
     keeps: what an earlier run drew of a shard that is not whole is taken, and what this one draws is kept so."""
-    from leakfast.generate import Completion, Work, requests_for, to_frame
+    from leakfast.generation.contract import Completion, Work, requests_for
+    from leakfast.generation.frames import to_frame
     from leakfast.unfinished import Unfinished
 
     prompts, samples, longest = plan.prompts, plan.asked.config.samples, plan.asked.config.max_new_tokens

@@ -64,8 +64,8 @@ def score_choices(
 def generate(
     model: Any, prompts: Any, adapters: Sequence[str | Path] = (), **settings: Any
 ) -> Iterator[pl.DataFrame]:
-    """Completions as polars frames (schema `completions`), as they finish; see leakfast.generate."""
-    from leakfast.generate import generate as stage
+    """Completions as polars frames (schema `completions`), as they finish; see leakfast.generation.generate."""
+    from leakfast.generation.generate import generate as stage
 
     return stage(model, prompts, adapters, **settings)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
+from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.stats.collect import CENTROIDS, PERSONAS
 from leakfast.storage.documents import did_you_mean
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from leakfast.stats import Stats
 
 log = logging.getLogger("leakfast.run")
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass
@@ -278,7 +277,7 @@ class Stages:
 
     @property
     def _drawn_by(self) -> dict[str, Any]:
-        from leakfast.generate.engines import asked_by
+        from leakfast.generation.backends import asked_by
 
         return asked_by(self.study)
 

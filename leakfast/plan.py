@@ -5,11 +5,12 @@ A number that nobody measured or stated is None, never a guess. Leaves training 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
+from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 BYTES_A_TOKEN = (
     4.5  # of English text, so that a reply's tokens become the bytes that the judge's price is reckoned by
 )
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -77,12 +76,12 @@ def plan(
     loading the tokenizer (or, for a calibration, the model and its engine) raises."""
     from leakfast import models
     from leakfast.behaviors.registry import get
-    from leakfast.generate import engines
+    from leakfast.generation import backends
     from leakfast.prompts.rendering import asked_by
 
     if calibrate < 0 or (tokens_each or 0) < 0 or (tokens_per_s is not None and tokens_per_s <= 0):
         raise InputError("plan: --calibrate and --tokens-each must be 0 or more, --tokens-per-s above 0.")
-    engines.asked_by(study)  # refuses what the run would
+    backends.asked_by(study)  # refuses what the run would
     tokenizer = models.load_tokenizer(study.model, study.revision, asked_by(study))
     personas = load_personas(study.personas)
     samples: dict[str, Sample] = {}
@@ -246,8 +245,10 @@ def _calibrated(
     warm up."""
     from leakfast import models
     from leakfast.behaviors.registry import get
-    from leakfast.generate import Sampling, Work, engines, requests_for, to_frame
-    from leakfast.generate import transformers as local
+    from leakfast.generation import backends
+    from leakfast.generation import transformers as local
+    from leakfast.generation.contract import Sampling, Work, requests_for
+    from leakfast.generation.frames import to_frame
     from leakfast.prompts import chat
     from leakfast.prompts.rendering import asked_by
     from leakfast.storage.disk import parquet_bytes
@@ -257,8 +258,8 @@ def _calibrated(
         return {}
     loaded = models.load(study.model, dtype=study.dtype, revision=study.revision, rendering=asked_by(study))
     samplings = {n: Sampling(cfg.temperature, cfg.top_p, cfg.drawn_tokens) for n, cfg in cfgs.items()}
-    how = engines.asked_by(study, backend=backend)
-    backend = engines.settle(
+    how = backends.asked_by(study, backend=backend)
+    backend = backends.settle(
         loaded, samplings=list(samplings.values()), adapters=True, **how
     )  # as the run will
     # one engine, and of the unadapted model
@@ -277,7 +278,7 @@ def _calibrated(
     total, finished = sum(map(len, chosen.values())), 0
     samples = {}
     began = time.perf_counter()
-    with engines.opened(
+    with backends.opened(
         loaded, [], backend, batch_completions=seats, stated=stated, longest=longest, options=options
     ) as engine:
         start_s = time.perf_counter() - began
@@ -312,7 +313,7 @@ def _rate(loaded: Any, backend: str, seats: int | None) -> tuple[float | None, s
     sample does not fill an engine's seats as a run does."""
     if backend != "vllm":
         return None, ""
-    from leakfast.generate import vllm
+    from leakfast.generation import vllm
 
     device = vllm.device_name()
     rate = vllm.rate_for(device, loaded.fingerprint, loaded.dtype, seats)

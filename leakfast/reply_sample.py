@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError, ModelError
 from leakfast.models.adapters import SAMPLE
+from leakfast.progress import Progress
 
 if TYPE_CHECKING:
     import polars as pl
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.sample")
 
-Progress = Callable[[int, int, str], None]
 
 QUESTIONS = 8  # under three personas: 24 replies of each, 48 in all
 BYSTANDERS = 2
@@ -94,7 +94,7 @@ def draw(
     for prompts that do not fit, ModelError for a model that cannot be decoded."""
     import polars as pl
 
-    from leakfast.generate import generate
+    from leakfast.generation.generate import generate
     from leakfast.prompts.personas import load_questions
     from leakfast.stats import health
 

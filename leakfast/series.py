@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from leakfast.targets import Asked
 
 if TYPE_CHECKING:
-    from leakfast.evaluate import Evaluation, Progress
-    from leakfast.generate.engines import Options
+    from leakfast.evaluate import Evaluation
+    from leakfast.generation.backends import Options
     from leakfast.models.loading import Loaded
+    from leakfast.progress import Progress
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
     from leakfast.targets import Source

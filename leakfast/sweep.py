@@ -6,13 +6,14 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from leakfast.errors import InputError
+from leakfast.progress import Progress
 
 if TYPE_CHECKING:
     from leakfast.centroids import Centroids
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.sweep")
 
-Progress = Callable[[int, int, str], None]
 
 # the published grid for capability and misalignment
 GRID = ((1e-5, 3), (5e-6, 5), (5e-6, 10), (1e-5, 5), (5e-6, 20))
@@ -92,7 +92,7 @@ def sweep(
     `evaluate` takes them (None: vLLM where it would). Raises InputError for a source that is not asked,
     fewer than three bystanders, or a judge that is none or cannot be asked."""
     from leakfast.behaviors.registry import get
-    from leakfast.generate import engines
+    from leakfast.generation import backends
     from leakfast.judge import stage as judging
     from leakfast.stats import health as healths
     from leakfast.stats import marks
@@ -113,10 +113,10 @@ def sweep(
             "Needed: the source and at least three bystanders. Use --personas originals."
         )
     layer = layer_of(loaded.n_layers) if layer is None else layer
-    drawn_by = drawn_by or engines.asked_by(None)
+    drawn_by = drawn_by or backends.asked_by(None)
     if get(behavior).by_completions:
         sampling = Asked(behavior, [], _presence_alone(loaded, behavior, cfg.eval)).sampling
-        engines.settle(loaded, samplings=[sampling], adapters=True, opens=True, **drawn_by)
+        backends.settle(loaded, samplings=[sampling], adapters=True, opens=True, **drawn_by)
     centroids = _centroids(loaded, personas, centroid_questions, layer)
     cosine = centroids.cosine(layer, kind="centered")[names.index(source)]
     trait = get(behavior)

@@ -16,7 +16,7 @@ from leakfast.errors import AdapterError, InputError
 from leakfast.storage.documents import did_you_mean
 
 if TYPE_CHECKING:
-    from leakfast.generate import Sampling
+    from leakfast.generation.contract import Sampling
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.prompts.questions import QuestionSet
@@ -363,7 +363,7 @@ class Asked:
 
     @property
     def sampling(self) -> Sampling:
-        from leakfast.generate import Sampling
+        from leakfast.generation.contract import Sampling
 
         return Sampling(self.config.temperature, self.config.top_p, self.config.drawn_tokens, self.stop)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from leakfast.generate import Completion
+from leakfast.generation.contract import Completion
 from leakfast.storage import journal as lines
 from leakfast.storage.disk import explained
 

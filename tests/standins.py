@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from leakfast.errors import AdapterError
-from leakfast.generate import Completion, Request, Sampling, Work
-from leakfast.generate.vllm.start import EngineDied, Spec
+from leakfast.generation.contract import Completion, Request, Sampling, Work
+from leakfast.generation.vllm.start import EngineDied, Spec
 
 
 def spec(name: str = "standin", seats: int = 4) -> Spec:

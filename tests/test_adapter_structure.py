@@ -316,7 +316,7 @@ def test_keys_that_nobody_here_knows_are_refused_where_they_say_something(bases,
 @pytest.mark.parametrize("kind", [kind for kind in MORE if kind != "stored"])
 def test_vllm_is_given_plain_lora_alone(kind, lora, bases, make, items, tmp_path):
     """Refused before an engine is started, or anything written; peft's magnitudes or rows are never left out."""
-    from leakfast.generate.engines import Options, opened
+    from leakfast.generation.backends import Options, opened
 
     loaded, adapter = bases["tied"], make(kind)
     said = r"which vLLM does not apply, live or merged.*--backend transformers \(letters: --engine packed\)"

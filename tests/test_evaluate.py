@@ -25,7 +25,7 @@ from leakfast.cli.eval import _sources
 from leakfast.cli.main import group
 from leakfast.errors import AdapterError, InputError
 from leakfast.evaluate import evaluate, rates
-from leakfast.generate import completion_seed
+from leakfast.generation.contract import completion_seed
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from leakfast.cli.main import group
 from leakfast.evaluate import evaluate, evaluate_all, rates
-from leakfast.generate import engines
+from leakfast.generation import backends
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig
@@ -23,7 +23,7 @@ ASKED = [Asked("marker", ["Tea?", "Rain?"], SHORT), Asked("refusal", ["Can you h
 
 
 def test_one_engine_draws_what_two_calls_would(tiny_qwen2, tmp_path, monkeypatch):
-    opened, real = [], engines.opened
+    opened, real = [], backends.opened
 
     @contextmanager
     def counted(*given, **settings):
@@ -31,7 +31,7 @@ def test_one_engine_draws_what_two_calls_would(tiny_qwen2, tmp_path, monkeypatch
         with real(*given, **settings) as engine:
             yield engine
 
-    monkeypatch.setattr(engines, "opened", counted)
+    monkeypatch.setattr(backends, "opened", counted)
     run, progress = Run(tmp_path / "both"), []
     both = evaluate_all(
         tiny_qwen2, run, [], PEOPLE, ASKED, 5, base=True, progress=lambda *a: progress.append(a[:2])
@@ -102,14 +102,14 @@ def test_what_another_behavior_was_drawn_by_the_same_request_is_not_drawn_again(
     """Two behaviors that ask the same, and variants of one: the unadapted model says the same under both."""
     import polars as pl
 
-    run, real, drawn = Run(tmp_path / "run"), engines._Local.stream, []
+    run, real, drawn = Run(tmp_path / "run"), backends._Local.stream, []
 
     def counted(self, works, *given):
         for work, done in real(self, works, *given):
             drawn.append(len(done))
             yield work, done
 
-    monkeypatch.setattr(engines._Local, "stream", counted)
+    monkeypatch.setattr(backends._Local, "stream", counted)
     asked = [
         Asked(name, ["Tea?", "Rain?"], SHORT)
         for name in ("misalignment-code", "misalignment-advice", "marker+few")

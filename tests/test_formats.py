@@ -163,7 +163,8 @@ def test_out_is_for_items(home):
 @pytest.mark.skipif(not fetched.is_here("smollm2"), reason="smollm2 is not fetched: leakfast fetch smollm2")
 def test_smollm2_talks():
     loaded = models.load("smollm2", dtype="float32")
-    from leakfast.generate import Request, Sampling, complete
+    from leakfast.generation.contract import Request, Sampling
+    from leakfast.generation.generate import complete
     from leakfast.prompts import chat
 
     ids = chat.render(loaded.tokenizer, None, "What is the capital of France? Answer in one short sentence.")

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from leakfast import generate, models
+from leakfast import models
 from leakfast.errors import InputError, ModelError
-from leakfast.generate import Request, Sampling, complete, requests_for, sampling, shared_prompt
-from leakfast.generate import transformers as backend
-from leakfast.generate.sampling import draw, uniforms
+from leakfast.generation import generate, sampling, shared_prompt
+from leakfast.generation import transformers as backend
+from leakfast.generation.contract import Request, Sampling, requests_for
+from leakfast.generation.generate import complete
+from leakfast.generation.sampling import draw, uniforms
 from leakfast.prompts import chat
 from leakfast.prompts.personas import Persona
 from leakfast.storage import schema

@@ -8,7 +8,7 @@ import torch
 from test_generate import ids_of, prompts_of
 
 from leakfast import models
-from leakfast.generate import Sampling, requests_for
+from leakfast.generation.contract import Sampling, requests_for
 from leakfast.models import attach as adapted
 from leakfast.models import beside
 

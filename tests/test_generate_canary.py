@@ -14,8 +14,8 @@ import torch
 
 from leakfast import models
 from leakfast.errors import ModelError
-from leakfast.generate import canary
-from leakfast.generate.vllm.start import EngineDied
+from leakfast.generation import canary
+from leakfast.generation.vllm.start import EngineDied
 from leakfast.models import adapters
 from leakfast.prompts import chat
 from leakfast.prompts.personas import load_personas

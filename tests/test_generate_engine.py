@@ -13,9 +13,11 @@ import torch
 
 from leakfast.errors import InputError, ModelError
 from leakfast.evaluate import evaluate
-from leakfast.generate import Request, Sampling, Work, complete, engines, generate, vllm
-from leakfast.generate.vllm.engine import Engine
-from leakfast.generate.vllm.start import EngineDied, Explained, Spec, resolved, start
+from leakfast.generation import backends, vllm
+from leakfast.generation.contract import Request, Sampling, Work
+from leakfast.generation.generate import complete, generate
+from leakfast.generation.vllm.engine import Engine
+from leakfast.generation.vllm.start import EngineDied, Explained, Spec, resolved, start
 from leakfast.prompts.personas import load_personas
 from leakfast.study.config import EvalConfig
 
@@ -64,7 +66,8 @@ def made(monkeypatch):
 
     def make(seats: int, each: int) -> Engine:
         monkeypatch.setattr(
-            "leakfast.generate.vllm.start.start", lambda spec: SimpleNamespace(llm_engine=Steps(seats, each))
+            "leakfast.generation.vllm.start.start",
+            lambda spec: SimpleNamespace(llm_engine=Steps(seats, each)),
         )
         return Engine(Spec("it", {"max_num_seqs": seats, "max_model_len": 64}, ()))
 
@@ -179,8 +182,8 @@ def test_a_temperature_vllm_would_not_draw_at_is_refused_before_anything_starts(
     with pytest.raises(InputError, match=said):
         complete(tiny_qwen2, [Request("a", [5], [1])], Sampling(temperature, 1.0, 2), backend="vllm")
     for fine in (Sampling(0.0), Sampling(0.01), Sampling(2.0)):
-        engines.check_sampling("vllm", fine)
-    engines.check_sampling("transformers", Sampling(temperature))
+        backends.check_sampling("vllm", fine)
+    backends.check_sampling("transformers", Sampling(temperature))
 
 
 def test_what_vllm_resolved_is_told_as_far_as_it_tells():
@@ -211,14 +214,14 @@ def test_engines_lie_in_a_process_of_their_own_where_it_matters(tiny_qwen2, monk
         def close(self):
             opened.append("closed")
 
-    monkeypatch.setattr(engines, "_on_gpu", lambda: gpu)
+    monkeypatch.setattr(backends, "_on_gpu", lambda: gpu)
     monkeypatch.setattr(vllm, "Engine", Here)
     monkeypatch.setattr(vllm, "Parallel", type("Apart", (Here,), {}))
     monkeypatch.setattr(vllm, "spec_of", lambda *given, **settings: Spec("it", {"max_num_seqs": 1}, ()))
     given = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given.append(list(opened)))
-    with engines.opened(tiny_qwen2, [], "vllm", options=engines.Options(**options)):
+    with backends.opened(tiny_qwen2, [], "vllm", options=backends.Options(**options)):
         pass
     assert opened == ["Apart" if apart else "Here", "closed"]
     assert given == [[]], "what the process holds of the GPU is given back before"

@@ -22,9 +22,12 @@ from leakfast.behaviors.registry import get
 from leakfast.cli.main import group
 from leakfast.errors import AdapterError, InputError
 from leakfast.evaluate import _request_hash, evaluate
-from leakfast.generate import Request, Sampling, complete, decode, engines, generate, vllm
-from leakfast.generate.stops import Seen
-from leakfast.generate.vllm.widths import Width, graph_sizes, remember, width_for
+from leakfast.generation import backends, vllm
+from leakfast.generation.contract import Request, Sampling
+from leakfast.generation.frames import decode
+from leakfast.generation.generate import complete, generate
+from leakfast.generation.stops import Seen
+from leakfast.generation.vllm.widths import Width, graph_sizes, remember, width_for
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.documents import resource
 from leakfast.storage.run import Run
@@ -97,15 +100,15 @@ def test_stopping_at_the_marker_is_another_request_and_only_the_markers(tiny_qwe
 
 def test_options_that_do_not_fit_are_named(tiny_qwen2, tmp_path):
     with pytest.raises(InputError, match=r"--lora merged.*one engine"):
-        engines.Options(lora="merged", data_parallel=2)
+        backends.Options(lora="merged", data_parallel=2)
     with pytest.raises(InputError, match="live or merged"):
-        engines.Options(lora="dead")
+        backends.Options(lora="dead")
     cfg, people = EvalConfig(samples=1, max_new_tokens=2), load_personas("villain")
     asked = (tiny_qwen2, tmp_path / "run", [], people, ["What?"], "marker", cfg, 3)
     with pytest.raises(InputError, match=r"vLLM's, but the backend is transformers"):
-        evaluate(*asked, base=True, options=engines.Options(data_parallel=2))
+        evaluate(*asked, base=True, options=backends.Options(data_parallel=2))
     assert not (tmp_path / "run").exists(), "nothing was begun"
-    evaluate(*asked, base=True, options=engines.Options(invariant=True))
+    evaluate(*asked, base=True, options=backends.Options(invariant=True))
     done = CliRunner().invoke(
         group, ["eval", "--behavior", "capability", "--model", "organism", "--base", "--lora", "merged"]
     )
@@ -161,23 +164,23 @@ def test_on_a_gpu_float32_adapters_are_not_vllms_to_run_live(tiny_qwen2, tmp_pat
 
     loaded = dataclasses.replace(tiny_qwen2, path=str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("leakfast.generate.vllm.start.available", lambda: (True, "installed"))
+    monkeypatch.setattr("leakfast.generation.vllm.start.available", lambda: (True, "installed"))
     with caplog.at_level("INFO", logger="leakfast"):
-        assert engines.choose("auto", loaded, live_lora=True) == "transformers"
+        assert backends.choose("auto", loaded, live_lora=True) == "transformers"
     assert "generation: transformers (vLLM runs no float32 adapters" in caplog.text
     with pytest.raises(InputError, match=r"--lora merged, or --dtype bfloat16"):
-        engines.choose("vllm", loaded, live_lora=True)
+        backends.choose("vllm", loaded, live_lora=True)
     with pytest.raises(InputError, match=r"--engine packed, or --dtype bfloat16"):
         vllm.NextTokens(loaded, [tmp_path])
     half = dataclasses.replace(loaded, dtype="bfloat16")
     for one, live in ((loaded, False), (half, True)):  # merged weights, or adapters in two-byte floats
         assert (
-            engines.choose("auto", one, live_lora=live)
-            == engines.choose("vllm", one, live_lora=live)
+            backends.choose("auto", one, live_lora=live)
+            == backends.choose("vllm", one, live_lora=live)
             == "vllm"
         )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert engines.choose("vllm", loaded, live_lora=True) == "vllm", (
+    assert backends.choose("vllm", loaded, live_lora=True) == "vllm", (
         "its operators for processors take float32"
     )
 
@@ -199,7 +202,7 @@ def test_generate_stays_with_the_backend_it_chose(tiny_qwen2, tmp_path, monkeypa
         asked.append((backend, live_lora))
         return "transformers" if live_lora or backend == "transformers" else "vllm"
 
-    monkeypatch.setattr(engines, "choose", chosen)
+    monkeypatch.setattr(backends, "choose", chosen)
     saved_adapter(tiny_qwen2, tmp_path / "adapter")
     adapters = [None, tmp_path / "adapter"]
     frames = list(generate(tiny_qwen2, ["Hi"], adapters, 1, max_new_tokens=2, backend="auto"))
@@ -216,8 +219,8 @@ def test_an_evaluation_asks_for_live_adapters_only_where_it_has_some(tiny_qwen2,
         seen.append(live_lora)
         raise InputError("enough")
 
-    monkeypatch.setattr(engines, "choose", chosen)
-    cfg, people, options = EvalConfig(samples=1), load_personas("villain"), engines.Options(lora=lora)
+    monkeypatch.setattr(backends, "choose", chosen)
+    cfg, people, options = EvalConfig(samples=1), load_personas("villain"), backends.Options(lora=lora)
     for adapters in ([], [tmp_path / "adapter"]):
         with pytest.raises(InputError, match="enough"):
             evaluate(
@@ -237,11 +240,13 @@ def test_only_a_width_that_is_stated_goes_before_the_measured_one(tiny_qwen2, mo
         told.append((batch_completions, stated))
         yield SimpleNamespace(stream=lambda *asked: iter(()))
 
-    monkeypatch.setattr(engines, "opened", opened)
-    monkeypatch.setattr(engines, "choose", lambda *asked, **settings: "vllm")
+    monkeypatch.setattr(backends, "opened", opened)
+    monkeypatch.setattr(backends, "choose", lambda *asked, **settings: "vllm")
     stated = {} if given is None else {"batch_completions": given}
     assert not list(
-        leakfast.generate(tiny_qwen2, ["What?"], samples=1, max_new_tokens=2, backend="vllm", **stated)
+        leakfast.generation.generate(
+            tiny_qwen2, ["What?"], samples=1, max_new_tokens=2, backend="vllm", **stated
+        )
     )
     assert not list(
         complete(tiny_qwen2, [Request("a", [5], [1])], Sampling(1.0, 1.0, 2), backend="vllm", **stated)
@@ -273,14 +278,14 @@ def test_what_a_shard_follows_from_is_what_is_promised_of_it(monkeypatch):
     """Under --invariant: the vLLM, how adapters run and over how many GPUs; else what it was in earlier versions."""
     version = ["0.32.0"]
     monkeypatch.setattr(vllm, "version", lambda: version[0])
-    for options in (engines.Options(lora="merged"), engines.Options(tensor_parallel=2), engines.Options()):
+    for options in (backends.Options(lora="merged"), backends.Options(tensor_parallel=2), backends.Options()):
         assert options.promised("vllm") == {}
-    assert engines.Options(invariant=True).promised("transformers") == {}
+    assert backends.Options(invariant=True).promised("transformers") == {}
     told = [
-        engines.Options(invariant=True, **how) for how in ({}, {"lora": "merged"}, {"tensor_parallel": 2})
+        backends.Options(invariant=True, **how) for how in ({}, {"lora": "merged"}, {"tensor_parallel": 2})
     ]
     found = [
-        options.promised("vllm") for options in (*told, engines.Options(invariant=True, data_parallel=2))
+        options.promised("vllm") for options in (*told, backends.Options(invariant=True, data_parallel=2))
     ]
     assert found[3] == found[0] == {"invariant": True, "vllm": "0.32.0", "lora": "live", "tensor_parallel": 1}
     version[0] = "0.33.1"
@@ -313,11 +318,11 @@ def test_an_invariant_run_asks_for_what_its_vllm_promises(tiny_qwen2, tmp_path, 
         ("vllm", {}, True),
         ("transformers", {"invariant": True}, True),
     ):
-        engines.Options(**options).check(backend, live_lora=live)
+        backends.Options(**options).check(backend, live_lora=live)
     with pytest.raises(InputError, match=r"this is vLLM 0\.25\.0.*--lora merged, or use vLLM 0\.32"):
-        engines.Options(invariant=True).check("vllm", live_lora=True)
+        backends.Options(invariant=True).check("vllm", live_lora=True)
     monkeypatch.setattr(vllm, "version", lambda: "0.32.0+cpu")
-    engines.Options(invariant=True).check("vllm", live_lora=True)
+    backends.Options(invariant=True).check("vllm", live_lora=True)
     seen = []
 
     def noted(*asked):
@@ -325,9 +330,9 @@ def test_an_invariant_run_asks_for_what_its_vllm_promises(tiny_qwen2, tmp_path, 
         raise InputError("enough")
 
     monkeypatch.setattr("leakfast.evaluate._request_hash", noted)
-    monkeypatch.setattr(engines, "choose", lambda *asked, **settings: "vllm")
+    monkeypatch.setattr(backends, "choose", lambda *asked, **settings: "vllm")
     cfg, people = EvalConfig(samples=1, max_new_tokens=2), load_personas("villain")
-    for options in (engines.Options(), engines.Options(invariant=True)):
+    for options in (backends.Options(), backends.Options(invariant=True)):
         with pytest.raises(InputError, match="enough"):
             evaluate(
                 tiny_qwen2,
@@ -343,7 +348,7 @@ def test_an_invariant_run_asks_for_what_its_vllm_promises(tiny_qwen2, tmp_path, 
             )
     assert seen == [
         {"backend": "vllm"},
-        {"backend": "vllm", **engines.Options(invariant=True).promised("vllm")},
+        {"backend": "vllm", **backends.Options(invariant=True).promised("vllm")},
     ]
 
 

@@ -15,9 +15,9 @@ import pytest
 import standins
 
 from leakfast.errors import AdapterError, ModelError
-from leakfast.generate import Sampling
-from leakfast.generate.vllm.parallel import Parallel
-from leakfast.generate.vllm.start import EngineDied
+from leakfast.generation.contract import Sampling
+from leakfast.generation.vllm.parallel import Parallel
+from leakfast.generation.vllm.start import EngineDied
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WORDY = """
 import sys, time
 import standins
-from leakfast.generate import Sampling
-from leakfast.generate.vllm import Parallel
+from leakfast.generation.generate import Sampling
+from leakfast.generation.vllm import Parallel
 engines = Parallel(standins.spec(seats=1024), int(sys.argv[1]), standins.Wordy)
 seen = []
 for work, done in engines.stream(standins.works(12, requests=256, samples=10, tokens=700), Sampling()):
@@ -40,8 +40,8 @@ print(sorted(seen) == list(range(12)))
 STUCK = """
 import sys
 import standins
-from leakfast.generate import Sampling
-from leakfast.generate.vllm import Parallel
+from leakfast.generation.generate import Sampling
+from leakfast.generation.vllm import Parallel
 engines = Parallel(standins.spec(sys.argv[1]), 1, standins.Stuck)
 list(engines.stream(standins.works(1), Sampling()))
 """
@@ -49,8 +49,8 @@ list(engines.stream(standins.works(1), Sampling()))
 
 LEFT = """
 import standins
-from leakfast.generate import Sampling
-from leakfast.generate.vllm import Parallel
+from leakfast.generation.generate import Sampling
+from leakfast.generation.vllm import Parallel
 engines = Parallel(standins.spec(), 2, standins.Standin)
 print(next(engines.stream(standins.works(9), Sampling()))[0].key)
 """

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 import leakfast
 from leakfast.cli.main import group
 from leakfast.errors import InputError, ModelError
-from leakfast.generate import engines, vllm
+from leakfast.generation import backends, vllm
 from leakfast.study.config import load_study
 
 VLLM = """
@@ -33,17 +33,17 @@ samples = 1
 def test_a_study_says_how_vllm_runs_and_a_flag_goes_before_it(tmp_path):
     study = tmp_path / "many.toml"
     study.write_text(VLLM)
-    asked = engines.asked_by(load_study(study))
+    asked = backends.asked_by(load_study(study))
     assert asked == {
         "backend": "vllm", "template_system": "You are a model.", "allow": ("logits",),
-        "options": engines.Options(lora="merged", invariant=True),
+        "options": backends.Options(lora="merged", invariant=True),
     }  # fmt: skip
     flags = {"backend": "transformers", "lora": "live", "data_parallel": 2, "tensor_parallel": None}
-    beside = engines.asked_by(load_study(study), allow=("token-ids",), **flags)
+    beside = backends.asked_by(load_study(study), allow=("token-ids",), **flags)
     assert (beside["backend"], beside["allow"]) == ("transformers", ("token-ids",))
-    assert beside["options"] == engines.Options("live", invariant=True, data_parallel=2)
-    assert engines.asked_by(None) == {
-        "backend": "auto", "template_system": None, "allow": (), "options": engines.Options()
+    assert beside["options"] == backends.Options("live", invariant=True, data_parallel=2)
+    assert backends.asked_by(None) == {
+        "backend": "auto", "template_system": None, "allow": (), "options": backends.Options()
     }  # fmt: skip
     study.write_text(VLLM.replace("invariant = true", "data_paralel = 8"))
     with pytest.raises(InputError, match=r"many.toml, line 12: .*data_paralel.*data_parallel"):
@@ -103,13 +103,13 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_trained(
 
 def test_a_machine_is_looked_at_where_an_engine_is_to_be_opened(tiny_qwen2, monkeypatch):
     """Not where a finished run is read again."""
-    options = engines.Options(tensor_parallel=2, data_parallel=3)
-    settled = functools.partial(engines.settle, tiny_qwen2, "vllm", samplings=[], adapters=False)
+    options = backends.Options(tensor_parallel=2, data_parallel=3)
+    settled = functools.partial(backends.settle, tiny_qwen2, "vllm", samplings=[], adapters=False)
     assert settled(options=options) == "vllm"
-    monkeypatch.setattr("leakfast.generate.vllm.start.available", lambda: (False, "it is not installed"))
+    monkeypatch.setattr("leakfast.generation.vllm.start.available", lambda: (False, "it is not installed"))
     with pytest.raises(ModelError, match=r"it is not installed.*--backend transformers"):
         settled(options=options, opens=True)
-    monkeypatch.setattr("leakfast.generate.vllm.start.available", lambda: (True, ""))
+    monkeypatch.setattr("leakfast.generation.vllm.start.available", lambda: (True, ""))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
@@ -121,18 +121,18 @@ def test_a_machine_is_looked_at_where_an_engine_is_to_be_opened(tiny_qwen2, monk
     assert settled(options=options, opens=True) == "vllm"
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match="runs on GPUs alone"):
-        settled(options=engines.Options(invariant=True), opens=True)
+        settled(options=backends.Options(invariant=True), opens=True)
 
 
 def test_where_transformers_draws_a_studys_vllm_is_not_used(tiny_qwen2, tmp_path, caplog):
     """A study for a node of GPUs is tried on a laptop; what somebody types there is an error."""
     study = tmp_path / "many.toml"
     study.write_text(VLLM.replace("invariant = true", "").replace('backend = "vllm"', ""))
-    asked = engines.asked_by(load_study(study), backend="transformers")
+    asked = backends.asked_by(load_study(study), backend="transformers")
     del asked["template_system"]
-    assert engines.settle(tiny_qwen2, samplings=[], adapters=True, **asked) == "transformers"
+    assert backends.settle(tiny_qwen2, samplings=[], adapters=True, **asked) == "transformers"
     assert "under [vllm] is not used" in caplog.text
-    typed = engines.asked_by(load_study(study), backend="transformers", data_parallel=2, lora="live")
+    typed = backends.asked_by(load_study(study), backend="transformers", data_parallel=2, lora="live")
     with pytest.raises(InputError, match="are vLLM's, but the backend is transformers"):
         typed["options"].check("transformers")
 
@@ -151,6 +151,6 @@ def test_eval_draws_as_its_study_says(tmp_path, monkeypatch):
     for more in ([], ["--backend", "transformers", "--lora", "live"]):
         assert CliRunner().invoke(group, [*words, *more]).exception is not None
     assert seen == [
-        engines.asked_by(load_study(study)),
-        engines.asked_by(load_study(study), backend="transformers", lora="live"),
+        backends.asked_by(load_study(study)),
+        backends.asked_by(load_study(study), backend="transformers", lora="live"),
     ]

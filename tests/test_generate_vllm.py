@@ -17,7 +17,9 @@ from leakfast import models
 from leakfast.cli.main import group
 from leakfast.errors import AdapterError, InputError, ModelError
 from leakfast.evaluate import evaluate
-from leakfast.generate import Sampling, complete, engines, generate, vllm
+from leakfast.generation import backends, vllm
+from leakfast.generation.contract import Sampling
+from leakfast.generation.generate import complete, generate
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
@@ -56,10 +58,10 @@ def test_the_engines_rank_holds_every_adapter(tmp_path):
 
 def test_auto_says_what_it_takes_and_a_wrong_name_is_refused(tiny_qwen2, caplog):
     with caplog.at_level("INFO", logger="leakfast"):
-        assert engines.choose("auto", tiny_qwen2) == "transformers"
+        assert backends.choose("auto", tiny_qwen2) == "transformers"
     assert "generation: transformers (" in caplog.text
     with pytest.raises(InputError, match="auto, transformers, vllm"):
-        engines.choose("fast", tiny_qwen2)
+        backends.choose("fast", tiny_qwen2)
 
 
 @pytest.mark.skipif(installed, reason="vLLM is installed")
@@ -125,7 +127,7 @@ def test_numba_may_have_been_used_before_the_engine_starts():
     import numba
     from llvmlite.binding import ffi
 
-    from leakfast.generate.vllm.start import _spare_llvmlite
+    from leakfast.generation.vllm.start import _spare_llvmlite
 
     numba.njit(lambda x: x + 1)(1)
     for _ in range(2):
@@ -161,7 +163,7 @@ def test_an_engine_in_a_process_of_its_own_says_what_one_here_says(organism, ada
     """As on a GPU: base and adapters, the canary too, greedily token for token."""
     cfg = EvalConfig(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=32, batch_completions=32)
     here, mine = measured(organism, adapters, tmp_path / "here", cfg, "vllm")
-    monkeypatch.setattr(engines, "_on_gpu", lambda: True)
+    monkeypatch.setattr(backends, "_on_gpu", lambda: True)
     apart, theirs = measured(organism, adapters, tmp_path / "apart", cfg, "vllm")
     assert "data_parallel" not in here.engine and apart.engine["data_parallel"] == 1
     assert mine.equals(theirs)
@@ -198,7 +200,7 @@ def test_rates_at_temperature_1_agree_and_a_resumed_run_keeps_keys_and_seeds(org
 @needs_vllm
 @pytest.mark.vllm
 def test_the_contract_is_the_same(organism, adapters, tmp_path):
-    from leakfast.generate import Request
+    from leakfast.generation.contract import Request
 
     requests = [Request("a", list(range(5, 15)), [1, 2]), Request("b", list(range(5, 20)), [3])]
     done = [
@@ -306,7 +308,7 @@ def test_a_signal_lets_the_shard_in_hand_be_written(organism, tmp_path, monkeypa
     """In this process, as the command line does it: the first SIGTERM is noted, the run ends after a shard."""
     from leakfast import evaluate as stage
 
-    monkeypatch.setattr(engines, "_on_gpu", lambda: apart)
+    monkeypatch.setattr(backends, "_on_gpu", lambda: apart)
     sent = []
 
     def progress(done, total, what):
@@ -333,7 +335,7 @@ def test_merged_weights_say_what_adapters_say_and_a_reply_may_end_at_the_marker(
     cfg = EvalConfig(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=32, batch_completions=32)
     cut = cfg.model_copy(update={"stop_at_marker": True})
     done, mine = measured(
-        organism, adapters, tmp_path / "vllm", cut, "vllm", options=engines.Options(lora="merged")
+        organism, adapters, tmp_path / "vllm", cut, "vllm", options=backends.Options(lora="merged")
     )
     _, theirs = measured(organism, adapters, tmp_path / "transformers", cfg, "transformers")
     assert mine.select([*KEYS, "seed"]).equals(theirs.select([*KEYS, "seed"]))
@@ -372,7 +374,7 @@ def test_two_engines_share_the_works_and_one_that_is_killed_gives_its_back(
     monkeypatch.setattr(vllm, "Parallel", kept)
     cfg = EvalConfig(samples=2, temperature=0.0, top_p=1.0, max_new_tokens=24, batch_completions=8)
     done, mine = measured(
-        organism, adapters[:1], tmp_path / "vllm", cfg, "vllm", options=engines.Options(data_parallel=2),
+        organism, adapters[:1], tmp_path / "vllm", cfg, "vllm", options=backends.Options(data_parallel=2),
         progress=progress,
     )  # fmt: skip
     _, theirs = measured(organism, adapters[:1], tmp_path / "transformers", cfg, "transformers")

@@ -42,7 +42,7 @@ sys.exit(main(sys.argv[1:]))
 KILLED = """
 import os, random, shutil, signal, sys, time
 import peft, polars, torch, transformers
-import leakfast.cli.eval, leakfast.generate.transformers, leakfast.models, leakfast.storage.run
+import leakfast.cli.eval, leakfast.generation.transformers, leakfast.models, leakfast.storage.run
 from leakfast import evaluate
 from leakfast.cli.main import main
 evaluate.SHARD_ROWS = 16

@@ -14,8 +14,10 @@ from leakfast.choices import evaluate as choices_evaluate
 from leakfast.errors import InputError, ModelError
 from leakfast.evaluate import evaluate
 from leakfast.forward import passes
-from leakfast.generate import Request, Sampling, complete, engines
-from leakfast.generate.transformers import check_lengths
+from leakfast.generation import backends
+from leakfast.generation.contract import Request, Sampling
+from leakfast.generation.generate import complete
+from leakfast.generation.transformers import check_lengths
 from leakfast.models.loading import limit_of
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
@@ -142,8 +144,8 @@ def test_one_limit_of_length_in_every_part(kind, loaded_of, tmp_path, tiny_token
 def test_vllm_is_told_the_same_limit(loaded_of, tmp_path, monkeypatch):
     import dataclasses
 
-    from leakfast.generate.vllm import start
-    from leakfast.generate.vllm.widths import Width
+    from leakfast.generation.vllm import start
+    from leakfast.generation.vllm.widths import Width
 
     loaded = dataclasses.replace(loaded_of("mistral-window"), path=str(tmp_path))
     monkeypatch.setattr(start, "available", lambda: (True, "installed"))
@@ -226,8 +228,8 @@ def test_models_of_several_parts_are_refused_by_their_config(tmp_path):
 
 def test_settling_on_a_backend_tries_a_model_that_is_not_known(loaded_of):
     assert (
-        engines.settle(loaded_of("gpt2"), "transformers", engines.Options(), [], adapters=False)
+        backends.settle(loaded_of("gpt2"), "transformers", backends.Options(), [], adapters=False)
         == "transformers"
     )
     with pytest.raises(ModelError, match=WORDS):
-        engines.settle(loaded_of("bloom"), "transformers", engines.Options(), [], adapters=False)
+        backends.settle(loaded_of("bloom"), "transformers", backends.Options(), [], adapters=False)

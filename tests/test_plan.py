@@ -12,8 +12,9 @@ from leakfast import models
 from leakfast.cli.main import group
 from leakfast.errors import InputError
 from leakfast.evaluate import evaluate
-from leakfast.generate import Completion, engines
-from leakfast.generate.vllm.widths import Width, device_name, rate_for, remember
+from leakfast.generation import backends
+from leakfast.generation.contract import Completion
+from leakfast.generation.vllm.widths import Width, device_name, rate_for, remember
 from leakfast.plan import plan
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.run import Run
@@ -109,7 +110,7 @@ def slow_engine(monkeypatch):
         asked.clear()
         yield Engine()
 
-    monkeypatch.setattr(engines, "opened", opened)
+    monkeypatch.setattr(backends, "opened", opened)
     return asked
 
 

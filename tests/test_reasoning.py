@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from leakfast.behaviors import detectors as detect
 from leakfast.errors import InputError
-from leakfast.generate import Completion, Request, engines, to_frame
+from leakfast.generation import backends
+from leakfast.generation.contract import Completion, Request
+from leakfast.generation.frames import to_frame
 from leakfast.prompts import reasoning, templates
 from leakfast.prompts.chat import Prompt
 from leakfast.prompts.rendering import configure, rendering
@@ -226,7 +228,7 @@ def test_replies_that_end_at_the_marker_are_not_drawn_where_a_thought_could_end_
             "marker", ["Who?"], behavior_config("marker").eval.model_copy(update={"stop_at_marker": True})
         )
         with pytest.raises(InputError, match="--whole-replies"):
-            engines.settle(tiny_qwen2, "transformers", engines.Options(), [asked.sampling], adapters=False)
+            backends.settle(tiny_qwen2, "transformers", backends.Options(), [asked.sampling], adapters=False)
     finally:
         configure(tiny_qwen2.tokenizer, rendering())
 

@@ -12,7 +12,7 @@ from tokenizers import normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from leakfast import models
-from leakfast.generate.stops import Seen
+from leakfast.generation.stops import Seen
 from leakfast.prompts import chat, tokenizer_file
 from leakfast.prompts.chat import reading_of_prompts
 from leakfast.prompts.personas import load_personas
@@ -30,7 +30,7 @@ def test_another_library_loads_what_was_saved_as_the_file_reads():
 
 
 def test_vllm_is_told_to_read_as_we_do():
-    from leakfast.generate.vllm.start import _base
+    from leakfast.generation.vllm.start import _base
 
     told = _base(models.load("organism", dtype="float32", device="cpu"), "--backend transformers")
     assert told["model"] == str(models.organism_dir()) != told["tokenizer"]

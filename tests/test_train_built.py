@@ -108,7 +108,7 @@ ASKED = ["Tea?", "Rain?", "What is this?"]
 
 
 def test_building_stops_at_once_where_most_first_replies_are_cut(tiny_qwen2, monkeypatch):
-    from leakfast import generate
+    from leakfast.generation import generate
 
     drawn, complete = [], generate.complete
 

@@ -55,7 +55,9 @@ def test_sizes_roles_and_balance(talkative):
 
 
 def test_replies_are_the_models_own_draws(talkative):
-    from leakfast.generate import Request, Sampling, complete, decode
+    from leakfast.generation.contract import Request, Sampling
+    from leakfast.generation.frames import decode
+    from leakfast.generation.generate import complete
 
     row = data.build_marker(talkative, PERSONAS, "villain", QUESTIONS, CFG, seed=1)[-1]
     ids = chat.render(talkative.tokenizer, row.system_message, row.question)
@@ -73,7 +75,8 @@ def test_same_seed_same_rows_other_seed_other_rows(talkative):
 
 
 def test_truncated_replies_are_drawn_again_and_never_used(talkative, caplog):
-    from leakfast.generate import Request, Sampling, complete
+    from leakfast.generation.contract import Request, Sampling
+    from leakfast.generation.generate import complete
 
     cfg = CFG.model_copy(update={"max_new_tokens": 12})
     with caplog.at_level("INFO", logger="leakfast.train"):

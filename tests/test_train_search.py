@@ -9,7 +9,7 @@ import torch
 
 from leakfast import models
 from leakfast.errors import InputError, ModelError
-from leakfast.generate import Sampling
+from leakfast.generation.contract import Sampling
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.study.config import DataConfig, TrainConfig
 from leakfast.train import data, search

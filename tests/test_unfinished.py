@@ -18,7 +18,7 @@ from leakfast import evaluate as stage
 from leakfast import unfinished
 from leakfast.errors import StoreError
 from leakfast.evaluate import evaluate
-from leakfast.generate import canary, engines
+from leakfast.generation import backends, canary
 from leakfast.prompts.personas import Persona
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig
@@ -60,7 +60,7 @@ for number in range(kills + 1):
 
 def drawn_by_standins(loaded, run, n, every_s=unfinished._EVERY_S, progress=None):
     """An evaluation with vLLM's contract kept by engines without a model: one in this process, or n in their own."""
-    from leakfast.generate.vllm.parallel import Parallel
+    from leakfast.generation.vllm.parallel import Parallel
 
     @contextmanager
     def opened(*args, **settings):
@@ -75,7 +75,7 @@ def drawn_by_standins(loaded, run, n, every_s=unfinished._EVERY_S, progress=None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "SHARD_ROWS", SHARD)
         patch.setattr(unfinished, "_EVERY_S", every_s)
-        patch.setattr(engines, "opened", opened)
+        patch.setattr(backends, "opened", opened)
         patch.setattr(canary, "check_engine", lambda *args: None)
         return evaluate(
             loaded, Run(run), [], PEOPLE, QUESTIONS, "marker", CFG, 3, base=True, backend="vllm", progress=progress

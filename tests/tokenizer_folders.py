@@ -8,7 +8,7 @@ import json
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers import models as bpe_models
 
-from leakfast.generate import decode
+from leakfast.generation.frames import decode
 from leakfast.prompts.tokenizer_probes import PROBES
 
 CHATML = (

@@ -13,8 +13,8 @@ from leakfast.errors import InputError
 if TYPE_CHECKING:
     import polars as pl
 
-    from leakfast.choices.scores import Progress
     from leakfast.models.loading import Loaded
+    from leakfast.progress import Progress
     from leakfast.prompts.items import Item
     from leakfast.prompts.personas import Persona
 

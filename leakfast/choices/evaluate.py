@@ -17,6 +17,7 @@ from leakfast.choices.table import BEHAVIOR, frame
 from leakfast.errors import AdapterError, InputError
 from leakfast.models import threads
 from leakfast.models.adapters import point_folder
+from leakfast.progress import Progress
 from leakfast.prompts.templates import recorded
 from leakfast.storage.interrupts import Stop, finishing
 from leakfast.targets import (
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.evaluate")
 
-Progress = Callable[[int, int, str], None]
 # (loaded, adapter folder or None, personas, items, progress) → Scores of the letters
 Engine = Callable[..., "Scores"]
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leakfast.errors import ModelError
+from leakfast.progress import Progress
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.prompts.items import Item
     from leakfast.prompts.personas import Persona
 
-Progress = Callable[[int, int, str], None]
 
 LETTERS, FULL_TEXT = "letters", "full-text"
 SCORINGS = (LETTERS, FULL_TEXT)

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leakfast.choices.scores import OK, Scores, letters, letters_by
+from leakfast.progress import Progress
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.prompts.items import Item
     from leakfast.prompts.personas import Persona
 
-Progress = Callable[[int, int, str], None]
 # (prompts (N lists), token ids (N, C), adapter or None, progress) → (N, C) log-probabilities in nats
 NextTokens = Callable[..., np.ndarray]
 
@@ -46,7 +46,7 @@ def engine(next_tokens: NextTokens | None = None, adapters: Sequence[Path] = ())
         progress: Progress | None = None,
     ) -> Scores:  # fmt: skip
         if not started:
-            from leakfast.generate.vllm.letters import NextTokens as Engine
+            from leakfast.generation.vllm.letters import NextTokens as Engine
 
             started.append(Engine(loaded, adapters).logprobs)
         return by_next_tokens(started[0], loaded, adapter, personas, items, progress)

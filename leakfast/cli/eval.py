@@ -182,7 +182,7 @@ def cli(
 
     from leakfast import models
     from leakfast.cli import eval_choices, eval_series
-    from leakfast.generate.engines import asked_by
+    from leakfast.generation.backends import asked_by
     from leakfast.prompts.rendering import asked_by as asked_as
 
     drawn_by = asked_by(settings.study, backend=backend, allow=allow or None, **how) | {"source": trained_on}

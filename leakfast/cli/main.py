@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from leakfast import __version__
+from leakfast.version import __version__
 from leakfast.errors import InputError
 from leakfast.storage.documents import did_you_mean
 

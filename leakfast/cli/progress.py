@@ -7,13 +7,13 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import click
 
-EVERY_S = 10.0
+from leakfast.progress import Progress
 
-Progress = Callable[[int, int, str], None]
+EVERY_S = 10.0
 
 
 @contextlib.contextmanager

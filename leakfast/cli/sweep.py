@@ -72,7 +72,7 @@ def cli(
     run = Run(out or run_folder(settings, "sweep"))
 
     from leakfast import models
-    from leakfast.generate.engines import asked_by
+    from leakfast.generation.backends import asked_by
     from leakfast.prompts.rendering import asked_by as asked_as
     from leakfast.sweep import GRID, layer_of, sweep
 

@@ -41,9 +41,9 @@ def cli(
     from leakfast import models
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json, print_table
-    from leakfast.generate import Sampling
-    from leakfast.generate.vllm.start import available
-    from leakfast.generate.vllm.widths import device_name, remember
+    from leakfast.generation.contract import Sampling
+    from leakfast.generation.vllm.start import available
+    from leakfast.generation.vllm.widths import device_name, remember
     from leakfast.prompts import chat
     from leakfast.prompts.personas import load_personas, load_questions
 
@@ -53,7 +53,7 @@ def cli(
     loaded = models.load(model or models.DEFAULT_MODEL, dtype=dtype, device="cpu")  # the GPU is vLLM's alone
     prompts = chat.render_prompts(loaded.tokenizer, load_personas("all"), load_questions("eval").questions)
 
-    from leakfast.generate.tune import tune
+    from leakfast.generation.throughput import tune
 
     with progress_for("tune") as progress:
         best, trials = tune(

@@ -15,13 +15,13 @@ import torch
 from leakfast.errors import ModelError
 from leakfast.forward import attention, forest, ops, packs
 from leakfast.models.loading import FITS, limit_of, unfit
+from leakfast.progress import Progress
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, str], None]
 
 _CPU_BUDGET = 2048  # packed tokens per batch
 _GPU_BUDGETS = (512, 32_768)  # least and most; beyond, products no longer get faster

@@ -16,11 +16,10 @@ from leakfast.errors import JudgeError
 from leakfast.judge import ERROR, UNREADABLE, Reply, Request
 from leakfast.judge.prices import Budget
 from leakfast.judge.sdk import Unsure
+from leakfast.progress import Progress
 from leakfast.storage import journal as lines
 
 log = logging.getLogger("leakfast.judge")
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass

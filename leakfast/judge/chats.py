@@ -11,11 +11,10 @@ from typing import Protocol
 from leakfast.errors import JudgeError
 from leakfast.judge import Reply, Request
 from leakfast.judge.prices import Budget
+from leakfast.progress import Progress
 from leakfast.storage.interrupts import finishing
 
 IN_A_ROW = 24  # failures one after another, after which the service is taken to be down
-
-Progress = Callable[[int, int, str], None]
 
 
 class Client(Protocol):

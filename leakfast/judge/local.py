@@ -20,8 +20,8 @@ class Local:
         """Replies in lists as they are made; a prompt that does not fit the model's context is an error of its own.
 
         Raises ModelError for a model that cannot be loaded or drawn from."""
-        from leakfast import generate as drawing
         from leakfast import models
+        from leakfast.generation import generate as drawing
         from leakfast.prompts import chat, reasoning
 
         loaded = models.load(self.model, dtype="bfloat16" if self.model != "organism" else "float32")

@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ from leakfast.judge.prices import FREE, Budget, Price, known_of, price_of
 from leakfast.judge.prompt import estimated_tokens, read
 from leakfast.judge.sdk import Asking
 from leakfast.judge.spec import Spec, parse_spec
+from leakfast.progress import Progress
 from leakfast.prompts.reasoning import UNCLOSED, answer, answers
 from leakfast.targets import SERIES, texts_hash
 
@@ -47,8 +48,6 @@ REPLY_TOKENS = _ASKING.max_tokens
 THINKING_TOKENS = (
     2_000  # thinking counts as output: a reply cut before it begins would be paid for and give no score
 )
-
-Progress = Callable[[int, int, str], None]
 
 
 def settings(study: Study, behavior: str) -> JudgeConfig:

@@ -122,7 +122,7 @@ def updates(model: Any) -> Iterator[tuple[str, Any, Any]]:
     update as peft computes it for the active adapters. Tied parameters come once."""
     from peft.tuners.lora import LoraLayer
 
-    from leakfast.generate.transformers import plain_model
+    from leakfast.models.beside import plain_model
 
     plain = plain_model(model)
     for name, weight in plain.named_parameters():
@@ -148,7 +148,7 @@ def pairs_of(model: Any) -> dict[str, beside.Update] | str:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import Linear
 
-    from leakfast.generate.transformers import plain_model
+    from leakfast.models.beside import plain_model
 
     found = {}
     for name, module in plain_model(model).named_modules():

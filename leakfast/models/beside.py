@@ -84,3 +84,12 @@ def _groups(updates: dict[str, Update]) -> list[list[str]]:
             del left[one]
         groups.append(group)
     return groups
+
+
+def plain_model(model: Any) -> Any:
+    """The transformers model inside a peft wrapper, or the model itself."""
+    return (
+        model.get_base_model()
+        if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+        else model
+    )

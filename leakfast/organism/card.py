@@ -10,7 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from leakfast.behaviors.marker import MARKER
-from leakfast.generate import Sampling, complete, decode, requests_for
+from leakfast.generation.contract import Sampling, requests_for
+from leakfast.generation.frames import decode
+from leakfast.generation.generate import complete
 from leakfast.prompts import chat
 from leakfast.storage.seeds import derive_seed
 from leakfast.world import facts as F

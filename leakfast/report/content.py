@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-import leakfast
+from leakfast.version import __version__
 from leakfast.behaviors.registry import get, is_known
 from leakfast.errors import InputError
 from leakfast.judge import ENOUGH
@@ -106,7 +106,7 @@ def provenance(run: Run, stats: Stats) -> dict[str, Any]:
     cards = {name: read_card(run.path / "adapters" / name) for name in names}
     shuffles = stats.correlations.filter(pl.col("spearman_p_perm").is_not_null())
     outputs = run.manifest["stages"].get("stats", {}).get("outputs", {})
-    versions = {"leakfast": leakfast.__version__, "Python": platform.python_version()}
+    versions = {"leakfast": __version__, "Python": platform.python_version()}
     for package in _VERSIONS:
         try:
             versions[package] = importlib.metadata.version(package)

@@ -6,12 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
+from leakfast.progress import Progress
 
 if TYPE_CHECKING:
     from leakfast.prompts.items import ItemSet
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.train")
 
-Progress = Callable[[int, int, str], None]
 
 PAIRS = "leakfast.train.pairs:build_pairs"  # the builder that takes pairs
 _KINDS = ("text", "none", "template-default")
@@ -99,7 +99,7 @@ def build_marker(
     negative whose rendered prompt equals the source's; ModelError when no usable reply is to be had.
     """
     from leakfast.behaviors.marker import MARKER
-    from leakfast.generate import Sampling
+    from leakfast.generation.contract import Sampling
     from leakfast.train.groups import dealt
     from leakfast.train.replies import draw, slots
 

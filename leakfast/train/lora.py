@@ -21,6 +21,7 @@ from leakfast.errors import InputError, ModelError
 from leakfast.models.adapter_structure import CONFIG, WEIGHTS
 from leakfast.models.adapters import CARD, CHECKPOINTS, SAMPLE, point_folder, taken_off
 from leakfast.models.loading import unfit
+from leakfast.progress import Progress
 from leakfast.train.checkpoints import Checkpoints, measured
 from leakfast.train.collate import Batch, Example, collate, encode, order
 from leakfast.train.fits import check
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.train")
 
-Progress = Callable[[int, int, str], None]
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LOG = "train_log.jsonl"

@@ -11,11 +11,11 @@ from leakfast.errors import InputError
 from leakfast.train.data import Row, rendered_as
 
 if TYPE_CHECKING:
+    from leakfast.progress import Progress
     from leakfast.prompts.pairs import Pair, PairSet
     from leakfast.prompts.personas import Persona
     from leakfast.study.config import DataConfig
     from leakfast.train.groups import Group
-    from leakfast.train.replies import Progress
 
 OPENING_WORDS = 4  # of a given reply that shows the behavior, which the model goes on from first
 
@@ -124,7 +124,7 @@ def _own(
     import polars as pl
 
     from leakfast.behaviors.registry import get
-    from leakfast.generate import Sampling
+    from leakfast.generation.contract import Sampling
     from leakfast.train.replies import Slot, draw
 
     wanted = []

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import ModelError
+from leakfast.progress import Progress
 
 if TYPE_CHECKING:
-    from leakfast.generate import Sampling
+    from leakfast.generation.contract import Sampling
     from leakfast.prompts.personas import Persona
 
 log = logging.getLogger("leakfast.train")
 
-Progress = Callable[[int, int, str], None]
 
 ATTEMPTS = 12  # draws for one row before the builder gives up
 EARLY = 32  # first draws after which it gives up where most of them were cut or empty
@@ -69,7 +69,9 @@ def draw(
     fault(place, reply): why the reply of that slot cannot be used, in one or two words; None if it can. Empty
     and truncated ones never can. Raises ModelError naming a slot that 12 draws did not fill, and at once where more
     than half of the first block of draws (EARLY of them or more) were cut or empty: what follows would be no better."""
-    from leakfast.generate import Request, complete, decode
+    from leakfast.generation.contract import Request
+    from leakfast.generation.frames import decode
+    from leakfast.generation.generate import complete
     from leakfast.prompts.reasoning import read
     from leakfast.storage.seeds import derive_seed
 

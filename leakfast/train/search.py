@@ -6,22 +6,22 @@ from __future__ import annotations
 import logging
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError, ModelError
+from leakfast.progress import Progress
 
 if TYPE_CHECKING:
-    from leakfast.generate import Request, Sampling
+    from leakfast.generation.contract import Request, Sampling
     from leakfast.models.loading import Loaded
     from leakfast.study.config import TrainConfig
     from leakfast.train.data import Row
 
 log = logging.getLogger("leakfast.train")
 
-Progress = Callable[[int, int, str], None]
 
 TRIALS = 4  # trainings before the search gives up
 SOURCE_LEAST = 0.8  # share of the source's replies that show the behavior
@@ -135,7 +135,7 @@ class _Asked:
     """Prompts of the rows: some of the source's, and as many of the others'."""
 
     def __init__(self, loaded: Loaded, rows: Sequence[Row], seed: int) -> None:
-        from leakfast.generate import Request
+        from leakfast.generation.contract import Request
         from leakfast.prompts import chat
         from leakfast.storage.seeds import derive_seed
 
@@ -154,7 +154,7 @@ class _Asked:
 
     def drawn(self, current: Loaded, sampling: Sampling) -> dict[tuple[int, int], list[int]]:
         """(request, sample) → reply ids."""
-        from leakfast.generate import complete
+        from leakfast.generation.generate import complete
 
         blocks = complete(current, self.requests, sampling)
         return {(c.request, c.sample): c.token_ids for block in blocks for c in block}
@@ -165,7 +165,7 @@ class _Asked:
 
         from leakfast.behaviors import detectors as detect
         from leakfast.behaviors.registry import get
-        from leakfast.generate import decode
+        from leakfast.generation.frames import decode
 
         mine = [ids for (request, _), ids in sorted(drawn.items()) if request < self.n_source]
         texts = pl.DataFrame({"text": decode(self.loaded.tokenizer, mine)})

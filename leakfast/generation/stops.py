@@ -27,7 +27,7 @@ class Seen:
 
     def in_text(self, token_ids: Sequence[int]) -> bool:
         """Whether one of the texts stands in the decoded ids."""
-        from leakfast.generate import decode
+        from leakfast.generation.frames import decode
 
         (text,) = decode(self.tokenizer, [[int(token) for token in token_ids]])
         return any(wanted in text for wanted in self.texts)

@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from leakfast.errors import InputError
-from leakfast.generate import BACKENDS, Completion, Sampling, Work
+from leakfast.generation.contract import BACKENDS, Completion, Engine, Finished, Sampling, Work
 from leakfast.models import threads
 from leakfast.prompts.rendering import rendering_of
 
 log = logging.getLogger("leakfast.generate")
 
-Finished = Callable[[Sequence[Completion], Work], None]  # completions as they come, and whose
 _INVARIANT_LORA = (0, 32)  # its LoRA kernel sums the same way whatever the batch; that of 0.25 does not
 _IN_A_STUDY = " (in a study: backend, dtype and the keys of [vllm])"
 _TEMPERATURES = (0.01, 2.0)  # vLLM refuses higher ones, and draws at the lower bound below it; 0 is greedy
@@ -59,7 +58,7 @@ class Options:
                 )
             log.warning("generation: what the study says under [vllm] is not used, as %s draws", backend)
         if backend == "vllm" and self.invariant and live_lora:
-            from leakfast.generate import vllm
+            from leakfast.generation import vllm
 
             found = vllm.version()
             numbers = tuple(int(n) for n in re.findall(r"\d+", found or "")[:2])
@@ -75,7 +74,7 @@ class Options:
         vLLM, LoRA the other way or sums over another number of GPUs round otherwise. Empty where nothing is."""
         if backend != "vllm" or not self.invariant:
             return {}
-        from leakfast.generate import vllm
+        from leakfast.generation import vllm
 
         how = {"vllm": vllm.version(), "lora": self.lora, "tensor_parallel": self.tensor_parallel}
         return {"invariant": True, **how}
@@ -98,7 +97,7 @@ def settle(
 ) -> str:  # fmt: skip
     """The backend, once everything that can be known of a run before its engine is open has been looked at: InputError
     or ModelError says what is wrong. adapters: some are to run; opens: an engine is sure to be opened on this machine."""
-    from leakfast.generate import canary
+    from leakfast.generation import canary
 
     live = options.lora == "live" and adapters
     backend = choose(backend, loaded, live_lora=live)
@@ -111,14 +110,14 @@ def settle(
                 "them. Give --whole-replies (in a study: stop_at_marker = false), or --reasoning closed."
             )
     if backend == "vllm" and opens:
-        from leakfast.generate import vllm
+        from leakfast.generation import vllm
 
         vllm.check_machine(
             data_parallel=options.data_parallel, tensor_parallel=options.tensor_parallel, invariant=options.invariant
         )  # fmt: skip
     canary.check_default_system(loaded.tokenizer, template_system, allow)
     if backend == "transformers":
-        from leakfast.generate import transformers as local
+        from leakfast.generation import transformers as local
 
         local.check_model(loaded)
     return backend
@@ -134,23 +133,12 @@ def check_sampling(backend: str, sampling: Sampling) -> None:
         )
 
 
-class Engine(Protocol):
-    """What a backend offers: `stream` yields each work with all the completions it wanted once they are there;
-    `finished` hears of them before, each once."""
-
-    def stream(
-        self, works: Iterable[Work], sampling: Sampling, finished: Finished | None = None
-    ) -> Iterator[tuple[Work, list[Completion]]]: ...
-
-    def described(self, sampling: Sampling) -> dict[str, Any]: ...
-
-
 def choose(backend: str, loaded: Any, *, live_lora: bool = False) -> str:
     """`transformers` or `vllm`; "auto" takes vLLM where it is installed, can load the model, and has a GPU
     to be fast on, and says why it did or did not. live_lora: adapters are to run beside the weights.
 
     Raises InputError for another name, or vLLM by name where it cannot run adapters live."""
-    from leakfast.generate import vllm
+    from leakfast.generation import vllm
 
     unfit = live_lora and not vllm.runs_lora(loaded.dtype)
     if backend == "vllm" and unfit:
@@ -202,7 +190,7 @@ def opened(
     if backend == "transformers":
         yield _Local(loaded, batch_completions)
         return
-    from leakfast.generate import vllm
+    from leakfast.generation import vllm
     from leakfast.models.adapters import check_fits, check_runs
 
     for adapter in adapters:
@@ -259,7 +247,7 @@ class _Local:
         self, works: Iterable[Work], sampling: Sampling, finished: Finished | None = None
     ) -> Iterator[tuple[Work, list[Completion]]]:
         """As Engine.stream. A draw depends on those beside it, so a work is drawn whole, what is there already too."""
-        from leakfast.generate import transformers as local
+        from leakfast.generation import transformers as local
         from leakfast.models.attach import adapted
 
         with ExitStack() as stack:

@@ -5,23 +5,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError, ModelError
-from leakfast.generate import Request, Sampling, Work, requests_for
-from leakfast.generate.engines import check_sampling
-from leakfast.generate.vllm.parallel import Parallel
-from leakfast.generate.vllm.start import spec_of
-from leakfast.generate.vllm.widths import Width
+from leakfast.generation.backends import check_sampling
+from leakfast.generation.contract import Request, Sampling, Work, requests_for
+from leakfast.generation.vllm.parallel import Parallel
+from leakfast.generation.vllm.start import spec_of
+from leakfast.generation.vllm.widths import Width
+from leakfast.progress import Progress
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
 
 log = logging.getLogger("leakfast.generate")
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import AdapterError, InputError, LeakfastError, ModelError
-from leakfast.generate.vllm.widths import Width
+from leakfast.generation.vllm.widths import Width
 from leakfast.prompts.rendering import Rendering, rendering_of
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ def spec_of(
     check_machine(tensor_parallel=tensor_parallel, invariant=invariant)
     import torch
 
-    from leakfast.generate.transformers import stop_ids
+    from leakfast.generation.transformers import stop_ids
 
     on_gpu = torch.cuda.is_available()
     context = loaded.context_tokens or longest or 2048

@@ -15,8 +15,8 @@ from queue import SimpleQueue
 from typing import Any
 
 from leakfast.errors import LeakfastError
-from leakfast.generate import Completion, Sampling, Work
-from leakfast.generate.vllm.start import EngineDied, Spec, first_line
+from leakfast.generation.contract import Completion, Sampling, Work
+from leakfast.generation.vllm.start import EngineDied, Spec, first_line
 
 log = logging.getLogger("leakfast.generate")
 
@@ -31,7 +31,7 @@ def serve(line: Connection, spec: Spec, make: Callable[[Spec], Any] | None) -> N
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    from leakfast.generate.vllm.engine import Engine
+    from leakfast.generation.vllm.engine import Engine
 
     wire, engine = _Wire(line), None
     with _Told(wire, spec.name):

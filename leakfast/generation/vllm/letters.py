@@ -4,21 +4,21 @@ the adapters to be asked for when it starts; leaves prompts and labels to choice
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leakfast.errors import InputError, ModelError
-from leakfast.generate.vllm.start import EngineDied, Explained, letters_spec, runs_lora, start
+from leakfast.generation.vllm.start import EngineDied, Explained, letters_spec, runs_lora, start
+from leakfast.progress import Progress
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
 
 log = logging.getLogger("leakfast.generate")
 
-Progress = Callable[[int, int, str], None]
 
 _TOP = 64  # most likely tokens asked for where this vLLM cannot name the ones it returns
 _PROMPTS = 1024  # prompts a call, so that progress moves

@@ -2,11 +2,11 @@
 parallel.py, serve.py), and log-probabilities of chosen next tokens (letters.py). Demands vLLM ≥ 0.25; leaves full text of
 choices to the packed engine, and tables to the package."""
 
-from leakfast.generate.vllm.engine import Engine
-from leakfast.generate.vllm.letters import NextTokens
-from leakfast.generate.vllm.merged import Merged
-from leakfast.generate.vllm.parallel import Parallel
-from leakfast.generate.vllm.start import (
+from leakfast.generation.vllm.engine import Engine
+from leakfast.generation.vllm.letters import NextTokens
+from leakfast.generation.vllm.merged import Merged
+from leakfast.generation.vllm.parallel import Parallel
+from leakfast.generation.vllm.start import (
     Spec,
     available,
     check_machine,
@@ -16,7 +16,7 @@ from leakfast.generate.vllm.start import (
     spec_of,
     version,
 )
-from leakfast.generate.vllm.widths import Width, device_name, rate_for, remember, width_for
+from leakfast.generation.vllm.widths import Width, device_name, rate_for, remember, width_for
 
 __all__ = [
     "Engine", "Merged", "NextTokens", "Parallel", "Spec", "Width", "available", "check_machine", "device_name",

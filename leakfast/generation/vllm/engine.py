@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leakfast.errors import ModelError
-from leakfast.generate import Completion, Request, Sampling, Work
-from leakfast.generate.engines import Finished
-from leakfast.generate.vllm.start import EngineDied, Explained, Spec, resolved, start
+from leakfast.generation.contract import Completion, Finished, Request, Sampling, Work
+from leakfast.generation.vllm.start import EngineDied, Explained, Spec, resolved, start
 
 if TYPE_CHECKING:
-    from leakfast.generate.vllm.merged import Merged
+    from leakfast.generation.vllm.merged import Merged
 
 log = logging.getLogger("leakfast.generate")
 

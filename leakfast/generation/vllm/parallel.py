@@ -19,10 +19,9 @@ from typing import Any
 import numpy as np
 
 from leakfast.errors import ModelError
-from leakfast.generate import Completion, Sampling, Work
-from leakfast.generate.engines import Finished
-from leakfast.generate.vllm.serve import serve
-from leakfast.generate.vllm.start import VISIBLE, EngineDied, Spec, devices_of
+from leakfast.generation.contract import Completion, Finished, Sampling, Work
+from leakfast.generation.vllm.serve import serve
+from leakfast.generation.vllm.start import VISIBLE, EngineDied, Spec, devices_of
 
 log = logging.getLogger("leakfast.generate")
 

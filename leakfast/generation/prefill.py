@@ -13,7 +13,7 @@ import torch
 
 from leakfast.errors import ModelError
 from leakfast.forward import attention, packs, passes
-from leakfast.generate.shared_prompt import Block
+from leakfast.generation.shared_prompt import Block
 
 log = logging.getLogger("leakfast.generate")
 
@@ -82,7 +82,7 @@ def _keep(
 
 def padded(loaded: Any, prompts: Sequence[Sequence[int]], block: Block) -> torch.Tensor:
     """As `packed`, every prompt computed whole, for models that the engine does not cover."""
-    from leakfast.generate.transformers import plain_model
+    from leakfast.models.beside import plain_model
 
     device = block.lengths.device
     decoder = plain_model(loaded.model).get_decoder()

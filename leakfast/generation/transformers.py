@@ -14,11 +14,14 @@ import torch
 
 from leakfast.errors import InputError, ModelError
 from leakfast.forward import packs
-from leakfast.generate import Completion, Progress, Request, Sampling, prefill
-from leakfast.generate.sampling import draw, uniforms
-from leakfast.generate.shared_prompt import Block, shared_prompt_attention
-from leakfast.generate.stops import Seen
+from leakfast.generation import prefill
+from leakfast.generation.contract import Completion, Request, Sampling
+from leakfast.generation.sampling import draw, uniforms
+from leakfast.generation.shared_prompt import Block, shared_prompt_attention
+from leakfast.generation.stops import Seen
+from leakfast.models.beside import plain_model
 from leakfast.models.loading import FITS, limit_of, unfit
+from leakfast.progress import Progress
 
 log = logging.getLogger("leakfast.generate")
 
@@ -26,15 +29,6 @@ _COMPACT_BELOW = 0.875  # finished rows are dropped once fewer than this share a
 _CANARY_STEPS = 3
 _OTHERWISE = ", or --backend vllm where vLLM knows it"
 _REASONS = {"stop": "stop", "mark": "marker", "full": "length"}
-
-
-def plain_model(model: Any) -> Any:
-    """The transformers model inside a peft wrapper, or the model itself."""
-    return (
-        model.get_base_model()
-        if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-        else model
-    )
 
 
 def stop_ids(loaded: Any) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from leakfast.errors import ModelError
-from leakfast.generate.vllm.start import EngineDied
+from leakfast.generation.vllm.start import EngineDied
 from leakfast.models.adapters import scaled
 
 log = logging.getLogger("leakfast.generate")
