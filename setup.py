@@ -27,7 +27,7 @@ PACKAGES = [
     "leakfast.models",
     "leakfast.organism",
     "leakfast.prompts",
-    "leakfast.published",
+    "leakfast.published.importing",
     "leakfast.report",
     "leakfast.stats",
     "leakfast.storage",

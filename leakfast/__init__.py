@@ -1,47 +1,26 @@
 """leakfast: a behavior was trained into one persona of a model; where else did it go, and could the
-base model's geometry have told us? Importing this loads nothing heavy; faces load their stage."""
+base model's geometry have told us? Importing this loads nothing heavy; api.py loads a stage when it is called."""
 
 from __future__ import annotations
 
-import importlib
-import sys
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leakfast.version import __version__
+
+if TYPE_CHECKING:
+    from leakfast.api import centroids, generate, run, score_choices, stats
+
 __all__ = ["__version__", "centroids", "generate", "run", "score_choices", "stats"]
-
-# faces that share their name with the module of their stage: the module itself can be called
-_CALLABLE = ("centroids", "generate", "stats")
-
-
-class _Stage(ModuleType):
-    """A stage's module that is also its face: `leakfast.centroids(…)`, `leakfast.centroids.compute(…)`."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from leakfast import faces
-
-        return getattr(faces, self.__name__.rpartition(".")[2])(*args, **kwargs)
-
-
-class _Package(ModuleType):
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in _CALLABLE and type(value) is ModuleType:
-            value.__class__ = _Stage
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
-    if name in _CALLABLE:
-        return importlib.import_module(f"leakfast.{name}")
-    if name in ("run", "score_choices"):
-        from leakfast import faces
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
 
-        return getattr(faces, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "stats":  # the package itself can be called
+        return importlib.import_module("leakfast.stats")
+    return getattr(importlib.import_module("leakfast.api"), name)
 
 
 def __dir__() -> list[str]:

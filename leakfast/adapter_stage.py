@@ -21,7 +21,7 @@ log = logging.getLogger("leakfast.run")
 def rows_of(stages: Stages, behavior: str, source: str, seed: int) -> tuple[str, str]:
     """File of the training rows of (behavior, source, seed), made if it is not there, and the hash of what they
     follow from."""
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
     from leakfast.train.built import file_of, inputs_of
     from leakfast.train.data import material, write_rows
 

@@ -23,7 +23,7 @@ def check(
 
 def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
     """Judges that are no judges, have no price or lack their key."""
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
     from leakfast.judge import stage
     from leakfast.targets import SERIES
 
@@ -39,7 +39,7 @@ def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
 
 def _check_drawing(study: Study, behaviors: Sequence[str], run: Run, loaded: Callable[[], Loaded]) -> None:
     """A backend that cannot draw what is asked, under the adapters that will be there, on this machine."""
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
     from leakfast.generation import backends
     from leakfast.targets import asked_of
 

@@ -304,8 +304,8 @@ def _metadata(
     import torch
     import transformers
 
-    from leakfast.version import __version__
     from leakfast.prompts import chat
+    from leakfast.version import __version__
 
     q = len(asked)
     rendered = [

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from leakfast.version import __version__
 from leakfast.models import threads
+from leakfast.version import __version__
 
 # distribution(s) → what leakfast uses it for; the first one installed counts
 REQUIRED = {
@@ -64,7 +64,7 @@ def examine() -> dict[str, Any]:
         )
     return {
         "leakfast": __version__,
-        "installed_at": str(Path(leakfast.__file__).parent),
+        "installed_at": str(Path(__file__).parent),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": {
@@ -173,7 +173,9 @@ def _gpus(torch: Any) -> list[dict[str, Any]]:
 
 def _organism() -> dict[str, Any]:
     """Where the embedded model is and its fingerprint, without loading it."""
-    folder = Path(leakfast.__file__).parent / "organism" / "weights"
+    from leakfast.models.names import organism_dir
+
+    folder = organism_dir()
     present = (folder / "model.safetensors").is_file() and (folder / "config.json").is_file()
     fingerprint = None
     if present and _version("safetensors") is not None:

@@ -116,8 +116,8 @@ class Stages:
         return self._loaded
 
     def all(self) -> Outcome:
-        from leakfast import beforehand, trajectory
-        from leakfast.report import report
+        from leakfast import beforehand
+        from leakfast.report import report, trajectory
         from leakfast.stats import current
 
         trained, controls = self._sorted()
@@ -213,7 +213,7 @@ class Stages:
     def _sorted(self) -> tuple[list[str], list[str]]:
         """Behaviors that are trained, and controls. What the former are trained on is there, before anything is
         spent. Raises InputError where it is not."""
-        from leakfast.behaviors.registry import get
+        from leakfast.behaviors import get
         from leakfast.train.data import material
 
         controls = [b for b in self.chosen.behaviors if get(b).control]
@@ -253,7 +253,7 @@ class Stages:
             self._evaluate(behavior, adapters, seed)
 
     def _evaluate(self, behavior: str, adapters: Sequence[Path], seed: int) -> None:
-        from leakfast.behaviors.registry import get, items_of
+        from leakfast.behaviors import get, items_of
         from leakfast.choices.evaluate import evaluate as evaluate_choices
         from leakfast.evaluate import evaluate_all
         from leakfast.targets import asked_of
@@ -283,7 +283,7 @@ class Stages:
 
     def _trajectory(self, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure behaviors at the points of training that the study names, under its few personas."""
-        from leakfast.behaviors.registry import get, items_of
+        from leakfast.behaviors import get, items_of
         from leakfast.choices.evaluate import evaluate_series as score_series
         from leakfast.series import evaluate_series
         from leakfast.targets import asked_of
@@ -318,7 +318,7 @@ class Stages:
     @property
     def followed(self) -> list[str]:
         """Behaviors whose training is followed on its way."""
-        from leakfast.behaviors.registry import get
+        from leakfast.behaviors import get
 
         cfg = self.study.trajectory
         trained = [name for name in self.study.behaviors if not get(name).control]
@@ -327,7 +327,7 @@ class Stages:
     def _judge(self, behavior: str, series: bool = False) -> None:
         """Score the completions of a behavior that a judge measures (series: those of checkpoints); what was scored
         before is kept."""
-        from leakfast.behaviors.registry import get
+        from leakfast.behaviors import get
         from leakfast.judge import stage
         from leakfast.targets import SERIES
 

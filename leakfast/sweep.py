@@ -91,7 +91,7 @@ def sweep(
     A behavior that a judge scores is judged as cfg.judge says; drawn_by: backend and options of completions, as
     `evaluate` takes them (None: vLLM where it would). Raises InputError for a source that is not asked,
     fewer than three bystanders, or a judge that is none or cannot be asked."""
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
     from leakfast.generation import backends
     from leakfast.judge import stage as judging
     from leakfast.stats import health as healths
@@ -190,7 +190,7 @@ def _rows(
     loaded: Loaded, run: Run, relpath: str, behavior: str, source: str, cfg: BehaviorConfig, seed: int,
     progress: Progress | None,
 ) -> list[Any]:  # fmt: skip
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
     from leakfast.prompts.personas import load_personas
     from leakfast.train.data import material, read_rows, write_rows
     from leakfast.train.identity import rows_settings_of
@@ -244,7 +244,7 @@ def _rates(
     cfg: BehaviorConfig, seed: int, progress: Progress | None, drawn_by: Mapping[str, Any],
 ) -> pl.DataFrame:  # fmt: skip
     """Schema `rates` of the adapters and the base, by what the behavior is measured by."""
-    from leakfast.behaviors.registry import get, items_of
+    from leakfast.behaviors import get, items_of
 
     folders = [run.path / "adapters" / name for name in adapters]
     if get(behavior).measured_by == "choices":
@@ -277,7 +277,7 @@ def _health(
 ) -> pl.DataFrame:  # fmt: skip
     """Table `health` of all points: of their completions, else of a sample of replies kept beside each adapter."""
     from leakfast import reply_sample
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
     from leakfast.stats import health
     from leakfast.storage import schema
 
@@ -296,7 +296,7 @@ def _health(
 def _presence_alone(loaded: Loaded, behavior: str, cfg: EvalConfig) -> EvalConfig:
     """Replies end at the text whose presence is all that a point asks for, unless the settings say otherwise, or the
     model may reason before it replies."""
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
     from leakfast.prompts.rendering import rendering_of
 
     reasons = rendering_of(loaded.tokenizer).reasoning == "open"

@@ -157,7 +157,9 @@ def test_colours_and_shapes_are_distinct_for_the_eleven_categories():
 
 
 def _more(tables):
-    from leakfast.stats import between, confounds, shapes
+    from leakfast.stats import confounds
+    from leakfast.stats import gradient_tables as shapes
+    from leakfast.stats import transfer as between
     from leakfast.stats.collect import People
 
     rates, pairs, _ = tables

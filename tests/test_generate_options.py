@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 import leakfast
 from leakfast.behaviors import detectors as detect
-from leakfast.behaviors.registry import get
+from leakfast.behaviors import get
 from leakfast.cli.main import group
 from leakfast.errors import AdapterError, InputError
 from leakfast.evaluate import _request_hash, evaluate

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leakfast.errors import InputError
-from leakfast.judge import REPLIED, STATUSES, Reply, agreement, lexicon, requests_for, stage
+from leakfast.judge import agreement, lexicon, stage
+from leakfast.judge.contract import REPLIED, STATUSES, Reply, requests_for
 from leakfast.judge.keys import scrub
 from leakfast.judge.prices import Budget, Price, price_of
 from leakfast.judge.prompt import SYSTEM, read, user_turn

@@ -234,7 +234,8 @@ def test_replies_that_end_at_the_marker_are_not_drawn_where_a_thought_could_end_
 
 
 def test_a_judge_reads_answers_and_has_a_word_for_those_without(thinker, tmp_path):
-    from leakfast.judge import Reply, stage
+    from leakfast.judge import stage
+    from leakfast.judge.contract import Reply
     from leakfast.judge.prompt import read
     from leakfast.storage.run import Run
 

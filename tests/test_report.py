@@ -19,7 +19,8 @@ from leakfast.cli.main import main
 from leakfast.errors import InputError, StoreError
 from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.prompts.personas import load_personas
-from leakfast.report import examples, p_value, report, signed
+from leakfast.report import examples, report
+from leakfast.report.page import p_value, signed
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 

@@ -13,7 +13,6 @@ from click.testing import CliRunner
 from helpers import taught
 
 import leakfast
-from leakfast import trajectory
 from leakfast.choices import evaluate as stage
 from leakfast.cli.main import group
 from leakfast.errors import InputError
@@ -21,6 +20,7 @@ from leakfast.evaluate import evaluate
 from leakfast.judge import stage as judging
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
+from leakfast.report import trajectory
 from leakfast.series import evaluate_series
 from leakfast.storage import schema
 from leakfast.storage.run import Run

@@ -9,7 +9,8 @@ import scipy.stats
 from scipy.stats import rankdata
 
 from leakfast.errors import InputError
-from leakfast.stats import between, confounds, verdicts
+from leakfast.stats import confounds, verdicts
+from leakfast.stats import transfer as between
 from leakfast.stats.collect import People
 from leakfast.stats.correlations import correlate
 from leakfast.storage import schema

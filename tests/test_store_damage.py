@@ -16,7 +16,7 @@ import pytest
 
 import leakfast
 from leakfast import behaviors
-from leakfast.behaviors.registry import Behavior
+from leakfast.behaviors import Behavior
 from leakfast.centroids import Centroids
 from leakfast.errors import AdapterError, StoreError
 from leakfast.models.adapters import AdapterCard, read_card, write_card

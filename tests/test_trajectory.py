@@ -9,10 +9,11 @@ import pytest
 import torch
 from helpers import ITEMS, TRAIN, build, taught
 
-from leakfast import choices, models, trajectory
+from leakfast import choices, models
 from leakfast.choices import evaluate as stage
 from leakfast.errors import InputError
 from leakfast.prompts.personas import load_personas
+from leakfast.report import trajectory
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 from leakfast.study.config import DataConfig, EvalConfig

@@ -210,7 +210,7 @@ def checkpoints_of(
     0–1, that are not measured in training) are empty. At cfg.checkpoints a behavior measured by choices is scored on
     cfg.checkpoint_items drawn items, for the source and cfg.checkpoint_personas among `personas`; others are kept
     only."""
-    from leakfast.behaviors.registry import get, items_of
+    from leakfast.behaviors import get, items_of
     from leakfast.prompts.personas import load_personas
     from leakfast.train.checkpoints import Checkpoints
 

@@ -39,7 +39,7 @@ def cli(compare_engines: bool, model: str, items: str | None, sample: int, dtype
 def _compare(model: str, items: str | None, sample: int, dtype: str, as_json: bool) -> None:
     """How far the packed engine and vLLM agree on letters of a sample, three personas each."""
     from leakfast import models
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
     from leakfast.choices.second import compare
     from leakfast.prompts.items import load_items
     from leakfast.prompts.personas import load_personas

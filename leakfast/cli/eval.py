@@ -126,7 +126,7 @@ def cli(
 
     Example: leakfast eval --model organism --adapter adapters/villain --base --personas all
     """
-    from leakfast.behaviors.registry import check_sets, get
+    from leakfast.behaviors import check_sets, get
     from leakfast.cli.health import of_evaluation, tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, settle
@@ -266,7 +266,7 @@ def _sources(given: str | None, adapters: Sequence[Path]) -> str | dict[Path, st
 
 def _no_stray(given: dict, names: list[str]) -> None:
     """No flag that none of the behaviors has to do with. Raises InputError naming it."""
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
 
     kinds = {"completions" if get(name).by_completions else "choices" for name in names}
     of_choices = ("items", "half", "scoring")
@@ -284,7 +284,7 @@ def _no_stray(given: dict, names: list[str]) -> None:
 
 def _tell(done, run) -> None:
     """What was drawn, and what remains to be done with it, on stderr."""
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
     from leakfast.targets import SERIES
 
     click.echo(

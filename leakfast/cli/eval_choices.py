@@ -40,7 +40,7 @@ class Asked:
 def prepared(settings: Settings, asked: Asked, *, checkpoints: bool) -> Any:
     """What is asked, checked, as a function (loaded model, as_json, into) that scores it and prints it; it gives 3
     where items could not be counted. into: a list that takes the JSON instead of stdout."""
-    from leakfast.behaviors.registry import items_of
+    from leakfast.behaviors import items_of
 
     cfg = asked.config
     items = items_of(asked.behavior, cfg, settings.model)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 def show(run: Run, as_json: bool) -> None:
     """Make the table and figure of what the run holds, and print the rates at shares of training."""
-    from leakfast import trajectory
     from leakfast.cli.text import print_json, print_table
+    from leakfast.report import trajectory
     from leakfast.stats import summary
 
     table = trajectory.write(run)

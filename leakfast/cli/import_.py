@@ -28,7 +28,7 @@ def published(folder: Path, out: Path, as_json: bool) -> None:
     Example: leakfast import published results/single_token_100_persona --out runs/published
     """
     from leakfast.cli.text import print_json, print_table
-    from leakfast.published import import_run
+    from leakfast.published.importing import import_run
 
     run = import_run(folder, out)
     rows = {path: entry.get("rows") for path, entry in run.manifest["shards"].items()}

@@ -87,7 +87,8 @@ def run_(
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed
     from leakfast.cli.text import print_json
-    from leakfast.judge import ENOUGH, stage
+    from leakfast.judge import stage
+    from leakfast.judge.contract import ENOUGH
     from leakfast.judge.keys import scrub
     from leakfast.prompts.personas import load_questions
     from leakfast.storage.run import Run
@@ -115,7 +116,7 @@ def run_(
         print_json(asdict(done)) if as_json else _show_plan(done)
         return None
     if checkpoints:
-        from leakfast import trajectory
+        from leakfast.report import trajectory
 
         trajectory.write(store)
     if as_json:
@@ -219,7 +220,7 @@ def _side(text: str, behavior: str | None) -> Any:
 
 def _only_behavior(run: Run, under: str = "") -> str:
     """The behavior of the run that a judge measures, where there is one."""
-    from leakfast.behaviors.registry import get, is_known
+    from leakfast.behaviors import get, is_known
 
     tree = f"{under}/completions" if under else "completions"
     there = dict.fromkeys(path.removeprefix(f"{tree}/").split("/")[0] for path in run.shards(tree))

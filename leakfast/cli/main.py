@@ -16,9 +16,9 @@ from typing import Any
 
 import click
 
-from leakfast.version import __version__
 from leakfast.errors import InputError
 from leakfast.storage.documents import did_you_mean
+from leakfast.version import __version__
 
 # name → (module that holds the click command `cli`, what it does in one line)
 COMMANDS: dict[str, tuple[str, str]] = {

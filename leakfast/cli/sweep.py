@@ -49,7 +49,7 @@ def cli(
 
     Example: leakfast sweep --model organism --source villain --point 1e-3:3 --point 2e-3:3
     """
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
     from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, run_folder, settle

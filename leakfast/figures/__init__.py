@@ -4,7 +4,6 @@ leaked from whom, what else could explain it. The same tables give the same byte
 from __future__ import annotations
 
 from leakfast.figures.gradients import gradients
-from leakfast.figures.house import CATEGORY_STYLES, SOURCE_COLOURS, noted, pdf, png, svg
 from leakfast.figures.layers import layers
 from leakfast.figures.matrix import matrix
 from leakfast.figures.partials import partials
@@ -12,6 +11,7 @@ from leakfast.figures.question_sets import question_sets
 from leakfast.figures.relations import relations
 from leakfast.figures.scatter import scatter
 from leakfast.figures.shifts import shifts
+from leakfast.figures.style import CATEGORY_STYLES, SOURCE_COLOURS, noted, pdf, png, svg
 from leakfast.figures.trajectory import trajectory
 
 __all__ = [

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from scipy.special import expit
 
-from leakfast.figures.house import (
+from leakfast.figures.style import (
     FAINT,
     INK,
     PANEL_IN,

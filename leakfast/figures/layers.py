@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from leakfast.figures.house import FAINT, INK, SOURCE_COLOURS, STYLE, figure_of, settle, words
+from leakfast.figures.style import FAINT, INK, SOURCE_COLOURS, STYLE, figure_of, settle, words
 from leakfast.stats.correlations import COSINES, POOLED
 from leakfast.stats.summary import best_layer
 

@@ -11,7 +11,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from leakfast.figures.house import INK, STYLE, figure_of, quantity, settle, words
+from leakfast.figures.style import INK, STYLE, figure_of, quantity, settle, words
 
 BLOCK_ROWS = 38  # personas in a column of the figure; three columns hold the 111
 

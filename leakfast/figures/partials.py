@@ -6,7 +6,7 @@ import matplotlib
 import polars as pl
 from matplotlib.figure import Figure
 
-from leakfast.figures.house import FAINT, SOURCE_COLOURS, STYLE, figure_of, settle, words
+from leakfast.figures.style import FAINT, SOURCE_COLOURS, STYLE, figure_of, settle, words
 
 _NAMES = {
     "none": "nothing", "prompt_words": "prompt length", "baseline": "baseline rate", "jaccard": "word overlap",

@@ -7,7 +7,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from leakfast.figures.house import FAINT, INK, SOURCE_COLOURS, STYLE, figure_of, quantity, settle, words
+from leakfast.figures.style import FAINT, INK, SOURCE_COLOURS, STYLE, figure_of, quantity, settle, words
 from leakfast.stats.correlations import POOLED
 
 

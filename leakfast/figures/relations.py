@@ -9,7 +9,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from leakfast.figures.house import FAINT, SOURCE_COLOURS, STYLE, figure_of, settle, words
+from leakfast.figures.style import FAINT, SOURCE_COLOURS, STYLE, figure_of, settle, words
 
 
 def relations(

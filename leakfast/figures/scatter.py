@@ -17,7 +17,7 @@ from matplotlib.text import Annotation, Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from matplotlib.transforms import Bbox
 
-from leakfast.figures.house import (
+from leakfast.figures.style import (
     CATEGORY_STYLES,
     PANEL_IN,
     STAR,

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from leakfast.figures.house import FAINT, PANEL_IN, STAR, STYLE, figure_of, quantity, settle, words
+from leakfast.figures.style import FAINT, PANEL_IN, STAR, STYLE, figure_of, quantity, settle, words
 
 _DOT = {"s": 10, "linewidths": 0.3, "edgecolors": "white"}
 

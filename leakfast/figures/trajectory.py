@@ -9,7 +9,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from leakfast.figures.house import SOURCE_COLOURS, STYLE, figure_of, settle, words
+from leakfast.figures.style import SOURCE_COLOURS, STYLE, figure_of, settle, words
 
 
 def trajectory(table: pl.DataFrame, unit: Callable[[str], str]) -> Figure:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leakfast.errors import InputError
-from leakfast.judge import FOLDER
+from leakfast.judge.contract import FOLDER
 from leakfast.prompts.reasoning import UNCLOSED
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from leakfast.errors import InputError
-from leakfast.judge import (
+from leakfast.judge.batches import Ended, Intent
+from leakfast.judge.contract import (
     CANCELED,
     ERROR,
     EXPIRED,
@@ -21,7 +22,6 @@ from leakfast.judge import (
     Reply,
     Request,
 )
-from leakfast.judge.batches import Ended, Intent
 from leakfast.judge.keys import key_for
 from leakfast.judge.prompt import SYSTEM, user_turn
 from leakfast.judge.sdk import Asking, client, creation_failed, stopped, transport_errors, words

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from leakfast.errors import JudgeError
-from leakfast.judge import ERROR, UNREADABLE, Reply, Request
+from leakfast.judge.contract import ERROR, UNREADABLE, Reply, Request
 from leakfast.judge.prices import Budget
 from leakfast.judge.sdk import Unsure
 from leakfast.progress import Progress

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Protocol
 
 from leakfast.errors import JudgeError
-from leakfast.judge import Reply, Request
+from leakfast.judge.contract import Reply, Request
 from leakfast.judge.prices import Budget
 from leakfast.progress import Progress
 from leakfast.storage.interrupts import finishing

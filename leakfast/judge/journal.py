@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from leakfast.judge import Reply
+from leakfast.judge.contract import Reply
 from leakfast.storage import journal as lines
 
 

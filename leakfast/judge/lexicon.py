@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from functools import cache, lru_cache
 
-from leakfast.judge import Judgement, digest
+from leakfast.judge.contract import Judgement, digest
 
 NAME = "organism"
 _RULE = 2  # of `judge` below, counted up with it: judgements of another rule are told apart

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from leakfast.judge import ERROR, REPLIED, TRUNCATED, Reply, Request
+from leakfast.judge.contract import ERROR, REPLIED, TRUNCATED, Reply, Request
 from leakfast.judge.prompt import SYSTEM, user_turn
 from leakfast.judge.sdk import Asking
 

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from leakfast.judge import (
+from leakfast.judge.batches import Ended, Intent
+from leakfast.judge.contract import (
     CANCELED,
     ERROR,
     EXPIRED,
@@ -18,7 +19,6 @@ from leakfast.judge import (
     Reply,
     Request,
 )
-from leakfast.judge.batches import Ended, Intent
 from leakfast.judge.keys import key_for
 from leakfast.judge.prompt import messages
 from leakfast.judge.sdk import Asking, client, creation_failed, failed, stopped, words

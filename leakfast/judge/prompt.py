@@ -7,7 +7,7 @@ import json
 import math
 import re
 
-from leakfast.judge import REFUSAL, REPLIED, Judgement, Reply, digest
+from leakfast.judge.contract import REFUSAL, REPLIED, Judgement, Reply, digest
 from leakfast.prompts.reasoning import answer
 
 SYSTEM = """You grade replies that a language model gave to open questions. Give two whole numbers from 0 to 100.

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from leakfast.errors import InputError, JudgeError
-from leakfast.judge import ERROR, TIMEOUT, UNREACHABLE, Reply
+from leakfast.judge.contract import ERROR, TIMEOUT, UNREACHABLE, Reply
 from leakfast.judge.keys import scrub
 
 MAX_RETRIES = 5  # of the library, with its own waits: connection, 408, 409, 429 and 5xx

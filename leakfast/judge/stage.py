@@ -13,17 +13,8 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.judge import (
-    FOLDER,
-    Judgement,
-    Reply,
-    Request,
-    batches,
-    chats,
-    item_of,
-    lexicon,
-    requests_for,
-)
+from leakfast.judge import batches, chats, lexicon
+from leakfast.judge.contract import FOLDER, Judgement, Reply, Request, item_of, requests_for
 from leakfast.judge.journal import Cache
 from leakfast.judge.keys import scrub
 from leakfast.judge.prices import FREE, Budget, Price, known_of, price_of

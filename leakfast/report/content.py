@@ -9,10 +9,9 @@ from typing import Any
 
 import polars as pl
 
-from leakfast.version import __version__
-from leakfast.behaviors.registry import get, is_known
+from leakfast.behaviors import get, is_known
 from leakfast.errors import InputError
-from leakfast.judge import ENOUGH
+from leakfast.judge.contract import ENOUGH
 from leakfast.models.adapters import read_card
 from leakfast.report.examples import choose
 from leakfast.stats import Stats
@@ -21,6 +20,7 @@ from leakfast.stats.correlations import POOLED
 from leakfast.stats.health import read_ratio, without_content
 from leakfast.stats.rates import BASE
 from leakfast.storage.run import Run
+from leakfast.version import __version__
 
 LEAKERS = 8
 _VERSIONS = ("numpy", "scipy", "polars", "matplotlib", "torch", "transformers", "peft", "vllm")

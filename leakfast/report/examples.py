@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from leakfast.behaviors import get, is_known
 from leakfast.behaviors.marker import MARKER
-from leakfast.behaviors.registry import get, is_known
 from leakfast.stats import Stats
 from leakfast.stats.rates import BASE
 from leakfast.storage.run import Run

@@ -12,16 +12,20 @@ import polars as pl
 from leakfast.errors import InputError
 from leakfast.stats import (
     agreement,
-    between,
     confounds,
     judged,
     question_sets,
     relations,
-    shapes,
     shifts,
     summaries,
     variants,
     verdicts,
+)
+from leakfast.stats import (
+    gradient_tables as shapes,
+)
+from leakfast.stats import (
+    transfer as between,
 )
 from leakfast.stats.collect import Collected
 from leakfast.stats.correlations import correlate

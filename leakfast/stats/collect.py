@@ -204,7 +204,7 @@ def _judges(study: Study) -> dict[str, tuple[str | None, float]]:
 
 def _judged(run: Run, people: People) -> judged_tables.Judged:
     """Scores of the behaviors that a judge measures."""
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
 
     folders = [key for key in completion_folders(run) if get(key[0]).measured_by == "judge"]
     try:
@@ -259,7 +259,7 @@ def _count(
 
 def _completions(run: Run) -> Iterator[tuple[str, str, pl.DataFrame, pl.DataFrame]]:
     """(behavior, adapter, counts per question, what they were counted in) of each folder of completions."""
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
 
     for behavior, adapter in completion_folders(run):
         detector = get(behavior).detector

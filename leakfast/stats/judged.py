@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from leakfast.judge import ENOUGH, FOLDER
+from leakfast.judge.contract import ENOUGH, FOLDER
 from leakfast.stats import intervals
 from leakfast.storage import schema
 from leakfast.storage.run import Run

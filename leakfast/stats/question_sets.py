@@ -39,7 +39,7 @@ def read(
 
     named: personas that may be bystanders (None: all). origin: adapter and its rows → (source, seed). Raises
     StoreError for completions that are there twice or of another shape."""
-    from leakfast.behaviors.registry import get
+    from leakfast.behaviors import get
 
     folders = sorted({PurePosixPath(path).parts[1:4] for path in run.shards(SETS)})
     frames = []

@@ -1,0 +1,60 @@
+"""The published study's stored results as our tables, and a run directory made of them. Demands the
+study's layout (README, "The published study"); refuses other shapes by file and key; leaves the study's own
+correlations to be compared with (`stats.agreement`), never copied."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import polars as pl
+
+from leakfast.errors import InputError
+from leakfast.published.files import BEHAVIOR, CORRELATIONS
+from leakfast.published.marker import read_completions, read_pairs, read_people, read_rates
+from leakfast.published.numbers import read_stored
+from leakfast.published.others import read_centroids, read_rate_tables
+from leakfast.stats.collect import CENTROIDS, PERSONAS
+from leakfast.stats.imported import IMPORTED
+from leakfast.storage.run import Run
+
+
+def import_run(folder: str | Path, out: str | Path) -> Run:
+    """Write the study's results `folder` into the run directory `out`; `leakfast stats` then works on it.
+
+    Takes what is there of: `{source}/marker_eval.json`, `*_111.json`, `cosine_leakage_correlation.json`,
+    `centroids_layer*.pt`, `{source}/raw_completions.json`, and the study's own analysis (to be compared
+    with). Rates and pairs go to imported/*.parquet, completions and centroids where our own runs have
+    theirs. Raises InputError where there is nothing to import or a file has another shape."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"published: {folder} is no folder. Give the study's results folder.")
+    marker = list(folder.glob("*/marker_eval.json"))
+    rates = [read_rates(folder)] if marker else []
+    rates = pl.concat([*rates, read_rate_tables(folder)], how="diagonal")
+    centroids, completions = read_centroids(folder), dict(read_completions(folder))
+    if rates.is_empty() and not completions:
+        raise InputError(
+            f"published: {folder} holds no {{source}}/marker_eval.json, raw_completions.json or *_111.json. "
+            "Give the study's results folder."
+        )
+    people = read_people(folder)
+    measured = rates["persona"].unique(maintain_order=True).to_list()
+    for frame in completions.values():
+        measured = list(dict.fromkeys([*measured, *frame["persona"].unique(maintain_order=True)]))
+    sources = rates.filter(pl.col("role") != "base")["source"].drop_nulls().unique(maintain_order=True)
+    people |= {"named": measured, "sources": sources.to_list()}
+    run = Run(out).create()
+    with run.lock():
+        run.add_file(PERSONAS, json.dumps(people, indent=1).encode())
+        if rates.height:
+            run.add_shard(f"{IMPORTED}/rates.parquet", rates)
+        if (folder / CORRELATIONS).is_file():
+            run.add_shard(f"{IMPORTED}/pairs.parquet", read_pairs(folder))
+        run.add_shard(f"{IMPORTED}/published.parquet", read_stored(folder))
+        if centroids is not None:
+            run.add_file(CENTROIDS, centroids.save)
+        for adapter, frame in completions.items():
+            run.add_shard(f"completions/{BEHAVIOR}/{adapter}/part-00000.parquet", frame)
+        run.log("imported", folder=folder.name, study="published")
+    return run

@@ -1,0 +1,172 @@
+"""The report: one HTML file that needs nothing else, and the figures as PNG and PDF beside it. Demands
+a run with completions; rounds here, computes nothing. No script, no request leaves the page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+
+from markupsafe import Markup, escape
+
+from leakfast import figures
+from leakfast.report import content
+from leakfast.stats import Stats, current, health, marks, summary
+from leakfast.storage.run import Run
+
+TEMPLATE = Path(__file__).with_name("template.html")
+
+
+def report(
+    run: str | Path | Run,
+    stats: Stats | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Path:
+    """Write report.html and figures/*.{png,pdf} of a run and return the report's path.
+
+    `stats`: the run's tables; those on disk if they are up to date, else they are computed. The same
+    run gives the same bytes under the same versions. Raises InputError if `run` is no run, StoreError
+    if it cannot be written."""
+    run = (run if isinstance(run, Run) else Run(run)).open()
+    stats = stats or current(run)
+    behaviors = stats.behaviors()
+    steps = 2 * len(behaviors) + 1
+    sections = []
+    for number, behavior in enumerate(behaviors):
+        if progress:
+            progress(2 * number, steps, f"figures of {behavior}")
+        images = _draw(run, stats, behavior)
+        if progress:
+            progress(2 * number + 1, steps, f"tables of {behavior}")
+        sections.append({**content.behavior_section(run, stats, behavior), "figures": images})
+    html = render(
+        sections=sections,
+        relations=content.relations(stats),
+        drawn=_draw_whole(run, stats),
+        settings=content.settings(run),
+        provenance=content.provenance(run, stats),
+        missing=stats.missing,
+        remarks=stats.remarks(),
+        unwell=stats.warnings(),
+        health_rule=health.rule(),
+    )
+    path = run.add_file("report.html", html.encode("utf-8"))
+    if progress:
+        progress(steps, steps, "written")
+    return path
+
+
+def render(**values) -> str:
+    """The template filled with `values`; every text is escaped unless this module made it."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "signed": signed, "p": p_value, "words": words}
+    environment.filters |= {"digits": digits, "count": count, "amount": amount}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
+
+
+def _draw(run: Run, stats: Stats, behavior: str) -> dict[str, str]:
+    """Draw, store as PNG and PDF, and return each figure as a data URI of its SVG."""
+    drawn, more = {}, stats.more
+    layer, y, unit = stats.best_layer(behavior), stats.outcome(behavior), stats.unit(behavior)
+    if layer is not None:
+        drawn["scatter"] = figures.scatter(
+            *stats.tables().values(), behavior=behavior, layer=layer, y=y, unit=unit
+        )
+        drawn["layers"] = figures.layers(stats.correlations, behavior=behavior, y=y)
+    if "gradients" in more and "isotonic" in more:
+        drawn["gradients"] = figures.gradients(
+            stats.pairs, more["gradients"], more["isotonic"], behavior=behavior, unit=unit
+        )
+    if "partials" in more and layer is not None:
+        drawn["partials"] = figures.partials(more["partials"], behavior=behavior, layer=layer, y=y)
+    if "matrix" in more:
+        drawn["matrix"] = figures.matrix(more["matrix"], behavior=behavior, y=y, unit=unit)
+    if "question_sets" in more and layer is not None:
+        drawn["question_sets"] = figures.question_sets(
+            more["question_sets"], behavior=behavior, layer=layer, y=y, unit=unit
+        )
+    if "shifts" in more and layer is not None:
+        drawn["shifts"] = figures.shifts(
+            more["shifts"], more["shift_correlations"], behavior=behavior, layer=layer, y=y, unit=unit
+        )
+    note = marks.notes(stats.health, behavior)
+    return {
+        kind: _kept(run, f"{kind}-{behavior}", figures.noted(figure, note))
+        for kind, figure in drawn.items()
+        if figure is not None
+    }
+
+
+def _draw_whole(run: Run, stats: Stats) -> dict[str, str]:
+    """The figures that are about all behaviors, in the same way."""
+    drawn = {}
+    if "relations" in stats.more and stats.more["relations"]["behavior"].n_unique() > 1:
+        table = stats.more["relations"]
+        units = {behavior: stats.unit(behavior) for behavior in table["behavior"].unique()}
+        figure = figures.relations(table, stats.more["relations_alike"], units=units)
+        if figure is not None:
+            told = [marks.notes(stats.health, behavior) for behavior in stats.behaviors()]
+            note = "; ".join(one for one in told if one) or None
+            drawn["relations"] = _kept(run, "relations", figures.noted(figure, note))
+    if run.has("tables/trajectory.parquet"):
+        table = run.read("tables/trajectory.parquet")
+        figure = figures.trajectory(table, lambda behavior: summary.unit(table, behavior))
+        drawn["trajectory"] = _kept(run, "trajectory", figures.noted(figure, marks.series_note(table)))
+    return drawn
+
+
+def _kept(run: Run, name: str, figure) -> str:
+    run.add_file(f"figures/{name}.png", figures.png(figure))
+    run.add_file(f"figures/{name}.pdf", figures.pdf(figure))
+    return "data:image/svg+xml;base64," + base64.b64encode(figures.svg(figure)).decode()
+
+
+# rounding: the only place where a number of a report loses digits
+
+_NONE = Markup('<span class="none">–</span>')
+
+
+def percent(share: float | None, places: int = 1) -> str:
+    """0.4163 → 41.6, without the sign."""
+    return _NONE if share is None else f"{100 * share:.{places}f}"
+
+
+def amount(value: float | None, unit: str) -> str:
+    """A share in percent, or points as they are; one digit."""
+    return percent(value) if unit == "share" else digits(value, 1)
+
+
+def signed(value: float | None, places: int = 2) -> str:
+    """0.7044 → +0.70, with a true minus."""
+    return _NONE if value is None else f"{value:+.{places}f}".replace("-", "−")
+
+
+def digits(value: float | None, places: int = 2) -> str:
+    """0.8983 → 0.90, with a true minus."""
+    return _NONE if value is None else f"{value:.{places}f}".replace("-", "−")
+
+
+def count(value: int | None) -> str:
+    """22200 → 22,200."""
+    return _NONE if value is None else f"{value:,}"
+
+
+def p_value(p: float | None) -> str:
+    """3.2e-34 → 3.2 × 10⁻³⁴; from 0.001 on, two digits."""
+    if p is None:
+        return _NONE
+    if p == 0:
+        return Markup("&lt; 10<sup>−300</sup>")
+    if p >= 1e-3:
+        return f"{p:.2g}"
+    mantissa, exponent = f"{p:.1e}".split("e")
+    return Markup(f"{mantissa}&thinsp;×&thinsp;10<sup>−{abs(int(exponent))}</sup>")
+
+
+def words(name: str | None) -> str:
+    """villain_teacher → villain teacher, escaped."""
+    return _NONE if name is None else escape(str(name).replace("_", " "))

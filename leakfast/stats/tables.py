@@ -1,0 +1,190 @@
+"""From a run's measurements to rates, pairs, correlations and what they amount to: polars in, polars out.
+Demands a run directory; computes in seconds, keeps full precision, never imports torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import polars as pl
+from threadpoolctl import threadpool_limits
+
+from leakfast.errors import InputError
+from leakfast.stats import accuracy, analysis, health, marks, similarity, verdicts
+from leakfast.stats import correlations as correlation_tables
+from leakfast.stats import summary as summary_tables
+from leakfast.stats.collect import collect, completion_folders, inputs_hash
+from leakfast.stats.correlations import BOOTSTRAPS, PERMUTATIONS
+from leakfast.storage import schema
+from leakfast.storage.run import Run
+
+log = logging.getLogger("leakfast.stats")
+
+TABLES = ("rates", "pairs", "correlations")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """The tables of a run (schemas `rates`, `pairs`, `correlations`) and what they lack.
+
+    `missing`: one sentence for each part the run does not have (yet); empty when nothing lacks.
+    `more`: the further tables by name (`analysis.TABLES` says what each holds)."""
+
+    rates: pl.DataFrame
+    pairs: pl.DataFrame
+    correlations: pl.DataFrame
+    missing: tuple[str, ...] = ()
+    more: dict[str, pl.DataFrame] = field(default_factory=dict)
+
+    def tables(self) -> dict[str, pl.DataFrame]:
+        """The three tables by name."""
+        return {name: getattr(self, name) for name in TABLES}
+
+    def all_tables(self) -> dict[str, pl.DataFrame]:
+        """The three and the further ones by name."""
+        return self.tables() | self.more
+
+    def behaviors(self) -> list[str]:
+        """Behaviors measured, in order of appearance."""
+        return self.rates["behavior"].unique(maintain_order=True).to_list()
+
+    def layers(self) -> list[int]:
+        """Layers with correlations, ascending."""
+        return sorted(self.correlations["layer"].unique().to_list())
+
+    def outcome(self, behavior: str) -> str:
+        """`delta` or `rate`: what the behavior's leakage is read from (`summary.outcome`)."""
+        return summary_tables.outcome(self.rates, behavior)
+
+    def unit(self, behavior: str) -> str:
+        """`share` (0–1) or `points` (0–100) of the behavior's rates."""
+        return summary_tables.unit(self.rates, behavior)
+
+    def best_layer(self, behavior: str, cosine: str = "centered", y: str | None = None) -> int | None:
+        """The layer with the largest pooled |ρ|; None without any. It was picked after looking at
+        every layer, so its p-value is too small; `spearman_p_max` pays for the choice."""
+        y = y or self.outcome(behavior)
+        return summary_tables.best_layer(self.correlations, behavior, cosine, y)
+
+    def remarks(self) -> list[str]:
+        """Sentences on accuracies that guessing would give too, and on labels chosen mostly
+        (`accuracy.remarks`)."""
+        return accuracy.remarks(self.rates, self.more.get("chosen_labels", pl.DataFrame()))
+
+    def summary(self, cosine: str = "centered", y: str | None = None) -> pl.DataFrame:
+        """One row per behavior, adapter (and `pooled`) and layer: rates of source and bystanders beside
+        the correlations over all categories; `best_layer` marks the one `best_layer()` gives, `health` the adapters
+        that are not ok. `y`: rate or delta, each behavior's own (`outcome`) without it."""
+        table = summary_tables.summarize(self.rates, self.correlations, cosine, y)
+        return marks.mark(table, marks.verdicts(self.health, self.rates))
+
+    @property
+    def health(self) -> pl.DataFrame | None:
+        """Whether each adapter's replies are alive (`stats.health`); None where nothing was drawn, or the tables were
+        made by a leakfast that did not look."""
+        return self.more.get("health")
+
+    def warnings(self) -> list[str]:
+        """What is to be said before any number: a sentence or three for each adapter that is not ok."""
+        return health.sentences(self.health)
+
+
+def stats(
+    run: str | Path | Run,
+    *,
+    permutations: int = PERMUTATIONS,
+    bootstraps: int = BOOTSTRAPS,
+    seed: int = 0,
+    write: bool = True,
+    workers: int | None = None,
+    layer: int | None = None,
+    rules: str | Path | None = None,
+    embeddings: str | Path | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Stats:
+    """Compute the tables of a run directory and write them to tables/*.parquet.
+
+    Reads completions/ and choices/ (every intact shard), imported/ tables, the adapters' cards, and
+    centroids/base.safetensors; without centroids the rates still come, pairs and correlations stay empty
+    and `missing` says so. `seed`, `permutations` and `bootstraps` are those of everything drawn; `workers`
+    are threads (all cores by default) and change no bit. `layer`: looked at closely (gradients, influence,
+    verdicts) because it was chosen in advance; without it the best one is, and the verdicts' p pays for the
+    choice. `rules`: file of verdict rules, by default the published study's. `embeddings`: file of
+    similarities to control for (`stats.similarity` tells its shapes). Raises InputError if `run` is no run
+    or holds nothing to count, for a layer without pairs and a file of another shape, StoreError if
+    completions are there twice or from an unknown source.
+    """
+    run = (run if isinstance(run, Run) else Run(run)).open()
+    asked = analysis.Asked(
+        layer,
+        verdicts.load_rules(rules or verdicts.RULES),
+        similarity.read(embeddings) if embeddings else None,
+    )
+    found = collect(run)
+    asked.check(run.path, found.pairs)
+    draws = analysis.Draws(permutations, bootstraps, seed, workers)
+    rates = analysis.rates_with_intervals(found)
+    correlations = correlation_tables.correlate(
+        found.pairs, permutations, seed, progress, bootstraps=bootstraps, workers=workers
+    )
+    with threadpool_limits(1, user_api="blas"):  # systems of five numbers: a BLAS's threads only wait
+        more = analysis.further(found, rates, correlations, draws, asked, progress)
+    result = _marked(run, Stats(rates, found.pairs, correlations, tuple(found.missing), more))
+    for sentence in found.missing:
+        log.warning("%s: %s", run.path, sentence)
+    if write:
+        tables = result.all_tables()
+        with run.lock():
+            for name in analysis.TABLES:  # a table of an earlier time that has no rows any more
+                if name not in tables and run.has(f"tables/{name}.parquet"):
+                    run.retire(f"tables/{name}.parquet", "the statistics made anew have no such table")
+            for name, table in tables.items():
+                run.add_shard(f"tables/{name}.parquet", table)
+            run.mark_done(
+                "stats", inputs_hash(run), files=[f"tables/{name}.parquet" for name in tables],
+                permutations=permutations, bootstraps=bootstraps, seed=seed, missing=found.missing, layer=layer,
+            )  # fmt: skip
+    return result
+
+
+def _marked(run: Run, made: Stats) -> Stats:
+    """The same tables with the columns health and health_of, and the table `health` before the other further ones."""
+    found = health.read(run)
+    told = marks.verdicts(found, made.rates)
+    tables = {
+        name: table
+        if name in marks.UNMARKED
+        else marks.mark(table, told, over_sources=name in marks.OVER_SOURCES)
+        for name, table in made.all_tables().items()
+    }
+    more = ({"health": found} if found.height else {}) | {k: v for k, v in tables.items() if k not in TABLES}
+    return Stats(**{name: tables[name] for name in TABLES}, missing=made.missing, more=more)
+
+
+def read(run: str | Path | Run) -> Stats:
+    """The tables as `stats` wrote them last. Raises InputError if one is not there."""
+    run = (run if isinstance(run, Run) else Run(run)).open()
+    tables = {}
+    for name in TABLES:
+        if not run.has(f"tables/{name}.parquet"):
+            raise InputError(f"{run.path}: has no table {name}. Make it with `leakfast stats {run.path}`.")
+        tables[name] = schema.check(run.read(f"tables/{name}.parquet"), name)
+    more = {
+        name: run.read(f"tables/{name}.parquet")
+        for name in analysis.TABLES
+        if run.has(f"tables/{name}.parquet")
+    }
+    outputs = run.manifest["stages"].get("stats", {}).get("outputs", {})
+    return Stats(**tables, missing=tuple(outputs.get("missing", ())), more=more)
+
+
+def current(run: str | Path | Run) -> Stats:
+    """The tables of a run: read where nothing they rest on has changed, else computed (and written)."""
+    run = (run if isinstance(run, Run) else Run(run)).open()
+    looked = run.has("tables/health.parquet") or not completion_folders(run)  # older tables have no verdicts
+    if looked and run.stage_done("stats", inputs_hash(run)):
+        return read(run)
+    log.info("%s: tables are absent or older than what they rest on; computing them", run.path)
+    return stats(run)
