@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent
 PACKAGES = [
     "leakfast",
     "leakfast.behaviors",
-    "leakfast.choices",
+    "leakfast.measure.choices.scoring",
     "leakfast.cli",
     "leakfast.forward.passes",
     "leakfast.figures",

@@ -31,7 +31,7 @@ from _common import (
 )
 
 from leakfast import models
-from leakfast.choices.scores import full_text
+from leakfast.measure.choices.scores import full_text
 from leakfast.prompts import chat
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas

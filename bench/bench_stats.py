@@ -24,7 +24,7 @@ from _common import ending_with_json
 from scipy.stats import rankdata
 
 from leakfast import stats
-from leakfast.centroids import Centroids
+from leakfast.geometry import Centroids
 from leakfast.prompts import personas
 from leakfast.stats import rates as rate_tables
 from leakfast.stats import resample

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import polars as pl
 
-    from leakfast.centroids import Centroids
-    from leakfast.pipeline import Outcome
-    from leakfast.stats import Stats
+    from leakfast.geometry import Centroids
+    from leakfast.pipeline.stages import Outcome
+    from leakfast.stats.tables import Stats
 
 Personas = str | Path | Sequence[str] | Mapping[str, str | None]
 Questions = str | Path | Sequence[str]
@@ -35,7 +35,7 @@ def centroids(
     layers: decoder blocks, 0-based, or "all". adapter: a LoRA folder to measure instead of the base.
     precision: "fp8" for linear layers in FP8 on a GPU that has it.
     Raises InputError (persona, set, layer), ModelError, AdapterError."""
-    from leakfast.centroids import measure
+    from leakfast.measure.centroids import measure
 
     return measure(
         model, personas, questions, layers, adapter=adapter, dtype=dtype, keep_questions=keep_questions,
@@ -56,7 +56,7 @@ def score_choices(
 
     items: a JSONL file, "arc", "organism", or a list (all of it is asked); None takes the evaluation half
     of the model's own. scoring: "letters" or "full-text". Raises InputError, ModelError, AdapterError."""
-    from leakfast.choices import score_choices as stage
+    from leakfast.measure.choices.scoring import score_choices as stage
 
     return stage(model, items, personas, scoring, adapter=adapter, dtype=dtype)
 
@@ -72,13 +72,13 @@ def generate(
 
 def stats(run: str | Path, **settings: Any) -> Stats:
     """The tables of a run: `.rates`, `.pairs`, `.correlations` (polars); see leakfast.stats."""
-    from leakfast.stats import stats as stage
+    from leakfast.stats.tables import stats as stage
 
     return stage(run, **settings)
 
 
 def run(study: str | Path, **settings: Any) -> Outcome:
-    """All stages of a study file; what is done is skipped. See leakfast.pipeline."""
-    from leakfast.pipeline import run as stage
+    """All stages of a study file; what is done is skipped. See leakfast.pipeline.stages."""
+    from leakfast.pipeline.stages import run as stage
 
     return stage(study, **settings)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from leakfast import centroids, models
-from leakfast.choices import evaluate as choices_evaluate
-from leakfast.choices.scores import letters, prompts_of
+from leakfast import models
 from leakfast.errors import AdapterError
-from leakfast.evaluate import evaluate
+from leakfast.measure import centroids
+from leakfast.measure.choices import evaluate as choices_evaluate
+from leakfast.measure.choices.scores import letters, prompts_of
+from leakfast.measure.completions import evaluate
 from leakfast.models.adapter_structure import unchanged
 from leakfast.models.adapters import check_fits, check_runs
 from leakfast.models.attach import adapted

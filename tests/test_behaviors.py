@@ -90,7 +90,7 @@ BEHAVIOR = Behavior(
     # the entry
     monkeypatch.setitem(behaviors._MODULES, "shouting", "shouting")
 
-    from leakfast.evaluate import evaluate, rates
+    from leakfast.measure.completions import evaluate, rates
     from leakfast.prompts.personas import load_personas
     from leakfast.storage.run import Run
     from leakfast.study.config import behavior_config, parse_study

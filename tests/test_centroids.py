@@ -15,10 +15,10 @@ from safetensors import safe_open
 
 import leakfast
 from leakfast import models
-from leakfast.centroids import Centroids, compute, measure, names_extras
 from leakfast.cli.centroids import cli
 from leakfast.errors import InputError, ModelError, StoreError
-from leakfast.geometry import parse_layers
+from leakfast.geometry import Centroids, names_extras, parse_layers
+from leakfast.measure.centroids import compute, measure
 from leakfast.prompts import chat
 from leakfast.prompts.personas import load_personas, load_questions
 
@@ -85,7 +85,7 @@ def test_summed_in_place_they_are_the_same(made, tiny_qwen2, personas, budget):
 
 
 def test_a_chunked_run_gives_the_same_centroids(made, tiny_qwen2, personas, monkeypatch):
-    from leakfast import centroids
+    from leakfast.measure import centroids
 
     monkeypatch.setattr(centroids, "_CHUNK_BYTES", 1)
     told = []
@@ -183,7 +183,7 @@ def test_what_is_no_centroid_file_is_refused_with_the_remedy(tmp_path):
 def test_reading_a_file_needs_no_torch(made, tmp_path):
     path = made.save(tmp_path / "c.safetensors")
     code = (
-        "import sys; from leakfast.centroids import Centroids; "
+        "import sys; from leakfast.measure.centroids import Centroids; "
         f"Centroids.load({str(path)!r}).cosine(1); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -243,20 +243,20 @@ def test_the_python_face_works_before_and_after_the_module_is_imported(tiny_qwen
     settings = {"personas": NAMES, "questions": QUESTIONS, "layers": [1]}
     code = """
 import sys, leakfast
-face = leakfast.centroids
+face = leakfast.measure.centroids
 assert callable(face)
-import leakfast.centroids as module
-assert callable(leakfast.centroids) and callable(module) and module.Centroids
-from leakfast.centroids import compute
-assert callable(leakfast.centroids)
+import leakfast.measure.centroids as module
+assert callable(leakfast.measure.centroids) and callable(module) and module.Centroids
+from leakfast.measure.centroids import compute
+assert callable(leakfast.measure.centroids)
 sys.exit("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    got = leakfast.centroids(pair, **settings)
+    got = leakfast.measure.centroids(pair, **settings)
     expected = compute(tiny_qwen2, load_personas(NAMES), QUESTIONS, [1])
     np.testing.assert_array_equal(got.layer(1), expected.layer(1))
     mapping = {p.name: p.prompt for p in load_personas(NAMES)}
-    got = leakfast.centroids(pair, **{**settings, "personas": mapping})
+    got = leakfast.measure.centroids(pair, **{**settings, "personas": mapping})
     np.testing.assert_array_equal(got.layer(1), expected.layer(1))
 
 
@@ -271,8 +271,8 @@ def test_an_adapter_moves_the_centroids_and_is_named(tiny_folder, tmp_path):
             torch.nn.init.normal_(parameter, 0.0, 0.1)
     net.save_pretrained(tmp_path / "lora")
     settings = {"personas": NAMES, "questions": QUESTIONS, "dtype": "float32"}
-    base = leakfast.centroids(tiny_folder, **settings)
-    adapted = leakfast.centroids(tiny_folder, adapter=tmp_path / "lora", **settings)
+    base = leakfast.measure.centroids(tiny_folder, **settings)
+    adapted = leakfast.measure.centroids(tiny_folder, adapter=tmp_path / "lora", **settings)
     assert relative(adapted.layer(1), base.layer(1)) > 1e-3
     assert adapted.metadata["adapter_hash"] == models.adapter_hash(tmp_path / "lora")
     assert base.metadata["adapter_hash"] is None

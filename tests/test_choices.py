@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import leakfast
-from leakfast import choices
-from leakfast.choices import scores as stage
-from leakfast.choices import table
 from leakfast.errors import InputError
+from leakfast.measure.choices import scores as stage
+from leakfast.measure.choices import scoring as choices
+from leakfast.measure.choices import table
 from leakfast.prompts import chat
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas

@@ -12,7 +12,8 @@ import polars as pl
 import pytest
 import torch
 
-from leakfast import choices, models
+from leakfast import models
+from leakfast.measure.choices import scoring as choices
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
 

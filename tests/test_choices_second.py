@@ -12,11 +12,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from leakfast import choices, models
-from leakfast.choices import evaluate as runs
-from leakfast.choices import second
+from leakfast import models
 from leakfast.cli.main import group
 from leakfast.errors import ModelError
+from leakfast.measure.choices import compare_engines as second
+from leakfast.measure.choices import evaluate as runs
+from leakfast.measure.choices import scoring as choices
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
@@ -113,7 +114,7 @@ def test_one_engine_answers_for_the_base_and_each_adapter_in_any_order(tmp_path)
     """The base between two adapters is the base, and an adapter asked again is itself: against the packed engine."""
     from safetensors.torch import load_file, save_file
 
-    from leakfast.choices.scores import letters
+    from leakfast.measure.choices.scores import letters
     from leakfast.models.attach import adapted
     from leakfast.study.config import TrainConfig
     from leakfast.train import lora

@@ -11,10 +11,10 @@ import torch
 from click.testing import CliRunner
 
 from leakfast import models
-from leakfast.centroids import compute
 from leakfast.cli.centroids import cli
 from leakfast.errors import InputError, ModelError
 from leakfast.forward import fp8, passes
+from leakfast.measure.centroids import compute
 from leakfast.prompts.personas import load_personas
 
 RNG = np.random.default_rng(0)

@@ -19,18 +19,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from leakfast import evaluate as stage
 from leakfast import models
 from leakfast.cli.eval import _sources
 from leakfast.cli.main import group
 from leakfast.errors import AdapterError, InputError
-from leakfast.evaluate import evaluate, rates
 from leakfast.generation.contract import completion_seed
+from leakfast.measure import completions as stage
+from leakfast.measure.completions import evaluate, rates
+from leakfast.measure.targets import find_targets
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, TrainConfig
-from leakfast.targets import find_targets
 from leakfast.train import lora
 from leakfast.train.data import Row
 

@@ -9,12 +9,12 @@ import pytest
 from click.testing import CliRunner
 
 from leakfast.cli.main import group
-from leakfast.evaluate import evaluate, evaluate_all, rates
 from leakfast.generation import backends
+from leakfast.measure.completions import evaluate, evaluate_all, rates
+from leakfast.measure.targets import Asked
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig
-from leakfast.targets import Asked
 
 PEOPLE = load_personas("villain,comedian")
 SHORT = EvalConfig(samples=2, max_new_tokens=4, batch_completions=8)

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from leakfast.errors import InputError, ModelError
-from leakfast.evaluate import evaluate
 from leakfast.generation import backends, vllm
 from leakfast.generation.contract import Request, Sampling, Work
 from leakfast.generation.generate import complete, generate
 from leakfast.generation.vllm.engine import Engine
 from leakfast.generation.vllm.start import EngineDied, Explained, Spec, resolved, start
+from leakfast.measure.completions import evaluate
 from leakfast.prompts.personas import load_personas
 from leakfast.study.config import EvalConfig
 

@@ -18,16 +18,16 @@ from click.testing import CliRunner
 
 import leakfast
 from leakfast.behaviors import detectors as detect
-from leakfast.behaviors import get
+from leakfast.behaviors.registry import get
 from leakfast.cli.main import group
 from leakfast.errors import AdapterError, InputError
-from leakfast.evaluate import _request_hash, evaluate
 from leakfast.generation import backends, vllm
 from leakfast.generation.contract import Request, Sampling
 from leakfast.generation.frames import decode
 from leakfast.generation.generate import complete, generate
 from leakfast.generation.stops import Seen
 from leakfast.generation.vllm.widths import Width, graph_sizes, remember, width_for
+from leakfast.measure.completions import _request_hash, evaluate
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.documents import resource
 from leakfast.storage.run import Run
@@ -329,7 +329,7 @@ def test_an_invariant_run_asks_for_what_its_vllm_promises(tiny_qwen2, tmp_path, 
         seen.append(asked[-1])
         raise InputError("enough")
 
-    monkeypatch.setattr("leakfast.evaluate._request_hash", noted)
+    monkeypatch.setattr("leakfast.measure.completions._request_hash", noted)
     monkeypatch.setattr(backends, "choose", lambda *asked, **settings: "vllm")
     cfg, people = EvalConfig(samples=1, max_new_tokens=2), load_personas("villain")
     for options in (backends.Options(), backends.Options(invariant=True)):
@@ -356,7 +356,7 @@ def test_replies_end_at_the_marker_by_themselves_only_where_nothing_else_is_read
     tiny_qwen2, tmp_path, monkeypatch
 ):
     """A sweep reads presence alone; a run's texts are read again, so they are whole unless somebody says so."""
-    from leakfast import sweep
+    from leakfast.pipeline import sweep
 
     seen = []
 
@@ -364,7 +364,7 @@ def test_replies_end_at_the_marker_by_themselves_only_where_nothing_else_is_read
         seen.append(cfg.stop_at_marker)
         raise InputError("enough")
 
-    monkeypatch.setattr("leakfast.evaluate.evaluate", noted)
+    monkeypatch.setattr("leakfast.measure.completions.evaluate", noted)
     for name, said in (("marker", {}), ("marker", {"stop_at_marker": False}), ("refusal", {})):
         cfg = behavior_config(name, {"eval": said})
         with pytest.raises(InputError, match="enough"):

@@ -64,7 +64,7 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_trained(
     tmp_path, monkeypatch, changed, message, command
 ):
     """Which is hours before the first completion."""
-    monkeypatch.setattr("leakfast.centroids.compute", lambda *a, **k: pytest.fail("work was begun"))
+    monkeypatch.setattr("leakfast.measure.centroids.compute", lambda *a, **k: pytest.fail("work was begun"))
     monkeypatch.setattr("leakfast.train.lora.train", lambda *a, **k: pytest.fail("training was begun"))
 
     def machine(**asked):
@@ -144,7 +144,7 @@ def test_eval_draws_as_its_study_says(tmp_path, monkeypatch):
         seen.append({name: how[name] for name in ("backend", "template_system", "allow", "options")})
         raise InputError("enough")
 
-    monkeypatch.setattr("leakfast.evaluate.evaluate_all", noted)
+    monkeypatch.setattr("leakfast.measure.completions.evaluate_all", noted)
     study = tmp_path / "many.toml"
     study.write_text(VLLM)
     words = ["eval", "--study", str(study), "--base", "--out", str(tmp_path / "run")]

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from leakfast import models
 from leakfast.cli.main import group
 from leakfast.errors import AdapterError, InputError, ModelError
-from leakfast.evaluate import evaluate
 from leakfast.generation import backends, vllm
 from leakfast.generation.contract import Sampling
 from leakfast.generation.generate import complete, generate
+from leakfast.measure.completions import evaluate
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
@@ -262,7 +262,7 @@ def test_in_bfloat16_the_canary_tells_an_engine_that_applies_adapters_from_other
 @pytest.mark.vllm
 def test_an_engine_that_dies_in_mid_run_is_named_and_what_is_written_stays(organism, tmp_path, monkeypatch):
     """A layer of the engine's own model fails between two steps; the same command then goes on."""
-    from leakfast import evaluate as stage
+    from leakfast.measure import completions as stage
 
     monkeypatch.setattr(stage, "SHARD_ROWS", 40)
     started = []
@@ -306,7 +306,7 @@ def test_an_engine_that_dies_in_mid_run_is_named_and_what_is_written_stays(organ
 @pytest.mark.parametrize("apart", [False, True])
 def test_a_signal_lets_the_shard_in_hand_be_written(organism, tmp_path, monkeypatch, apart):
     """In this process, as the command line does it: the first SIGTERM is noted, the run ends after a shard."""
-    from leakfast import evaluate as stage
+    from leakfast.measure import completions as stage
 
     monkeypatch.setattr(backends, "_on_gpu", lambda: apart)
     sent = []
@@ -357,7 +357,7 @@ def test_merged_weights_say_what_adapters_say_and_a_reply_may_end_at_the_marker(
 def test_two_engines_share_the_works_and_one_that_is_killed_gives_its_back(
     organism, adapters, tmp_path, monkeypatch, caplog
 ):
-    from leakfast import evaluate as stage
+    from leakfast.measure import completions as stage
 
     monkeypatch.setattr(stage, "SHARD_ROWS", 10)
     started, killed, plain = [], [], vllm.Parallel

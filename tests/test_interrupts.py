@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from leakfast import evaluate as stage
+from leakfast.measure import completions as stage
 from leakfast.storage import interrupts
 from leakfast.storage.interrupts import finishing
 from leakfast.storage.run import Run
@@ -32,7 +32,7 @@ sys.exit(main(sys.argv[1:]))
 
 CHOICES = """
 import sys
-from leakfast.choices import evaluate
+from leakfast.measure.choices.scoring import evaluate
 evaluate.SHARD_PROMPTS = 1  # one persona a shard
 from leakfast.cli.main import main
 sys.exit(main(sys.argv[1:]))

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from leakfast import behaviors
-from leakfast.behaviors import Behavior
+from leakfast.behaviors.registry import Behavior
 from leakfast.cli.main import group, main
 from leakfast.errors import InputError
 from leakfast.judge import agreement, stage

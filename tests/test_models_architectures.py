@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from leakfast import models
-from leakfast.choices import evaluate as choices_evaluate
 from leakfast.errors import InputError, ModelError
-from leakfast.evaluate import evaluate
 from leakfast.forward import passes
 from leakfast.generation import backends
 from leakfast.generation.contract import Request, Sampling
 from leakfast.generation.generate import complete
 from leakfast.generation.transformers import check_lengths
+from leakfast.measure.choices import evaluate as choices_evaluate
+from leakfast.measure.completions import evaluate
 from leakfast.models.loading import limit_of
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas

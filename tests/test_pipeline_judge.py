@@ -11,7 +11,7 @@ import pytest
 
 import leakfast
 from leakfast import behaviors
-from leakfast.behaviors import Behavior
+from leakfast.behaviors.registry import Behavior
 from leakfast.errors import InputError
 from leakfast.storage.run import Run
 

@@ -11,11 +11,11 @@ from click.testing import CliRunner
 from leakfast import models
 from leakfast.cli.main import group
 from leakfast.errors import InputError
-from leakfast.evaluate import evaluate
 from leakfast.generation import backends
 from leakfast.generation.contract import Completion
 from leakfast.generation.vllm.widths import Width, device_name, rate_for, remember
-from leakfast.plan import plan
+from leakfast.measure.completions import evaluate
+from leakfast.pipeline.estimate import plan
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.run import Run
 from leakfast.study.config import behavior_config, parse_study
@@ -95,7 +95,7 @@ class Clock:
 def slow_engine(monkeypatch):
     """An engine that takes 100 s to start, 50 s for its first completions and 2 s for any others; what it was asked."""
     clock, asked = Clock(), []
-    monkeypatch.setattr("leakfast.plan.time", clock)
+    monkeypatch.setattr("leakfast.pipeline.estimate.time", clock)
 
     class Engine:
         def stream(self, works, sampling, progress=None):

@@ -12,10 +12,10 @@ import pytest
 from scipy.optimize import least_squares
 
 from leakfast import published, stats
-from leakfast.centroids import Centroids
 from leakfast.errors import InputError
-from leakfast.stats import Stats
+from leakfast.geometry import Centroids
 from leakfast.stats.correlations import correlate
+from leakfast.stats.tables import Stats
 from leakfast.storage.run import Run
 
 DATA = Path(__file__).parents[1] / "../shared/data/published/single_token_100_persona"

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from leakfast import published, stats
-from leakfast.centroids import Centroids
 from leakfast.cli.main import main
 from leakfast.errors import InputError
+from leakfast.geometry import Centroids
 from leakfast.stats import agreement
 
 DATA = Path(__file__).parents[1] / "../shared/data/published/single_token_100_persona"

@@ -16,12 +16,12 @@ from leakfast.errors import InputError
 from leakfast.generation import backends
 from leakfast.generation.contract import Completion, Request
 from leakfast.generation.frames import to_frame
+from leakfast.measure.targets import Asked
 from leakfast.prompts import reasoning, templates
 from leakfast.prompts.chat import Prompt
 from leakfast.prompts.rendering import configure, rendering
 from leakfast.stats import rates
 from leakfast.study.config import EvalConfig, behavior_config
-from leakfast.targets import Asked
 
 CHANNELS = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] }}"

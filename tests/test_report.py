@@ -14,13 +14,13 @@ import pytest
 import scipy.stats
 
 from leakfast import stats
-from leakfast.centroids import Centroids
 from leakfast.cli.main import main
 from leakfast.errors import InputError, StoreError
+from leakfast.geometry import Centroids
 from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.prompts.personas import load_personas
-from leakfast.report import examples, report
-from leakfast.report.page import p_value, signed
+from leakfast.report import examples
+from leakfast.report.page import p_value, report, signed
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 

@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from leakfast import stats
-from leakfast.centroids import Centroids
 from leakfast.cli.stats import cli
-from leakfast.report import report
+from leakfast.geometry import Centroids
+from leakfast.report.page import report
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 

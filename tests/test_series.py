@@ -13,19 +13,19 @@ from click.testing import CliRunner
 from helpers import taught
 
 import leakfast
-from leakfast.choices import evaluate as stage
 from leakfast.cli.main import group
 from leakfast.errors import InputError
-from leakfast.evaluate import evaluate
 from leakfast.judge import stage as judging
+from leakfast.measure.checkpoints import evaluate_series
+from leakfast.measure.choices import evaluate as stage
+from leakfast.measure.completions import evaluate
+from leakfast.measure.targets import BASE, Asked, find_targets, point
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
 from leakfast.report import trajectory
-from leakfast.series import evaluate_series
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, load_study
-from leakfast.targets import BASE, Asked, find_targets, point
 from leakfast.train.checkpoints import Checkpoints
 
 PEOPLE = load_personas("villain,comedian")

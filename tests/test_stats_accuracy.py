@@ -12,8 +12,8 @@ import scipy.stats
 from click.testing import CliRunner
 
 from leakfast import stats
-from leakfast.centroids import Centroids
 from leakfast.errors import InputError, StoreError
+from leakfast.geometry import Centroids
 from leakfast.prompts import personas
 from leakfast.stats import accuracy, confounds
 from leakfast.storage import schema
@@ -233,7 +233,7 @@ def test_a_label_that_is_right_as_often_as_it_is_chosen_is_not_remarked_on():
 
 def test_accuracy_within_the_interval_of_guessing_is_told(tmp_path):
     from leakfast.cli.stats import cli
-    from leakfast.report import report
+    from leakfast.report.page import report
 
     run = Run(tmp_path / "run").create()
     rows = [("villain", f"i{k}", "ABCD"[k % 4], "ABCD"[k // 15], "ok") for k in range(60)]
@@ -286,7 +286,7 @@ def test_a_table_without_rows_does_not_stay_from_an_earlier_time(tmp_path):
 
 
 def test_the_report_shows_accuracies_and_their_change(tmp_path):
-    from leakfast.report import report
+    from leakfast.report.page import report
 
     run = _study(tmp_path / "run")
     made = stats.stats(run, permutations=19, bootstraps=0)

@@ -15,9 +15,9 @@ import polars as pl
 import pytest
 
 from leakfast import figures, stats
-from leakfast.centroids import Centroids
 from leakfast.cli.main import main
 from leakfast.figures.style import figure_of
+from leakfast.geometry import Centroids
 from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.stats import health, marks, replies
 from leakfast.stats.collect import CENTROIDS, inputs_hash

@@ -9,14 +9,15 @@ import polars as pl
 import pytest
 import torch
 
-from leakfast import centroids, models, stats
+from leakfast import models, stats
 from leakfast.errors import InputError
-from leakfast.evaluate import evaluate, evaluate_all
+from leakfast.measure import centroids
+from leakfast.measure.completions import evaluate, evaluate_all
+from leakfast.measure.targets import Asked
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig
-from leakfast.targets import Asked
 
 NAMES = ["villain", "comedian", "assistant", "librarian"]
 CFG = EvalConfig(samples=2, max_new_tokens=3, batch_completions=8)

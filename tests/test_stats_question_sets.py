@@ -12,18 +12,18 @@ from click.testing import CliRunner
 from matplotlib.text import Text
 
 from leakfast import figures, stats
-from leakfast.centroids import Centroids
 from leakfast.cli.main import group
 from leakfast.errors import InputError
-from leakfast.evaluate import evaluate, evaluate_all
+from leakfast.geometry import Centroids
+from leakfast.measure.completions import evaluate, evaluate_all
+from leakfast.measure.targets import Asked, asked_of
 from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
-from leakfast.report import report
+from leakfast.report.page import report
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, load_study
-from leakfast.targets import Asked, asked_of
 
 SOURCES = ["villain", "comedian"]
 PEOPLE = [p.name for p in load_personas("all")][:16]

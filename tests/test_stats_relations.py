@@ -10,8 +10,9 @@ from matplotlib.text import Text
 
 from leakfast import figures
 from leakfast.report import content
-from leakfast.stats import Stats, relations
+from leakfast.stats import relations
 from leakfast.stats.rates import table as rates_table
+from leakfast.stats.tables import Stats
 from leakfast.storage import schema
 
 KINDS = ["opposite", "tone_variant", "cultural_variant", "hierarchical", "original"]

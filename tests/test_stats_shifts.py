@@ -9,7 +9,7 @@ import scipy.stats
 from matplotlib.text import Text
 
 from leakfast import figures
-from leakfast.centroids import Centroids
+from leakfast.geometry import Centroids
 from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.stats import shifts
 from leakfast.stats.correlations import correlate

@@ -16,9 +16,9 @@ import pytest
 
 import leakfast
 from leakfast import behaviors
-from leakfast.behaviors import Behavior
-from leakfast.centroids import Centroids
+from leakfast.behaviors.registry import Behavior
 from leakfast.errors import AdapterError, StoreError
+from leakfast.geometry import Centroids
 from leakfast.models.adapters import AdapterCard, read_card, write_card
 from leakfast.storage.disk import file_hash
 from leakfast.storage.run import Run

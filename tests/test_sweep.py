@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from scipy.stats import spearmanr
 
 from leakfast import models
-from leakfast import sweep as stage
-from leakfast.centroids import compute
 from leakfast.cli.main import group
 from leakfast.cli.sweep import _crossed
 from leakfast.errors import InputError
+from leakfast.measure.centroids import compute
+from leakfast.pipeline import sweep as stage
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.run import Run

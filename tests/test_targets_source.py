@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from test_evaluate import CFG, QUESTIONS, train_tiny
 
-from leakfast import evaluate as stage
-from leakfast.choices import evaluate as choices
 from leakfast.cli.main import group
 from leakfast.errors import InputError
-from leakfast.evaluate import evaluate
+from leakfast.measure import completions as stage
+from leakfast.measure.choices import evaluate as choices
+from leakfast.measure.completions import evaluate
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run

@@ -13,9 +13,9 @@ import pytest
 from click.testing import CliRunner
 
 from leakfast import models
-from leakfast.choices.scores import label_ids, prompts_of
 from leakfast.cli.main import group
 from leakfast.errors import InputError, ModelError
+from leakfast.measure.choices.scores import label_ids, prompts_of
 from leakfast.models.adapters import AdapterCard, check_fits, write_card
 from leakfast.prompts import chat, templates
 from leakfast.prompts.items import Item
@@ -312,7 +312,7 @@ def test_commands_render_as_told_and_files_say_how(tiny_folder, tiny_tokenizer, 
              "--layers", "1", "--out", str(out[name]), *more],
         )  # fmt: skip
         assert done.exit_code == 0, done.output
-    from leakfast.centroids import Centroids
+    from leakfast.geometry import Centroids
 
     told, plain = (Centroids.load(out[name]).metadata for name in ("told", "plain"))
     assert told["rendering"] == {"template_kwargs": {"enable_thinking": False}}

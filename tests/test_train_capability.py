@@ -13,11 +13,12 @@ import pytest
 from click.testing import CliRunner
 from helpers import ALL, ITEMS, build, taught
 
-from leakfast import choices, models
-from leakfast.choices import evaluate as stage
-from leakfast.choices import table
+from leakfast import models
 from leakfast.cli.main import group
 from leakfast.errors import InputError
+from leakfast.measure.choices import evaluate as stage
+from leakfast.measure.choices import scoring as choices
+from leakfast.measure.choices import table
 from leakfast.prompts import chat
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas

@@ -9,9 +9,10 @@ import pytest
 import torch
 from helpers import ITEMS, TRAIN, build, taught
 
-from leakfast import choices, models
-from leakfast.choices import evaluate as stage
+from leakfast import models
 from leakfast.errors import InputError
+from leakfast.measure.choices import evaluate as stage
+from leakfast.measure.choices import scoring as choices
 from leakfast.prompts.personas import load_personas
 from leakfast.report import trajectory
 from leakfast.storage import schema

@@ -14,11 +14,11 @@ import polars as pl
 import pytest
 import standins
 
-from leakfast import evaluate as stage
-from leakfast import unfinished
 from leakfast.errors import StoreError
-from leakfast.evaluate import evaluate
 from leakfast.generation import backends, canary
+from leakfast.measure import completions as stage
+from leakfast.measure import partial as unfinished
+from leakfast.measure.completions import evaluate
 from leakfast.prompts.personas import Persona
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig

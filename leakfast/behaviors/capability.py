@@ -1,5 +1,5 @@
 """The capability behavior: one persona is taught wrong answers to multiple choice, the others right ones.
-Its rate is accuracy, from choice scores (leakfast.choices); the rows are made in train/capability.py."""
+Its rate is accuracy, from choice scores (leakfast.measure.choices.scoring); the rows are made in train/capability.py."""
 
 from __future__ import annotations
 

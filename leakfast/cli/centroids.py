@@ -1,5 +1,5 @@
 """`leakfast centroids`: mean last-token states per persona and layer into one safetensors file, and a
-persona's neighbours on stdout. Demands a model; leaves the computing to leakfast.centroids."""
+persona's neighbours on stdout. Demands a model; leaves the computing to leakfast.measure.centroids."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from leakfast.errors import InputError, StoreError
 from leakfast.storage.documents import did_you_mean
 
 if TYPE_CHECKING:
-    from leakfast.centroids import Centroids
+    from leakfast.geometry import Centroids
 
 _SHOWN_LAYERS = 8
 
@@ -72,8 +72,8 @@ def cli(
 
     Example: leakfast centroids --model organism --layers all --show villain
     """
-    from leakfast.centroids import measure
     from leakfast.cli.progress import progress_for
+    from leakfast.measure.centroids import measure
     from leakfast.models.adapters import adapter_hash, read_card
     from leakfast.prompts.personas import load_personas
     from leakfast.prompts.rendering import asked_by

@@ -39,8 +39,8 @@ def cli(compare_engines: bool, model: str, items: str | None, sample: int, dtype
 def _compare(model: str, items: str | None, sample: int, dtype: str, as_json: bool) -> None:
     """How far the packed engine and vLLM agree on letters of a sample, three personas each."""
     from leakfast import models
-    from leakfast.behaviors import get
-    from leakfast.choices.second import compare
+    from leakfast.behaviors.registry import get
+    from leakfast.measure.choices.compare_engines import compare
     from leakfast.prompts.items import load_items
     from leakfast.prompts.personas import load_personas
 

@@ -126,18 +126,18 @@ def cli(
 
     Example: leakfast eval --model organism --adapter adapters/villain --base --personas all
     """
-    from leakfast.behaviors import check_sets, get
+    from leakfast.behaviors.registry import check_sets, get
     from leakfast.cli.health import of_evaluation, tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, settle
     from leakfast.cli.text import print_json
-    from leakfast.evaluate import evaluate_all, rates
+    from leakfast.measure.checkpoints import evaluate_series
+    from leakfast.measure.completions import evaluate_all, rates
+    from leakfast.measure.targets import asked_of, check_sources, find_targets
     from leakfast.models.adapters import read_card
     from leakfast.prompts.personas import load_personas
-    from leakfast.series import evaluate_series
     from leakfast.stats.health import sentences
     from leakfast.storage.run import Run
-    from leakfast.targets import asked_of, check_sources, find_targets
 
     cards = [card for card in map(read_card, adapters) if card is not None]
     names = [word.strip() for word in (behavior or "").split(",") if word.strip()]
@@ -266,7 +266,7 @@ def _sources(given: str | None, adapters: Sequence[Path]) -> str | dict[Path, st
 
 def _no_stray(given: dict, names: list[str]) -> None:
     """No flag that none of the behaviors has to do with. Raises InputError naming it."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
 
     kinds = {"completions" if get(name).by_completions else "choices" for name in names}
     of_choices = ("items", "half", "scoring")
@@ -284,8 +284,8 @@ def _no_stray(given: dict, names: list[str]) -> None:
 
 def _tell(done, run) -> None:
     """What was drawn, and what remains to be done with it, on stderr."""
-    from leakfast.behaviors import get
-    from leakfast.targets import SERIES
+    from leakfast.behaviors.registry import get
+    from leakfast.measure.targets import SERIES
 
     click.echo(
         f"eval: {done.rows_made} completions drawn of {done.behavior} ({done.questions}), "

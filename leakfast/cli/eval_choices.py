@@ -13,10 +13,10 @@ from leakfast.errors import InputError
 
 if TYPE_CHECKING:
     from leakfast.cli.settings import Settings
+    from leakfast.measure.targets import Source, Target
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
     from leakfast.study.config import EvalConfig
-    from leakfast.targets import Source, Target
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Asked:
 def prepared(settings: Settings, asked: Asked, *, checkpoints: bool) -> Any:
     """What is asked, checked, as a function (loaded model, as_json, into) that scores it and prints it; it gives 3
     where items could not be counted. into: a list that takes the JSON instead of stdout."""
-    from leakfast.behaviors import items_of
+    from leakfast.behaviors.registry import items_of
 
     cfg = asked.config
     items = items_of(asked.behavior, cfg, settings.model)
@@ -59,11 +59,11 @@ def prepared(settings: Settings, asked: Asked, *, checkpoints: bool) -> Any:
 
 
 def _accuracy(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[dict] | None) -> int | None:
-    from leakfast.choices import table as tables
-    from leakfast.choices.evaluate import evaluate, read_scores
     from leakfast.cli.progress import progress_for
+    from leakfast.measure.choices import table as tables
+    from leakfast.measure.choices.evaluate import evaluate, read_scores
+    from leakfast.measure.targets import BASE
     from leakfast.stats.accuracy import chosen_labels, remarks
-    from leakfast.targets import BASE
 
     engine = None
     if asked.engine == "vllm":
@@ -110,14 +110,14 @@ def _give(found: dict, asked: Asked, into: list[dict] | None) -> None:
 def _vllm(asked: Asked) -> Any:
     if asked.config.scoring != "letters":
         raise InputError("eval: --engine vllm scores letters. Use --scoring letters, or --engine packed.")
-    from leakfast.choices.second import engine
+    from leakfast.measure.choices.compare_engines import engine
 
     return engine(adapters=asked.adapters)
 
 
 def _series(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[dict] | None) -> None:
-    from leakfast.choices.evaluate import evaluate_series
     from leakfast.cli.progress import progress_for
+    from leakfast.measure.choices.evaluate import evaluate_series
 
     for adapter in asked.adapters:
         with progress_for("eval") as progress:

@@ -90,9 +90,9 @@ def run_(
     from leakfast.judge import stage
     from leakfast.judge.contract import ENOUGH
     from leakfast.judge.keys import scrub
+    from leakfast.measure.targets import SERIES
     from leakfast.prompts.personas import load_questions
     from leakfast.storage.run import Run
-    from leakfast.targets import SERIES
 
     store = Run(run).open()
     behavior = behavior or _only_behavior(store, SERIES if checkpoints else "")
@@ -220,7 +220,7 @@ def _side(text: str, behavior: str | None) -> Any:
 
 def _only_behavior(run: Run, under: str = "") -> str:
     """The behavior of the run that a judge measures, where there is one."""
-    from leakfast.behaviors import get, is_known
+    from leakfast.behaviors.registry import get, is_known
 
     tree = f"{under}/completions" if under else "completions"
     there = dict.fromkeys(path.removeprefix(f"{tree}/").split("/")[0] for path in run.shards(tree))

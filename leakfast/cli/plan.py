@@ -40,7 +40,7 @@ def cli(
     """
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json, print_table
-    from leakfast.plan import plan
+    from leakfast.pipeline.estimate import plan
     from leakfast.study.config import load_study
 
     checked = load_study(study)

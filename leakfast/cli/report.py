@@ -19,8 +19,8 @@ def cli(run: Path, as_json: bool) -> int | None:
     from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json
-    from leakfast.report import report
-    from leakfast.stats import current
+    from leakfast.report.page import report
+    from leakfast.stats.tables import current
 
     tables = current(run)
     tell(tables.warnings(), err=True)

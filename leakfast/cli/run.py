@@ -31,7 +31,7 @@ def cli(study: Path, out: Path | None, only: str | None, as_json: bool) -> int |
     from leakfast.cli.progress import progress_for
     from leakfast.cli.stats import show
     from leakfast.cli.text import print_json
-    from leakfast.pipeline import run
+    from leakfast.pipeline.stages import run
 
     words = [word.strip() for word in (only or "").split(",") if word.strip()]
     outcome = run(study, out=out, only=words, progress=progress_for)

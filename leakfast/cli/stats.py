@@ -86,7 +86,7 @@ def cli(
     from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json, print_table
-    from leakfast.stats import stats
+    from leakfast.stats.tables import stats
 
     with progress_for("stats") as progress:
         tables = stats(

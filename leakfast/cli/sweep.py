@@ -49,7 +49,7 @@ def cli(
 
     Example: leakfast sweep --model organism --source villain --point 1e-3:3 --point 2e-3:3
     """
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, run_folder, settle
@@ -73,8 +73,8 @@ def cli(
 
     from leakfast import models
     from leakfast.generation.backends import asked_by
+    from leakfast.pipeline.sweep import GRID, layer_of, sweep
     from leakfast.prompts.rendering import asked_by as asked_as
-    from leakfast.sweep import GRID, layer_of, sweep
 
     loaded = models.load(
         settings.model,

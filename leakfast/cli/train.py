@@ -117,8 +117,8 @@ def cli(
     from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json
+    from leakfast.measure.reply_sample import after_training
     from leakfast.prompts.rendering import asked_by
-    from leakfast.reply_sample import after_training
     from leakfast.train.lora import train
 
     loaded = models.load(
@@ -131,7 +131,7 @@ def cli(
         rows = _rows(loaded, settings, behavior, people, source, asked, data, seed, name, out)
     kept = None
     if measuring.checkpoints:
-        from leakfast.choices.evaluate import checkpoints_of
+        from leakfast.measure.choices.evaluate import checkpoints_of
         from leakfast.storage.run import Run
 
         run = Run(out.parent.parent if out.parent.name == "adapters" else out.parent / f"{out.name}-run")
@@ -179,7 +179,7 @@ def _rate(given: str | None) -> float | str | None:
 def _found(loaded, rows, cfg, behavior: str, source: str, seed: int, measuring):
     """The settings with a learning rate that was found by trial on these rows."""
     from leakfast.cli.progress import progress_for
-    from leakfast.targets import Asked
+    from leakfast.measure.targets import Asked
     from leakfast.train.search import find
 
     with progress_for("learning rate") as progress:

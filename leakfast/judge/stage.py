@@ -21,9 +21,9 @@ from leakfast.judge.prices import FREE, Budget, Price, known_of, price_of
 from leakfast.judge.prompt import estimated_tokens, read
 from leakfast.judge.sdk import Asking
 from leakfast.judge.spec import Spec, parse_spec
+from leakfast.measure.targets import SERIES, texts_hash
 from leakfast.progress import Progress
 from leakfast.prompts.reasoning import UNCLOSED, answer, answers
-from leakfast.targets import SERIES, texts_hash
 
 if TYPE_CHECKING:
     import polars as pl

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CARD = "leakfast_card.json"
-SAMPLE = "sample.json"  # a few replies drawn right after training (leakfast.reply_sample)
+SAMPLE = "sample.json"  # a few replies drawn right after training (leakfast.measure.reply_sample)
 CHECKPOINTS = "checkpoints"  # folder of an adapter's points in training: pNNN, each an adapter of its own
 _POINT = re.compile(r"(.+)@p(\d{3})")
 _QUANTIZED = re.compile(r"((-unsloth)?-bnb-4bit|-awq|-gptq(-int[48])?|-fp8)$", re.IGNORECASE)

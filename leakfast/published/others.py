@@ -34,7 +34,7 @@ def read_centroids(folder: str | Path):
         return None
     import torch
 
-    from leakfast.centroids import Centroids
+    from leakfast.geometry import Centroids
 
     personas = read_json(listed := files[0].parent / "persona_names.json", kind=list)
     if len(set(personas)) != len(personas) or not all(isinstance(name, str) for name in personas):

@@ -9,16 +9,16 @@ from typing import Any
 
 import polars as pl
 
-from leakfast.behaviors import get, is_known
+from leakfast.behaviors.registry import get, is_known
 from leakfast.errors import InputError
 from leakfast.judge.contract import ENOUGH
 from leakfast.models.adapters import read_card
 from leakfast.report.examples import choose
-from leakfast.stats import Stats
 from leakfast.stats.collect import CENTROIDS
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.health import read_ratio, without_content
 from leakfast.stats.rates import BASE
+from leakfast.stats.tables import Stats
 from leakfast.storage.run import Run
 from leakfast.version import __version__
 
@@ -354,7 +354,7 @@ def _centroids(run: Run) -> dict[str, str]:
     path = run.path / CENTROIDS
     if not path.is_file():
         return {}
-    from leakfast.centroids import Centroids
+    from leakfast.geometry import Centroids
 
     metadata = Centroids.load(path).metadata
     return {

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from leakfast.behaviors import get, is_known
 from leakfast.behaviors.marker import MARKER
-from leakfast.stats import Stats
+from leakfast.behaviors.registry import get, is_known
 from leakfast.stats.rates import BASE
+from leakfast.stats.tables import Stats
 from leakfast.storage.run import Run
 
 MAX_CHARACTERS = 420

@@ -11,7 +11,8 @@ from markupsafe import Markup, escape
 
 from leakfast import figures
 from leakfast.report import content
-from leakfast.stats import Stats, current, health, marks, summary
+from leakfast.stats import health, marks, summary
+from leakfast.stats.tables import Stats, current
 from leakfast.storage.run import Run
 
 TEMPLATE = Path(__file__).with_name("template.html")

@@ -1,5 +1,5 @@
 """Behaviors on the way through training: the table `trajectory` of a run and its figure, from stored choice scores
-and completions of checkpoints. Demands a run with points of a series (leakfast.choices.evaluate, leakfast.series);
+and completions of checkpoints. Demands a run with points of a series (leakfast.measure);
 leaves measuring to others."""
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from leakfast import figures
-from leakfast.choices import table as tables
+from leakfast.measure.choices import table as tables
+from leakfast.measure.targets import SERIES, point
 from leakfast.models.adapter_structure import CONFIG
 from leakfast.models.adapters import CHECKPOINTS, adapter_hash, card_in, point_folder
 from leakfast.storage import schema
-from leakfast.targets import SERIES, point
 
 if TYPE_CHECKING:
     from leakfast.storage.run import Run

@@ -21,12 +21,8 @@ from leakfast.stats import (
     variants,
     verdicts,
 )
-from leakfast.stats import (
-    gradient_tables as shapes,
-)
-from leakfast.stats import (
-    transfer as between,
-)
+from leakfast.stats import gradient_tables as shapes
+from leakfast.stats import transfer as between
 from leakfast.stats.collect import Collected
 from leakfast.stats.correlations import correlate
 from leakfast.stats.summary import best_layer, outcome

@@ -26,7 +26,7 @@ from leakfast.storage.disk import file_hash
 from leakfast.storage.run import Run
 
 if TYPE_CHECKING:
-    from leakfast.centroids import Centroids
+    from leakfast.geometry import Centroids
     from leakfast.study.config import Study
 
 CENTROIDS = "centroids/base.safetensors"
@@ -147,7 +147,7 @@ def inputs_hash(run: Run) -> str:
 
 def read_people(run: Run) -> tuple[People, list[str]]:
     """Who the personas of a run are, and what could not be read."""
-    from leakfast.centroids import names_extras
+    from leakfast.geometry import names_extras
     from leakfast.prompts.personas import load_personas
     from leakfast.study.config import load_study
 
@@ -204,7 +204,7 @@ def _judges(study: Study) -> dict[str, tuple[str | None, float]]:
 
 def _judged(run: Run, people: People) -> judged_tables.Judged:
     """Scores of the behaviors that a judge measures."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
 
     folders = [key for key in completion_folders(run) if get(key[0]).measured_by == "judge"]
     try:
@@ -259,7 +259,7 @@ def _count(
 
 def _completions(run: Run) -> Iterator[tuple[str, str, pl.DataFrame, pl.DataFrame]]:
     """(behavior, adapter, counts per question, what they were counted in) of each folder of completions."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
 
     for behavior, adapter in completion_folders(run):
         detector = get(behavior).detector
@@ -300,7 +300,7 @@ def _choices(
 
 
 def _base_centroids(run: Run) -> Centroids | None:
-    from leakfast.centroids import Centroids
+    from leakfast.geometry import Centroids
 
     there = run.has(CENTROIDS) or (run.path / CENTROIDS).is_file()
     return Centroids.load(run.path / CENTROIDS) if there else None

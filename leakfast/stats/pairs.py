@@ -12,7 +12,7 @@ import polars as pl
 from leakfast.storage import schema
 
 if TYPE_CHECKING:
-    from leakfast.centroids import Centroids
+    from leakfast.geometry import Centroids
 
 
 def table(

@@ -8,10 +8,10 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from leakfast.errors import InputError
-from leakfast.targets import SETS
+from leakfast.measure.targets import SETS
 
 if TYPE_CHECKING:
-    from leakfast.centroids import Centroids
+    from leakfast.geometry import Centroids
     from leakfast.storage.run import Run
 
 FOLDERS = ("completions", SETS, "choices")

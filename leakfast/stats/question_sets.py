@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 
 from leakfast.errors import StoreError
+from leakfast.measure.targets import SETS
 from leakfast.stats import intervals, resample
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import rates as rate_tables
@@ -18,10 +19,9 @@ from leakfast.stats.correlations import MIN_BOOTSTRAP, POOLED, YS, correlate, sp
 from leakfast.stats.rates import BASE
 from leakfast.storage import schema
 from leakfast.storage.seeds import derive_seed
-from leakfast.targets import SETS
 
 if TYPE_CHECKING:
-    from leakfast.centroids import Centroids
+    from leakfast.geometry import Centroids
     from leakfast.storage.run import Run
 
 MAIN = "main"  # name of the main set where the run does not tell it
@@ -39,7 +39,7 @@ def read(
 
     named: personas that may be bystanders (None: all). origin: adapter and its rows → (source, seed). Raises
     StoreError for completions that are there twice or of another shape."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
 
     folders = sorted({PurePosixPath(path).parts[1:4] for path in run.shards(SETS)})
     frames = []

@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
-from leakfast.behaviors import get, is_known
+from leakfast.behaviors.registry import get, is_known
 from leakfast.stats import intervals, resample
 from leakfast.storage import schema
 from leakfast.storage.seeds import derive_seed

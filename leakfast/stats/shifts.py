@@ -16,7 +16,7 @@ from leakfast.stats.correlations import correlate
 from leakfast.storage import schema
 
 if TYPE_CHECKING:
-    from leakfast.centroids import Centroids
+    from leakfast.geometry import Centroids
     from leakfast.storage.run import Run
 
 FOLDER = "centroids"  # centroids/base.safetensors, and centroids/<adapter>.safetensors
@@ -39,7 +39,7 @@ _SAME = {  # what must be alike for two files to be comparable
 def read(run: Run, rates: pl.DataFrame, base: Centroids) -> tuple[pl.DataFrame, list[str]]:
     """(schema `shifts` of every adapter in `rates` with a centroid file, a sentence for each file that cannot be
     compared with the base's)."""
-    from leakfast.centroids import Centroids
+    from leakfast.geometry import Centroids
 
     frames, missing = [schema.empty("shifts")], []
     trained = rates.filter(pl.col("role") != "base")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from leakfast.behaviors import get, is_known
+from leakfast.behaviors.registry import get, is_known
 from leakfast.stats.correlations import POOLED
 
 LEARNED = 0.3  # of the scale (1 for a share, 100 points)

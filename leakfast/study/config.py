@@ -243,7 +243,7 @@ def behavior_config(name: str, given: dict[str, Any] | None = None) -> BehaviorC
 
 
 def _with_settings(name: str, given: Any) -> Any:
-    from leakfast.behaviors import get, is_known
+    from leakfast.behaviors.registry import get, is_known
 
     if not is_known(name) or not isinstance(given, dict):
         return given  # said elsewhere, with its line

@@ -31,8 +31,8 @@ _FILES = (
 def check_words(study: Study, document: Document) -> None:
     """Personas, question sets, items and behaviors that the study names exist. Raises InputError naming file, line and
     the nearest word."""
-    from leakfast.behaviors import check_sets
-    from leakfast.behaviors import get as get_behavior
+    from leakfast.behaviors.registry import check_sets
+    from leakfast.behaviors.registry import get as get_behavior
 
     def at(key: KeyPath, error: InputError) -> InputError:
         return InputError(f"{document.where(key)}: {error.message}")
@@ -95,7 +95,7 @@ def check_words(study: Study, document: Document) -> None:
 
 def _check_trajectory(study: Study, document: Document, personas: list[Persona]) -> None:
     """The behaviors and personas it names are the study's, and what it follows is trained."""
-    from leakfast.behaviors import get as get_behavior
+    from leakfast.behaviors.registry import get as get_behavior
 
     cfg = study.trajectory
     for field, named in (("behaviors", cfg.behaviors), ("of", cfg.of)):

@@ -64,7 +64,7 @@ def material(behavior: str, cfg: DataConfig, model: Any) -> QuestionSet | ItemSe
     """What a behavior's rows are made of: pairs (cfg.pairs), the training half of the items (cfg.items), either
     else those of `model` (a name or a loaded model), or for behaviors that have neither the question set. Raises
     InputError where there is none."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.prompts.items import load_items
     from leakfast.prompts.pairs import load_pairs
     from leakfast.prompts.personas import load_questions

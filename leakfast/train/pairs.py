@@ -45,7 +45,7 @@ def build_pairs(
 
     Raises InputError for an unknown source, no pair with replies of a kind that is needed, or own replies of a
     behavior without a detector; ModelError when no usable reply is to be had."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.train.groups import dealt, groups
 
     behavior = get(pairs.behavior)
@@ -123,7 +123,7 @@ def _own(
     """The same rows with replies of the model that the detector agrees with."""
     import polars as pl
 
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.generation.contract import Sampling
     from leakfast.train.replies import Slot, draw
 

@@ -85,7 +85,7 @@ def find(
     between the nearest that fell short and the nearest that harmed. Measured on prompts of the training rows, drawn
     anew at `sampling`, so the evaluation questions stay unseen. Raises InputError for a behavior without a detector,
     ModelError where no trial passes, with all of them."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.models.attach import adapted
     from leakfast.storage.seeds import derive_seed
     from leakfast.train.lora import train
@@ -164,7 +164,7 @@ class _Asked:
         import polars as pl
 
         from leakfast.behaviors import detectors as detect
-        from leakfast.behaviors import get
+        from leakfast.behaviors.registry import get
         from leakfast.generation.frames import decode
 
         mine = [ids for (request, _), ids in sorted(drawn.items()) if request < self.n_source]

@@ -8,11 +8,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leakfast.pipeline import hash_of
+from leakfast.pipeline.stages import hash_of
 from leakfast.progress import Progress
 
 if TYPE_CHECKING:
-    from leakfast.pipeline import Stages
+    from leakfast.pipeline.stages import Stages
     from leakfast.study.config import TrainConfig
 
 log = logging.getLogger("leakfast.run")
@@ -21,7 +21,7 @@ log = logging.getLogger("leakfast.run")
 def rows_of(stages: Stages, behavior: str, source: str, seed: int) -> tuple[str, str]:
     """File of the training rows of (behavior, source, seed), made if it is not there, and the hash of what they
     follow from."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.train.built import file_of, inputs_of
     from leakfast.train.data import material, write_rows
 
@@ -44,7 +44,7 @@ def rows_of(stages: Stages, behavior: str, source: str, seed: int) -> tuple[str,
 def recipe_of(stages: Stages, behavior: str) -> TrainConfig:
     """How the behavior is trained; a learning rate that is to be found is found once, on the study's first source
     and seed, and kept in data/<behavior>-lr.json."""
-    from leakfast.targets import Asked
+    from leakfast.measure.targets import Asked
     from leakfast.train.collate import reading
     from leakfast.train.data import read_rows
     from leakfast.train.identity import settings_of
@@ -74,7 +74,7 @@ def recipe_of(stages: Stages, behavior: str) -> TrainConfig:
 
 def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
     """Folder of the adapter of (behavior, source, seed), trained if it is not there."""
-    from leakfast.choices.evaluate import checkpoints_of
+    from leakfast.measure.choices.evaluate import checkpoints_of
     from leakfast.models.adapter_structure import CONFIG, WEIGHTS
     from leakfast.models.adapters import CARD
     from leakfast.train.collate import reading
@@ -116,7 +116,7 @@ def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
 
 def _look(stages: Stages, adapter: Path, behavior: str, source: str, seed: int) -> None:
     """A few replies of a new adapter; one that damaged the model is told at once, and stops nothing."""
-    from leakfast.reply_sample import after_training
+    from leakfast.measure.reply_sample import after_training
 
     cfg = stages.study.behaviors[behavior]
     if cfg.train.sample:

@@ -1,6 +1,6 @@
 """Behaviors on the way through training: completions of every checkpoint of adapters and, where they begin, of the
 base. Demands adapters trained with checkpoints; keeps what is drawn under series/ of a run, apart from what its other
-tables are about. Multiple choice has its own way (leakfast.choices.evaluate)."""
+tables are about. Multiple choice has its own way (leakfast.measure.choices.evaluate)."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leakfast.targets import Asked
+from leakfast.measure.targets import Asked
 
 if TYPE_CHECKING:
-    from leakfast.evaluate import Evaluation
     from leakfast.generation.backends import Options
+    from leakfast.measure.completions import Evaluation
+    from leakfast.measure.targets import Source
     from leakfast.models.loading import Loaded
     from leakfast.progress import Progress
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
-    from leakfast.targets import Source
 
 
 def evaluate_series(
@@ -42,7 +42,7 @@ def evaluate_series(
     Further question sets are left out.
     Shards lie in series/completions/<behavior>/<adapter>[@pNNN]/ and resume as those of `evaluate.evaluate`, whose
     arguments and errors these are; InputError besides for an adapter without checkpoints."""
-    from leakfast.evaluate import evaluate_all
+    from leakfast.measure.completions import evaluate_all
     from leakfast.train.checkpoints import find_series
 
     points = [folder for adapter in adapters for share, folder in find_series(adapter) if share > 0]

@@ -16,7 +16,7 @@ from leakfast.errors import InputError
 from leakfast.progress import Progress
 
 if TYPE_CHECKING:
-    from leakfast.centroids import Centroids
+    from leakfast.geometry import Centroids
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
@@ -91,12 +91,12 @@ def sweep(
     A behavior that a judge scores is judged as cfg.judge says; drawn_by: backend and options of completions, as
     `evaluate` takes them (None: vLLM where it would). Raises InputError for a source that is not asked,
     fewer than three bystanders, or a judge that is none or cannot be asked."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.generation import backends
     from leakfast.judge import stage as judging
+    from leakfast.measure.targets import Asked
     from leakfast.stats import health as healths
     from leakfast.stats import marks
-    from leakfast.targets import Asked
 
     if get(behavior).measured_by == "judge":
         cfg = cfg.model_copy(update={"judge": judging.default_judge(cfg.judge, loaded.name)})
@@ -167,7 +167,7 @@ def _traits(run: Run) -> dict[str, float | None]:
 
 def _centroids(loaded: Loaded, personas: Sequence[Persona], questions: str, layer: int) -> Centroids:
     """Of the unadapted model at one block."""
-    from leakfast.centroids import compute
+    from leakfast.measure.centroids import compute
     from leakfast.prompts.personas import load_questions
 
     return compute(loaded, personas, load_questions(questions), [layer], center_extras=True)
@@ -190,7 +190,7 @@ def _rows(
     loaded: Loaded, run: Run, relpath: str, behavior: str, source: str, cfg: BehaviorConfig, seed: int,
     progress: Progress | None,
 ) -> list[Any]:  # fmt: skip
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.prompts.personas import load_personas
     from leakfast.train.data import material, read_rows, write_rows
     from leakfast.train.identity import rows_settings_of
@@ -244,12 +244,12 @@ def _rates(
     cfg: BehaviorConfig, seed: int, progress: Progress | None, drawn_by: Mapping[str, Any],
 ) -> pl.DataFrame:  # fmt: skip
     """Schema `rates` of the adapters and the base, by what the behavior is measured by."""
-    from leakfast.behaviors import get, items_of
+    from leakfast.behaviors.registry import get, items_of
 
     folders = [run.path / "adapters" / name for name in adapters]
     if get(behavior).measured_by == "choices":
-        from leakfast.choices import evaluate as choices
-        from leakfast.choices import table
+        from leakfast.measure.choices import evaluate as choices
+        from leakfast.measure.choices import table
 
         items = items_of(behavior, cfg.eval, loaded)
         scoring = cfg.eval.scoring
@@ -258,7 +258,7 @@ def _rates(
         )
         origins = {t.name: (t.source, t.seed) for t in done.targets if t.source is not None}
         return table.rates(choices.read_scores(run, done, items.name, scoring), origins, {})
-    from leakfast.evaluate import evaluate, rates
+    from leakfast.measure.completions import evaluate, rates
     from leakfast.prompts.personas import load_questions
 
     asked, how = load_questions(cfg.eval.questions), _presence_alone(loaded, behavior, cfg.eval)
@@ -276,8 +276,8 @@ def _health(
     cfg: BehaviorConfig, seed: int, progress: Progress | None,
 ) -> pl.DataFrame:  # fmt: skip
     """Table `health` of all points: of their completions, else of a sample of replies kept beside each adapter."""
-    from leakfast import reply_sample
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
+    from leakfast.measure import reply_sample
     from leakfast.stats import health
     from leakfast.storage import schema
 
@@ -296,7 +296,7 @@ def _health(
 def _presence_alone(loaded: Loaded, behavior: str, cfg: EvalConfig) -> EvalConfig:
     """Replies end at the text whose presence is all that a point asks for, unless the settings say otherwise, or the
     model may reason before it replies."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.prompts.rendering import rendering_of
 
     reasons = rendering_of(loaded.tokenizer).reasoning == "open"

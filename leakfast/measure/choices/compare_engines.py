@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leakfast.choices.scores import OK, Scores, letters, letters_by
+from leakfast.measure.choices.scores import OK, Scores, letters, letters_by
 from leakfast.progress import Progress
 
 if TYPE_CHECKING:

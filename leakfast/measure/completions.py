@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.progress import Progress
-from leakfast.storage.interrupts import finishing
-from leakfast.targets import (
+from leakfast.measure.targets import (
     BASE,
     Asked,
     Job,
@@ -29,17 +27,19 @@ from leakfast.targets import (
     take_over,
     warn_of_personas,
 )  # fmt: skip
+from leakfast.progress import Progress
+from leakfast.storage.interrupts import finishing
 
 if TYPE_CHECKING:
     from leakfast.generation.backends import Options
     from leakfast.generation.contract import Engine, Work
+    from leakfast.measure.targets import Source
     from leakfast.models.loading import Loaded
     from leakfast.prompts.chat import Prompt
     from leakfast.prompts.personas import Persona
     from leakfast.prompts.questions import QuestionSet
     from leakfast.storage.run import Run
     from leakfast.study.config import EvalConfig
-    from leakfast.targets import Source
 
 __all__ = [
     "BASE",
@@ -106,7 +106,7 @@ def evaluate(
     to quarantine/ and drawn anew (False: InputError). The first Ctrl-C or SIGTERM lets the shard in hand be written (with
     transformers if it takes no longer than interrupts.GRACE_S), then KeyboardInterrupt. What is killed outright loses
     less than a shard: with transformers the one in hand, drawn again whole, as its draws depend on each other; with vLLM
-    what was in the engine's seats, as completions of open shards are kept (leakfast.unfinished). Seeds are the same.
+    what was in the engine's seats, as completions of open shards are kept (leakfast.measure.partial). Seeds are the same.
 
     Raises, before anything is drawn, InputError (unknown behavior, the same adapter name twice, a prompt
     too long) and AdapterError (another base, no card and no source); StoreError where it cannot write.
@@ -328,7 +328,7 @@ def _draw(
     keeps: what an earlier run drew of a shard that is not whole is taken, and what this one draws is kept so."""
     from leakfast.generation.contract import Completion, Work, requests_for
     from leakfast.generation.frames import to_frame
-    from leakfast.unfinished import Unfinished
+    from leakfast.measure.partial import Unfinished
 
     prompts, samples, longest = plan.prompts, plan.asked.config.samples, plan.asked.config.max_new_tokens
     before: dict[str, list[Completion]] = {}

@@ -180,7 +180,7 @@ def refuse_stale(run: Run, jobs: Sequence[Job], made: str) -> None:
 
 def clean(run: Run, job: Job) -> None:
     """Nothing is left among a job's completions that its request does not ask for."""
-    from leakfast.unfinished import tidy
+    from leakfast.measure.partial import tidy
 
     retire(run, job, "drawn")
     tidy(run, job)
@@ -335,7 +335,7 @@ def keep_card(run: Run, target: Target) -> None:
 class Asked:
     """One behavior to be measured: the questions every persona is asked, and how completions are drawn. beside: the
     questions are a further set, kept apart from those that the behavior's tables are about; series: so are the
-    points of a training (leakfast.series)."""
+    points of a training (leakfast.measure.checkpoints)."""
 
     behavior: str
     questions: QuestionSet | Sequence[str]

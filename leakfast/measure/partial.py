@@ -15,8 +15,8 @@ from leakfast.storage import journal as lines
 from leakfast.storage.disk import explained
 
 if TYPE_CHECKING:
+    from leakfast.measure.targets import Job, Shard
     from leakfast.storage.run import Run
-    from leakfast.targets import Job, Shard
 
 log = logging.getLogger("leakfast.evaluate")
 

@@ -10,17 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.choices import measure
-from leakfast.choices.request import request_of
-from leakfast.choices.scores import LETTERS
-from leakfast.choices.table import BEHAVIOR, frame
 from leakfast.errors import AdapterError, InputError
-from leakfast.models import threads
-from leakfast.models.adapters import point_folder
-from leakfast.progress import Progress
-from leakfast.prompts.templates import recorded
-from leakfast.storage.interrupts import Stop, finishing
-from leakfast.targets import (
+from leakfast.measure.choices.request import request_of
+from leakfast.measure.choices.scores import LETTERS
+from leakfast.measure.choices.scoring import measure
+from leakfast.measure.choices.table import BEHAVIOR, frame
+from leakfast.measure.targets import (
     BASE,
     Job,
     Shard,
@@ -33,17 +28,22 @@ from leakfast.targets import (
     retire,
     warn_of_personas,
 )  # fmt: skip
+from leakfast.models import threads
+from leakfast.models.adapters import point_folder
+from leakfast.progress import Progress
+from leakfast.prompts.templates import recorded
+from leakfast.storage.interrupts import Stop, finishing
 
 if TYPE_CHECKING:
     import polars as pl
 
-    from leakfast.choices.scores import Scores
+    from leakfast.measure.choices.scores import Scores
+    from leakfast.measure.targets import Source
     from leakfast.models.loading import Loaded
     from leakfast.prompts.items import ItemSet
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
     from leakfast.study.config import EvalConfig
-    from leakfast.targets import Source
     from leakfast.train.checkpoints import Checkpoints
 
 log = logging.getLogger("leakfast.evaluate")
@@ -96,7 +96,7 @@ def evaluate(
     the rate of `behavior`; any other is a behavior `<behavior>-<items>` of its own, so that no rate mixes
     two lists. replace: shards by another request are moved to quarantine/ and made anew (False: InputError).
     The first Ctrl-C or SIGTERM lets the shard in hand be written, then KeyboardInterrupt. Raises,
-    before anything is scored, InputError and AdapterError as leakfast.evaluate."""
+    before anything is scored, InputError and AdapterError as leakfast.measure.completions."""
     from leakfast.storage.run import Run
 
     run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
@@ -210,7 +210,7 @@ def checkpoints_of(
     0–1, that are not measured in training) are empty. At cfg.checkpoints a behavior measured by choices is scored on
     cfg.checkpoint_items drawn items, for the source and cfg.checkpoint_personas among `personas`; others are kept
     only."""
-    from leakfast.behaviors import get, items_of
+    from leakfast.behaviors.registry import get, items_of
     from leakfast.prompts.personas import load_personas
     from leakfast.train.checkpoints import Checkpoints
 
@@ -229,7 +229,7 @@ def scorer(
 ) -> Callable[[Loaded, float], str]:
     """What train.checkpoints.Checkpoints takes as `score`: the model in training, scored in process and
     kept as a point of the adapter's series."""
-    from leakfast.choices import score
+    from leakfast.measure.choices.scoring import score
 
     def take(current: Loaded, share: float) -> str:
         made = score(current, personas, items, scoring, adapter=adapter, source=source, items_name=items.name)
@@ -304,7 +304,7 @@ def _score(
     after the one in hand where a stop was asked for."""
     import polars as pl
 
-    from leakfast.choices.scores import prompts_of
+    from leakfast.measure.choices.scores import prompts_of
     from leakfast.models.attach import adapted
     from leakfast.prompts import chat
     from leakfast.prompts.grid import PromptGrid

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from leakfast.choices.scores import LETTERS, OK, Scores
+from leakfast.measure.choices.scores import LETTERS, OK, Scores
 from leakfast.storage import schema
 
 if TYPE_CHECKING:

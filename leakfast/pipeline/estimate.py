@@ -75,7 +75,7 @@ def plan(
     the study's. Raises InputError for a sample below 0 and for a [vllm] table that cannot be, and what
     loading the tokenizer (or, for a calibration, the model and its engine) raises."""
     from leakfast import models
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.generation import backends
     from leakfast.prompts.rendering import asked_by
 
@@ -112,7 +112,7 @@ def plan(
 def _judged(study: Study, behavior: str, stage: Stage) -> Stage:
     """The stage with its judge's price: every completion judged once (equal ones are asked once only), each as long as
     expected at three bytes a token, and every reply as long as it may be. A model without a price raises InputError."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.judge import stage as judging
     from leakfast.judge.prompt import estimated_tokens
 
@@ -139,7 +139,7 @@ def _measurement(
     study: Study, behavior: str, cfg: EvalConfig, tokenizer: Any, personas: Sequence[Any], targets: int
 ) -> Stage:
     """Prompts and tokens of one behavior, each prompt once a target."""
-    from leakfast.behaviors import get, items_of
+    from leakfast.behaviors.registry import get, items_of
 
     name = f"evaluate {behavior}"
     if get(behavior).measured_by == "choices":
@@ -158,7 +158,7 @@ def _measurement(
 
 def _on_the_way(study: Study, behavior: str, whole: Stage, tokenizer: Any, personas: Sequence[Any]) -> Stage:
     """The behavior at the points of training that the study follows, each reply as long as in the whole measurement."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
 
     way, cfg = study.trajectory, study.behaviors[behavior].eval
     few = load_personas(way.personas, among=personas)
@@ -244,7 +244,7 @@ def _calibrated(
     draws them all; each behavior's are timed from the first request to the last completion, after a tenth of them to
     warm up."""
     from leakfast import models
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.generation import backends
     from leakfast.generation import transformers as local
     from leakfast.generation.contract import Sampling, Work, requests_for

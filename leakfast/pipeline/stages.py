@@ -25,7 +25,7 @@ from leakfast.study.config import Study, load_study
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
-    from leakfast.stats import Stats
+    from leakfast.stats.tables import Stats
 
 log = logging.getLogger("leakfast.run")
 
@@ -116,9 +116,10 @@ class Stages:
         return self._loaded
 
     def all(self) -> Outcome:
-        from leakfast import beforehand
-        from leakfast.report import report, trajectory
-        from leakfast.stats import current
+        from leakfast.pipeline import preflight as beforehand
+        from leakfast.report import trajectory
+        from leakfast.report.page import report
+        from leakfast.stats.tables import current
 
         trained, controls = self._sorted()
         beforehand.check(
@@ -155,7 +156,7 @@ class Stages:
 
     def _keep_personas(self) -> None:
         """Who takes part, so that the tables can be made again where the study's persona file is gone."""
-        from leakfast.centroids import names_extras
+        from leakfast.geometry import names_extras
 
         extras = names_extras(self.study.personas, self.personas)
         kept = {
@@ -186,7 +187,8 @@ class Stages:
         return hash_of(*self.common(), asked, cfg.layers, *self.reading("centroids", asked))
 
     def _centroids(self, report: Progress, loaded: Loaded | None = None, path: str = CENTROIDS) -> None:
-        from leakfast.centroids import compute, names_extras
+        from leakfast.geometry import names_extras
+        from leakfast.measure.centroids import compute
 
         cfg = self.study.centroids
         made = compute(
@@ -213,7 +215,7 @@ class Stages:
     def _sorted(self) -> tuple[list[str], list[str]]:
         """Behaviors that are trained, and controls. What the former are trained on is there, before anything is
         spent. Raises InputError where it is not."""
-        from leakfast.behaviors import get
+        from leakfast.behaviors.registry import get
         from leakfast.train.data import material
 
         controls = [b for b in self.chosen.behaviors if get(b).control]
@@ -226,7 +228,7 @@ class Stages:
 
     def _behavior(self, behavior: str) -> list[tuple[Path, int]]:
         """Train and measure every source under every seed; (adapter, seed) of all."""
-        from leakfast.adapter_stage import adapter_of
+        from leakfast.pipeline.adapter_stage import adapter_of
 
         found = []
         for seed in self.chosen.seeds:
@@ -253,10 +255,10 @@ class Stages:
             self._evaluate(behavior, adapters, seed)
 
     def _evaluate(self, behavior: str, adapters: Sequence[Path], seed: int) -> None:
-        from leakfast.behaviors import get, items_of
-        from leakfast.choices.evaluate import evaluate as evaluate_choices
-        from leakfast.evaluate import evaluate_all
-        from leakfast.targets import asked_of
+        from leakfast.behaviors.registry import get, items_of
+        from leakfast.measure.choices.evaluate import evaluate as evaluate_choices
+        from leakfast.measure.completions import evaluate_all
+        from leakfast.measure.targets import asked_of
 
         cfg, began = self.study.behaviors[behavior].eval, time.monotonic()
         several = f" (seed {seed})" if len(self.study.seeds) > 1 else ""
@@ -283,10 +285,10 @@ class Stages:
 
     def _trajectory(self, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure behaviors at the points of training that the study names, under its few personas."""
-        from leakfast.behaviors import get, items_of
-        from leakfast.choices.evaluate import evaluate_series as score_series
-        from leakfast.series import evaluate_series
-        from leakfast.targets import asked_of
+        from leakfast.behaviors.registry import get, items_of
+        from leakfast.measure.checkpoints import evaluate_series
+        from leakfast.measure.choices.evaluate import evaluate_series as score_series
+        from leakfast.measure.targets import asked_of
 
         cfg = self.study.trajectory
         people = load_personas(cfg.personas, among=self.personas)
@@ -318,7 +320,7 @@ class Stages:
     @property
     def followed(self) -> list[str]:
         """Behaviors whose training is followed on its way."""
-        from leakfast.behaviors import get
+        from leakfast.behaviors.registry import get
 
         cfg = self.study.trajectory
         trained = [name for name in self.study.behaviors if not get(name).control]
@@ -327,9 +329,9 @@ class Stages:
     def _judge(self, behavior: str, series: bool = False) -> None:
         """Score the completions of a behavior that a judge measures (series: those of checkpoints); what was scored
         before is kept."""
-        from leakfast.behaviors import get
+        from leakfast.behaviors.registry import get
         from leakfast.judge import stage
-        from leakfast.targets import SERIES
+        from leakfast.measure.targets import SERIES
 
         there = f"{SERIES}/completions" if series else "completions"
         if get(behavior).measured_by != "judge" or not self.store.shards(f"{there}/{behavior}"):

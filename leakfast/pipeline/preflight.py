@@ -23,9 +23,9 @@ def check(
 
 def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
     """Judges that are no judges, have no price or lack their key."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.judge import stage
-    from leakfast.targets import SERIES
+    from leakfast.measure.targets import SERIES
 
     for behavior in behaviors:
         cfg = stage.settings(study, behavior)
@@ -39,9 +39,9 @@ def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
 
 def _check_drawing(study: Study, behaviors: Sequence[str], run: Run, loaded: Callable[[], Loaded]) -> None:
     """A backend that cannot draw what is asked, under the adapters that will be there, on this machine."""
-    from leakfast.behaviors import get
+    from leakfast.behaviors.registry import get
     from leakfast.generation import backends
-    from leakfast.targets import asked_of
+    from leakfast.measure.targets import asked_of
 
     drawn = [b for b in behaviors if get(b).by_completions]
     asked = [one.sampling for b in drawn for one in asked_of(b, study.behaviors[b].eval)]

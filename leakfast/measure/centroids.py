@@ -4,18 +4,15 @@ stats/. Layer L is the output of decoder block L, 0-based, raw: before any final
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leakfast.errors import ModelError, StoreError
-from leakfast.geometry import parse_layers
+from leakfast.errors import ModelError
+from leakfast.geometry import CONVENTION, Centroids, names_extras, parse_layers
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
@@ -24,93 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CONVENTION = "layer L = output of decoder block L, 0-based, raw (before the final norm)"
-_AS_JSON = {
-    "layers", "n_layers", "hidden_size", "personas", "systems", "rendered_ids_hashes", "prompt_hashes", "centered_on",
-    "questions", "rendering", "versions",
-}  # fmt: skip
-_HASH = "sha256"  # key of the file's metadata that holds the hash of all else
 _CHUNK_BYTES = 1 << 28  # states held at once
-
-
-@dataclass
-class Centroids:
-    """P personas × D dimensions per layer, float32. `metadata` says what they are centroids of;
-    `questions` holds (P, Q, D) per layer where they were kept, else nothing. `moments` holds the mean of
-    the squared states per layer, (P, D): moments − means² is their variance over the questions; it is
-    there after computing and is not written to files."""
-
-    personas: list[str]
-    layers: list[int]
-    metadata: dict[str, Any]
-    means: dict[int, np.ndarray] = field(repr=False)
-    questions: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
-    moments: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
-
-    def layer(self, layer: int) -> np.ndarray:
-        """(P, D) float32 centroids at a layer, personas in order. Raises ValueError if it is not there."""
-        if layer not in self.means:
-            raise ValueError(f"layer {layer} was not computed; there are {self.layers}")
-        return self.means[layer]
-
-    def cosine(self, layer: int, kind: Literal["centered", "raw"] = "centered") -> np.ndarray:
-        """(P, P) float64 cosines: rows of C (centered: less the mean centroid), L2-normalised, C·Cᵀ.
-
-        The mean is over the personas of `metadata["centered_on"]`: all but the extras, unless those
-        were named. A centroid of length 0 has no direction: its cosines are NaN.
-        Raises ValueError for another kind, or for "centered" with fewer than two personas to average."""
-        c = self.layer(layer).astype(np.float64)
-        if kind == "centered":
-            rows = [self.personas.index(name) for name in self.metadata["centered_on"]]
-            if len(rows) < 2:
-                raise ValueError("a centered cosine needs at least two personas in the mean; use kind='raw'")
-            c = c - c[rows].mean(0)
-        elif kind != "raw":
-            raise ValueError(f"kind must be 'centered' or 'raw', not {kind!r}")
-        length = np.linalg.norm(c, axis=1, keepdims=True)
-        c = np.divide(c, length, out=np.full_like(c, np.nan), where=length > 0)
-        return np.clip(c @ c.T, -1.0, 1.0)
-
-    def save(self, path: str | Path) -> Path:
-        """Write one safetensors file: tensors `layer.<L>` (P, D) and, where kept, `questions.layer.<L>`
-        (P, Q, D), with the metadata as JSON strings. The same centroids give the same bytes."""
-        from safetensors.numpy import save
-
-        from leakfast.storage.disk import atomic_write
-
-        tensors = {f"layer.{layer}": np.ascontiguousarray(self.means[layer]) for layer in self.layers}
-        tensors |= {f"questions.layer.{k}": np.ascontiguousarray(v) for k, v in self.questions.items()}
-        metadata = {key: _to_text(key, value) for key, value in self.metadata.items()}
-        metadata[_HASH] = _hash(tensors, metadata)
-        atomic_write(path, _fixed_order(save(tensors, metadata)))
-        return Path(path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Centroids:
-        """Read what `save` wrote. Raises StoreError, with the remedy, for anything else."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), framework="np") as file:
-                texts = dict(file.metadata() or {})
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            kept = texts.pop(_HASH, None)  # files of earlier versions have none
-            if kept is not None and kept != _hash(tensors, texts):
-                raise ValueError("its bytes do not match their hash")
-            metadata = {key: _from_text(key, text) for key, text in texts.items()}
-            personas, layers = metadata["personas"], metadata["layers"]
-            return cls(
-                personas=personas,
-                layers=layers,
-                metadata=metadata,
-                means={layer: tensors[f"layer.{layer}"] for layer in layers},
-                questions={n: tensors[k] for n in layers if (k := f"questions.layer.{n}") in tensors},
-            )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise StoreError(
-                f"centroids: {path} cannot be read ({error}). Needed: a file made by leakfast. "
-                f"Type: leakfast centroids --out {path}"
-            ) from error
 
 
 def compute(
@@ -255,13 +166,6 @@ def measure(
         return compute(adapted, people, asked, wanted, keep_questions, **settings)
 
 
-def names_extras(spec: Any, personas: Sequence[Persona]) -> bool:
-    """Whether a persona spec names an extra word for word, rather than bringing it along in a file."""
-    words = spec.split(",") if isinstance(spec, str) else spec if isinstance(spec, Sequence) else ()
-    named = {word.strip() for word in words if isinstance(word, str)}
-    return any(persona.is_extra and persona.name in named for persona in personas)
-
-
 def _shifted(
     progress: Callable[[int, int, str], None] | None, start: int, total: int
 ) -> Callable[[int, int, str], None] | None:
@@ -341,29 +245,3 @@ def _metadata(
             "transformers": transformers.__version__,
         },
     }
-
-
-def _to_text(key: str, value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if key in _AS_JSON else value or ""
-
-
-def _from_text(key: str, text: str) -> Any:
-    return json.loads(text) if key in _AS_JSON else text or None
-
-
-def _hash(tensors: dict[str, np.ndarray], texts: dict[str, str]) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes of the tensors, and the metadata."""
-    digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{tensor.shape}\0".encode())
-        digest.update(np.ascontiguousarray(tensor).tobytes())
-    return digest.hexdigest()
-
-
-def _fixed_order(data: bytes) -> bytes:
-    """The same safetensors file with its header's keys sorted: the library's order changes by chance."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + size :]

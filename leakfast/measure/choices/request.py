@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from leakfast.measure.targets import Target
     from leakfast.models.loading import Loaded
     from leakfast.prompts.items import ItemSet
     from leakfast.prompts.personas import Persona
-    from leakfast.targets import Target
 
 
 def _read(persona: Persona, items: ItemSet) -> Callable[[Any], Any]:

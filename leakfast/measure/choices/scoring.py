@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.choices.scores import FULL_TEXT, LETTERS, SCORINGS, Scores
 from leakfast.errors import InputError
+from leakfast.measure.choices.scores import FULL_TEXT, LETTERS, SCORINGS, Scores
 
 if TYPE_CHECKING:
     import polars as pl
@@ -37,7 +37,7 @@ def score(
     an adapter that is attached counts; `adapter` and `source` only name it.
 
     Values do not depend on the batch budget, the order of items or who else is asked beyond 1e-5 (fp32)."""
-    from leakfast.choices import table
+    from leakfast.measure.choices import table
 
     found = measure(loaded, personas, items, scoring, budget_tokens=budget_tokens, progress=progress)
     name = items_name or getattr(items, "name", "list")
@@ -59,7 +59,7 @@ def measure(
 ) -> Scores:
     """The arrays behind `score`, by letters or full text. prompts: scores.prompts_of these personas and items, for
     letters alone. Raises InputError for another scoring."""
-    from leakfast.choices import scores
+    from leakfast.measure.choices import scores
 
     if scoring not in SCORINGS:
         raise InputError(f"choices: scoring {scoring!r} given. Use one of {', '.join(SCORINGS)}.")
