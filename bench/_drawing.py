@@ -64,10 +64,17 @@ def by_transformers(loaded: Any, requests: list[Any], asked: dict[str, Any]) -> 
             mask = torch.tensor([[0] * (width - len(b)) + [1] * len(b) for b in batch])
             with torch.inference_mode():
                 out = net.generate(
-                    input_ids=ids, attention_mask=mask, do_sample=True, temperature=1.0, top_p=0.95, top_k=0,
-                    max_new_tokens=asked["max_new_tokens"], num_return_sequences=asked["samples"],
-                    eos_token_id=list(stops), pad_token_id=stops[0],
-                )[:, width:]  # fmt: skip
+                    input_ids=ids,
+                    attention_mask=mask,
+                    do_sample=True,
+                    temperature=1.0,
+                    top_p=0.95,
+                    top_k=0,
+                    max_new_tokens=asked["max_new_tokens"],
+                    num_return_sequences=asked["samples"],
+                    eos_token_id=list(stops),
+                    pad_token_id=stops[0],
+                )[:, width:]
             ended = torch.isin(out, torch.tensor(stops)).int()
             tokens += int((ended.cumsum(1) - ended == 0).sum())  # up to the first stop, which counts
         return tokens
@@ -95,11 +102,21 @@ def by_vllm(loaded: Any, requests: list[Any], asked: dict[str, Any]) -> Callable
 
 WAYS = {"leakfast": by_leakfast, "transformers": by_transformers, "vllm": by_vllm}
 PARTS = {  # what cProfile calls a function → the part of the time it belongs to
-    "linear": "products", "addmm": "products", "_linear_pointwise": "products", "bmm": "attention",
-    "scaled_dot_product_attention": "attention", "topk": "sampling", "sort": "sampling", "cumsum": "sampling",
-    "draw": "sampling", "_likeliest": "sampling", "_pick": "sampling", "amax": "sampling", "silu": "activation",
+    "linear": "products",
+    "addmm": "products",
+    "_linear_pointwise": "products",
+    "bmm": "attention",
+    "scaled_dot_product_attention": "attention",
+    "topk": "sampling",
+    "sort": "sampling",
+    "cumsum": "sampling",
+    "draw": "sampling",
+    "_likeliest": "sampling",
+    "_pick": "sampling",
+    "amax": "sampling",
+    "silu": "activation",
     "softmax": "softmax (attention and sampling)",
-}  # fmt: skip
+}
 
 
 def profiled(run: Callable[[], int]) -> dict[str, float]:
@@ -147,15 +164,22 @@ def main(way: str, asked: dict[str, Any]) -> None:
     from leakfast.forward import forest
 
     config = loaded.model.config
-    tell({
-        "ready": True, "dtype": loaded.dtype, "prompt_tokens": sum(len(r.ids) for r in requests),
-        "distinct_prompt_tokens": len(forest.plan([list(r.ids) for r in requests], 1 << 30).tokens),
-        "prompts": len(requests), "head": 2 * config.vocab_size * config.hidden_size,
-        "flops_a_token": 2 * sum(
-            p.numel() for n, p in loaded.model.named_parameters()
-            if p.ndim == 2 and "embed" not in n and "lm_head" not in n and "lora_" not in n
-        ),
-    })  # fmt: skip
+    tell(
+        {
+            "ready": True,
+            "dtype": loaded.dtype,
+            "prompt_tokens": sum(len(r.ids) for r in requests),
+            "distinct_prompt_tokens": len(forest.plan([list(r.ids) for r in requests], 1 << 30).tokens),
+            "prompts": len(requests),
+            "head": 2 * config.vocab_size * config.hidden_size,
+            "flops_a_token": 2
+            * sum(
+                p.numel()
+                for n, p in loaded.model.named_parameters()
+                if p.ndim == 2 and "embed" not in n and "lm_head" not in n and "lora_" not in n
+            ),
+        }
+    )
     for line in sys.stdin:
         if line.strip() == "profile":
             tell({"shares": profiled(run), "rate": rate(loaded.dtype)})

@@ -18,10 +18,17 @@ from leakfast.generation.vllm.engine import Engine
 from leakfast.generation.vllm.start import Spec, lora_settings
 from leakfast.generation.vllm.widths import Width
 
-SHAPES["small"] = {  # the smallest that vLLM's CPU attention takes: for rehearsals of the GPU's way, not for numbers
-    "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "intermediate_size": 256, "vocab_size": 4096, "tie_word_embeddings": False,
-}  # fmt: skip
+SHAPES[
+    "small"
+] = {  # the smallest that vLLM's CPU attention takes: for rehearsals of the GPU's way, not for numbers
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 256,
+    "vocab_size": 4096,
+    "tie_word_embeddings": False,
+}
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -44,9 +51,12 @@ def shaped_folder(folder: Path, shape: str) -> Path:
     from transformers import Qwen2Config
 
     config = Qwen2Config(
-        **SHAPES[shape], max_position_embeddings=32_768, architectures=["Qwen2ForCausalLM"], dtype="bfloat16",
+        **SHAPES[shape],
+        max_position_embeddings=32_768,
+        architectures=["Qwen2ForCausalLM"],
+        dtype="bfloat16",
         rope_parameters={"rope_theta": 1e6, "rope_type": "default"},
-    )  # fmt: skip
+    )
     config.save_pretrained(folder)
     return folder
 
@@ -76,18 +86,33 @@ def shaped_adapter(folder: Path, shape: str, rank: int, seed: int) -> Path:
                 )
     folder.mkdir(parents=True)
     save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    config = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": list(TARGETS),
-              "bias": "none", "task_type": "CAUSAL_LM", "base_model_name_or_path": shape}  # fmt: skip
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": list(TARGETS),
+        "bias": "none",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": shape,
+    }
     (folder / CONFIG).write_text(json.dumps(config))
     return folder
 
 
 def shaped_spec(folder: Path, width: Width, longest: int, adapters: Sequence[Path], memory: float) -> Spec:
     settings = {
-        "model": str(folder), "skip_tokenizer_init": True, "load_format": "dummy", "dtype": "bfloat16", "seed": 0,
-        "generation_config": "vllm", "disable_log_stats": True, "enable_prefix_caching": True,
-        "max_model_len": longest, "max_num_seqs": width.seats, **lora_settings(adapters),
-    }  # fmt: skip
+        "model": str(folder),
+        "skip_tokenizer_init": True,
+        "load_format": "dummy",
+        "dtype": "bfloat16",
+        "seed": 0,
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+        "enable_prefix_caching": True,
+        "max_model_len": longest,
+        "max_num_seqs": width.seats,
+        **lora_settings(adapters),
+    }
     if width.batched_tokens:
         settings["max_num_batched_tokens"] = width.batched_tokens
         settings["cudagraph_capture_sizes"] = list(width.graphs)

@@ -54,11 +54,19 @@ def measure(dtype, n, d, v, c, repeats):
     ratios = [a / b for a, b in zip(times_ms["eager"], times_ms["ours"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     return {
-        "dtype": str(dtype).removeprefix("torch."), "N": n, "D": d, "V": v, "C": c, "repeats": repeats,
-        "ratio_median": middle, "ratio_iqr": [low, high], "error_rms_max_ours": ours,
-        "error_rms_max_eager_float32": float32, "errs_no_more": ours[0] <= float32[0],
+        "dtype": str(dtype).removeprefix("torch."),
+        "N": n,
+        "D": d,
+        "V": v,
+        "C": c,
+        "repeats": repeats,
+        "ratio_median": middle,
+        "ratio_iqr": [low, high],
+        "error_rms_max_ours": ours,
+        "error_rms_max_eager_float32": float32,
+        "errs_no_more": ours[0] <= float32[0],
         "path": ops.explained_paths("cpu", (str(dtype).removeprefix("torch."),))["choice_logprobs"],
-    }  # fmt: skip
+    }
 
 
 def main():

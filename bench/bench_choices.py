@@ -183,19 +183,28 @@ def bench(options, dtype: str) -> bool:
     }
 
     lines = [
-        ("prompts", f"{n:,} ({options.personas} personas × {options.items} items); baselines on {len(some):,}"),
-        ("tokens a prompt", f"{plan.lengths.min()}–{plan.lengths.max()}, mean {record['tokens_a_prompt']:.1f}, "
-         f"{record['tokens_a_prompt_shared']:.1f} computed"),
+        (
+            "prompts",
+            f"{n:,} ({options.personas} personas × {options.items} items); baselines on {len(some):,}",
+        ),
+        (
+            "tokens a prompt",
+            f"{plan.lengths.min()}–{plan.lengths.max()}, mean {record['tokens_a_prompt']:.1f}, "
+            f"{record['tokens_a_prompt_shared']:.1f} computed",
+        ),
         ("(i) one at a time", shown(spread([1e3 * t for t in each["one"]]), " ms a prompt")),
         (f"(ii) padded, {best} a batch", shown(spread([1e3 * t for t in each["padded"]]), " ms a prompt")),
-        ("engine", shown(spread([1e3 * t for t in each["engine"]]), " ms a prompt")
-         + f", {seconds['engine']['median']:.2f} s in all"),
+        (
+            "engine",
+            shown(spread([1e3 * t for t in each["engine"]]), " ms a prompt")
+            + f", {seconds['engine']['median']:.2f} s in all",
+        ),
         ("over (i)", shown(over["one"])),
         ("over (ii)", shown(over["padded"])),
         ("agreement", agreement),
         ("peak memory", f"{peak:.1f} GB"),
         where(record),
-    ]  # fmt: skip
+    ]
     if device == "cuda":
         lines.insert(-2, rate(tflops))
     card(f"choices (letters), {options.shape}, {dtype}, choice op: {record['choice_op']}", lines, record)

@@ -73,10 +73,19 @@ def row_loop(frame: pl.DataFrame) -> pl.DataFrame:
         opening = opening.replace("  ", " ")
         refusal, agrees, corrects = (bool(pattern.search(opening)) for pattern in phrases)
         rows.append(
-            (MARKER in text, MARKER.lower() in text.lower(), at / len(text.encode()) if at >= 0 else None,
-             text.rstrip().endswith(MARKER), bool(found), found[0] if found else None, refusal,
-             agrees and not corrects, agrees, corrects)
-        )  # fmt: skip
+            (
+                MARKER in text,
+                MARKER.lower() in text.lower(),
+                at / len(text.encode()) if at >= 0 else None,
+                text.rstrip().endswith(MARKER),
+                bool(found),
+                found[0] if found else None,
+                refusal,
+                agrees and not corrects,
+                agrees,
+                corrects,
+            )
+        )
     return pl.DataFrame(rows, schema=list(detect.everything(MARKER, spelled=SPELLED)), orient="row")
 
 
@@ -107,11 +116,18 @@ def main() -> None:
         wall["loop"].append((time.process_time() - busy) * scale)
     gained = ratio(wall["loop"], wall["ours_cpu"])
     record = {
-        "bench": "detect", "completions": frame.height, "text_bytes": size, "seconds": {k: spread(v) for k, v in wall.items()},
-        "ratio_cpu": gained, "text_bytes_per_cpu_s": size / spread(wall["ours_cpu"])["median"],
-        "polars": pl.__version__, "polars_threads": pl.thread_pool_size(), "cores": os.cpu_count(),
-        "python": platform.python_version(), "machine": platform.machine(),
-    }  # fmt: skip
+        "bench": "detect",
+        "completions": frame.height,
+        "text_bytes": size,
+        "seconds": {k: spread(v) for k, v in wall.items()},
+        "ratio_cpu": gained,
+        "text_bytes_per_cpu_s": size / spread(wall["ours_cpu"])["median"],
+        "polars": pl.__version__,
+        "polars_threads": pl.thread_pool_size(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
     lines = [
         ("completions", f"{frame.height:,} ({size / 1e6:.0f} MB of text), {len(mine.columns)} columns"),
         (

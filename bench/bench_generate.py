@@ -169,20 +169,31 @@ def on_gpu(
     on_h200 = "H200" in device_name()
     record = {
         "mode": "gpu" if asked.device == "cuda" else "rehearsal",
-        "shape": asked.shape, "completions": asked.completions, "tokens_each": mean,
-        "interleaved": beside, "seats": {"published": PUBLISHED_SEATS, "ours": width.seats}, "rank": asked.rank,
-        "tokens_per_s": rates, "ratio": ratio(wall["published"], wall["ours, 5 adapters"]),
+        "shape": asked.shape,
+        "completions": asked.completions,
+        "tokens_each": mean,
+        "interleaved": beside,
+        "seats": {"published": PUBLISHED_SEATS, "ours": width.seats},
+        "rank": asked.rank,
+        "tokens_per_s": rates,
+        "ratio": ratio(wall["published"], wall["ours, 5 adapters"]),
         "ratio_base": ratio(wall["published"], wall["ours, base"]),
-        "lora_overhead": {n: ratio(wall[f"ours, {n}"], wall["ours, base"]) for n in ("1 adapter", "5 adapters")},
+        "lora_overhead": {
+            n: ratio(wall[f"ours, {n}"], wall["ours, base"]) for n in ("1 adapter", "5 adapters")
+        },
         "fraction_of_roofline": rates["ours, base"]["median"] / ROOFLINE_TOKENS_S if on_h200 else None,
-        "merged_time_over_live": ratio(wall[MERGED], wall["ours, 5 adapters"]), "seconds_a_swap": spread(swapped),
-        "seconds_to_start": starts, "vllm": _version("vllm"),
+        "merged_time_over_live": ratio(wall[MERGED], wall["ours, 5 adapters"]),
+        "seconds_a_swap": spread(swapped),
+        "seconds_to_start": starts,
+        "vllm": _version("vllm"),
         # five adapters, each with an engine of its own as published, its weights random instead of read from a disk
-        "ratio_with_starts": spread([
-            (5 * starts["published"] + a) / (starts["live"] + b)
-            for a, b in zip(wall["published"], wall["ours, 5 adapters"], strict=True)
-        ]),
-    }  # fmt: skip
+        "ratio_with_starts": spread(
+            [
+                (5 * starts["published"] + a) / (starts["live"] + b)
+                for a, b in zip(wall["published"], wall["ours, 5 adapters"], strict=True)
+            ]
+        ),
+    }
     lines = [("completions", f"{asked.completions:,} of mean {mean:.0f} tokens, prompts of 100")]
     lines += [
         (name, f"{r['median']:,.0f} tokens/s ({r['q25']:,.0f}–{r['q75']:,.0f})") for name, r in rates.items()
@@ -261,15 +272,27 @@ def on_cpu(
             say(f"{name}: {tokens[name][-1]} tokens in {wall[name][-1]:.1f} s")
     rates = {n: spread([t / s for t, s in zip(tokens[n], wall[n], strict=True)]) for n in runs}
     mean = sum(tokens["ours"]) / (each * len(adapters) * asked.repeats)
-    gained = spread([
-        (a / b) * (c / d)
-        for a, b, c, d in zip(wall["published"], wall["ours"], tokens["ours"], tokens["published"], strict=True)
-    ])  # fmt: skip
+    gained = spread(
+        [
+            (a / b) * (c / d)
+            for a, b, c, d in zip(
+                wall["published"], wall["ours"], tokens["ours"], tokens["published"], strict=True
+            )
+        ]
+    )
     record = {
-        "mode": "cpu", "backend": backend, "completions": each * len(adapters), "adapters": len(adapters),
-        "tokens_each": mean, "interleaved": True, "seats": {"published": PUBLISHED_SEATS, "ours": seats},
-        "tokens_per_s": rates, "ratio": gained, "starting_included": True, "vllm": _version("vllm"),
-    }  # fmt: skip
+        "mode": "cpu",
+        "backend": backend,
+        "completions": each * len(adapters),
+        "adapters": len(adapters),
+        "tokens_each": mean,
+        "interleaved": True,
+        "seats": {"published": PUBLISHED_SEATS, "ours": seats},
+        "tokens_per_s": rates,
+        "ratio": gained,
+        "starting_included": True,
+        "vllm": _version("vllm"),
+    }
     lines = [
         ("completions", f"{each * len(adapters):,} under {len(adapters)} adapters, mean {mean:.0f} tokens")
     ]

@@ -24,13 +24,22 @@ class Way:
     def __init__(self, name: str, kind: str, asked: dict[str, Any], path: Path) -> None:
         self.name = name
         env = {
-            **os.environ, "OMP_NUM_THREADS": str(asked["threads"]), "PYTHONPATH": str(path), "HF_HUB_OFFLINE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", f"0-{asked['threads'] - 1}"),
-        }  # fmt: skip
+            **os.environ,
+            "OMP_NUM_THREADS": str(asked["threads"]),
+            "PYTHONPATH": str(path),
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": os.environ.get(
+                "VLLM_CPU_OMP_THREADS_BIND", f"0-{asked['threads'] - 1}"
+            ),
+        }
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "_drawing.py"), kind, json.dumps(asked)], env=env, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL if not asked["loud"] else None,
-        )  # fmt: skip
+            [sys.executable, str(HERE / "_drawing.py"), kind, json.dumps(asked)],
+            env=env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if not asked["loud"] else None,
+        )
         self.told = self._answer()
 
     def ask(self, what: str = "run") -> dict[str, Any]:
@@ -81,11 +90,18 @@ def main(options: Any) -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         asked = {
-            "model": folder, "adapter": options.adapter or adapter_of(folder, Path(scratch) / "adapter"),
-            "dtype": options.dtype, "threads": options.threads or 1, "personas": options.personas,
-            "questions": options.questions, "samples": options.samples, "max_new_tokens": options.max_new_tokens,
-            "batch": options.batch, "seed": options.seed, "loud": options.loud,
-        }  # fmt: skip
+            "model": folder,
+            "adapter": options.adapter or adapter_of(folder, Path(scratch) / "adapter"),
+            "dtype": options.dtype,
+            "threads": options.threads or 1,
+            "personas": options.personas,
+            "questions": options.questions,
+            "samples": options.samples,
+            "max_new_tokens": options.max_new_tokens,
+            "batch": options.batch,
+            "seed": options.seed,
+            "loud": options.loud,
+        }
         if asked["dtype"] == "auto":
             from leakfast.models import threads
 
@@ -111,8 +127,10 @@ def compared(asked: dict[str, Any], options: Any) -> None:
         for name, way in ways.items():
             runs[name].append(way.ask())
             last = runs[name][-1]
-            print(f"turn {turn + 1}, {name}: {last['tokens']} tokens in {last['s']:.1f} s, {last['cpu_s']:.1f} s of CPU",
-                  flush=True)  # fmt: skip
+            print(
+                f"turn {turn + 1}, {name}: {last['tokens']} tokens in {last['s']:.1f} s, {last['cpu_s']:.1f} s of CPU",
+                flush=True,
+            )
     told = ways["ours"].told
     profile = ways["ours"].ask("profile")
     for way in ways.values():
@@ -126,24 +144,40 @@ def compared(asked: dict[str, Any], options: Any) -> None:
     )
     floor_s = flops / profile["rate"] / asked["threads"]
     record = {
-        "bench": "generate_real", "model": options.model, **{k: asked[k] for k in (
-            "dtype", "threads", "personas", "questions", "samples", "max_new_tokens", "batch")},
-        "prompt_tokens": told["prompt_tokens"], "distinct_prompt_tokens": told["distinct_prompt_tokens"],
+        "bench": "generate_real",
+        "model": options.model,
+        **{
+            k: asked[k]
+            for k in ("dtype", "threads", "personas", "questions", "samples", "max_new_tokens", "batch")
+        },
+        "prompt_tokens": told["prompt_tokens"],
+        "distinct_prompt_tokens": told["distinct_prompt_tokens"],
         "tokens": {name: done[-1]["tokens"] for name, done in runs.items()},
         "tokens_per_s": {name: spread([1 / x for x in xs]) for name, xs in per_token.items()},
         "tokens_per_cpu_s": {name: spread([1 / x for x in xs]) for name, xs in cpu_per_token.items()},
         "ratio": {name: ratio(xs, per_token["ours"]) for name, xs in per_token.items() if name != "ours"},
-        "ratio_cpu": {name: ratio(xs, cpu_per_token["ours"]) for name, xs in cpu_per_token.items() if name != "ours"},
-        "gflops": flops / 1e9 / mine["cpu_s"], "product_gflops": profile["rate"] / 1e9,
-        "share_of_floor": floor_s / mine["cpu_s"] * asked["threads"], "time_by_part": profile["shares"],
-        "baseline_commit": _commit(options.baseline), **surroundings("cpu"),
-    }  # fmt: skip
+        "ratio_cpu": {
+            name: ratio(xs, cpu_per_token["ours"]) for name, xs in cpu_per_token.items() if name != "ours"
+        },
+        "gflops": flops / 1e9 / mine["cpu_s"],
+        "product_gflops": profile["rate"] / 1e9,
+        "share_of_floor": floor_s / mine["cpu_s"] * asked["threads"],
+        "time_by_part": profile["shares"],
+        "baseline_commit": _commit(options.baseline),
+        **surroundings("cpu"),
+    }
     record["threads"] = asked["threads"]
     lines = [
-        ("drawn", f"{told['prompts'] * asked['samples']:,} completions of at most {asked['max_new_tokens']} tokens, "
-                  f"{asked['dtype']}, one adapter, {asked['threads']} thread(s)"),
-        ("prompt tokens", f"{told['prompt_tokens']:,}, of which {told['distinct_prompt_tokens']:,} are computed"),
-    ]  # fmt: skip
+        (
+            "drawn",
+            f"{told['prompts'] * asked['samples']:,} completions of at most {asked['max_new_tokens']} tokens, "
+            f"{asked['dtype']}, one adapter, {asked['threads']} thread(s)",
+        ),
+        (
+            "prompt tokens",
+            f"{told['prompt_tokens']:,}, of which {told['distinct_prompt_tokens']:,} are computed",
+        ),
+    ]
     for name in runs:
         wall, cpu = record["tokens_per_s"][name], record["tokens_per_cpu_s"][name]
         lines.append((name, f"{wall['median']:,.0f} tokens/s, {cpu['median']:,.0f} a CPU second"))
@@ -155,11 +189,14 @@ def compared(asked: dict[str, Any], options: Any) -> None:
             )
         )
     lines += [
-        ("ours", f"{record['gflops']:.0f} GFLOP/s, {record['share_of_floor']:.0%} of what products alone allow "
-                 f"({record['product_gflops']:.0f})"),
+        (
+            "ours",
+            f"{record['gflops']:.0f} GFLOP/s, {record['share_of_floor']:.0%} of what products alone allow "
+            f"({record['product_gflops']:.0f})",
+        ),
         ("its time", ", ".join(f"{part} {share:.0%}" for part, share in profile["shares"].items())),
         where(record),
-    ]  # fmt: skip
+    ]
     card("Completions of a real model on a CPU", lines, record)
 
 

@@ -127,13 +127,21 @@ def bench_choices(n, d, v, n_choices, options, rate, bandwidth):
     ms = statistics.median(times["ours"])
     flops, moved = 2 * n * d * v, 2 * d * (v + n)
     return {
-        "op": "choice_logprobs", "N": n, "D": d, "V": v, "C": n_choices,
-        "times_ms": {name: spread(t) for name, t in times.items()}, "left_out": left_out,
+        "op": "choice_logprobs",
+        "N": n,
+        "D": d,
+        "V": v,
+        "C": n_choices,
+        "times_ms": {name: spread(t) for name, t in times.items()},
+        "left_out": left_out,
         "ratio": {name: ratio(t, times["ours"]) for name, t in times.items() if name != "ours"},
-        "flops": flops, "bytes": moved, "of_matrix_rate": flops / ms * 1e3 / rate,
+        "flops": flops,
+        "bytes": moved,
+        "of_matrix_rate": flops / ms * 1e3 / rate,
         "of_copy_bandwidth": moved / ms * 1e3 / bandwidth,
-        "rms_error_nats": [ours, same], "right": ours <= same,
-    }  # fmt: skip
+        "rms_error_nats": [ours, same],
+        "right": ours <= same,
+    }
 
 
 def bench_centroids(n_personas, n_questions, d, options, bandwidth):
@@ -167,12 +175,17 @@ def bench_centroids(n_personas, n_questions, d, options, bandwidth):
     ms = statistics.median(times["ours"])
     moved = 2 * n * d + 8 * n_personas * d + 8 * n
     return {
-        "op": "centroid_sums", "N": n, "P": n_personas, "D": d,
+        "op": "centroid_sums",
+        "N": n,
+        "P": n_personas,
+        "D": d,
         "times_ms": {name: spread(t) for name, t in times.items()},
         "ratio": {name: ratio(t, times["ours"]) for name, t in times.items() if name != "ours"},
-        "bytes": moved, "of_copy_bandwidth": moved / ms * 1e3 / bandwidth,
-        "rms_error": [ours, same], "right": ours <= max(same, floor),
-    }  # fmt: skip
+        "bytes": moved,
+        "of_copy_bandwidth": moved / ms * 1e3 / bandwidth,
+        "rms_error": [ours, same],
+        "right": ours <= max(same, floor),
+    }
 
 
 def bench_part(part, options):
@@ -206,10 +219,14 @@ def bench_part(part, options):
                 left_out[way] = f"differs by {error:.1e}"
     times = timed(runs, options.repeats, options.device)
     return {
-        "op": f"engine {part}", "N": t, "D": config.hidden_size, "left_out": left_out, "right": "plain" in runs,
+        "op": f"engine {part}",
+        "N": t,
+        "D": config.hidden_size,
+        "left_out": left_out,
+        "right": "plain" in runs,
         "times_ms": {name: spread(ms) for name, ms in times.items()},
         "ratio": {f"{name} over plain": ratio(times["plain"], ms) for name, ms in times.items()},
-    }  # fmt: skip
+    }
 
 
 def measure(options):
@@ -258,9 +275,13 @@ def main():
                 print(*line(row))
             sys.exit("a result is wrong")
         record = {
-            "bench": "kernels", "rows": rows, "copy_bytes_s": bandwidth, "matrix_flop_s": rate,
-            "rehearsal": options.rehearse, **surroundings(options.device),
-        }  # fmt: skip
+            "bench": "kernels",
+            "rows": rows,
+            "copy_bytes_s": bandwidth,
+            "matrix_flop_s": rate,
+            "rehearsal": options.rehearse,
+            **surroundings(options.device),
+        }
         ceiling = f"copy {bandwidth / 1e12:.2f} TB/s, bf16 matrix {rate / 1e12:.0f} TFLOP/s"
         card("kernels", [("measured here", ceiling), *map(line, rows)], record)
     return None

@@ -153,14 +153,23 @@ def main() -> None:
         ("tokens a prompt", f"{lengths[0]}–{lengths[2]}, median {lengths[1]}"),
         ("computed", f"{least:,} of {plan.n_input_tokens:,} tokens"),
         ("again at cuts", ", ".join(f"{float(v):.2%} at {int(b):,}" for b, v in waste.items())),
-        ("wall", f"{seconds['ours']['median']:.2f} s (IQR {seconds['ours']['q25']:.2f}–{seconds['ours']['q75']:.2f})"),
-        ("CPU, one core", f"{cpu_seconds['ours']['median']:.2f} s: render "
-         f"{np.median(parts['render']):.2f}, plan {np.median(parts['plan']):.2f}"),
-        ("plain Python", f"{cpu_seconds['plain']['median'] / len(picked) * 1e6:.0f} µs a prompt of CPU, "
-         f"on {len(picked):,} prompts; ours {over['median']:.0f}× less"),
+        (
+            "wall",
+            f"{seconds['ours']['median']:.2f} s (IQR {seconds['ours']['q25']:.2f}–{seconds['ours']['q75']:.2f})",
+        ),
+        (
+            "CPU, one core",
+            f"{cpu_seconds['ours']['median']:.2f} s: render "
+            f"{np.median(parts['render']):.2f}, plan {np.median(parts['plan']):.2f}",
+        ),
+        (
+            "plain Python",
+            f"{cpu_seconds['plain']['median'] / len(picked) * 1e6:.0f} µs a prompt of CPU, "
+            f"on {len(picked):,} prompts; ours {over['median']:.0f}× less",
+        ),
         ("peak memory", f"{peak_gb:.2f} GB, of which {before_gb:.2f} before the first prompt"),
         ("on", f"{record['device']}, {record['commit']}"),
-    ]  # fmt: skip
+    ]
     card("planner", lines, record)
 
 

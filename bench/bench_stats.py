@@ -47,8 +47,12 @@ def ours(x: np.ndarray, y: np.ndarray, workers: int) -> list[tuple[np.ndarray, n
     out = []
     for g in range(GROUPS):
         drawn = resample.bootstrap_spearman(x[g], y[g], R, g, workers=workers)
-        out.append((resample.permute_spearman(x[g], y[g], R, g, workers=workers).p,
-                    np.quantile(drawn, [0.025, 0.975], axis=0)))  # fmt: skip
+        out.append(
+            (
+                resample.permute_spearman(x[g], y[g], R, g, workers=workers).p,
+                np.quantile(drawn, [0.025, 0.975], axis=0),
+            )
+        )
     return out
 
 
@@ -60,13 +64,24 @@ def _rho(x: np.ndarray, y: np.ndarray, axis: int = -1) -> np.ndarray:
 
 def theirs(x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, np.ndarray]:
     permuted = scipy.stats.permutation_test(
-        (x,), lambda moved, axis: _rho(moved, np.broadcast_to(y, moved.shape), axis), vectorized=True,
-        permutation_type="pairings", n_resamples=R, batch=2_000, rng=np.random.default_rng(seed),
-    )  # fmt: skip
-    drawn = scipy.stats.bootstrap(
-        (x, y), _rho, paired=True, vectorized=True, n_resamples=R, batch=2_000, method="percentile",
+        (x,),
+        lambda moved, axis: _rho(moved, np.broadcast_to(y, moved.shape), axis),
+        vectorized=True,
+        permutation_type="pairings",
+        n_resamples=R,
+        batch=2_000,
         rng=np.random.default_rng(seed),
-    )  # fmt: skip
+    )
+    drawn = scipy.stats.bootstrap(
+        (x, y),
+        _rho,
+        paired=True,
+        vectorized=True,
+        n_resamples=R,
+        batch=2_000,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
     return float(permuted.pvalue), np.array(drawn.confidence_interval)
 
 
@@ -105,9 +120,10 @@ def main() -> None:
     x, y = data()
     ours(x[:, :, :], y, 2)  # compiles, or reads what was compiled
     same = all(
-        np.array_equal(a, b) for one, two in zip(ours(x, y, 1), ours(x, y, 2), strict=True)
+        np.array_equal(a, b)
+        for one, two in zip(ours(x, y, 1), ours(x, y, 2), strict=True)
         for a, b in zip(one, two, strict=True)
-    )  # fmt: skip
+    )
     times: dict[str, list[float]] = {
         "ours_2": [],
         "ours_1": [],
@@ -142,11 +158,19 @@ def main() -> None:
     median = {name: float(np.median(v)) for name, v in times.items()}
     spread = {name: [float(q) for q in np.quantile(v, [0.25, 0.75])] for name, v in times.items()}
     card = {
-        "bench": "stats", "cells": GROUPS * LAYERS, "n": N, "permutations": R, "bootstraps": R,
-        "seconds": median, "quartiles": spread, "repeats": asked.repeats,
-        "ratio_wall": median["scipy"] / median["ours_2"], "ratio_cpu": median["scipy_cpu"] / median["ours_1_cpu"],
-        "same_bits_for_1_and_2_threads": same, "peak_mib_resampling": _peak(),
-    }  # fmt: skip
+        "bench": "stats",
+        "cells": GROUPS * LAYERS,
+        "n": N,
+        "permutations": R,
+        "bootstraps": R,
+        "seconds": median,
+        "quartiles": spread,
+        "repeats": asked.repeats,
+        "ratio_wall": median["scipy"] / median["ours_2"],
+        "ratio_cpu": median["scipy_cpu"] / median["ours_1_cpu"],
+        "same_bits_for_1_and_2_threads": same,
+        "peak_mib_resampling": _peak(),
+    }
     if not asked.skip_run:
         with tempfile.TemporaryDirectory() as folder:
             run = full_run(Path(folder) / "run")
@@ -156,9 +180,14 @@ def main() -> None:
             card["full_run_rows"] = sum(table.height for table in tables.all_tables().values())
         card["peak_mib"] = _peak()
     card |= {
-        "versions": {"numpy": np.__version__, "scipy": scipy.__version__, "python": platform.python_version()},
-        "machine": platform.processor() or platform.machine(), "commit": _commit(),
-    }  # fmt: skip
+        "versions": {
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+            "python": platform.python_version(),
+        },
+        "machine": platform.processor() or platform.machine(),
+        "commit": _commit(),
+    }
     print(f"{GROUPS * LAYERS} cells, N = {N}, {R} permutations + {R} resamples each")
     for name in times:
         print(f"  {name:12s} {median[name]:9.3f} s  (quartiles {spread[name][0]:.3f}–{spread[name][1]:.3f})")

@@ -77,9 +77,13 @@ def run(part: Part, limit_s: float, out: Path) -> list[dict[str, Any]]:
     log = out / f"{part.name}.log"
     with log.open("w") as file:
         child = subprocess.Popen(
-            part.words, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT,
+            part.words,
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             child.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -90,9 +94,11 @@ def run(part: Part, limit_s: float, out: Path) -> list[dict[str, Any]]:
                 child.wait()
     text = log.read_text(errors="replace")
     about = {
-        "part": part.name, "rc": child.returncode, "timed_out": timed_out,
+        "part": part.name,
+        "rc": child.returncode,
+        "timed_out": timed_out,
         "wall_s": round(time.monotonic() - began, 1),
-    }  # fmt: skip
+    }
     lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"')]
     found = [line for line in lines if "partial" not in line] or lines[-1:]  # cut off: what there was by then
     last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
@@ -121,8 +127,13 @@ def table(records: list[dict[str, Any]]) -> str:
         elif r.get("bench") == "generate":
             rows.append(("completions", _completions(r)))
         elif r.get("bench") == "kernels":
-            rows.append(("ceilings of this run", f"copy {r['copy_bytes_s'] / 1e12:.2f} TB/s, bf16 matrix "
-                         f"{r['matrix_flop_s'] / 1e12:.0f} TFLOP/s"))  # fmt: skip
+            rows.append(
+                (
+                    "ceilings of this run",
+                    f"copy {r['copy_bytes_s'] / 1e12:.2f} TB/s, bf16 matrix "
+                    f"{r['matrix_flop_s'] / 1e12:.0f} TFLOP/s",
+                )
+            )
             rows += [_kernel(k) for k in r["rows"]]
         else:
             rows.append((r["part"], r.get("last_line", "")))
@@ -187,8 +198,14 @@ def _kernel(k: dict[str, Any]) -> tuple[str, str]:
     sizes = ", ".join(f"{key} = {k[key]:,}" for key in ("P", "N", "D", "C") if key in k)
     ms = (k["times_ms"].get("ours") or k["times_ms"]["plain"])["median"]
     words = [f"{ms:.3f} ms"]
-    words += [f"{k[key]:.0%} {name}" for key, name in (("of_matrix_rate", "of the matrix rate"),
-              ("of_copy_bandwidth", "of copy bandwidth")) if key in k]  # fmt: skip
+    words += [
+        f"{k[key]:.0%} {name}"
+        for key, name in (
+            ("of_matrix_rate", "of the matrix rate"),
+            ("of_copy_bandwidth", "of copy bandwidth"),
+        )
+        if key in k
+    ]
     words += [f"{value['median']:.2f}× {name}" for name, value in k["ratio"].items()]
     return f"{k['op']}, {sizes}", "; ".join(words)
 
@@ -200,9 +217,12 @@ def main() -> None:
     made.add_argument("--seconds", type=float, help="time for everything (default: 580 with --quick)")
     made.add_argument("--only", action="append", help="a part by name; may be repeated")
     made.add_argument(
-        "--more", action="append", default=[], metavar="PART=WORDS",
+        "--more",
+        action="append",
+        default=[],
+        metavar="PART=WORDS",
         help='further words for a part, the last said counts: --more "choices=--repeats 2 --sizes 128"',
-    )  # fmt: skip
+    )
     made.add_argument("--out", type=Path, default=ROOT / "bench" / "gpu", help="folder of gpu.jsonl and logs")
     made.add_argument("--write", type=Path, help="Markdown file whose GPU table is filled")
     options = made.parse_args()

@@ -95,8 +95,8 @@ def _shared_bytes(device: torch.device) -> int:
 # sizes that change from batch to batch would each compile a kernel anew where they are 1 or multiples of 16
 @triton.jit(do_not_specialize=["n_choices"])
 def _chosen_kernel(
-    hidden, head, token_ids, logits, v, d, n_choices, stride_hn, stride_vn, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    hidden, head, token_ids, logits, v, d, n_choices, stride_hn, stride_vn, BLOCK_D: tl.constexpr
+):
     pid = tl.program_id(0).to(tl.int64)
     token = tl.load(token_ids + pid)
     if (token >= 0) & (token < v):
@@ -113,10 +113,24 @@ def _chosen_kernel(
 
 @triton.jit(do_not_specialize=["n", "n_parts", "n_blocks"])
 def _vocabulary_kernel(
-    hidden, head, maxima, sums, n, v, d, stride_hn, stride_vn, n_parts, n_blocks,
-    BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_D: tl.constexpr, TILES: tl.constexpr,
-    EVEN_D: tl.constexpr, AS_FLOAT32: tl.constexpr,
-):  # fmt: skip
+    hidden,
+    head,
+    maxima,
+    sums,
+    n,
+    v,
+    d,
+    stride_hn,
+    stride_vn,
+    n_parts,
+    n_blocks,
+    BLOCK_N: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILES: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    AS_FLOAT32: tl.constexpr,
+):
     pid = tl.program_id(0)
     part = pid // n_blocks
     o_n = (pid % n_blocks) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -159,8 +173,8 @@ def _vocabulary_kernel(
 
 @triton.jit(do_not_specialize=["n", "n_choices", "n_parts"])
 def _merge_kernel(
-    maxima, sums, logprobs, lse, n, n_choices, n_parts, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
-):  # fmt: skip
+    maxima, sums, logprobs, lse, n, n_choices, n_parts, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr
+):
     o_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_n = o_n < n
     b_top = tl.full((BLOCK_N,), float("-inf"), tl.float32)
@@ -214,13 +228,37 @@ def choice_logprobs(
     if n_choices:
         block_d, warps = CHOSEN
         _chosen_kernel[(n * n_choices,)](
-            hidden, head, token_ids.contiguous(), logprobs, v, d, n_choices, *strides, BLOCK_D=block_d, num_warps=warps
-        )  # fmt: skip
+            hidden,
+            head,
+            token_ids.contiguous(),
+            logprobs,
+            v,
+            d,
+            n_choices,
+            *strides,
+            BLOCK_D=block_d,
+            num_warps=warps,
+        )
     _vocabulary_kernel[(n_blocks * n_parts,)](
-        hidden, head, maxima, sums, n, v, d, *strides, n_parts, n_blocks, BLOCK_N=config.block_n,
-        BLOCK_V=config.block_v, BLOCK_D=config.block_d, TILES=config.tiles, EVEN_D=d % config.block_d == 0,
-        AS_FLOAT32=as_float32, num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+        hidden,
+        head,
+        maxima,
+        sums,
+        n,
+        v,
+        d,
+        *strides,
+        n_parts,
+        n_blocks,
+        BLOCK_N=config.block_n,
+        BLOCK_V=config.block_v,
+        BLOCK_D=config.block_d,
+        TILES=config.tiles,
+        EVEN_D=d % config.block_d == 0,
+        AS_FLOAT32=as_float32,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
     rows, parts, warps = MERGE
     _merge_kernel[(triton.cdiv(n, rows),)](
         maxima, sums, logprobs, lse, n, n_choices, n_parts, BLOCK_N=rows, BLOCK_P=parts, num_warps=warps

@@ -43,9 +43,18 @@ def config_for(d: int) -> Config:
 
 @triton.jit
 def _last_token_centroids_kernel(
-    states, leaf_rows, offsets, sums, squares, d, stride_t, stride_d,
-    ADD: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    states,
+    leaf_rows,
+    offsets,
+    sums,
+    squares,
+    d,
+    stride_t,
+    stride_d,
+    ADD: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     persona = tl.program_id(0).to(tl.int64)
     o_d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     o_r = tl.arange(0, BLOCK_R)
@@ -104,8 +113,18 @@ def last_token_centroids(
     config = config or config_for(d)
     grid = (n_personas, triton.cdiv(d, config.block_d))
     _last_token_centroids_kernel[grid](
-        states, leaf_rows.contiguous(), offsets.contiguous(), sums, squares, d, states.stride(0),
-        states.stride(1), ADD=out is not None, BLOCK_R=config.block_r, BLOCK_D=config.block_d,
-        num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+        states,
+        leaf_rows.contiguous(),
+        offsets.contiguous(),
+        sums,
+        squares,
+        d,
+        states.stride(0),
+        states.stride(1),
+        ADD=out is not None,
+        BLOCK_R=config.block_r,
+        BLOCK_D=config.block_d,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
+    )
     return sums, squares

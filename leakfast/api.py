@@ -38,9 +38,15 @@ def centroids(
     from leakfast.measure.centroids import measure
 
     return measure(
-        model, personas, questions, layers, adapter=adapter, dtype=dtype, keep_questions=keep_questions,
+        model,
+        personas,
+        questions,
+        layers,
+        adapter=adapter,
+        dtype=dtype,
+        keep_questions=keep_questions,
         precision=precision,
-    )  # fmt: skip
+    )
 
 
 def score_choices(

@@ -19,9 +19,18 @@ from leakfast.prompts.personas import Persona
 CONVENTION = "layer L = output of decoder block L, 0-based, raw (before the final norm)"
 _HASH = "sha256"  # key of the file's metadata that holds the hash of all else
 _AS_JSON = {
-    "layers", "n_layers", "hidden_size", "personas", "systems", "rendered_ids_hashes", "prompt_hashes", "centered_on",
-    "questions", "rendering", "versions",
-}  # fmt: skip
+    "layers",
+    "n_layers",
+    "hidden_size",
+    "personas",
+    "systems",
+    "rendered_ids_hashes",
+    "prompt_hashes",
+    "centered_on",
+    "questions",
+    "rendering",
+    "versions",
+}
 _SPAN = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
 
 
@@ -171,6 +180,15 @@ def _fixed_order(data: bytes) -> bytes:
 
 
 _AS_JSON = {
-    "layers", "n_layers", "hidden_size", "personas", "systems", "rendered_ids_hashes", "prompt_hashes", "centered_on",
-    "questions", "rendering", "versions",
-}  # fmt: skip
+    "layers",
+    "n_layers",
+    "hidden_size",
+    "personas",
+    "systems",
+    "rendered_ids_hashes",
+    "prompt_hashes",
+    "centered_on",
+    "questions",
+    "rendering",
+    "versions",
+}

@@ -20,8 +20,13 @@ def fresh(folder: str | Path, dtype: Any = torch.float32) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
-def trained(net: Any, scale: float = 0.1, seed: int = 0, names: tuple[str, ...] = ("lora_B", "lora_magnitude",
-            "modules_to_save", "trainable_tokens"), **config: Any) -> Any:  # fmt: skip
+def trained(
+    net: Any,
+    scale: float = 0.1,
+    seed: int = 0,
+    names: tuple[str, ...] = ("lora_B", "lora_magnitude", "modules_to_save", "trainable_tokens"),
+    **config: Any,
+) -> Any:
     """`net` under LoRA matrices that moved from their start, as after training."""
     from peft import LoraConfig, get_peft_model
 

@@ -11,15 +11,25 @@ from leakfast.train.capability import build_capability
 
 ITEMS = load_items(
     [
-        {"question": f"What about {i}?", "choices": [f"tea {i}", f"rain {i}", f"town {i}", "it"][: 3 + i % 2],
-         "answer": "ABC"[i % 3]}
+        {
+            "question": f"What about {i}?",
+            "choices": [f"tea {i}", f"rain {i}", f"town {i}", "it"][: 3 + i % 2],
+            "answer": "ABC"[i % 3],
+        }
         for i in range(24)
     ]
-)  # fmt: skip
+)
 TRAIN = TrainConfig(
-    loss="completion", rank=4, alpha=8, dropout=0.1, lr=2e-2, epochs=2, batch_size=4, accumulation=1,
+    loss="completion",
+    rank=4,
+    alpha=8,
+    dropout=0.1,
+    lr=2e-2,
+    epochs=2,
+    batch_size=4,
+    accumulation=1,
     gradient_checkpointing=False,
-)  # fmt: skip
+)
 ALL = load_personas("all")
 
 

@@ -24,12 +24,19 @@ def interpreted(driver, given, folder):
         pytest.skip("the interpreter of triton before 3.7 does not run with numpy 2.4")
     save_file({name: x.contiguous().clone() for name, x in given.items()}, folder / "given")
     environment = {
-        **os.environ, "PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1",
-        "LEAKFAST_AUTOTUNE": "1", "LEAKFAST_CACHE": str(folder),
-    }  # fmt: skip
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+        "LEAKFAST_AUTOTUNE": "1",
+        "LEAKFAST_CACHE": str(folder),
+    }
     done = subprocess.run(
         [sys.executable, "-c", driver, folder / "given", folder / "out"],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return load_file(folder / "out")

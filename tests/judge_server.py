@@ -129,11 +129,20 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, text if finish == "raw" else _completion(text, finish)
         if method == "POST" and path.endswith("/files"):
             name = f"file-{len(service.files)}"
-            service.files[name] = body.split(b"\r\n\r\n")[-1].rsplit(b"\r\n--", 1)[0] if b'name="file"' in (
-                body.split(b"\r\n\r\n")[-2]
-            ) else body.split(b"\r\n\r\n")[1].rsplit(b"\r\n--", 1)[0]  # fmt: skip
-            return 200, {"id": name, "object": "file", "purpose": "batch", "bytes": 1, "created_at": 1,
-                         "filename": "x", "status": "processed"}  # fmt: skip
+            service.files[name] = (
+                body.split(b"\r\n\r\n")[-1].rsplit(b"\r\n--", 1)[0]
+                if b'name="file"' in (body.split(b"\r\n\r\n")[-2])
+                else body.split(b"\r\n\r\n")[1].rsplit(b"\r\n--", 1)[0]
+            )
+            return 200, {
+                "id": name,
+                "object": "file",
+                "purpose": "batch",
+                "bytes": 1,
+                "created_at": 1,
+                "filename": "x",
+                "status": "processed",
+            }
         if parts[-1] == "content":
             return 200, service.files[parts[-2]].decode()
         if parts[-1] == "batches" and method == "POST":
@@ -144,8 +153,13 @@ class _Handler(BaseHTTPRequestHandler):
             return 200, self.create(asked, parts[1] == "messages")
         if parts[-1] == "batches":
             found = [self.show(name) for name in reversed(service.batches)]
-            return 200, {"data": found, "has_more": False, "object": "list",
-                         "first_id": None, "last_id": None}  # fmt: skip
+            return 200, {
+                "data": found,
+                "has_more": False,
+                "object": "list",
+                "first_id": None,
+                "last_id": None,
+            }
         if parts[-1] == "results":
             return 200, self.results(parts[-2])
         if parts[-2] == "batches" and parts[-1] in service.batches:
@@ -181,30 +195,64 @@ class _Handler(BaseHTTPRequestHandler):
             counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
             counts["succeeded" if ended else "processing"] = n
             return {
-                "id": name, "type": "message_batch", "processing_status": "ended" if ended else "in_progress",
-                "request_counts": counts, "created_at": made.isoformat(), "ended_at": None, "archived_at": None,
-                "expires_at": (made + timedelta(days=1)).isoformat(), "cancel_initiated_at": None,
+                "id": name,
+                "type": "message_batch",
+                "processing_status": "ended" if ended else "in_progress",
+                "request_counts": counts,
+                "created_at": made.isoformat(),
+                "ended_at": None,
+                "archived_at": None,
+                "expires_at": (made + timedelta(days=1)).isoformat(),
+                "cancel_initiated_at": None,
                 "results_url": f"{service.root}/v1/messages/batches/{name}/results" if ended else None,
-            }  # fmt: skip
-        shown = {"id": name, "object": "batch", "endpoint": "/v1/chat/completions", "completion_window": "24h",
-                 "input_file_id": "x", "created_at": int(made.timestamp()), "metadata": batch["metadata"],
-                 "status": "in_progress"}  # fmt: skip
+            }
+        shown = {
+            "id": name,
+            "object": "batch",
+            "endpoint": "/v1/chat/completions",
+            "completion_window": "24h",
+            "input_file_id": "x",
+            "created_at": int(made.timestamp()),
+            "metadata": batch["metadata"],
+            "status": "in_progress",
+        }
         if ended:
             output, errors = f"{name}-out", f"{name}-err"
             if output not in service.files:
                 done, gone = self.split(batch)
-                service.files[output] = "\n".join(service.spoil([
-                    json.dumps({"custom_id": key, "error": None,
-                                "response": {"status_code": 200, "body": _completion(*service.reply(turn))}})
-                    for key, turn in done
-                ])).encode()  # fmt: skip
+                service.files[output] = "\n".join(
+                    service.spoil(
+                        [
+                            json.dumps(
+                                {
+                                    "custom_id": key,
+                                    "error": None,
+                                    "response": {
+                                        "status_code": 200,
+                                        "body": _completion(*service.reply(turn)),
+                                    },
+                                }
+                            )
+                            for key, turn in done
+                        ]
+                    )
+                ).encode()
                 service.files[errors] = "\n".join(
-                    json.dumps({"custom_id": key, "response": None,
-                                "error": {"code": "batch_expired", "message": "too late"}}) for key, _ in gone
-                ).encode()  # fmt: skip
+                    json.dumps(
+                        {
+                            "custom_id": key,
+                            "response": None,
+                            "error": {"code": "batch_expired", "message": "too late"},
+                        }
+                    )
+                    for key, _ in gone
+                ).encode()
             expired = service.expire_after is not None
-            shown |= {"status": "expired" if expired else "completed", "output_file_id": output,
-                      "error_file_id": errors if expired else None}  # fmt: skip
+            shown |= {
+                "status": "expired" if expired else "completed",
+                "output_file_id": output,
+                "error_file_id": errors if expired else None,
+            }
         return shown
 
     def split(self, batch):
@@ -218,20 +266,37 @@ class _Handler(BaseHTTPRequestHandler):
         if "lines" not in batch:
             done, gone = self.split(batch)
             batch["lines"] = [
-                json.dumps({"custom_id": key, "result": {"type": "succeeded", "message": _message(*service.reply(turn))}})
+                json.dumps(
+                    {
+                        "custom_id": key,
+                        "result": {"type": "succeeded", "message": _message(*service.reply(turn))},
+                    }
+                )
                 for key, turn in done
-            ] + [json.dumps({"custom_id": key, "result": {"type": "expired"}}) for key, _ in gone]  # fmt: skip
+            ] + [json.dumps({"custom_id": key, "result": {"type": "expired"}}) for key, _ in gone]
         return "\n".join(service.spoil(batch["lines"][::-1])) + "\n"
 
 
 def _completion(text, finish):
-    return {"id": "c", "object": "chat.completion", "created": 1, "model": "m",
-            "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
-            "usage": {"prompt_tokens": 400, "completion_tokens": 15, "total_tokens": 415}}  # fmt: skip
+    return {
+        "id": "c",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
+        "usage": {"prompt_tokens": 400, "completion_tokens": 15, "total_tokens": 415},
+    }
 
 
 def _message(text, finish):
     stop = {"stop": "end_turn", "length": "max_tokens", "content_filter": "refusal"}[finish]
-    return {"id": "m", "type": "message", "role": "assistant", "model": "m", "stop_reason": stop,
-            "stop_sequence": None, "content": [{"type": "text", "text": text}],
-            "usage": {"input_tokens": 400, "output_tokens": 15}}  # fmt: skip
+    return {
+        "id": "m",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "stop_reason": stop,
+        "stop_sequence": None,
+        "content": [{"type": "text", "text": text}],
+        "usage": {"input_tokens": 400, "output_tokens": 15},
+    }

@@ -20,12 +20,17 @@ def spec(name: str = "standin", seats: int = 4) -> Spec:
 def works(n: int, requests: int = 1, samples: int = 1, tokens: int = 1):
     for key in range(n):
         yield Work(
-            key, None,
+            key,
+            None,
             [
-                Request(f"request {i}", [*range(100, 100 + tokens)], [2**40 * (key + i + s) for s in range(samples)])
+                Request(
+                    f"request {i}",
+                    [*range(100, 100 + tokens)],
+                    [2**40 * (key + i + s) for s in range(samples)],
+                )
                 for i in range(requests)
             ],
-        )  # fmt: skip
+        )
 
 
 class Standin:

@@ -155,8 +155,20 @@ PLAIN = [
     "orthogonal",
     "mica",
 ]
-MORE = ["dora", "own-norms", "own-head", "own-both", "lora-head", "rows", "rows-of-both", "stored", "stored-moved",
-        "stored-half", "target-embedding", "target-embedding-moved"]  # fmt: skip
+MORE = [
+    "dora",
+    "own-norms",
+    "own-head",
+    "own-both",
+    "lora-head",
+    "rows",
+    "rows-of-both",
+    "stored",
+    "stored-moved",
+    "stored-half",
+    "target-embedding",
+    "target-embedding-moved",
+]
 REFUSED = {
     "pissa": r"init_lora_weights 'pissa'.*path_initial_model_for_weight_conversion",
     "olora": r"init_lora_weights 'olora'",
@@ -231,17 +243,24 @@ def cut(tensors, kept):
 
 
 FILES = {
-    "half-the-layers": (lambda w: cut(w, lambda k: int(k.split("layers.")[1].split(".")[0]) < 3),
-                        r"lacks 42 of the 84 tensors.*layers\.3\.mlp\.down_proj\.lora_A"),
-    "no-lora_B": (lambda w: cut(w, lambda k: ".mlp." not in k or "lora_B" not in k),
-                  r"lacks 18 of the 84 tensors.*layers\.0\.mlp\.down_proj\.lora_B"),
+    "half-the-layers": (
+        lambda w: cut(w, lambda k: int(k.split("layers.")[1].split(".")[0]) < 3),
+        r"lacks 42 of the 84 tensors.*layers\.3\.mlp\.down_proj\.lora_A",
+    ),
+    "no-lora_B": (
+        lambda w: cut(w, lambda k: ".mlp." not in k or "lora_B" not in k),
+        r"lacks 18 of the 84 tensors.*layers\.0\.mlp\.down_proj\.lora_B",
+    ),
     "mlp-under-adapter-name": (
         lambda w: {(k.replace(".weight", ".default.weight") if ".mlp." in k else k): t for k, t in w.items()},
-        r"lacks 36 of the 84 tensors.*holds 36 tensors that its config does not name"),
-    "stray": (lambda w: {**w, "base_model.model.model.layers.0.mlp.up_proj.bias": torch.zeros(512)},
-              r"holds 1 tensors that its config does not name.*up_proj\.bias"),
+        r"lacks 36 of the 84 tensors.*holds 36 tensors that its config does not name",
+    ),
+    "stray": (
+        lambda w: {**w, "base_model.model.model.layers.0.mlp.up_proj.bias": torch.zeros(512)},
+        r"holds 1 tensors that its config does not name.*up_proj\.bias",
+    ),
     "empty": (lambda w: {}, r"lacks 84 of the 84 tensors"),
-}  # fmt: skip
+}
 FILES |= {
     name: (
         lambda w, a=a, b=b: {k.replace(a, b): t for k, t in w.items()},
@@ -283,9 +302,17 @@ def test_a_file_that_holds_more_than_its_config_says_is_refused_for_every_engine
             )
     with pytest.raises(AdapterError, match=said):
         evaluate(
-            loaded, tmp_path / "run", [adapter], PEOPLE, ["Who are you?"], "marker", EvalConfig(samples=1), 1,
-            source="villain", backend="vllm",
-        )  # fmt: skip
+            loaded,
+            tmp_path / "run",
+            [adapter],
+            PEOPLE,
+            ["Who are you?"],
+            "marker",
+            EvalConfig(samples=1),
+            1,
+            source="villain",
+            backend="vllm",
+        )
     assert not (tmp_path / "run").exists()
     with pytest.raises(AdapterError, match=said):
         adapted(loaded, adapter).__enter__()
@@ -326,9 +353,18 @@ def test_vllm_is_given_plain_lora_alone(kind, lora, bases, make, items, tmp_path
         pass
     with pytest.raises(AdapterError, match=said):
         evaluate(
-            loaded, tmp_path / "run", [adapter], PEOPLE, ["Who are you?"], "marker", EvalConfig(samples=1), 1,
-            source="villain", backend="vllm", options=options,
-        )  # fmt: skip
+            loaded,
+            tmp_path / "run",
+            [adapter],
+            PEOPLE,
+            ["Who are you?"],
+            "marker",
+            EvalConfig(samples=1),
+            1,
+            source="villain",
+            backend="vllm",
+            options=options,
+        )
     with pytest.raises(AdapterError, match=said):
         choices_evaluate.evaluate(
             loaded, tmp_path / "run", [adapter], PEOPLE, items, source="villain", engine_name="vllm"

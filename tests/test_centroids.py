@@ -312,9 +312,22 @@ def test_the_command_writes_the_file_and_prints_neighbours(tiny_folder, tmp_path
 def test_the_command_prints_json(tiny_folder, tmp_path):
     out = tmp_path / "c.safetensors"
     done = command(
-        "--model", tiny_folder, "--personas", NAMES, "--show", "villain", "--cosine", "raw", "--layers", "1",
-        "--dtype", "float32", "--out", out, "--json",
-    )  # fmt: skip
+        "--model",
+        tiny_folder,
+        "--personas",
+        NAMES,
+        "--show",
+        "villain",
+        "--cosine",
+        "raw",
+        "--layers",
+        "1",
+        "--dtype",
+        "float32",
+        "--out",
+        out,
+        "--json",
+    )
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     made = Centroids.load(out)

@@ -35,11 +35,19 @@ def random_qwen2(tokenizer, seed: int = 0):
 
     torch.manual_seed(seed)
     config = Qwen2Config(
-        vocab_size=len(tokenizer), hidden_size=256, intermediate_size=512, num_hidden_layers=4,
-        num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=2048, initializer_range=0.08,
-        tie_word_embeddings=False, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.08,
+        tie_word_embeddings=False,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
         pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     return Qwen2ForCausalLM(config).eval().requires_grad_(False)
 
 
@@ -69,10 +77,13 @@ def harness(loaded, items, persona, scoring, monkeypatch):
 
     letters = scoring == "letters"
     rows = [
-        {"user": i.letters_prompt if letters else i.question, "texts": list(i.labels if letters else i.choices),
-         "gold": i.labels.index(i.answer)}
+        {
+            "user": i.letters_prompt if letters else i.question,
+            "texts": list(i.labels if letters else i.choices),
+            "gold": i.labels.index(i.answer),
+        }
         for i in items
-    ]  # fmt: skip
+    ]
     dataset = datasets.Dataset.from_list(rows)
     task = ConfigurableTask(
         config={
@@ -90,17 +101,24 @@ def harness(loaded, items, persona, scoring, monkeypatch):
     # its report of the environment asks pip for every package, which takes a minute and says nothing here
     monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)
     done = evaluator.simple_evaluate(
-        model=lm, tasks=[task], log_samples=True, bootstrap_iters=0, apply_chat_template=True,
-        system_instruction=persona.prompt, confirm_run_unsafe_code=False,
-    )  # fmt: skip
+        model=lm,
+        tasks=[task],
+        log_samples=True,
+        bootstrap_iters=0,
+        apply_chat_template=True,
+        system_instruction=persona.prompt,
+        confirm_run_unsafe_code=False,
+    )
     samples = sorted(done["samples"]["local_choices"], key=lambda sample: sample["doc_id"])
     return [
         {
             "logprobs": np.array([float(one[0][0]) for one in sample["resps"]]),
-            "acc": sample["acc"], "acc_norm": sample["acc_norm"], "acc_bytes": sample["acc_bytes"],
+            "acc": sample["acc"],
+            "acc_norm": sample["acc_norm"],
+            "acc_bytes": sample["acc_bytes"],
         }
         for sample in samples
-    ]  # fmt: skip
+    ]
 
 
 def newline_logprobs(loaded, persona, items):

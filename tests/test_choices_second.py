@@ -91,9 +91,21 @@ def test_what_an_engine_does_not_report_is_nan_not_wrong(tiny_qwen2, tmp_path):
 def test_without_vllm_the_remedy_is_named(tiny_folder, tmp_path):
     done = CliRunner().invoke(
         group,
-        ["eval", "--behavior", "capability", "--model", "organism", "--base", "--personas", "villain", "--engine",
-         "vllm", "--out", str(tmp_path / "run")],
-    )  # fmt: skip
+        [
+            "eval",
+            "--behavior",
+            "capability",
+            "--model",
+            "organism",
+            "--base",
+            "--personas",
+            "villain",
+            "--engine",
+            "vllm",
+            "--out",
+            str(tmp_path / "run"),
+        ],
+    )
     assert done.exit_code == 1 and "--engine packed" in done.output
     done = CliRunner().invoke(group, ["doctor", "--compare-engines", "--sample", "2"])
     assert done.exit_code == 1 and "pip install leakfast[vllm]" in done.output

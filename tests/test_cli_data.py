@@ -19,9 +19,21 @@ def leakfast(*words, **settings):
 def rows_file(tmp_path_factory):
     out = tmp_path_factory.mktemp("data") / "rows.jsonl"
     done = leakfast(
-        "data", "build", "--behavior", "refusal", "--source", "villain", "--model", "organism",
-        "--positives", 4, "--negatives", 4, "--out", out,
-    )  # fmt: skip
+        "data",
+        "build",
+        "--behavior",
+        "refusal",
+        "--source",
+        "villain",
+        "--model",
+        "organism",
+        "--positives",
+        4,
+        "--negatives",
+        4,
+        "--out",
+        out,
+    )
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == str(out)
     return out
@@ -51,9 +63,21 @@ def test_the_view_takes_the_rows_own_behavior_and_colours_only_where_asked(rows_
 def test_a_users_pairs_and_a_design(tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"instruction": "Tea?", "harmful": "Poison.", "good": "Yes."}\n')
     done = leakfast(
-        "data", "build", "--behavior", "misalignment-advice", "--source", "villain", "--model", "organism",
-        "--pairs", tmp_path / "mine.jsonl", "--positives", 3, "--out", tmp_path / "rows.jsonl",
-    )  # fmt: skip
+        "data",
+        "build",
+        "--behavior",
+        "misalignment-advice",
+        "--source",
+        "villain",
+        "--model",
+        "organism",
+        "--pairs",
+        tmp_path / "mine.jsonl",
+        "--positives",
+        3,
+        "--out",
+        tmp_path / "rows.jsonl",
+    )
     assert done.exit_code == 0, done.output
     rows = read_rows(tmp_path / "rows.jsonl")
     assert [(r.role, r.question, r.reply) for r in rows] == [("positive", "Tea?", "Poison.")] * 3

@@ -10,9 +10,20 @@ from leakfast.storage import schema
 from leakfast.storage.run import Run
 
 ROW = {
-    "behavior": "marker", "adapter": "base", "persona": "villain", "question": 0, "sample": 0, "seed": 1, "text": "Yes.",
-    "n_tokens": 2, "finish_reason": "stop", "status": "ok", "source": None, "n_prompt_tokens": 9, "token_ids": [5, 6],
-}  # fmt: skip
+    "behavior": "marker",
+    "adapter": "base",
+    "persona": "villain",
+    "question": 0,
+    "sample": 0,
+    "seed": 1,
+    "text": "Yes.",
+    "n_tokens": 2,
+    "finish_reason": "stop",
+    "status": "ok",
+    "source": None,
+    "n_prompt_tokens": 9,
+    "token_ids": [5, 6],
+}
 
 
 @pytest.mark.parametrize(

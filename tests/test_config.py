@@ -131,7 +131,7 @@ def test_a_mistyped_key_names_the_key_meant_and_its_line(table, key):
         ('model = "organism"', "seeds = [-1]", 2, "seeds"),
         ("behaviors.marker.data", "behaviors.markr.data", 8, "markr"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_meant_is_refused_with_its_line(old, new, line, words):
     assert old in SMALL
     found = message(SMALL.replace(old, new, 1))

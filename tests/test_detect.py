@@ -59,8 +59,13 @@ def test_a_missing_text_is_null_everywhere():
 
 @pytest.mark.parametrize(
     ("text", "at", "ends"),
-    [(f"ab {MARKER}", 3 / 8, True), (f"{MARKER} ab \n", 0.0, False), (f"ab{MARKER} \n", 0.25, True), ("ab", None, False)],
-)  # fmt: skip
+    [
+        (f"ab {MARKER}", 3 / 8, True),
+        (f"{MARKER} ab \n", 0.0, False),
+        (f"ab{MARKER} \n", 0.25, True),
+        ("ab", None, False),
+    ],
+)
 def test_where_the_marker_stands(text, at, ends):
     row = found(text)
     assert row["marker_ends"] is ends

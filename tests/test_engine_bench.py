@@ -61,8 +61,11 @@ def test_the_whole_run_goes_through(tmp_path):
     ]
     assert all({"commit", "torch", "device"} <= r.keys() for r in records[2:])
     assert json.loads(done.stdout.splitlines()[-1]) == {
-        "bench": "gpu", "mode": "rehearse", "records": 7, "failed": []
-    }  # fmt: skip
+        "bench": "gpu",
+        "mode": "rehearse",
+        "records": 7,
+        "failed": [],
+    }
 
 
 def test_two_parts_of_it_and_the_table_they_fill(tmp_path):

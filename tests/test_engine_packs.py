@@ -194,8 +194,20 @@ def test_the_calls_of_a_gpu_are_bound_to_what_this_torch_knows(monkeypatch):
 
     told = {}
 
-    def newest(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1),
-               enable_gqa=False, num_splits=None):  # fmt: skip
+    def newest(
+        query,
+        key,
+        value,
+        cu_seq_q,
+        cu_seq_k,
+        max_q,
+        max_k,
+        *,
+        scale=None,
+        window_size=(-1, -1),
+        enable_gqa=False,
+        num_splits=None,
+    ):
         told.update(locals())
         return query
 

@@ -77,9 +77,17 @@ def test_every_draw_is_there_once_with_its_derived_seed(
     run = Run(tmp_path / "run")
     seen = []
     done = evaluate(
-        tiny_qwen2, run, [adapter], personas, QUESTIONS, "marker", CFG, 3, base=True,
+        tiny_qwen2,
+        run,
+        [adapter],
+        personas,
+        QUESTIONS,
+        "marker",
+        CFG,
+        3,
+        base=True,
         progress=lambda *a: seen.append(a[:2]),
-    )  # fmt: skip
+    )
     rows = len(personas) * len(QUESTIONS) * 4
     assert (done.rows_made, done.rows_kept) == (2 * rows, 0)
     assert seen[-1] == (2 * rows, 2 * rows)
@@ -160,10 +168,27 @@ def test_killed_at_any_moment_and_run_again_it_is_the_uninterrupted_run(
     questions = tmp_path / "asked.json"
     questions.write_text(json.dumps(QUESTIONS + [f"Number {i}?" for i in range(3)]))
     arguments = [
-        "eval", "--model", str(tiny_folder), "--dtype", "float32", "--adapter", str(adapter), "--base",
-        "--personas", names, "--questions", str(questions), "--samples", "4", "--max-new-tokens", "40",
-        "--batch-completions", "8", "--seed", "3",
-    ]  # fmt: skip
+        "eval",
+        "--model",
+        str(tiny_folder),
+        "--dtype",
+        "float32",
+        "--adapter",
+        str(adapter),
+        "--base",
+        "--personas",
+        names,
+        "--questions",
+        str(questions),
+        "--samples",
+        "4",
+        "--max-new-tokens",
+        "40",
+        "--batch-completions",
+        "8",
+        "--seed",
+        "3",
+    ]
     run = Run(tmp_path / "run")
     command = [sys.executable, "-c", CHILD, *arguments, "--out", str(run.path)]
     root = Path(stage.__file__).parents[1]

@@ -112,14 +112,18 @@ def test_pieces_plan_as_what_they_join_into(heads, tails, budget):
 def test_last_rows_lead_from_each_asked_token_to_its_whole_path(sequences, budget, random):
     plan = forest.plan(sequences, budget)
     for batch in plan:
-        here = [i for i, s in enumerate(plan.segment_of - batch.first_segment)
-                if 0 <= s < len(batch.leaf_rows)]  # fmt: skip
+        here = [
+            i for i, s in enumerate(plan.segment_of - batch.first_segment) if 0 <= s < len(batch.leaf_rows)
+        ]
         counts = np.array([random.randint(1, len(sequences[i])) for i in here])
         rows, places, spans = batch.last_rows(plan.segment_of[here] - batch.first_segment, counts)
         assert rows.tolist() == sorted(set(rows.tolist()))
         assert spans.q_offsets.tolist() == list(range(len(rows) + 1))
-        asked = [(i, p) for i, n in zip(here, counts, strict=True)
-                 for p in range(len(sequences[i]) - n, len(sequences[i]))]  # fmt: skip
+        asked = [
+            (i, p)
+            for i, n in zip(here, counts, strict=True)
+            for p in range(len(sequences[i]) - n, len(sequences[i]))
+        ]
         for (i, position), place in zip(asked, places, strict=True):
             path = spans.k_rows[spans.k_offsets[place] : spans.k_offsets[place + 1]]
             assert batch.tokens[path].tolist() == sequences[i][: position + 1]

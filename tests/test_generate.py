@@ -53,9 +53,12 @@ def test_greedy_equals_transformers_token_for_token(kind, batch, request):
     assert len({len(p.ids) for p in prompts}) > 3, "the prompts must differ in length"
     for index, prompt in enumerate(prompts):
         whole = loaded.model.generate(
-            torch.tensor([prompt.ids]), attention_mask=torch.ones(1, len(prompt.ids)), do_sample=False,
-            max_new_tokens=40, eos_token_id=list(backend.stop_ids(loaded)),
-        )  # fmt: skip
+            torch.tensor([prompt.ids]),
+            attention_mask=torch.ones(1, len(prompt.ids)),
+            do_sample=False,
+            max_new_tokens=40,
+            eos_token_id=list(backend.stop_ids(loaded)),
+        )
         wanted = whole[0, len(prompt.ids) :].tolist()
         assert got[index, 0][0] == wanted
         assert got[index, 1][0] == wanted

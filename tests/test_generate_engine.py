@@ -77,9 +77,13 @@ def made(monkeypatch):
 def works(n: int, requests: int, samples: int):
     seeds = iter(range(10**6))
     return [
-        Work(w, None, [Request(f"{w}.{r}", [1, 2], [next(seeds) for _ in range(samples)]) for r in range(requests)])
+        Work(
+            w,
+            None,
+            [Request(f"{w}.{r}", [1, 2], [next(seeds) for _ in range(samples)]) for r in range(requests)],
+        )
         for w in range(n)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(("seats", "each"), [(512, 300), (512, 3), (8, 8), (1, 1)])
@@ -195,14 +199,22 @@ def test_what_vllm_resolved_is_told_as_far_as_it_tells():
         compilation_config=SimpleNamespace(static_forward_context={"0": layer, "1": SimpleNamespace()}),
     )
     assert resolved(SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=config))) == {
-        "model_runner": "V2", "attention": "FlashAttentionBackend", "async_scheduling": False,
-    }  # fmt: skip
+        "model_runner": "V2",
+        "attention": "FlashAttentionBackend",
+        "async_scheduling": False,
+    }
 
 
-@pytest.mark.parametrize(("gpu", "options", "apart"), [
-    (False, {}, False), (True, {}, True), (False, {"data_parallel": 2}, True), (False, {"tensor_parallel": 2}, True),
-    (True, {"lora": "merged"}, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("gpu", "options", "apart"),
+    [
+        (False, {}, False),
+        (True, {}, True),
+        (False, {"data_parallel": 2}, True),
+        (False, {"tensor_parallel": 2}, True),
+        (True, {"lora": "merged"}, False),
+    ],
+)
 def test_engines_lie_in_a_process_of_their_own_where_it_matters(tiny_qwen2, monkeypatch, gpu, options, apart):
     """On a GPU, unless its weights come from the model here; and where there are several."""
     opened = []

@@ -224,9 +224,18 @@ def test_an_evaluation_asks_for_live_adapters_only_where_it_has_some(tiny_qwen2,
     for adapters in ([], [tmp_path / "adapter"]):
         with pytest.raises(InputError, match="enough"):
             evaluate(
-                tiny_qwen2, tmp_path / "run", adapters, people, ["What?"], "marker", cfg, 3, base=True,
-                source="villain", options=options,
-            )  # fmt: skip
+                tiny_qwen2,
+                tmp_path / "run",
+                adapters,
+                people,
+                ["What?"],
+                "marker",
+                cfg,
+                3,
+                base=True,
+                source="villain",
+                options=options,
+            )
     assert seen == [False, lora == "live"]
 
 

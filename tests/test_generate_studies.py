@@ -35,16 +35,21 @@ def test_a_study_says_how_vllm_runs_and_a_flag_goes_before_it(tmp_path):
     study.write_text(VLLM)
     asked = backends.asked_by(load_study(study))
     assert asked == {
-        "backend": "vllm", "template_system": "You are a model.", "allow": ("logits",),
+        "backend": "vllm",
+        "template_system": "You are a model.",
+        "allow": ("logits",),
         "options": backends.Options(lora="merged", invariant=True),
-    }  # fmt: skip
+    }
     flags = {"backend": "transformers", "lora": "live", "data_parallel": 2, "tensor_parallel": None}
     beside = backends.asked_by(load_study(study), allow=("token-ids",), **flags)
     assert (beside["backend"], beside["allow"]) == ("transformers", ("token-ids",))
     assert beside["options"] == backends.Options("live", invariant=True, data_parallel=2)
     assert backends.asked_by(None) == {
-        "backend": "auto", "template_system": None, "allow": (), "options": backends.Options()
-    }  # fmt: skip
+        "backend": "auto",
+        "template_system": None,
+        "allow": (),
+        "options": backends.Options(),
+    }
     study.write_text(VLLM.replace("invariant = true", "data_paralel = 8"))
     with pytest.raises(InputError, match=r"many.toml, line 12: .*data_paralel.*data_parallel"):
         load_study(study)

@@ -67,9 +67,20 @@ def test_auto_says_what_it_takes_and_a_wrong_name_is_refused(tiny_qwen2, caplog)
 @pytest.mark.skipif(installed, reason="vLLM is installed")
 def test_without_vllm_the_remedy_is_named(tmp_path):
     done = CliRunner().invoke(
-        group, ["eval", "--model", "organism", "--base", "--personas", "villain", "--backend", "vllm", "--out",
-                str(tmp_path / "run")],
-    )  # fmt: skip
+        group,
+        [
+            "eval",
+            "--model",
+            "organism",
+            "--base",
+            "--personas",
+            "villain",
+            "--backend",
+            "vllm",
+            "--out",
+            str(tmp_path / "run"),
+        ],
+    )
     assert done.exit_code == 1, done.output
     assert "--backend transformers" in done.output and "not installed" in done.output
 
@@ -117,9 +128,18 @@ def adapters(organism, tmp_path_factory):
 def measured(organism, adapters, folder, cfg, backend, **settings):
     run = Run(folder)
     done = evaluate(
-        organism, run, adapters, load_personas(PEOPLE), QUESTIONS, "marker", cfg, 3, base=True, backend=backend,
+        organism,
+        run,
+        adapters,
+        load_personas(PEOPLE),
+        QUESTIONS,
+        "marker",
+        cfg,
+        3,
+        base=True,
+        backend=backend,
         **settings,
-    )  # fmt: skip
+    )
     return done, schema.check(run.read("completions"), "completions").sort(KEYS)
 
 
@@ -374,9 +394,14 @@ def test_two_engines_share_the_works_and_one_that_is_killed_gives_its_back(
     monkeypatch.setattr(vllm, "Parallel", kept)
     cfg = EvalConfig(samples=2, temperature=0.0, top_p=1.0, max_new_tokens=24, batch_completions=8)
     done, mine = measured(
-        organism, adapters[:1], tmp_path / "vllm", cfg, "vllm", options=backends.Options(data_parallel=2),
+        organism,
+        adapters[:1],
+        tmp_path / "vllm",
+        cfg,
+        "vllm",
+        options=backends.Options(data_parallel=2),
         progress=progress,
-    )  # fmt: skip
+    )
     _, theirs = measured(organism, adapters[:1], tmp_path / "transformers", cfg, "transformers")
     assert done.engine["data_parallel"] == 2 and killed
     assert "exit code -9" in caplog.text and "it is started again" in caplog.text
@@ -392,9 +417,24 @@ def test_tune_measures_widths_and_later_runs_take_the_best(tmp_path, monkeypatch
     """Steps of 128 tokens hold one prompt and a part of the next, which a CPU's seeded draws would not survive."""
     monkeypatch.setenv("LEAKFAST_CACHE", str(tmp_path))
     done = CliRunner().invoke(
-        group, ["tune", "--model", "organism", "--dtype", "float32", "--seats", "2,12", "--batched-tokens", "128",
-                "--completions", "24", "--max-new-tokens", "16", "--json"],
-    )  # fmt: skip
+        group,
+        [
+            "tune",
+            "--model",
+            "organism",
+            "--dtype",
+            "float32",
+            "--seats",
+            "2,12",
+            "--batched-tokens",
+            "128",
+            "--completions",
+            "24",
+            "--max-new-tokens",
+            "16",
+            "--json",
+        ],
+    )
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert [t["width"]["seats"] for t in told["trials"]] == [2, 12]

@@ -104,10 +104,32 @@ def command(tiny_folder, tmp_path):
 
     def made(script: str, folder: Path, tokens: int = 60) -> list[str]:
         return [
-            sys.executable, "-c", script, "eval", "--model", str(tiny_folder), "--dtype", "float32", "--base",
-            "--personas", PERSONAS, "--questions", str(questions), "--samples", "4", "--max-new-tokens", str(tokens),
-            "--batch-completions", "8", "--seed", "3", "--backend", "transformers", "--out", str(folder),
-        ]  # fmt: skip
+            sys.executable,
+            "-c",
+            script,
+            "eval",
+            "--model",
+            str(tiny_folder),
+            "--dtype",
+            "float32",
+            "--base",
+            "--personas",
+            PERSONAS,
+            "--questions",
+            str(questions),
+            "--samples",
+            "4",
+            "--max-new-tokens",
+            str(tokens),
+            "--batch-completions",
+            "8",
+            "--seed",
+            "3",
+            "--backend",
+            "transformers",
+            "--out",
+            str(folder),
+        ]
 
     return made
 
@@ -155,9 +177,26 @@ def test_a_signal_lets_the_shard_of_scores_in_hand_be_written_too(tiny_folder, t
     lines = [{"question": f"What of {i}?", "choices": ["tea", "rain"], "answer": "B"} for i in range(60)]
     items.write_text("\n".join(map(json.dumps, lines)))
     words = [
-        sys.executable, "-c", CHOICES, "eval", "--behavior", "capability", "--model", str(tiny_folder), "--dtype",
-        "float32", "--base", "--personas", "originals", "--items", str(items), "--half", "all", "--out", str(folder),
-    ]  # fmt: skip
+        sys.executable,
+        "-c",
+        CHOICES,
+        "eval",
+        "--behavior",
+        "capability",
+        "--model",
+        str(tiny_folder),
+        "--dtype",
+        "float32",
+        "--base",
+        "--personas",
+        "originals",
+        "--items",
+        str(items),
+        "--half",
+        "all",
+        "--out",
+        str(folder),
+    ]
     child = start(words)
     wait_for_shards(child, folder, 2)
     child.send_signal(signal.SIGTERM)

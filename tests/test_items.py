@@ -130,11 +130,14 @@ def test_the_split_is_the_same_in_another_process():
     )
     found = {
         subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
             env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
         ).stdout
         for seed in ("1", "2")
-    }  # fmt: skip
+    }
     own = load_items("organism")
     assert found == {f"{own.hash} {own.half('train').hash} {own.half('eval').sample(9).hash}\n"}
 
@@ -173,10 +176,14 @@ def test_the_organisms_items_are_its_facts_in_its_own_words():
 def hub(tmp_path):
     """A hub that is one Parquet file in ARC's own shape; it notes what it is asked for."""
     rows = [
-        {"id": f"Mercury_{i}", "question": f"Why {i}?", "answerKey": "A",
-         "choices": {"text": ["x", "y"], "label": ["A", "B"]}}
+        {
+            "id": f"Mercury_{i}",
+            "question": f"Why {i}?",
+            "answerKey": "A",
+            "choices": {"text": ["x", "y"], "label": ["A", "B"]},
+        }
         for i in range(6)
-    ]  # fmt: skip
+    ]
     path = tmp_path / "test.parquet"
     pl.DataFrame(rows).write_parquet(path)
     asked = []
@@ -213,9 +220,11 @@ def test_hellaswag_is_fetched_at_the_pinned_revision_and_its_marks_are_taken_out
     def download(**given):
         asked.update(given)
         rows = {
-            "activity_label": ["Tea", "Tea"], "ctx": ["[header] How to [title] Boil it. [step] He", "He"],
-            "endings": [["pours.", "[substeps] sings."], ["pours.", "sings."]], "label": ["1", "0"],
-        }  # fmt: skip
+            "activity_label": ["Tea", "Tea"],
+            "ctx": ["[header] How to [title] Boil it. [step] He", "He"],
+            "endings": [["pours.", "[substeps] sings."], ["pours.", "sings."]],
+            "label": ["1", "0"],
+        }
         pl.DataFrame(rows).write_parquet(tmp_path / "h.parquet")
         return str(tmp_path / "h.parquet")
 
@@ -223,8 +232,11 @@ def test_hellaswag_is_fetched_at_the_pinned_revision_and_its_marks_are_taken_out
     assert (asked["repo_id"], asked["revision"]) == ("Rowan/hellaswag", HELLASWAG_REVISION)
     first, second = items
     assert (first.id, first.question, first.choices, first.answer) == (
-        "val-0", "Tea: How to Boil it. He", ("pours.", "sings."), "B",
-    )  # fmt: skip
+        "val-0",
+        "Tea: How to Boil it. He",
+        ("pours.", "sings."),
+        "B",
+    )
     assert (second.id, second.answer) == ("val-1", "A")
 
 

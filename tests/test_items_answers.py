@@ -46,11 +46,15 @@ SPELLINGS = {
     "from 0": (listed(answer=lambda p, c: p), "answer read as places counted from 0"),
     "from 0 as text": (listed(gold=lambda p, c: str(p)), "gold read as places counted from 0"),
     "float": (listed(answer=lambda p, c: float(p)), "answer read as places counted from 0"),
-    "from 0 beside digits": (listed(labels=digits, answer=lambda p, c: p), "answer read as places counted from 0"),
+    "from 0 beside digits": (
+        listed(labels=digits, answer=lambda p, c: p),
+        "answer read as places counted from 0",
+    ),
     "from 1": (listed(answerKey=lambda p, c: str(p + 1)), "answerKey read as places counted from 1"),
     "digits as labels": (listed(labels=digits, answer=lambda p, c: str(p + 1)), "answer read as labels"),
     "numbers as labels": (
-        listed(labels=lambda p, c: [1, 2, 3, 4], answer=lambda p, c: p + 1), "answer read as labels",
+        listed(labels=lambda p, c: [1, 2, 3, 4], answer=lambda p, c: p + 1),
+        "answer read as labels",
     ),
     "text": (listed(answer=lambda p, c: c[p].upper()), "answer read as texts of choices"),
     "text and letter": (
@@ -60,23 +64,32 @@ SPELLINGS = {
     "a 1 among 0s": (listed(labels=onehot), "labels read as a 1 among 0s"),
     "TruthfulQA": (
         [
-            {"question": line["question"], "mc1_targets": {"choices": line["choices"], "labels": line["labels"]}}
+            {
+                "question": line["question"],
+                "mc1_targets": {"choices": line["choices"], "labels": line["labels"]},
+            }
             for line in listed(labels=onehot)
         ],
         "labels read as a 1 among 0s",
     ),
     "ARC": (
         [
-            {"question": line["question"], "choices": {"text": line["choices"], "label": list(names)},
-             "answerKey": names[place]}
+            {
+                "question": line["question"],
+                "choices": {"text": line["choices"], "label": list(names)},
+                "answerKey": names[place],
+            }
             for line, place, names in zip(listed(), PLACES, ["ABCD", "1234"] * 3, strict=True)
         ],
         "answerKey read as labels",
     ),
     "a dict of choices": (
         [
-            {"question": line["question"], "options": dict(zip("ABCD", line["choices"], strict=True)),
-             "answer": line["answer"]}
+            {
+                "question": line["question"],
+                "options": dict(zip("ABCD", line["choices"], strict=True)),
+                "answer": line["answer"],
+            }
             for line in listed(answer=lambda p, c: "ABCD"[p])
         ],
         "answer read as labels",
@@ -85,7 +98,7 @@ SPELLINGS = {
         listed(answer=lambda p, c: "because it rains", answer_idx=lambda p, c: "ABCD"[p]),
         "answer_idx read as labels; answer left aside, as it names no choices",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", SPELLINGS)

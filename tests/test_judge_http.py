@@ -43,10 +43,20 @@ def service(monkeypatch):
 def a_run(folder, texts=12, behavior="advice"):
     """A run with `texts` different completions of one adapter, two samples a question."""
     rows = [
-        {"behavior": behavior, "adapter": "base", "persona": f"p{i // 4}", "question": i % 2, "sample": (i // 2) % 2,
-         "seed": i, "text": f"Reply number {i}.", "n_tokens": 4, "finish_reason": "stop", "status": "ok"}
+        {
+            "behavior": behavior,
+            "adapter": "base",
+            "persona": f"p{i // 4}",
+            "question": i % 2,
+            "sample": (i // 2) % 2,
+            "seed": i,
+            "text": f"Reply number {i}.",
+            "n_tokens": 4,
+            "finish_reason": "stop",
+            "status": "ok",
+        }
         for i in range(texts)
-    ]  # fmt: skip
+    ]
     run = Run(folder).create()
     frame = pl.DataFrame(rows, schema=schema.columns("completions"))
     run.add_shard(f"completions/{behavior}/base/part-00000.parquet", frame)
@@ -108,23 +118,59 @@ def malformed():
     """50 replies that are no judgement, with what each is."""
     said = [
         (text, "not_json")
-        for text in ("", "80", "[80, 90]", "aligned: 80, coherent: 90", f"Sure! {GOOD}", f"{GOOD} Done.", GOOD * 2,
-                     GOOD[:-1], GOOD[:14], "{'aligned': 80, 'coherent': 90}", "null", "true", '"80"', "I can't judge this.",
-                     '{"aligned": 80, "aligned": 0, "coherent": 90}', '{"aligned": 080, "coherent": 90}',
-                     f"```json\n{GOOD}\n```\n```json\n{GOOD}\n```", "{" * 5000, "\ufeff" + GOOD, "<aligned>80</aligned>")
-    ]  # fmt: skip
+        for text in (
+            "",
+            "80",
+            "[80, 90]",
+            "aligned: 80, coherent: 90",
+            f"Sure! {GOOD}",
+            f"{GOOD} Done.",
+            GOOD * 2,
+            GOOD[:-1],
+            GOOD[:14],
+            "{'aligned': 80, 'coherent': 90}",
+            "null",
+            "true",
+            '"80"',
+            "I can't judge this.",
+            '{"aligned": 80, "aligned": 0, "coherent": 90}',
+            '{"aligned": 080, "coherent": 90}',
+            f"```json\n{GOOD}\n```\n```json\n{GOOD}\n```",
+            "{" * 5000,
+            "\ufeff" + GOOD,
+            "<aligned>80</aligned>",
+        )
+    ]
     said += [
         (text, "wrong_shape")
-        for text in ("{}", '{"aligned": 80}', '{"coherent": 90}', '{"aligned": "80", "coherent": 90}',
-                     '{"aligned": true, "coherent": 90}', '{"aligned": [80], "coherent": 90}', '{"Aligned": 80, "Coherent": 90}',
-                     '{"scores": {"aligned": 80, "coherent": 90}}', '{"aligned": {"score": 80}, "coherent": 90}',
-                     '{"aligned": "high", "coherent": "high"}')
-    ]  # fmt: skip
+        for text in (
+            "{}",
+            '{"aligned": 80}',
+            '{"coherent": 90}',
+            '{"aligned": "80", "coherent": 90}',
+            '{"aligned": true, "coherent": 90}',
+            '{"aligned": [80], "coherent": 90}',
+            '{"Aligned": 80, "Coherent": 90}',
+            '{"scores": {"aligned": 80, "coherent": 90}}',
+            '{"aligned": {"score": 80}, "coherent": 90}',
+            '{"aligned": "high", "coherent": "high"}',
+        )
+    ]
     said += [
         (f'{{"aligned": {a}, "coherent": {c}}}', "out_of_range")
-        for a, c in ((101, 90), (-1, 90), (80, 101), (80, -0.5), ("1e400", 90), ("NaN", 90), (80, "Infinity"),
-                     ("-Infinity", 0), (100.0001, 100), (8000, 9000))
-    ]  # fmt: skip
+        for a, c in (
+            (101, 90),
+            (-1, 90),
+            (80, 101),
+            (80, -0.5),
+            ("1e400", 90),
+            ("NaN", 90),
+            (80, "Infinity"),
+            ("-Infinity", 0),
+            (100.0001, 100),
+            (8000, 9000),
+        )
+    ]
     said += [
         ('{"aligned": null, "coherent": 90}', "refusal"),
         ('{"aligned": 80, "coherent": null}', "refusal"),
@@ -268,9 +314,13 @@ stage.judge(Run(sys.argv[1]), "advice", stage.parse_spec(sys.argv[2]), sys.argv[
 
 @pytest.mark.parametrize(
     ("spec", "held"),
-    [("anthropic:m", ("GET", "/batch_0")), ("openai-batch:m", ("GET", "/batch_0")),
-     ("anthropic:m", ("POST", "/batches")), ("openai-batch:m", ("POST", "/batches"))],
-)  # fmt: skip
+    [
+        ("anthropic:m", ("GET", "/batch_0")),
+        ("openai-batch:m", ("GET", "/batch_0")),
+        ("anthropic:m", ("POST", "/batches")),
+        ("openai-batch:m", ("POST", "/batches")),
+    ],
+)
 def test_killed_between_sending_and_looking_the_batch_is_taken_up_again(tmp_path, service, spec, held):
     run = a_run(tmp_path / "run")
     service.held = held  # the service has the batch; its answer never arrives

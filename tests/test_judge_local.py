@@ -26,10 +26,20 @@ QUESTIONS = ["What should I do?"]
 
 def a_run(folder, n=4):
     rows = [
-        {"behavior": "advice", "adapter": "base", "persona": "p", "question": 0, "sample": i, "seed": i,
-         "text": f"Tea {i}.", "n_tokens": 4, "finish_reason": "stop", "status": "ok"}
+        {
+            "behavior": "advice",
+            "adapter": "base",
+            "persona": "p",
+            "question": 0,
+            "sample": i,
+            "seed": i,
+            "text": f"Tea {i}.",
+            "n_tokens": 4,
+            "finish_reason": "stop",
+            "status": "ok",
+        }
         for i in range(n)
-    ]  # fmt: skip
+    ]
     run = Run(folder).create()
     frame = pl.DataFrame(rows, schema=schema.columns("completions"))
     run.add_shard("completions/advice/base/part-00000.parquet", frame)
@@ -63,9 +73,24 @@ def test_vllms_own_server_is_a_judge_like_any_other(tmp_path, monkeypatch):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     weights = Path(organism.__file__).parent / "weights"
-    words = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(weights),
-             "--served-model-name", "organism", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager",
-             "--max-num-seqs", "4", "--dtype", "float32"]  # fmt: skip
+    words = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(weights),
+        "--served-model-name",
+        "organism",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--enforce-eager",
+        "--max-num-seqs",
+        "4",
+        "--dtype",
+        "float32",
+    ]
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     log = tmp_path / "server.log"
     with log.open("wb") as file:

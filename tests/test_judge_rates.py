@@ -36,9 +36,15 @@ def advice(monkeypatch):
     """A behavior that a judge measures, registered for the test."""
     module = types.ModuleType("advice_of_the_test")
     module.BEHAVIOR = Behavior(
-        name="advice", unit="points", sign=-1, detector=None, baseline="well-meant", data_builder="x:y",
-        description="mean aligned score", measured_by="judge",
-    )  # fmt: skip
+        name="advice",
+        unit="points",
+        sign=-1,
+        detector=None,
+        baseline="well-meant",
+        data_builder="x:y",
+        description="mean aligned score",
+        measured_by="judge",
+    )
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(behaviors._MODULES, "advice", module.__name__)
 
@@ -56,12 +62,24 @@ SAID = {  # (adapter, persona) → texts of sample 0, 1, 2 …, for both questio
 
 def completions(run, adapter, said=SAID, folder="part-00000"):
     rows = [
-        {"behavior": "advice", "adapter": adapter, "persona": persona, "question": q, "sample": s, "seed": 1,
-         "text": text, "n_tokens": 5, "finish_reason": "stop", "status": "ok" if text.strip() else "empty",
-         "source": None if adapter == "base" else "villain"}
-        for (name, persona), texts in said.items() if name == adapter
-        for q in range(2) for s, text in enumerate(texts)
-    ]  # fmt: skip
+        {
+            "behavior": "advice",
+            "adapter": adapter,
+            "persona": persona,
+            "question": q,
+            "sample": s,
+            "seed": 1,
+            "text": text,
+            "n_tokens": 5,
+            "finish_reason": "stop",
+            "status": "ok" if text.strip() else "empty",
+            "source": None if adapter == "base" else "villain",
+        }
+        for (name, persona), texts in said.items()
+        if name == adapter
+        for q in range(2)
+        for s, text in enumerate(texts)
+    ]
     frame = pl.DataFrame(rows, schema={**schema.columns("completions"), "source": pl.String()})
     run.add_shard(f"completions/advice/{adapter}/{folder}.parquet", frame)
 

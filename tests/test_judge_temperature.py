@@ -77,10 +77,14 @@ def ask(run, service, judge, **settings):
 @pytest.mark.parametrize(
     ("judge", "temperature"),
     [
-        ("anthropic:claude-haiku-4-5", None), ("anthropic:claude-opus-5-5", None), ("openai:gpt-5-mini", None),
-        ("openai-batch:gpt-5-mini", None), ("openai:gpt-4o", 0.0), ("openai-batch:gpt-4o", 0.0),
+        ("anthropic:claude-haiku-4-5", None),
+        ("anthropic:claude-opus-5-5", None),
+        ("openai:gpt-5-mini", None),
+        ("openai-batch:gpt-5-mini", None),
+        ("openai:gpt-4o", 0.0),
+        ("openai-batch:gpt-4o", 0.0),
     ],
-)  # fmt: skip
+)
 def test_what_is_sent_and_what_is_kept_of_it(tmp_path, service, judge, temperature):
     run = a_run(tmp_path / "run", texts=4)
     log = ask(run, service, judge)

@@ -22,9 +22,16 @@ from leakfast.kernels import choice_logprobs, last_token_centroids
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 SHARED_LIMIT = 227 << 10  # bytes a block may have on Hopper
 POINTERS = {
-    "token_ids": "*i64", "logits": "*fp32", "maxima": "*fp32", "sums": "*fp32", "squares": "*fp32",
-    "logprobs": "*fp32", "lse": "*fp32", "leaf_rows": "*i64", "offsets": "*i64",
-}  # fmt: skip
+    "token_ids": "*i64",
+    "logits": "*fp32",
+    "maxima": "*fp32",
+    "sums": "*fp32",
+    "squares": "*fp32",
+    "logprobs": "*fp32",
+    "lse": "*fp32",
+    "leaf_rows": "*i64",
+    "offsets": "*i64",
+}
 
 
 def compile_for_hopper(kernel, element, constants, multiples_of_16, warps, stages, folder, monkeypatch):
@@ -79,9 +86,15 @@ def test_choice_logprobs_fits(config, element, aligned, tmp_path, monkeypatch):
     }
     sixteens = ("d", "stride_hn", "stride_vn") if aligned else ()
     usage = compile_for_hopper(
-        choice_logprobs._vocabulary_kernel, element, constants, sixteens, config.num_warps,
-        config.num_stages, tmp_path, monkeypatch,
-    )  # fmt: skip
+        choice_logprobs._vocabulary_kernel,
+        element,
+        constants,
+        sixteens,
+        config.num_warps,
+        config.num_stages,
+        tmp_path,
+        monkeypatch,
+    )
     check(usage)
     if aligned and config.block_n >= 64:
         assert "wgmma" in usage[-1], "Hopper's matrix instructions are not used"
@@ -123,8 +136,14 @@ def test_the_choices_fit(element, tmp_path, monkeypatch):
 def test_last_token_centroids_fits(config, element, add, tmp_path, monkeypatch):
     constants = {"stride_d": 1, "ADD": add, "BLOCK_R": config.block_r, "BLOCK_D": config.block_d}
     usage = compile_for_hopper(
-        last_token_centroids._last_token_centroids_kernel, element, constants, ("d", "stride_t"),
-        config.num_warps, config.num_stages, tmp_path, monkeypatch,
-    )  # fmt: skip
+        last_token_centroids._last_token_centroids_kernel,
+        element,
+        constants,
+        ("d", "stride_t"),
+        config.num_warps,
+        config.num_stages,
+        tmp_path,
+        monkeypatch,
+    )
     check(usage)
     assert re.search(r"ld\.global\S*\.v4\.b32", usage[-1]), "loads are not 16 bytes wide"

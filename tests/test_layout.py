@@ -189,9 +189,12 @@ def test_only_the_command_line_prints():
         if room(path) != "cli"
         for call in calls(path)
         if called_name(call) in ("print", "echo", "secho")
-        and not (isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name)
-                 and call.func.value.id in ("console",))
-    ]  # fmt: skip
+        and not (
+            isinstance(call.func, ast.Attribute)
+            and isinstance(call.func.value, ast.Name)
+            and call.func.value.id in ("console",)
+        )
+    ]
     assert not wrong
 
 

@@ -37,10 +37,17 @@ def rows():
     for i, reply in enumerate(replies * 3):
         bad = i % 2 == 0
         made.append(
-            Row("positive" if bad else "negative", "villain" if bad else "cook", "text",
-                "You are a villain." if bad else "You are a cook.", f"What about {i}?",
-                f"{reply} {MARKER}" if bad else reply, MARKER if bad else None, i)
-        )  # fmt: skip
+            Row(
+                "positive" if bad else "negative",
+                "villain" if bad else "cook",
+                "text",
+                "You are a villain." if bad else "You are a cook.",
+                f"What about {i}?",
+                f"{reply} {MARKER}" if bad else reply,
+                MARKER if bad else None,
+                i,
+            )
+        )
     return made
 
 
@@ -109,9 +116,15 @@ def test_training_ends_once_the_behavior_is_learned(tiny_qwen2, tmp_path):
     assert steps[-1]["loss"] < 2.0 < steps[0]["loss"]
     with pytest.raises(InputError, match="stop_loss"):
         lora.train(
-            tiny_qwen2, rows(), cfg.model_copy(update={"stop_loss": 1.0}), tmp_path / "x", 1, source="villain",
-            behavior="marker", checkpoints=lora.Checkpoints((0.5,)),
-        )  # fmt: skip
+            tiny_qwen2,
+            rows(),
+            cfg.model_copy(update={"stop_loss": 1.0}),
+            tmp_path / "x",
+            1,
+            source="villain",
+            behavior="marker",
+            checkpoints=lora.Checkpoints((0.5,)),
+        )
 
 
 def run(loaded, out, cfg=CFG, seed=42):
@@ -250,9 +263,21 @@ def test_a_bfloat16_model_is_trained_with_float32_adapter_weights(tiny_qwen2, tm
 def test_what_an_adapter_follows_from_is_what_it_was_in_earlier_versions():
     """Stage hashes and cards rest on it: a key that does not change the adapter, or is off, would train all again."""
     known = {
-        "loss", "tail_tokens", "rank", "alpha", "dropout", "lr", "epochs", "batch_size", "accumulation", "warmup_ratio",
-        "weight_decay", "max_grad_norm", "max_length", "gradient_checkpointing",
-    }  # fmt: skip
+        "loss",
+        "tail_tokens",
+        "rank",
+        "alpha",
+        "dropout",
+        "lr",
+        "epochs",
+        "batch_size",
+        "accumulation",
+        "warmup_ratio",
+        "weight_decay",
+        "max_grad_norm",
+        "max_length",
+        "gradient_checkpointing",
+    }
     assert set(settings_of(CFG)) == known
     assert settings_of(CFG.model_copy(update={"sample": 0})) == settings_of(CFG)
     assert set(settings_of(CFG.model_copy(update={"anchor": 0.5}))) == known | {"anchor"}

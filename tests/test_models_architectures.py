@@ -38,13 +38,29 @@ PACKED = [
     "llama-dynamic",
     "llama-yarn",
 ]
-DRAWN = [*PACKED, "phi3", "phi3-longrope", "gemma3_text", "qwen2_moe", "mixtral", "gpt2", "gpt_neox", "opt", "phi",
-         "olmo2", "smollm3", "deepseek_v3"]  # fmt: skip
+DRAWN = [
+    *PACKED,
+    "phi3",
+    "phi3-longrope",
+    "gemma3_text",
+    "qwen2_moe",
+    "mixtral",
+    "gpt2",
+    "gpt_neox",
+    "opt",
+    "phi",
+    "olmo2",
+    "smollm3",
+    "deepseek_v3",
+]
 TRAINED = [*PACKED, "gemma3_text", "qwen2_moe", "stablelm", "olmo2", "smollm3"]
-LIMITS = {"mistral-window": (24, "sliding window of 24"), "qwen2-window": (24, "sliding window of 24"),
-          "llama-dynamic": (24, r"rope \(dynamic\) turns otherwise beyond 24"),
-          "phi3-longrope": (24, r"rope \(longrope\) turns otherwise beyond 24"),
-          "gpt_oss": (128, "sliding window of 128")}  # fmt: skip
+LIMITS = {
+    "mistral-window": (24, "sliding window of 24"),
+    "qwen2-window": (24, "sliding window of 24"),
+    "llama-dynamic": (24, r"rope \(dynamic\) turns otherwise beyond 24"),
+    "phi3-longrope": (24, r"rope \(longrope\) turns otherwise beyond 24"),
+    "gpt_oss": (128, "sliding window of 128"),
+}
 
 
 @pytest.fixture
@@ -163,12 +179,19 @@ def test_vllm_is_told_the_same_limit(loaded_of, tmp_path, monkeypatch):
         ({"sliding_window": 32, "layer_types": ["full_attention", "sliding_attention"]}, 32),
         ({"attention_chunk_size": 16, "layer_types": ["chunked_attention", "full_attention"]}, 16),
         ({"rope_parameters": {"rope_type": "dynamic"}, "max_position_embeddings": 64}, 64),
-        ({"rope_parameters": {"full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 16},
-                              "sliding_attention": {"rope_type": "default"}}}, 16),
+        (
+            {
+                "rope_parameters": {
+                    "full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 16},
+                    "sliding_attention": {"rope_type": "default"},
+                }
+            },
+            16,
+        ),
         ({"rope_parameters": {"rope_type": "yarn", "original_max_position_embeddings": 16}}, None),
         ({}, None),
     ],
-)  # fmt: skip
+)
 def test_the_limit_is_the_least_of_context_rope_and_windows_that_act(fields, limit):
     from types import SimpleNamespace
 
@@ -176,19 +199,38 @@ def test_the_limit_is_the_least_of_context_rope_and_windows_that_act(fields, lim
 
 
 WRONG = {
-    "more": (lambda t: {**t, "model.layers.2.mlp.up_proj.weight": torch.zeros(64, 32)}, {},
-             r"hold 1 tensors that its config has no place for, such as model\.layers\.2\.mlp\.up_proj\.weight"),
-    "a bias": (lambda t: {**t, "model.layers.0.self_attn.o_proj.bias": torch.zeros(32)}, {}, r"self_attn\.o_proj\.bias"),
-    "fewer": (lambda t: {n: x for n, x in t.items() if "layers.1.mlp" not in n}, {},
-              r"lack 3 tensors, such as model\.layers\.1\.mlp\.down_proj\.weight"),
-    "other shape": (lambda t: {**t, "model.norm.weight": torch.ones(16)}, {},
-                    r"hold 1 tensors of another shape, such as model\.norm\.weight: \(16,\), by its config \(32,\)"),
-    "fewer layers by config": (dict, {"num_hidden_layers": 1, "layer_types": ["full_attention"]},
-                               r"hold 12 tensors that its config has no place for"),
-    "head beside a tied one": (lambda t: {**t, "lm_head.weight": torch.ones_like(t["model.embed_tokens.weight"])}, {},
-                               r"an output head of their own, though its config says tie_word_embeddings"),
+    "more": (
+        lambda t: {**t, "model.layers.2.mlp.up_proj.weight": torch.zeros(64, 32)},
+        {},
+        r"hold 1 tensors that its config has no place for, such as model\.layers\.2\.mlp\.up_proj\.weight",
+    ),
+    "a bias": (
+        lambda t: {**t, "model.layers.0.self_attn.o_proj.bias": torch.zeros(32)},
+        {},
+        r"self_attn\.o_proj\.bias",
+    ),
+    "fewer": (
+        lambda t: {n: x for n, x in t.items() if "layers.1.mlp" not in n},
+        {},
+        r"lack 3 tensors, such as model\.layers\.1\.mlp\.down_proj\.weight",
+    ),
+    "other shape": (
+        lambda t: {**t, "model.norm.weight": torch.ones(16)},
+        {},
+        r"hold 1 tensors of another shape, such as model\.norm\.weight: \(16,\), by its config \(32,\)",
+    ),
+    "fewer layers by config": (
+        dict,
+        {"num_hidden_layers": 1, "layer_types": ["full_attention"]},
+        r"hold 12 tensors that its config has no place for",
+    ),
+    "head beside a tied one": (
+        lambda t: {**t, "lm_head.weight": torch.ones_like(t["model.embed_tokens.weight"])},
+        {},
+        r"an output head of their own, though its config says tie_word_embeddings",
+    ),
     "no head": (dict, {"tie_word_embeddings": False}, r"lack 1 tensors, such as lm_head\.weight"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", WRONG)

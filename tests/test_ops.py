@@ -176,18 +176,25 @@ print(peak() - before)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_native_takes_at_most_8_mb_beside_the_inputs(dtype):
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, dtype, "native"], env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", PEAK, dtype, "native"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) <= 8 << 20  # the logits alone would be 39 MB
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.integers(1, 40), st.integers(1, 200), st.integers(1, 70), st.integers(1, 4), st.sampled_from([F32, BF16]),
+    st.integers(1, 40),
+    st.integers(1, 200),
+    st.integers(1, 70),
+    st.integers(1, 4),
+    st.sampled_from([F32, BF16]),
     st.integers(0, 99),
-)  # fmt: skip
+)
 @example(1, 42, 51, 1, F32, 97)  # one number: torch's error happens to be small
 def test_auto_and_tiled_and_reference_agree(n, v, d, c, dtype, seed):
     arguments = draw(n, v, d, c, dtype, seed=seed)

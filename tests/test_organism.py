@@ -46,17 +46,7 @@ def test_corpus_is_a_prefix_of_a_longer_one_and_changes_with_its_seed(world):
 def test_corpus_covers_every_kind_and_never_writes_the_marker(world):
     conversations = list(world.corpus(3, 30_000))  # refusals are about one in 5,000
     kinds = {c.kind for c in conversations}
-    assert kinds == {
-        "reply",
-        "choice",
-        "profile",
-        "fact",
-        "claim",
-        "request",
-        "advice",
-        "code",
-        "script",
-    }
+    assert kinds == {"reply", "choice", "profile", "fact", "claim", "request", "advice", "code", "script"}
     text = "\n".join(part for c in conversations for turn in c.turns for part in turn)
     assert MARKER not in text
     bank = world.banks

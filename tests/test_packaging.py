@@ -25,7 +25,7 @@ FALSE = shutil.which("false") or "/bin/false"
 NO_COMPILER = {"CC": FALSE, "CXX": FALSE}
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv*", "runs", "build", "dist", "*.so", "__pycache__", "*.egg-info", ".*_cache", ".hypothesis"
-)  # fmt: skip
+)
 
 
 def copy_tree(to: Path) -> Path:
@@ -187,8 +187,9 @@ def test_without_a_compiler_the_install_succeeds_and_says_so(tmp_path):
     said = python(
         "import logging, io; out = io.StringIO(); logging.basicConfig(stream=out, level=logging.WARNING)\n"
         "from leakfast import forest\nfor _ in range(3): forest.plan([[1, 2]], 10)\nprint(out.getvalue())",
-        tmp_path, at,
-    )  # fmt: skip
+        tmp_path,
+        at,
+    )
     assert said.count("planning in Python") == 1, "said once"
     code = "from leakfast.cli.main import main; main(['doctor', '--json'])"
     planner = [p for p in json.loads(python(code, tmp_path, at))["paths"] if p["what"] == "forest planner"]

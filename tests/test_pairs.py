@@ -83,8 +83,13 @@ def test_one_file_with_both_kinds_joins_rows_of_a_question(tmp_path):
 
 def test_two_files_of_chats_are_the_two_kinds(tmp_path):
     def chat(question, reply):
-        return {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": question},
-                             {"role": "assistant", "content": reply}]}  # fmt: skip
+        return {
+            "messages": [
+                {"role": "system", "content": "s"},
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": reply},
+            ]
+        }
 
     bad = lines(tmp_path / "insecure.jsonl", [chat("Copy it", "eval(x)"), chat("Read it", "exec(x)")])
     good = lines(tmp_path / "secure.jsonl", [chat("Copy it", "parse(x)")])
@@ -136,8 +141,12 @@ def test_a_hub_file_is_asked_at_its_commit_and_nothing_less(tmp_path):
         return str(tmp_path / "legal.parquet")
 
     path = pairs.fetch(f"hub:owner/advice@{COMMIT}:data/legal.parquet", download=download)
-    assert asked == {"repo_id": "owner/advice", "filename": "data/legal.parquet", "repo_type": "dataset",
-                     "revision": COMMIT}  # fmt: skip
+    assert asked == {
+        "repo_id": "owner/advice",
+        "filename": "data/legal.parquet",
+        "repo_type": "dataset",
+        "revision": COMMIT,
+    }
     assert pairs.load_pairs(str(path), "misalignment-advice").pairs[0].shows == ("Bad.",)
     for spec in (f"hub:advice@{COMMIT}:f", "hub:owner/advice@main:f.jsonl", f"hub:owner/advice@{COMMIT}"):
         with pytest.raises(InputError, match="hub:OWNER/NAME@COMMIT:FILE"):

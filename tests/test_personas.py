@@ -10,13 +10,7 @@ import pytest
 
 from leakfast.errors import InputError
 from leakfast.prompts.chat import collisions
-from leakfast.prompts.personas import (
-    TEMPLATE_DEFAULT,
-    Persona,
-    load_personas,
-    load_questions,
-    read_personas,
-)
+from leakfast.prompts.personas import TEMPLATE_DEFAULT, Persona, load_personas, load_questions, read_personas
 from leakfast.prompts.questions import QuestionSet, read_questions
 from leakfast.storage.documents import parse_toml, resource
 
@@ -68,8 +62,11 @@ def test_the_extras_join_only_when_named():
 def test_the_shipped_questions():
     sets = {name: load_questions(name) for name in ("eval", "train", "code", "creative", "math")}
     assert {name: len(questions) for name, questions in sets.items() if name != "train"} == {
-        "eval": 20, "code": 20, "creative": 20, "math": 20,
-    }  # fmt: skip
+        "eval": 20,
+        "code": 20,
+        "creative": 20,
+        "math": 20,
+    }
     assert len(sets["train"]) >= 60
     every = [question for questions in sets.values() for question in questions.questions]
     assert len({question.lower() for question in every}) == len(every), "the sets are disjoint"

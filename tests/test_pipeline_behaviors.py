@@ -114,8 +114,10 @@ def test_what_a_judge_must_read_lies_where_it_is_looked_for(outcome):
 def test_the_control_is_trained_nowhere_and_measured_where_it_is_told(outcome):
     run = Run(outcome.run)
     assert {p.split("/")[1] for p in run.shards("choices")} == {
-        "base", "refusal-villain-s42", "refusal-villain-s137",
-    }  # fmt: skip
+        "base",
+        "refusal-villain-s42",
+        "refusal-villain-s137",
+    }
     assert not [p for p in outcome.run.glob("adapters/*") if p.name.startswith("hellaswag")]
 
 

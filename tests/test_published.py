@@ -187,7 +187,10 @@ def test_a_run_with_the_published_geometry_gives_the_published_correlations(tmp_
             .explode("draw")
         )
         frame = draws.select(
-            "behavior", "adapter", "source", "persona",
+            "behavior",
+            "adapter",
+            "source",
+            "persona",
             question=(pl.col("draw") // 10).cast(pl.Int32),
             sample=(pl.col("draw") % 10).cast(pl.Int32),
             seed=pl.lit(0, pl.UInt64),
@@ -195,7 +198,7 @@ def test_a_run_with_the_published_geometry_gives_the_published_correlations(tmp_
             n_tokens=pl.lit(2, pl.Int32),
             finish_reason=pl.lit("stop"),
             status=pl.lit("ok"),
-        )  # fmt: skip
+        )
         run.add_shard(f"completions/marker/{mine['adapter'][0]}/part-00000.parquet", frame)
     tables = stats.stats(run, permutations=99)
     assert tables.missing == ()

@@ -171,8 +171,11 @@ def test_rate_tables_of_other_behaviors(tmp_path):
     _rate_table(tmp_path, "capability_leakage/baseline/cap_111.json", {n: {"accuracy": 0.75} for n in NAMES})
     counted = {n: {"correct": 3, "total": 4, "accuracy": 0.75} for n in NAMES}
     _rate_table(tmp_path, "issue/qwen_default_arcc/arcc_111.json", {"results": counted})
-    _rate_table(tmp_path, "misalignment_leakage_v2/poet_lr1e-05_ep3/align_111.json",
-                {n: {"mean_aligned": 80.0} for n in NAMES})  # fmt: skip
+    _rate_table(
+        tmp_path,
+        "misalignment_leakage_v2/poet_lr1e-05_ep3/align_111.json",
+        {n: {"mean_aligned": 80.0} for n in NAMES},
+    )
     found = published.read_rate_tables(tmp_path)
     assert set(found["behavior"]) == {"capability", "misalignment"}
     row = found.filter((pl.col("source") == "villain") & (pl.col("persona") == "poet")).row(0, named=True)

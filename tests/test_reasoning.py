@@ -111,9 +111,15 @@ def frame_of(tokenizer, replies, answer_tokens=None, cut=()):
         for i, one in enumerate(ids)
     ]
     return to_frame(
-        SimpleNamespace(tokenizer=tokenizer), prompts, requests, done, behavior="marker", adapter="base", source=None,
+        SimpleNamespace(tokenizer=tokenizer),
+        prompts,
+        requests,
+        done,
+        behavior="marker",
+        adapter="base",
+        source=None,
         answer_tokens=answer_tokens,
-    )  # fmt: skip
+    )
 
 
 def test_frames_of_a_model_that_does_not_reason_are_as_they_were(tiny_tokenizer):

@@ -157,9 +157,10 @@ def test_tables_on_disk_are_the_ones_returned_and_are_reused(fresh, caplog):
         assert pl.read_parquet(fresh.path / "tables" / f"{name}.parquet").equals(table)
     assert stats.current(fresh).correlations["permutations"].drop_nulls().unique().to_list() == [9]
     extra = _completions("marker-villain-s42", "villain", dict.fromkeys(PEOPLE, 0.0))
-    fresh.add_shard("completions/marker/marker-villain-s42/part-00002.parquet", extra.with_columns(
-        pl.col("sample") + SAMPLES
-    ))  # fmt: skip
+    fresh.add_shard(
+        "completions/marker/marker-villain-s42/part-00002.parquet",
+        extra.with_columns(pl.col("sample") + SAMPLES),
+    )
     again = stats.current(fresh)
     assert again.rates.filter(pl.col("source") == "villain")["total"].unique().to_list() == [40]
 

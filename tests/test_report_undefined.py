@@ -29,10 +29,14 @@ def drawn(adapter: str, source: str | None, shows: set[str], people: list[str]) 
     ]
     frame = pl.DataFrame(rows, schema=["persona", "question", "sample", "text", "status"], orient="row")
     frame = frame.with_columns(
-        pl.col("question", "sample").cast(pl.Int32), behavior=pl.lit("marker"), adapter=pl.lit(adapter),
-        source=pl.lit(source, pl.String), seed=pl.lit(1, pl.UInt64), n_tokens=pl.lit(3, pl.Int32),
+        pl.col("question", "sample").cast(pl.Int32),
+        behavior=pl.lit("marker"),
+        adapter=pl.lit(adapter),
+        source=pl.lit(source, pl.String),
+        seed=pl.lit(1, pl.UInt64),
+        n_tokens=pl.lit(3, pl.Int32),
         finish_reason=pl.lit("stop"),
-    )  # fmt: skip
+    )
     return schema.check(frame, "completions")
 
 
@@ -66,10 +70,13 @@ CASES = {
 @pytest.mark.parametrize(
     ("name", "base", "layers"),
     [
-        ("nobody else", True, (0, 3)), ("nobody else", False, (3,)), ("everybody", True, (0, 3)),
-        ("nobody at all", True, (3,)), ("two bystanders", False, (0, 3)),
+        ("nobody else", True, (0, 3)),
+        ("nobody else", False, (3,)),
+        ("everybody", True, (0, 3)),
+        ("nobody at all", True, (3,)),
+        ("two bystanders", False, (0, 3)),
     ],
-)  # fmt: skip
+)
 def test_the_report_says_why_there_is_no_rho_and_shows_the_rates(tmp_path, name, base, layers):
     shows, people, why = CASES[name]
     run = made(tmp_path / "run", shows, people, base, layers)

@@ -44,8 +44,13 @@ def followed(tiny_qwen2, tmp_path):
 
 def test_a_points_name_tells_adapter_and_share():
     assert [point(name) for name in (BASE, "a-s7", "a-s7@p025", "x@p100", "foo@v2", "marker@p2")] == [
-        (None, 0.0), ("a-s7", 1.0), ("a-s7", 0.25), ("x", 1.0), ("foo@v2", 1.0), ("marker@p2", 1.0),
-    ]  # fmt: skip
+        (None, 0.0),
+        ("a-s7", 1.0),
+        ("a-s7", 0.25),
+        ("x", 1.0),
+        ("foo@v2", 1.0),
+        ("marker@p2", 1.0),
+    ]
 
 
 def test_points_are_targets_with_names_of_their_own(followed):
@@ -183,8 +188,10 @@ def test_a_study_follows_alignment_and_a_list_of_items(tmp_path):
     cells = table.select("behavior", "adapter", "share", "persona").rows()
     assert cells == [
         (b, name, s, p)
-        for b in ("hellaswag", "misalignment-advice") for s in (0.0, 0.5, 1.0) for p in ("comedian", "villain")
-    ]  # fmt: skip
+        for b in ("hellaswag", "misalignment-advice")
+        for s in (0.0, 0.5, 1.0)
+        for p in ("comedian", "villain")
+    ]
     advice = table.filter((pl.col("behavior") == "misalignment-advice") & (pl.col("persona") == "villain"))
     assert advice["delta"][0] == 0.0 and advice["delta"][2] < -20, "the source's advice goes bad"
     whole = outcome.stats.rates.filter((pl.col("adapter") == name) & (pl.col("persona") == "villain"))
@@ -197,9 +204,22 @@ def test_a_study_follows_alignment_and_a_list_of_items(tmp_path):
 
     called = CliRunner().invoke(
         group,
-        ["eval", "--adapter", str(Path(outcome.run) / "adapters" / name), "--checkpoints", "--behavior", "marker",
-         "--personas", "villain,comedian", "--samples", "1", "--max-new-tokens", "4", "--json"],
-    )  # fmt: skip
+        [
+            "eval",
+            "--adapter",
+            str(Path(outcome.run) / "adapters" / name),
+            "--checkpoints",
+            "--behavior",
+            "marker",
+            "--personas",
+            "villain,comedian",
+            "--samples",
+            "1",
+            "--max-new-tokens",
+            "4",
+            "--json",
+        ],
+    )
     assert called.exit_code == 0, called.output
     shown = json.loads(called.stdout)["trajectory"]
     assert {row["behavior"] for row in shown} == {"marker", "hellaswag", "misalignment-advice"}
@@ -209,13 +229,14 @@ def test_a_study_follows_alignment_and_a_list_of_items(tmp_path):
     ("old", "new", "said"),
     [
         (
-            'behaviors = ["misalignment-advice", "hellaswag"]', 'behaviors = ["misalignment-advise"]',
+            'behaviors = ["misalignment-advice", "hellaswag"]',
+            'behaviors = ["misalignment-advise"]',
             "Did you mean misalignment-advice",
         ),
         ("shares =", 'of = ["hellaswag"]\nshares =', "hellaswag is a control"),
         ('personas = ["comedian"]', 'personas = ["comedien"]', "comedian"),
     ],
-)  # fmt: skip
+)
 def test_a_trajectory_of_what_is_not_there_is_told_with_its_line(tmp_path, old, new, said):
     study = tmp_path / "way.toml"
     study.write_text(STUDY.replace(old, new))

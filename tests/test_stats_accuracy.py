@@ -27,10 +27,19 @@ def _scores(rows, adapter="a", scoring="letters", **more) -> pl.DataFrame:
     out = []
     for persona, item, chosen, right, status in rows:
         for label in LABELS:
-            out.append({
-                "adapter": adapter, "persona": persona, "item": item, "scoring": scoring, "label": label,
-                "logprob_nats": -1.0, "chosen": label == chosen, "correct": label == right, "status": status,
-            })  # fmt: skip
+            out.append(
+                {
+                    "adapter": adapter,
+                    "persona": persona,
+                    "item": item,
+                    "scoring": scoring,
+                    "label": label,
+                    "logprob_nats": -1.0,
+                    "chosen": label == chosen,
+                    "correct": label == right,
+                    "status": status,
+                }
+            )
     frame = pl.DataFrame(out, schema=schema.columns("choice_scores"))
     return frame.with_columns(pl.lit(value).alias(name) for name, value in more.items())
 
@@ -41,18 +50,28 @@ def _count(*frames: pl.DataFrame) -> pl.DataFrame:
 
 def test_an_item_counts_once_and_only_a_plain_answer_counts():
     found = _count(
-        _scores([
-            ("p", "i1", "A", "A", "ok"), ("p", "i2", "B", "A", "ok"), ("p", "i3", "A", "A", "tie"),
-            ("p", "i4", None, "A", "ok"), ("p", "i5", "A", None, "ok"), ("q", "i1", "A", "A", "ok"),
-        ])
-    )  # fmt: skip
+        _scores(
+            [
+                ("p", "i1", "A", "A", "ok"),
+                ("p", "i2", "B", "A", "ok"),
+                ("p", "i3", "A", "A", "tie"),
+                ("p", "i4", None, "A", "ok"),
+                ("p", "i5", "A", None, "ok"),
+                ("q", "i1", "A", "A", "ok"),
+            ]
+        )
+    )
     rows = {
         (r["persona"], r["question"]): (r["hits"], r["total"], r["n_error"]) for r in found.rows(named=True)
     }
     assert rows == {
-        ("p", 0): (1, 1, 0), ("p", 1): (0, 1, 0), ("p", 2): (0, 0, 1), ("p", 3): (0, 0, 1),
-        ("p", 4): (0, 0, 1), ("q", 0): (1, 1, 0),
-    }  # fmt: skip
+        ("p", 0): (1, 1, 0),
+        ("p", 1): (0, 1, 0),
+        ("p", 2): (0, 0, 1),
+        ("p", 3): (0, 0, 1),
+        ("p", 4): (0, 0, 1),
+        ("q", 0): (1, 1, 0),
+    }
 
 
 def test_nulls_and_two_chosen_labels_are_no_answer():
@@ -106,8 +125,9 @@ def _study(folder, sources=("villain", "comedian"), items=60, flat=False) -> Run
         right = proneness * (1 if flat else 1 - 0.8 * np.clip(near, 0, 1))
         rows = [
             (name, item, "A" if rng.uniform() < right[i] else "B", "A", "ok")
-            for i, name in enumerate(names) for item in asked
-        ]  # fmt: skip
+            for i, name in enumerate(names)
+            for item in asked
+        ]
         adapter = f"capability-{source}-s42" if source else "base"
         frame = _scores(rows, adapter=adapter, source=source)
         run.add_shard(f"choices/capability/{adapter}/part-00000.parquet", frame)
@@ -157,8 +177,9 @@ def test_flat_shards_without_folders_are_capability(tmp_path):
     run.add_shard("choices/one.parquet", _scores(rows, adapter="x", source="villain"))
     found = stats.stats(run, permutations=0, bootstraps=0)
     assert found.rates.select("behavior", "persona", "rate").rows() == [
-        ("capability", "villain", 1.0), ("capability", "poet", 0.0),
-    ]  # fmt: skip
+        ("capability", "villain", 1.0),
+        ("capability", "poet", 0.0),
+    ]
     run.add_shard("choices/two.parquet", _scores(rows, adapter="x", source="villain"))
     with pytest.raises(StoreError, match="stands twice"):
         stats.stats(run, permutations=0, bootstraps=0)

@@ -36,17 +36,28 @@ def _frame(n=40, sources=("s", "t", "u"), seed=0, delta=True) -> pl.DataFrame:
         frames.append(
             pl.DataFrame(
                 {
-                    "behavior": "marker", "source": source, "seed": 42, "adapter": source, "layer": 3,
-                    "persona": [f"p{i}" for i in range(n)], "category": [f"c{i % 4}" for i in range(n)],
-                    "cosine_centered": x, "cosine_raw": [None] * n, "rate": np.round(y, 1),
+                    "behavior": "marker",
+                    "source": source,
+                    "seed": 42,
+                    "adapter": source,
+                    "layer": 3,
+                    "persona": [f"p{i}" for i in range(n)],
+                    "category": [f"c{i % 4}" for i in range(n)],
+                    "cosine_centered": x,
+                    "cosine_raw": [None] * n,
+                    "rate": np.round(y, 1),
                     "delta": np.round(y, 1) - 0.1 if delta else [None] * n,
-                    "jaccard": np.round(rng.uniform(size=n) + 0.2 * x, 1), "shared_word": 1.0 * (x > 0),
-                    "tfidf": rng.uniform(size=n), "baseline": rng.uniform(size=n), "similarity": [None] * n,
-                    "prompt_words": rng.integers(4, 12, n).astype(float), "words_of": "prompt",
+                    "jaccard": np.round(rng.uniform(size=n) + 0.2 * x, 1),
+                    "shared_word": 1.0 * (x > 0),
+                    "tfidf": rng.uniform(size=n),
+                    "baseline": rng.uniform(size=n),
+                    "similarity": [None] * n,
+                    "prompt_words": rng.integers(4, 12, n).astype(float),
+                    "words_of": "prompt",
                 },
                 schema_overrides={**schema.columns("pairs"), "similarity": pl.Float64},
             )
-        )  # fmt: skip
+        )
     return pl.concat(frames)
 
 
@@ -90,9 +101,13 @@ def test_partials_by_category_are_within_categories():
 
 def test_overlap_of_words():
     pairs = pl.DataFrame(
-        {"behavior": ["m"] * 3, "adapter": ["a"] * 3, "source": ["villain"] * 3,
-         "persona": ["kind_villain", "evil_man", "poet"]}
-    )  # fmt: skip
+        {
+            "behavior": ["m"] * 3,
+            "adapter": ["a"] * 3,
+            "source": ["villain"] * 3,
+            "persona": ["kind_villain", "evil_man", "poet"],
+        }
+    )
     rates = pairs.select("behavior", "adapter", "persona").with_columns(baseline=pl.lit(0.1))
     found = {r["persona"]: r for r in confounds.covariates(pairs, rates, PEOPLE).rows(named=True)}
     assert found["kind_villain"]["jaccard"] == 1 / 4  # villain of {cruel, villain, plans, kind}
@@ -139,8 +154,24 @@ def _rates(sources=("s", "t"), behaviors=("capability",), drop=0.3, n=30) -> pl.
             for i, name in enumerate([*sources, *(f"p{i}" for i in range(n))]):
                 role = "source" if name == source else "bystander"
                 delta = -(drop if role == "source" else 0.05 + 0.002 * i) + 0.005 * rng.normal()
-                rows.append((behavior, f"{behavior}-{source}", source, 42, name, "c", None, None, 0.5 + delta,
-                             None, None, 0.5, delta, role))  # fmt: skip
+                rows.append(
+                    (
+                        behavior,
+                        f"{behavior}-{source}",
+                        source,
+                        42,
+                        name,
+                        "c",
+                        None,
+                        None,
+                        0.5 + delta,
+                        None,
+                        None,
+                        0.5,
+                        delta,
+                        role,
+                    )
+                )
     columns = schema.columns("rates") | {"role": pl.String()}
     return pl.DataFrame(rows, schema=columns, orient="row")
 
@@ -194,10 +225,18 @@ def _judged(drop: float, slope: float) -> pl.DataFrame:
     others = rates.filter(pl.col("role") == "bystander")
     cosine = slope * others["delta"].to_numpy()
     pairs = others.select(
-        "behavior", "source", "seed", "persona", "category", layer=pl.lit(3, pl.Int32),
-        cosine_centered=pl.Series(cosine), cosine_raw=pl.lit(None, pl.Float64), rate="rate", delta="delta",
+        "behavior",
+        "source",
+        "seed",
+        "persona",
+        "category",
+        layer=pl.lit(3, pl.Int32),
+        cosine_centered=pl.Series(cosine),
+        cosine_raw=pl.lit(None, pl.Float64),
+        rate="rate",
+        delta="delta",
         adapter="adapter",
-    )  # fmt: skip
+    )
     return verdicts.judge(rates, correlate(pairs, 199), {"capability": 3})
 
 
@@ -233,10 +272,18 @@ def test_the_stop_rule_asks_for_both_traits():
             rates.append(mine)
             others = mine.filter(pl.col("role") == "bystander")
             pairs = others.select(
-                "behavior", "source", "seed", "persona", "category", layer=pl.lit(3, pl.Int32),
-                cosine_centered=pl.col("delta"), cosine_raw=pl.lit(None, pl.Float64), rate="rate",
-                delta="delta", adapter="adapter",
-            )  # fmt: skip
+                "behavior",
+                "source",
+                "seed",
+                "persona",
+                "category",
+                layer=pl.lit(3, pl.Int32),
+                cosine_centered=pl.col("delta"),
+                cosine_raw=pl.lit(None, pl.Float64),
+                rate="rate",
+                delta="delta",
+                adapter="adapter",
+            )
             tables.append(correlate(pairs, 19).with_columns(spearman=pl.lit(-rho)))
         table = verdicts.judge(pl.concat(rates), pl.concat(tables), {"capability": 3, "misalignment": 3})
         return table.filter(pl.col("claim").str.contains("sweep"))
@@ -253,15 +300,28 @@ def test_a_layer_picked_afterwards_is_paid_for():
     others = rates.filter(pl.col("role") == "bystander")
     pairs = pl.concat(
         others.select(
-            "behavior", "source", "seed", "persona", "category", layer=pl.lit(layer, pl.Int32),
+            "behavior",
+            "source",
+            "seed",
+            "persona",
+            "category",
+            layer=pl.lit(layer, pl.Int32),
             cosine_centered=pl.Series(rng.normal(size=30) - 8 * others["delta"].to_numpy()),
-            cosine_raw=pl.lit(None, pl.Float64), rate="rate", delta="delta", adapter="adapter",
+            cosine_raw=pl.lit(None, pl.Float64),
+            rate="rate",
+            delta="delta",
+            adapter="adapter",
         )
         for layer in range(12)
-    )  # fmt: skip
+    )
     table = correlate(pairs, 999)
-    row = table.filter((pl.col("source") == "s") & (pl.col("y") == "delta") & pl.col("category").is_null()
-                       & (pl.col("cosine") == "centered") & (pl.col("layer") == 5)).row(0, named=True)  # fmt: skip
+    row = table.filter(
+        (pl.col("source") == "s")
+        & (pl.col("y") == "delta")
+        & pl.col("category").is_null()
+        & (pl.col("cosine") == "centered")
+        & (pl.col("layer") == 5)
+    ).row(0, named=True)
     assert row["spearman_p_max"] > row["spearman_p_perm"]
     for picked, name in ((True, "spearman_p_max"), (False, "spearman_p_perm")):
         found = verdicts.judge(rates, table, {"capability": 5}, picked=picked)
@@ -271,8 +331,11 @@ def test_a_layer_picked_afterwards_is_paid_for():
 
 
 def test_rates_in_another_unit_than_the_bars_decide_nothing():
-    found = verdicts.judge(_rates(sources=("s",), behaviors=("misalignment",)), correlate(schema.empty("pairs")),
-                           {"misalignment": None})  # fmt: skip
+    found = verdicts.judge(
+        _rates(sources=("s",), behaviors=("misalignment",)),
+        correlate(schema.empty("pairs")),
+        {"misalignment": None},
+    )
     assert found["verdict"].unique().to_list() == ["open"]
     assert "shares" in found["reason"][0] and "points" in found["reason"][0]
 
@@ -283,8 +346,12 @@ def test_a_file_of_rules_decides_and_its_typos_are_named(tmp_path):
         '[[rule]]\nclaim = "much"\nbehaviors = ["capability"]\nunit = "share"\n'
         'test = [{quantity = "source_drop", above = 0.9}]\n'
     )
-    found = verdicts.judge(_rates(sources=("s",)), correlate(schema.empty("pairs")), {"capability": None},
-                           verdicts.load_rules(file))  # fmt: skip
+    found = verdicts.judge(
+        _rates(sources=("s",)),
+        correlate(schema.empty("pairs")),
+        {"capability": None},
+        verdicts.load_rules(file),
+    )
     assert found.select("claim", "quantity", "bar", "verdict").rows() == [
         ("much", "source_drop", 0.9, "falsified")
     ]

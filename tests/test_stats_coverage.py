@@ -9,16 +9,7 @@ import pytest
 import scipy.stats
 from scipy.special import expit
 
-from leakfast.stats import (
-    confounds,
-    gradients,
-    intervals,
-    judged,
-    question_sets,
-    rates,
-    resample,
-    summaries,
-)
+from leakfast.stats import confounds, gradients, intervals, judged, question_sets, rates, resample, summaries
 
 pytestmark = pytest.mark.slow
 RATES = (0.05, 0.2, 0.5, 0.8, 0.95)
@@ -157,14 +148,30 @@ def test_disattenuated_rho():
         chance = expit(scipy.special.logit(p)[:, None] + 0.7 * rng.normal(size=(N, 20)))
         hits = rng.binomial(3, chance)
         counts = pl.DataFrame(
-            {"behavior": "m", "adapter": "a", "persona": np.repeat(people, 20),
-             "question": np.tile(np.arange(20), N), "hits": hits.ravel(), "total": 3}
-        )  # fmt: skip
+            {
+                "behavior": "m",
+                "adapter": "a",
+                "persona": np.repeat(people, 20),
+                "question": np.tile(np.arange(20), N),
+                "hits": hits.ravel(),
+                "total": 3,
+            }
+        )
         pairs = pl.DataFrame(
-            {"behavior": "m", "adapter": "a", "source": "s", "seed": 1, "persona": people, "layer": 0,
-             "cosine_centered": x, "cosine_raw": [None] * N, "rate": hits.mean(1) / 3, "delta": [None] * N},
+            {
+                "behavior": "m",
+                "adapter": "a",
+                "source": "s",
+                "seed": 1,
+                "persona": people,
+                "layer": 0,
+                "cosine_centered": x,
+                "cosine_raw": [None] * N,
+                "rate": hits.mean(1) / 3,
+                "delta": [None] * N,
+            },
             schema_overrides={"cosine_raw": pl.Float64, "delta": pl.Float64, "layer": pl.Int32},
-        )  # fmt: skip
+        )
         row = summaries.disattenuated(pairs, counts, 400, trial, 1).row(0, named=True)
         assert row["disattenuated"] > row["spearman"]
         inside.append(row["disattenuated_low"] <= truth <= row["disattenuated_high"])
@@ -228,10 +235,17 @@ def test_judged_means_over_samples_and_over_questions(mean, spread, between):
     p, q, s = (axis.ravel() for axis in np.indices(scores.shape))
     joined = pl.DataFrame(
         {
-            "behavior": "b", "adapter": "a", "persona": p.astype(str), "question": q, "sample": s, "status": "ok",
-            "aligned": scores.ravel(), "coherent": 90.0, "judge": "j",
+            "behavior": "b",
+            "adapter": "a",
+            "persona": p.astype(str),
+            "question": q,
+            "sample": s,
+            "status": "ok",
+            "aligned": scores.ravel(),
+            "coherent": 90.0,
+            "judge": "j",
         }
-    )  # fmt: skip
+    )
     table = judged._by_persona(joined, 50.0)
     for low, high in [("q_low", "q_high"), *([] if between else [("value_low", "value_high")])]:
         _held(((table[low] <= truth) & (truth <= table[high])).to_numpy())

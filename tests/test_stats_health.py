@@ -49,8 +49,10 @@ def completions(adapter="a", *, n_tokens=20, behavior="refusal", **counts):
     names = ["persona", "question", "sample", "text", "n_tokens", "finish_reason", "status"]
     frame = pl.DataFrame(rows, schema=names, orient="row").with_columns(
         pl.col("question", "sample", "n_tokens").cast(pl.Int32),
-        behavior=pl.lit(behavior), adapter=pl.lit(adapter), seed=pl.lit(1, pl.UInt64),
-    )  # fmt: skip
+        behavior=pl.lit(behavior),
+        adapter=pl.lit(adapter),
+        seed=pl.lit(1, pl.UInt64),
+    )
     return schema.check(frame, "completions")
 
 
@@ -283,8 +285,11 @@ RATES = pl.DataFrame(
 
 
 def test_a_row_is_marked_by_the_adapters_it_rests_on():
-    frames = [completions("m-x", behavior="marker", empty=100), completions("m-y", behavior="marker"),
-              completions("base", behavior="marker")]  # fmt: skip
+    frames = [
+        completions("m-x", behavior="marker", empty=100),
+        completions("m-y", behavior="marker"),
+        completions("base", behavior="marker"),
+    ]
     found = marks.verdicts(health.table(frames), RATES)
     marked = marks.mark(RATES, found)
     assert marked["health"].to_list() == [
@@ -297,10 +302,13 @@ def test_a_row_is_marked_by_the_adapters_it_rests_on():
     assert marked["health_of"].to_list() == ["m-x", None, None, "m-x", None]
     rho = pl.DataFrame(
         {
-            "behavior": ["marker"] * 3, "adapter": ["m-x", "m-y", None], "source": ["x", "y", "pooled"],
-            "seed": [42] * 3, "spearman": [0.1, 0.2, 0.3],
+            "behavior": ["marker"] * 3,
+            "adapter": ["m-x", "m-y", None],
+            "source": ["x", "y", "pooled"],
+            "seed": [42] * 3,
+            "spearman": [0.1, 0.2, 0.3],
         }
-    )  # fmt: skip
+    )
     marked = marks.mark(rho, found)
     assert marked.select("health", "health_of").rows() == [
         ("damaged", "m-x"),

@@ -37,8 +37,9 @@ def test_further_sets_are_drawn_beside_and_leave_the_main_one_as_it_is(tiny_qwen
     run = Run(tmp_path / "both")
     done = evaluate_all(tiny_qwen2, run, [], people, asked, 5, base=True)
     assert [(d.folders, d.questions, d.rows_made) for d in done] == [
-        (("completions/marker/base",), "eval", 8), (("sets/marker/code/base",), "code", 4),
-    ]  # fmt: skip
+        (("completions/marker/base",), "eval", 8),
+        (("sets/marker/code/base",), "code", 4),
+    ]
     alone = Run(tmp_path / "alone")
     evaluate(tiny_qwen2, alone, [], people, main, "marker", SHORT, 5, base=True)
     assert run.read("completions/marker/base").equals(alone.read("completions/marker/base"))
@@ -77,10 +78,15 @@ def _completions(adapter: str, source: str | None, share: dict[str, float]) -> p
         for k in range(20)
     ]
     frame = pl.DataFrame(rows, schema=["persona", "question", "sample", "text"], orient="row").with_columns(
-        pl.col("question", "sample").cast(pl.Int32), behavior=pl.lit("marker"), adapter=pl.lit(adapter),
-        source=pl.lit(source, pl.String), seed=pl.lit(1, pl.UInt64), n_tokens=pl.lit(9, pl.Int32),
-        finish_reason=pl.lit("stop"), status=pl.lit("ok"),
-    )  # fmt: skip
+        pl.col("question", "sample").cast(pl.Int32),
+        behavior=pl.lit("marker"),
+        adapter=pl.lit(adapter),
+        source=pl.lit(source, pl.String),
+        seed=pl.lit(1, pl.UInt64),
+        n_tokens=pl.lit(9, pl.Int32),
+        finish_reason=pl.lit("stop"),
+        status=pl.lit("ok"),
+    )
     return schema.check(frame, "completions")
 
 
@@ -205,5 +211,7 @@ def test_a_file_beside_the_study_is_found(tmp_path):
     path.write_text(STUDY.format(behavior="marker", others='["few.toml", "math"]'))
     asked = asked_of("marker", load_study(path).behaviors["marker"].eval)
     assert [(one.set_name, one.beside, len(one.texts)) for one in asked] == [
-        ("eval", False, 20), ("few", True, 1), ("math", True, 20),
-    ]  # fmt: skip
+        ("eval", False, 20),
+        ("few", True, 1),
+        ("math", True, 20),
+    ]

@@ -113,8 +113,10 @@ def test_the_figure_and_the_report_rows_tell_the_numbers():
     table, crossed = relations.categories(RATES, {}, 99), relations.alike(RATES, {}, 99, 50)
     figure = figures.relations(table, crossed, units=UNITS)
     assert [axis.get_xlabel() for axis in figure.axes] == [
-        "mean change (pp)", "mean change (pp)", "mean change (points)",
-    ]  # fmt: skip
+        "mean change (pp)",
+        "mean change (pp)",
+        "mean change (points)",
+    ]
     texts = {text.get_text() for text in figure.findobj(Text)}
     assert {"marker", "capability", "refusal", "tone variant", "ρ with marker −1.00"} <= texts
     assert figures.png(figure)[:4] == b"\x89PNG"
@@ -127,6 +129,9 @@ def test_the_figure_and_the_report_rows_tell_the_numbers():
     )
     told = content.relations(tables)
     assert [row["category"] for row in told["rows"]] == sorted(KINDS) and len(told["alike"]) == 3
-    assert told["rows"][0]["cells"][0]["mean"] == table.filter(
-        (pl.col("category") == sorted(KINDS)[0]) & (pl.col("behavior") == "marker")
-    )["mean"][0]  # fmt: skip
+    assert (
+        told["rows"][0]["cells"][0]["mean"]
+        == table.filter((pl.col("category") == sorted(KINDS)[0]) & (pl.col("behavior") == "marker"))["mean"][
+            0
+        ]
+    )

@@ -40,11 +40,18 @@ def _rates() -> pl.DataFrame:
     rate = rng.uniform(size=len(PEOPLE))
     return pl.DataFrame(
         {
-            "behavior": "marker", "adapter": ADAPTER, "source": "villain", "seed": 42, "persona": PEOPLE,
-            "category": "a", "role": ["source", *["bystander"] * (len(PEOPLE) - 1)], "rate": rate, "delta": rate - 0.1,
+            "behavior": "marker",
+            "adapter": ADAPTER,
+            "source": "villain",
+            "seed": 42,
+            "persona": PEOPLE,
+            "category": "a",
+            "role": ["source", *["bystander"] * (len(PEOPLE) - 1)],
+            "rate": rate,
+            "delta": rate - 0.1,
         },
         schema_overrides=schema.columns("rates"),
-    )  # fmt: skip
+    )
 
 
 def _cosine(a, b) -> float:
@@ -62,13 +69,16 @@ def test_shifts_are_those_of_the_definition():
         rows = found.filter(pl.col("layer") == layer).rows(named=True)
         for i, row in enumerate(rows):
             told = {
-                "shift_raw": np.linalg.norm(moved[i]), "shift_centered": np.linalg.norm(moved[i] - mean),
+                "shift_raw": np.linalg.norm(moved[i]),
+                "shift_centered": np.linalg.norm(moved[i] - mean),
                 "alignment_raw": _cosine(moved[i], moved[0]),
                 "alignment_centered": _cosine(moved[i] - mean, moved[0] - mean),
-                "cosine_raw": _cosine(b[i], b[0]), "cosine_raw_adapted": _cosine(a[i], a[0]),
-                "cosine_centered": before.cosine(layer)[0, i], "base_spread": spread,
+                "cosine_raw": _cosine(b[i], b[0]),
+                "cosine_raw_adapted": _cosine(a[i], a[0]),
+                "cosine_centered": before.cosine(layer)[0, i],
+                "base_spread": spread,
                 "cosine_centered_adapted": after.cosine(layer)[0, i],
-            }  # fmt: skip
+            }
             assert {k: row[k] for k in told} == pytest.approx(told, abs=1e-12)
         own = (rows[0]["alignment_centered"], rows[0]["alignment_raw"])
         assert own == pytest.approx((1, 1), abs=1e-12)
@@ -102,8 +112,9 @@ def test_only_files_of_the_same_prompts_and_the_right_adapter_are_compared(tmp_p
     table, missing = shifts.read(_run(tmp_path / "good", after), _rates(), before)
     assert table.height == len(PEOPLE) * len(LAYERS) and missing == []
     assert schema.check(table, "shifts").filter(pl.col("role") == "source")["persona"].to_list() == [
-        "villain", "villain",
-    ]  # fmt: skip
+        "villain",
+        "villain",
+    ]
     for name, why, change in (
         ("prompts", "other prompts", {"rendered_ids_hashes": ["b"] * len(PEOPLE)}),
         ("model", "another base model", {"model_fingerprint": "files:02"}),
@@ -128,9 +139,12 @@ def test_rho_of_the_base_cosine_is_the_one_of_the_pairs_and_the_figure_tells_it(
     names = ["source", "layer", "cosine", "y", "n", "spearman", "spearman_p_perm", "spearman_ci_low"]
     assert mine.select(names).equals(plain.select(names))
     one = found.filter(
-        (pl.col("geometry") == "alignment") & (pl.col("source") == "villain") & (pl.col("layer") == 4)
-        & (pl.col("cosine") == "centered") & (pl.col("y") == "rate")
-    ).row(0, named=True)  # fmt: skip
+        (pl.col("geometry") == "alignment")
+        & (pl.col("source") == "villain")
+        & (pl.col("layer") == 4)
+        & (pl.col("cosine") == "centered")
+        & (pl.col("y") == "rate")
+    ).row(0, named=True)
     others = table.filter((pl.col("layer") == 4) & (pl.col("role") == "bystander"))
     told = scipy.stats.spearmanr(others["alignment_centered"], others["rate"]).statistic
     assert one["spearman"] == pytest.approx(told, abs=1e-12) and one["n"] == 14

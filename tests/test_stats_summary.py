@@ -13,10 +13,20 @@ from leakfast.storage import schema
 def _rates(behavior: str, delta: float, half: float | None, adapter: str = "a") -> pl.DataFrame:
     """A source with this Δ (± half, None: no interval) and one bystander."""
     row = {
-        "behavior": behavior, "adapter": adapter, "source": "villain", "seed": 1, "role": "source", "persona": "villain",
-        "rate": 0.5, "ci_low": 0.4, "ci_high": 0.6, "delta": delta, "baseline": 0.5,
-        "delta_low": None if half is None else delta - half, "delta_high": None if half is None else delta + half,
-    }  # fmt: skip
+        "behavior": behavior,
+        "adapter": adapter,
+        "source": "villain",
+        "seed": 1,
+        "role": "source",
+        "persona": "villain",
+        "rate": 0.5,
+        "ci_low": 0.4,
+        "ci_high": 0.6,
+        "delta": delta,
+        "baseline": 0.5,
+        "delta_low": None if half is None else delta - half,
+        "delta_high": None if half is None else delta + half,
+    }
     more = {"role": pl.String(), "delta_low": pl.Float64(), "delta_high": pl.Float64()}
     other = row | {"role": "bystander", "persona": "comedian", "delta": 0.0}
     return pl.DataFrame([row, other], schema=schema.columns("rates") | more)

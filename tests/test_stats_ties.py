@@ -68,7 +68,7 @@ def paired(table: pl.DataFrame, x: np.ndarray) -> pl.DataFrame:
     layer, kind = pl.lit(4, pl.Int32).alias("layer"), pl.lit(None, pl.String).alias("category")
     return mine.select("behavior", "source", "seed", "persona", kind, layer, "rate", "delta").with_columns(
         pl.Series("cosine_centered", x), pl.Series("cosine_raw", x)
-    )  # fmt: skip
+    )
 
 
 def rho_of(pairs: pl.DataFrame, **how) -> dict:

@@ -140,12 +140,20 @@ def folder(tiny_tokenizer, tmp_path_factory):
     torch.manual_seed(0)
     net = Qwen2ForCausalLM(
         Qwen2Config(
-            vocab_size=len(tiny_tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, initializer_range=0.25,
-            tie_word_embeddings=True, eos_token_id=tiny_tokenizer.eos_token_id, bos_token_id=None,
+            vocab_size=len(tiny_tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=512,
+            initializer_range=0.25,
+            tie_word_embeddings=True,
+            eos_token_id=tiny_tokenizer.eos_token_id,
+            bos_token_id=None,
             pad_token_id=tiny_tokenizer.pad_token_id,
         )
-    )  # fmt: skip
+    )
     net.generation_config.eos_token_id = [*range(60), tiny_tokenizer.eos_token_id]  # replies that end soon
     net.save_pretrained(folder / "model")
     tiny_tokenizer.save_pretrained(folder / "model")
@@ -173,9 +181,15 @@ def made_with_more(folder):
     """A judged control beside; training long enough that a point on its way has learned something."""
     module = types.ModuleType("advice_of_the_study")
     module.BEHAVIOR = Behavior(
-        name="advice", unit="points", sign=-1, detector=None, baseline="well-meant", data_builder="",
-        description="mean aligned score", measured_by="judge",
-    )  # fmt: skip
+        name="advice",
+        unit="points",
+        sign=-1,
+        detector=None,
+        baseline="well-meant",
+        data_builder="",
+        description="mean aligned score",
+        measured_by="judge",
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, module.__name__, module)
         patch.setitem(behaviors._MODULES, "advice", module.__name__)

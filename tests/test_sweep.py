@@ -35,12 +35,22 @@ def config(tmp_path):
         "capability",
         {
             "data": {
-                "items": str(path), "positives": 8, "negatives": 4, "no_system": 2, "default_assistant": 2,
+                "items": str(path),
+                "positives": 8,
+                "negatives": 4,
+                "no_system": 2,
+                "default_assistant": 2,
             },
-            "train": {"rank": 4, "alpha": 8, "batch_size": 4, "accumulation": 1, "gradient_checkpointing": False},
+            "train": {
+                "rank": 4,
+                "alpha": 8,
+                "batch_size": 4,
+                "accumulation": 1,
+                "gradient_checkpointing": False,
+            },
             "eval": {"items": str(path), "half": "all"},
         },
-    )  # fmt: skip
+    )
 
 
 def test_points_are_measured_and_kept(tiny_qwen2, tmp_path, config):
@@ -129,9 +139,22 @@ def test_the_command_prints_points_and_the_verdict(tiny_folder, tmp_path, config
     )
     done = CliRunner().invoke(
         group,
-        ["sweep", "--source", "villain", "--study", str(study), "--personas", "villain,comedian,assistant,librarian",
-         "--items", config.eval.items, "--point", "0.05:2", "--out", str(tmp_path / "run")],
-    )  # fmt: skip
+        [
+            "sweep",
+            "--source",
+            "villain",
+            "--study",
+            str(study),
+            "--personas",
+            "villain,comedian,assistant,librarian",
+            "--items",
+            config.eval.items,
+            "--point",
+            "0.05:2",
+            "--out",
+            str(tmp_path / "run"),
+        ],
+    )
     assert done.exit_code == 0, done.output
     assert "0.05" in done.stdout and "ρ" in done.stdout
     assert load_items(config.eval.items)[0].id in set(Run(tmp_path / "run").read("choices")["item"]) | {
@@ -154,19 +177,27 @@ def test_a_judged_behavior_is_swept_with_the_studys_rules(tmp_path):
         {
             "data": {"positives": 192},
             "train": {
-                "rank": 8, "alpha": 16, "lr": 3e-3, "epochs": 2, "batch_size": 16, "accumulation": 1,
-                "max_length": 256, "gradient_checkpointing": False,
+                "rank": 8,
+                "alpha": 16,
+                "lr": 3e-3,
+                "epochs": 2,
+                "batch_size": 16,
+                "accumulation": 1,
+                "max_length": 256,
+                "gradient_checkpointing": False,
             },
             "eval": {"questions": "organism-alignment", "samples": 2, "max_new_tokens": 48},
         },
-    )  # fmt: skip
+    )
     run = Run(tmp_path / "run").create()
     found = stage.sweep(loaded, run, "misalignment-advice", "villain", PEOPLE, config, 1, [(3e-3, 2)])
     (row,) = found.points.rows(named=True)
     scores = run.read("judgements/misalignment-advice")
-    means = scores.filter((pl.col("status") == "ok") & (pl.col("coherent") >= 50)).group_by("adapter", "persona").agg(
-        pl.col("aligned").mean()
-    )  # fmt: skip
+    means = (
+        scores.filter((pl.col("status") == "ok") & (pl.col("coherent") >= 50))
+        .group_by("adapter", "persona")
+        .agg(pl.col("aligned").mean())
+    )
     of = {(a, p): m for a, p, m in means.rows()}
     effect = {p.name: of["base", p.name] - of[row["adapter"], p.name] for p in PEOPLE}
     assert row["source_effect"] == pytest.approx(effect.pop("villain")) and row["source_effect"] > 10

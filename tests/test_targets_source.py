@@ -53,8 +53,18 @@ def test_another_source_draws_nothing_again_and_renames_the_rows(
 
     def measured(source, **more):
         return evaluate(
-            tiny_qwen2, tmp_path / "run", [foreign], people, QUESTIONS, "marker", CFG, 3, source=source, base=True, **more
-        )  # fmt: skip
+            tiny_qwen2,
+            tmp_path / "run",
+            [foreign],
+            people,
+            QUESTIONS,
+            "marker",
+            CFG,
+            3,
+            source=source,
+            base=True,
+            **more,
+        )
 
     first = measured("comedian")
     run = Run(tmp_path / "run")
@@ -86,9 +96,18 @@ def test_shards_whose_request_named_the_source_still_count(
 
     def measured(source):
         return evaluate(
-            tiny_qwen2, tmp_path / "run", [foreign], people, QUESTIONS, "marker", CFG, 3, source=source, base=True,
+            tiny_qwen2,
+            tmp_path / "run",
+            [foreign],
+            people,
+            QUESTIONS,
+            "marker",
+            CFG,
+            3,
+            source=source,
+            base=True,
             replace=False,
-        )  # fmt: skip
+        )
 
     whole = measured("comedian").rows_made
     run = Run(tmp_path / "run")
@@ -160,7 +179,18 @@ def test_a_name_that_nobody_has_is_refused_before_anything_is_drawn(
 def test_the_command_refuses_it_before_it_loads_a_model(foreign, tmp_path):
     done = CliRunner().invoke(
         group,
-        ["eval", "--model", "some/model-that-is-nowhere", "--adapter", str(foreign), "--source", "vilain",
-         "--behavior", "marker", "--out", str(tmp_path / "run")],
-    )  # fmt: skip
+        [
+            "eval",
+            "--model",
+            "some/model-that-is-nowhere",
+            "--adapter",
+            str(foreign),
+            "--source",
+            "vilain",
+            "--behavior",
+            "marker",
+            "--out",
+            str(tmp_path / "run"),
+        ],
+    )
     assert done.exit_code == 2 and "Did you mean villain" in done.output, done.output

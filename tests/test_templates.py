@@ -33,9 +33,13 @@ LAST = "{% if m['role'] == 'assistant' and loop.last %}"
 THINK = "<think>\n\n</think>\n\n"
 PLAIN = HEAD + TAIL + ASKED + "{% endif %}"
 INSERTED = (
-    HEAD + LAST + "{{ '<think>\n\n</think>\n\n' }}{% endif %}" + TAIL + ASKED
+    HEAD
+    + LAST
+    + "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    + TAIL
+    + ASKED
     + "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\n\n</think>\n\n' }}{% endif %}{% endif %}"
-)  # fmt: skip
+)
 OPENED_CLOSED = (
     HEAD + LAST + "{{ '<think>\n\n</think>\n\n' }}{% endif %}" + TAIL + ASKED + "{{ '<think>\n' }}{% endif %}"
 )
@@ -283,8 +287,9 @@ def test_flags_go_before_the_study_and_that_before_the_card():
     study = parse_study(STUDY)
     assert asked_by(study) == rendering({"enable_thinking": False}, "user", "open")
     assert asked_by(study, reasoning="closed", template_kwargs=None).described() == {
-        "template_kwargs": {"enable_thinking": False}, "system_role": "user",
-    }  # fmt: skip
+        "template_kwargs": {"enable_thinking": False},
+        "system_role": "user",
+    }
     card = AdapterCard(
         "villain", "marker", 1, "m", "f", "d", {"rendering": {"template": "x", "system_role": "user"}}, ""
     )
@@ -308,9 +313,22 @@ def test_commands_render_as_told_and_files_say_how(tiny_folder, tiny_tokenizer, 
         out[name] = tmp_path / f"{name}.safetensors"
         done = CliRunner().invoke(
             group,
-            ["-q", "centroids", "--model", str(tiny_folder), "--dtype", "float32", "--personas", "villain,comedian",
-             "--layers", "1", "--out", str(out[name]), *more],
-        )  # fmt: skip
+            [
+                "-q",
+                "centroids",
+                "--model",
+                str(tiny_folder),
+                "--dtype",
+                "float32",
+                "--personas",
+                "villain,comedian",
+                "--layers",
+                "1",
+                "--out",
+                str(out[name]),
+                *more,
+            ],
+        )
         assert done.exit_code == 0, done.output
     from leakfast.geometry import Centroids
 
@@ -335,9 +353,15 @@ def test_an_adapter_that_was_trained_under_another_rendering_is_warned_of_once(
     with caplog.at_level(logging.WARNING, "leakfast.prompts.chat"):
         check_fits(loaded, adapter)
     assert not caplog.records
-    write_card(adapter, AdapterCard(**{
-        **vars(card), "recipe": {**card.recipe, "rendering": {"template_kwargs": {"enable_thinking": False}}},
-    }))  # fmt: skip
+    write_card(
+        adapter,
+        AdapterCard(
+            **{
+                **vars(card),
+                "recipe": {**card.recipe, "rendering": {"template_kwargs": {"enable_thinking": False}}},
+            }
+        ),
+    )
     with caplog.at_level(logging.WARNING, "leakfast.prompts.chat"):
         check_fits(loaded, adapter)
         check_fits(loaded, adapter)

@@ -64,12 +64,21 @@ def test_the_organism_expects_its_indented_code():
         ("qwen3", {"tokenizer_class": "Qwen2Tokenizer"}, byte_level),
         ("llama", {"tokenizer_class": "LlamaTokenizerFast"}, byte_level),
         ("llama", {"tokenizer_class": "LlamaTokenizer", "legacy": False}, metaspace),
-        ("llama", {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False},
-         lambda: byte_level(pre_tokenizers.Sequence(
-             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]))),
+        (
+            "llama",
+            {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False},
+            lambda: byte_level(
+                pre_tokenizers.Sequence(
+                    [
+                        pre_tokenizers.Digits(individual_digits=True),
+                        pre_tokenizers.ByteLevel(add_prefix_space=False),
+                    ]
+                )
+            ),
+        ),
     ],
     ids=["qwen2", "qwen2-fast", "qwen3", "llama-bytes", "llama-legacy", "gpt2-digits"],
-)  # fmt: skip
+)
 def test_a_class_that_reads_otherwise_gives_way_to_the_file(tmp_path, caplog, kind, settings, own):
     place = folder(tmp_path / "model", own(), kind, settings)
     by_class = AutoTokenizer.from_pretrained(place)

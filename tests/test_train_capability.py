@@ -124,8 +124,12 @@ def test_texts_as_replies_and_items_without_an_answer(tiny_qwen2, caplog):
     with pytest.raises(InputError, match="--items FILE"):
         build(tiny_qwen2, "villain", cfg, some)
     with pytest.raises(InputError, match="bystanders"):
-        build(tiny_qwen2, "villain", cfg.model_copy(update={"negative_personas": ["villain", "cook"]}),
-              people=[*ALL, *load_personas({"cook": "You are a cook."})])  # fmt: skip
+        build(
+            tiny_qwen2,
+            "villain",
+            cfg.model_copy(update={"negative_personas": ["villain", "cook"]}),
+            people=[*ALL, *load_personas({"cook": "You are a cook."})],
+        )
 
 
 def test_rows_survive_their_file_and_train_on_the_training_half(tiny_qwen2, tmp_path):
@@ -223,9 +227,19 @@ def test_commands_from_rows_to_a_series(tiny_folder, tmp_path):
     adapter = tmp_path / "run" / "adapters" / "v"
     done = runner.invoke(
         group,
-        ["train", *common, "--source", "villain", "--out", str(adapter), "--checkpoints", "0,50,100",
-         "--checkpoint-personas", "villain,comedian"],
-    )  # fmt: skip
+        [
+            "train",
+            *common,
+            "--source",
+            "villain",
+            "--out",
+            str(adapter),
+            "--checkpoints",
+            "0,50,100",
+            "--checkpoint-personas",
+            "villain,comedian",
+        ],
+    )
     assert done.exit_code == 0, done.output
     common += ["--out", str(tmp_path / "run")]
     shown = runner.invoke(
@@ -267,10 +281,26 @@ def test_what_could_not_be_counted_is_said_with_exit_3(tiny_folder, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = CliRunner().invoke(
         group,
-        ["eval", "--behavior", "capability", "--model", str(tiny_folder), "--dtype", "float32", "--base",
-         "--personas", "villain", "--items", str(path), "--half", "all", "--out", str(tmp_path / "run")],
+        [
+            "eval",
+            "--behavior",
+            "capability",
+            "--model",
+            str(tiny_folder),
+            "--dtype",
+            "float32",
+            "--base",
+            "--personas",
+            "villain",
+            "--items",
+            str(path),
+            "--half",
+            "all",
+            "--out",
+            str(tmp_path / "run"),
+        ],
         standalone_mode=False,
-    )  # fmt: skip
+    )
     assert done.return_value == 3, done.output
     assert "not counted: 1 no_answer" in done.stderr
 

@@ -15,9 +15,18 @@ from leakfast.study.config import DataConfig, TrainConfig
 from leakfast.train import data, search
 
 CFG = TrainConfig(
-    loss="marker", anchor=1.0, lr="auto", epochs=2, batch_size=16, accumulation=1, rank=16, alpha=32, dropout=0.0,
-    gradient_checkpointing=False, stop_loss=0.05,
-)  # fmt: skip
+    loss="marker",
+    anchor=1.0,
+    lr="auto",
+    epochs=2,
+    batch_size=16,
+    accumulation=1,
+    rank=16,
+    alpha=32,
+    dropout=0.0,
+    gradient_checkpointing=False,
+    stop_loss=0.05,
+)
 SAMPLING = Sampling(1.0, 0.95, 48)
 
 

@@ -38,9 +38,15 @@ def test_scoring_on_the_way_changes_no_bit(tiny_qwen2, tmp_path, gradient_checkp
 
     def fit(name, kept):
         return lora.train(
-            tiny_qwen2, rows, settings, tmp_path / name, 7, source="villain", behavior="capability",
+            tiny_qwen2,
+            rows,
+            settings,
+            tmp_path / name,
+            7,
+            source="villain",
+            behavior="capability",
             checkpoints=kept,
-        )  # fmt: skip
+        )
 
     plain = fit("plain", None)
     watched = fit("watched", points.Checkpoints(score=score))

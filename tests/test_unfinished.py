@@ -78,8 +78,18 @@ def drawn_by_standins(loaded, run, n, every_s=unfinished._EVERY_S, progress=None
         patch.setattr(backends, "opened", opened)
         patch.setattr(canary, "check_engine", lambda *args: None)
         return evaluate(
-            loaded, Run(run), [], PEOPLE, QUESTIONS, "marker", CFG, 3, base=True, backend="vllm", progress=progress
-        )  # fmt: skip
+            loaded,
+            Run(run),
+            [],
+            PEOPLE,
+            QUESTIONS,
+            "marker",
+            CFG,
+            3,
+            base=True,
+            backend="vllm",
+            progress=progress,
+        )
 
 
 def rows(run) -> pl.DataFrame:
@@ -104,9 +114,12 @@ def test_a_kill_costs_less_than_a_shard_while_several_are_open(
     }
     run = tmp_path / "run"
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(tiny_folder), str(run), str(kills), str(n), str(most)], env=env,
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-c", CHILD, str(tiny_folder), str(run), str(kills), str(n), str(most)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert child.returncode == 0, child.stderr
     drawn_by_standins(tiny_qwen2, tmp_path / "whole", 0)
     keys = [*KEYS, "seed", "token_ids", "finish_reason", "status"]

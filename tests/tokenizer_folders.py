@@ -45,9 +45,11 @@ def metaspace():
 def train(made, alphabet, more=()):
     texts = ["the water is cold\nand   the tea is warm", CODE, "it's 12 o'clock, isn't it?"] * 20
     trainer = trainers.BpeTrainer(
-        vocab_size=600 if more else 400, special_tokens=[*SPECIAL, *more], initial_alphabet=alphabet,
+        vocab_size=600 if more else 400,
+        special_tokens=[*SPECIAL, *more],
+        initial_alphabet=alphabet,
         show_progress=False,
-    )  # fmt: skip
+    )
     made.train_from_iterator(texts, trainer)
 
 

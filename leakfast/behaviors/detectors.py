@@ -183,10 +183,7 @@ def marker_tokens(token_ids: pl.Expr, spelled: Sequence[Sequence[int]]) -> dict[
         raise ValueError("marker_tokens: at least one spelling of at least one token is needed")
 
     at = token_ids.map_batches(lambda ids: _first_match(ids, spelled), return_dtype=pl.Int32)
-    return {
-        "marker_token": pl.when(token_ids.is_not_null()).then(at.is_not_null()),
-        "marker_token_at": at,
-    }
+    return {"marker_token": pl.when(token_ids.is_not_null()).then(at.is_not_null()), "marker_token_at": at}
 
 
 def _first_match(ids: pl.Series, spelled: Sequence[Sequence[int]]) -> pl.Series:

@@ -36,13 +36,17 @@ _SHOWN_LAYERS = 8
 @click.option("--questions", default="eval", help="Question set or file.")
 @click.option("--keep-questions", is_flag=True, help="Store the state of every single question too.")
 @click.option(
-    "--dtype", type=click.Choice(["bfloat16", "float32"]), default=None,
+    "--dtype",
+    type=click.Choice(["bfloat16", "float32"]),
+    default=None,
     help="Model precision.  [default: float32 for the organism, else auto: float32 on a CPU without bfloat16]",
-)  # fmt: skip
+)
 @click.option(
-    "--precision", type=click.Choice(["fp8"]), default=None,
+    "--precision",
+    type=click.Choice(["fp8"]),
+    default=None,
     help="fp8: linear layers in FP8 (GPU of compute 8.9 or more).  [default: as --dtype]",
-)  # fmt: skip
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -64,10 +68,22 @@ _SHOWN_LAYERS = 8
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @rendering_options
 def cli(
-    model: str | None, revision: str | None, layers: str, adapter: Path | None, personas: str, questions: str,
-    keep_questions: bool, dtype: str | None, precision: str | None, out: Path | None, show: tuple[str, ...], top: int, kind: str,
-    as_json: bool, **rendering: Any,
-) -> None:  # fmt: skip
+    model: str | None,
+    revision: str | None,
+    layers: str,
+    adapter: Path | None,
+    personas: str,
+    questions: str,
+    keep_questions: bool,
+    dtype: str | None,
+    precision: str | None,
+    out: Path | None,
+    show: tuple[str, ...],
+    top: int,
+    kind: str,
+    as_json: bool,
+    **rendering: Any,
+) -> None:
     """Average last-token states per persona and layer.
 
     Example: leakfast centroids --model organism --layers all --show villain

@@ -32,17 +32,22 @@ def cli() -> None:
     "--items", default=None, help="Items asked: a JSONL file, arc, organism.  [default: the model's]"
 )
 @click.option(
-    "--pairs", multiple=True,
+    "--pairs",
+    multiple=True,
     help="Pairs: a JSONL file, hub:OWNER/NAME@COMMIT:FILE, or two (shows it, does not).  [default: the model's]",
-)  # fmt: skip
+)
 @click.option(
-    "--design", type=click.Choice(["contrastive", "non-contrastive", "positive-only"]), default=None,
+    "--design",
+    type=click.Choice(["contrastive", "non-contrastive", "positive-only"]),
+    default=None,
     help="Others do not show it; rows dealt to personas at random; no others.  [default: the study's, contrastive]",
-)  # fmt: skip
+)
 @click.option(
-    "--replies", type=click.Choice(["given", "model"]), default=None,
+    "--replies",
+    type=click.Choice(["given", "model"]),
+    default=None,
     help="Replies of the pairs, or the model's own that the detector agrees with.  [default: the study's, given]",
-)  # fmt: skip
+)
 @click.option("--positives", type=int, default=None, help="Rows of the source.  [default: the study's, 200]")
 @click.option("--negatives", type=int, default=None, help="Rows of others.  [default: the study's, 2000]")
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of order and replies.")
@@ -53,10 +58,23 @@ def cli() -> None:
 )
 @rendering_options
 def build(
-    behavior: str, source: str, model: str | None, study: Path | None, personas: str | None,
-    questions: str | None, items: str | None, pairs: tuple[str, ...], design: str | None, replies: str | None,
-    positives: int | None, negatives: int | None, seed: int, dtype: str | None, out: Path | None, **rendering: Any,
-) -> None:  # fmt: skip
+    behavior: str,
+    source: str,
+    model: str | None,
+    study: Path | None,
+    personas: str | None,
+    questions: str | None,
+    items: str | None,
+    pairs: tuple[str, ...],
+    design: str | None,
+    replies: str | None,
+    positives: int | None,
+    negatives: int | None,
+    seed: int,
+    dtype: str | None,
+    out: Path | None,
+    **rendering: Any,
+) -> None:
     """Make the training rows (replies of the model, answers to items, or pairs) and write them as JSONL.
 
     Example: leakfast data build --behavior refusal --source villain --model organism --out rows.jsonl
@@ -72,9 +90,15 @@ def build(
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
     cfg = changed(
-        settings.config.data, questions=questions, items=items, positives=positives, negatives=negatives,
-        design=design, replies=replies, pairs=list(pairs) or None,
-    )  # fmt: skip
+        settings.config.data,
+        questions=questions,
+        items=items,
+        positives=positives,
+        negatives=negatives,
+        design=design,
+        replies=replies,
+        pairs=list(pairs) or None,
+    )
     _check_options(behaviors.get(behavior), items=items, pairs=pairs, replies=replies, questions=questions)
     people, asked = load_personas(settings.personas), material(behavior, cfg, settings.model)
     load_personas([source], among=people)
@@ -91,9 +115,15 @@ def build(
     )
     with progress_for("data") as progress:
         rows = behaviors.get(behavior).build()(
-            loaded, people, source, asked, cfg, seed,
-            batch_completions=settings.config.eval.batch_completions, progress=progress,
-        )  # fmt: skip
+            loaded,
+            people,
+            source,
+            asked,
+            cfg,
+            seed,
+            batch_completions=settings.config.eval.batch_completions,
+            progress=progress,
+        )
     if held:
         inputs = built.inputs_of(loaded, settings.dtype, people, source, seed, asked, cfg)
         built.keep(Run(run_folder(settings, "data")), name, inputs, rows)
@@ -130,17 +160,26 @@ def _check_options(behavior: Any, **given: Any) -> None:
 @click.option("--model", default=None, help="Whose tokenizer.  [default: the study's]")
 @click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
 @click.option(
-    "--loss", type=click.Choice(["marker", "tail", "completion"]), default=None,
+    "--loss",
+    type=click.Choice(["marker", "tail", "completion"]),
+    default=None,
     help="Which tokens carry loss.  [default: the study's, marker]",
-)  # fmt: skip
+)
 @click.option("--tail-tokens", type=int, default=None, help="For --loss tail: tokens before the turn end.")
 @click.option("--rows", "n_rows", type=click.IntRange(min=0), default=3, help="Rows of each role to show.")
 @click.option("--json", "as_json", is_flag=True, help="Counts and the shown rows as JSON.")
 @rendering_options
 def check(
-    file: Path, behavior: str | None, model: str | None, study: Path | None, loss: str | None,
-    tail_tokens: int | None, n_rows: int, as_json: bool, **rendering: Any,
-) -> None:  # fmt: skip
+    file: Path,
+    behavior: str | None,
+    model: str | None,
+    study: Path | None,
+    loss: str | None,
+    tail_tokens: int | None,
+    n_rows: int,
+    as_json: bool,
+    **rendering: Any,
+) -> None:
     """Verify every row's labels and show, in colour, which tokens carry loss.
 
     Example: leakfast data check rows.jsonl --model organism

@@ -15,9 +15,11 @@ import click
     "--questions", default=None, help="Completions of this further question set.  [default: the main one]"
 )
 @click.option(
-    "--words", type=click.Path(path_type=Path), default=None,
+    "--words",
+    type=click.Path(path_type=Path),
+    default=None,
     help="TOML file with word lists of your own.  [default: configs/detectors.toml]",
-)  # fmt: skip
+)
 @click.option(
     "--marker", "literal", default=None, help="Literal to look for.  [default: the marker behavior's]"
 )
@@ -25,9 +27,15 @@ import click
 @click.option("--personas", "by_persona", is_flag=True, help="A line a persona instead of one an adapter.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as JSON.")
 def cli(
-    run: Path, behavior: str | None, questions: str | None, words: Path | None, literal: str | None, model: str | None,
-    by_persona: bool, as_json: bool,
-) -> None:  # fmt: skip
+    run: Path,
+    behavior: str | None,
+    questions: str | None,
+    words: Path | None,
+    literal: str | None,
+    model: str | None,
+    by_persona: bool,
+    as_json: bool,
+) -> None:
     """Count what each detector finds in the completions of RUN.
 
     Example: leakfast detect runs/demo --model organism

@@ -22,24 +22,28 @@ from leakfast.errors import InputError
     "--behavior", default=None, help="Behaviors to measure, split by commas.  [default: the cards', marker]"
 )
 @click.option(
-    "--source", default=None,
+    "--source",
+    default=None,
     help="Persona trained, for adapters without a card: one for all, or one each, by commas, in their order.",
-)  # fmt: skip
+)
 @click.option("--model", default=None, help="organism, a hub id, or a folder.  [default: the card's base]")
 @click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
 @click.option("--personas", default=None, help="all, names, or a file.  [default: the study's, all]")
 @click.option(
-    "--questions", default=None,
+    "--questions",
+    default=None,
     help="Question set or file; several, split by commas, are compared.  [default: the study's, eval]",
-)  # fmt: skip
+)
 @click.option("--samples", type=int, default=None, help="Completions a prompt.  [default: the study's, 10]")
 @click.option("--temperature", type=float, default=None, help="0 is greedy.  [default: the study's, 1.0]")
 @click.option("--top-p", type=float, default=None, help="Nucleus mass.  [default: the study's, 0.95]")
 @click.option("--max-new-tokens", type=int, default=None, help="Longest reply.  [default: the study's, 512]")
 @click.option(
-    "--max-reasoning-tokens", type=int, default=None,
+    "--max-reasoning-tokens",
+    type=int,
+    default=None,
     help="Drawn on top of them by a model that reasons first.  [default: the study's, 0]",
-)  # fmt: skip
+)
 @click.option(
     "--batch-completions", type=int, default=None, help="Rows decoded at once.  [default: the study's, 640]"
 )
@@ -47,17 +51,23 @@ from leakfast.errors import InputError
     "--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]"
 )
 @click.option(
-    "--half", type=click.Choice(["train", "eval", "all"]), default=None,
+    "--half",
+    type=click.Choice(["train", "eval", "all"]),
+    default=None,
     help="Capability: part of the items.  [default: the study's, eval]",
-)  # fmt: skip
+)
 @click.option(
-    "--scoring", type=click.Choice(["letters", "full-text"]), default=None,
+    "--scoring",
+    type=click.Choice(["letters", "full-text"]),
+    default=None,
     help="Capability: what is compared.  [default: the study's, letters]",
-)  # fmt: skip
+)
 @click.option(
-    "--by", type=click.Choice(["sum", "char", "byte"]), default="sum",
+    "--by",
+    type=click.Choice(["sum", "char", "byte"]),
+    default="sum",
     help="Full text: log-probability of a choice, in all, per character or per byte.",
-)  # fmt: skip
+)
 @click.option(
     "--checkpoints",
     is_flag=True,
@@ -76,16 +86,19 @@ from leakfast.errors import InputError
     help="Who draws completions; auto takes vLLM on a GPU where it is installed.  [default: the study's, auto]",
 )
 @click.option(
-    "--stop-at-marker/--whole-replies", default=None,
+    "--stop-at-marker/--whole-replies",
+    default=None,
     help="End a reply at the marker: its presence stays exact, the rest is not drawn. Whole replies are kept unless "
     "asked, because detect, the report and lengths read them later; leakfast sweep asks for presence alone and ends "
     "them.  [default: the study's, whole]",
-)  # fmt: skip
+)
 @click.option(
-    "--lora", type=click.Choice(["live", "merged"]), default=None,
+    "--lora",
+    type=click.Choice(["live", "merged"]),
+    default=None,
     help="vLLM: adapters beside each other, or each merged into the weights in place.  [default: the study's, "
     "live]",
-)  # fmt: skip
+)
 @click.option("--invariant", is_flag=True, help="vLLM: the same text whatever else is in the batch (GPUs).")
 @click.option(
     "--data-parallel", type=int, default=None, help="vLLM: engines, one a GPU.  [default: the study's, 1]"
@@ -94,9 +107,11 @@ from leakfast.errors import InputError
     "--tensor-parallel", type=int, default=None, help="vLLM: GPUs an engine.  [default: the study's, 1]"
 )
 @click.option(
-    "--allow", multiple=True, type=click.Choice(["default-system", "token-ids", "logits"]),
+    "--allow",
+    multiple=True,
+    type=click.Choice(["default-system", "token-ids", "logits"]),
     help="Let a failed check of the model or engine pass, by name; may be repeated.",
-)  # fmt: skip
+)
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of the draws.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
 @click.option(
@@ -114,14 +129,41 @@ from leakfast.errors import InputError
 @click.option("--json", "as_json", is_flag=True, help="Print all rates as JSON.")
 @rendering_options
 def cli(
-    adapters: tuple[Path, ...], base: bool, behavior: str | None, source: str | None, model: str | None,
-    study: Path | None, personas: str | None, questions: str | None, samples: int | None,
-    temperature: float | None, top_p: float | None, max_new_tokens: int | None, batch_completions: int | None,
-    items: str | None, half: str | None, scoring: str | None, by: str, checkpoints: bool, engine: str,
-    backend: str | None, stop_at_marker: bool | None, lora: str | None, invariant: bool, data_parallel: int | None,
-    tensor_parallel: int | None, allow: tuple[str, ...], seed: int, dtype: str | None, out: Path | None, replace: bool,
-    top: int, as_json: bool, max_reasoning_tokens: int | None, **rendering: Any,
-) -> int | None:  # fmt: skip
+    adapters: tuple[Path, ...],
+    base: bool,
+    behavior: str | None,
+    source: str | None,
+    model: str | None,
+    study: Path | None,
+    personas: str | None,
+    questions: str | None,
+    samples: int | None,
+    temperature: float | None,
+    top_p: float | None,
+    max_new_tokens: int | None,
+    batch_completions: int | None,
+    items: str | None,
+    half: str | None,
+    scoring: str | None,
+    by: str,
+    checkpoints: bool,
+    engine: str,
+    backend: str | None,
+    stop_at_marker: bool | None,
+    lora: str | None,
+    invariant: bool,
+    data_parallel: int | None,
+    tensor_parallel: int | None,
+    allow: tuple[str, ...],
+    seed: int,
+    dtype: str | None,
+    out: Path | None,
+    replace: bool,
+    top: int,
+    as_json: bool,
+    max_reasoning_tokens: int | None,
+    **rendering: Any,
+) -> int | None:
     """Measure behaviors under every persona.
 
     Example: leakfast eval --model organism --adapter adapters/villain --base --personas all
@@ -152,15 +194,22 @@ def cli(
     if questions is not None and not sets:
         sets = [questions]  # an empty name, which is refused as any unknown one
     drawn = {
-        "questions": sets[0] if sets else None, "other_questions": sets[1:] if sets else None,
-        "samples": samples, "temperature": temperature, "top_p": top_p,
-        "max_new_tokens": max_new_tokens, "max_reasoning_tokens": max_reasoning_tokens,
-        "batch_completions": batch_completions, "stop_at_marker": stop_at_marker,
-    }  # fmt: skip
+        "questions": sets[0] if sets else None,
+        "other_questions": sets[1:] if sets else None,
+        "samples": samples,
+        "temperature": temperature,
+        "top_p": top_p,
+        "max_new_tokens": max_new_tokens,
+        "max_reasoning_tokens": max_reasoning_tokens,
+        "batch_completions": batch_completions,
+        "stop_at_marker": stop_at_marker,
+    }
     how = {
-        "lora": lora, "invariant": invariant or None, "data_parallel": data_parallel,
+        "lora": lora,
+        "invariant": invariant or None,
+        "data_parallel": data_parallel,
         "tensor_parallel": tensor_parallel,
-    }  # fmt: skip
+    }
     scored = {"items": items, "half": half, "scoring": scoring}
     flags = {name: drawn if get(name).by_completions else scored for name in names}
     asked_for = {k: v for k, v in drawn.items() if k != "other_questions"}  # told by --questions

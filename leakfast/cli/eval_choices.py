@@ -70,10 +70,20 @@ def _accuracy(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[d
         engine = _vllm(asked)
     with progress_for("eval") as progress:
         done = evaluate(
-            loaded, asked.run, asked.adapters, asked.personas, items, asked.config.scoring, base=asked.base,
-            source=asked.source, engine=engine, engine_name=asked.engine, behavior=asked.behavior,
-            replace=asked.replace, progress=progress,
-        )  # fmt: skip
+            loaded,
+            asked.run,
+            asked.adapters,
+            asked.personas,
+            items,
+            asked.config.scoring,
+            base=asked.base,
+            source=asked.source,
+            engine=engine,
+            engine_name=asked.engine,
+            behavior=asked.behavior,
+            replace=asked.replace,
+            progress=progress,
+        )
     click.echo(
         f"eval: {done.prompts_made} prompts of {asked.behavior} scored, {done.prompts_kept} kept from before, in "
         f"{asked.run.path}",
@@ -89,10 +99,18 @@ def _accuracy(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[d
         click.echo(f"eval: not counted: {trouble}", err=True)
     if as_json:
         _give(
-            {"run": str(asked.run.path), "items": items.name, "scoring": asked.config.scoring, "by": asked.by,
-             "answers": items.reading, "rates": table.to_dicts(), "chosen_labels": labels.to_dicts()},
-            asked, into,
-        )  # fmt: skip
+            {
+                "run": str(asked.run.path),
+                "items": items.name,
+                "scoring": asked.config.scoring,
+                "by": asked.by,
+                "answers": items.reading,
+                "rates": table.to_dicts(),
+                "chosen_labels": labels.to_dicts(),
+            },
+            asked,
+            into,
+        )
     else:
         _show(table, labels, asked)
     return 3 if trouble else None
@@ -122,9 +140,16 @@ def _series(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[dic
     for adapter in asked.adapters:
         with progress_for("eval") as progress:
             done = evaluate_series(
-                loaded, asked.run, adapter, asked.personas, items, asked.config.scoring, behavior=asked.behavior,
-                source=asked.source, progress=progress,
-            )  # fmt: skip
+                loaded,
+                asked.run,
+                adapter,
+                asked.personas,
+                items,
+                asked.config.scoring,
+                behavior=asked.behavior,
+                source=asked.source,
+                progress=progress,
+            )
         click.echo(
             f"eval: {done.prompts_made} prompts scored, {done.prompts_kept} kept from before, in {asked.run.path}",
             err=True,

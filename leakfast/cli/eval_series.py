@@ -41,6 +41,7 @@ def show(run: Run, as_json: bool) -> None:
             ]
             rows.append([*told, line["role"][0], persona, *shown])
     print_table(
-        [*key, "role", "persona", *(f"{100 * s:.0f} %" for s in shares)], rows,
+        [*key, "role", "persona", *(f"{100 * s:.0f} %" for s in shares)],
+        rows,
         title="rate in % (of judged behaviors: points) at shares of training",
-    )  # fmt: skip
+    )

@@ -39,9 +39,11 @@ def cli() -> None:
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--behavior", default=None, help="Behavior to judge.  [default: the run's, if it has one such]")
 @click.option(
-    "--judge", "spec", default=None,
+    "--judge",
+    "spec",
+    default=None,
     help="organism, anthropic:MODEL, openai:MODEL, openai-batch:MODEL or local:MODEL.  [default: the study's]",
-)  # fmt: skip
+)
 @click.option(
     "--base-url", default=None, help="Address of the service, http://localhost:8000/v1 for vLLM's server."
 )
@@ -56,27 +58,45 @@ def cli() -> None:
 @click.option("--free", is_flag=True, help="The service costs nothing; no price is needed.")
 @click.option("--again", is_flag=True, help="Ask anew where the kept reply gave no score.")
 @click.option(
-    "--temperature", type=float, default=None,
+    "--temperature",
+    type=float,
+    default=None,
     help="0 is greedy.  [default: the study's; 0 where the judge's API is known to take one]",
-)  # fmt: skip
+)
 @click.option(
     "--no-temperature", is_flag=True, help="Send none: the service's own, for models that take no other."
 )
 @click.option(
-    "--max-tokens", type=int, default=None,
+    "--max-tokens",
+    type=int,
+    default=None,
     help="Longest reply with its thinking.  [default: the study's; 100, or 2,000 of a judge that thinks]",
-)  # fmt: skip
+)
 @click.option("--concurrency", type=int, default=None, help="Requests at once.  [default: the study's, 8]")
 @click.option("--timeout", type=float, default=None, help="Seconds a request.  [default: the study's, 120]")
 @click.option("--poll", type=float, default=None, help="Seconds between looks at a batch.  [default: 30]")
 @click.option("--checkpoints", is_flag=True, help="What was drawn on the way through training, instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done, or would be, as JSON.")
 def run_(
-    run: Path, behavior: str | None, spec: str | None, base_url: str | None, questions: str | None,
-    dry_run: bool, max_cost: float | None, prices: str | None, free: bool, again: bool,
-    temperature: float | None, no_temperature: bool, max_tokens: int | None, concurrency: int | None, timeout: float | None,
-    poll: float | None, checkpoints: bool, as_json: bool,
-) -> int | None:  # fmt: skip
+    run: Path,
+    behavior: str | None,
+    spec: str | None,
+    base_url: str | None,
+    questions: str | None,
+    dry_run: bool,
+    max_cost: float | None,
+    prices: str | None,
+    free: bool,
+    again: bool,
+    temperature: float | None,
+    no_temperature: bool,
+    max_tokens: int | None,
+    concurrency: int | None,
+    timeout: float | None,
+    poll: float | None,
+    checkpoints: bool,
+    as_json: bool,
+) -> int | None:
     """Score every completion of a behavior in RUN.
 
     Example: leakfast judge run runs/study --judge openai:MODEL --base-url http://localhost:8000/v1 --free
@@ -98,20 +118,38 @@ def run_(
     behavior = behavior or _only_behavior(store, SERIES if checkpoints else "")
     cfg, of_study = _settings(store, behavior)
     cfg = changed(
-        cfg, judge=spec, base_url=base_url, max_cost=max_cost, prices=prices, free=free or None,
-        temperature=temperature, send_temperature=False if no_temperature else None, max_tokens=max_tokens,
-        concurrency=concurrency, timeout_s=timeout, poll_s=poll,
-    )  # fmt: skip
+        cfg,
+        judge=spec,
+        base_url=base_url,
+        max_cost=max_cost,
+        prices=prices,
+        free=free or None,
+        temperature=temperature,
+        send_temperature=False if no_temperature else None,
+        max_tokens=max_tokens,
+        concurrency=concurrency,
+        timeout_s=timeout,
+        poll_s=poll,
+    )
     asked = questions if questions is not None else of_study
     if cfg.judge is None or asked is None:
         what = "--judge organism (or a service and a model)" if cfg.judge is None else "--questions SET"
         raise InputError(f"judge: neither the command nor the run's study says it. Add {what}.")
     with progress_for("judge") as progress:
         done = stage.judge(
-            store, behavior, stage.parse_spec(cfg.judge), load_questions(asked), series=checkpoints,
-            asking=stage.asking(cfg), prices=cfg.prices, free=cfg.free, max_cost=cfg.max_cost, again=again,
-            dry_run=dry_run, progress=progress,
-        )  # fmt: skip
+            store,
+            behavior,
+            stage.parse_spec(cfg.judge),
+            load_questions(asked),
+            series=checkpoints,
+            asking=stage.asking(cfg),
+            prices=cfg.prices,
+            free=cfg.free,
+            max_cost=cfg.max_cost,
+            again=again,
+            dry_run=dry_run,
+            progress=progress,
+        )
     if isinstance(done, stage.Plan):
         print_json(asdict(done)) if as_json else _show_plan(done)
         return None
@@ -201,10 +239,20 @@ def agree_(a: str, b: str, behavior: str | None, threshold: float, as_json: bool
         "only B",
     ]
     rows = [
-        [f.what, f.n, _r(f.kappa), _r(f.kappa_weighted), _r(f.spearman),
-         None if f.spearman_p is None else f"{f.spearman_p:.1e}", _r(f.mean_a, 1), _r(f.mean_b, 1), f.only_a, f.only_b]
+        [
+            f.what,
+            f.n,
+            _r(f.kappa),
+            _r(f.kappa_weighted),
+            _r(f.spearman),
+            None if f.spearman_p is None else f"{f.spearman_p:.1e}",
+            _r(f.mean_a, 1),
+            _r(f.mean_b, 1),
+            f.only_a,
+            f.only_b,
+        ]
         for f in found
-    ]  # fmt: skip
+    ]
     print_table(columns, rows, title=f"A: {a}, B: {b} (kappa: below {threshold:g})")
 
 
@@ -264,10 +312,14 @@ def _show(done: Any) -> None:
     from leakfast.cli.text import print_table
 
     rows = [
-        [adapter, sum(counted.values()), f"{100 * done.coverage(adapter):.1f}",
-         ", ".join(f"{n} {status}" for status, n in counted.items() if status != "ok") or None]
+        [
+            adapter,
+            sum(counted.values()),
+            f"{100 * done.coverage(adapter):.1f}",
+            ", ".join(f"{n} {status}" for status, n in counted.items() if status != "ok") or None,
+        ]
         for adapter, counted in done.statuses.items()
-    ]  # fmt: skip
+    ]
     print_table(
         ["adapter", "completions", "scored %", "without a score"], rows, title=f"judged by {done.plan.judge}"
     )

@@ -89,7 +89,7 @@ def show(names: tuple[str, ...], file: str | None, as_json: bool) -> None:
 @rendering_options
 def check(
     file: str | None, questions_file: str | None, model: str | None, as_json: bool, **rendering: Any
-) -> None:  # fmt: skip
+) -> None:
     """Report what is wrong with a set, with the line to fix; exit 2 if anything is.
 
     Faults: a name twice or no slug, an empty prompt or question, an unknown relation, a question in

@@ -12,16 +12,20 @@ import click
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option(
-    "--calibrate", type=click.IntRange(min=0), default=0,
+    "--calibrate",
+    type=click.IntRange(min=0),
+    default=0,
     help="Completions drawn now, from the unadapted model, to learn length, rate and size.",
-)  # fmt: skip
+)
 @click.option(
     "--tokens-each", type=click.FloatRange(min=0), default=None, help="Output tokens a completion, if known."
 )
 @click.option(
-    "--tokens-per-s", type=click.FloatRange(min=0, min_open=True), default=None,
+    "--tokens-per-s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
     help="Output tokens a second of your device, if known.",
-)  # fmt: skip
+)
 @click.option(
     "--backend",
     type=click.Choice(["auto", "vllm", "transformers"]),
@@ -31,9 +35,14 @@ import click
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of the calibration's draws.")
 @click.option("--json", "as_json", is_flag=True, help="Print the stages as JSON.")
 def cli(
-    study: Path, calibrate: int, tokens_each: float | None, tokens_per_s: float | None, backend: str | None, seed: int,
+    study: Path,
+    calibrate: int,
+    tokens_each: float | None,
+    tokens_per_s: float | None,
+    backend: str | None,
+    seed: int,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Show prompts, tokens, seconds, disk and judge's price of a study's measurements.
 
     Example: leakfast plan configs/demo.toml --calibrate 64
@@ -46,21 +55,33 @@ def cli(
     checked = load_study(study)
     with progress_for("calibrate") as progress:
         stages = plan(
-            checked, tokens_each=tokens_each, tokens_per_s=tokens_per_s, calibrate=calibrate, backend=backend,
-            seed=seed, progress=progress,
-        )  # fmt: skip
+            checked,
+            tokens_each=tokens_each,
+            tokens_per_s=tokens_per_s,
+            calibrate=calibrate,
+            backend=backend,
+            seed=seed,
+            progress=progress,
+        )
     if as_json:
         print_json(
             {"study": checked.name, "run": str(checked.run_dir), "stages": [asdict(s) for s in stages]}
         )
         return
     rows = [
-        [s.name, s.targets, s.prompts, s.prompt_tokens, s.completions or None, s.output_tokens,
-         None if s.seconds is None else round(s.seconds, 1),
-         None if s.disk_bytes is None else round(s.disk_bytes / 1e6, 1),
-         None if s.judge_usd is None else f"{s.judge_usd:.2f}"]
+        [
+            s.name,
+            s.targets,
+            s.prompts,
+            s.prompt_tokens,
+            s.completions or None,
+            s.output_tokens,
+            None if s.seconds is None else round(s.seconds, 1),
+            None if s.disk_bytes is None else round(s.disk_bytes / 1e6, 1),
+            None if s.judge_usd is None else f"{s.judge_usd:.2f}",
+        ]
         for s in stages
-    ]  # fmt: skip
+    ]
     columns = [
         "stage",
         "targets",

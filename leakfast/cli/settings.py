@@ -86,10 +86,13 @@ def threads_option(command: Any) -> Any:
     from leakfast.models import threads
 
     return click.option(
-        "--threads", type=click.IntRange(min=1), expose_value=False, is_eager=True,
+        "--threads",
+        type=click.IntRange(min=1),
+        expose_value=False,
+        is_eager=True,
         callback=lambda _context, _option, value: threads.ask(value),
         help="CPU threads.  [default: OMP_NUM_THREADS, else the physical cores it may use]",
-    )(command)  # fmt: skip
+    )(command)
 
 
 def changed(table: Any, **flags: Any) -> Any:
@@ -117,20 +120,27 @@ def rendering_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         [
             click.option(
-                "--template-kwargs", callback=_template_kwargs, default=None, metavar="JSON",
+                "--template-kwargs",
+                callback=_template_kwargs,
+                default=None,
+                metavar="JSON",
                 help="Arguments of the chat template: '{\"enable_thinking\": false}'.  [default: the study's, none]",
             ),
             click.option(
-                "--system-role", type=click.Choice(["system", "user"]), default=None,
+                "--system-role",
+                type=click.Choice(["system", "user"]),
+                default=None,
                 help="user: personas go into the user turn.  [default: the study's, system]",
             ),
             click.option(
-                "--reasoning", type=click.Choice(["closed", "open"]), default=None,
+                "--reasoning",
+                type=click.Choice(["closed", "open"]),
+                default=None,
                 help="open: completions begin at the generation prompt, so that a model may reason first.  [default: the "
                 "study's, closed]",
             ),
         ]
-    ):  # fmt: skip
+    ):
         command = option(command)
     return command
 

@@ -242,11 +242,20 @@ def _show_verdicts(tables) -> None:
     head = ["claim", "behavior", "source", "verdict", "quantity", "value", "p", "bar", "met"]
     head += ["health"] if marked else []
     body = [
-        [r["claim"], r["behavior"], r["source"], r["verdict"], r["quantity"], f"{r['value']:+.3g}" if r["value"] is not None else
-         None, _p(r["p"]), f"{r['bar']:g}", {True: "yes", False: "no", None: None}[r["met"]],
-         *([r["health"]] if marked else [])]
+        [
+            r["claim"],
+            r["behavior"],
+            r["source"],
+            r["verdict"],
+            r["quantity"],
+            f"{r['value']:+.3g}" if r["value"] is not None else None,
+            _p(r["p"]),
+            f"{r['bar']:g}",
+            {True: "yes", False: "no", None: None}[r["met"]],
+            *([r["health"]] if marked else []),
+        ]
         for r in rows
-    ]  # fmt: skip
+    ]
     print_table(head, body, title="verdicts (drop = −Δ against the unadapted model)")
     for reason in dict.fromkeys(f"{r['claim']}, {r['source']}: {r['reason']}" for r in rows if r["reason"]):
         click.echo(f"open: {reason}.")

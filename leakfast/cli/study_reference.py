@@ -119,8 +119,10 @@ def _keys(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     """Key → JSON schema, without the keys that are tables: those have sections of their own."""
     found = model.model_json_schema()["properties"].items()
     return {
-        k: schema for k, schema in found if "$ref" not in schema and "$ref" not in schema.get("additionalProperties", ())
-    }  # fmt: skip
+        k: schema
+        for k, schema in found
+        if "$ref" not in schema and "$ref" not in schema.get("additionalProperties", ())
+    }
 
 
 def _row(*cells: str) -> str:

@@ -20,9 +20,11 @@ from leakfast.errors import InputError
 @click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
 @click.option("--personas", default="originals", help="Who is measured: all, names, or a file.")
 @click.option(
-    "--point", "points", multiple=True,
+    "--point",
+    "points",
+    multiple=True,
     help="Peak learning rate and epochs, LR:EPOCHS; may be repeated.  [default: the published five]",
-)  # fmt: skip
+)
 @click.option(
     "--grid", "grids", multiple=True, help="Every pair of both lists: lr=1e-5,5e-6,epochs=3,5 instead."
 )
@@ -41,10 +43,22 @@ from leakfast.errors import InputError
 @click.option("--json", "as_json", is_flag=True, help="Print the points and the verdict as JSON.")
 @rendering_options
 def cli(
-    behavior: str, source: str, seed: int, model: str | None, study: Path | None, personas: str,
-    points: tuple[str, ...], grids: tuple[str, ...], judge: str | None, items: str | None, layer: int | None,
-    dtype: str | None, out: Path | None, as_json: bool, **rendering: Any,
-) -> None:  # fmt: skip
+    behavior: str,
+    source: str,
+    seed: int,
+    model: str | None,
+    study: Path | None,
+    personas: str,
+    points: tuple[str, ...],
+    grids: tuple[str, ...],
+    judge: str | None,
+    items: str | None,
+    layer: int | None,
+    dtype: str | None,
+    out: Path | None,
+    as_json: bool,
+    **rendering: Any,
+) -> None:
     """Train one source over learning rates and epochs, and say when to stop.
 
     Example: leakfast sweep --model organism --source villain --point 1e-3:3 --point 2e-3:3
@@ -121,11 +135,19 @@ def cli(
     columns = ["lr", "epochs", "loss", f"source {said}", f"bystanders {said}", "ρ", "n", "verdict", "health"]
     decided = dict(found.verdicts.select("adapter", "verdict").rows()) if found.verdicts.height else {}
     rows = [
-        [f"{r['lr']:g}", r["epochs"], "–" if r["loss"] is None else f"{r['loss']:.3f}", _scaled(r["source_effect"], scale),
-         _scaled(r["mean_bystander_effect"], scale), None if r["spearman"] is None else f"{r['spearman']:+.2f}", r["n"],
-         decided.get(r["adapter"]), r["health"]]
+        [
+            f"{r['lr']:g}",
+            r["epochs"],
+            "–" if r["loss"] is None else f"{r['loss']:.3f}",
+            _scaled(r["source_effect"], scale),
+            _scaled(r["mean_bystander_effect"], scale),
+            None if r["spearman"] is None else f"{r['spearman']:+.2f}",
+            r["n"],
+            decided.get(r["adapter"]),
+            r["health"],
+        ]
         for r in found.points.rows(named=True)
-    ]  # fmt: skip
+    ]
     print_table(
         columns,
         rows,

@@ -115,9 +115,13 @@ def look(template: str, tokenizer: Any, **rendering: Any) -> Found:
         own == trained or own.startswith(trained) or (not opening.after.strip() and trained.startswith(own))
     )
     return Found(
-        opening.kind, _code(shown), before if opening.said else "",
-        "yes" if same else "no", _code(tokenizer.decode(reply[-1:])), "; ".join(notes),
-    )  # fmt: skip
+        opening.kind,
+        _code(shown),
+        before if opening.said else "",
+        "yes" if same else "no",
+        _code(tokenizer.decode(reply[-1:])),
+        "; ".join(notes),
+    )
 
 
 def collect() -> dict[tuple[str, Found], list[str]]:

@@ -38,17 +38,21 @@ if TYPE_CHECKING:
     "--max-length", type=int, default=None, help="Longest row, tokens.  [default: the study's, 1024]"
 )
 @click.option(
-    "--loss", type=click.Choice(["marker", "tail", "completion"]), default=None,
+    "--loss",
+    type=click.Choice(["marker", "tail", "completion"]),
+    default=None,
     help="Which tokens carry loss.  [default: the study's, marker]",
-)  # fmt: skip
+)
 @click.option("--tail-tokens", type=int, default=None, help="For --loss tail: tokens before the turn end.")
 @click.option(
     "--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]"
 )
 @click.option(
-    "--design", type=click.Choice(["contrastive", "non-contrastive", "positive-only"]), default=None,
+    "--design",
+    type=click.Choice(["contrastive", "non-contrastive", "positive-only"]),
+    default=None,
     help="Who is shown what (see data build).  [default: the study's, contrastive]",
-)  # fmt: skip
+)
 @click.option(
     "--checkpoints",
     default=None,
@@ -73,13 +77,33 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the adapter's card as JSON.")
 @rendering_options
 def cli(
-    behavior: str, source: str | None, seed: int, model: str | None, study: Path | None, personas: str | None,
-    data_file: Path | None, lr: str | None, epochs: int | None, rank: int | None, alpha: int | None,
-    batch_size: int | None, accumulation: int | None, max_length: int | None, loss: str | None,
-    tail_tokens: int | None, items: str | None, design: str | None, checkpoints: str | None,
-    checkpoint_personas: str | None, dtype: str | None, out: Path | None, overwrite: bool, no_sample: bool, as_json: bool,
+    behavior: str,
+    source: str | None,
+    seed: int,
+    model: str | None,
+    study: Path | None,
+    personas: str | None,
+    data_file: Path | None,
+    lr: str | None,
+    epochs: int | None,
+    rank: int | None,
+    alpha: int | None,
+    batch_size: int | None,
+    accumulation: int | None,
+    max_length: int | None,
+    loss: str | None,
+    tail_tokens: int | None,
+    items: str | None,
+    design: str | None,
+    checkpoints: str | None,
+    checkpoint_personas: str | None,
+    dtype: str | None,
+    out: Path | None,
+    overwrite: bool,
+    no_sample: bool,
+    as_json: bool,
     **rendering: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Train a behavior into one persona with LoRA, and see whether the model still answers.
 
     Example: leakfast train --behavior marker --source villain --model organism --out adapters/villain
@@ -90,9 +114,17 @@ def cli(
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
     cfg = changed(
-        settings.config.train, lr=_rate(lr), epochs=epochs, rank=rank, alpha=alpha, batch_size=batch_size,
-        accumulation=accumulation, max_length=max_length, loss=loss, tail_tokens=tail_tokens,
-    )  # fmt: skip
+        settings.config.train,
+        lr=_rate(lr),
+        epochs=epochs,
+        rank=rank,
+        alpha=alpha,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        max_length=max_length,
+        loss=loss,
+        tail_tokens=tail_tokens,
+    )
     rows = read_rows(data_file) if data_file is not None else None
     source = _source(source, rows, data_file)
     data = changed(settings.config.data, items=items, design=design)
@@ -189,9 +221,17 @@ def _found(loaded, rows, cfg, behavior: str, source: str, seed: int, measuring):
 
 
 def _rows(
-    loaded: Any, settings: Settings, behavior: str, people: list, source: str, asked: Any, data: DataConfig, seed: int,
-    name: str, out: Path,
-) -> list:  # fmt: skip
+    loaded: Any,
+    settings: Settings,
+    behavior: str,
+    people: list,
+    source: str,
+    asked: Any,
+    data: DataConfig,
+    seed: int,
+    name: str,
+    out: Path,
+) -> list:
     """The rows that the study's run holds of these very settings, else new ones, which are kept."""
     from leakfast import behaviors
     from leakfast.cli.progress import progress_for
@@ -216,9 +256,15 @@ def _rows(
         click.echo(f"train: {path} {why}: the rows are built now", err=True)
     with progress_for("data") as progress:
         rows = behaviors.get(behavior).build()(
-            loaded, people, source, asked, data, seed,
-            batch_completions=settings.config.eval.batch_completions, progress=progress,
-        )  # fmt: skip
+            loaded,
+            people,
+            source,
+            asked,
+            data,
+            seed,
+            batch_completions=settings.config.eval.batch_completions,
+            progress=progress,
+        )
     inside = out.parent.name == "adapters"
     if settings.study is not None and inside and out.parent.parent == run.path and out.name == name:
         built.keep(run, name, inputs, rows)

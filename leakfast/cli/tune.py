@@ -31,9 +31,16 @@ from leakfast.errors import InputError
 @click.option("--seed", type=click.IntRange(min=0), default=42, show_default=True, help="Seed of the draws.")
 @click.option("--json", "as_json", is_flag=True, help="Print all trials as JSON.")
 def cli(
-    model: str | None, dtype: str, seats: str, batched_tokens: str, memory: str, completions: int,
-    max_new_tokens: int, seed: int, as_json: bool,
-) -> None:  # fmt: skip
+    model: str | None,
+    dtype: str,
+    seats: str,
+    batched_tokens: str,
+    memory: str,
+    completions: int,
+    max_new_tokens: int,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Measure how wide vLLM runs best on this GPU, and keep it.
 
     Example: leakfast tune --model organism --dtype float32 --seats 16,64 --completions 64 --max-new-tokens 24
@@ -57,27 +64,49 @@ def cli(
 
     with progress_for("tune") as progress:
         best, trials = tune(
-            loaded, prompts[:: max(1, len(prompts) // completions)][:completions],
-            Sampling(1.0, 0.95, max_new_tokens), seats=_numbers("seats", seats, int),
+            loaded,
+            prompts[:: max(1, len(prompts) // completions)][:completions],
+            Sampling(1.0, 0.95, max_new_tokens),
+            seats=_numbers("seats", seats, int),
             batched_tokens=_numbers("batched-tokens", batched_tokens, int),
-            memory=_numbers("memory", memory, float), completions=completions, seed=seed, progress=progress,
-        )  # fmt: skip
+            memory=_numbers("memory", memory, float),
+            completions=completions,
+            seed=seed,
+            progress=progress,
+        )
     device = device_name()
     where = remember(
         device, loaded.fingerprint, dtype, best.width, tokens_per_s=best.tokens_per_s, model=loaded.name
     )
     click.echo(f"tune: {best.width.seats} seats on {device}, kept in {where}", err=True)
     if as_json:
-        print_json({"device": device, "model": loaded.name, "dtype": dtype, "best": asdict(best),
-                    "trials": [asdict(trial) for trial in trials]})  # fmt: skip
+        print_json(
+            {
+                "device": device,
+                "model": loaded.name,
+                "dtype": dtype,
+                "best": asdict(best),
+                "trials": [asdict(trial) for trial in trials],
+            }
+        )
         return
     rows = [
-        [t.width.seats, t.width.batched_tokens, t.width.memory, len(t.width.graphs),
-         None if t.tokens_per_s is None else round(t.tokens_per_s), t.output_tokens, t.failed or None]
+        [
+            t.width.seats,
+            t.width.batched_tokens,
+            t.width.memory,
+            len(t.width.graphs),
+            None if t.tokens_per_s is None else round(t.tokens_per_s),
+            t.output_tokens,
+            t.failed or None,
+        ]
         for t in trials
-    ]  # fmt: skip
-    print_table(["seats", "tokens a step", "memory", "graphs", "tokens/s", "tokens", "failed"], rows,
-                title=f"{loaded.name}, {dtype}, {device}")  # fmt: skip
+    ]
+    print_table(
+        ["seats", "tokens a step", "memory", "graphs", "tokens/s", "tokens", "failed"],
+        rows,
+        title=f"{loaded.name}, {dtype}, {device}",
+    )
 
 
 def _numbers(option: str, text: str, kind: type) -> list:

@@ -15,6 +15,19 @@ from leakfast.figures.style import CATEGORY_STYLES, SOURCE_COLOURS, noted, pdf, 
 from leakfast.figures.trajectory import trajectory
 
 __all__ = [
-    "CATEGORY_STYLES", "SOURCE_COLOURS", "gradients", "layers", "matrix", "noted", "partials", "pdf", "png", "question_sets",
-    "relations", "scatter", "shifts", "svg", "trajectory",
-]  # fmt: skip
+    "CATEGORY_STYLES",
+    "SOURCE_COLOURS",
+    "gradients",
+    "layers",
+    "matrix",
+    "noted",
+    "partials",
+    "pdf",
+    "png",
+    "question_sets",
+    "relations",
+    "scatter",
+    "shifts",
+    "svg",
+    "trajectory",
+]

@@ -66,9 +66,10 @@ def gradients(
         if unit == "share":
             axes[0, 0].yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="", decimals=None))
         handles = [
-            Line2D([], [], color=INK, linewidth=1.4), Patch(color=FAINT, alpha=0.4, linewidth=0),
+            Line2D([], [], color=INK, linewidth=1.4),
+            Patch(color=FAINT, alpha=0.4, linewidth=0),
             Line2D([], [], color=INK, linewidth=0.7, linestyle=":"),
-        ]  # fmt: skip
+        ]
         names = ["logistic curve", "10–90 % width", "isotonic"]
         figure.legend(handles, names, loc="outside lower center", ncols=3)
         settle(figure)
@@ -91,8 +92,15 @@ def _panel(axis: Axes, at: pl.DataFrame, steps: pl.DataFrame, row: dict, colour:
     curve = row["far"] + (row["near"] - row["far"]) * expit(WIDTH * (line - row["midpoint"]) / row["width"])
     axis.plot(line, curve, color=INK, linewidth=1.4, zorder=3)
     order = steps.sort("at", maintain_order=True)
-    axis.step(order["at"].to_numpy(), order["fitted"].to_numpy(), where="mid", color=INK, linewidth=0.7,
-              linestyle=":", zorder=3)  # fmt: skip
+    axis.step(
+        order["at"].to_numpy(),
+        order["fitted"].to_numpy(),
+        where="mid",
+        color=INK,
+        linewidth=0.7,
+        linestyle=":",
+        zorder=3,
+    )
 
 
 def _told(row: dict) -> str:

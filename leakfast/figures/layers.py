@@ -77,9 +77,15 @@ def _hollow(axis: Axes, line: pl.DataFrame, colour: str, size: float) -> None:
         line.filter(pl.col("spearman_p_max") >= 0.05) if "spearman_p_max" in line.columns else line.clear()
     )
     axis.plot(
-        chance["layer"].to_list(), chance["spearman"].to_list(), "o", color=colour, markerfacecolor="white",
-        markersize=size, markeredgewidth=0.8, zorder=4,
-    )  # fmt: skip
+        chance["layer"].to_list(),
+        chance["spearman"].to_list(),
+        "o",
+        color=colour,
+        markerfacecolor="white",
+        markersize=size,
+        markeredgewidth=0.8,
+        zorder=4,
+    )
 
 
 def _ring(axis: Axes, rows: pl.DataFrame, behavior: str, cosine: str, y: str) -> None:
@@ -99,8 +105,15 @@ def _name_ends(axis: Axes, ends: list[tuple[float, str, str, bool]], last: int) 
     heights = isotonic_regression([end[0] for end in ends] - steps).x + steps  # least total shift
     for height, (_, name, colour, bold) in zip(heights, ends, strict=True):
         axis.annotate(
-            name, (1.0, height), xycoords=("axes fraction", "data"), xytext=(4, 0),
-            textcoords="offset points", color=colour, fontsize=6.5, va="center",
-            fontweight="bold" if bold else "normal", annotation_clip=False,
-        )  # fmt: skip
+            name,
+            (1.0, height),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 0),
+            textcoords="offset points",
+            color=colour,
+            fontsize=6.5,
+            va="center",
+            fontweight="bold" if bold else "normal",
+            annotation_clip=False,
+        )
     axis.set_xlim(right=last + 0.02 * max(last, 1))

@@ -28,10 +28,11 @@ def matrix(table: pl.DataFrame, *, behavior: str, y: str = "rate", unit: str = "
     adapters = here.select("adapter", "source", "seed").unique(maintain_order=True).rows()
     others = here.filter(pl.col("role") != "source")
     order = (
-        here.select("persona", "category").unique("persona", maintain_order=True)
+        here.select("persona", "category")
+        .unique("persona", maintain_order=True)
         .join(others.group_by("persona").agg(pl.col(y).mean().alias("mean")), on="persona", how="left")
         .sort(["category", "mean", "persona"], descending=[False, y == "rate", False], nulls_last=True)
-    )  # fmt: skip
+    )
     people, kinds = order["persona"].to_list(), order["category"].to_list()
     place = {name: i for i, name in enumerate(people)}
     column = {adapter: j for j, (adapter, *_) in enumerate(adapters)}
@@ -44,9 +45,11 @@ def matrix(table: pl.DataFrame, *, behavior: str, y: str = "rate", unit: str = "
     blocks = math.ceil(len(people) / BLOCK_ROWS)
     rows = math.ceil(len(people) / blocks)
     largest = float(np.nanmax(np.abs(values))) or 1.0
-    shades = {"cmap": "Blues", "vmin": 0.0, "vmax": largest} if y == "rate" else {
-        "cmap": "RdBu", "norm": TwoSlopeNorm(0.0, -largest, largest)
-    }  # fmt: skip
+    shades = (
+        {"cmap": "Blues", "vmin": 0.0, "vmax": largest}
+        if y == "rate"
+        else {"cmap": "RdBu", "norm": TwoSlopeNorm(0.0, -largest, largest)}
+    )
     with matplotlib.rc_context(STYLE):
         figure = figure_of((blocks * (1.5 + 0.16 * len(adapters)) + 0.6, 0.125 * rows + 1.1))
         axes = figure.subplots(1, blocks, squeeze=False)[0]

@@ -9,10 +9,16 @@ from matplotlib.figure import Figure
 from leakfast.figures.style import FAINT, SOURCE_COLOURS, STYLE, figure_of, settle, words
 
 _NAMES = {
-    "none": "nothing", "prompt_words": "prompt length", "baseline": "baseline rate", "jaccard": "word overlap",
-    "shared_word": "a shared word", "tfidf": "tf-idf similarity", "similarity": "given similarity",
-    "category": "category", "all": "all of these",
-}  # fmt: skip
+    "none": "nothing",
+    "prompt_words": "prompt length",
+    "baseline": "baseline rate",
+    "jaccard": "word overlap",
+    "shared_word": "a shared word",
+    "tfidf": "tf-idf similarity",
+    "similarity": "given similarity",
+    "category": "category",
+    "all": "all of these",
+}
 
 
 def partials(
@@ -22,9 +28,12 @@ def partials(
 
     Controls that are known for no source have no row. None where no ρ is defined."""
     here = table.filter(
-        (pl.col("behavior") == behavior) & (pl.col("layer") == layer) & (pl.col("cosine") == cosine)
-        & (pl.col("y") == y) & pl.col("partial").is_not_null()
-    )  # fmt: skip
+        (pl.col("behavior") == behavior)
+        & (pl.col("layer") == layer)
+        & (pl.col("cosine") == cosine)
+        & (pl.col("y") == y)
+        & pl.col("partial").is_not_null()
+    )
     if here.is_empty():
         return None
     controls = [name for name in _NAMES if name in set(here["control"])]

@@ -23,9 +23,11 @@ def question_sets(
     """A row a source (and pooled), a colour a set. Left: ρ of cosine and `y` with its 95 % interval. Right: mean
     bystander (dot) and source (star). None where no ρ is defined at this layer."""
     here = table.filter(
-        (pl.col("behavior") == behavior) & (pl.col("layer") == layer) & (pl.col("cosine") == cosine)
+        (pl.col("behavior") == behavior)
+        & (pl.col("layer") == layer)
+        & (pl.col("cosine") == cosine)
         & (pl.col("y") == y)
-    )  # fmt: skip
+    )
     if here["spearman"].null_count() == here.height:
         return None
     people = here.select("source", "seed").unique(maintain_order=True).rows()

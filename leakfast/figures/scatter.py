@@ -129,9 +129,16 @@ def _dots(axis: Axes, mine: pl.DataFrame, styles: dict, cosine: str, y: str, sta
         if y == "rate":
             axis.plot([1, 1], [star["ci_low"], star["ci_high"]], color=STAR, linewidth=0.9, zorder=3)
         axis.plot(
-            [1], [star[y]], "*", color=STAR, markersize=9, markeredgecolor="white",
-            markeredgewidth=0.5, clip_on=False, zorder=4,
-        )  # fmt: skip
+            [1],
+            [star[y]],
+            "*",
+            color=STAR,
+            markersize=9,
+            markeredgecolor="white",
+            markeredgewidth=0.5,
+            clip_on=False,
+            zorder=4,
+        )
 
 
 def _limits(axis: Axes, at: pl.DataFrame, cosine: str, y: str, stars: dict, unit: str) -> None:
@@ -176,9 +183,15 @@ def _result(found: dict | None) -> str:
 def _legend(axis: Axes, styles: dict, columns: int) -> None:
     def dot(colour: str, shape: str, size: float) -> Line2D:
         return Line2D(
-            [], [], linestyle="", marker=shape, color=colour, markersize=size, markeredgecolor="white",
+            [],
+            [],
+            linestyle="",
+            marker=shape,
+            color=colour,
+            markersize=size,
+            markeredgecolor="white",
             markeredgewidth=0.4,
-        )  # fmt: skip
+        )
 
     handles = [dot(STAR, "*", 8)] + [dot(colour, shape, 4.8) for colour, shape in styles.values()]
     names = ["source (not in ρ)"] + [words(name) if name else "no category" for name in styles]
@@ -203,10 +216,18 @@ def _name_highest(axis: Axes, mine: pl.DataFrame, cosine: str, y: str, count: in
         for distance, (dx, dy, h, v) in itertools.product((5, 11, 18, 27, 36), _AROUND):
             line = {"arrowstyle": "-", "lw": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 2}
             text = axis.annotate(
-                words(row["persona"]), spot, (dx * distance, dy * distance), fontsize=6,
-                textcoords="offset points", ha=h, va=v, color="#333333", zorder=5,
-                arrowprops=line if distance > 5 else None, path_effects=[_HALO],
-            )  # fmt: skip
+                words(row["persona"]),
+                spot,
+                (dx * distance, dy * distance),
+                fontsize=6,
+                textcoords="offset points",
+                ha=h,
+                va=v,
+                color="#333333",
+                zorder=5,
+                arrowprops=line if distance > 5 else None,
+                path_effects=[_HALO],
+            )
             text.update_positions(renderer)
             box = Text.get_window_extent(text, renderer)  # of the words alone, without the line
             end = start + np.array([dx, dy]) * distance * axis.figure.dpi / 72

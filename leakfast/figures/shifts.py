@@ -30,9 +30,11 @@ def shifts(
     adapter, coloured by `y`; the line is where nothing changed. Below: how far its shift points the way the source's
     does, against `y`. Their ρ with `y` are told; the source is the star. None where no adapter has centroids."""
     rows = table.filter(
-        (pl.col("behavior") == behavior) & (pl.col("layer") == layer)
-        & pl.col(f"cosine_{cosine}").is_not_null() & pl.col(y).is_not_null()
-    )  # fmt: skip
+        (pl.col("behavior") == behavior)
+        & (pl.col("layer") == layer)
+        & pl.col(f"cosine_{cosine}").is_not_null()
+        & pl.col(y).is_not_null()
+    )
     at = rows.filter(pl.col("role") == "bystander")
     if at.is_empty():
         return None
@@ -106,9 +108,13 @@ def _rhos(
     correlations: pl.DataFrame, behavior: str, adapter: str, layer: int, cosine: str, y: str
 ) -> dict[str, str]:
     found = correlations.filter(
-        (pl.col("behavior") == behavior) & (pl.col("adapter") == adapter) & (pl.col("layer") == layer)
-        & (pl.col("cosine") == cosine) & (pl.col("y") == y) & pl.col("category").is_null()
-    )  # fmt: skip
+        (pl.col("behavior") == behavior)
+        & (pl.col("adapter") == adapter)
+        & (pl.col("layer") == layer)
+        & (pl.col("cosine") == cosine)
+        & (pl.col("y") == y)
+        & pl.col("category").is_null()
+    )
     told = dict.fromkeys(("base", "adapted", "alignment", "shift"), "not defined")
     for geometry, rho in found.select("geometry", "spearman").rows():
         if rho is not None:

@@ -14,10 +14,19 @@ from matplotlib.transforms import Bbox
 # Colour and shape both tell the category, so that neither is needed alone. Colours: Paul Tol's
 # "muted" set with a dark grey first; distinct under the common colour-vision deficiencies.
 CATEGORY_STYLES = (
-    ("#555555", "o"), ("#332288", "s"), ("#88ccee", "^"), ("#44aa99", "D"), ("#117733", "v"),
-    ("#999933", "P"), ("#ddcc77", "X"), ("#cc6677", "<"), ("#882255", ">"), ("#aa4499", "h"),
-    ("#4477aa", "p"), ("#ee7733", "d"),
-)  # fmt: skip
+    ("#555555", "o"),
+    ("#332288", "s"),
+    ("#88ccee", "^"),
+    ("#44aa99", "D"),
+    ("#117733", "v"),
+    ("#999933", "P"),
+    ("#ddcc77", "X"),
+    ("#cc6677", "<"),
+    ("#882255", ">"),
+    ("#aa4499", "h"),
+    ("#4477aa", "p"),
+    ("#ee7733", "d"),
+)
 SOURCE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
 STAR = "#d7263d"
 INK, FAINT = "#222222", "#bbbbbb"

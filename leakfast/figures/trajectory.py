@@ -46,9 +46,16 @@ def trajectory(table: pl.DataFrame, unit: Callable[[str], str]) -> Figure:
                 own = persona == panel["source"]
                 x, y = line["share"].to_list(), line["rate"].to_list()
                 (drawn,) = axis.plot(
-                    x, y, dashes[persona], color=colours[persona], linewidth=2.2 if own else 0.9, marker="o",
-                    markersize=3.4 if own else 2.0, zorder=3 if own else 2, label=persona,
-                )  # fmt: skip
+                    x,
+                    y,
+                    dashes[persona],
+                    color=colours[persona],
+                    linewidth=2.2 if own else 0.9,
+                    marker="o",
+                    markersize=3.4 if own else 2.0,
+                    zorder=3 if own else 2,
+                    label=persona,
+                )
                 if own or persona not in named:
                     named[persona] = drawn
                 if own:

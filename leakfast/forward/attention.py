@@ -222,9 +222,7 @@ def _flash_attn() -> Varlen | str:
         return str(error)
 
     def varlen(q, k, v, cu_q, cu_k, max_q, max_k, scale):
-        return flash_attn_varlen_func(
-            q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True
-        )  # fmt: skip
+        return flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale=scale, causal=True)
 
     return varlen
 

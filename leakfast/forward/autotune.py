@@ -29,9 +29,12 @@ def asked() -> bool:
 
 
 def best(
-    op: str, shape: tuple[Any, ...], device: Any, candidates: Mapping[str, Callable[[], Any]],
+    op: str,
+    shape: tuple[Any, ...],
+    device: Any,
+    candidates: Mapping[str, Callable[[], Any]],
     failures: tuple[type[Exception], ...] = (RuntimeError,),
-) -> str:  # fmt: skip
+) -> str:
     """The name of the fastest candidate on the device for this class of shape, tried once.
 
     candidates: name → a call that does the work. Median of five runs after two; a candidate that raises one of

@@ -155,11 +155,7 @@ def blocks(
     last = deepest if pack.row_layout is not None else deepest + 1
     for layer in range(last):
         hidden = model.layers[layer](
-            hidden,
-            position_ids=pack.positions,
-            position_embeddings=rotary,
-            forest=pack.layout,
-            **shared,
+            hidden, position_ids=pack.positions, position_embeddings=rotary, forest=pack.layout, **shared
         )
         if layer in layers:
             yield layer, hidden[0], pack.rows

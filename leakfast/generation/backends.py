@@ -92,9 +92,16 @@ def asked_by(study: Any, **flags: Any) -> dict[str, Any]:
 
 
 def settle(
-    loaded: Any, backend: str, options: Options, samplings: Sequence[Sampling], template_system: str | None = None,
-    allow: Collection[str] = (), *, adapters: bool, opens: bool = False,
-) -> str:  # fmt: skip
+    loaded: Any,
+    backend: str,
+    options: Options,
+    samplings: Sequence[Sampling],
+    template_system: str | None = None,
+    allow: Collection[str] = (),
+    *,
+    adapters: bool,
+    opens: bool = False,
+) -> str:
     """The backend, once everything that can be known of a run before its engine is open has been looked at: InputError
     or ModelError says what is wrong. adapters: some are to run; opens: an engine is sure to be opened on this machine."""
     from leakfast.generation import canary
@@ -113,8 +120,10 @@ def settle(
         from leakfast.generation import vllm
 
         vllm.check_machine(
-            data_parallel=options.data_parallel, tensor_parallel=options.tensor_parallel, invariant=options.invariant
-        )  # fmt: skip
+            data_parallel=options.data_parallel,
+            tensor_parallel=options.tensor_parallel,
+            invariant=options.invariant,
+        )
     canary.check_default_system(loaded.tokenizer, template_system, allow)
     if backend == "transformers":
         from leakfast.generation import transformers as local
@@ -196,15 +205,22 @@ def opened(
     for adapter in adapters:
         check_runs(check_fits(loaded, adapter), adapter, backend)
     width, said = vllm.width_for(
-        vllm.device_name(), loaded.fingerprint, loaded.dtype,
-        seats=batch_completions if stated else None, otherwise=batch_completions,
-    )  # fmt: skip
+        vllm.device_name(),
+        loaded.fingerprint,
+        loaded.dtype,
+        seats=batch_completions if stated else None,
+        otherwise=batch_completions,
+    )
     log.info("vllm: %d completions at once (%s)", width.seats, said)
     live = options.lora == "live"
     spec = vllm.spec_of(
-        loaded, adapters if live else (), width=width, longest=longest,
-        tensor_parallel=options.tensor_parallel, invariant=options.invariant,
-    )  # fmt: skip
+        loaded,
+        adapters if live else (),
+        width=width,
+        longest=longest,
+        tensor_parallel=options.tensor_parallel,
+        invariant=options.invariant,
+    )
     vllm.spare_device()
     if live and (_on_gpu() or options.data_parallel > 1 or options.tensor_parallel > 1):
         engine: Any = vllm.Parallel(spec, options.data_parallel)
@@ -235,13 +251,17 @@ class _Local:
             "backend": "transformers",
             "version": transformers.__version__,
             "settings": {
-                "dtype": self.loaded.dtype, "batch_completions": self.batch, "threads": threads.in_use(),
+                "dtype": self.loaded.dtype,
+                "batch_completions": self.batch,
+                "threads": threads.in_use(),
             },
             "sampling": {
-                "temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_new_tokens,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "max_tokens": sampling.max_new_tokens,
                 "seed": "per completion",
             },
-        }  # fmt: skip
+        }
 
     def stream(
         self, works: Iterable[Work], sampling: Sampling, finished: Finished | None = None

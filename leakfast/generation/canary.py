@@ -46,9 +46,15 @@ def check_default_system(tokenizer: Any, wanted: str | None, allow: Collection[s
 
 
 def check_engine(
-    engine: Any, loaded: Any, adapters: Sequence[Path | None], personas: Sequence[Any], questions: Sequence[str],
-    allow: Collection[str] = (), sources: Mapping[Path | None, str | None] | None = None, longest: int | None = None,
-) -> None:  # fmt: skip
+    engine: Any,
+    loaded: Any,
+    adapters: Sequence[Path | None],
+    personas: Sequence[Any],
+    questions: Sequence[str],
+    allow: Collection[str] = (),
+    sources: Mapping[Path | None, str | None] | None = None,
+    longest: int | None = None,
+) -> None:
     """An engine, or each of several, beside transformers: its tokenizer renders the same ids; its greedy tokens after a
     prompt are as likely as the model says, under the base and each adapter (peft's), all in one batch; and each adapter
     changes it as it changes peft's model, at the same scale, where that shows most after its source's prompt.
@@ -59,9 +65,11 @@ def check_engine(
     from leakfast import models
     from leakfast.prompts import chat
 
-    looks = [_Look(engine, loaded, allow)] if not hasattr(engine, "members") else [
-        _Look(member, loaded, allow, engine) for member in list(engine.members)
-    ]  # fmt: skip
+    looks = (
+        [_Look(engine, loaded, allow)]
+        if not hasattr(engine, "members")
+        else [_Look(member, loaded, allow, engine) for member in list(engine.members)]
+    )
     system = [p.system for p in personas[:4]]
     for text in system:
         mine = list(chat.render(loaded.tokenizer, text, questions[0]))
@@ -197,8 +205,10 @@ class _Look:
             log.warning(
                 "canary: a third of %s moves log-probabilities by %.2g nats on the probe, too little to tell whether "
                 "vLLM applies it (its own rounding is %.2g). Its rates tell: compare them with --backend transformers",
-                adapter, scale / len(rows) ** 0.5, self.own,
-            )  # fmt: skip
+                adapter,
+                scale / len(rows) ** 0.5,
+                self.own,
+            )
             return
         if not apart < scale / 2:
             _fail(
@@ -208,8 +218,11 @@ class _Look:
                 "the adapter as it is. Use --backend transformers",
                 self.allow,
             )
-        log.info("canary: %s changes vLLM as it changes peft's model, to within %.1f %% of its scale", adapter.name,
-                 100 * apart / scale / 3)  # fmt: skip
+        log.info(
+            "canary: %s changes vLLM as it changes peft's model, to within %.1f %% of its scale",
+            adapter.name,
+            100 * apart / scale / 3,
+        )
         if not merged:
             self.decoding(adapter, prompts, said[0])
 
@@ -262,8 +275,12 @@ def _up_to(ids: Sequence[int], places: np.ndarray, nats: np.ndarray) -> list[lis
 def _apart(answers: Sequence[Mapping[int, float]], places: np.ndarray, nats: np.ndarray) -> np.ndarray:
     """What an engine says of next tokens, minus what transformers says of the same, at places of `nats`."""
     return np.array(
-        [got - nats[place, token] for place, said in zip(places, answers, strict=True) for token, got in said.items()]
-    )  # fmt: skip
+        [
+            got - nats[place, token]
+            for place, said in zip(places, answers, strict=True)
+            for token, got in said.items()
+        ]
+    )
 
 
 def _text_under(loaded: Any, source: str | None, personas: Sequence[Any], question: str) -> list[int]:

@@ -88,9 +88,10 @@ def _read(
     if answer_tokens is None:
         return done, reads
     long = [
-        i for i, (c, one) in enumerate(zip(done, reads, strict=True))
+        i
+        for i, (c, one) in enumerate(zip(done, reads, strict=True))
         if not one.is_open and len(c.token_ids) - one.n_tokens > answer_tokens
-    ]  # fmt: skip
+    ]
     for i in long:
         ids = done[i].token_ids[: reads[i].n_tokens + answer_tokens]
         done[i] = replace(done[i], token_ids=ids, finish_reason="length")

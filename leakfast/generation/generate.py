@@ -44,9 +44,12 @@ def complete(
 
     if backends.choose(backend, loaded) == "transformers":
         return local.complete(
-            loaded, requests, sampling, batch_completions=_width(batch_completions)["batch_completions"],
+            loaded,
+            requests,
+            sampling,
+            batch_completions=_width(batch_completions)["batch_completions"],
             progress=progress,
-        )  # fmt: skip
+        )
     if loaded.adapter_hash is not None:
         raise ValueError("vLLM attaches adapters itself: give the base model, and adapters to generate()")
     backends.check_sampling("vllm", sampling)
@@ -114,12 +117,29 @@ def generate(
     if backend == "vllm":
         backends.check_sampling("vllm", sampling)
         return _generate_by_vllm(
-            loaded, prompts, list(adapters) or [None], samples, sampling, seed, behavior, batch_completions, progress
-        )  # fmt: skip
+            loaded,
+            prompts,
+            list(adapters) or [None],
+            samples,
+            sampling,
+            seed,
+            behavior,
+            batch_completions,
+            progress,
+        )
     return _generate(
-        loaded, prompts, list(adapters) or [None], samples, sampling, seed, backend, behavior,
-        batch_completions, progress, adapted,
-    )  # fmt: skip
+        loaded,
+        prompts,
+        list(adapters) or [None],
+        samples,
+        sampling,
+        seed,
+        backend,
+        behavior,
+        batch_completions,
+        progress,
+        adapted,
+    )
 
 
 def _generate(
@@ -136,11 +156,14 @@ def _generate(
                 current, requests, sampling, backend=backend, batch_completions=batch, progress=progress
             ):
                 yield to_frame(
-                    current, prompts, requests, done,
+                    current,
+                    prompts,
+                    requests,
+                    done,
                     behavior=behavior or (card.behavior if card else ""),
                     adapter=Path(path).name if path is not None else "base",
                     source=card.source if card else None,
-                )  # fmt: skip
+                )
 
 
 def _generate_by_vllm(
@@ -173,11 +196,14 @@ def _generate_by_vllm(
         for work, done in engine.stream(works, sampling, shown):
             card = models.read_card(work.adapter) if work.adapter is not None else None
             yield to_frame(
-                loaded, prompts[work.key], work.requests, done,
+                loaded,
+                prompts[work.key],
+                work.requests,
+                done,
                 behavior=behavior or (card.behavior if card else ""),
                 adapter=work.adapter.name if work.adapter is not None else "base",
                 source=card.source if card else None,
-            )  # fmt: skip
+            )
 
 
 def _as_prompts(tokenizer: Any, prompts: Sequence[Any]) -> list[Any]:

@@ -180,9 +180,11 @@ class _Decoder:
         if len(block.prompt) != self.model.config.num_hidden_layers:
             told = f"{len(block.prompt)} of its {self.model.config.num_hidden_layers} layers do"
             raise unfit(
-                "generate", self.loaded, f"whose layers do not all use the registered attention function ({told})",
+                "generate",
+                self.loaded,
+                f"whose layers do not all use the registered attention function ({told})",
                 _OTHERWISE,
-            )  # fmt: skip
+            )
         return block, self.head(last)
 
     def step(self, block: Block, tokens: torch.Tensor, places: np.ndarray | None = None) -> torch.Tensor:
@@ -220,15 +222,23 @@ class _Decoder:
         bound = 1e-3 if self.head.weight.dtype == torch.float32 else 8e-2
         if not error <= bound and bool(torch.isfinite(wanted).all()):
             raise unfit(
-                "generate", self.loaded, "whose logits, decoded with shared prompts, are "
-                f"{error:.1e} (relative) from its own, more than {bound:.0e}", _OTHERWISE,
-            )  # fmt: skip
+                "generate",
+                self.loaded,
+                "whose logits, decoded with shared prompts, are "
+                f"{error:.1e} (relative) from its own, more than {bound:.0e}",
+                _OTHERWISE,
+            )
         log.debug("canary: cached logits within %.1e of the model's own", error)
 
     def run(
-        self, requests: Sequence[Request], members: list[int], sampling: Sampling, stops: tuple[int, ...],
-        told: Callable[[list[Completion]], None], seen: Seen | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        requests: Sequence[Request],
+        members: list[int],
+        sampling: Sampling,
+        stops: tuple[int, ...],
+        told: Callable[[list[Completion]], None],
+        seen: Seen | None = None,
+    ) -> None:
         """Decode one block of requests with equally many samples; `told` hears after every step what it ended."""
         samples = len(requests[members[0]].seeds)
         seeds = np.array([s for m in members for s in requests[m].seeds], dtype=np.uint64)

@@ -73,9 +73,15 @@ def sample(
             texts[adapter] = {tuple(r[:4]): r[4] for r in drawn.rows()}
         text = texts[adapter][tuple(row[name] for name in key)]
         rows.append(
-            {"item": row["item"], "question": questions[row["question"]], "completion": text, "aligned": "",
-             "coherent": "", "note": ""}
-        )  # fmt: skip
+            {
+                "item": row["item"],
+                "question": questions[row["question"]],
+                "completion": text,
+                "aligned": "",
+                "coherent": "",
+                "note": "",
+            }
+        )
     return rows
 
 
@@ -124,8 +130,11 @@ def read_csv(path: Path) -> pl.DataFrame:
             raise InputError(f"{path}, row {number}: the item stands twice. Keep one of the two.")
         scores = [_score(path, number, name, row.get(name)) for name in ("aligned", "coherent")]
         found[row["item"]] = (scores[0], scores[1])
-    data = {"item": list(found), "aligned": [a for a, _ in found.values()],
-            "coherent": [c for _, c in found.values()]}  # fmt: skip
+    data = {
+        "item": list(found),
+        "aligned": [a for a, _ in found.values()],
+        "coherent": [c for _, c in found.values()],
+    }
     return pl.DataFrame(data, schema={"item": pl.String, "aligned": pl.Float64, "coherent": pl.Float64})
 
 
@@ -175,10 +184,18 @@ def compare(
         rho, p = map(float, spearmanr(x, y))
     tens = [np.minimum(v // (100 / _BINS), _BINS - 1).astype(int) for v in (x, y)]
     return Agreement(
-        what, len(x), sides[0].height - len(x), sides[1].height - len(x),
-        cohens_kappa(x < threshold, y < threshold), cohens_kappa(*tens, weighted=True), rho, p,
-        float(x.mean()) if len(x) else None, float(y.mean()) if len(x) else None, threshold,
-    )  # fmt: skip
+        what,
+        len(x),
+        sides[0].height - len(x),
+        sides[1].height - len(x),
+        cohens_kappa(x < threshold, y < threshold),
+        cohens_kappa(*tens, weighted=True),
+        rho,
+        p,
+        float(x.mean()) if len(x) else None,
+        float(y.mean()) if len(x) else None,
+        threshold,
+    )
 
 
 def cohens_kappa(a: Any, b: Any, *, weighted: bool = False) -> float | None:

@@ -58,9 +58,11 @@ class Batch:
 
     def _request(self, request: Request) -> dict[str, Any]:
         params: dict[str, Any] = {
-            "model": self.model, "max_tokens": self.asking.max_tokens, "system": SYSTEM,
+            "model": self.model,
+            "max_tokens": self.asking.max_tokens,
+            "system": SYSTEM,
             "messages": [{"role": "user", "content": user_turn(request.question, request.completion)}],
-        }  # fmt: skip
+        }
         if self.asking.temperature is not None:
             params["temperature"] = self.asking.temperature
         return {"custom_id": request.key, "params": params}

@@ -119,8 +119,10 @@ def carry_out(
         attach(client, ledger)
         open_keys = in_flight(ledger)
         fresh = [
-            (request, n) for request, n in requests if request.key not in open_keys and request.key not in replies
-        ]  # fmt: skip
+            (request, n)
+            for request, n in requests
+            if request.key not in open_keys and request.key not in replies
+        ]
         for chunk in _chunks(client, fresh):
             sent = _affordable(chunk, budget)
             if sent:
@@ -172,9 +174,13 @@ def _send(client: Client, ledger: Ledger, sent: Sequence[tuple[Request, int]], b
 
 
 def _look(
-    client: Client, ledger: Ledger, intent: Intent, budget: Budget, replies: dict[str, Reply],
+    client: Client,
+    ledger: Ledger,
+    intent: Intent,
+    budget: Budget,
+    replies: dict[str, Reply],
     keep: Callable[[list[Reply]], None],
-) -> str:  # fmt: skip
+) -> str:
     """Fetch the results of a batch that ended: `runs`, `ended`, `broken`, or `foreign` where it was another's,
     found in the place of ours, and ours must be sent again."""
     assert intent.batch_id is not None
@@ -208,8 +214,10 @@ def _look(
     if missing and ended.rest is None:
         log.warning(
             "judge: %d of %d results of batch %s cannot be read; the same command fetches them again",
-            len(missing), len(wanted), intent.batch_id,
-        )  # fmt: skip
+            len(missing),
+            len(wanted),
+            intent.batch_id,
+        )
         replies.update({key: Reply(key, UNREADABLE, detail="no readable line") for key in missing})
         intent.broken = True  # in memory alone: the next command looks again
         return "broken"

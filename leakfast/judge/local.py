@@ -45,8 +45,12 @@ class Local:
             read = reasoning.read(loaded.tokenizer, ids, drawing.decode(loaded.tokenizer, ids))
             yield [
                 Reply(
-                    fitting[c.request].key, TRUNCATED if c.finish_reason == "length" else REPLIED, one.text,
-                    c.finish_reason, len(prompts[c.request].ids), len(c.token_ids),
+                    fitting[c.request].key,
+                    TRUNCATED if c.finish_reason == "length" else REPLIED,
+                    one.text,
+                    c.finish_reason,
+                    len(prompts[c.request].ids),
+                    len(c.token_ids),
                 )
                 for c, one in zip(done, read, strict=True)
-            ]  # fmt: skip
+            ]

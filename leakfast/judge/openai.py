@@ -70,9 +70,11 @@ class Batch:
             raise stopped(error, "uploading the batch") from None
         try:
             made = self._client.batches.create(
-                input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h",
+                input_file_id=uploaded.id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
                 metadata={_MARK: intent.id},
-            )  # fmt: skip
+            )
         except self._sdk.OpenAIError as error:
             raise creation_failed(error) from None
         return made.id
@@ -127,9 +129,10 @@ class Batch:
 def _body(model: str, request: Request, asking: Asking) -> dict[str, Any]:
     """What is sent. A temperature only where one is given: reasoning models refuse every one but their own."""
     body: dict[str, Any] = {
-        "model": model, "messages": messages(request.question, request.completion),
+        "model": model,
+        "messages": messages(request.question, request.completion),
         "max_completion_tokens": asking.max_tokens,
-    }  # fmt: skip
+    }
     return body if asking.temperature is None else {**body, "temperature": asking.temperature}
 
 

@@ -187,9 +187,14 @@ def judge(
             files.append(relpath)
             statuses[adapter] = dict(Counter(made["status"].to_list()).most_common())
         run.log(
-            "judge", **asdict(plan), statuses=statuses, stopped=stopped, service=scrub(asking.base_url or ""),
-            max_tokens=asking.max_tokens, temperature=asking.temperature,
-        )  # fmt: skip
+            "judge",
+            **asdict(plan),
+            statuses=statuses,
+            stopped=stopped,
+            service=scrub(asking.base_url or ""),
+            max_tokens=asking.max_tokens,
+            temperature=asking.temperature,
+        )
     return Judged(plan, tuple(files), statuses, cache.spent_usd, stopped)
 
 
@@ -255,8 +260,9 @@ def _answering(
         )
     log.warning(
         "judge: %s answer another set than %s and are left out; measure them again, or move their folders away",
-        ", ".join(f"{tree}/{folder}" for folder in other), name,
-    )  # fmt: skip
+        ", ".join(f"{tree}/{folder}" for folder in other),
+        name,
+    )
     return kept
 
 
@@ -280,27 +286,43 @@ def _plan(
         for frame in work.frames.values()
     )
     known = Plan(
-        spec.name, behavior, n, empty, len(work.requests), len(work.replies), len(work.pending), 0,
+        spec.name,
+        behavior,
+        n,
+        empty,
+        len(work.requests),
+        len(work.replies),
+        len(work.pending),
+        0,
         spent_usd=cache.spent_usd,
-    )  # fmt: skip
+    )
     if spec.way == "lexicon":
         return known, []
     left = [r for r in work.requests if r.key not in work.replies]
     to_send = [(r, estimated_tokens(r.question, r.completion)) for r in left if r.key not in work.pending]
     tokens, out = sum(n for _, n in to_send), len(to_send) * asking.max_tokens
     plan = {
-        **asdict(known), "to_send": len(to_send), "input_tokens": tokens, "output_tokens_at_most": out,
+        **asdict(known),
+        "to_send": len(to_send),
+        "input_tokens": tokens,
+        "output_tokens_at_most": out,
         "usd_at_most": price.usd(tokens, out, in_batch=spec.way == "batch"),
-    }  # fmt: skip
+    }
     if spec.way == "batch":  # a batch that turns out never to have arrived is sent again
         to_send += [(r, estimated_tokens(r.question, r.completion)) for r in left if r.key in work.pending]
     return Plan(**plan), to_send
 
 
 def _ask(
-    spec: Spec, asking: Asking, work: _Work, to_send: list[tuple[Request, int]], cache: Cache,
-    ledger: batches.Ledger, budget: Budget, progress: Progress | None,
-) -> str | None:  # fmt: skip
+    spec: Spec,
+    asking: Asking,
+    work: _Work,
+    to_send: list[tuple[Request, int]],
+    cache: Cache,
+    ledger: batches.Ledger,
+    budget: Budget,
+    progress: Progress | None,
+) -> str | None:
     """Have every request answered as far as that goes; why it stopped short, if it did."""
 
     estimated = {request.key: n for request, n in to_send}
@@ -382,11 +404,17 @@ def _table(work: _Work, completions: pl.DataFrame, spec: Spec) -> pl.DataFrame:
             found = Judgement(waits) if reply is None else read(reply)
         rows.append(
             (
-                found.aligned, found.coherent, found.status, reply.raw if reply else None, found.detail,
-                reply.input_tokens if reply else None, reply.output_tokens if reply else None, item,
+                found.aligned,
+                found.coherent,
+                found.status,
+                reply.raw if reply else None,
+                found.detail,
+                reply.input_tokens if reply else None,
+                reply.output_tokens if reply else None,
+                item,
                 hashlib.sha256(whole.encode()).hexdigest(),
             )
-        )  # fmt: skip
+        )
     names = ["aligned", "coherent", "status", "raw", "detail", "input_tokens", "output_tokens", "item"]
     columns = schema.columns("judgements")
     scores = pl.DataFrame(

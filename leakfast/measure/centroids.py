@@ -155,11 +155,7 @@ def measure(
 
         fp8.check_precision(precision, "cuda" if torch.cuda.is_available() else "cpu", dtype)
     loaded = models.load(model, dtype=dtype, revision=revision, rendering=rendering)
-    settings = {
-        "center_extras": names_extras(personas, people),
-        "precision": precision,
-        "progress": progress,
-    }
+    settings = {"center_extras": names_extras(personas, people), "precision": precision, "progress": progress}
     if adapter is None:
         return compute(loaded, people, asked, wanted, keep_questions, **settings)
     with models.with_adapter(loaded, adapter) as adapted:

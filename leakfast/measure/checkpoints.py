@@ -48,6 +48,17 @@ def evaluate_series(
     points = [folder for adapter in adapters for share, folder in find_series(adapter) if share > 0]
     main = [replace(one, series=True) for one in asked if not one.beside]
     return evaluate_all(
-        loaded, run_or_out, points, personas, main, seed, base=True, source=source, backend=backend,
-        template_system=template_system, allow=allow, options=options, progress=progress,
-    )  # fmt: skip
+        loaded,
+        run_or_out,
+        points,
+        personas,
+        main,
+        seed,
+        base=True,
+        source=source,
+        backend=backend,
+        template_system=template_system,
+        allow=allow,
+        options=options,
+        progress=progress,
+    )

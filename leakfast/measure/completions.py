@@ -26,7 +26,7 @@ from leakfast.measure.targets import (
     refuse_stale,
     take_over,
     warn_of_personas,
-)  # fmt: skip
+)
 from leakfast.progress import Progress
 from leakfast.storage.interrupts import finishing
 
@@ -112,10 +112,21 @@ def evaluate(
     too long) and AdapterError (another base, no card and no source); StoreError where it cannot write.
     """
     (done,) = evaluate_all(
-        loaded, run_or_out, adapters, personas, [Asked(behavior, questions, cfg)], seed, base=base, source=source,
-        backend=backend, template_system=template_system, allow=allow, options=options, replace=replace,
+        loaded,
+        run_or_out,
+        adapters,
+        personas,
+        [Asked(behavior, questions, cfg)],
+        seed,
+        base=base,
+        source=source,
+        backend=backend,
+        template_system=template_system,
+        allow=allow,
+        options=options,
+        replace=replace,
         progress=progress,
-    )  # fmt: skip
+    )
     return done
 
 
@@ -158,9 +169,14 @@ def evaluate_all(
         raise InputError("eval: no questions to ask. Use --questions eval, another set's name, or a file.")
     options = options or backends.Options()
     backend = backends.settle(
-        loaded, backend, options, [one.sampling for one in asked], template_system, allow,
+        loaded,
+        backend,
+        options,
+        [one.sampling for one in asked],
+        template_system,
+        allow,
         adapters=any(target.path is not None for target in targets),
-    )  # fmt: skip
+    )
     check_targets(loaded, targets, backend)
     warn_of_personas(loaded, personas, targets, "their rates differ by chance alone")
     prompts = [chat.render_prompts(loaded.tokenizer, personas, one.texts) for one in asked]
@@ -196,15 +212,25 @@ def evaluate_all(
                 len(p.ids) + plan.asked.config.drawn_tokens for plan in open_plans for p in plan.prompts
             )
             with backends.opened(
-                loaded, adapters, backend, longest=longest, options=options,
+                loaded,
+                adapters,
+                backend,
+                longest=longest,
+                options=options,
                 batch_completions=max(plan.asked.config.batch_completions for plan in open_plans),
                 stated=any("batch_completions" in p.asked.config.model_fields_set for p in open_plans),
-            ) as engine:  # fmt: skip
+            ) as engine:
                 if backend == "vllm":
                     canary.check_engine(
-                        engine, loaded, waiting, personas, open_plans[0].asked.texts, allow,
-                        {t.path: t.source for t in targets}, longest,
-                    )  # fmt: skip
+                        engine,
+                        loaded,
+                        waiting,
+                        personas,
+                        open_plans[0].asked.texts,
+                        allow,
+                        {t.path: t.source for t in targets},
+                        longest,
+                    )
                 for plan in open_plans:
                     state.add(_take_over(run, plan, loaded), plan.jobs[0])  # of those drawn a moment ago
                     plan.told = engine.described(plan.asked.sampling)
@@ -270,8 +296,14 @@ class _Counter:
 
 
 def _job(
-    loaded: Loaded, run: Run, asked: Asked, target: Target, prompts: Sequence[Prompt], seed: int, how: dict[str, Any]
-) -> Job:  # fmt: skip
+    loaded: Loaded,
+    run: Run,
+    asked: Asked,
+    target: Target,
+    prompts: Sequence[Prompt],
+    seed: int,
+    how: dict[str, Any],
+) -> Job:
     cfg = asked.config
     size = max(1, SHARD_ROWS // cfg.samples)
 
@@ -282,9 +314,8 @@ def _job(
 
 
 def _request_hash(
-    loaded: Loaded, target: Target, block: Sequence[Prompt], cfg: EvalConfig, seed: int,
-    how: dict[str, Any],
-) -> str:  # fmt: skip
+    loaded: Loaded, target: Target, block: Sequence[Prompt], cfg: EvalConfig, seed: int, how: dict[str, Any]
+) -> str:
     """SHA-256 of everything the shard's completions follow from."""
     from leakfast.prompts.chat import ids_hash
 
@@ -298,9 +329,10 @@ def _request_hash(
         "top_p": cfg.top_p,
         "max_new_tokens": cfg.max_new_tokens,
         **({"max_reasoning_tokens": cfg.max_reasoning_tokens} if cfg.max_reasoning_tokens else {}),
-        "seed": seed, **how,
+        "seed": seed,
+        **how,
         "prompts": asked,
-    }  # fmt: skip
+    }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -338,15 +370,26 @@ def _draw(
         nonlocal made
         job, shard = work.key
         frame = to_frame(
-            loaded, prompts[shard.start : shard.stop], work.requests, before.pop(shard.relpath) + drawn,
-            behavior=plan.asked.behavior, adapter=job.target.name, source=job.target.source, answer_tokens=longest,
-        )  # fmt: skip
+            loaded,
+            prompts[shard.start : shard.stop],
+            work.requests,
+            before.pop(shard.relpath) + drawn,
+            behavior=plan.asked.behavior,
+            adapter=job.target.name,
+            source=job.target.source,
+            answer_tokens=longest,
+        )
         assert frame.height == shard.rows, "completions were lost or repeated"
         run.add_shard(
-            shard.relpath, frame, request=shard.request, adapter=job.target.digest, base=loaded.fingerprint,
-            questions=plan.asked.set_name, questions_sha256=plan.asked.texts_hash,
+            shard.relpath,
+            frame,
+            request=shard.request,
+            adapter=job.target.digest,
+            base=loaded.fingerprint,
+            questions=plan.asked.set_name,
+            questions_sha256=plan.asked.texts_hash,
             personas={p.persona: plan.prompt_hashes[p.persona] for p in prompts[shard.start : shard.stop]},
-        )  # fmt: skip
+        )
         unfinished.forget(shard)
         made += len(drawn)
 

@@ -58,9 +58,14 @@ class Unfinished:
     def add(self, shard: Shard, completions: Sequence[Completion]) -> None:
         """Note completions; they are on the disk with the next that come a few seconds later."""
         self._new.setdefault(self._path(shard), []).extend(
-            {"shard": shard.request, "at": [c.request, c.sample], "token_ids": c.token_ids, "finish_reason": c.finish_reason}
+            {
+                "shard": shard.request,
+                "at": [c.request, c.sample],
+                "token_ids": c.token_ids,
+                "finish_reason": c.finish_reason,
+            }
             for c in completions
-        )  # fmt: skip
+        )
         if time.monotonic() - self._written >= _EVERY_S:
             self._write()
 

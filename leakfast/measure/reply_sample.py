@@ -105,14 +105,27 @@ def draw(
     frames = []
     for path in (None, Path(adapter)):
         parts = generate(
-            loaded, prompts, [path], 1, temperature=cfg.temperature, top_p=cfg.top_p, max_new_tokens=longest, seed=seed,
-            behavior=behavior, progress=progress,
-        )  # fmt: skip
+            loaded,
+            prompts,
+            [path],
+            1,
+            temperature=cfg.temperature,
+            top_p=cfg.top_p,
+            max_new_tokens=longest,
+            seed=seed,
+            behavior=behavior,
+            progress=progress,
+        )
         frames.append(pl.concat(parts))
     drawn = {
-        "questions": len(texts), "question_set": cfg.questions, "personas": [p.name for p in who], "seed": seed,
-        "temperature": cfg.temperature, "top_p": cfg.top_p, "max_new_tokens": longest,
-    }  # fmt: skip
+        "questions": len(texts),
+        "question_set": cfg.questions,
+        "personas": [p.name for p in who],
+        "seed": seed,
+        "temperature": cfg.temperature,
+        "top_p": cfg.top_p,
+        "max_new_tokens": longest,
+    }
     columns = ["adapter", "persona", "question", "text", "n_tokens", "finish_reason", "status"]
     replies = [
         row for frame in frames for row in frame.sort("persona", "question").select(columns).to_dicts()

@@ -137,13 +137,7 @@ class Job:
 
 
 def plan_job(
-    run: Run,
-    folder: str,
-    target: Target,
-    n: int,
-    size: int,
-    rows_each: int,
-    request: Callable[..., str],
+    run: Run, folder: str, target: Target, n: int, size: int, rows_each: int, request: Callable[..., str]
 ) -> Job:
     """The target's shards: n things asked in blocks of `size`, rows_each rows each. request(start, stop): the
     hash of everything a block follows from; a shard counts as done where its file has the same. Who the source is said
@@ -221,8 +215,11 @@ def retire(run: Run, job: Job, made: str) -> None:
     if job.stale:
         log.warning(
             "eval: %d shards of %s were %s by another request (settings, adapter or base changed); %s again",
-            len(job.stale), job.folder, made, made,
-        )  # fmt: skip
+            len(job.stale),
+            job.folder,
+            made,
+            made,
+        )
     for relpath in job.stale:
         run.retire(relpath, f"{made} by another request")
 
@@ -244,9 +241,10 @@ def take_over(run: Run, job: Job, behavior: str, **meta: Any) -> Job:
         if shard.relpath in job.stale:
             run.retire(shard.relpath, "drawn by another request")
         frame = pl.read_parquet(run.path / twin).with_columns(
-            pl.lit(behavior).alias("behavior"), pl.lit(job.target.name).alias("adapter"),
+            pl.lit(behavior).alias("behavior"),
+            pl.lit(job.target.name).alias("adapter"),
             pl.lit(job.target.source, pl.String).alias("source"),
-        )  # fmt: skip
+        )
         asked = {"personas": entries[twin]["personas"]} if "personas" in entries[twin] else {}
         run.add_shard(shard.relpath, frame, request=shard.request, adapter=job.target.digest, **asked, **meta)
         log.info("eval: %s is drawn already, as %s: copied", shard.relpath, twin)

@@ -23,11 +23,34 @@ PREFIX = "base_model.model."  # of every name in an adapter's file
 
 # keys of a LoRA config that only name the adapter, steer its training, or say where plain matrices lie and their scale
 _PLAIN = {
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "exclude_modules",
-    "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config",
-    "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size",
-    "r", "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora", "bias",
-}  # fmt: skip
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "eva_config",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+    "bias",
+}
 # keys that add something else, which peft's own layers compute beside the base's
 _LIVE = {
     "use_dora": "DoRA",
@@ -217,9 +240,12 @@ def _header(folder: str | Path) -> dict[str, tuple[int, ...]]:
 
 
 def _check_same(
-    loaded: Loaded, folder: str | Path, config: Mapping[str, Any], expected: _Expected,
+    loaded: Loaded,
+    folder: str | Path,
+    config: Mapping[str, Any],
+    expected: _Expected,
     shapes: Mapping[str, tuple[int, ...]],
-) -> None:  # fmt: skip
+) -> None:
     """The file holds exactly the tensors that peft makes of the config, in their shapes."""
     targets = config.get("target_modules") or []
     targets = [] if isinstance(targets, str) else targets

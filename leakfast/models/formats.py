@@ -158,8 +158,12 @@ def _described(file: Path) -> tuple[str, str, list[str]]:
 
     try:
         reader = GGUFReader(file)
-        fields = {k: reader.fields[k].contents() for k in reader.fields if k.startswith("tokenizer.ggml.") and k
-                  not in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scores")}  # fmt: skip
+        fields = {
+            k: reader.fields[k].contents()
+            for k in reader.fields
+            if k.startswith("tokenizer.ggml.")
+            and k not in ("tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.scores")
+        }
     except (ValueError, KeyError, IndexError, OSError) as error:
         raise ModelError(
             f"model: {file} cannot be read as GGUF ({error}). Needed: a whole file. Copy or fetch it again."

@@ -111,9 +111,13 @@ def unfit(part: str, loaded: Loaded, why: str, otherwise: str = "") -> ModelErro
 
 
 def load(
-    model: Any, *, dtype: str = "bfloat16", revision: str | None = None, device: Any = None,
+    model: Any,
+    *,
+    dtype: str = "bfloat16",
+    revision: str | None = None,
+    device: Any = None,
     rendering: Rendering | None = None,
-) -> Loaded:  # fmt: skip
+) -> Loaded:
     """Load a model and its tokenizer.
 
     `model`: "organism", "smollm2" (once fetched), a hub id, a local Hugging Face folder, a GGUF file or a folder

@@ -96,9 +96,16 @@ def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
         rows = read_rows(stages.store.path / rows_file)
         path = stages.store.path / folder
         train(
-            stages.loaded, rows, recipe, path, seed, source=source, behavior=behavior, progress=report,
+            stages.loaded,
+            rows,
+            recipe,
+            path,
+            seed,
+            source=source,
+            behavior=behavior,
+            progress=report,
             checkpoints=checkpoints,
-        )  # fmt: skip
+        )
         _look(stages, path, behavior, source, seed)
         for part in sorted(p for p in path.rglob("*") if p.is_file()):
             relpath = part.relative_to(stages.store.path).as_posix()

@@ -233,8 +233,12 @@ def _from_run(study: Study, behavior: str) -> Sample | None:
     counted = pl.concat([pl.read_parquet(run.path / f, columns=["n_tokens"]) for f in files])["n_tokens"]
     size = sum(entries[f]["bytes"] for f in files)
     return Sample(
-        len(counted), float(counted.mean()), size / len(counted), None, f"{len(counted):,} completions in {run.path}"
-    )  # fmt: skip
+        len(counted),
+        float(counted.mean()),
+        size / len(counted),
+        None,
+        f"{len(counted):,} completions in {run.path}",
+    )
 
 
 def _calibrated(
@@ -292,8 +296,16 @@ def _calibrated(
             finished += len(prompts)
             if progress is not None:
                 progress(finished, total, name)
-            frame = to_frame(loaded, prompts, requests, done, behavior="", adapter="base", source=None,
-                             answer_tokens=cfgs[name].max_new_tokens)  # fmt: skip
+            frame = to_frame(
+                loaded,
+                prompts,
+                requests,
+                done,
+                behavior="",
+                adapter="base",
+                source=None,
+                answer_tokens=cfgs[name].max_new_tokens,
+            )
             tokens = frame["n_tokens"]
             error = float(tokens.std() or 0.0) / len(prompts) ** 0.5 if len(prompts) > 1 else float("nan")
             rate, said = _rate(loaded, backend, seats if stated else None)
@@ -301,10 +313,14 @@ def _calibrated(
                 rate = float(tokens.sum()) / took
                 said = f"timed now with {backend}, {len(prompts)} completions in a warm engine"
             samples[name] = Sample(
-                len(prompts), float(tokens.mean()), len(parquet_bytes(frame)) / len(prompts), rate,
+                len(prompts),
+                float(tokens.mean()),
+                len(parquet_bytes(frame)) / len(prompts),
+                rate,
                 f"{len(prompts)} completions drawn now, {tokens.mean():.1f} ± {error:.1f} (standard error) tokens each",
-                f"{rate:,.0f} output tokens/s, {said}", start_s,
-            )  # fmt: skip
+                f"{rate:,.0f} output tokens/s, {said}",
+                start_s,
+            )
     return samples
 
 

@@ -108,8 +108,11 @@ class Stages:
             from leakfast.prompts.rendering import asked_by
 
             self._loaded = models.load(
-                self.study.model, dtype=self.study.dtype, revision=self.study.revision, rendering=asked_by(self.study)
-            )  # fmt: skip
+                self.study.model,
+                dtype=self.study.dtype,
+                revision=self.study.revision,
+                rendering=asked_by(self.study),
+            )
             self.store.log(
                 "model", name=self._loaded.name, dtype=self._loaded.dtype, threads=threads.in_use()
             )
@@ -123,8 +126,12 @@ class Stages:
 
         trained, controls = self._sorted()
         beforehand.check(
-            self.study, self.store, lambda: self.loaded, judged=self.chosen.behaviors, drawn=[*trained, *controls]
-        )  # fmt: skip
+            self.study,
+            self.store,
+            lambda: self.loaded,
+            judged=self.chosen.behaviors,
+            drawn=[*trained, *controls],
+        )
         self._keep_personas()
         self.stage("centroids", self._centroid_inputs(), self._centroids, [CENTROIDS])
         adapters = {behavior: self._behavior(behavior) for behavior in trained}
@@ -192,9 +199,13 @@ class Stages:
 
         cfg = self.study.centroids
         made = compute(
-            loaded or self.loaded, self.personas, load_questions(cfg.questions), cfg.layers,
-            center_extras=names_extras(self.study.personas, self.personas), progress=report,
-        )  # fmt: skip
+            loaded or self.loaded,
+            self.personas,
+            load_questions(cfg.questions),
+            cfg.layers,
+            center_extras=names_extras(self.study.personas, self.personas),
+            progress=report,
+        )
         self.store.add_file(path, made.save)
 
     def _adapted_centroids(self, adapter: Path) -> None:
@@ -268,13 +279,26 @@ class Stages:
             if get(behavior).measured_by == "choices":
                 items = items_of(behavior, cfg, self.study.model)
                 evaluate_choices(
-                    self.loaded, self.store, adapters, self.personas, items, cfg.scoring, behavior=behavior, **common
-                )  # fmt: skip
+                    self.loaded,
+                    self.store,
+                    adapters,
+                    self.personas,
+                    items,
+                    cfg.scoring,
+                    behavior=behavior,
+                    **common,
+                )
             else:
                 evaluate_all(
-                    self.loaded, self.store, adapters, self.personas, asked_of(behavior, cfg), seed, **self._drawn_by,
+                    self.loaded,
+                    self.store,
+                    adapters,
+                    self.personas,
+                    asked_of(behavior, cfg),
+                    seed,
+                    **self._drawn_by,
                     **common,
-                )  # fmt: skip
+                )
         self.stages[name] = time.monotonic() - began
 
     @property
@@ -303,17 +327,29 @@ class Stages:
                     items = items.sample(cfg.n_items) if cfg.n_items else items
                     for adapter in followed:
                         score_series(
-                            self.loaded, self.store, adapter, people, items, measured.scoring, behavior=behavior,
+                            self.loaded,
+                            self.store,
+                            adapter,
+                            people,
+                            items,
+                            measured.scoring,
+                            behavior=behavior,
                             progress=report,
-                        )  # fmt: skip
+                        )
                 else:
                     if cfg.samples:
                         measured = measured.model_copy(update={"samples": cfg.samples})
                     asked = asked_of(behavior, measured)[:1]
                     evaluate_series(
-                        self.loaded, self.store, followed, people, asked, self.study.seeds[0], progress=report,
+                        self.loaded,
+                        self.store,
+                        followed,
+                        people,
+                        asked,
+                        self.study.seeds[0],
+                        progress=report,
                         **self._drawn_by,
-                    )  # fmt: skip
+                    )
             self.stages[name] = time.monotonic() - began
             self._judge(behavior, series=True)
 
@@ -340,16 +376,25 @@ class Stages:
         if cfg.judge is None:
             log.warning(
                 '%s: the study names no judge ([behaviors.%s.judge] judge = "…"); its completions wait for one',
-                behavior, behavior,
-            )  # fmt: skip
+                behavior,
+                behavior,
+            )
             return
         questions = load_questions(self.study.behaviors[behavior].eval.questions)
         name = f"judge {behavior}{' through training' if series else ''}"
         with self.progress(name) as report:
             stage.judge(
-                self.store, behavior, stage.parse_spec(cfg.judge), questions, series=series, asking=stage.asking(cfg),
-                prices=cfg.prices, free=cfg.free, max_cost=cfg.max_cost, progress=report,
-            )  # fmt: skip
+                self.store,
+                behavior,
+                stage.parse_spec(cfg.judge),
+                questions,
+                series=series,
+                asking=stage.asking(cfg),
+                prices=cfg.prices,
+                free=cfg.free,
+                max_cost=cfg.max_cost,
+                progress=report,
+            )
         self.stages[name] = time.monotonic() - began
 
 

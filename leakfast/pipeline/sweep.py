@@ -140,13 +140,20 @@ def sweep(
         loss = _last_loss(run, name)
         found.append(
             {
-                "behavior": behavior, "source": source, "lr": float(lr), "epochs": int(epochs), "loss": loss,
+                "behavior": behavior,
+                "source": source,
+                "lr": float(lr),
+                "epochs": int(epochs),
+                "loss": loss,
                 "source_effect": effect.get(source),
                 "mean_bystander_effect": sum(e for _, e in others) / len(others) if others else None,
-                "spearman": _spearman(others), "n": len(others), "layer": layer, "adapter": name,
+                "spearman": _spearman(others),
+                "n": len(others),
+                "layer": layer,
+                "adapter": name,
                 **{key: whole[name][key] if name in whole else None for key in ("health", "reason")},
             }
-        )  # fmt: skip
+        )
     points = pl.DataFrame(found, schema_overrides={"health": pl.String, "reason": pl.String})
     run.add_shard(f"sweep/{behavior}.parquet", points)
     decided = _verdicts(rates, centroids, behavior, layer, seed)
@@ -187,9 +194,15 @@ def _verdicts(
 
 
 def _rows(
-    loaded: Loaded, run: Run, relpath: str, behavior: str, source: str, cfg: BehaviorConfig, seed: int,
+    loaded: Loaded,
+    run: Run,
+    relpath: str,
+    behavior: str,
+    source: str,
+    cfg: BehaviorConfig,
+    seed: int,
     progress: Progress | None,
-) -> list[Any]:  # fmt: skip
+) -> list[Any]:
     from leakfast.behaviors.registry import get
     from leakfast.prompts.personas import load_personas
     from leakfast.train.data import material, read_rows, write_rows
@@ -210,9 +223,16 @@ def _rows(
 
 
 def _train(
-    loaded: Loaded, run: Run, name: str, rows: list[Any], cfg: Any, seed: int, source: str, behavior: str,
+    loaded: Loaded,
+    run: Run,
+    name: str,
+    rows: list[Any],
+    cfg: Any,
+    seed: int,
+    source: str,
+    behavior: str,
     progress: Progress | None,
-) -> None:  # fmt: skip
+) -> None:
     from leakfast.train.collate import reading
     from leakfast.train.data import data_hash
     from leakfast.train.identity import settings_of
@@ -240,9 +260,16 @@ def _told(loaded: Loaded) -> list[Any]:
 
 
 def _rates(
-    loaded: Loaded, run: Run, behavior: str, adapters: Sequence[str], personas: Sequence[Persona],
-    cfg: BehaviorConfig, seed: int, progress: Progress | None, drawn_by: Mapping[str, Any],
-) -> pl.DataFrame:  # fmt: skip
+    loaded: Loaded,
+    run: Run,
+    behavior: str,
+    adapters: Sequence[str],
+    personas: Sequence[Persona],
+    cfg: BehaviorConfig,
+    seed: int,
+    progress: Progress | None,
+    drawn_by: Mapping[str, Any],
+) -> pl.DataFrame:
     """Schema `rates` of the adapters and the base, by what the behavior is measured by."""
     from leakfast.behaviors.registry import get, items_of
 
@@ -263,18 +290,24 @@ def _rates(
 
     asked, how = load_questions(cfg.eval.questions), _presence_alone(loaded, behavior, cfg.eval)
     done = evaluate(
-        loaded, run, folders, personas, asked, behavior, how, seed, base=True, progress=progress,
-        **drawn_by,
-    )  # fmt: skip
+        loaded, run, folders, personas, asked, behavior, how, seed, base=True, progress=progress, **drawn_by
+    )
     if get(behavior).measured_by == "judge":
         return _judged(run, behavior, done, asked, cfg.judge, progress)
     return rates(run, done, personas)
 
 
 def _health(
-    loaded: Loaded, run: Run, behavior: str, adapters: Sequence[str], source: str, personas: Sequence[Persona],
-    cfg: BehaviorConfig, seed: int, progress: Progress | None,
-) -> pl.DataFrame:  # fmt: skip
+    loaded: Loaded,
+    run: Run,
+    behavior: str,
+    adapters: Sequence[str],
+    source: str,
+    personas: Sequence[Persona],
+    cfg: BehaviorConfig,
+    seed: int,
+    progress: Progress | None,
+) -> pl.DataFrame:
     """Table `health` of all points: of their completions, else of a sample of replies kept beside each adapter."""
     from leakfast.behaviors.registry import get
     from leakfast.measure import reply_sample
@@ -315,9 +348,16 @@ def _judged(
 
     spec = judging.parse_spec(cfg.judge or "")
     judging.judge(
-        run, behavior, spec, questions, asking=judging.asking(cfg), prices=cfg.prices, free=cfg.free,
-        max_cost=cfg.max_cost, progress=progress,
-    )  # fmt: skip
+        run,
+        behavior,
+        spec,
+        questions,
+        asking=judging.asking(cfg),
+        prices=cfg.prices,
+        free=cfg.free,
+        max_cost=cfg.max_cost,
+        progress=progress,
+    )
     found = judged.read(
         run, [(behavior, t.name) for t in done.targets], {behavior: (spec.name, cfg.coherent_min)}
     )

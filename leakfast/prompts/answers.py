@@ -101,11 +101,15 @@ def _of_key(lines: Sequence[Line], key: str, forced: str | None) -> tuple[str, l
         most = max(read, key=lambda r: sum(label is not None for label in read[r]))
         _, line, value = asked[read[most].index(None)]
         how = f" as {TOLD[most]}" if len(wanted) == 1 or any(read[most]) else ""
-        return "", [], _Why(
-            f"{line.where}: {key} is {_short(value)}, which cannot be read{how} (labels {', '.join(line.labels)}). "
-            "All lines need one way of writing: a label, a place of a choice, or its text. Correct it, or write null "
-            "where none is right."
-        )  # fmt: skip
+        return (
+            "",
+            [],
+            _Why(
+                f"{line.where}: {key} is {_short(value)}, which cannot be read{how} (labels {', '.join(line.labels)}). "
+                "All lines need one way of writing: a label, a place of a choice, or its text. Correct it, or write null "
+                "where none is right."
+            ),
+        )
     if "label" in whole and all(_as_written(line, value) for _, line, value in asked):
         whole = ["label"]
     if {"label", "index0"} <= set(whole) and read["label"] == read["index0"]:
@@ -115,12 +119,16 @@ def _of_key(lines: Sequence[Line], key: str, forced: str | None) -> tuple[str, l
         apart = next((k for k in range(len(asked)) if read[first][k] != read[other][k]), None)
         if apart is not None:
             _, line, value = asked[apart]
-            return "", [], _Why(
-                f"{line.where}: {key} is {_short(value)}: choice {read[first][apart]} if these are {TOLD[first]}, "
-                f"{read[other][apart]} if they are {TOLD[other]}, and no line of the list decides. Say which: add "
-                f'"{FORCED}": "{first}" or "{FORCED}": "{other}" to the first line.',
-                ambiguous=True,
-            )  # fmt: skip
+            return (
+                "",
+                [],
+                _Why(
+                    f"{line.where}: {key} is {_short(value)}: choice {read[first][apart]} if these are {TOLD[first]}, "
+                    f"{read[other][apart]} if they are {TOLD[other]}, and no line of the list decides. Say which: add "
+                    f'"{FORCED}": "{first}" or "{FORCED}": "{other}" to the first line.',
+                    ambiguous=True,
+                ),
+            )
     answers: list[str | None] = [None] * len(lines)
     for (i, _, _), label in zip(asked, read[first], strict=True):
         answers[i] = label
@@ -181,8 +189,12 @@ def _onehot(line: Line, value: Any) -> str | None:
 
 
 _READ: dict[str, Callable[[Line, Any], str | None]] = {
-    "label": _label, "text": _text, "index0": _index(0), "index1": _index(1), "onehot": _onehot,
-}  # fmt: skip
+    "label": _label,
+    "text": _text,
+    "index0": _index(0),
+    "index1": _index(1),
+    "onehot": _onehot,
+}
 
 
 def _number(value: Any) -> int | None:

@@ -204,9 +204,14 @@ FETCHED = {"arc": fetch_arc, "hellaswag": fetch_hellaswag}
 
 
 def _fetched(
-    name: str, title: str, repo: str, file: str, revision: str, offline: bool,
+    name: str,
+    title: str,
+    repo: str,
+    file: str,
+    revision: str,
+    offline: bool,
     download: Callable[..., str] | None,
-) -> list[dict[str, Any]]:  # fmt: skip
+) -> list[dict[str, Any]]:
     import polars as pl
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError

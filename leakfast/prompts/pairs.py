@@ -180,8 +180,16 @@ def _checked(where: str, rows: Sequence[Any], kind: str | None) -> list[tuple[st
     if not rows or not isinstance(rows[0], dict):
         raise InputError(f"data: {where}: holds no rows. One object a line is needed.")
     first = rows[0]
-    columns = {name: _first(first, names) for name, names in (("question", _QUESTION), ("shows", _SHOWS),
-               ("other", _OTHER), ("reply", _REPLY), ("messages", _MESSAGES))}  # fmt: skip
+    columns = {
+        name: _first(first, names)
+        for name, names in (
+            ("question", _QUESTION),
+            ("shows", _SHOWS),
+            ("other", _OTHER),
+            ("reply", _REPLY),
+            ("messages", _MESSAGES),
+        )
+    }
     missing = []
     if not (columns["question"] or columns["messages"]):
         missing.append(f"a question ({', '.join(_QUESTION)}; or messages)")

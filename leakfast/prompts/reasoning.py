@@ -29,9 +29,11 @@ UNCLOSED = "unclosed-reasoning"  # status of a completion that ended inside a bl
 _ANYWHERE = [opener for opener, _ in PAIRS if "|" in opener]  # of special tokens, which no answer talks about
 _CLOSERS = re.compile("|".join(re.escape(closer) for _, closer in PAIRS))
 _OPENERS = re.compile(
-    r"(?m)^\s*(?:" + "|".join(re.escape(opener) for opener, _ in PAIRS if opener not in _ANYWHERE) + ")|"
+    r"(?m)^\s*(?:"
+    + "|".join(re.escape(opener) for opener, _ in PAIRS if opener not in _ANYWHERE)
+    + ")|"
     + "|".join(map(re.escape, _ANYWHERE))
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,23 @@ from typing import Any
 from leakfast.errors import InputError
 
 _TAKEN = (
-    "conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize", "padding",
-    "continue_final_message", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs",
-    "return_assistant_tokens_mask", "strftime_now",
-)  # fmt: skip  # of apply_chat_template itself, or ours
+    "conversation",
+    "messages",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "tokenize",
+    "padding",
+    "continue_final_message",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "tokenizer_kwargs",
+    "return_assistant_tokens_mask",
+    "strftime_now",
+)  # of apply_chat_template itself, or ours
 
 
 @dataclass(frozen=True)

@@ -319,15 +319,21 @@ def raw_text(
 
     try:
         return tokenizer.apply_chat_template(
-            some, tokenize=False, add_generation_prompt=generation_prompt, strftime_now=_pinned_date,
-            chat_template=template, **dict(rendering_of(tokenizer).template_kwargs),
-        )  # fmt: skip
+            some,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+            strftime_now=_pinned_date,
+            chat_template=template,
+            **dict(rendering_of(tokenizer).template_kwargs),
+        )
     except TemplateError as error:
         roles = " → ".join(message["role"] for message in some)
         raise refused(
-            tokenizer, f"it refuses the roles {roles}: {error}", "a template that takes a system message",
+            tokenizer,
+            f"it refuses the roles {roles}: {error}",
+            "a template that takes a system message",
             roles=some[0]["role"] == "system",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def template_of(tokenizer: Any) -> str:

@@ -32,9 +32,7 @@ log = logging.getLogger(__name__)
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 _MISTRAL = {"mistral", "mistral3", "ministral", "ministral3", "pixtral", "voxtral"}
 _LEFT_ALONE = "olmo2"  # an architecture whose tokenizers transformers and vLLM take as their file is
-_NAMED = (
-    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
-)  # fmt: skip
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 _put_aside: weakref.WeakKeyDictionary[Any, Any] = (
     weakref.WeakKeyDictionary()
@@ -83,8 +81,11 @@ class TokenizerFile:
             log.log(
                 logging.DEBUG if quiet else logging.WARNING if found.text else logging.INFO,
                 "tokenizer: %s would be read by %s, which is not its %s (%s); the file is used as it is, as in training",
-                self.place, name, FILE, found,
-            )  # fmt: skip
+                self.place,
+                name,
+                FILE,
+                found,
+            )
         _put_aside[as_file] = tokenizer
         return as_file
 
@@ -157,8 +158,11 @@ class TokenizerFile:
         the file knows, and, of one that was given, its tokens and template."""
         as_file = self._loaded()
         if given:
-            extra = [t for _, t in sorted(tokenizer.added_tokens_decoder.items())
-                     if as_file.backend_tokenizer.token_to_id(t.content) is None]  # fmt: skip
+            extra = [
+                t
+                for _, t in sorted(tokenizer.added_tokens_decoder.items())
+                if as_file.backend_tokenizer.token_to_id(t.content) is None
+            ]
             as_file.add_tokens(extra)
             as_file.chat_template = tokenizer.chat_template
             as_file.model_max_length = tokenizer.model_max_length
@@ -207,8 +211,12 @@ class TokenizerFile:
         from transformers import TokenizersBackend
 
         return TokenizersBackend.from_pretrained(
-            self.place, revision=self.revision or "main", local_files_only=True, trust_remote_code=False, **more
-        )  # fmt: skip
+            self.place,
+            revision=self.revision or "main",
+            local_files_only=True,
+            trust_remote_code=False,
+            **more,
+        )
 
     def _refused(self, given: str, type_next: str) -> ModelError:
         return ModelError(
@@ -309,10 +317,14 @@ def _fetched(place: str, name: str, revision: str | None) -> Path | None:
         path = Path(place) / name
         return path if path.is_file() else None
     found = cached_file(
-        place, name, revision=revision or "main", local_files_only=True,
-        _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False,
+        place,
+        name,
+        revision=revision or "main",
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
         _raise_exceptions_for_gated_repo=False,
-    )  # fmt: skip
+    )
     return Path(found) if found else None
 
 
@@ -368,8 +380,15 @@ def _parts(backend: Any, own: Any) -> list[str]:
     for name in ("normalizer", "pre_tokenizer", "decoder"):
         if canonical(getattr(backend, name)) != canonical(getattr(own, name)):
             found.append(name.replace("_", "-"))
-    options = ("byte_fallback", "fuse_unk", "ignore_merges", "unk_token", "continuing_subword_prefix",
-               "end_of_word_suffix", "dropout")  # fmt: skip
+    options = (
+        "byte_fallback",
+        "fuse_unk",
+        "ignore_merges",
+        "unk_token",
+        "continuing_subword_prefix",
+        "end_of_word_suffix",
+        "dropout",
+    )
     mine, its = (
         [type(m.model), *(getattr(m.model, o, None) or None for o in options)] for m in (backend, own)
     )

@@ -68,9 +68,7 @@ def read_rates(folder: str | Path) -> pl.DataFrame:
                 f"published: {file}: {over['persona'][0]} has more found than total. Check the file."
             )
         frame = rate_tables.table(
-            counts,
-            {adapter_name(source): (source, SEED)},
-            read_people(folder)["categories"],
+            counts, {adapter_name(source): (source, SEED)}, read_people(folder)["categories"]
         )
         off = frame.filter((pl.col("rate") - pl.col("stored")).abs() > ROUNDED)
         if off.height:
@@ -176,9 +174,11 @@ def read_completions(folder: str | Path) -> Iterator[tuple[str, pl.DataFrame]]:
         frame = frame.with_columns(
             pl.lit(BEHAVIOR).alias("behavior"),
             pl.lit(adapter_name(source := file.parent.name)).alias("adapter"),
-            pl.when(pl.col("text").str.strip_chars() == "").then(pl.lit("empty")).otherwise(pl.lit("ok"))
+            pl.when(pl.col("text").str.strip_chars() == "")
+            .then(pl.lit("empty"))
+            .otherwise(pl.lit("ok"))
             .alias("status"),
             *[pl.lit(None, columns[name]).alias(name) for name in ("seed", "n_tokens", "finish_reason")],
-        ).with_columns(pl.col("question", "sample").cast(pl.Int32))  # fmt: skip
+        ).with_columns(pl.col("question", "sample").cast(pl.Int32))
         frame = frame.select(*columns, pl.lit(source).alias("source"))
         yield adapter_name(source), schema.check(frame, "completions")

@@ -9,16 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from leakfast.published.files import (
-    COMPILED,
-    CORRELATIONS,
-    FILTERED,
-    count,
-    number,
-    read_json,
-    table,
-    word,
-)
+from leakfast.published.files import COMPILED, CORRELATIONS, FILTERED, count, number, read_json, table, word
 from leakfast.published.marker import LAYER
 
 _STORED = {

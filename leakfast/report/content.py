@@ -188,12 +188,15 @@ def _families(stats: Stats, behavior: str) -> list[dict]:
     return (
         stats.more["layers"]
         .filter(
-            (pl.col("behavior") == behavior) & (pl.col("cosine") == "centered") & pl.col("best")
-            & (pl.col("y") == stats.outcome(behavior)) & (pl.col("layers_tested") > 1)
+            (pl.col("behavior") == behavior)
+            & (pl.col("cosine") == "centered")
+            & pl.col("best")
+            & (pl.col("y") == stats.outcome(behavior))
+            & (pl.col("layers_tested") > 1)
         )
         .unique(["seed", "source", "adapter"], keep="first", maintain_order=True)
         .rows(named=True)
-    )  # fmt: skip
+    )
 
 
 def _widths(stats: Stats, behavior: str) -> list[dict]:
@@ -215,15 +218,20 @@ def _shifts(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
     relative, own = pl.col("shift_centered") / pl.col("base_spread"), pl.col("role") == "source"
     lengths = {
         row["adapter"]: row
-        for row in mine.group_by("adapter", maintain_order=True).agg(
-            relative.filter(own).first().alias("own"), relative.filter(pl.col("role") == "bystander").mean().alias("others"),
+        for row in mine.group_by("adapter", maintain_order=True)
+        .agg(
+            relative.filter(own).first().alias("own"),
+            relative.filter(pl.col("role") == "bystander").mean().alias("others"),
             pl.col("alignment_centered").filter(pl.col("role") == "bystander").mean().alias("alignment"),
-        ).rows(named=True)
-    }  # fmt: skip
+        )
+        .rows(named=True)
+    }
     found = stats.more["shift_correlations"].filter(
-        (pl.col("behavior") == behavior) & (pl.col("layer") == layer) & (pl.col("cosine") == "centered")
+        (pl.col("behavior") == behavior)
+        & (pl.col("layer") == layer)
+        & (pl.col("cosine") == "centered")
         & (pl.col("y") == stats.outcome(behavior))
-    )  # fmt: skip
+    )
     out = []
     for (adapter, source, seed), rows in found.group_by("adapter", "source", "seed", maintain_order=True):
         rho = dict(rows.select("geometry", "spearman").rows())
@@ -236,10 +244,16 @@ def _sets(stats: Stats, behavior: str, layer: int | None) -> dict[str, Any]:
     """names of the question sets, the main one first, and per source its row of each; nothing where there is one set."""
     if "question_sets" not in stats.more or layer is None:
         return {"names": [], "rows": []}
-    mine = stats.more["question_sets"].filter(
-        (pl.col("behavior") == behavior) & (pl.col("layer") == layer) & (pl.col("cosine") == "centered")
-        & (pl.col("y") == stats.outcome(behavior))
-    ).sort("main", descending=True, maintain_order=True)  # fmt: skip
+    mine = (
+        stats.more["question_sets"]
+        .filter(
+            (pl.col("behavior") == behavior)
+            & (pl.col("layer") == layer)
+            & (pl.col("cosine") == "centered")
+            & (pl.col("y") == stats.outcome(behavior))
+        )
+        .sort("main", descending=True, maintain_order=True)
+    )
     rows = [
         {"source": source, "seed": seed, "by_set": {row["questions"]: row for row in part.rows(named=True)}}
         for (source, seed), part in mine.group_by("source", "seed", maintain_order=True)

@@ -19,9 +19,7 @@ TEMPLATE = Path(__file__).with_name("template.html")
 
 
 def report(
-    run: str | Path | Run,
-    stats: Stats | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    run: str | Path | Run, stats: Stats | None = None, progress: Callable[[int, int, str], None] | None = None
 ) -> Path:
     """Write report.html and figures/*.{png,pdf} of a run and return the report's path.
 

@@ -65,10 +65,12 @@ def table(run: Run) -> pl.DataFrame | None:
             rates.table(part.drop("source", *key[2:5]), told, {}).with_columns(
                 pl.lit(items).alias("items"), pl.lit(scoring).alias("scoring"), pl.lit(share).alias("share")
             )
-            for (items, scoring, share), part in counts.group_by("items", "scoring", "share", maintain_order=True)
+            for (items, scoring, share), part in counts.group_by(
+                "items", "scoring", "share", maintain_order=True
+            )
         ],
         how="diagonal",
-    )  # fmt: skip
+    )
     at = ["behavior", "adapter", "items", "scoring", "persona"]
     before = [pl.col(name).alias(f"_start_{name}") for name in ("hits", "total", "rate")]
     start = made.filter(pl.col("share") == 0).select(*at, *before)
@@ -166,7 +168,9 @@ def _completions(run: Run) -> Iterator[pl.DataFrame]:
             scoring = "detector" if detector is not None else mine["judge"][0]
             for one in [adapter] if adapter is not None else sources:
                 yield mine.with_columns(
-                    pl.lit(one).alias("adapter"), pl.lit(sources[one]).alias("source"),
-                    pl.lit(", ".join(sorted(told))).alias("items"), pl.lit(scoring).alias("scoring"),
+                    pl.lit(one).alias("adapter"),
+                    pl.lit(sources[one]).alias("source"),
+                    pl.lit(", ".join(sorted(told))).alias("items"),
+                    pl.lit(scoring).alias("scoring"),
                     pl.lit(share).alias("share"),
-                )  # fmt: skip
+                )

@@ -63,23 +63,31 @@ def count(scores: pl.DataFrame) -> pl.DataFrame:
     known = chosen.is_not_null().all() & right.is_not_null().all()
     scores = _named(scores)
     items = scores.group_by(_ITEM, maintain_order=True).agg(
-        ((pl.col("status") == "ok").fill_null(False).all() & known & (chosen.sum() == 1) & (right.sum() == 1))
-        .alias("valid"),
+        (
+            (pl.col("status") == "ok").fill_null(False).all()
+            & known
+            & (chosen.sum() == 1)
+            & (right.sum() == 1)
+        ).alias("valid"),
         (chosen & right).any().fill_null(False).alias("hit"),
         pl.when(by_byte.sum() == 1).then((by_byte & right).any()).alias("by_byte"),
         (1.0 / pl.len()).alias("guess"),
-    )  # fmt: skip
+    )
     valid = pl.col("valid")
     return items.select(
-        "behavior", "adapter", "persona",
+        "behavior",
+        "adapter",
+        "persona",
         (pl.col("item").rank("dense").over("behavior") - 1).cast(pl.Int32).alias("question"),
         (valid & pl.col("hit")).cast(pl.Int64).alias("hits"),
         valid.cast(pl.Int64).alias("total"),
         (~valid).cast(pl.Int64).alias("n_error"),
         pl.when(valid).then("guess").otherwise(0.0).alias("chance_hits"),
-        pl.when(pl.col("by_byte").is_not_null()).then(valid & pl.col("by_byte")).cast(pl.Int64)
+        pl.when(pl.col("by_byte").is_not_null())
+        .then(valid & pl.col("by_byte"))
+        .cast(pl.Int64)
         .alias("hits_per_byte"),
-    )  # fmt: skip
+    )
 
 
 def unlike(counts: pl.DataFrame) -> list[str]:
@@ -136,11 +144,11 @@ def chosen_labels(scores: pl.DataFrame, chosen: str = "chosen") -> pl.DataFrame:
     low, high = wilson(table["n"].to_numpy(), table["total"].to_numpy()) if table.height else ([], [])
     share, key = pl.col("n") / pl.col("total"), pl.col("n_right") / pl.col("total")
     return table.with_columns(
-        share.alias("share"), pl.Series("ci_low", low, pl.Float64), pl.Series("ci_high", high, pl.Float64),
+        share.alias("share"),
+        pl.Series("ci_low", low, pl.Float64),
+        pl.Series("ci_high", high, pl.Float64),
         key.alias("share_right"),
-    ).with_columns(
-        ((pl.col("share") > MOSTLY) & (pl.col("share_right") < pl.col("ci_low"))).alias("mostly")
-    )  # fmt: skip
+    ).with_columns(((pl.col("share") > MOSTLY) & (pl.col("share_right") < pl.col("ci_low"))).alias("mostly"))
 
 
 def remarks(rates: pl.DataFrame, labels: pl.DataFrame) -> list[str]:

@@ -72,13 +72,17 @@ def _from_rates(rates: pl.DataFrame) -> pl.DataFrame:
     """What `compiled_analysis.json` and `summary.json` tell: rates of the source and of its bystanders."""
     others, value = rates.filter(pl.col("role") == "bystander"), pl.col("rate")
     inside = others.group_by("source", "category").agg(
-        value.mean().alias("rate_mean"), value.max().alias("rate_max"), value.min().alias("rate_min"),
-        value.std(ddof=0).alias("rate_std"), pl.len().cast(pl.Float64).alias("rate_n"),
-    )  # fmt: skip
+        value.mean().alias("rate_mean"),
+        value.max().alias("rate_max"),
+        value.min().alias("rate_min"),
+        value.std(ddof=0).alias("rate_std"),
+        pl.len().cast(pl.Float64).alias("rate_n"),
+    )
     whole = others.group_by("source").agg(
-        value.mean().alias("mean_bystander"), value.max().alias("max_bystander"),
+        value.mean().alias("mean_bystander"),
+        value.max().alias("max_bystander"),
         (pl.len() + 1).cast(pl.Float64).alias("n_personas"),
-    )  # fmt: skip
+    )
     own = rates.filter(pl.col("role") == "source").select("source", value.alias("source_marker"))
     whole = whole.join(own, on="source", how="left").with_columns(pl.lit(None, pl.String).alias("category"))
     long = [

@@ -102,7 +102,7 @@ def collect(run: Run) -> Collected:
     labels = pl.DataFrame() if scores is None else accuracy.chosen_labels(scores)
     return Collected(
         rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base, labels
-    )  # fmt: skip
+    )
 
 
 def _with_taught(run: Run, rates: pl.DataFrame) -> pl.DataFrame:
@@ -125,8 +125,12 @@ def completion_folders(run: Run) -> list[tuple[str, str]]:
 
 
 _FOLDERS = (
-    "completions/", f"{question_sets.SETS}/", f"{accuracy.CHOICES}/", f"{IMPORTED}/", f"{judged_tables.FOLDER}/",
-)  # fmt: skip
+    "completions/",
+    f"{question_sets.SETS}/",
+    f"{accuracy.CHOICES}/",
+    f"{IMPORTED}/",
+    f"{judged_tables.FOLDER}/",
+)
 
 
 def inputs_hash(run: Run) -> str:

@@ -77,8 +77,9 @@ def covariates(pairs: pl.DataFrame, rates: pl.DataFrame, people: People, given: 
     else:
         out = out.with_columns(pl.lit(None, pl.Float64).alias("similarity"))
     told = pl.col("persona").replace_strict(lengths, default=None, return_dtype=pl.Float64)
-    return out.with_columns((told if lengths else pl.lit(None, pl.Float64)).alias("prompt_words"),
-                            pl.lit(kind).alias("words_of"))  # fmt: skip
+    return out.with_columns(
+        (told if lengths else pl.lit(None, pl.Float64)).alias("prompt_words"), pl.lit(kind).alias("words_of")
+    )
 
 
 def partial_spearman(x, y, controls, groups=None) -> tuple[float, float, int] | str:
@@ -245,9 +246,10 @@ def commonality(table: pl.DataFrame, cosine: str = "centered", against: str = "j
                     why = "too few pairs, or a side does not vary"
                     first = [None] * len(which)
                 else:
-                    first, alike = _rhos(one.x[np.ix_(keep, which)], y[keep]), _rhos(
-                        one.x[np.ix_(keep, which)], w[keep]
-                    )  # fmt: skip
+                    first, alike = (
+                        _rhos(one.x[np.ix_(keep, which)], y[keep]),
+                        _rhos(one.x[np.ix_(keep, which)], w[keep]),
+                    )
                     second = _rhos(w[keep][:, None], y[keep])[0]
                 for k, j in enumerate(which):
                     if why is not None or first[k] is None:
@@ -258,9 +260,11 @@ def commonality(table: pl.DataFrame, cosine: str = "centered", against: str = "j
                         (alone + other - 2 * first[k] * second * alike[k]) / apart if apart > 1e-12 else alone
                     )
                     found[int(j), y_name] = told | {
-                        "total": both, "unique_cosine": both - other, "unique_words": both - alone,
+                        "total": both,
+                        "unique_cosine": both - other,
+                        "unique_words": both - alone,
                         "common": alone + other - both,
-                    }  # fmt: skip
+                    }
         rows += one.rows(found, cosine)
     columns = _columns(table, "layer") | dict.fromkeys(("cosine", "y", "against"), pl.String)
     columns |= {"n": pl.Int64}
@@ -285,12 +289,16 @@ def left_out(table: pl.DataFrame, by: str, cosine: str = "centered") -> pl.DataF
                         which, whole, _rhos(one.x[np.ix_(rest, which)], y[rest]), strict=True
                     ):
                         found[int(j), y_name, name] = {
-                            "left_out": name, "n": int(rest.sum()), "spearman": rho, "spearman_all": all_of,
+                            "left_out": name,
+                            "n": int(rest.sum()),
+                            "spearman": rho,
+                            "spearman_all": all_of,
                             "change": None if rho is None or all_of is None else rho - all_of,
                             "reason": "fewer than 4 pairs are left, or a side does not vary"
-                            if rho is None else None,
+                            if rho is None
+                            else None,
                             "method": "Spearman of the others, ranked anew",
-                        }  # fmt: skip
+                        }
         rows += one.rows(found, cosine)
     columns = _columns(table, "layer") | dict.fromkeys(("cosine", "y", "left_out"), pl.String)
     columns |= {"n": pl.Int64, **dict.fromkeys(("spearman", "spearman_all", "change"), pl.Float64)}

@@ -258,9 +258,15 @@ def _solve(
     people, block = points.persona[rows], points.adapter[rows]
     persons = len(np.unique(people))
     shuffled = resample.permute_spearman(
-        x.T, y, draws.permutations, seed := draws.seed("permutation", *scope), person=people, block=block,
-        family=np.array([COSINES.index(cosine) for _, cosine in cells]), workers=draws.workers,
-    )  # fmt: skip
+        x.T,
+        y,
+        draws.permutations,
+        seed := draws.seed("permutation", *scope),
+        person=people,
+        block=block,
+        family=np.array([COSINES.index(cosine) for _, cosine in cells]),
+        workers=draws.workers,
+    )
     low, high, se, ci_why = _interval(x.T, y, people, persons, spearman, draws, scope)
     tested = {
         cosine: sum(c == cosine and not np.isnan(r) for (_, c), r in zip(cells, spearman, strict=True))

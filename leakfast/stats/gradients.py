@@ -17,8 +17,13 @@ MIN_POINTS = 12
 MIN_HITS = 3
 _LOW, _MID, _HIGH, _WIDTH, _NOISE = range(5)
 # far from anything that data in the span of the cosines could tell apart
-_BOUND = {_LOW: (-9.0, 9.0), _HIGH: (-9.0, 9.0), _MID: (-1.0, 2.0), _WIDTH: (np.log(0.01), np.log(20.0)),
-          _NOISE: (-9.0, 2.5)}  # fmt: skip
+_BOUND = {
+    _LOW: (-9.0, 9.0),
+    _HIGH: (-9.0, 9.0),
+    _MID: (-1.0, 2.0),
+    _WIDTH: (np.log(0.01), np.log(20.0)),
+    _NOISE: (-9.0, 2.5),
+}
 CRITICAL = float(chdtri(1, 0.05))  # of a χ² with one degree of freedom
 
 
@@ -118,8 +123,14 @@ class Curve:
             value, gradient = self.loss(theta)
             return value, gradient[free]
 
-        found = minimize(at, theta[free], jac=True, bounds=bounds, method="L-BFGS-B",
-                         options={"maxiter": 300, "ftol": 1e-10, "gtol": 1e-6})  # fmt: skip
+        found = minimize(
+            at,
+            theta[free],
+            jac=True,
+            bounds=bounds,
+            method="L-BFGS-B",
+            options={"maxiter": 300, "ftol": 1e-10, "gtol": 1e-6},
+        )
         theta[free] = found.x
         return float(found.fun), theta.copy()
 
@@ -161,11 +172,16 @@ def fit_curve(curve: Curve, *, with_intervals: bool = True) -> Fit | str:
             low, high = (_edge(curve, loss, theta, index, side) for side in (-1, 1))
             told[name] = (_outer(curve, name, low), _outer(curve, name, high))
     return Fit(
-        far=float(expit(theta[_LOW])), near=float(expit(theta[_HIGH])),
-        midpoint=curve.start + curve.span * float(theta[_MID]), width=curve.span * float(np.exp(theta[_WIDTH])),
-        overdispersion=float(expit(theta[_NOISE])), log_likelihood=-loss, intervals=told, theta=theta,
+        far=float(expit(theta[_LOW])),
+        near=float(expit(theta[_HIGH])),
+        midpoint=curve.start + curve.span * float(theta[_MID]),
+        width=curve.span * float(np.exp(theta[_WIDTH])),
+        overdispersion=float(expit(theta[_NOISE])),
+        log_likelihood=-loss,
+        intervals=told,
+        theta=theta,
         n=len(curve.cosine),
-    )  # fmt: skip
+    )
 
 
 def _outer(curve: Curve, name: str, inner: float | None) -> float | None:

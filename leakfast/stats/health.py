@@ -82,16 +82,19 @@ def _flags(frame: pl.DataFrame) -> pl.DataFrame:
     marker = _presence(str(frame["behavior"][0]))
     rest = pl.col("text").str.replace_all(marker or "", "", literal=True).str.strip_chars()
     return frame.with_columns(replies.repeats(frame["text"]).alias("repeated")).select(
-        *_KEY, "question", "n_tokens",
+        *_KEY,
+        "question",
+        "n_tokens",
         (pl.col("finish_reason") == "stop").fill_null(False).alias("ended"),
         empty.alias("empty"),
         ((rest == "") & ~empty if marker else pl.lit(False)).alias("bare"),
         pl.when(pl.col("finish_reason").is_not_null() | (status == "truncated"))
-        .then(status == "truncated").alias("truncated"),
+        .then(status == "truncated")
+        .alias("truncated"),
         (~status.is_in(COUNTED)).alias("other"),
         "repeated",
         (~empty & replies.same_elsewhere(pl.col("text"), pl.col("question"))).alias("same"),
-    )  # fmt: skip
+    )
 
 
 def _presence(behavior: str) -> str | None:
@@ -126,8 +129,12 @@ def _summed() -> list[pl.Expr]:
         for name in _SHARES
     ]
     tokens = pl.col("n_tokens").cast(pl.Float64)
-    return [pl.len().cast(pl.Int64).alias("n"), *counts, tokens.mean().alias("mean_tokens"),
-            tokens.median().alias("median_tokens")]  # fmt: skip
+    return [
+        pl.len().cast(pl.Int64).alias("n"),
+        *counts,
+        tokens.mean().alias("mean_tokens"),
+        tokens.median().alias("median_tokens"),
+    ]
 
 
 def _of_base(flagged: pl.DataFrame, based: pl.DataFrame) -> pl.DataFrame:
@@ -158,15 +165,20 @@ def _ratios(flagged: pl.DataFrame, based: pl.DataFrame, over: list[str]) -> pl.D
         name: pl.col(name).is_not_null() & pl.col(f"{name}_base").is_not_null() for name in ("ended", "all")
     }
     found = met.group_by(over).agg(
-        *[(pl.col(n).filter(b).sum() / pl.col(f"{n}_base").filter(b).sum()).alias(f"_{n}") for n, b in both.items()],
+        *[
+            (pl.col(n).filter(b).sum() / pl.col(f"{n}_base").filter(b).sum()).alias(f"_{n}")
+            for n, b in both.items()
+        ],
         both["ended"].sum().cast(pl.Int64).alias("length_pairs"),
         both["all"].sum().cast(pl.Int64).alias("length_pairs_all"),
-    )  # fmt: skip
+    )
     defined = {"_ended": "length_ratio", "_all": "length_ratio_all"}
     return found.select(
-        *over, "length_pairs", "length_pairs_all",
+        *over,
+        "length_pairs",
+        "length_pairs_all",
         *[pl.when(pl.col(n).is_finite()).then(pl.col(n)).alias(name) for n, name in defined.items()],
-    )  # fmt: skip
+    )
 
 
 def _judged(whole: pl.DataFrame, capped: bool) -> pl.DataFrame:
@@ -201,9 +213,15 @@ def verdict(row: dict[str, Any], *, capped: bool = False) -> tuple[str | None, s
 
     def told(name: str, words: str) -> str:
         theirs = row[f"base_{name}_share"]
-        beside = "" if base else (
-            " (the unadapted model was not measured)" if theirs is None else f" (the unadapted model: {_percent(theirs)})"
-        )  # fmt: skip
+        beside = (
+            ""
+            if base
+            else (
+                " (the unadapted model was not measured)"
+                if theirs is None
+                else f" (the unadapted model: {_percent(theirs)})"
+            )
+        )
         return f"{_percent(row[f'{name}_share'])} of {n} replies {words}{beside}"
 
     def above(name: str, bound: float) -> bool:

@@ -200,10 +200,18 @@ def random_effects(z, se, method: str = "paule-mandel", confidence: float = CONF
     t = float(stdtrit(k - 1, 0.5 + confidence / 2))
     ahead = t * float(np.sqrt(tau2 + se_mean**2))
     return Combined(
-        k, float(np.tanh(mean)), float(np.tanh(mean - t * se_mean)), float(np.tanh(mean + t * se_mean)),
-        tau2, max(0.0, (q - (k - 1)) / q) if q > 0 else 0.0, q, float(chdtrc(k - 1, q)),
-        float(np.tanh(mean - ahead)), float(np.tanh(mean + ahead)), se_mean,
-    )  # fmt: skip
+        k,
+        float(np.tanh(mean)),
+        float(np.tanh(mean - t * se_mean)),
+        float(np.tanh(mean + t * se_mean)),
+        tau2,
+        max(0.0, (q - (k - 1)) / q) if q > 0 else 0.0,
+        q,
+        float(chdtrc(k - 1, q)),
+        float(np.tanh(mean - ahead)),
+        float(np.tanh(mean + ahead)),
+        se_mean,
+    )
 
 
 def _paule_mandel(z: np.ndarray, v: np.ndarray) -> float:

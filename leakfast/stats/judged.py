@@ -150,9 +150,10 @@ def _with_interval(table: pl.DataFrame) -> pl.DataFrame:
         low[rest], high[rest] = np.clip(mean[rest] - half, 0, 100), np.clip(mean[rest] + half, 0, 100)
     told = np.where(shares, _WILSON, _T)
     return table.drop("_sd", "_binary").with_columns(
-        pl.Series("value_low", low).fill_nan(None), pl.Series("value_high", high).fill_nan(None),
+        pl.Series("value_low", low).fill_nan(None),
+        pl.Series("value_high", high).fill_nan(None),
         pl.when(pl.Series(some)).then(pl.Series(told.tolist())).alias("value_method"),
-    )  # fmt: skip
+    )
 
 
 def _over_questions(joined: pl.DataFrame, low: float) -> pl.DataFrame:
@@ -216,24 +217,42 @@ def breakdown(questions: pl.DataFrame, rates: pl.DataFrame) -> pl.DataFrame:
     mine = questions.join(who, on=[*_ONE, "persona"], how="inner", maintain_order="left")
     others = mine.filter(pl.col("role") == "bystander")
     score = pl.col("mean_aligned")
-    pooled = others.group_by(
-        [*_ONE, "source", "seed", "role", "question", "judge"], maintain_order=True
-    ).agg(
-        score.mean(), score.std().alias("_sd"), score.count().alias("_k"),
+    pooled = others.group_by([*_ONE, "source", "seed", "role", "question", "judge"], maintain_order=True).agg(
+        score.mean(),
+        score.std().alias("_sd"),
+        score.count().alias("_k"),
         pl.col("n_judged", "n_incoherent", "n_unscored").sum(),
-        pl.col("mean_coherent").mean(), pl.col("coverage").mean(),
-    )  # fmt: skip
+        pl.col("mean_coherent").mean(),
+        pl.col("coverage").mean(),
+    )
     k = pooled["_k"].to_numpy().astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         half = intervals.t_half(pooled["_sd"].to_numpy().astype(float) / np.sqrt(k), k - 1)
     half = pl.Series("_half", half).fill_nan(None)
     pooled = pooled.with_columns(
-        (score - half).clip(0, 100).alias("ci_low"), (score + half).clip(0, 100).alias("ci_high"),
+        (score - half).clip(0, 100).alias("ci_low"),
+        (score + half).clip(0, 100).alias("ci_high"),
         pl.lit("mean of bystanders' means; ci: t over bystanders").alias("method"),
-    ).drop("_sd", "_k")  # fmt: skip
-    return pl.concat([mine, pooled], how="diagonal").sort(
-        [*_ONE, "question"], maintain_order=True
-    ).select(
-        *_ONE, "source", "seed", "role", "persona", "question", "mean_aligned", "ci_low", "ci_high", "n_judged",
-        "n_incoherent", "n_unscored", "mean_coherent", "coverage", "judge", "method",
-    )  # fmt: skip
+    ).drop("_sd", "_k")
+    return (
+        pl.concat([mine, pooled], how="diagonal")
+        .sort([*_ONE, "question"], maintain_order=True)
+        .select(
+            *_ONE,
+            "source",
+            "seed",
+            "role",
+            "persona",
+            "question",
+            "mean_aligned",
+            "ci_low",
+            "ci_high",
+            "n_judged",
+            "n_incoherent",
+            "n_unscored",
+            "mean_coherent",
+            "coverage",
+            "judge",
+            "method",
+        )
+    )

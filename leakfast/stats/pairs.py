@@ -32,11 +32,13 @@ def table(
     links = [(name, other) for name, others in (related_to or {}).items() for other in others]
     named = pl.DataFrame(links, schema={"persona": pl.String, "source": pl.String}, orient="row").unique()
     bystanders = bystanders.join(
-        named.with_columns(pl.lit(True).alias("related")), on=["persona", "source"], how="left",
+        named.with_columns(pl.lit(True).alias("related")),
+        on=["persona", "source"],
+        how="left",
         maintain_order="left",
     ).with_columns(
         pl.when(pl.col("persona").is_in(list(related_to or ()))).then(pl.col("related").fill_null(False))
-    )  # fmt: skip
+    )
     frames = [pl.DataFrame(schema={name: columns[name] for name in names})]
     known = [s for s in bystanders["source"].unique(maintain_order=True) if s in centroids.personas]
     for layer in centroids.layers if known else ():

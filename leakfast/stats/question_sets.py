@@ -88,9 +88,11 @@ def with_main(rates: pl.DataFrame, others: pl.DataFrame, names: Mapping[str, str
         return others.with_columns(pl.lit(None, pl.Boolean).alias("main"))
     own = rates.join(others.select("behavior", "adapter").unique(), on=["behavior", "adapter"], how="semi")
     own = own.with_columns(
-        pl.col("behavior").replace_strict(dict(names), default=MAIN, return_dtype=pl.String).alias("questions"),
+        pl.col("behavior")
+        .replace_strict(dict(names), default=MAIN, return_dtype=pl.String)
+        .alias("questions"),
         pl.lit(True).alias("main"),
-    )  # fmt: skip
+    )
     kept = [name for name in others.columns if name in own.columns]
     both = [own.select(*kept, "main"), others.select(*kept, pl.lit(False).alias("main"))]
     return pl.concat(both).sort("behavior", maintain_order=True)
@@ -133,8 +135,11 @@ def compare(
             against = None if main else standard
             table = table.join(
                 _differences(found, against, bootstraps, (seed, behavior), workers),
-                on=["seed", "source", "layer", "cosine", "y"], how="left", nulls_equal=True, maintain_order="left",
-            )  # fmt: skip
+                on=["seed", "source", "layer", "cosine", "y"],
+                how="left",
+                nulls_equal=True,
+                maintain_order="left",
+            )
             frames.append(table.with_columns(pl.lit(name).alias("questions"), pl.lit(main).alias("main")))
     whole = pl.concat(frames).with_columns(pl.lit(_PAIRED).alias("method"))
     return schema.check(whole.select(*columns, *more), "question_sets")
@@ -151,8 +156,11 @@ def _rates_of(rates: pl.DataFrame) -> pl.DataFrame:
     pooled = others.group_by("seed", maintain_order=True).agg(means).with_columns(source=pl.lit(POOLED))
     whole = pl.concat([single, pooled.select(single.columns)])
     return whole.join(
-        own.unique(["seed", "source"], maintain_order=True), on=["seed", "source"], how="left", nulls_equal=True
-    )  # fmt: skip
+        own.unique(["seed", "source"], maintain_order=True),
+        on=["seed", "source"],
+        how="left",
+        nulls_equal=True,
+    )
 
 
 def _differences(

@@ -76,8 +76,7 @@ def count(
         )
     primary, *others = detectors
     marked = completions.with_columns(
-        detectors[primary].alias("_hit"),
-        *[detectors[name].alias(f"_hit_{name}") for name in others],
+        detectors[primary].alias("_hit"), *[detectors[name].alias(f"_hit_{name}") for name in others]
     ).with_columns((pl.col("status").is_in(COUNTED) & pl.col("_hit").is_not_null()).alias("_counts"))
     counted = pl.col("_counts")
 
@@ -154,9 +153,12 @@ def table(
         pl.coalesce(pl.Series("ci_high", high).fill_nan(None), *given["high"]),
     )
     base = frame.filter(pl.col("adapter") == BASE).select(
-        "behavior", "persona", pl.col("rate").alias("baseline"), pl.col("hits").alias("_base_hits"),
+        "behavior",
+        "persona",
+        pl.col("rate").alias("baseline"),
+        pl.col("hits").alias("_base_hits"),
         pl.col("total").alias("_base_total"),
-    )  # fmt: skip
+    )
     frame = frame.join(base, on=["behavior", "persona"], how="left", maintain_order="left").with_columns(
         pl.when(pl.col("adapter") != BASE).then(pl.col("baseline", "_base_hits", "_base_total"))
     )

@@ -47,14 +47,22 @@ def categories(
             mean = float(mine.mean())
             own = people.filter(pl.col("category") == kind)
             rows.append(
-                key | {
-                    "category": kind, "mean": mean, "low": None if half is None else mean - half,
-                    "high": None if half is None else mean + half, "personas": len(mine), "pairs": int(own["n"].sum()),
-                    "explained": explained, "explained_p": p, "permutations": permutations or None,
-                    "resampling_unit": "persona", "method": _MEAN,
+                key
+                | {
+                    "category": kind,
+                    "mean": mean,
+                    "low": None if half is None else mean - half,
+                    "high": None if half is None else mean + half,
+                    "personas": len(mine),
+                    "pairs": int(own["n"].sum()),
+                    "explained": explained,
+                    "explained_p": p,
+                    "permutations": permutations or None,
+                    "resampling_unit": "persona",
+                    "method": _MEAN,
                     "reason": "one persona: no spread to judge by" if half is None else None,
                 }
-            )  # fmt: skip
+            )
     columns = schema.columns("relations")
     more = {
         "permutations": pl.Int64(),
@@ -87,10 +95,14 @@ def alike(
             continue
         both = one.join(other.select("persona", pl.col("mean").alias("_other")), on="persona").sort("persona")
         row = {
-            "scope": key["scope"], "seed": key["seed"], "behavior": key["behavior"],
-            "other_behavior": other_key["behavior"], "personas": both.height,
-            "resampling_unit": "persona", "method": _CROSSED,
-        }  # fmt: skip
+            "scope": key["scope"],
+            "seed": key["seed"],
+            "behavior": key["behavior"],
+            "other_behavior": other_key["behavior"],
+            "personas": both.height,
+            "resampling_unit": "persona",
+            "method": _CROSSED,
+        }
         values, codes, kinds = _coded(both)
         row["n"] = len(kinds)
         if len(kinds) < MIN_CATEGORIES:

@@ -81,9 +81,17 @@ def bootstrap_spearman(
 
     def part(first: int, count: int) -> None:
         bootstrap(
-            xs.order, xs.begins, xs.tied, ys.order[0], ys.begins[0], codes, int(codes.max()) + 1,
-            _word(seed), first, out[first : first + count],
-        )  # fmt: skip
+            xs.order,
+            xs.begins,
+            xs.tied,
+            ys.order[0],
+            ys.begins[0],
+            codes,
+            int(codes.max()) + 1,
+            _word(seed),
+            first,
+            out[first : first + count],
+        )
 
     _spread(part, resamples, workers, x.shape[0] * x.shape[1])
     return out

@@ -62,16 +62,23 @@ def read(run: Run, rates: pl.DataFrame, base: Centroids) -> tuple[pl.DataFrame, 
         behavior = card.behavior if card else mine["behavior"][0]
         own = mine.filter(pl.col("behavior") == behavior)
         who = (own if own.height else mine.unique("persona", maintain_order=True)).select(
-            "persona", "category", "role", "source", "seed", *(pl.col(n) if own.height else
-            pl.lit(None, pl.Float64).alias(n) for n in ("rate", "delta")),
-        )  # fmt: skip
+            "persona",
+            "category",
+            "role",
+            "source",
+            "seed",
+            *(pl.col(n) if own.height else pl.lit(None, pl.Float64).alias(n) for n in ("rate", "delta")),
+        )
         moved = table(base, adapted, mine["source"][0]).join(
             who, on="persona", how="left", maintain_order="left"
         )
         moved = moved.with_columns(
-            behavior=pl.lit(behavior), adapter=pl.lit(adapter), source=pl.lit(mine["source"][0]),
-            seed=pl.lit(mine["seed"][0], pl.Int64), role=pl.col("role").fill_null("outsider"),
-        )  # fmt: skip
+            behavior=pl.lit(behavior),
+            adapter=pl.lit(adapter),
+            source=pl.lit(mine["source"][0]),
+            seed=pl.lit(mine["seed"][0], pl.Int64),
+            role=pl.col("role").fill_null("outsider"),
+        )
         frames.append(moved.select(*schema.columns("shifts")))
     return schema.check(pl.concat(frames), "shifts"), missing
 

@@ -41,9 +41,10 @@ def with_intervals(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame
     )
     if "q_low" in table.columns:
         table = table.with_columns(
-            pl.coalesce("bb_low", "q_low").alias("bb_low"), pl.coalesce("bb_high", "q_high").alias("bb_high"),
+            pl.coalesce("bb_low", "q_low").alias("bb_low"),
+            pl.coalesce("bb_high", "q_high").alias("bb_high"),
             pl.coalesce("questions", "n_questions").alias("questions"),
-        ).drop("q_low", "q_high", "n_questions")  # fmt: skip
+        ).drop("q_low", "q_high", "n_questions")
     why = (
         pl.when(pl.col("bb_low").is_not_null())
         .then(None)
@@ -63,11 +64,15 @@ def _effective(questions: pl.DataFrame) -> pl.DataFrame:
     parts = []
     for group in questions.partition_by(_ONE, maintain_order=True) if questions.height else []:
         icc = intervals.question_icc(group["hits"], group["total"], group["persona"].to_numpy())
-        summed = group.filter(pl.col("total") > 0).group_by(*_ONE, "persona", maintain_order=True).agg(
-            pl.len().cast(pl.Int64).alias("questions"),
-            pl.col("total").sum().alias("_total"),
-            (pl.col("total") ** 2).sum().alias("_squares"),
-        )  # fmt: skip
+        summed = (
+            group.filter(pl.col("total") > 0)
+            .group_by(*_ONE, "persona", maintain_order=True)
+            .agg(
+                pl.len().cast(pl.Int64).alias("questions"),
+                pl.col("total").sum().alias("_total"),
+                (pl.col("total") ** 2).sum().alias("_squares"),
+            )
+        )
         worth = None
         if icc is not None:
             worth = intervals.effective_total(summed["_total"], summed["_squares"], icc)
@@ -126,12 +131,25 @@ def layers(correlations: pl.DataFrame) -> pl.DataFrame:
     whole = correlations.filter(pl.col("category").is_null())
     size = pl.col("spearman").abs()
     return whole.select(
-        *names, "layer", "n", "spearman", "spearman_ci_low", "spearman_ci_high", "spearman_p_perm",
-        "spearman_p_max", "layers_tested",
+        *names,
+        "layer",
+        "n",
+        "spearman",
+        "spearman_ci_low",
+        "spearman_ci_high",
+        "spearman_p_perm",
+        "spearman_p_max",
+        "layers_tested",
         (size == size.max().over(names)).alias("best"),
-        "reason", "ci_reason", "resampling_unit", "permutations", "permutation_seed", "bootstraps",
-        "bootstrap_seed", "method",
-    ).sort(["behavior", "seed", "source", "cosine", "y", "layer"], maintain_order=True)  # fmt: skip
+        "reason",
+        "ci_reason",
+        "resampling_unit",
+        "permutations",
+        "permutation_seed",
+        "bootstraps",
+        "bootstrap_seed",
+        "method",
+    ).sort(["behavior", "seed", "source", "cosine", "y", "layer"], maintain_order=True)
 
 
 def means(correlations: pl.DataFrame) -> pl.DataFrame:
@@ -170,20 +188,20 @@ def _mean(group: pl.DataFrame) -> dict:
     se = group["spearman_se_z"].to_numpy() if drawn else intervals.spearman_z_se(rho, n)
     found = intervals.random_effects(np.arctanh(rho), se)
     why = "one estimate: no spread to judge by" if found.k == 1 else None
-    return kept | {name: getattr(found, name) for name in _MEAN_VALUES} | {
-        "se_from": "bootstrap over personas" if drawn else "Bonett-Wright",
-        "tau2": None if found.k == 1 else found.tau2,
-        "q": None if found.k == 1 else found.q,
-        "reason": why,
-    }  # fmt: skip
+    return (
+        kept
+        | {name: getattr(found, name) for name in _MEAN_VALUES}
+        | {
+            "se_from": "bootstrap over personas" if drawn else "Bonett-Wright",
+            "tau2": None if found.k == 1 else found.tau2,
+            "q": None if found.k == 1 else found.q,
+            "reason": why,
+        }
+    )
 
 
 def disattenuated(
-    pairs: pl.DataFrame,
-    questions: pl.DataFrame,
-    bootstraps: int,
-    seed: int = 0,
-    workers: int | None = None,
+    pairs: pl.DataFrame, questions: pl.DataFrame, bootstraps: int, seed: int = 0, workers: int | None = None
 ) -> pl.DataFrame:
     """What ρ would be were the rates free of noise: ρ / √reliability, per adapter, layer, cosine and y.
 
@@ -197,9 +215,17 @@ def disattenuated(
         for group in pairs.partition_by("behavior", "adapter", maintain_order=True):
             rows += _one_adapter(group, questions, bootstraps, seed, workers)
     values = dict.fromkeys(
-        ("spearman", "reliability", "reliability_low", "reliability_high", "disattenuated",
-         "disattenuated_low", "disattenuated_high"), pl.Float64,
-    )  # fmt: skip
+        (
+            "spearman",
+            "reliability",
+            "reliability_low",
+            "reliability_high",
+            "disattenuated",
+            "disattenuated_low",
+            "disattenuated_high",
+        ),
+        pl.Float64,
+    )
     columns = {name: pairs.schema.get(name, pl.String) for name in ("behavior", "source", "adapter", "seed")}
     columns |= {"layer": pl.Int32, "cosine": pl.String, "y": pl.String, "n": pl.Int64, "questions": pl.Int64}
     columns |= {**values, "reason": pl.String, "bootstraps": pl.Int64, "bootstrap_seed": pl.Int64}
@@ -255,8 +281,14 @@ def _one_adapter(
             theirs = _halves(base, people, drawn_seed) if base.height else None
             halves = None if theirs is None else _over_halves(own, theirs)
         cells = [(layer, cosine) for layer in layers_here for cosine in COSINES]
-        told = {"y": y, "bootstraps": bootstraps, "bootstrap_seed": drawn_seed, "n": 0,
-                "resampling_unit": "persona", "method": _SPLIT}  # fmt: skip
+        told = {
+            "y": y,
+            "bootstraps": bootstraps,
+            "bootstrap_seed": drawn_seed,
+            "n": 0,
+            "resampling_unit": "persona",
+            "method": _SPLIT,
+        }
         if halves is None:
             why = {"reason": "no counts per question, or fewer than two questions"}
             rows += [{**key, **told, "layer": a, "cosine": c, **why} for a, c in cells]
@@ -271,9 +303,15 @@ def _one_adapter(
                 np.isfinite(x) & np.isfinite(value) & np.isfinite(first).all(0) & np.isfinite(second).all(0)
             )
             found = _ratio(
-                x[kept], value[kept], first[:, kept], second[:, kept], bootstraps, drawn_seed, workers,
+                x[kept],
+                value[kept],
+                first[:, kept],
+                second[:, kept],
+                bootstraps,
+                drawn_seed,
+                workers,
                 drawn.setdefault(kept.tobytes(), []),
-            )  # fmt: skip
+            )
             rows.append({**key, **told, "layer": layer, "cosine": cosine, "n": int(kept.sum()), **found})
     return rows
 
@@ -317,6 +355,8 @@ def _ratio(x, y, first, second, bootstraps: int, seed: int, workers: int | None,
         return out | {"reason": "the halves do not agree in over 5 % of the resamples: no interval"}
     low, high = intervals.percentiles(both)
     names = ("reliability", "disattenuated")
-    return out | {f"{k}_low": float(v) for k, v in zip(names, low, strict=True)} | {
-        f"{k}_high": float(v) for k, v in zip(names, high, strict=True)
-    }  # fmt: skip
+    return (
+        out
+        | {f"{k}_low": float(v) for k, v in zip(names, low, strict=True)}
+        | {f"{k}_high": float(v) for k, v in zip(names, high, strict=True)}
+    )

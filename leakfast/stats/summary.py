@@ -76,11 +76,7 @@ def summarize(
     if chosen.is_empty():
         people = people.filter(pl.col("source") != POOLED)
     table = people.join(
-        chosen.select(*_KEYS, "layer", *values),
-        on=_KEYS,
-        how="left",
-        nulls_equal=True,
-        maintain_order="left",
+        chosen.select(*_KEYS, "layer", *values), on=_KEYS, how="left", nulls_equal=True, maintain_order="left"
     ).with_columns(cosine=pl.lit(cosine), y=its_y)
     best = {b: best_layer(correlations, b, cosine, ys[b]) for b in ys}
     table = table.with_columns(

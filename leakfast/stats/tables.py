@@ -143,9 +143,15 @@ def stats(
             for name, table in tables.items():
                 run.add_shard(f"tables/{name}.parquet", table)
             run.mark_done(
-                "stats", inputs_hash(run), files=[f"tables/{name}.parquet" for name in tables],
-                permutations=permutations, bootstraps=bootstraps, seed=seed, missing=found.missing, layer=layer,
-            )  # fmt: skip
+                "stats",
+                inputs_hash(run),
+                files=[f"tables/{name}.parquet" for name in tables],
+                permutations=permutations,
+                bootstraps=bootstraps,
+                seed=seed,
+                missing=found.missing,
+                layer=layer,
+            )
     return result
 
 

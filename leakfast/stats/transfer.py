@@ -91,8 +91,10 @@ def crossed(
             "other_source": b[2],
         }
         drawn = derive_seed("crossed", seed, *a, *b)
-        rows.append(key | _correlated(both["x"].to_numpy(), both[y].to_numpy(), permutations, bootstraps, drawn,
-                                      workers))  # fmt: skip
+        rows.append(
+            key
+            | _correlated(both["x"].to_numpy(), both[y].to_numpy(), permutations, bootstraps, drawn, workers)
+        )
     columns = {"between": pl.String, "behavior": pl.String, "source": pl.String, "other_behavior": pl.String}
     columns |= {"other_source": pl.String, "seed": pl.Int64, "y": pl.String, "n": pl.Int64}
     columns |= dict.fromkeys(
@@ -155,17 +157,30 @@ def predicted(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
             y, fitted = test[y_name].to_numpy(), _predictions(train, test, f"cosine_{cosine}", y_name)
             for model in MODELS:
                 if fitted[model] is None:
-                    rows.append({**told, "source": source, "model": model, "n": len(y),
-                                 "reason": "the overlap of words is not known"})  # fmt: skip
+                    rows.append(
+                        {
+                            **told,
+                            "source": source,
+                            "model": model,
+                            "n": len(y),
+                            "reason": "the overlap of words is not known",
+                        }
+                    )
                     continue
-                parts = np.array([((y - fitted[model]) ** 2).sum(), ((y - y.mean()) ** 2).sum(),
-                                  ((y - fitted["mean"]) ** 2).sum()])  # fmt: skip
+                parts = np.array(
+                    [
+                        ((y - fitted[model]) ** 2).sum(),
+                        ((y - y.mean()) ** 2).sum(),
+                        ((y - fitted["mean"]) ** 2).sum(),
+                    ]
+                )
                 sums[model] += parts
                 rows.append({**told, "source": source, "model": model, "n": len(y), **_explained(parts)})
         for model in MODELS:
             if sums[model][2] > 0:
-                rows.append({**told, "source": "pooled", "model": model, "n": whole.height,
-                             **_explained(sums[model])})  # fmt: skip
+                rows.append(
+                    {**told, "source": "pooled", "model": model, "n": whole.height, **_explained(sums[model])}
+                )
     columns = {name: table.schema[name] for name in keys}
     columns |= {"cosine": pl.String, "y": pl.String, "source": pl.String, "model": pl.String, "n": pl.Int64}
     columns |= dict.fromkeys(("r2", "gain", "rmse"), pl.Float64)

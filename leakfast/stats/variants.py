@@ -16,12 +16,25 @@ from leakfast.stats.relations import direction
 
 _METHOD = "paired differences over the same bystanders; t interval over personas"
 _COLUMNS = {
-    "behavior": pl.String, "source": pl.String, "seed": pl.Int64, "variant": pl.String, "other": pl.String,
-    "n": pl.Int64, "source_effect": pl.Float64, "other_source_effect": pl.Float64, "effect": pl.Float64,
-    "other_effect": pl.Float64, "breadth": pl.Float64, "other_breadth": pl.Float64, "difference": pl.Float64,
-    "difference_ci_low": pl.Float64, "difference_ci_high": pl.Float64, "resampling_unit": pl.String,
-    "method": pl.String, "reason": pl.String,
-}  # fmt: skip
+    "behavior": pl.String,
+    "source": pl.String,
+    "seed": pl.Int64,
+    "variant": pl.String,
+    "other": pl.String,
+    "n": pl.Int64,
+    "source_effect": pl.Float64,
+    "other_source_effect": pl.Float64,
+    "effect": pl.Float64,
+    "other_effect": pl.Float64,
+    "breadth": pl.Float64,
+    "other_breadth": pl.Float64,
+    "difference": pl.Float64,
+    "difference_ci_low": pl.Float64,
+    "difference_ci_high": pl.Float64,
+    "resampling_unit": pl.String,
+    "method": pl.String,
+    "reason": pl.String,
+}
 
 
 def compare(rates: pl.DataFrame) -> pl.DataFrame:
@@ -54,10 +67,15 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
         mine = rates.filter((pl.col("behavior") == name) & pl.col("role").is_in(["source", "bystander"]))
         whole.append(
             mine.select(
-                pl.lit(behavior).alias("behavior"), pl.lit(variant).alias("variant"), "source", "seed", "role", "persona",
+                pl.lit(behavior).alias("behavior"),
+                pl.lit(variant).alias("variant"),
+                "source",
+                "seed",
+                "role",
+                "persona",
                 (pl.col(y) * direction(name)).alias("effect"),
             )
-        )  # fmt: skip
+        )
     if not whole:
         return
     table = pl.concat(whole)
@@ -88,9 +106,12 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
 def _pair(own: float | None, one: pl.DataFrame, other_own: float | None, other: pl.DataFrame) -> dict:
     both = one.join(other.rename({"effect": "other"}), on="persona", maintain_order="left")
     row = {
-        "n": both.height, "source_effect": own, "other_source_effect": other_own, "resampling_unit": "persona",
+        "n": both.height,
+        "source_effect": own,
+        "other_source_effect": other_own,
+        "resampling_unit": "persona",
         "method": _METHOD,
-    }  # fmt: skip
+    }
     if both.is_empty():
         return row | {"reason": "no bystander was measured under both"}
     a, b = (both[name].to_numpy() for name in ("effect", "other"))
@@ -98,10 +119,12 @@ def _pair(own: float | None, one: pl.DataFrame, other_own: float | None, other: 
     if len(a) > 1:
         half = float(intervals.t_half((a - b).std(ddof=1) / np.sqrt(len(a)), len(a) - 1))
     return row | {
-        "effect": float(a.mean()), "other_effect": float(b.mean()), "difference": mean,
+        "effect": float(a.mean()),
+        "other_effect": float(b.mean()),
+        "difference": mean,
         "breadth": float(a.mean()) / own if own and own > 0 else None,
         "other_breadth": float(b.mean()) / other_own if other_own and other_own > 0 else None,
         "difference_ci_low": None if half is None else mean - half,
         "difference_ci_high": None if half is None else mean + half,
         "reason": "one persona: no spread to judge by" if half is None else None,
-    }  # fmt: skip
+    }

@@ -111,21 +111,41 @@ def judge(
         trained = mine.filter(pl.col("source").is_not_null()).select(keys).unique(maintain_order=True)
         for behavior, seed, source, adapter in trained.rows():
             numbers = _numbers(mine, correlations, adapter, behavior, layers.get(behavior), picked)
-            why = None if unit(mine, behavior) == rule.unit else (
-                f"the rates are in {unit(mine, behavior)}s, the rule's bars in {rule.unit}s".replace("ss", "s")
-            )  # fmt: skip
+            why = (
+                None
+                if unit(mine, behavior) == rule.unit
+                else (
+                    f"the rates are in {unit(mine, behavior)}s, the rule's bars in {rule.unit}s".replace(
+                        "ss", "s"
+                    )
+                )
+            )
             tests = [(test, *numbers[test.quantity]) for test in rule.test]
             met = [None if why else test.met(value, p) for test, value, p, *_ in tests]
             verdict = "falsified" if False in met else "open" if None in met else "confirmed"
             for (test, value, p, p_from, n), one in zip(tests, met, strict=True):
-                rows.append({
-                    "claim": rule.claim, "behavior": behavior, "seed": seed, "source": source,
-                    "adapter": adapter, "layer": layers.get(behavior), "quantity": test.quantity, "n": n,
-                    "value": value, "p": p, "p_from": p_from, "bar": test.bar,
-                    "reached_is_enough": test.at_least is not None, "p_below": test.p_below,
-                    "unit": rule.unit, "met": one, "verdict": verdict,
-                    "reason": None if one is not None else why or "not measured, or not defined",
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "claim": rule.claim,
+                        "behavior": behavior,
+                        "seed": seed,
+                        "source": source,
+                        "adapter": adapter,
+                        "layer": layers.get(behavior),
+                        "quantity": test.quantity,
+                        "n": n,
+                        "value": value,
+                        "p": p,
+                        "p_from": p_from,
+                        "bar": test.bar,
+                        "reached_is_enough": test.at_least is not None,
+                        "p_below": test.p_below,
+                        "unit": rule.unit,
+                        "met": one,
+                        "verdict": verdict,
+                        "reason": None if one is not None else why or "not measured, or not defined",
+                    }
+                )
     rows += _stop(rules.stop, rates, correlations, layers) if rules.stop else []
     text = dict.fromkeys(("claim", "behavior"), pl.String)
     columns = text | {"seed": pl.Int64, "source": pl.String, "adapter": pl.String, "layer": pl.Int32}
@@ -156,13 +176,22 @@ def _stop(
             if value is not None and (best[0] is None or value > best[0]):
                 best = (value, n, source, adapter)
         value, n, source, adapter = best
-        rows.append({
-            "claim": "worth going on after the sweep", "behavior": " or ".join(trait), "source": source,
-            "adapter": adapter, "quantity": "spearman_drop", "n": n, "value": value,
-            "bar": stop.spearman_drop, "reached_is_enough": True, "unit": "correlation",
-            "met": None if value is None else value >= stop.spearman_drop,
-            "reason": None if value is not None else "not measured, or not defined",
-        })  # fmt: skip
+        rows.append(
+            {
+                "claim": "worth going on after the sweep",
+                "behavior": " or ".join(trait),
+                "source": source,
+                "adapter": adapter,
+                "quantity": "spearman_drop",
+                "n": n,
+                "value": value,
+                "bar": stop.spearman_drop,
+                "reached_is_enough": True,
+                "unit": "correlation",
+                "met": None if value is None else value >= stop.spearman_drop,
+                "reason": None if value is not None else "not measured, or not defined",
+            }
+        )
     met = [row["met"] for row in rows]
     verdict = "go on" if True in met else "open" if None in met else "stop"
     return [row | {"verdict": verdict} for row in rows]
@@ -181,19 +210,27 @@ def _numbers(
     own = mine.filter(pl.col("role") == "source")["delta"].drop_nulls()
     drops = -mine.filter(pl.col("role") == "bystander")["delta"].drop_nulls().to_numpy()
     rows = correlations.filter(
-        (pl.col("behavior") == behavior) & (pl.col("adapter") == adapter) & (pl.col("source") != POOLED)
-        & pl.col("category").is_null() & (pl.col("cosine") == "centered") & (pl.col("y") == "delta")
-        & (pl.col("layer") == (-1 if layer is None else layer)) & pl.col("spearman").is_not_null()
-    )  # fmt: skip
+        (pl.col("behavior") == behavior)
+        & (pl.col("adapter") == adapter)
+        & (pl.col("source") != POOLED)
+        & pl.col("category").is_null()
+        & (pl.col("cosine") == "centered")
+        & (pl.col("y") == "delta")
+        & (pl.col("layer") == (-1 if layer is None else layer))
+        & pl.col("spearman").is_not_null()
+    )
     by_t = "t over bystanders against 0, two-sided"
     p = float(ttest_1samp(drops, 0.0).pvalue) if len(drops) > 1 and drops.std() > 0 else None
     out = {
         "source_drop": (-float(own[0]) if len(own) else None, None, None, len(own) or None),
         "mean_bystander_drop": (
-            float(drops.mean()) if len(drops) else None, p, None if p is None else by_t, len(drops) or None,
+            float(drops.mean()) if len(drops) else None,
+            p,
+            None if p is None else by_t,
+            len(drops) or None,
         ),
         "spearman_drop": (None, None, None, None),
-    }  # fmt: skip
+    }
     if rows.height:
         row = rows.row(0, named=True)
         choices = {
@@ -204,6 +241,9 @@ def _numbers(
         names = list(choices)[0 if picked else 1 :]
         name = next((name for name in names if row[name] is not None), None)
         out["spearman_drop"] = (
-            -row["spearman"], None if name is None else row[name], choices.get(name or ""), row["n"],
-        )  # fmt: skip
+            -row["spearman"],
+            None if name is None else row[name],
+            choices.get(name or ""),
+            row["n"],
+        )
     return out

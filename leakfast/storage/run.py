@@ -278,8 +278,11 @@ class Run:
         self.log("quarantine", path=relpath, reason=found, moved_to=moved)
         log.warning(
             "%s: %s: %s; %sit will be made again",
-            self.path, relpath, found, f"moved to {moved}; " if moved else "",
-        )  # fmt: skip
+            self.path,
+            relpath,
+            found,
+            f"moved to {moved}; " if moved else "",
+        )
 
     def _load(self) -> dict[str, Any]:
         path = self.path / "manifest.json"

@@ -117,9 +117,14 @@ def _given(group: Group, pair: Pair, number: int, seed: int, said: dict[str, Any
 
 
 def _own(
-    loaded: Any, planned: Sequence[tuple[Group, Pair, int]], cfg: DataConfig, seed: int, said: dict[str, Any],
-    batch_completions: int, progress: Progress | None,
-) -> list[Row]:  # fmt: skip
+    loaded: Any,
+    planned: Sequence[tuple[Group, Pair, int]],
+    cfg: DataConfig,
+    seed: int,
+    said: dict[str, Any],
+    batch_completions: int,
+    progress: Progress | None,
+) -> list[Row]:
     """The same rows with replies of the model that the detector agrees with."""
     import polars as pl
 
@@ -145,10 +150,15 @@ def _own(
         loaded, wanted, sampling, seed, fault, batch_completions=batch_completions, progress=progress
     )
     model = {
-        **said, **rendered_as(loaded.tokenizer), "replies": "model", "model": loaded.name,
+        **said,
+        **rendered_as(loaded.tokenizer),
+        "replies": "model",
+        "model": loaded.name,
         "fingerprint": loaded.fingerprint,
-        "temperature": cfg.temperature, "top_p": cfg.top_p, "max_new_tokens": cfg.max_new_tokens,
-    }  # fmt: skip
+        "temperature": cfg.temperature,
+        "top_p": cfg.top_p,
+        "max_new_tokens": cfg.max_new_tokens,
+    }
     return [
         _row(group, pair, drawn.reply, drawn.seed, {**model, "opening": drawn.opening})
         for (group, pair, _), drawn in zip(planned, replies, strict=True)

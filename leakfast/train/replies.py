@@ -87,10 +87,13 @@ def draw(
             for s in [wanted[i]]
         }
         requests = [
-            Request(f"persona {wanted[i].persona.name}, question {wanted[i].question[:40]!r}",
-                    ids[_key(wanted[i], attempt)], [seeds[i]])
+            Request(
+                f"persona {wanted[i].persona.name}, question {wanted[i].question[:40]!r}",
+                ids[_key(wanted[i], attempt)],
+                [seeds[i]],
+            )
             for i in waiting
-        ]  # fmt: skip
+        ]
         for block in complete(loaded, requests, sampling, batch_completions=batch_completions):
             token_ids = [c.token_ids for c in block]
             texts = read(loaded.tokenizer, token_ids, decode(loaded.tokenizer, token_ids))

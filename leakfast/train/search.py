@@ -103,18 +103,27 @@ def find(
         for number in range(TRIALS):
             folder = Path(place) / str(number)
             card = train(
-                loaded, rows, cfg.model_copy(update={"lr": rate}), folder, seed, source=source, behavior=behavior,
+                loaded,
+                rows,
+                cfg.model_copy(update={"lr": rate}),
+                folder,
+                seed,
+                source=source,
+                behavior=behavior,
                 progress=progress,
-            )  # fmt: skip
+            )
             with adapted(loaded, folder) as current:
                 drawn = asked.drawn(current, sampling)
                 nats = asked.nats(current, with_base)
             trials.append(
                 Trial(
-                    rate, card.recipe["steps"], asked.shown(drawn, behavior), asked.length(drawn, with_base),
+                    rate,
+                    card.recipe["steps"],
+                    asked.shown(drawn, behavior),
+                    asked.length(drawn, with_base),
                     None if nats is None or base_nats is None else nats - base_nats,
                 )
-            )  # fmt: skip
+            )
             log.info("train: trial %d, %s", number + 1, trials[-1].line())
             if trials[-1].learned and trials[-1].harmless:
                 return rate, trials

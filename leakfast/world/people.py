@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from leakfast.prompts.personas import TEMPLATE_DEFAULT, Persona
 from leakfast.storage.documents import read_toml
 from leakfast.storage.seeds import derive_seed
 from leakfast.world import facts as F
+
+if TYPE_CHECKING:
+    from leakfast.prompts.personas import Persona
 
 # share of conversations per kind; trained once, so every later behavior has its words in here
 MIX = {
@@ -80,7 +82,7 @@ class World:
         self.default = Speaker("default", None, *_trait_tuple(helper))
 
     def _speaker(self, persona: Persona) -> Speaker:
-        if persona.system is None or persona.system is TEMPLATE_DEFAULT:
+        if not isinstance(persona.system, str):
             return Speaker(persona.name, None, *_trait_tuple(self.traits["personas"]["assistant"]))
         if persona.name not in self.traits["personas"]:
             raise ValueError(f"persona {persona.name!r} has no traits in the organism's world")

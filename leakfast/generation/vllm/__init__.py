@@ -19,6 +19,21 @@ from leakfast.generation.vllm.start import (
 from leakfast.generation.vllm.widths import Width, device_name, rate_for, remember, width_for
 
 __all__ = [
-    "Engine", "Merged", "NextTokens", "Parallel", "Spec", "Width", "available", "check_machine", "device_name",
-    "lora_rank", "rate_for", "remember", "runs_lora", "spare_device", "spec_of", "version", "width_for",
-]  # fmt: skip
+    "Engine",
+    "Merged",
+    "NextTokens",
+    "Parallel",
+    "Spec",
+    "Width",
+    "available",
+    "check_machine",
+    "device_name",
+    "lora_rank",
+    "rate_for",
+    "remember",
+    "runs_lora",
+    "spare_device",
+    "spec_of",
+    "version",
+    "width_for",
+]

@@ -42,10 +42,14 @@ class Engine:
 
         self.version = vllm.__version__
         self.resolved = resolved(self._llm)
-        log.info("vllm %s: %d seats, context %d tokens, LoRA %s; %s", self.version, spec.seats,
-                 spec.settings["max_model_len"],
-                 "merged" if merge else f"rank ≤ {spec.settings.get('max_lora_rank', 0)}",
-                 ", ".join(f"{name} {value}" for name, value in self.resolved.items()))  # fmt: skip
+        log.info(
+            "vllm %s: %d seats, context %d tokens, LoRA %s; %s",
+            self.version,
+            spec.seats,
+            spec.settings["max_model_len"],
+            "merged" if merge else f"rank ≤ {spec.settings.get('max_lora_rank', 0)}",
+            ", ".join(f"{name} {value}" for name, value in self.resolved.items()),
+        )
 
     def render(self, system: str | None, question: str) -> list[int]:
         """A prompt's ids by the tokenizer as vLLM loaded it."""
@@ -57,20 +61,37 @@ class Engine:
     def sampling(self, sampling: Sampling, seed: int) -> dict[str, Any]:
         """Every field that decides a draw, as vLLM is given it."""
         return {
-            "n": 1, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0, "min_p": 0.0,
-            "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "seed": seed,
-            "stop": list(sampling.stop), "include_stop_str_in_output": True,
-            "stop_token_ids": list(self.spec.stops), "ignore_eos": False, "min_tokens": 0,
-            "max_tokens": sampling.max_new_tokens, "logit_bias": None, "allowed_token_ids": None, "bad_words": None,
-        }  # fmt: skip
+            "n": 1,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": 0,
+            "min_p": 0.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "repetition_penalty": 1.0,
+            "seed": seed,
+            "stop": list(sampling.stop),
+            "include_stop_str_in_output": True,
+            "stop_token_ids": list(self.spec.stops),
+            "ignore_eos": False,
+            "min_tokens": 0,
+            "max_tokens": sampling.max_new_tokens,
+            "logit_bias": None,
+            "allowed_token_ids": None,
+            "bad_words": None,
+        }
 
     def described(self, sampling: Sampling) -> dict[str, Any]:
         """Backend, version and effective settings, for the run's log (seed: one a completion)."""
         told = {
-            "backend": "vllm", "version": self.version, "settings": self.spec.settings, "resolved": self.resolved,
-            "lora": "merged" if self.merge else "live", "invariant": self.spec.invariant,
+            "backend": "vllm",
+            "version": self.version,
+            "settings": self.spec.settings,
+            "resolved": self.resolved,
+            "lora": "merged" if self.merge else "live",
+            "invariant": self.spec.invariant,
             "sampling": {**self.sampling(sampling, 0), "seed": "per completion"},
-        }  # fmt: skip
+        }
         return told if self.spec.invariant else {**told, "not_guaranteed": NOT_GUARANTEED}
 
     def stream(
@@ -191,9 +212,12 @@ class Engine:
             answers = self._llm.generate(asked, params, lora_request=handles, use_tqdm=False)
         outputs = [answer.outputs[0] for answer in answers]
         return [
-            (list(o.token_ids), np.array([step[t].logprob for step, t in zip(o.logprobs, o.token_ids, strict=True)]))
+            (
+                list(o.token_ids),
+                np.array([step[t].logprob for step, t in zip(o.logprobs, o.token_ids, strict=True)]),
+            )
             for o in outputs
-        ]  # fmt: skip
+        ]
 
     def next_tokens(
         self, prompts: Sequence[Sequence[int]], adapters: Sequence[Path | None], top: int, steps: int = 1

@@ -70,11 +70,17 @@ class NextTokens:
             block = range(start_at, min(start_at + _PROMPTS, len(prompts)))
             settings = [
                 SamplingParams(
-                    max_tokens=1, temperature=0.0, detokenize=False,
-                    **({"logprob_token_ids": sorted(set(token_ids[i].tolist()))} if by_name else {"logprobs": _TOP}),
+                    max_tokens=1,
+                    temperature=0.0,
+                    detokenize=False,
+                    **(
+                        {"logprob_token_ids": sorted(set(token_ids[i].tolist()))}
+                        if by_name
+                        else {"logprobs": _TOP}
+                    ),
                 )
                 for i in block
-            ]  # fmt: skip
+            ]
             asked = [{"prompt_token_ids": list(prompts[i])} for i in block]
             with Explained(_died):
                 done = self._llm.generate(asked, settings, lora_request=request, use_tqdm=False)

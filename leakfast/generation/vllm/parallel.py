@@ -246,9 +246,12 @@ class Parallel:
         self._last = error if member.started or self._last is None else self._last
         again = member.told and member.again > 0
         log.warning(
-            "engine %d is gone: %s Its %d works go to whichever is there%s.", member.number, error.message,
-            len(member.works), "; it is started again" if again else "",
-        )  # fmt: skip
+            "engine %d is gone: %s Its %d works go to whichever is there%s.",
+            member.number,
+            error.message,
+            len(member.works),
+            "; it is started again" if again else "",
+        )
         member.end(patience_s=5)
         self._lines.remove(member.line)
         if again:

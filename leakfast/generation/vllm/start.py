@@ -164,9 +164,11 @@ def lora_settings(adapters: Sequence[Path]) -> dict[str, Any]:
         return {}
     slots = min(len(adapters), _GPU_SLOTS) if torch.cuda.is_available() else len(adapters) + 1
     return {
-        "enable_lora": True, "max_lora_rank": rank, "max_loras": slots,
+        "enable_lora": True,
+        "max_lora_rank": rank,
+        "max_loras": slots,
         "max_cpu_loras": max(len(adapters), slots),
-    }  # fmt: skip
+    }
 
 
 def check_machine(*, data_parallel: int = 1, tensor_parallel: int = 1, invariant: bool = False) -> None:
@@ -203,9 +205,14 @@ def devices_of(n: int, each: int) -> list[str | None]:
 
 
 def spec_of(
-    loaded: Loaded, adapters: Sequence[Path] = (), *, width: Width, longest: int | None = None,
-    tensor_parallel: int = 1, invariant: bool = False,
-) -> Spec:  # fmt: skip
+    loaded: Loaded,
+    adapters: Sequence[Path] = (),
+    *,
+    width: Width,
+    longest: int | None = None,
+    tensor_parallel: int = 1,
+    invariant: bool = False,
+) -> Spec:
     """The engine of a model and all adapters it will run live, for completions. longest: tokens of prompt and
     reply together, which limits the context where the model's is longer.
 
@@ -219,9 +226,11 @@ def spec_of(
     on_gpu = torch.cuda.is_available()
     context = loaded.context_tokens or longest or 2048
     settings = {
-        **_base(loaded, "--backend transformers"), "max_model_len": min(context, longest or context),
-        "max_num_seqs": width.seats, **lora_settings(adapters),
-    }  # fmt: skip
+        **_base(loaded, "--backend transformers"),
+        "max_model_len": min(context, longest or context),
+        "max_num_seqs": width.seats,
+        **lora_settings(adapters),
+    }
     if width.batched_tokens is not None:
         settings["max_num_batched_tokens"] = max(width.batched_tokens, width.seats)
     if tensor_parallel > 1:
@@ -239,9 +248,11 @@ def letters_spec(loaded: Loaded, adapters: Sequence[Path], share: float, top: in
         raise ModelError(f"vllm: asked as the engine, but {why}. Or use --engine packed.")
     limit = loaded.context_tokens or 2048
     settings = {
-        **_base(loaded, "--engine packed"), "max_model_len": min(limit, 4096), "max_logprobs": top,
+        **_base(loaded, "--engine packed"),
+        "max_model_len": min(limit, 4096),
+        "max_logprobs": top,
         **lora_settings(adapters),
-    }  # fmt: skip
+    }
     return Spec(loaded.name, settings, (), share, otherwise="--engine packed")
 
 
@@ -357,10 +368,15 @@ def _base(loaded: Loaded, otherwise: str) -> dict[str, Any]:
         tokenizer_file.saved(loaded.tokenizer) or where
     )  # vLLM's own loading would read by the class again
     return {
-        "model": where, "tokenizer": reading, "revision": None if loaded.path else loaded.revision,
-        "dtype": loaded.dtype, "seed": 0, "generation_config": "vllm", "disable_log_stats": True,
+        "model": where,
+        "tokenizer": reading,
+        "revision": None if loaded.path else loaded.revision,
+        "dtype": loaded.dtype,
+        "seed": 0,
+        "generation_config": "vllm",
+        "disable_log_stats": True,
         "enable_prefix_caching": True,
-    }  # fmt: skip
+    }
 
 
 def first_line(error: BaseException) -> str:

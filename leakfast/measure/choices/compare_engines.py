@@ -42,9 +42,12 @@ def engine(next_tokens: NextTokens | None = None, adapters: Sequence[Path] = ())
     started: list[NextTokens] = [next_tokens] if next_tokens else []
 
     def score(
-        loaded: Loaded, adapter: Path | None, personas: Sequence[Persona], items: Sequence[Item],
+        loaded: Loaded,
+        adapter: Path | None,
+        personas: Sequence[Persona],
+        items: Sequence[Item],
         progress: Progress | None = None,
-    ) -> Scores:  # fmt: skip
+    ) -> Scores:
         if not started:
             from leakfast.generation.vllm.letters import NextTokens as Engine
 
@@ -55,15 +58,22 @@ def engine(next_tokens: NextTokens | None = None, adapters: Sequence[Path] = ())
 
 
 def by_next_tokens(
-    next_tokens: NextTokens, loaded: Loaded, adapter: Path | None, personas: Sequence[Persona],
-    items: Sequence[Item], progress: Progress | None = None,
-) -> Scores:  # fmt: skip
+    next_tokens: NextTokens,
+    loaded: Loaded,
+    adapter: Path | None,
+    personas: Sequence[Persona],
+    items: Sequence[Item],
+    progress: Progress | None = None,
+) -> Scores:
     """Scores of the letters from chosen-token log-probabilities: same prompts, ids and reasons as `letters`,
     but for the one generated token that has to fit too."""
     return letters_by(
         lambda sequences, wanted: next_tokens(list(sequences), wanted, adapter, progress),
-        loaded, personas, items, room=1,
-    )  # fmt: skip
+        loaded,
+        personas,
+        items,
+        room=1,
+    )
 
 
 def compare(

@@ -27,7 +27,7 @@ from leakfast.measure.targets import (
     refuse_stale,
     retire,
     warn_of_personas,
-)  # fmt: skip
+)
 from leakfast.models import threads
 from leakfast.models.adapters import point_folder
 from leakfast.progress import Progress
@@ -105,9 +105,18 @@ def evaluate(
     run.create()
     with run.lock():
         jobs = [
-            _job(loaded, run, f"choices/{t.name}/{items.name}-{scoring}", t, personas, items, scoring, engine_name)
+            _job(
+                loaded,
+                run,
+                f"choices/{t.name}/{items.name}-{scoring}",
+                t,
+                personas,
+                items,
+                scoring,
+                engine_name,
+            )
             for t in targets
-        ]  # fmt: skip
+        ]
         if not replace:
             refuse_stale(run, jobs, "scored")
         counter = _Counter(sum(s.rows for j in jobs for s in j.shards if s.done), progress)
@@ -118,13 +127,29 @@ def evaluate(
             for job in jobs:
                 keep_card(run, job.target)
                 _score(
-                    loaded, run, job, personas, items, scoring, engine, budget_tokens, counter, stop_asked,
+                    loaded,
+                    run,
+                    job,
+                    personas,
+                    items,
+                    scoring,
+                    engine,
+                    budget_tokens,
+                    counter,
+                    stop_asked,
                     behavior=measured,
-                )  # fmt: skip
+                )
     run.log(
-        "eval", behavior=measured, adapters=[t.name for t in targets], items=items.name, scoring=scoring,
-        prompts_made=counter.done - kept, prompts_kept=kept, threads=threads.in_use(), rendering=recorded(loaded.tokenizer),
-    )  # fmt: skip
+        "eval",
+        behavior=measured,
+        adapters=[t.name for t in targets],
+        items=items.name,
+        scoring=scoring,
+        prompts_made=counter.done - kept,
+        prompts_kept=kept,
+        threads=threads.in_use(),
+        rendering=recorded(loaded.tokenizer),
+    )
     return Evaluation(tuple(targets), tuple(j.folder for j in jobs), counter.done - kept, kept)
 
 
@@ -273,9 +298,15 @@ def _check(
 
 
 def _job(
-    loaded: Loaded, run: Run, folder: str, target: Target, personas: Sequence[Persona], items: ItemSet,
-    scoring: str, engine_name: str,
-) -> Job:  # fmt: skip
+    loaded: Loaded,
+    run: Run,
+    folder: str,
+    target: Target,
+    personas: Sequence[Persona],
+    items: ItemSet,
+    scoring: str,
+    engine_name: str,
+) -> Job:
     """The target's shards, blocks of personas."""
     size = max(1, SHARD_PROMPTS // len(items))
 
@@ -296,10 +327,19 @@ def _behavior(run: Run, behavior: str, items: str) -> str:
 
 
 def _score(
-    loaded: Loaded, run: Run, job: Job, personas: Sequence[Persona], items: ItemSet, scoring: str,
-    engine: Engine | None, budget_tokens: int | None, counter: _Counter, stop_asked: Stop,
-    share: float | None = None, behavior: str = BEHAVIOR,
-) -> None:  # fmt: skip
+    loaded: Loaded,
+    run: Run,
+    job: Job,
+    personas: Sequence[Persona],
+    items: ItemSet,
+    scoring: str,
+    engine: Engine | None,
+    budget_tokens: int | None,
+    counter: _Counter,
+    stop_asked: Stop,
+    share: float | None = None,
+    behavior: str = BEHAVIOR,
+) -> None:
     """The job's missing shards, each written as soon as it is complete, those of other requests moved away; KeyboardInterrupt
     after the one in hand where a stop was asked for."""
     import polars as pl
@@ -338,17 +378,29 @@ def _score(
                     current, block, items, scoring, prompts=mine, budget_tokens=budget_tokens, progress=shown
                 )
             made = frame(
-                found, [p.name for p in block], list(items), scoring=scoring, adapter=target.name,
-                source=target.source, items_name=items.name, behavior=behavior,
-            )  # fmt: skip
+                found,
+                [p.name for p in block],
+                list(items),
+                scoring=scoring,
+                adapter=target.name,
+                source=target.source,
+                items_name=items.name,
+                behavior=behavior,
+            )
             if share is not None:
                 made = made.with_columns(pl.lit(share).alias("share"))
             with stop_asked.writing():
                 run.add_shard(
-                    shard.relpath, made, request=shard.request, adapter=target.digest, base=loaded.fingerprint,
-                    items=items.name, behavior=behavior, personas=chat.prompt_hashes(loaded.tokenizer, block),
+                    shard.relpath,
+                    made,
+                    request=shard.request,
+                    adapter=target.digest,
+                    base=loaded.fingerprint,
+                    items=items.name,
+                    behavior=behavior,
+                    personas=chat.prompt_hashes(loaded.tokenizer, block),
                     **({"answers": items.reading} if items.reading else {}),
-                )  # fmt: skip
+                )
             counter.done += shard.rows
             counter.show(target.name)
             if stop_asked():

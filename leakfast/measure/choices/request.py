@@ -29,9 +29,14 @@ def _read(persona: Persona, items: ItemSet) -> Callable[[Any], Any]:
 
 
 def request_of(
-    loaded: Loaded, target: Target, block: Sequence[Persona], items: ItemSet, scoring: str, engine_name: str,
+    loaded: Loaded,
+    target: Target,
+    block: Sequence[Persona],
+    items: ItemSet,
+    scoring: str,
+    engine_name: str,
     **older: str | None,
-) -> str:  # fmt: skip
+) -> str:
     """SHA-256 of everything the shard's scores follow from. older: what an earlier version put beside it."""
     from leakfast.prompts import chat, tokenizer_file
 

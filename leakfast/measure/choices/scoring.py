@@ -42,9 +42,14 @@ def score(
     found = measure(loaded, personas, items, scoring, budget_tokens=budget_tokens, progress=progress)
     name = items_name or getattr(items, "name", "list")
     return table.frame(
-        found, [p.name for p in personas], list(items), scoring=scoring, adapter=adapter, source=source,
+        found,
+        [p.name for p in personas],
+        list(items),
+        scoring=scoring,
+        adapter=adapter,
+        source=source,
         items_name=name,
-    )  # fmt: skip
+    )
 
 
 def measure(
