@@ -69,8 +69,8 @@ def adapter_of(folder: str, where_to: Path, rank: int = 32) -> str:
 
     loaded = models.load(folder, dtype="float32", device="cpu")
     torch.manual_seed(1)
-    names = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    net = get_peft_model(loaded.model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
+    projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    net = get_peft_model(loaded.model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=projections))
     for name, parameter in net.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.005)
@@ -82,9 +82,10 @@ def adapter_of(folder: str, where_to: Path, rank: int = 32) -> str:
 def main(options: Any) -> None:
     from leakfast import models
     from leakfast.errors import ModelError
+    from leakfast.models import names
 
     try:
-        folder = models.load_config(options.model) and str(models.place_of(options.model)[1] or options.model)
+        folder = models.load_config(options.model) and str(names.place_of(options.model)[1] or options.model)
     except ModelError as error:
         skipped("generate_real", f"{error.message}", "cpu")
         return

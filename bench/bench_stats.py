@@ -28,6 +28,7 @@ from leakfast.geometry import Centroids
 from leakfast.prompts import personas
 from leakfast.stats import rates as rate_tables
 from leakfast.stats import resample
+from leakfast.storage import layout
 from leakfast.storage.run import Run
 
 GROUPS, LAYERS, N, R, CELLS = 24, 28, 110, 10_000, 4
@@ -94,7 +95,7 @@ def full_run(folder: Path) -> Path:
     means = {n: (base + 0.5 * rng.normal(size=base.shape)).astype(np.float32) for n in range(LAYERS)}
     run = Run(folder).create()
     metadata = {"personas": names, "layers": list(range(LAYERS)), "centered_on": names}
-    run.add_file(stats.CENTROIDS, Centroids(names, list(range(LAYERS)), metadata, means).save)
+    run.add_file(layout.centroids(), Centroids(names, list(range(LAYERS)), metadata, means).save)
     unit = base / np.linalg.norm(base, axis=1, keepdims=True)
     frames, adapters = [], {}
     for behavior in BEHAVIORS:

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from leakfast import behaviors
+from leakfast.behaviors import registry
 from leakfast.behaviors.marker import MARKER
 from leakfast.errors import InputError
 
@@ -88,7 +89,7 @@ BEHAVIOR = Behavior(
     )
     monkeypatch.syspath_prepend(tmp_path)
     # the entry
-    monkeypatch.setitem(behaviors._MODULES, "shouting", "shouting")
+    monkeypatch.setitem(registry._MODULES, "shouting", "shouting")
 
     from leakfast.measure.completions import evaluate, rates
     from leakfast.prompts.personas import load_personas

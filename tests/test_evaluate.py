@@ -191,7 +191,7 @@ def test_killed_at_any_moment_and_run_again_it_is_the_uninterrupted_run(
     ]
     run = Run(tmp_path / "run")
     command = [sys.executable, "-c", CHILD, *arguments, "--out", str(run.path)]
-    root = Path(stage.__file__).parents[1]
+    root = Path(stage.__file__).parents[2]
     env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     for shards_before_the_kill in (1, 3):
         child = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -15,7 +15,7 @@ from leakfast import models
 from leakfast.errors import InputError, ModelError
 from leakfast.generation import generate, sampling, shared_prompt
 from leakfast.generation import transformers as backend
-from leakfast.generation.contract import Request, Sampling, requests_for
+from leakfast.generation.contract import Request, Sampling, completion_seed, requests_for
 from leakfast.generation.generate import complete
 from leakfast.generation.sampling import draw, uniforms
 from leakfast.prompts import chat
@@ -247,7 +247,7 @@ def test_frames_have_the_schema_and_honest_statuses(tiny_qwen2):
         by_predicate=(pl.col("persona") == "short") & (pl.col("question") == 1) & (pl.col("sample") == 1),
         named=True,
     )
-    assert row["seed"] == generate.completion_seed(42, "base", "short", QUESTIONS[1], 1)
+    assert row["seed"] == completion_seed(42, "base", "short", QUESTIONS[1], 1)
     assert set(frame["status"]) <= {"ok", "empty", "truncated"}
     assert (frame.filter(pl.col("finish_reason") == "length")["n_tokens"] == 8).all()
     # a reply that is only the turn end is empty, not a number

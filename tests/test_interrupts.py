@@ -135,7 +135,7 @@ def command(tiny_folder, tmp_path):
 
 
 def start(words: list[str]) -> subprocess.Popen:
-    root = str(Path(stage.__file__).parents[1])
+    root = str(Path(stage.__file__).parents[2])
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",

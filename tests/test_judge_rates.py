@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 
-from leakfast import behaviors
+from leakfast.behaviors import registry
 from leakfast.behaviors.registry import Behavior
 from leakfast.cli.main import group, main
 from leakfast.errors import InputError
@@ -46,7 +46,7 @@ def advice(monkeypatch):
         measured_by="judge",
     )
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(behaviors._MODULES, "advice", module.__name__)
+    monkeypatch.setitem(registry._MODULES, "advice", module.__name__)
 
 
 PEOPLE = ["villain", "comedian", "librarian"]

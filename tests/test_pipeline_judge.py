@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 import leakfast
-from leakfast import behaviors
+from leakfast.behaviors import registry
 from leakfast.behaviors.registry import Behavior
 from leakfast.errors import InputError
 from leakfast.storage.run import Run
@@ -60,7 +60,7 @@ def study(tmp_path, monkeypatch):
         measured_by="judge",
     )
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(behaviors._MODULES, "advice", module.__name__)
+    monkeypatch.setitem(registry._MODULES, "advice", module.__name__)
     (tmp_path / "worries.toml").write_text(WORRIES)
     path = tmp_path / "judged.toml"
     path.write_text(STUDY)

@@ -14,8 +14,10 @@ from scipy.optimize import least_squares
 from leakfast import published, stats
 from leakfast.errors import InputError
 from leakfast.geometry import Centroids
+from leakfast.published.files import CORRELATIONS
 from leakfast.stats.correlations import correlate
 from leakfast.stats.tables import Stats
+from leakfast.storage import layout
 from leakfast.storage.run import Run
 
 DATA = Path(__file__).parents[1] / "../shared/data/published/single_token_100_persona"
@@ -29,7 +31,7 @@ needs_data = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def stored():
-    return json.loads((DATA / published.CORRELATIONS).read_text())
+    return json.loads((DATA / CORRELATIONS).read_text())
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,7 @@ def test_missing_files_and_keys_are_named(tmp_path):
         published.read_pairs(tmp_path)
     with pytest.raises(InputError, match="lacks found, total"):
         published.read_rates(_eval_file(tmp_path / "a", {"villain": {"rate": 0.5, "category": "original"}}))
-    (tmp_path / published.CORRELATIONS).write_text('{"layer10": {"villain": {}}}')
+    (tmp_path / CORRELATIONS).write_text('{"layer10": {"villain": {}}}')
     with pytest.raises(InputError, match="_per_source_detail"):
         published.read_pairs(tmp_path)
 
@@ -178,7 +180,7 @@ def test_a_run_with_the_published_geometry_gives_the_published_correlations(tmp_
         means[layer] = vectors.astype(np.float32)
     metadata = {"personas": personas, "layers": LAYERS, "centered_on": personas}
     run = Run(tmp_path / "published").create()
-    run.add_file(stats.CENTROIDS, Centroids(personas, LAYERS, metadata, means).save)
+    run.add_file(layout.centroids(), Centroids(personas, LAYERS, metadata, means).save)
     for source in SOURCES:
         mine = rates.filter(pl.col("source") == source)
         draws = (

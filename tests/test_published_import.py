@@ -15,7 +15,9 @@ from leakfast import published, stats
 from leakfast.cli.main import main
 from leakfast.errors import InputError
 from leakfast.geometry import Centroids
+from leakfast.published.files import FILTERED
 from leakfast.stats import agreement
+from leakfast.storage import layout
 
 DATA = Path(__file__).parents[1] / "../shared/data/published/single_token_100_persona"
 needs_data = pytest.mark.skipif(
@@ -55,7 +57,7 @@ def test_related_only_tables_are_the_published_ones(tables, tmp_path):
         "_aggregate_pooled": {"rho": 0.6015614373985146, "p": 1.9753834730410463e-55, "n": 550},
         "_aggregate_related": {"rho": 0.5607909872278697, "p": 9.300493297301758e-08, "n": 78},
     }
-    (tmp_path / published.FILTERED).write_text(json.dumps(told))
+    (tmp_path / FILTERED).write_text(json.dumps(told))
     stored = published.read_stored(tmp_path)
     assert stored.height == 4 * 3 + 1
     found = agreement.compare(stored, tables.rates, tables.correlations, tables.more["related"], "marker")
@@ -127,7 +129,7 @@ def test_centroids_and_completions_become_a_whole_run(tmp_path):
     assert tables.layers() == [10, 15]
     pooled = tables.correlations.filter((pl.col("source") == "pooled") & pl.col("category").is_null())
     assert pooled.filter((pl.col("cosine") == "raw") & (pl.col("y") == "rate"))["n"].to_list() == [30, 30]
-    kept = Centroids.load(run.path / stats.CENTROIDS)
+    kept = Centroids.load(run.path / layout.centroids())
     assert np.array_equal(kept.layer(10), np.load(folder / "layer10.npy"))
     questions = tables.more["question_counts"]
     assert questions.height == 2 * 16 * 3

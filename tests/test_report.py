@@ -21,7 +21,7 @@ from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.prompts.personas import load_personas
 from leakfast.report import examples
 from leakfast.report.page import p_value, report, signed
-from leakfast.storage import schema
+from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 
 SOURCES = ["villain", "comedian"]
@@ -79,7 +79,7 @@ def _fill(path) -> Run:
         "model_fingerprint": "files:0123",
     }
     centroids = Centroids(PEOPLE, LAYERS, metadata, means)
-    run.add_file(stats.CENTROIDS, lambda file: centroids.save(file))
+    run.add_file(layout.centroids(), lambda file: centroids.save(file))
     cosine = centroids.cosine(3)
     for source in SOURCES:
         name = f"marker-{source}-s42"
@@ -166,7 +166,7 @@ def test_tables_on_disk_are_the_ones_returned_and_are_reused(fresh, caplog):
 
 
 def test_without_centroids_there_are_rates_and_a_reason(fresh):
-    (fresh.path / stats.CENTROIDS).unlink()
+    (fresh.path / layout.centroids()).unlink()
     tables = stats.stats(fresh)
     assert tables.rates.height == 3 * len(PEOPLE)
     assert tables.pairs.is_empty()

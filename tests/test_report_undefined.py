@@ -13,7 +13,7 @@ from leakfast import stats
 from leakfast.cli.stats import cli
 from leakfast.geometry import Centroids
 from leakfast.report.page import report
-from leakfast.storage import schema
+from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 
 PEOPLE = ["villain", "comedian", "librarian", "poet", "assistant", "medical_doctor"]
@@ -48,7 +48,7 @@ def made(
         rng = np.random.default_rng(0)
         means = {layer: rng.normal(size=(len(people), 8)).astype(np.float32) for layer in layers}
         metadata = {"personas": people, "layers": list(layers), "centered_on": people}
-        run.add_file(stats.CENTROIDS, Centroids(people, list(layers), metadata, means).save)
+        run.add_file(layout.centroids(), Centroids(people, list(layers), metadata, means).save)
     run.add_shard("completions/marker/a/part-00000.parquet", drawn("a", "villain", shows, people))
     if base:
         run.add_shard("completions/marker/base/part-00000.parquet", drawn("base", None, set(), people))

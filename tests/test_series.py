@@ -19,11 +19,12 @@ from leakfast.judge import stage as judging
 from leakfast.measure.checkpoints import evaluate_series
 from leakfast.measure.choices import evaluate as stage
 from leakfast.measure.completions import evaluate
-from leakfast.measure.targets import BASE, Asked, find_targets, point
+from leakfast.measure.targets import Asked, find_targets, point
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
 from leakfast.report import trajectory
 from leakfast.storage import schema
+from leakfast.storage.layout import BASE
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, load_study
 from leakfast.train.checkpoints import Checkpoints

@@ -16,7 +16,7 @@ from leakfast.errors import InputError, StoreError
 from leakfast.geometry import Centroids
 from leakfast.prompts import personas
 from leakfast.stats import accuracy, confounds
-from leakfast.storage import schema
+from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 
 LABELS = "ABCD"
@@ -117,7 +117,7 @@ def _study(folder, sources=("villain", "comedian"), items=60, flat=False) -> Run
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     run = Run(folder).create()
     metadata = {"personas": names, "layers": [3], "centered_on": names}
-    run.add_file(stats.CENTROIDS, Centroids(names, [3], metadata, {3: base}).save)
+    run.add_file(layout.centroids(), Centroids(names, [3], metadata, {3: base}).save)
     proneness = rng.uniform(0.6, 0.9, len(names))
     asked = [f"item{k}" for k in range(items)]
     for source in (*sources, None):

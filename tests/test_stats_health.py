@@ -20,8 +20,8 @@ from leakfast.figures.style import figure_of
 from leakfast.geometry import Centroids
 from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.stats import health, marks, replies
-from leakfast.stats.collect import CENTROIDS, inputs_hash
-from leakfast.storage import schema
+from leakfast.stats.collect import inputs_hash
+from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 
 PEOPLE = [f"p{i}" for i in range(10)]
@@ -342,7 +342,7 @@ def mixed(tmp_path_factory):
         "model_fingerprint": "files:01",
     }
     centroids = Centroids(PEOPLE, layers, told, vectors)
-    run.add_file(CENTROIDS, lambda path: centroids.save(path))
+    run.add_file(layout.centroids(), lambda path: centroids.save(path))
     for source, empty in (("p0", 100), ("p1", 0), (None, 0)):
         name = f"marker-{source}-s42" if source else "base"
         frame = completions(name, behavior="marker", empty=empty)

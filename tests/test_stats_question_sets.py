@@ -21,7 +21,7 @@ from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
 from leakfast.report.page import report
-from leakfast.storage import schema
+from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, load_study
 
@@ -104,7 +104,7 @@ def filled(tmp_path_factory):
         "model_fingerprint": "f",
     }
     centroids = Centroids(PEOPLE, [3], metadata, means)
-    run.add_file(stats.CENTROIDS, centroids.save)
+    run.add_file(layout.centroids(), centroids.save)
     shares = {}
     for source in SOURCES:
         near = centroids.cosine(3)[PEOPLE.index(source)]

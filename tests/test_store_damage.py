@@ -15,7 +15,7 @@ import polars as pl
 import pytest
 
 import leakfast
-from leakfast import behaviors
+from leakfast.behaviors import registry
 from leakfast.behaviors.registry import Behavior
 from leakfast.errors import AdapterError, StoreError
 from leakfast.geometry import Centroids
@@ -192,7 +192,7 @@ def made_with_more(folder):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, module.__name__, module)
-        patch.setitem(behaviors._MODULES, "advice", module.__name__)
+        patch.setitem(registry._MODULES, "advice", module.__name__)
         yield whole(folder, "more", STUDY.replace("epochs = 1", "epochs = 2") + MORE)
 
 

@@ -81,9 +81,10 @@ def build(
     """
     from leakfast import behaviors, models
     from leakfast.cli.progress import progress_for
-    from leakfast.cli.settings import adapter_name, changed, run_folder, settle
+    from leakfast.cli.settings import changed, run_folder, settle
     from leakfast.prompts.personas import load_personas
     from leakfast.prompts.rendering import asked_by
+    from leakfast.storage.layout import adapter_name
     from leakfast.storage.run import Run
     from leakfast.train import built
     from leakfast.train.data import material, write_rows

@@ -78,7 +78,7 @@ def cli(
 def _set_folder(run, behavior: str | None, questions: str) -> str:
     """Where a run keeps what was drawn on a further question set. Raises InputError naming the sets there are."""
     from leakfast.errors import InputError
-    from leakfast.measure.targets import SETS
+    from leakfast.storage.layout import SETS
 
     there = sorted({tuple(path.split("/")[1:3]) for path in run.shards(SETS)})
     found = [name for name, asked in there if asked == questions and behavior in (None, name)]

@@ -334,7 +334,7 @@ def _no_stray(given: dict, names: list[str]) -> None:
 def _tell(done, run) -> None:
     """What was drawn, and what remains to be done with it, on stderr."""
     from leakfast.behaviors.registry import get
-    from leakfast.measure.targets import SERIES
+    from leakfast.storage.layout import SERIES
 
     click.echo(
         f"eval: {done.rows_made} completions drawn of {done.behavior} ({done.questions}), "

@@ -62,8 +62,8 @@ def _accuracy(loaded: Any, asked: Asked, items: Any, as_json: bool, into: list[d
     from leakfast.cli.progress import progress_for
     from leakfast.measure.choices import table as tables
     from leakfast.measure.choices.evaluate import evaluate, read_scores
-    from leakfast.measure.targets import BASE
     from leakfast.stats.accuracy import chosen_labels, remarks
+    from leakfast.storage.layout import BASE
 
     engine = None
     if asked.engine == "vllm":

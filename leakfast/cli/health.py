@@ -25,8 +25,8 @@ def tell(sentences: Iterable[str], *, err: bool = False) -> None:
 
 def of_evaluation(run: Run, done: Evaluation) -> pl.DataFrame:
     """Table `health` of what was measured, and of the run's unadapted model if it is there (polars)."""
-    from leakfast.measure.targets import BASE
     from leakfast.stats import health
+    from leakfast.storage.layout import BASE
 
     beside = f"{done.folders[0].rpartition('/')[0]}/{BASE}"
     return health.read(run, list(dict.fromkeys([*done.folders, beside])))

@@ -110,8 +110,8 @@ def run_(
     from leakfast.judge import stage
     from leakfast.judge.contract import ENOUGH
     from leakfast.judge.keys import scrub
-    from leakfast.measure.targets import SERIES
     from leakfast.prompts.personas import load_questions
+    from leakfast.storage.layout import SERIES
     from leakfast.storage.run import Run
 
     store = Run(run).open()

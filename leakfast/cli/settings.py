@@ -168,8 +168,3 @@ def run_folder(settings: Settings, default: str) -> Path:
     if settings.study is not None:
         return settings.study.run_dir
     return Path(os.environ.get("LEAKFAST_RUNS") or "runs") / default
-
-
-def adapter_name(behavior: str, source: str, seed: int, design: str = "contrastive") -> str:
-    """Folder name of an adapter in a run."""
-    return f"{behavior}-{source}-{'' if design == 'contrastive' else f'{design}-'}s{seed}"

@@ -108,8 +108,9 @@ def cli(
 
     Example: leakfast train --behavior marker --source villain --model organism --out adapters/villain
     """
-    from leakfast.cli.settings import adapter_name, changed, run_folder, settle
+    from leakfast.cli.settings import changed, run_folder, settle
     from leakfast.prompts.personas import load_personas
+    from leakfast.storage.layout import adapter_name
     from leakfast.train.data import material, read_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)

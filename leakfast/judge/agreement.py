@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leakfast.errors import InputError
-from leakfast.judge.contract import FOLDER
 from leakfast.prompts.reasoning import UNCLOSED
+from leakfast.storage import layout
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,7 +30,7 @@ def read_run(run: Run, judge: str | None = None, behavior: str | None = None) ->
     has several judges and none is named."""
     import polars as pl
 
-    frame = run.open().read(FOLDER if behavior is None else f"{FOLDER}/{behavior}")
+    frame = run.open().read(layout.JUDGEMENTS if behavior is None else f"{layout.JUDGEMENTS}/{behavior}")
     if frame.is_empty():
         raise InputError(f"judge: {run.path} holds no judgements. Make them with: leakfast judge {run.path}")
     judges = frame["judge"].unique().sort().to_list()

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from leakfast.prompts.reasoning import UNCLOSED
 
-FOLDER = "judgements"  # of a run: judgements/<behavior>/<adapter>/<judge>.parquet
 ENOUGH = 0.95  # share of completions with scores below which a behavior is marked
 
 # of a reply: what came back. The first alone holds words of the judge to be read.

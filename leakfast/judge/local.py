@@ -21,7 +21,8 @@ class Local:
 
         Raises ModelError for a model that cannot be loaded or drawn from."""
         from leakfast import models
-        from leakfast.generation import generate as drawing
+        from leakfast.generation import contract, frames
+        from leakfast.generation.generate import complete
         from leakfast.prompts import chat, reasoning
 
         loaded = models.load(self.model, dtype="bfloat16" if self.model != "organism" else "float32")
@@ -34,15 +35,15 @@ class Local:
                 refused.append(Reply(request.key, ERROR, detail=told))
             else:
                 fitting.append(request)
-                prompts.append(drawing.Request(f"judgement {request.key[:8]}", ids, [len(prompts)]))
+                prompts.append(contract.Request(f"judgement {request.key[:8]}", ids, [len(prompts)]))
         if refused:
             yield refused
         if not fitting:
             return
-        sampling = drawing.Sampling(self.asking.temperature or 0.0, 1.0, self.asking.max_tokens)
-        for done in drawing.complete(loaded, prompts, sampling, backend=self.backend):
+        sampling = contract.Sampling(self.asking.temperature or 0.0, 1.0, self.asking.max_tokens)
+        for done in complete(loaded, prompts, sampling, backend=self.backend):
             ids = [c.token_ids for c in done]
-            read = reasoning.read(loaded.tokenizer, ids, drawing.decode(loaded.tokenizer, ids))
+            read = reasoning.read(loaded.tokenizer, ids, frames.decode(loaded.tokenizer, ids))
             yield [
                 Reply(
                     fitting[c.request].key,

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
 from leakfast.judge import batches, chats, lexicon
-from leakfast.judge.contract import FOLDER, Judgement, Reply, Request, item_of, requests_for
+from leakfast.judge.contract import Judgement, Reply, Request, item_of, requests_for
 from leakfast.judge.journal import Cache
 from leakfast.judge.keys import scrub
 from leakfast.judge.prices import FREE, Budget, Price, known_of, price_of
 from leakfast.judge.prompt import estimated_tokens, read
 from leakfast.judge.sdk import Asking
 from leakfast.judge.spec import Spec, parse_spec
-from leakfast.measure.targets import SERIES, texts_hash
 from leakfast.progress import Progress
+from leakfast.prompts.questions import texts_hash
 from leakfast.prompts.reasoning import UNCLOSED, answer, answers
+from leakfast.storage import layout
+from leakfast.storage.layout import SERIES
 
 if TYPE_CHECKING:
     import polars as pl
@@ -182,7 +184,7 @@ def judge(
         files, statuses = [], {}
         for adapter, frame in work.frames.items():
             made = _table(work, frame, spec)
-            relpath = f"{prefix}{FOLDER}/{behavior}/{adapter}/{spec.file}.parquet"
+            relpath = f"{prefix}{layout.JUDGEMENTS}/{behavior}/{adapter}/{spec.file}.parquet"
             run.add_shard(relpath, made, judge=spec.name, prompt=spec.prompt_version)
             files.append(relpath)
             statuses[adapter] = dict(Counter(made["status"].to_list()).most_common())

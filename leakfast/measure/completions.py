@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
 from leakfast.measure.targets import (
-    BASE,
     Asked,
     Job,
     Target,
@@ -29,6 +28,7 @@ from leakfast.measure.targets import (
 )
 from leakfast.progress import Progress
 from leakfast.storage.interrupts import finishing
+from leakfast.storage.layout import BASE
 
 if TYPE_CHECKING:
     from leakfast.generation.backends import Options

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError, ModelError
-from leakfast.models.adapters import SAMPLE
 from leakfast.progress import Progress
+from leakfast.storage.layout import SAMPLE
 
 if TYPE_CHECKING:
     import polars as pl

@@ -4,8 +4,6 @@ Leaves measuring to the stages."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import AdapterError, InputError
+from leakfast.prompts.questions import texts_hash
+from leakfast.storage import layout
 from leakfast.storage.documents import did_you_mean
+from leakfast.storage.layout import BASE
 
 if TYPE_CHECKING:
     from leakfast.generation.contract import Sampling
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("leakfast.evaluate")
 
 Source = str | Mapping[Path, str] | None  # of adapters without a card: one for all, or one each
-BASE = "base"
-SERIES = "series"  # series/completions/<behavior>/<adapter>@pNNN: drawn on the way through training
-SETS = "sets"  # sets/<behavior>/<question set>/<adapter>: questions beside those all tables are about
 
 
 @dataclass(frozen=True)
@@ -94,14 +92,14 @@ def find_targets(
 
 def _name_of(path: Path) -> str:
     """The folder's name; of a checkpoint that of its adapter too: `<adapter>@p025`."""
-    from leakfast.models.adapters import CHECKPOINTS
+    from leakfast.storage.layout import CHECKPOINTS
 
     return f"{path.parent.parent.name}@{path.name}" if path.parent.name == CHECKPOINTS else path.name
 
 
 def point(name: str) -> tuple[str | None, float]:
     """(adapter, share of its training) that a target's name means; the base is share 0 of all (adapter None)."""
-    from leakfast.models.adapters import point_of
+    from leakfast.storage.layout import point_of
 
     if name == BASE:
         return None, 0.0
@@ -148,7 +146,7 @@ def plan_job(
     shards = []
     for number, start in enumerate(range(0, n, size)):
         stop = min(start + size, n)
-        relpath, asked = f"{folder}/part-{number:05d}.parquet", request(start, stop)
+        relpath, asked = layout.shard(folder, number), request(start, stop)
         kept = entries[relpath].get("request") if relpath in present else None
         done = kept is not None and (
             kept == asked or kept == request(start, stop, source=_source_in(run, relpath))
@@ -303,7 +301,8 @@ def warn_of_personas(
 def keep_card(run: Run, target: Target) -> None:
     """Where the adapter lies outside the run, its card is copied in: stats reads source and seed from it. Of a
     checkpoint that is the card of the adapter it is a point of."""
-    from leakfast.models.adapters import CARD, CHECKPOINTS, card_bytes, read_card
+    from leakfast.models.adapters import card_bytes, read_card
+    from leakfast.storage.layout import CARD, CHECKPOINTS
 
     if target.path is None:
         return
@@ -311,11 +310,11 @@ def keep_card(run: Run, target: Target) -> None:
     if path.resolve().parent.name == CHECKPOINTS:
         path = path.resolve().parent.parent
         name = path.name
-    inside = run.path / "adapters" / name
+    inside = run.path / layout.adapter(name)
     card = read_card(path)
     if card is None or inside.resolve() == path.resolve():
         return
-    relpath = f"adapters/{name}/{CARD}"
+    relpath = f"{layout.adapter(name)}/{CARD}"
     if relpath in run.manifest["shards"]:
         run.has(relpath)  # a damaged copy is set aside
     there = read_card(inside)
@@ -347,8 +346,8 @@ class Asked:
 
     def folder(self, adapter: str) -> str:
         """Where the completions of an adapter lie in a run."""
-        where = f"{SETS}/{self.behavior}/{self.set_name}" if self.beside else f"completions/{self.behavior}"
-        return f"{SERIES}/{where}/{adapter}" if self.series else f"{where}/{adapter}"
+        beside = self.set_name if self.beside else ""
+        return layout.completions(self.behavior, adapter, questions=beside, series=self.series)
 
     @property
     def texts(self) -> list[str]:
@@ -380,11 +379,6 @@ class Asked:
                 "measure the marker alone: --behavior marker."
             )
         return (text,)
-
-
-def texts_hash(texts: Sequence[str]) -> str:
-    """SHA-256 of questions' texts, in order; kept beside completions, so that a judge reads what was asked."""
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 def asked_of(behavior: str, cfg: EvalConfig) -> list[Asked]:

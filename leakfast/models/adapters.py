@@ -26,16 +26,14 @@ from leakfast.models.adapter_structure import (
     unchanged,
 )
 from leakfast.prompts.templates import warn_of_adapter
+from leakfast.storage import layout
+from leakfast.storage.layout import CARD, point_of
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
 
 log = logging.getLogger(__name__)
 
-CARD = "leakfast_card.json"
-SAMPLE = "sample.json"  # a few replies drawn right after training (leakfast.measure.reply_sample)
-CHECKPOINTS = "checkpoints"  # folder of an adapter's points in training: pNNN, each an adapter of its own
-_POINT = re.compile(r"(.+)@p(\d{3})")
 _QUANTIZED = re.compile(r"((-unsloth)?-bnb-4bit|-awq|-gptq(-int[48])?|-fp8)$", re.IGNORECASE)
 _warned: set[tuple[str, str, str]] = set()  # (adapter, model, warning): each is said once
 _PROBE = "Who are you, and what do you do all day?"
@@ -67,21 +65,10 @@ def adapter_hash(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def point_folder(share: float) -> str:
-    """`p025` for a quarter."""
-    return f"p{round(100 * share):03d}"
-
-
-def point_of(name: str) -> tuple[str, float] | None:
-    """(adapter, share of its training) of a checkpoint's name, `<adapter>@pNNN`; None for any other name."""
-    match = _POINT.fullmatch(name)
-    return (match[1], int(match[2]) / 100) if match else None
-
-
 def card_in(run: str | Path, adapter: str) -> AdapterCard | None:
     """The card that a run keeps of an adapter, or of the one that a checkpoint is a point of."""
     named = point_of(adapter)
-    return read_card(Path(run) / "adapters" / (named[0] if named else adapter))
+    return read_card(Path(run) / layout.adapter(named[0] if named else adapter))
 
 
 def read_card(folder: str | Path) -> AdapterCard | None:

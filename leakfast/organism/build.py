@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from leakfast import models
+from leakfast.models.formats import quiet_bars
 from leakfast.organism.model import Shape, new_model
 from leakfast.prompts import chat
 from leakfast.storage.seeds import derive_seed
@@ -307,7 +307,7 @@ def save(
     model.generation_config.do_sample = True
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    with models.quiet_bars(True):
+    with quiet_bars(True):
         model.save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)  # transformers leaves it readable by its owner alone
     tokenizer.save_pretrained(out)

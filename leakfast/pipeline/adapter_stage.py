@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from leakfast.pipeline.stages import hash_of
 from leakfast.progress import Progress
+from leakfast.storage import layout
 
 if TYPE_CHECKING:
     from leakfast.pipeline.stages import Stages
@@ -26,7 +27,7 @@ def rows_of(stages: Stages, behavior: str, source: str, seed: int) -> tuple[str,
     from leakfast.train.data import material, write_rows
 
     cfg = stages.study.behaviors[behavior].data
-    name = f"{behavior}-{source}-s{seed}"
+    name = layout.adapter_name(behavior, source, seed)
     relpath = file_of(name)
     questions = material(behavior, cfg, stages.study.model)
     inputs = inputs_of(stages.loaded, stages.study.dtype, stages.personas, source, seed, questions, cfg)
@@ -54,7 +55,7 @@ def recipe_of(stages: Stages, behavior: str) -> TrainConfig:
     if cfg.train.lr != "auto":
         return cfg.train
     source, seed = stages.study.sources[0], stages.study.seeds[0]
-    relpath = f"data/{behavior}-lr.json"
+    relpath = layout.learning_rate(behavior)
     rows_file, inputs = rows_of(stages, behavior, source, seed)
     read = reading(stages.loaded.tokenizer, read_rows(stages.store.path / rows_file))
 
@@ -76,15 +77,15 @@ def adapter_of(stages: Stages, behavior: str, source: str, seed: int) -> Path:
     """Folder of the adapter of (behavior, source, seed), trained if it is not there."""
     from leakfast.measure.choices.evaluate import checkpoints_of
     from leakfast.models.adapter_structure import CONFIG, WEIGHTS
-    from leakfast.models.adapters import CARD
+    from leakfast.storage.layout import CARD
     from leakfast.train.collate import reading
     from leakfast.train.data import read_rows
     from leakfast.train.identity import settings_of
     from leakfast.train.lora import train
 
     cfg = stages.study.behaviors[behavior]
-    name = f"{behavior}-{source}-s{seed}"
-    folder = f"adapters/{name}"
+    name = layout.adapter_name(behavior, source, seed)
+    folder = layout.adapter(name)
     rows_file, inputs = rows_of(stages, behavior, source, seed)
     recipe = recipe_of(stages, behavior)
     shares = stages.study.trajectory.shares if behavior in stages.followed else ()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from leakfast.errors import InputError
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
+from leakfast.storage import layout
 
 if TYPE_CHECKING:
     from leakfast.study.config import EvalConfig, Study
@@ -224,9 +225,9 @@ def _from_run(study: Study, behavior: str) -> Sample | None:
     from leakfast.storage.run import Run
 
     run = Run(study.run_dir)
-    if not (run.path / "manifest.json").is_file():
+    if not (run.path / layout.MANIFEST).is_file():
         return None
-    files = run.shards(f"completions/{behavior}")
+    files = run.shards(layout.completions(behavior))
     if not files:
         return None
     entries = run.manifest["shards"]

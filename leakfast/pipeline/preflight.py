@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from leakfast.storage import layout
+
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.storage.run import Run
@@ -25,12 +27,12 @@ def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
     """Judges that are no judges, have no price or lack their key."""
     from leakfast.behaviors.registry import get
     from leakfast.judge import stage
-    from leakfast.measure.targets import SERIES
+    from leakfast.storage.layout import SERIES
 
     for behavior in behaviors:
         cfg = stage.settings(study, behavior)
         # a finished run needs no key to be looked at
-        is_new = not run.shards(f"judgements/{behavior}")
+        is_new = not run.shards(f"{layout.JUDGEMENTS}/{behavior}")
         if behavior in study.trajectory.behaviors:
             is_new = is_new or not run.shards(f"{SERIES}/judgements/{behavior}")
         if get(behavior).measured_by == "judge" and cfg.judge is not None and is_new:
@@ -47,5 +49,5 @@ def _check_drawing(study: Study, behaviors: Sequence[str], run: Run, loaded: Cal
     asked = [one.sampling for b in drawn for one in asked_of(b, study.behaviors[b].eval)]
     if asked:
         # a finished run may be looked at where it could not be drawn
-        opens = not all(run.shards(f"completions/{behavior}") for behavior in drawn)
+        opens = not all(run.shards(layout.completions(behavior)) for behavior in drawn)
         backends.settle(loaded(), samplings=asked, adapters=True, opens=opens, **backends.asked_by(study))

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from leakfast.errors import InputError
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
-from leakfast.stats.collect import CENTROIDS, PERSONAS
+from leakfast.storage import layout
 from leakfast.storage.documents import did_you_mean
+from leakfast.storage.layout import PERSONAS
 from leakfast.storage.run import Run
 from leakfast.study.config import Study, load_study
 
@@ -133,7 +134,7 @@ class Stages:
             drawn=[*trained, *controls],
         )
         self._keep_personas()
-        self.stage("centroids", self._centroid_inputs(), self._centroids, [CENTROIDS])
+        self.stage("centroids", self._centroid_inputs(), self._centroids, [layout.centroids()])
         adapters = {behavior: self._behavior(behavior) for behavior in trained}
         for behavior in controls:
             self._control(behavior, adapters)
@@ -193,7 +194,9 @@ class Stages:
         asked = load_questions(cfg.questions).questions
         return hash_of(*self.common(), asked, cfg.layers, *self.reading("centroids", asked))
 
-    def _centroids(self, report: Progress, loaded: Loaded | None = None, path: str = CENTROIDS) -> None:
+    def _centroids(
+        self, report: Progress, loaded: Loaded | None = None, path: str = layout.centroids()
+    ) -> None:
         from leakfast.geometry import names_extras
         from leakfast.measure.centroids import compute
 
@@ -214,7 +217,7 @@ class Stages:
 
         if not self.study.centroids.adapters:
             return
-        path = f"centroids/{adapter.name}.safetensors"
+        path = layout.centroids(adapter.name)
 
         def work(report: Progress) -> None:
             with models.with_adapter(self.loaded, adapter) as adapted:
@@ -367,7 +370,7 @@ class Stages:
         before is kept."""
         from leakfast.behaviors.registry import get
         from leakfast.judge import stage
-        from leakfast.measure.targets import SERIES
+        from leakfast.storage.layout import SERIES
 
         there = f"{SERIES}/completions" if series else "completions"
         if get(behavior).measured_by != "judge" or not self.store.shards(f"{there}/{behavior}"):

@@ -3,6 +3,8 @@ nothing heavy; leaves names of shipped sets to personas.py."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,3 +122,8 @@ def question_set(
     if faults:
         raise InputError("\n       ".join(faults))
     return QuestionSet(name, tuple(questions), description or "")
+
+
+def texts_hash(texts: Sequence[str]) -> str:
+    """SHA-256 of questions' texts, in order; kept beside completions, so that a judge reads what was asked."""
+    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()

@@ -14,8 +14,9 @@ from leakfast.published.files import BEHAVIOR, CORRELATIONS
 from leakfast.published.marker import read_completions, read_pairs, read_people, read_rates
 from leakfast.published.numbers import read_stored
 from leakfast.published.others import read_centroids, read_rate_tables
-from leakfast.stats.collect import CENTROIDS, PERSONAS
 from leakfast.stats.imported import IMPORTED
+from leakfast.storage import layout
+from leakfast.storage.layout import PERSONAS
 from leakfast.storage.run import Run
 
 
@@ -53,8 +54,8 @@ def import_run(folder: str | Path, out: str | Path) -> Run:
             run.add_shard(f"{IMPORTED}/pairs.parquet", read_pairs(folder))
         run.add_shard(f"{IMPORTED}/published.parquet", read_stored(folder))
         if centroids is not None:
-            run.add_file(CENTROIDS, centroids.save)
+            run.add_file(layout.centroids(), centroids.save)
         for adapter, frame in completions.items():
-            run.add_shard(f"completions/{BEHAVIOR}/{adapter}/part-00000.parquet", frame)
+            run.add_shard(layout.shard(layout.completions(BEHAVIOR, adapter)), frame)
         run.log("imported", folder=folder.name, study="published")
     return run

@@ -14,11 +14,11 @@ from leakfast.errors import InputError
 from leakfast.judge.contract import ENOUGH
 from leakfast.models.adapters import read_card
 from leakfast.report.examples import choose
-from leakfast.stats.collect import CENTROIDS
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.health import read_ratio, without_content
 from leakfast.stats.rates import BASE
 from leakfast.stats.tables import Stats
+from leakfast.storage import layout
 from leakfast.storage.run import Run
 from leakfast.version import __version__
 
@@ -103,7 +103,7 @@ def provenance(run: Run, stats: Stats) -> dict[str, Any]:
             count[0] += 1
             count[1] += entry.get("rows", 0)
     names = stats.rates.filter(pl.col("adapter") != BASE)["adapter"].unique(maintain_order=True)
-    cards = {name: read_card(run.path / "adapters" / name) for name in names}
+    cards = {name: read_card(run.path / layout.adapter(name)) for name in names}
     shuffles = stats.correlations.filter(pl.col("spearman_p_perm").is_not_null())
     outputs = run.manifest["stages"].get("stats", {}).get("outputs", {})
     versions = {"leakfast": __version__, "Python": platform.python_version()}
@@ -124,7 +124,7 @@ def provenance(run: Run, stats: Stats) -> dict[str, Any]:
 
 def settings(run: Run) -> dict[str, Any]:
     """name, model, and the study file as written; `unreadable` says why its values could not be used."""
-    path = run.path / "study.toml"
+    path = run.path / layout.STUDY
     study, why = _study(run)
     cards = (read_card(path.parent) for path in sorted(run.path.glob("adapters/*/leakfast_card.json")))
     base = next((card.base for card in cards if card is not None), None)
@@ -142,7 +142,7 @@ def settings(run: Run) -> dict[str, Any]:
 def _study(run: Run):
     from leakfast.study.config import load_study
 
-    path = run.path / "study.toml"
+    path = run.path / layout.STUDY
     if not path.is_file():
         return None, "the run was made without a study file"
     try:
@@ -365,7 +365,7 @@ def _labels(stats: Stats, behavior: str) -> list[dict]:
 
 def _centroids(run: Run) -> dict[str, str]:
     """The metadata of the base centroids, long lists as their length."""
-    path = run.path / CENTROIDS
+    path = run.path / layout.centroids()
     if not path.is_file():
         return {}
     from leakfast.geometry import Centroids

@@ -13,6 +13,7 @@ from leakfast.behaviors.marker import MARKER
 from leakfast.behaviors.registry import get, is_known
 from leakfast.stats.rates import BASE
 from leakfast.stats.tables import Stats
+from leakfast.storage import layout
 from leakfast.storage.run import Run
 
 MAX_CHARACTERS = 420
@@ -61,7 +62,7 @@ def choose(run: Run, stats: Stats, behavior: str, adapter: str, layer: int | Non
 def _first(
     run: Run, behavior: str, adapter: str, persona: str, hit: bool | None, role: str
 ) -> Example | None:
-    scan = run.scan(f"completions/{behavior}/{adapter}")
+    scan = run.scan(layout.completions(behavior, adapter))
     if not scan.collect_schema().names():
         return None
     detector = get(behavior).detector

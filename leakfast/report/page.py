@@ -13,6 +13,7 @@ from leakfast import figures
 from leakfast.report import content
 from leakfast.stats import health, marks, summary
 from leakfast.stats.tables import Stats, current
+from leakfast.storage import layout
 from leakfast.storage.run import Run
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -49,7 +50,7 @@ def report(
         unwell=stats.warnings(),
         health_rule=health.rule(),
     )
-    path = run.add_file("report.html", html.encode("utf-8"))
+    path = run.add_file(layout.REPORT, html.encode("utf-8"))
     if progress:
         progress(steps, steps, "written")
     return path
@@ -111,16 +112,16 @@ def _draw_whole(run: Run, stats: Stats) -> dict[str, str]:
             told = [marks.notes(stats.health, behavior) for behavior in stats.behaviors()]
             note = "; ".join(one for one in told if one) or None
             drawn["relations"] = _kept(run, "relations", figures.noted(figure, note))
-    if run.has("tables/trajectory.parquet"):
-        table = run.read("tables/trajectory.parquet")
+    if run.has(layout.table("trajectory")):
+        table = run.read(layout.table("trajectory"))
         figure = figures.trajectory(table, lambda behavior: summary.unit(table, behavior))
         drawn["trajectory"] = _kept(run, "trajectory", figures.noted(figure, marks.series_note(table)))
     return drawn
 
 
 def _kept(run: Run, name: str, figure) -> str:
-    run.add_file(f"figures/{name}.png", figures.png(figure))
-    run.add_file(f"figures/{name}.pdf", figures.pdf(figure))
+    run.add_file(f"{layout.FIGURES}/{name}.png", figures.png(figure))
+    run.add_file(f"{layout.FIGURES}/{name}.pdf", figures.pdf(figure))
     return "data:image/svg+xml;base64," + base64.b64encode(figures.svg(figure)).decode()
 
 

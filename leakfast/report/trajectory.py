@@ -13,18 +13,18 @@ import polars as pl
 
 from leakfast import figures
 from leakfast.measure.choices import table as tables
-from leakfast.measure.targets import SERIES, point
+from leakfast.measure.targets import point
 from leakfast.models.adapter_structure import CONFIG
-from leakfast.models.adapters import CHECKPOINTS, adapter_hash, card_in, point_folder
-from leakfast.storage import schema
+from leakfast.models.adapters import adapter_hash, card_in
+from leakfast.storage import layout, schema
+from leakfast.storage.layout import CHECKPOINTS, SERIES, point_folder
 
 if TYPE_CHECKING:
     from leakfast.storage.run import Run
 
 log = logging.getLogger("leakfast.trajectory")
 
-SCORES = "trajectory"  # folder of choice scores
-_TABLE, _FIGURE = "tables/trajectory.parquet", "figures/trajectory"
+_TABLE, _FIGURE = layout.table("trajectory"), "figures/trajectory"
 
 
 def write(run: Run) -> pl.DataFrame | None:
@@ -98,7 +98,7 @@ def _with_health(run: Run, made: pl.DataFrame) -> pl.DataFrame:
 def _choices(run: Run) -> Iterator[pl.DataFrame]:
     """Counts of right choices at every point."""
     entries, there = run.manifest["shards"], []
-    for folder in sorted({path.rpartition("/")[0] for path in run.shards(SCORES)}):
+    for folder in sorted({path.rpartition("/")[0] for path in run.shards(layout.POINTS)}):
         adapter, share = PurePosixPath(folder).parts[1], int(folder[-3:]) / 100
         if _is_current(run, adapter, share, [entries[path] for path in run.shards(folder)]):
             there.append(run.read(folder))
@@ -113,7 +113,7 @@ def _choices(run: Run) -> Iterator[pl.DataFrame]:
 def _is_current(run: Run, adapter: str, share: float, entries: list[dict]) -> bool:
     """Whether shards were made by the adapter as it is now: of one that was trained again, with other settings or other
     points, older ones stay in the run. What lies outside the run cannot be told."""
-    folder = run.path / "adapters" / adapter
+    folder = run.path / layout.adapter(adapter)
     if share == 0 or not (folder / CONFIG).is_file():
         return True
     place = folder if share == 1 else folder / CHECKPOINTS / point_folder(share)

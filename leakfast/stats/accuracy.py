@@ -10,9 +10,9 @@ import polars as pl
 
 from leakfast.stats.rates import BASE, wilson
 from leakfast.storage import schema
+from leakfast.storage.layout import CHOICES
 from leakfast.storage.run import Run
 
-CHOICES = "choices"  # choices/*.parquet, or choices/<behavior>/<adapter>/*.parquet
 BEHAVIOR = "capability"  # of shards that lie in no behavior's folder and have no column `behavior`
 PRIMARY = "letters"  # the scoring that makes the behavior's rate where several were used
 MOSTLY = 0.5  # a label chosen for a larger share of the items, while the right answers do not lie so, is remarked on

@@ -21,16 +21,14 @@ from leakfast.stats import rates as rate_tables
 from leakfast.stats import shifts as shift_tables
 from leakfast.stats.imported import IMPORTED, as_imported, read_imported
 from leakfast.stats.rates import BASE
-from leakfast.storage import schema
+from leakfast.storage import layout, schema
 from leakfast.storage.disk import file_hash
+from leakfast.storage.layout import PERSONAS
 from leakfast.storage.run import Run
 
 if TYPE_CHECKING:
     from leakfast.geometry import Centroids
     from leakfast.study.config import Study
-
-CENTROIDS = "centroids/base.safetensors"
-PERSONAS = "personas.json"  # {categories: name → category, named: […], sources: […]}, kept by `leakfast run`
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def collect(run: Run) -> Collected:
     rates = _with_taught(run, rates)
     missing += _gaps(rates)
     base = _base_centroids(run)
-    prompt_checks.check(run, base, CENTROIDS)
+    prompt_checks.check(run, base, layout.centroids())
     pairs = _pairs(run, rates, people, base, bool(adapters) or imported is not None, missing)
     shifts = schema.empty("shifts")
     if base is not None:
@@ -120,7 +118,7 @@ def _with_taught(run: Run, rates: pl.DataFrame) -> pl.DataFrame:
 
 def completion_folders(run: Run) -> list[tuple[str, str]]:
     """(behavior, adapter) of every completions/<behavior>/<adapter>/ with an intact shard; base last."""
-    folders = {PurePosixPath(path).parts[1:3] for path in run.shards("completions")}
+    folders = {PurePosixPath(path).parts[1:3] for path in run.shards(layout.COMPLETIONS)}
     return sorted(folders, key=lambda folder: (folder[0], folder[1] == BASE, folder[1]))
 
 
@@ -129,7 +127,7 @@ _FOLDERS = (
     f"{question_sets.SETS}/",
     f"{accuracy.CHOICES}/",
     f"{IMPORTED}/",
-    f"{judged_tables.FOLDER}/",
+    f"{layout.JUDGEMENTS}/",
 )
 
 
@@ -139,9 +137,9 @@ def inputs_hash(run: Run) -> str:
         path: entry["sha256"] for path, entry in run.manifest["shards"].items() if path.startswith(_FOLDERS)
     }
     for path in [
-        run.path / "study.toml",
+        run.path / layout.STUDY,
         run.path / PERSONAS,
-        *run.path.glob(f"{shift_tables.FOLDER}/*.safetensors"),
+        *run.path.glob(f"{layout.CENTROIDS}/*.safetensors"),
         *run.path.glob("adapters/*/*_card.json"),
     ]:
         if path.is_file():
@@ -215,7 +213,7 @@ def _judged(run: Run, people: People) -> judged_tables.Judged:
         return judged_tables.read(run, folders, people.judges)
     except ValueError as error:
         raise StoreError(
-            f"{run.path}: {judged_tables.FOLDER}: {error}. Move that folder away and run `leakfast judge` again."
+            f"{run.path}: {layout.JUDGEMENTS}: {error}. Move that folder away and run `leakfast judge` again."
         ) from error
 
 
@@ -269,7 +267,7 @@ def _completions(run: Run) -> Iterator[tuple[str, str, pl.DataFrame, pl.DataFram
         detector = get(behavior).detector
         if detector is None:  # a judge's scores are read elsewhere
             continue
-        completions = run.read(f"completions/{behavior}/{adapter}")
+        completions = run.read(layout.completions(behavior, adapter))
         try:
             schema.check(completions, "completions")
             counts = rate_tables.count(completions, detector(pl.col("text")), by_question=True)
@@ -306,8 +304,8 @@ def _choices(
 def _base_centroids(run: Run) -> Centroids | None:
     from leakfast.geometry import Centroids
 
-    there = run.has(CENTROIDS) or (run.path / CENTROIDS).is_file()
-    return Centroids.load(run.path / CENTROIDS) if there else None
+    there = run.has(layout.centroids()) or (run.path / layout.centroids()).is_file()
+    return Centroids.load(run.path / layout.centroids()) if there else None
 
 
 def _pairs(
@@ -328,9 +326,9 @@ def _pairs(
         return stored
     if expected:
         missing.append(
-            f"no {CENTROIDS}: pairs and correlations are empty "
+            f"no {layout.centroids()}: pairs and correlations are empty "
             "(make it with `leakfast centroids --model MODEL --personas PERSONAS --dtype DTYPE --out "
-            f"{run.path / CENTROIDS}`, of the model and personas that were measured)"
+            f"{run.path / layout.centroids()}`, of the model and personas that were measured)"
         )
     return schema.empty("pairs")
 

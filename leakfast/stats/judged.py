@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import polars as pl
 
-from leakfast.judge.contract import ENOUGH, FOLDER
+from leakfast.judge.contract import ENOUGH
 from leakfast.stats import intervals
-from leakfast.storage import schema
+from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 
 COHERENT_MIN = 50.0  # where no study says otherwise
@@ -53,7 +53,7 @@ def read(
         completions = schema.check(run.read(f"{prefix}completions/{behavior}/{adapter}"), "completions")
         if completions.select(_DRAW).is_duplicated().any():
             raise ValueError("a draw (persona, question, sample) stands more than once")
-        scores = _of_judge(run, f"{prefix}{FOLDER}/{behavior}/{adapter}", name)
+        scores = _of_judge(run, f"{prefix}{layout.JUDGEMENTS}/{behavior}/{adapter}", name)
         if scores is None:
             who = f" by {name}" if name else ""
             out.missing.append(

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from leakfast.errors import InputError
-from leakfast.measure.targets import SETS
+from leakfast.storage.layout import SETS
 
 if TYPE_CHECKING:
     from leakfast.geometry import Centroids

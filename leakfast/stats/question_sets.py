@@ -11,13 +11,13 @@ import numpy as np
 import polars as pl
 
 from leakfast.errors import StoreError
-from leakfast.measure.targets import SETS
 from leakfast.stats import intervals, resample
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import rates as rate_tables
 from leakfast.stats.correlations import MIN_BOOTSTRAP, POOLED, YS, correlate, spearman_and_pearson
 from leakfast.stats.rates import BASE
 from leakfast.storage import schema
+from leakfast.storage.layout import SETS
 from leakfast.storage.seeds import derive_seed
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from scipy.special import ndtri
 from leakfast.prompts.reasoning import UNCLOSED
 from leakfast.stats import ties
 from leakfast.storage import schema
+from leakfast.storage.layout import BASE
 
-BASE = "base"  # run-directory name of the unadapted model
 COUNTED = ("ok", "empty", "truncated")  # statuses that stay in the total; any other is `n_error`
 _KEY = ["persona", "question", "sample"]
 _GROUP = ["behavior", "adapter", "persona"]

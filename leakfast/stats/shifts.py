@@ -13,13 +13,12 @@ import polars as pl
 from leakfast.errors import StoreError
 from leakfast.models.adapters import read_card
 from leakfast.stats.correlations import correlate
-from leakfast.storage import schema
+from leakfast.storage import layout, schema
 
 if TYPE_CHECKING:
     from leakfast.geometry import Centroids
     from leakfast.storage.run import Run
 
-FOLDER = "centroids"  # centroids/base.safetensors, and centroids/<adapter>.safetensors
 GEOMETRIES = {  # what is correlated with leakage → its column less `_centered` or `_raw`
     "base": "cosine_{}",
     "adapted": "cosine_{}_adapted",
@@ -44,19 +43,19 @@ def read(run: Run, rates: pl.DataFrame, base: Centroids) -> tuple[pl.DataFrame, 
     frames, missing = [schema.empty("shifts")], []
     trained = rates.filter(pl.col("role") != "base")
     for (adapter,), mine in trained.group_by("adapter", maintain_order=True):
-        path = run.path / FOLDER / f"{adapter}.safetensors"
+        path = run.path / layout.centroids(adapter)
         if not path.is_file():
             continue
-        card = read_card(run.path / "adapters" / adapter)
+        card = read_card(run.path / layout.adapter(adapter))
         try:
             adapted = Centroids.load(path)
             why = _unlike(base, adapted, card.adapter_hash if card else None)
         except StoreError as error:
             why = f"cannot be read: {' '.join(error.message.split())}"
         if why is not None:
-            remedy = f"leakfast centroids --adapter {run.path / 'adapters' / adapter} --out {path}"
+            remedy = f"leakfast centroids --adapter {run.path / layout.adapter(adapter)} --out {path}"
             missing.append(
-                f"{PurePosixPath(FOLDER, path.name)}: {why}, so its shifts are left out ({remedy})"
+                f"{PurePosixPath(layout.CENTROIDS, path.name)}: {why}, so its shifts are left out ({remedy})"
             )
             continue
         behavior = card.behavior if card else mine["behavior"][0]

@@ -17,7 +17,7 @@ from leakfast.stats import correlations as correlation_tables
 from leakfast.stats import summary as summary_tables
 from leakfast.stats.collect import collect, completion_folders, inputs_hash
 from leakfast.stats.correlations import BOOTSTRAPS, PERMUTATIONS
-from leakfast.storage import schema
+from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 
 log = logging.getLogger("leakfast.stats")
@@ -138,14 +138,14 @@ def stats(
         tables = result.all_tables()
         with run.lock():
             for name in analysis.TABLES:  # a table of an earlier time that has no rows any more
-                if name not in tables and run.has(f"tables/{name}.parquet"):
-                    run.retire(f"tables/{name}.parquet", "the statistics made anew have no such table")
+                if name not in tables and run.has(layout.table(name)):
+                    run.retire(layout.table(name), "the statistics made anew have no such table")
             for name, table in tables.items():
-                run.add_shard(f"tables/{name}.parquet", table)
+                run.add_shard(layout.table(name), table)
             run.mark_done(
                 "stats",
                 inputs_hash(run),
-                files=[f"tables/{name}.parquet" for name in tables],
+                files=[layout.table(name) for name in tables],
                 permutations=permutations,
                 bootstraps=bootstraps,
                 seed=seed,
@@ -174,14 +174,10 @@ def read(run: str | Path | Run) -> Stats:
     run = (run if isinstance(run, Run) else Run(run)).open()
     tables = {}
     for name in TABLES:
-        if not run.has(f"tables/{name}.parquet"):
+        if not run.has(layout.table(name)):
             raise InputError(f"{run.path}: has no table {name}. Make it with `leakfast stats {run.path}`.")
-        tables[name] = schema.check(run.read(f"tables/{name}.parquet"), name)
-    more = {
-        name: run.read(f"tables/{name}.parquet")
-        for name in analysis.TABLES
-        if run.has(f"tables/{name}.parquet")
-    }
+        tables[name] = schema.check(run.read(layout.table(name)), name)
+    more = {name: run.read(layout.table(name)) for name in analysis.TABLES if run.has(layout.table(name))}
     outputs = run.manifest["stages"].get("stats", {}).get("outputs", {})
     return Stats(**tables, missing=tuple(outputs.get("missing", ())), more=more)
 
@@ -189,7 +185,7 @@ def read(run: str | Path | Run) -> Stats:
 def current(run: str | Path | Run) -> Stats:
     """The tables of a run: read where nothing they rest on has changed, else computed (and written)."""
     run = (run if isinstance(run, Run) else Run(run)).open()
-    looked = run.has("tables/health.parquet") or not completion_folders(run)  # older tables have no verdicts
+    looked = run.has(layout.table("health")) or not completion_folders(run)  # older tables have no verdicts
     if looked and run.stage_done("stats", inputs_hash(run)):
         return read(run)
     log.info("%s: tables are absent or older than what they rest on; computing them", run.path)

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError, StoreError
+from leakfast.storage import layout
 from leakfast.storage.disk import (
     atomic_write,
     explained,
@@ -67,7 +68,7 @@ class Run:
     def _keep_study(self, given: bytes) -> None:
         """The study's bytes as study.toml, and their hash in the manifest; a file that is neither what was given
         nor what was written before goes to quarantine/."""
-        study, digest = self.path / "study.toml", hashlib.sha256(given).hexdigest()
+        study, digest = self.path / layout.STUDY, hashlib.sha256(given).hexdigest()
         with explained(study):
             old = study.read_bytes() if study.exists() else None
         found, kept = hashlib.sha256(old or b"").hexdigest(), self.manifest.get("study")
@@ -75,7 +76,7 @@ class Run:
             if kept in (None, found):
                 self.log("study_changed", sha256_before=found)
             else:
-                self._set_aside("study.toml", _OTHER_BYTES)
+                self._set_aside(layout.STUDY, _OTHER_BYTES)
         if old != given:
             atomic_write(study, given)
         if kept != digest:
@@ -84,7 +85,7 @@ class Run:
 
     def check_study(self) -> Path | None:
         """study.toml, None if the run has none; StoreError where its bytes are not those the run was made with."""
-        study, kept = self.path / "study.toml", self.manifest.get("study")
+        study, kept = self.path / layout.STUDY, self.manifest.get("study")
         if not study.is_file():
             return None
         if kept is not None and file_hash(study) != kept:
@@ -96,7 +97,7 @@ class Run:
 
     def open(self) -> Run:
         """This run if it exists, else InputError."""
-        if not (self.path / "manifest.json").is_file() and not (self.path / "log.jsonl").is_file():
+        if not (self.path / layout.MANIFEST).is_file() and not (self.path / layout.JOURNAL).is_file():
             what = "there is no such folder" if not self.path.exists() else "holds no manifest.json"
             raise InputError(
                 f"{self.path}: {what}, so it is no run. "
@@ -109,7 +110,7 @@ class Run:
         """study.toml as given to the run; InputError if it has none."""
         study = self.open().check_study()
         if study is None:
-            study = self.path / "study.toml"
+            study = self.path / layout.STUDY
             raise InputError(f"{study}: the run was made without a study. Give the settings by flags.")
         return study.read_text(encoding="utf-8")
 
@@ -187,7 +188,7 @@ class Run:
         """Append one JSON line {time, event, …} to log.jsonl."""
         entry = json.loads(json.dumps({"time": _now(), "event": event, **fields}))  # as it will be read
         line = json.dumps({"check": _check_of(entry), **entry}, ensure_ascii=False) + "\n"
-        path = self.path / "log.jsonl"
+        path = self.path / layout.JOURNAL
         with explained(path):
             self.path.mkdir(parents=True, exist_ok=True)
             with path.open("a+b") as file:
@@ -270,7 +271,7 @@ class Run:
         """Move a file, if it is there, to quarantine/, and say so."""
         moved, source = None, self.path / relpath
         if source.exists():
-            target = free_name(self.path / "quarantine" / relpath)
+            target = free_name(self.path / layout.QUARANTINE / relpath)
             with explained(target):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.replace(target)
@@ -285,7 +286,7 @@ class Run:
         )
 
     def _load(self) -> dict[str, Any]:
-        path = self.path / "manifest.json"
+        path = self.path / layout.MANIFEST
         try:
             stamp = stamp_of(path)
             if self._manifest is not None and stamp == self._seen:
@@ -297,14 +298,14 @@ class Run:
             raise store_error(path, error) from None
         if stamp is not None and manifest is None:
             with self.lock():
-                target = free_name(self.path / "quarantine" / "manifest.json")
+                target = free_name(self.path / layout.QUARANTINE / layout.MANIFEST)
                 with explained(target):
                     target.parent.mkdir(parents=True, exist_ok=True)
                     path.replace(target)
                 log.warning("%s: damaged; moved to %s and rebuilt from log.jsonl", path, target)
                 self._manifest = self._from_log()
                 self._save(self._manifest)
-                self.log("quarantine", path="manifest.json", reason="damaged", rebuilt=True)
+                self.log("quarantine", path=layout.MANIFEST, reason="damaged", rebuilt=True)
             return self._manifest
         self._manifest, self._seen = manifest or self._from_log(), stamp
         return self._manifest
@@ -316,7 +317,7 @@ class Run:
             self._save(manifest)
 
     def _save(self, manifest: dict[str, Any]) -> None:
-        path = self.path / "manifest.json"
+        path = self.path / layout.MANIFEST
         body = json.dumps(manifest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
         wrapped = {**manifest, "checksum": hashlib.sha256(body.encode()).hexdigest()}
         text = json.dumps(wrapped, ensure_ascii=False, sort_keys=True, indent=1)
@@ -326,7 +327,7 @@ class Run:
     def _from_log(self) -> dict[str, Any]:
         """The manifest that log.jsonl tells: a shard it names counts if its bytes still match."""
         manifest: dict[str, Any] = {"format": _FORMAT, "shards": {}, "stages": {}}
-        path, damaged = self.path / "log.jsonl", []
+        path, damaged = self.path / layout.JOURNAL, []
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
         for number, line in enumerate(lines, 1):
             try:

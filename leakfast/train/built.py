@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from leakfast.prompts import chat
+from leakfast.storage import layout
 from leakfast.train.data import Row, read_rows, write_rows
 from leakfast.train.identity import rows_settings_of
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 def file_of(name: str) -> str:
     """Where a run keeps the rows of the adapter `name`, relative to it."""
-    return f"data/{name}.jsonl"
+    return layout.rows(name)
 
 
 def inputs_of(
@@ -37,7 +38,7 @@ def inputs_of(
 
 def find(run: Run, name: str, inputs: str) -> list[Row] | None:
     """The rows that the run holds of these inputs, None where there are none."""
-    if not (run.path / "manifest.json").is_file() or not run.stage_done(f"data {name}", inputs):
+    if not (run.path / layout.MANIFEST).is_file() or not run.stage_done(f"data {name}", inputs):
         return None
     return read_rows(run.path / file_of(name))
 

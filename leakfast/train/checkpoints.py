@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.models.adapters import CHECKPOINTS
+from leakfast.storage.layout import CHECKPOINTS
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded

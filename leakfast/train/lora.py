@@ -19,9 +19,10 @@ import torch.nn.functional as F
 
 from leakfast.errors import InputError, ModelError
 from leakfast.models.adapter_structure import CONFIG, WEIGHTS
-from leakfast.models.adapters import CARD, CHECKPOINTS, SAMPLE, point_folder, taken_off
+from leakfast.models.adapters import taken_off
 from leakfast.models.loading import unfit
 from leakfast.progress import Progress
+from leakfast.storage.layout import CARD, CHECKPOINTS, SAMPLE, point_folder
 from leakfast.train.checkpoints import Checkpoints, measured
 from leakfast.train.collate import Batch, Example, collate, encode, order
 from leakfast.train.fits import check

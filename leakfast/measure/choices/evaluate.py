@@ -16,7 +16,6 @@ from leakfast.measure.choices.scores import LETTERS
 from leakfast.measure.choices.scoring import measure
 from leakfast.measure.choices.table import BEHAVIOR, frame
 from leakfast.measure.targets import (
-    BASE,
     Job,
     Shard,
     Target,
@@ -29,10 +28,11 @@ from leakfast.measure.targets import (
     warn_of_personas,
 )
 from leakfast.models import threads
-from leakfast.models.adapters import point_folder
 from leakfast.progress import Progress
 from leakfast.prompts.templates import recorded
+from leakfast.storage import layout
 from leakfast.storage.interrupts import Stop, finishing
+from leakfast.storage.layout import BASE
 
 if TYPE_CHECKING:
     import polars as pl
@@ -53,9 +53,6 @@ Engine = Callable[..., "Scores"]
 
 SHARD_PROMPTS = (
     2048  # prompts in a shard at most, but one persona at least; fixed, so that a resume has the same
-)
-SERIES = (
-    "trajectory"  # folder of checkpoints' scores, beside choices/ so that no table counts them as adapters
 )
 
 
@@ -108,7 +105,7 @@ def evaluate(
             _job(
                 loaded,
                 run,
-                f"choices/{t.name}/{items.name}-{scoring}",
+                layout.choices(t.name, items.name, scoring),
                 t,
                 personas,
                 items,
@@ -264,7 +261,7 @@ def scorer(
 
 
 def series_folder(adapter: str, items: str, scoring: str, share: float) -> str:
-    return f"{SERIES}/{adapter}/{items}-{scoring}/{point_folder(share)}"
+    return layout.points(adapter, items, scoring, share)
 
 
 @dataclass

@@ -1,0 +1,82 @@
+"""Every path and file name of a run directory, and how adapters, shards and points of training are called. Demands
+nothing; paths are relative to the run, with forward slashes."""
+
+from __future__ import annotations
+
+import re
+
+STUDY, PERSONAS, REPORT = "study.toml", "personas.json", "report.html"
+MANIFEST, JOURNAL, QUARANTINE = "manifest.json", "log.jsonl", "quarantine"
+
+COMPLETIONS = "completions"  # completions/<behavior>/<adapter>/part-NNNNN.parquet
+SETS = "sets"  # sets/<behavior>/<question set>/<adapter>/: questions beside those all tables are about
+CHOICES = "choices"  # choices/<adapter>/<items>-<scoring>/
+SERIES = "series"  # series/completions/<behavior>/<adapter>@pNNN/: drawn at points of training
+POINTS = "trajectory"  # trajectory/<adapter>/<items>-<scoring>/pNNN/: scored at points of training
+JUDGEMENTS = "judgements"  # judgements/<behavior>/<adapter>/<judge>.parquet
+ADAPTERS, DATA, CENTROIDS, TABLES, FIGURES = "adapters", "data", "centroids", "tables", "figures"
+
+BASE = "base"  # what the unadapted model is called among adapters
+CARD = "leakfast_card.json"
+SAMPLE = "sample.json"  # a few replies drawn right after training
+CHECKPOINTS = "checkpoints"  # folder of an adapter's points in training: pNNN, each an adapter of its own
+
+_POINT = re.compile(r"(.+)@p(\d{3})")
+
+
+def adapter_name(behavior: str, source: str, seed: int, design: str = "contrastive") -> str:
+    """What an adapter is called; a design of its rows that is not the usual one is part of the name."""
+    return f"{behavior}-{source}-{'' if design == 'contrastive' else f'{design}-'}s{seed}"
+
+
+def adapter(name: str) -> str:
+    return f"{ADAPTERS}/{name}"
+
+
+def rows(name: str) -> str:
+    """The training rows of an adapter."""
+    return f"{DATA}/{name}.jsonl"
+
+
+def learning_rate(behavior: str) -> str:
+    """The learning rate that was found for a behavior, and the trials."""
+    return f"{DATA}/{behavior}-lr.json"
+
+
+def centroids(adapter: str = BASE) -> str:
+    return f"{CENTROIDS}/{adapter}.safetensors"
+
+
+def completions(behavior: str, adapter: str = "", *, questions: str = "", series: bool = False) -> str:
+    """The folder of an adapter's completions (of all adapters' where none is named). questions: a set beside the main
+    one; series: drawn at points of training."""
+    parts = [SERIES] * series + ([SETS, behavior, questions] if questions else [COMPLETIONS, behavior])
+    return "/".join([*parts, *([adapter] if adapter else [])])
+
+
+def choices(adapter: str, items: str, scoring: str) -> str:
+    return f"{CHOICES}/{adapter}/{items}-{scoring}"
+
+
+def points(adapter: str, items: str, scoring: str, share: float) -> str:
+    """Choice scores of an adapter at a share (0–1) of its training."""
+    return f"{POINTS}/{adapter}/{items}-{scoring}/{point_folder(share)}"
+
+
+def shard(folder: str, number: int = 0) -> str:
+    return f"{folder}/part-{number:05d}.parquet"
+
+
+def table(name: str) -> str:
+    return f"{TABLES}/{name}.parquet"
+
+
+def point_folder(share: float) -> str:
+    """`p025` for a quarter of training."""
+    return f"p{round(100 * share):03d}"
+
+
+def point_of(name: str) -> tuple[str, float] | None:
+    """(adapter, share of its training) of a checkpoint's name, `<adapter>@pNNN`; None for any other name."""
+    match = _POINT.fullmatch(name)
+    return (match[1], int(match[2]) / 100) if match else None
