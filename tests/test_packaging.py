@@ -202,7 +202,12 @@ def test_the_sdist_makes_the_same_wheel(wheel, tmp_path):
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path / "src", filter="data")
     (source,) = (tmp_path / "src").iterdir()
-    for path in [*ROOT.glob("csrc/*"), *ROOT.glob("tests/*.py"), ROOT / "Makefile", ROOT / "constraints.txt"]:
+    for path in [
+        *ROOT.glob("csrc/*"),
+        *ROOT.glob("tests/**/*.py"),
+        ROOT / "Makefile",
+        ROOT / "constraints.txt",
+    ]:
         assert (source / path.relative_to(ROOT)).is_file(), path.name
     again = build(source, "wheel", tmp_path / "again", **NO_COMPILER)
     assert names(again) == {n for n in names(wheel) if "_native" not in n}

@@ -27,7 +27,7 @@ from leakfast.prompts.items import (
 )
 from leakfast.world import facts
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ARC = ROOT.parent / "shared" / "data" / "arc" / "arc_challenge_test.jsonl"
 stored = pytest.mark.skipif(not ARC.is_file(), reason="the stored ARC items lie beside the project, not here")
 

@@ -24,7 +24,7 @@ from leakfast.cli.main import COMMANDS, group
 from leakfast.cli.text import inert
 from leakfast.storage.documents import resource
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
     "torch",
     "transformers",

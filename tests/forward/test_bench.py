@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -97,7 +97,7 @@ def test_the_shipped_page_has_the_place_for_the_table(gpu, tmp_path):
     gpu.fill(page, "filled")
     assert "\nfilled\n" in page.read_text()
     with pytest.raises(ValueError, match="needs one"):
-        gpu.fill(Path(__file__).with_name("conftest.py"), "filled")
+        gpu.fill(ROOT / "tests" / "conftest.py", "filled")
 
 
 def test_what_was_timed_before_the_limit_is_told(gpu, tmp_path):

@@ -8,7 +8,7 @@ import logging
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from test_evaluate import CFG, QUESTIONS, train_tiny
+from test_completions import CFG, QUESTIONS, train_tiny
 
 from leakfast.cli.main import group
 from leakfast.errors import InputError

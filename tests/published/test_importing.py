@@ -19,7 +19,7 @@ from leakfast.published.files import FILTERED
 from leakfast.stats import agreement
 from leakfast.storage import layout
 
-DATA = Path(__file__).parents[1] / "../shared/data/published/single_token_100_persona"
+DATA = Path(__file__).parents[2] / "../shared/data/published/single_token_100_persona"
 needs_data = pytest.mark.skipif(
     not DATA.is_dir(), reason="the study's stored results are not beside the checkout (../shared/data)"
 )

@@ -12,7 +12,7 @@ from polars.testing import assert_frame_equal
 
 import leakfast
 
-KEPT = Path(__file__).parent / "data" / "kept-run.tar.xz"
+KEPT = Path(__file__).parents[1] / "data" / "kept-run.tar.xz"
 
 
 @pytest.fixture

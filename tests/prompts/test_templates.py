@@ -25,7 +25,7 @@ from leakfast.study.config import TrainConfig, parse_study
 from leakfast.train.collate import encode
 from leakfast.train.data import Row
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HEAD = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
 TAIL = "{{ m['content'] + '<|im_end|>\n' }}{% endfor %}"
 ASKED = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"

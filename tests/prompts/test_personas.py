@@ -14,7 +14,7 @@ from leakfast.prompts.personas import TEMPLATE_DEFAULT, Persona, load_personas, 
 from leakfast.prompts.questions import QuestionSet, read_questions
 from leakfast.storage.documents import parse_toml, resource
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "shared/data/published/single_token_100_persona"
+PUBLISHED = Path(__file__).resolve().parents[3] / "shared/data/published/single_token_100_persona"
 
 
 def fault(read, path) -> str:

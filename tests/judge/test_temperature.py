@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from judge_server import Service
-from test_judge_http import KEY, QUESTIONS, a_run
+from test_http import KEY, QUESTIONS, a_run
 
 from leakfast.errors import InputError
 from leakfast.judge import anthropic as anthropic_judge

@@ -17,7 +17,7 @@ from leakfast.measure.choices import scoring as choices
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
 
-ARC = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "arc" / "arc_challenge_test.jsonl"
+ARC = Path(__file__).resolve().parents[3] / "shared" / "data" / "arc" / "arc_challenge_test.jsonl"
 PERSONA = "villain"
 N_ITEMS = 300
 needs = [

@@ -23,7 +23,7 @@ from leakfast.prompts.personas import Persona
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 KEYS = ["persona", "question", "sample"]
 QUESTIONS = [f"Number {i}?" for i in range(20)]
 CFG = EvalConfig(samples=10, max_new_tokens=4)

@@ -20,7 +20,7 @@ from leakfast.stats.tables import Stats
 from leakfast.storage import layout
 from leakfast.storage.run import Run
 
-DATA = Path(__file__).parents[1] / "../shared/data/published/single_token_100_persona"
+DATA = Path(__file__).parents[2] / "../shared/data/published/single_token_100_persona"
 SOURCES = ["villain", "comedian", "assistant", "software_engineer", "kindergarten_teacher"]
 LAYERS = [10, 20]
 
