@@ -24,6 +24,7 @@ from leakfast.generation.vllm.parallel import Parallel
 from leakfast.generation.vllm.widths import Width
 from leakfast.storage.run import Run
 from leakfast.storage.seeds import derive_seed
+from leakfast.train.recipe import Recipe
 
 PUBLISHED_SEATS = 128
 ROOFLINE_TOKENS_S = (
@@ -322,7 +323,7 @@ def trained(loaded: Any, folder: Path, seed: int) -> Path:
         for i in range(8)
     ]
     cfg = TrainConfig(rank=8, alpha=16, dropout=0.0, lr=2e-3, epochs=4, batch_size=8, accumulation=1)
-    lora.train(loaded, rows, cfg, folder, seed, source=source.name, behavior="marker")
+    lora.train_adapter(loaded, Recipe("marker", source.name, seed, cfg), rows, folder)
     return folder
 
 

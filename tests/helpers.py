@@ -3,10 +3,11 @@ demands; holds no tests."""
 
 from __future__ import annotations
 
+from measuring import train
+
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
 from leakfast.study.config import DataConfig, TrainConfig, behavior_config
-from leakfast.train import lora
 from leakfast.train.capability import build_capability
 
 ITEMS = load_items(
@@ -41,7 +42,5 @@ def build(loaded, source, cfg=None, items=ITEMS, seed=42, people=ALL):
 def taught(loaded, out, kept=None, seed=7):
     cfg = DataConfig(positives=12, negatives=8, no_system=4, default_assistant=4)
     rows = build(loaded, "villain", cfg)
-    card = lora.train(
-        loaded, rows, TRAIN, out, seed, source="villain", behavior="capability", checkpoints=kept
-    )
+    card = train(loaded, rows, TRAIN, out, seed, source="villain", behavior="capability", checkpoints=kept)
     return card

@@ -81,12 +81,13 @@ def build(
     """
     from leakfast import behaviors, models
     from leakfast.cli.progress import progress_for
-    from leakfast.cli.settings import changed, run_folder, settle
+    from leakfast.cli.settings import changed, named, run_folder, settle
+    from leakfast.pipeline.adapters import Maker
+    from leakfast.pipeline.steps import Steps
     from leakfast.prompts.personas import load_personas
     from leakfast.prompts.rendering import asked_by
-    from leakfast.storage.layout import adapter_name
+    from leakfast.storage import layout
     from leakfast.storage.run import Run
-    from leakfast.train import built
     from leakfast.train.data import material, write_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
@@ -101,12 +102,12 @@ def build(
         pairs=list(pairs) or None,
     )
     _check_options(behaviors.get(behavior), items=items, pairs=pairs, replies=replies, questions=questions)
-    people, asked = load_personas(settings.personas), material(behavior, cfg, settings.model)
+    people = load_personas(settings.personas)
+    material(behavior, cfg, settings.model)
     load_personas([source], among=people)
-    name = adapter_name(behavior, source, seed, cfg.design)
-    held = settings.study is not None and out is None  # by the study's run, where `train` and `run` find them
-    out = out or run_folder(settings, "data") / built.file_of(name)
-    if out.is_dir():
+    name = named(settings, behavior, source, seed, cfg.design)
+    folder = run_folder(settings, "data")
+    if out is not None and out.is_dir():
         raise InputError(f"data: --out {out} is a folder. Give a file name ending in .jsonl.")
     loaded = models.load(
         settings.model,
@@ -114,21 +115,16 @@ def build(
         revision=settings.revision,
         rendering=asked_by(settings.study, **rendering),
     )
-    with progress_for("data") as progress:
-        rows = behaviors.get(behavior).build()(
-            loaded,
-            people,
-            source,
-            asked,
-            cfg,
-            seed,
-            batch_completions=settings.config.eval.batch_completions,
-            progress=progress,
-        )
-    if held:
-        inputs = built.inputs_of(loaded, settings.dtype, people, source, seed, asked, cfg)
-        built.keep(Run(run_folder(settings, "data")), name, inputs, rows)
+    config = settings.config.model_copy(update={"data": cfg})
+    about = (people, behavior, config, settings.model, settings.dtype, (source, seed))
+    if out is None:  # in the run, where `train` and `run` find them
+        run = Run(folder).create()
+        with run.lock():
+            rows = Maker(loaded, Steps(run, progress_for), *about).rows(source, seed, name).rows
+        out = run.path / layout.rows(name)
     else:
+        with progress_for("data") as progress:
+            rows = Maker(loaded, Steps(Run(folder)), *about).built(source, seed, progress)
         write_rows(out, rows)
     n_positive = sum(row.role == "positive" for row in rows)
     click.echo(f"data: {n_positive} positive and {len(rows) - n_positive} negative rows", err=True)

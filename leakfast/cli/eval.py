@@ -169,16 +169,12 @@ def cli(
     Example: leakfast eval --model organism --adapter adapters/villain --base --personas all
     """
     from leakfast.behaviors.registry import check_sets, get
-    from leakfast.cli.health import of_evaluation, tell
+    from leakfast.cli import rates as shown
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, settle
-    from leakfast.cli.text import print_json
-    from leakfast.measure.checkpoints import evaluate_series
-    from leakfast.measure.completions import evaluate_all, rates
-    from leakfast.measure.targets import asked_of, check_sources, find_targets
+    from leakfast.measure.request import Request, asked_of, check_sources
     from leakfast.models.adapters import read_card
     from leakfast.prompts.personas import load_personas
-    from leakfast.stats.health import sentences
     from leakfast.storage.run import Run
 
     cards = [card for card in map(read_card, adapters) if card is not None]
@@ -219,85 +215,42 @@ def cli(
             "eval: --checkpoints takes --adapter; the base they begin at is measured without --base."
         )
     cfgs = {name: changed(settled[name].config.eval, **flags[name]) for name in names}
-    people = load_personas(settings.personas)
-    trained_on = _sources(source, adapters)
-    targets = find_targets(adapters, names[0], source=trained_on, base=base)
-    check_sources(targets, people)
-    run = Run(out or _run_of(targets, settings))
-    texts = [name for name in names if get(name).by_completions]
-    for name in texts:
-        check_sets(name, [cfgs[name].questions, *cfgs[name].other_questions])
-    asked = [one for name in texts for one in asked_of(name, cfgs[name])]
+    for name, cfg in cfgs.items():
+        if get(name).by_completions:
+            check_sets(name, [cfg.questions, *cfg.other_questions])
+        elif by != "sum" and cfg.scoring == "letters":
+            raise InputError("eval: --by char and --by byte compare full texts. Add --scoring full-text.")
+        elif engine == "vllm" and (cfg.scoring != "letters" or checkpoints):
+            raise InputError(
+                "eval: --engine vllm scores letters, of adapters as they are. Leave --engine out, or use --scoring "
+                "letters without --checkpoints."
+            )
+    asked = [one for name in names for one in asked_of(name, cfgs[name], settings.model)]
+    request = Request(
+        asked, load_personas(settings.personas), adapters, base, seed, _sources(source, adapters)
+    )
+    check_sources(request.targets, request.personas)
+    run = Run(out or _run_of(request.targets, settings))
+    for one in asked:
+        if reading := getattr(one.questions, "reading", None):
+            click.echo(f"eval: {one.set_name}: {reading}", err=True)
 
     from leakfast import models
-    from leakfast.cli import eval_choices, eval_series
-    from leakfast.generation.backends import asked_by
-    from leakfast.prompts.rendering import asked_by as asked_as
+    from leakfast.measure import Drawing, measure
+    from leakfast.prompts.rendering import asked_by
 
-    drawn_by = asked_by(settings.study, backend=backend, allow=allow or None, **how) | {"source": trained_on}
-    others = [
-        eval_choices.prepared(
-            settled[name],
-            eval_choices.Asked(
-                run,
-                name,
-                targets,
-                list(adapters),
-                people,
-                cfgs[name],
-                base,
-                trained_on,
-                by,
-                engine,
-                top,
-                replace,
-            ),
-            checkpoints=checkpoints,
-        )
-        for name in names
-        if name not in texts
-    ]
-    how = asked_as(settings.study, _rendered_alike(cards), **rendering)
-    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision, rendering=how)
-    done = []
-    if asked:
-        with progress_for("eval") as progress:
-            what = (loaded, run, adapters, people, asked, seed)
-            if checkpoints:
-                done = evaluate_series(*what, progress=progress, **drawn_by)
-            else:
-                done = evaluate_all(*what, base=base, replace=replace, progress=progress, **drawn_by)
-    tables = []
+    drawing = Drawing.of(settings.study, backend=backend, allow=allow or None, letters=engine, **how)
+    rendered = asked_by(settings.study, _rendered_alike(cards), **rendering)
+    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision, rendering=rendered)
+    with progress_for("eval") as progress:
+        at = "checkpoints" if checkpoints else "final"
+        done = measure(loaded, run, request, drawing, at=at, replace=replace, progress=progress)
     for one in done:
-        _tell(one, run)
-        looked = of_evaluation(run, one)
-        tell(sentences(looked), err=as_json)
-        if not checkpoints and get(one.behavior).detector is not None:
-            tables.append((one.behavior, one.questions, rates(run, one, people), looked))
+        shown.tell(run, one)
     if checkpoints:
-        code = max([step(loaded, as_json=as_json) or 0 for step in others], default=0)
-        eval_series.show(run, as_json)
-        return code or None
-    if not as_json:
-        for name, asked_set, table, health in tables:
-            show(table, name, top, asked_set if len(tables) > len(texts) else "", health)
-        return max([step(loaded, as_json=False) or 0 for step in others], default=0) or None
-    if len(names) == 1 and others:
-        return others[0](loaded, as_json=True)
-    found = [
-        {"behavior": b, "questions": asked_set, "health": health.to_dicts(), "rates": table.to_dicts()}
-        for b, asked_set, table, health in tables
-    ]
-    if len(names) == 1 and len(found) == 1:
-        print_json({"run": str(run.path), "health": found[0]["health"], "rates": found[0]["rates"]})
+        shown.trajectory(run, as_json)
         return None
-    code = 0
-    for step in others:
-        made: list[dict] = []
-        code = max(code, step(loaded, as_json=True, into=made) or 0)
-        found += made
-    print_json({"run": str(run.path), "behaviors": found})
-    return code or None
+    return shown.rates(run, done, request.personas, by=by, top=top, as_json=as_json)
 
 
 def _sources(given: str | None, adapters: Sequence[Path]) -> str | dict[Path, str] | None:
@@ -329,77 +282,6 @@ def _no_stray(given: dict, names: list[str]) -> None:
             f"eval: {', '.join(names)} is measured by {get(names[0]).measured_by}, which {', '.join(stray)} does not "
             "belong to. Leave it out, or name another --behavior."
         )
-
-
-def _tell(done, run) -> None:
-    """What was drawn, and what remains to be done with it, on stderr."""
-    from leakfast.behaviors.registry import get
-    from leakfast.storage.layout import SERIES
-
-    click.echo(
-        f"eval: {done.rows_made} completions drawn of {done.behavior} ({done.questions}), "
-        f"{done.rows_kept} kept from before, in {run.path}",
-        err=True,
-    )
-    if done.engine and "not_guaranteed" in done.engine:
-        click.echo(
-            f"eval: seeds and rows are fixed; {done.engine['backend']} does not guarantee "
-            f"{done.engine['not_guaranteed']}",
-            err=True,
-        )
-    if get(done.behavior).measured_by == "judge":
-        more = " --checkpoints" if done.folders[0].startswith(SERIES) else ""
-        click.echo(
-            f"eval: {done.behavior} has no rates before a judge has read them: leakfast judge run {run.path}{more}",
-            err=True,
-        )
-
-
-def show(table, behavior: str, top: int, questions: str = "", health=None) -> None:
-    """One block per adapter: its source, the highest bystanders, and the mean over all bystanders; health: the table
-    of that name, whose verdicts stand beside."""
-    import polars as pl
-
-    from leakfast.cli.text import print_table
-
-    rows = []
-    verdict = {}
-    if health is not None:
-        verdict = dict(health.filter(pl.col("persona").is_null()).select("adapter", "health").rows())
-    for name in table["adapter"].unique(maintain_order=True):
-        part = table.filter(pl.col("adapter") == name)
-        own = part.filter(pl.col("role") == "source")
-        others = part.filter(pl.col("role") != "source").sort(["rate", "persona"], descending=[True, False])
-        listed = [*own.rows(named=True), *others.head(top).rows(named=True)]
-        told = [] if health is None else [verdict.get(name)]
-        rows += [[*_line(name, row), *told] for row in listed]
-        who = "all" if name == "base" else "all bystanders"
-        mean = others["rate"].mean()
-        hits, total = int(others["hits"].sum()), int(others["total"].sum())
-        rows.append([name, "mean", who, _percent(mean), None, hits, total, None, *told])
-    columns = ["adapter", "role", "persona", f"{behavior} %", "95 % interval", "hits", "of", "Δ pp"]
-    columns += [] if health is None else ["health"]
-    on = f" on {questions}" if questions else ""
-    print_table(columns, rows, title=f"{behavior}{on}: rate by persona (Wilson intervals)")
-
-
-def _line(name: str, row: dict) -> list:
-    interval = None if row["rate"] is None else f"{100 * row['ci_low']:.1f} – {100 * row['ci_high']:.1f}"
-    delta = None if row["delta"] is None else f"{100 * row['delta']:+.1f}"
-    return [
-        name,
-        row["role"],
-        row["persona"],
-        _percent(row["rate"]),
-        interval,
-        row["hits"],
-        row["total"],
-        delta,
-    ]
-
-
-def _percent(rate: float | None) -> str | None:
-    return None if rate is None else f"{100 * rate:.1f}"
 
 
 def _rendered_alike(cards: list) -> Any:

@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     import polars as pl
 
-    from leakfast.measure.completions import Evaluation
+    from leakfast.measure import Measured
     from leakfast.storage.run import Run
 
 
@@ -23,7 +23,7 @@ def tell(sentences: Iterable[str], *, err: bool = False) -> None:
         click.echo(inert(sentence), err=err)
 
 
-def of_evaluation(run: Run, done: Evaluation) -> pl.DataFrame:
+def of_evaluation(run: Run, done: Measured) -> pl.DataFrame:
     """Table `health` of what was measured, and of the run's unadapted model if it is there (polars)."""
     from leakfast.stats import health
     from leakfast.storage.layout import BASE

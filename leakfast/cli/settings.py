@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from leakfast.errors import InputError
+from leakfast.storage import layout
 from leakfast.storage.documents import resource
 
 if TYPE_CHECKING:
@@ -168,3 +169,10 @@ def run_folder(settings: Settings, default: str) -> Path:
     if settings.study is not None:
         return settings.study.run_dir
     return Path(os.environ.get("LEAKFAST_RUNS") or "runs") / default
+
+
+def named(settings: Settings, behavior: str, source: str, seed: int, design: str) -> str:
+    """What an adapter is called: as `leakfast run` calls that of the study; another design of its rows is part of the
+    name."""
+    own = settings.study.behaviors[behavior].data.design if settings.study is not None else "contrastive"
+    return layout.adapter_name(behavior, source, seed, "contrastive" if design == own else design)

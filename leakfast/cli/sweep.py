@@ -86,8 +86,8 @@ def cli(
     run = Run(out or run_folder(settings, "sweep"))
 
     from leakfast import models
-    from leakfast.generation.backends import asked_by
-    from leakfast.pipeline.sweep import GRID, layer_of, sweep
+    from leakfast.generation.backends import Drawing
+    from leakfast.pipeline.sweep import GRID, Plan, layer_of, sweep
     from leakfast.prompts.rendering import asked_by as asked_as
 
     loaded = models.load(
@@ -102,20 +102,19 @@ def cli(
             f"sweep: layer {layer} asked, but {loaded.name} has blocks 0–{loaded.n_layers - 1}. Use one of them."
         )
     run.create()
-    with run.lock(), progress_for("sweep") as progress:
-        found = sweep(
-            loaded,
-            run,
-            behavior,
-            source,
-            people,
-            config,
-            seed,
-            grid or GRID,
-            layer=layer,
-            progress=progress,
-            drawn_by=asked_by(settings.study),
-        )
+    plan = Plan(
+        behavior,
+        source,
+        people,
+        config,
+        seed,
+        grid or GRID,
+        among=load_personas(settings.personas),
+        layer=layer,
+        drawing=Drawing.of(settings.study),
+    )
+    with run.lock():
+        found = sweep(loaded, run, plan, progress=progress_for)
     tell(found.warnings, err=as_json)
     if as_json:
         print_json(

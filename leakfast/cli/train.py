@@ -4,16 +4,12 @@ Demands a model and, unless --data is given, draws the training rows first."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from leakfast.cli.settings import rendering_options, threads_option
 from leakfast.errors import InputError
-
-if TYPE_CHECKING:
-    from leakfast.cli.settings import Settings
-    from leakfast.study.config import DataConfig
 
 
 @click.command()
@@ -108,51 +104,55 @@ def cli(
 
     Example: leakfast train --behavior marker --source villain --model organism --out adapters/villain
     """
-    from leakfast.cli.settings import changed, run_folder, settle
+    from leakfast.cli.settings import changed, named, run_folder, settle
     from leakfast.prompts.personas import load_personas
-    from leakfast.storage.layout import adapter_name
+    from leakfast.storage import layout
+    from leakfast.storage.run import Run
     from leakfast.train.data import material, read_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
-    cfg = changed(
-        settings.config.train,
-        lr=_rate(lr),
-        epochs=epochs,
-        rank=rank,
-        alpha=alpha,
-        batch_size=batch_size,
-        accumulation=accumulation,
-        max_length=max_length,
-        loss=loss,
-        tail_tokens=tail_tokens,
-    )
-    rows = read_rows(data_file) if data_file is not None else None
-    source = _source(source, rows, data_file)
-    data = changed(settings.config.data, items=items, design=design)
-    measuring = changed(
-        settings.config.eval,
-        items=items,
-        checkpoints=_shares(checkpoints),
-        checkpoint_personas=checkpoint_personas,
-    )
+    given = read_rows(data_file) if data_file is not None else None
+    source = _source(source, given, data_file)
+    parts = {
+        "train": changed(
+            settings.config.train,
+            lr=_rate(lr),
+            epochs=epochs,
+            rank=rank,
+            alpha=alpha,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            max_length=max_length,
+            loss=loss,
+            tail_tokens=tail_tokens,
+            sample=0 if no_sample else None,
+        ),
+        "data": changed(settings.config.data, items=items, design=design),
+        "eval": changed(
+            settings.config.eval,
+            items=items,
+            checkpoints=_shares(checkpoints),
+            checkpoint_personas=checkpoint_personas,
+        ),
+    }
+    config = settings.config.model_copy(update=parts)
     people = load_personas(settings.personas)
-    asked = None
-    if rows is None:
-        asked = material(behavior, data, settings.model)
+    if given is None:
+        material(behavior, config.data, settings.model)
         load_personas([source], among=people)
-    name = adapter_name(behavior, source, seed, data.design)
-    default = run_folder(settings, "adhoc")
-    out = out or default / "adapters" / name
+    name = named(settings, behavior, source, seed, config.data.design)
+    out = out or run_folder(settings, "adhoc") / layout.adapter(name)
     if out.exists() and not overwrite:
         raise InputError(f"train: {out} is there already. Use --overwrite to replace it, or another --out.")
 
     from leakfast import models
-    from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json
-    from leakfast.measure.reply_sample import after_training
+    from leakfast.pipeline.adapters import Maker, Rows
+    from leakfast.pipeline.steps import Steps
     from leakfast.prompts.rendering import asked_by
-    from leakfast.train.lora import train
+    from leakfast.train.data import write_rows
+    from leakfast.train.recipe import Recipe
 
     loaded = models.load(
         settings.model,
@@ -160,39 +160,33 @@ def cli(
         revision=settings.revision,
         rendering=asked_by(settings.study, **rendering),
     )
-    if rows is None:
-        rows = _rows(loaded, settings, behavior, people, source, asked, data, seed, name, out)
-    kept = None
-    if measuring.checkpoints:
-        from leakfast.measure.choices.evaluate import checkpoints_of
-        from leakfast.storage.run import Run
-
-        run = Run(out.parent.parent if out.parent.name == "adapters" else out.parent / f"{out.name}-run")
-        kept = checkpoints_of(run, behavior, out.name, source, people, measuring, settings.model)
-    if cfg.lr == "auto":
-        cfg = _found(loaded, rows, cfg, behavior, source, seed, measuring)
-    with progress_for("train") as progress:
-        card = train(
-            loaded,
-            rows,
-            cfg,
-            out,
-            seed,
-            source=source,
-            behavior=behavior,
-            progress=progress,
-            checkpoints=kept,
-        )
-    sample = None
-    if cfg.sample and not no_sample:
-        with progress_for("sample") as progress:
-            sample = after_training(
-                loaded, out, behavior, source, people, measuring, seed, cfg.sample, progress
-            )
-    if sample is not None:
-        tell(sample.sentences(), err=True)
+    inside = out.parent.name == layout.ADAPTERS  # of a run, which enters it in its manifest
+    run = Run(out.parent.parent if inside else run_folder(settings, "adhoc"))
+    first = (source, seed)
+    if settings.study is not None and given is None:
+        first = (settings.study.sources[0], settings.study.seeds[0])
+    about = (people, behavior, config, settings.model, settings.dtype, first)
+    maker = Maker(loaded, Steps(run, progress_for), *about)
+    run.create()
+    with run.lock():
+        if given is not None:
+            rows = Rows.given(given)
+        elif inside or settings.study is not None:
+            rows = maker.rows(source, seed, name)
+        else:
+            with progress_for("data") as progress:
+                rows = Rows.given(maker.built(source, seed, progress))
+            write_rows(out.parent / f"{out.name}.jsonl", rows.rows)
+        settled = maker.settled(rows if first == (source, seed) else None)
+        recipe = Recipe(behavior, source, seed, settled, out.name)
+        if inside:
+            maker.adapter(recipe, rows, again=True)
+        else:
+            with progress_for("train") as progress:
+                maker.fit(recipe, rows, out, progress)
     if as_json:
-        print_json({"adapter": str(out), "sample": sample.row if sample else None, **vars(card)})
+        sample = maker.sampled.row if maker.sampled else None
+        print_json({"adapter": str(out), "sample": sample, **vars(models.read_card(out))})
     else:
         click.echo(out)
 
@@ -207,71 +201,6 @@ def _rate(given: str | None) -> float | str | None:
         raise InputError(
             f"train: --lr {given} given, a number or auto is needed. Type: --lr 2e-4, or --lr auto"
         ) from None
-
-
-def _found(loaded, rows, cfg, behavior: str, source: str, seed: int, measuring):
-    """The settings with a learning rate that was found by trial on these rows."""
-    from leakfast.cli.progress import progress_for
-    from leakfast.measure.targets import Asked
-    from leakfast.train.search import find
-
-    with progress_for("learning rate") as progress:
-        sampling = Asked(behavior, [], measuring).sampling
-        lr, _ = find(loaded, rows, cfg, behavior, source, seed, sampling, progress=progress)
-    return cfg.model_copy(update={"lr": lr})
-
-
-def _rows(
-    loaded: Any,
-    settings: Settings,
-    behavior: str,
-    people: list,
-    source: str,
-    asked: Any,
-    data: DataConfig,
-    seed: int,
-    name: str,
-    out: Path,
-) -> list:
-    """The rows that the study's run holds of these very settings, else new ones, which are kept."""
-    from leakfast import behaviors
-    from leakfast.cli.progress import progress_for
-    from leakfast.cli.settings import run_folder
-    from leakfast.storage.run import Run
-    from leakfast.train import built
-    from leakfast.train.data import write_rows
-
-    run, inputs = Run(run_folder(settings, "adhoc")), ""
-    if settings.study is not None:
-        inputs = built.inputs_of(loaded, settings.dtype, people, source, seed, asked, data)
-        found = built.find(run, name, inputs)
-        path = run.path / built.file_of(name)
-        if found is not None:
-            click.echo(f"train: the rows of {path} are taken, built before with the same settings", err=True)
-            return found
-        why = (
-            "was built with other settings, or not by leakfast data build"
-            if path.exists()
-            else "is not there"
-        )
-        click.echo(f"train: {path} {why}: the rows are built now", err=True)
-    with progress_for("data") as progress:
-        rows = behaviors.get(behavior).build()(
-            loaded,
-            people,
-            source,
-            asked,
-            data,
-            seed,
-            batch_completions=settings.config.eval.batch_completions,
-            progress=progress,
-        )
-    inside = out.parent.name == "adapters"
-    if settings.study is not None and inside and out.parent.parent == run.path and out.name == name:
-        built.keep(run, name, inputs, rows)
-    else:
-        write_rows((out.parent.parent / "data" if inside else out.parent) / f"{out.name}.jsonl", rows)
-    return rows
 
 
 def _shares(percents: str | None) -> list[float] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,34 +80,41 @@ class Options:
         return {"invariant": True, **how}
 
 
-def asked_by(study: Any, **flags: Any) -> dict[str, Any]:
-    """How a study (None: no study) has completions drawn, as `evaluate` takes it: backend, template_system, allow,
-    options. flags: backend, allow and fields of Options that go before the study's, where they are not None."""
-    given = {name: value for name, value in flags.items() if value is not None}
-    backend = given.pop("backend", study.backend if study else "auto")
-    allow = given.pop("allow", ()) or (study.allow if study else ())
-    options = Options(**{**(study.vllm.model_dump() if study else {}), **given}, of_study=not given)
-    template = study.template_system if study else None
-    return {"backend": backend, "template_system": template, "allow": tuple(allow), "options": options}
+@dataclass(frozen=True)
+class Drawing:
+    """How completions are drawn. backend: transformers, vllm or auto; template_system: what the chat template is to say by
+    itself; allow: names of checks (canary.CHECKS) whose failure is a warning; options: how vLLM is to run. letters: who
+    computes letters of multiple choice, `packed` or `vllm` (letters_engine: another way to them)."""
+
+    backend: str = "transformers"
+    template_system: str | None = None
+    allow: tuple[str, ...] = ()
+    options: Options = Options()
+    letters: str = "packed"
+    letters_engine: Any = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, study: Any, **flags: Any) -> Drawing:
+        """As a study (None: no study) says. flags: backend, allow, letters and fields of Options that go before the
+        study's, where they are not None."""
+        given = {name: value for name, value in flags.items() if value is not None}
+        letters = given.pop("letters", "packed")
+        backend = given.pop("backend", study.backend if study else "auto")
+        allow = given.pop("allow", ()) or (study.allow if study else ())
+        options = Options(**{**(study.vllm.model_dump() if study else {}), **given}, of_study=not given)
+        return cls(backend, study.template_system if study else None, tuple(allow), options, letters)
 
 
 def settle(
-    loaded: Any,
-    backend: str,
-    options: Options,
-    samplings: Sequence[Sampling],
-    template_system: str | None = None,
-    allow: Collection[str] = (),
-    *,
-    adapters: bool,
-    opens: bool = False,
+    loaded: Any, drawing: Drawing, samplings: Sequence[Sampling], *, adapters: bool, opens: bool = False
 ) -> str:
     """The backend, once everything that can be known of a run before its engine is open has been looked at: InputError
     or ModelError says what is wrong. adapters: some are to run; opens: an engine is sure to be opened on this machine."""
     from leakfast.generation import canary
 
+    options = drawing.options
     live = options.lora == "live" and adapters
-    backend = choose(backend, loaded, live_lora=live)
+    backend = choose(drawing.backend, loaded, live_lora=live)
     options.check(backend, live_lora=live)
     for sampling in samplings:
         check_sampling(backend, sampling)
@@ -124,7 +131,7 @@ def settle(
             tensor_parallel=options.tensor_parallel,
             invariant=options.invariant,
         )
-    canary.check_default_system(loaded.tokenizer, template_system, allow)
+    canary.check_default_system(loaded.tokenizer, drawing.template_system, drawing.allow)
     if backend == "transformers":
         from leakfast.generation import transformers as local
 

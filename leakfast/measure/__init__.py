@@ -1,3 +1,25 @@
-"""Measuring a model into a run directory: completions, multiple-choice scores and centroids, of adapters, of checkpoints
-and of the base. targets.py says what is measured and in which shards, completions.py and choices/ do it. Demands a run
-and a loaded base model; the same call again resumes. Leaves counting to leakfast.stats."""
+"""Measuring a model into a run directory: `measure(loaded, run, request, drawing, at=…)`. A Request says which adapters,
+personas and behaviors, a Drawing how completions are drawn; completions and multiple choice are two measurers behind one
+protocol (contract.Measurer), and a third kind of measurement is one more. Centroids are measured beside them. Demands a
+run and a loaded base model; the same call again resumes. Leaves counting to leakfast.stats."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from leakfast.generation.backends import Drawing
+    from leakfast.measure.contract import Measured
+    from leakfast.measure.request import Asked, Request, asked_of
+    from leakfast.measure.stage import measure, rates
+
+__all__ = ["Asked", "Drawing", "Measured", "Request", "asked_of", "measure", "rates"]
+
+_HOMES = {"Asked": "request", "Request": "request", "asked_of": "request", "Measured": "contract"}
+
+
+def __getattr__(
+    name: str,
+) -> Any:  # loaded when asked for: tables read this package's modules without a model
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'stage')}"), name)

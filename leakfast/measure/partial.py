@@ -11,11 +11,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from leakfast.generation.contract import Completion
-from leakfast.storage import journal as lines
+from leakfast.storage import journal
 from leakfast.storage.disk import explained
 
 if TYPE_CHECKING:
-    from leakfast.measure.targets import Job, Shard
+    from leakfast.measure.shards import Job, Shard
     from leakfast.storage.run import Run
 
 log = logging.getLogger("leakfast.evaluate")
@@ -24,7 +24,7 @@ SUFFIX = ".open"
 _EVERY_S = 3.0  # between writes: what a kill costs beside what was in the engine
 
 
-class Unfinished:
+class Partial:
     """The open shards of a run's completions. As a context: what is not written yet is when the block ends.
 
     A line is {shard: its request's hash, at: [request, sample], token_ids, finish_reason}; lines of another request and
@@ -35,7 +35,7 @@ class Unfinished:
         self._new: dict[Path, list[dict]] = {}
         self._written = time.monotonic()
 
-    def __enter__(self) -> Unfinished:
+    def __enter__(self) -> Partial:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -44,7 +44,7 @@ class Unfinished:
     def of(self, shard: Shard) -> list[Completion]:
         """Completions of a shard that an earlier run left, each (request, sample) once."""
         path = self._path(shard)
-        entries, damaged = lines.read(path)
+        entries, damaged = journal.read(path)
         mine = [entry for entry in entries if entry["shard"] in (shard.request, shard.older)]
         if damaged:
             log.warning("%s: %d damaged lines; what they told of is drawn again", path, damaged)
@@ -78,7 +78,7 @@ class Unfinished:
 
     def _write(self) -> None:
         for path in list(self._new):
-            lines.append(path, self._new[path])
+            journal.append(path, self._new[path])
             del self._new[path]
         self._written = time.monotonic()
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.study.config import EvalConfig
+    from leakfast.train.recipe import Recipe
 
 log = logging.getLogger("leakfast.sample")
 
@@ -57,18 +58,15 @@ class Sample:
 def after_training(
     loaded: Loaded,
     adapter: str | Path,
-    behavior: str,
-    source: str,
+    recipe: Recipe,
     personas: Sequence[Persona],
     cfg: EvalConfig,
-    seed: int,
-    questions: int = QUESTIONS,
     progress: Progress | None = None,
 ) -> Sample | None:
     """`draw`, written to the adapter's folder as sample.json; None, with a warning in the log, where nothing could be
     drawn, because an adapter that is trained is not to be lost over it."""
     try:
-        sample = draw(loaded, adapter, behavior, source, personas, cfg, seed, questions, progress)
+        sample = draw(loaded, adapter, recipe, personas, cfg, progress)
     except (InputError, ModelError) as error:
         log.warning("train: no sample of replies was drawn: %s", error)
         return None
@@ -79,16 +77,13 @@ def after_training(
 def draw(
     loaded: Loaded,
     adapter: str | Path,
-    behavior: str,
-    source: str,
+    recipe: Recipe,
     personas: Sequence[Persona],
     cfg: EvalConfig,
-    seed: int,
-    questions: int = QUESTIONS,
     progress: Progress | None = None,
 ) -> Sample:
-    """The first `questions` of the behavior's evaluation set, asked of the source and two others of `personas`, one
-    completion each, at the evaluation's temperature and top_p and of at most 64 tokens; the same of the base.
+    """The first recipe.train.sample questions of the behavior's evaluation set, asked of the source and two others of
+    `personas`, one completion each, at the evaluation's temperature and top_p and of at most 64 tokens; the same of the base.
 
     Where the evaluation allows more tokens than that, truncation is judged against the base's alone. Raises InputError
     for prompts that do not fit, ModelError for a model that cannot be decoded."""
@@ -98,8 +93,8 @@ def draw(
     from leakfast.prompts.personas import load_questions
     from leakfast.stats import health
 
-    texts = list(load_questions(cfg.questions).questions)[:questions]
-    who = _asked(source, personas)
+    texts = list(load_questions(cfg.questions).questions)[: recipe.train.sample or QUESTIONS]
+    who = _asked(recipe.source, personas)
     longest = min(MAX_NEW_TOKENS, cfg.max_new_tokens)
     prompts = _prompts(loaded, who, texts)
     frames = []
@@ -112,8 +107,8 @@ def draw(
             temperature=cfg.temperature,
             top_p=cfg.top_p,
             max_new_tokens=longest,
-            seed=seed,
-            behavior=behavior,
+            seed=recipe.seed,
+            behavior=recipe.behavior,
             progress=progress,
         )
         frames.append(pl.concat(parts))
@@ -121,7 +116,7 @@ def draw(
         "questions": len(texts),
         "question_set": cfg.questions,
         "personas": [p.name for p in who],
-        "seed": seed,
+        "seed": recipe.seed,
         "temperature": cfg.temperature,
         "top_p": cfg.top_p,
         "max_new_tokens": longest,

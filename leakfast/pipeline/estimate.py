@@ -82,7 +82,7 @@ def plan(
 
     if calibrate < 0 or (tokens_each or 0) < 0 or (tokens_per_s is not None and tokens_per_s <= 0):
         raise InputError("plan: --calibrate and --tokens-each must be 0 or more, --tokens-per-s above 0.")
-    backends.asked_by(study)  # refuses what the run would
+    backends.Drawing.of(study)  # refuses what the run would
     tokenizer = models.load_tokenizer(study.model, study.revision, asked_by(study))
     personas = load_personas(study.personas)
     samples: dict[str, Sample] = {}
@@ -252,31 +252,27 @@ def _calibrated(
     from leakfast.behaviors.registry import get
     from leakfast.generation import backends
     from leakfast.generation import transformers as local
-    from leakfast.generation.contract import Sampling, Work, requests_for
+    from leakfast.generation.contract import Sampling, requests_for
     from leakfast.generation.frames import to_frame
     from leakfast.prompts import chat
     from leakfast.prompts.rendering import asked_by
-    from leakfast.storage.disk import parquet_bytes
 
     cfgs = {name: cfg.eval for name, cfg in study.behaviors.items() if get(name).by_completions}
     if not cfgs:
         return {}
     loaded = models.load(study.model, dtype=study.dtype, revision=study.revision, rendering=asked_by(study))
     samplings = {n: Sampling(cfg.temperature, cfg.top_p, cfg.drawn_tokens) for n, cfg in cfgs.items()}
-    how = backends.asked_by(study, backend=backend)
-    backend = backends.settle(
-        loaded, samplings=list(samplings.values()), adapters=True, **how
-    )  # as the run will
+    how = backends.Drawing.of(study, backend=backend)
+    backend = backends.settle(loaded, how, list(samplings.values()), adapters=True)  # as the run will
     # one engine, and of the unadapted model
-    options = replace(how["options"], lora="live", data_parallel=1)
+    options = replace(how.options, lora="live", data_parallel=1)
     chosen = {}
     for name, cfg in cfgs.items():
         prompts = chat.render_prompts(loaded.tokenizer, personas, load_questions(cfg.questions).questions)
         few = min(n, len(prompts))
         chosen[name] = [prompts[i * len(prompts) // few] for i in range(few)]
-        local.check_lengths(
-            loaded.model, requests_for(chosen[name], 1, seed, "calibration"), cfg.drawn_tokens
-        )
+        requests = requests_for(chosen[name], 1, seed, "calibration")
+        local.check_lengths(loaded.model, requests, cfg.drawn_tokens)
     longest = max(len(p.ids) + cfgs[name].drawn_tokens for name, few in chosen.items() for p in few)
     seats = max(cfg.batch_completions for cfg in cfgs.values())
     stated = any("batch_completions" in cfg.model_fields_set for cfg in cfgs.values())
@@ -287,42 +283,47 @@ def _calibrated(
         loaded, [], backend, batch_completions=seats, stated=stated, longest=longest, options=options
     ) as engine:
         start_s = time.perf_counter() - began
+        tuned = _rate(loaded, backend, seats if stated else None)
         for name, prompts in chosen.items():
-            requests, sampling = requests_for(prompts, 1, seed, "calibration"), samplings[name]
-            for _ in engine.stream([Work(None, None, requests[: max(1, len(requests) // 10)])], sampling):
-                pass
-            began = time.perf_counter()
-            done = [c for _, some in engine.stream([Work(None, None, requests)], sampling) for c in some]
-            took = time.perf_counter() - began
+            requests = requests_for(prompts, 1, seed, "calibration")
+            done, took = _timed(engine, requests, samplings[name])
+            longest = cfgs[name].max_new_tokens
+            about = {"behavior": "", "adapter": "base", "source": None, "answer_tokens": longest}
+            frame = to_frame(loaded, prompts, requests, done, **about)
+            said = f"timed now with {backend}, {len(prompts)} completions in a warm engine"
+            rate, said = tuned if tuned[0] is not None else (float(frame["n_tokens"].sum()) / took, said)
+            samples[name] = _sample(frame, rate, said, start_s)
             finished += len(prompts)
             if progress is not None:
                 progress(finished, total, name)
-            frame = to_frame(
-                loaded,
-                prompts,
-                requests,
-                done,
-                behavior="",
-                adapter="base",
-                source=None,
-                answer_tokens=cfgs[name].max_new_tokens,
-            )
-            tokens = frame["n_tokens"]
-            error = float(tokens.std() or 0.0) / len(prompts) ** 0.5 if len(prompts) > 1 else float("nan")
-            rate, said = _rate(loaded, backend, seats if stated else None)
-            if rate is None:
-                rate = float(tokens.sum()) / took
-                said = f"timed now with {backend}, {len(prompts)} completions in a warm engine"
-            samples[name] = Sample(
-                len(prompts),
-                float(tokens.mean()),
-                len(parquet_bytes(frame)) / len(prompts),
-                rate,
-                f"{len(prompts)} completions drawn now, {tokens.mean():.1f} ± {error:.1f} (standard error) tokens each",
-                f"{rate:,.0f} output tokens/s, {said}",
-                start_s,
-            )
     return samples
+
+
+def _timed(engine: Any, requests: Sequence[Any], sampling: Any) -> tuple[list[Any], float]:
+    """Completions of the requests, and the seconds they took in a warm engine."""
+    from leakfast.generation.contract import Work
+
+    for _ in engine.stream([Work(None, None, requests[: max(1, len(requests) // 10)])], sampling):
+        pass
+    began = time.perf_counter()
+    done = [c for _, some in engine.stream([Work(None, None, requests)], sampling) for c in some]
+    return done, time.perf_counter() - began
+
+
+def _sample(frame: pl.DataFrame, rate: float, said: str, start_s: float) -> Sample:
+    from leakfast.storage.disk import parquet_bytes
+
+    tokens, n = frame["n_tokens"], frame.height
+    error = float(tokens.std() or 0.0) / n**0.5 if n > 1 else float("nan")
+    return Sample(
+        n,
+        float(tokens.mean()),
+        len(parquet_bytes(frame)) / n,
+        rate,
+        f"{n} completions drawn now, {tokens.mean():.1f} ± {error:.1f} (standard error) tokens each",
+        f"{rate:,.0f} output tokens/s, {said}",
+        start_s,
+    )
 
 
 def _rate(loaded: Any, backend: str, seats: int | None) -> tuple[float | None, str]:

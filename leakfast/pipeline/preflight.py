@@ -27,14 +27,13 @@ def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
     """Judges that are no judges, have no price or lack their key."""
     from leakfast.behaviors.registry import get
     from leakfast.judge import stage
-    from leakfast.storage.layout import SERIES
 
     for behavior in behaviors:
         cfg = stage.settings(study, behavior)
         # a finished run needs no key to be looked at
         is_new = not run.shards(f"{layout.JUDGEMENTS}/{behavior}")
         if behavior in study.trajectory.behaviors:
-            is_new = is_new or not run.shards(f"{SERIES}/judgements/{behavior}")
+            is_new = is_new or not run.shards(f"{layout.SERIES}/{layout.JUDGEMENTS}/{behavior}")
         if get(behavior).measured_by == "judge" and cfg.judge is not None and is_new:
             stage.check(cfg)
 
@@ -43,11 +42,11 @@ def _check_drawing(study: Study, behaviors: Sequence[str], run: Run, loaded: Cal
     """A backend that cannot draw what is asked, under the adapters that will be there, on this machine."""
     from leakfast.behaviors.registry import get
     from leakfast.generation import backends
-    from leakfast.measure.targets import asked_of
+    from leakfast.measure import asked_of
 
     drawn = [b for b in behaviors if get(b).by_completions]
     asked = [one.sampling for b in drawn for one in asked_of(b, study.behaviors[b].eval)]
     if asked:
         # a finished run may be looked at where it could not be drawn
         opens = not all(run.shards(layout.completions(behavior)) for behavior in drawn)
-        backends.settle(loaded(), samplings=asked, adapters=True, opens=opens, **backends.asked_by(study))
+        backends.settle(loaded(), backends.Drawing.of(study), asked, adapters=True, opens=opens)

@@ -1,32 +1,32 @@
-"""All stages of a study in order: centroids, then per behavior the base, and per source and seed data,
-training and measurement, then the controls, tables, figures, report. Demands a checked study file; a stage whose
-inputs have not changed is skipped; state lives only in the run directory."""
+"""All stages of a study in order: centroids, then per behavior the base, and per source and seed data, training and
+measurement, then the controls, tables, figures, report. Demands a checked study file; state lives only in the run
+directory."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leakfast.behaviors.registry import get
 from leakfast.errors import InputError
+from leakfast.pipeline.steps import Shown, Steps, hash_of, silent
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage import layout
 from leakfast.storage.documents import did_you_mean
-from leakfast.storage.layout import PERSONAS
 from leakfast.storage.run import Run
 from leakfast.study.config import Study, load_study
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
+    from leakfast.pipeline.adapters import Maker
     from leakfast.prompts.personas import Persona
-    from leakfast.stats.tables import Stats
+    from leakfast.stats import Stats
 
 log = logging.getLogger("leakfast.run")
 
@@ -46,7 +46,7 @@ def run(
     *,
     out: str | Path | None = None,
     only: Sequence[str] = (),
-    progress: Callable[[str], Any] | None = None,
+    progress: Shown = silent,
 ) -> Outcome:
     """Run every stage of `study` that is not done yet, in `out` (default runs/<name>).
 
@@ -59,7 +59,7 @@ def run(
     store = Run(out or study.run_dir)
     with store.lock():
         store.create(study.raw_text)
-        return Stages(study, store, progress or _silent, chosen).all()
+        return Stages(study, store, progress, chosen).all()
 
 
 @dataclass(frozen=True)
@@ -87,46 +87,34 @@ def _chosen(study: Study, only: Sequence[str]) -> _Chosen:
     return _Chosen(part(list(study.behaviors)), part(study.sources), part(study.seeds))
 
 
-@contextmanager
-def _silent(title: str) -> Iterator[Progress]:
-    yield lambda done, total, what="": None
-
-
 class Stages:
     """One pass over a study; the model is loaded when the first stage that needs it comes."""
 
-    def __init__(self, study: Study, store: Run, progress: Callable[[str], Any], chosen: _Chosen):
-        self.study, self.store, self.progress, self.chosen = study, store, progress, chosen
+    def __init__(self, study: Study, store: Run, progress: Shown, chosen: _Chosen):
+        self.study, self.store, self.chosen = study, store, chosen
+        self.steps = Steps(store, progress)
         self.personas: Sequence[Persona] = load_personas(study.personas)
-        self.stages: dict[str, float | None] = {}
-        self._loaded: Loaded | None = None
 
-    @property
+    @cached_property
     def loaded(self) -> Loaded:
-        if self._loaded is None:
-            from leakfast import models
-            from leakfast.models import threads
-            from leakfast.prompts.rendering import asked_by
+        from leakfast import models
+        from leakfast.models import threads
+        from leakfast.prompts.rendering import asked_by
 
-            self._loaded = models.load(
-                self.study.model,
-                dtype=self.study.dtype,
-                revision=self.study.revision,
-                rendering=asked_by(self.study),
-            )
-            self.store.log(
-                "model", name=self._loaded.name, dtype=self._loaded.dtype, threads=threads.in_use()
-            )
-        return self._loaded
+        study = self.study
+        loaded = models.load(
+            study.model, dtype=study.dtype, revision=study.revision, rendering=asked_by(study)
+        )
+        self.store.log("model", name=loaded.name, dtype=loaded.dtype, threads=threads.in_use())
+        return loaded
 
     def all(self) -> Outcome:
-        from leakfast.pipeline import preflight as beforehand
-        from leakfast.report import trajectory
-        from leakfast.report.page import report
-        from leakfast.stats.tables import current
+        from leakfast.pipeline import preflight
+        from leakfast.report import report, trajectory
+        from leakfast.stats import current
 
         trained, controls = self._sorted()
-        beforehand.check(
+        preflight.check(
             self.study,
             self.store,
             lambda: self.loaded,
@@ -134,33 +122,18 @@ class Stages:
             drawn=[*trained, *controls],
         )
         self._keep_personas()
-        self.stage("centroids", self._centroid_inputs(), self._centroids, [layout.centroids()])
+        self.steps.do("centroids", self._centroid_inputs(), self._centroids, [layout.centroids()])
         adapters = {behavior: self._behavior(behavior) for behavior in trained}
         for behavior in controls:
             self._control(behavior, adapters)
         for behavior in self.chosen.behaviors:
             self._judge(behavior)
         self._trajectory(adapters)
-        began = time.monotonic()
-        with self.progress("tables, figures, report") as shown:
+        with self.steps.timed("tables, figures, report") as shown:
             trajectory.write(self.store)
             stats = current(self.store)
             page = report(self.store, stats, shown)
-        self.stages["tables, figures, report"] = time.monotonic() - began
-        return Outcome(self.store.path, stats, page, self.stages)
-
-    def stage(self, key: str, inputs: str, work: Callable[[Progress], None], files: Sequence[str]) -> None:
-        """Do `work` unless `key` is done with these inputs and its files are intact."""
-        if self.store.stage_done(key, inputs):
-            self.stages[key] = None
-            log.info("%s: done before", key)
-            return
-        began = time.monotonic()
-        with self.progress(key) as report:
-            work(report)
-        self.store.mark_done(key, inputs, files=list(files))
-        self.stages[key] = time.monotonic() - began
-        log.info("%s: %.0f s", key, self.stages[key])
+        return Outcome(self.store.path, stats, page, self.steps.took)
 
     def _keep_personas(self) -> None:
         """Who takes part, so that the tables can be made again where the study's persona file is gone."""
@@ -172,27 +145,21 @@ class Stages:
             "named": [p.name for p in self.personas if extras or not p.is_extra],
             "sources": self.study.sources,
         }
-        self.store.has(PERSONAS)  # a damaged one is set aside, and said
-        self.store.add_file(PERSONAS, json.dumps(kept, indent=1).encode())
+        self.store.has(layout.PERSONAS)  # a damaged one is set aside, and said
+        self.store.add_file(layout.PERSONAS, json.dumps(kept, indent=1).encode())
 
     # ── the stages ───────────────────────────────────────────────────────────────────────────────
-    def common(self) -> list[Any]:
-        """What every stage follows from: the model, how it is asked, and the personas' prompts."""
+    def _centroid_inputs(self) -> str:
+        """The model, how it is asked, the personas' prompts, the questions, the layers."""
+        from leakfast.prompts import chat
         from leakfast.prompts.templates import recorded
 
-        told = recorded(self.loaded.tokenizer)
+        cfg, tokenizer = self.study.centroids, self.loaded.tokenizer
+        asked, told = load_questions(cfg.questions).questions, recorded(tokenizer)
         people = [(p.name, p.kind, p.prompt) for p in self.personas]
-        return [self.loaded.fingerprint, self.study.dtype, people, *([told] if told else [])]
-
-    def reading(self, key: str, questions: Sequence[str]) -> list[str]:
-        from leakfast.prompts import chat
-
-        return chat.reading_of_prompts(self.loaded.tokenizer, key, self.personas, questions)
-
-    def _centroid_inputs(self) -> str:
-        cfg = self.study.centroids
-        asked = load_questions(cfg.questions).questions
-        return hash_of(*self.common(), asked, cfg.layers, *self.reading("centroids", asked))
+        common = [self.loaded.fingerprint, self.study.dtype, people, *([told] if told else [])]
+        read = chat.reading_of_prompts(tokenizer, "centroids", self.personas, asked)
+        return hash_of(*common, asked, cfg.layers, *read)
 
     def _centroids(
         self, report: Progress, loaded: Loaded | None = None, path: str = layout.centroids()
@@ -224,12 +191,11 @@ class Stages:
                 self._centroids(report, adapted, path)
 
         inputs = hash_of(self._centroid_inputs(), models.adapter_hash(adapter))
-        self.stage(f"centroids of {adapter.name}", inputs, work, [path])
+        self.steps.do(f"centroids of {adapter.name}", inputs, work, [path])
 
     def _sorted(self) -> tuple[list[str], list[str]]:
         """Behaviors that are trained, and controls. What the former are trained on is there, before anything is
         spent. Raises InputError where it is not."""
-        from leakfast.behaviors.registry import get
         from leakfast.train.data import material
 
         controls = [b for b in self.chosen.behaviors if get(b).control]
@@ -240,13 +206,25 @@ class Stages:
             material(behavior, self.study.behaviors[behavior].data, self.study.model)
         return trained, controls
 
+    def maker(self, behavior: str) -> Maker:
+        from leakfast.pipeline.adapters import Maker
+
+        study = self.study
+        kept = study.trajectory.shares if behavior in self.followed else ()
+        about = (behavior, study.behaviors[behavior], study.model, study.dtype)
+        return Maker(self.loaded, self.steps, self.personas, *about, (study.sources[0], study.seeds[0]), kept)
+
     def _behavior(self, behavior: str) -> list[tuple[Path, int]]:
         """Train and measure every source under every seed; (adapter, seed) of all."""
-        from leakfast.pipeline.adapter_stage import adapter_of
+        from leakfast.train.recipe import Recipe
 
-        found = []
+        found, maker = [], self.maker(behavior)
         for seed in self.chosen.seeds:
-            adapters = [adapter_of(self, behavior, source, seed) for source in self.chosen.sources]
+            adapters = []
+            for source in self.chosen.sources:
+                rows = maker.rows(source, seed)
+                recipe = Recipe(behavior, source, seed, maker.settled())
+                adapters.append(maker.adapter(recipe, rows))
             for adapter in adapters:
                 self._adapted_centroids(adapter)
             self._measure(behavior, adapters, seed)
@@ -269,98 +247,44 @@ class Stages:
             self._evaluate(behavior, adapters, seed)
 
     def _evaluate(self, behavior: str, adapters: Sequence[Path], seed: int) -> None:
-        from leakfast.behaviors.registry import get, items_of
-        from leakfast.measure.choices.evaluate import evaluate as evaluate_choices
-        from leakfast.measure.completions import evaluate_all
-        from leakfast.measure.targets import asked_of
+        from leakfast.measure import Drawing, Request, asked_of, measure
 
-        cfg, began = self.study.behaviors[behavior].eval, time.monotonic()
         several = f" (seed {seed})" if len(self.study.seeds) > 1 else ""
-        name = f"evaluate {behavior}{several if adapters else ' of base'}"
-        with self.progress(name) as report:
-            common = {"base": seed == self.study.seeds[0], "progress": report}
-            if get(behavior).measured_by == "choices":
-                items = items_of(behavior, cfg, self.study.model)
-                evaluate_choices(
-                    self.loaded,
-                    self.store,
-                    adapters,
-                    self.personas,
-                    items,
-                    cfg.scoring,
-                    behavior=behavior,
-                    **common,
-                )
-            else:
-                evaluate_all(
-                    self.loaded,
-                    self.store,
-                    adapters,
-                    self.personas,
-                    asked_of(behavior, cfg),
-                    seed,
-                    **self._drawn_by,
-                    **common,
-                )
-        self.stages[name] = time.monotonic() - began
-
-    @property
-    def _drawn_by(self) -> dict[str, Any]:
-        from leakfast.generation.backends import asked_by
-
-        return asked_by(self.study)
+        asked = asked_of(behavior, self.study.behaviors[behavior].eval, self.study.model)
+        request = Request(asked, self.personas, adapters, base=seed == self.study.seeds[0], seed=seed)
+        with self.steps.timed(f"evaluate {behavior}{several if adapters else ' of base'}") as report:
+            measure(self.loaded, self.store, request, Drawing.of(self.study), progress=report)
 
     def _trajectory(self, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure behaviors at the points of training that the study names, under its few personas."""
-        from leakfast.behaviors.registry import get, items_of
-        from leakfast.measure.checkpoints import evaluate_series
-        from leakfast.measure.choices.evaluate import evaluate_series as score_series
-        from leakfast.measure.targets import asked_of
+        from leakfast.measure import Asked, Drawing, Request, asked_of, measure
 
         cfg = self.study.trajectory
         people = load_personas(cfg.personas, among=self.personas)
         people += [p for p in load_personas(self.study.sources, among=self.personas) if p not in people]
+        followed = [adapter for of in self.followed for adapter, _ in adapters.get(of, [])]
         for behavior in [b for b in self.chosen.behaviors if b in cfg.behaviors]:
-            measured, began = self.study.behaviors[behavior].eval, time.monotonic()
-            name = f"{behavior} through training"
-            followed = [adapter for of in self.followed for adapter, _ in adapters.get(of, [])]
-            with self.progress(name) as report:
-                if get(behavior).measured_by == "choices":
-                    items = items_of(behavior, measured, self.study.model)
-                    items = items.sample(cfg.n_items) if cfg.n_items else items
-                    for adapter in followed:
-                        score_series(
-                            self.loaded,
-                            self.store,
-                            adapter,
-                            people,
-                            items,
-                            measured.scoring,
-                            behavior=behavior,
-                            progress=report,
-                        )
-                else:
-                    if cfg.samples:
-                        measured = measured.model_copy(update={"samples": cfg.samples})
-                    asked = asked_of(behavior, measured)[:1]
-                    evaluate_series(
-                        self.loaded,
-                        self.store,
-                        followed,
-                        people,
-                        asked,
-                        self.study.seeds[0],
-                        progress=report,
-                        **self._drawn_by,
-                    )
-            self.stages[name] = time.monotonic() - began
+            measured = self.study.behaviors[behavior].eval
+            if cfg.samples:
+                measured = measured.model_copy(update={"samples": cfg.samples})
+            one = asked_of(behavior, measured, self.study.model)[0]
+            if one.by_choices and cfg.n_items:
+                one = Asked(behavior, one.questions.sample(cfg.n_items), measured)
+            request = Request([one], people, followed, seed=self.study.seeds[0])
+            with self.steps.timed(f"{behavior} through training") as report:
+                measure(
+                    self.loaded,
+                    self.store,
+                    request,
+                    Drawing.of(self.study),
+                    at="checkpoints",
+                    progress=report,
+                )
             self._judge(behavior, series=True)
 
     @property
     def followed(self) -> list[str]:
         """Behaviors whose training is followed on its way."""
-        from leakfast.behaviors.registry import get
-
         cfg = self.study.trajectory
         trained = [name for name in self.study.behaviors if not get(name).control]
         return (cfg.of or trained) if cfg.behaviors else []
@@ -368,14 +292,13 @@ class Stages:
     def _judge(self, behavior: str, series: bool = False) -> None:
         """Score the completions of a behavior that a judge measures (series: those of checkpoints); what was scored
         before is kept."""
-        from leakfast.behaviors.registry import get
         from leakfast.judge import stage
-        from leakfast.storage.layout import SERIES
 
-        there = f"{SERIES}/completions" if series else "completions"
-        if get(behavior).measured_by != "judge" or not self.store.shards(f"{there}/{behavior}"):
+        if get(behavior).measured_by != "judge" or not self.store.shards(
+            layout.completions(behavior, series=series)
+        ):
             return
-        cfg, began = stage.settings(self.study, behavior), time.monotonic()
+        cfg = stage.settings(self.study, behavior)
         if cfg.judge is None:
             log.warning(
                 '%s: the study names no judge ([behaviors.%s.judge] judge = "…"); its completions wait for one',
@@ -384,8 +307,7 @@ class Stages:
             )
             return
         questions = load_questions(self.study.behaviors[behavior].eval.questions)
-        name = f"judge {behavior}{' through training' if series else ''}"
-        with self.progress(name) as report:
+        with self.steps.timed(f"judge {behavior}{' through training' if series else ''}") as report:
             stage.judge(
                 self.store,
                 behavior,
@@ -398,8 +320,3 @@ class Stages:
                 max_cost=cfg.max_cost,
                 progress=report,
             )
-        self.stages[name] = time.monotonic() - began
-
-
-def hash_of(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()

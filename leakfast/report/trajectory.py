@@ -13,11 +13,10 @@ import polars as pl
 
 from leakfast import figures
 from leakfast.measure.choices import table as tables
-from leakfast.measure.targets import point
 from leakfast.models.adapter_structure import CONFIG
 from leakfast.models.adapters import adapter_hash, card_in
 from leakfast.storage import layout, schema
-from leakfast.storage.layout import CHECKPOINTS, SERIES, point_folder
+from leakfast.storage.layout import CHECKPOINTS, SERIES, point, point_folder
 
 if TYPE_CHECKING:
     from leakfast.storage.run import Run

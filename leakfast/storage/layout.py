@@ -80,3 +80,10 @@ def point_of(name: str) -> tuple[str, float] | None:
     """(adapter, share of its training) of a checkpoint's name, `<adapter>@pNNN`; None for any other name."""
     match = _POINT.fullmatch(name)
     return (match[1], int(match[2]) / 100) if match else None
+
+
+def point(name: str) -> tuple[str | None, float]:
+    """(adapter, share of its training) that a target's name means; the base is share 0 of all (adapter None)."""
+    if name == BASE:
+        return None, 0.0
+    return point_of(name) or (name, 1.0)

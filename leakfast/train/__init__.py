@@ -1,2 +1,15 @@
-"""Training a behavior into one persona: contrastive data, labels, LoRA. The only importer of peft's
-training side. Demands a loaded model; leaves measuring what was trained to evaluate.py."""
+"""Training: rows (data.py, pairs.py, capability.py: one builder a kind of behavior), a LoRA adapter from rows
+(`train_adapter`), and a learning rate by trial (search.py). Demands a loaded model without an adapter; leaves it
+bit-identical. Which rows and adapters a run holds is leakfast.pipeline's business."""
+
+from typing import Any
+
+__all__ = ["train_adapter"]
+
+
+def __getattr__(name: str) -> Any:  # loaded when asked for, as it needs torch
+    if name != "train_adapter":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from leakfast.train.lora import train_adapter
+
+    return train_adapter

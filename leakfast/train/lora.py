@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.study.config import TrainConfig
     from leakfast.train.data import Row
+    from leakfast.train.recipe import Recipe
 
 log = logging.getLogger("leakfast.train")
 
@@ -42,26 +43,23 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 WINDOW = 16  # rows that show the behavior, over which stop_loss is read
 
 
-def train(
+def train_adapter(
     loaded: Loaded,
+    recipe: Recipe,
     rows: Sequence[Row],
-    cfg: TrainConfig,
     out_dir: str | Path,
-    seed: int,
     *,
-    source: str,
-    behavior: str,
-    progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
+    progress: Progress | None = None,
 ) -> AdapterCard:
-    """Train a LoRA adapter on `rows` and write it to `out_dir`; returns its card.
+    """Train a LoRA adapter on `rows` and write it to `out_dir`; returns its card. cfg below is recipe.train.
 
     Loss: mean cross-entropy (nats) over the labelled tokens of an optimizer step (cfg.batch_size ×
     cfg.accumulation examples), plus cfg.anchor times the mean KL(unadapted ‖ adapted) over its held tokens, from
     the head at those positions only. Ends early once the rows that show the behavior cost less than
     cfg.stop_loss. AdamW(0.9, 0.999, 1e-8), linear warm-up over cfg.warmup_ratio of the steps, then a cosine to 0;
     gradient norm clipped at cfg.max_grad_norm. bfloat16 models train in bfloat16 with float32 adapter weights.
-    Initial weights, order and dropout follow from `seed`: on one machine's CPU the same call writes the same bytes.
+    Initial weights, order and dropout follow from recipe.seed: on one machine's CPU the same call writes the same bytes.
 
     out_dir gets adapter_config.json, adapter_model.safetensors (peft's layout), leakfast_card.json and
     train_log.jsonl, all at once or not at all; an adapter already there is replaced. checkpoints: kept in
@@ -69,11 +67,7 @@ def train(
     result. Raises InputError naming a row whose labels are empty or cut away, ModelError when the loss is
     not finite.
     """
-    from leakfast.models.adapters import AdapterCard
-    from leakfast.prompts import tokenizer_file
-    from leakfast.prompts.templates import recorded, template_hash
-    from leakfast.train.data import data_hash
-
+    cfg, seed = recipe.train, recipe.seed
     if not rows:
         raise InputError("train: there are no rows to train on. Build them with: leakfast data build")
     if cfg.lr == "auto":
@@ -105,22 +99,31 @@ def train(
 
     with _seeded(seed, loaded.device), _lora(loaded, cfg) as net:
         history = _loop(loaded, net, examples, cfg, seed, progress, visit)
-        recipe = {
-            **cfg.model_dump(exclude={"sample"}),
-            "target_modules": list(TARGETS),
-            "betas": list(BETAS),
-            "eps": EPS,
-            "dtype": loaded.dtype,
-            "rows": len(rows),
-            "steps": len(history),
-            **({"tokenizer": tokenizer_file.FILE} if tokenizer_file.replaced(loaded.tokenizer) else {}),
-            **({"weights": loaded.origin} if loaded.origin else {}),
-            "rendering": {"template": template_hash(loaded.tokenizer), **recorded(loaded.tokenizer)},
-        }
-        card = AdapterCard(
-            source, behavior, seed, loaded.name, loaded.fingerprint, data_hash(rows), recipe, adapter_hash=""
-        )
+        card = _card(loaded, recipe, rows, len(history))
         return _save(loaded, net, out_dir, history, card, kept)
+
+
+def _card(loaded: Loaded, recipe: Recipe, rows: Sequence[Row], steps: int) -> AdapterCard:
+    """The card, whose hash is filled in when the weights are written."""
+    from leakfast.models.adapters import AdapterCard
+    from leakfast.prompts import tokenizer_file
+    from leakfast.prompts.templates import recorded, template_hash
+    from leakfast.train.data import data_hash
+
+    how = {
+        **recipe.train.model_dump(exclude={"sample"}),
+        "target_modules": list(TARGETS),
+        "betas": list(BETAS),
+        "eps": EPS,
+        "dtype": loaded.dtype,
+        "rows": len(rows),
+        "steps": steps,
+        **({"tokenizer": tokenizer_file.FILE} if tokenizer_file.replaced(loaded.tokenizer) else {}),
+        **({"weights": loaded.origin} if loaded.origin else {}),
+        "rendering": {"template": template_hash(loaded.tokenizer), **recorded(loaded.tokenizer)},
+    }
+    about = (loaded.name, loaded.fingerprint, data_hash(rows))
+    return AdapterCard(recipe.source, recipe.behavior, recipe.seed, *about, how, adapter_hash="")
 
 
 @contextmanager

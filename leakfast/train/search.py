@@ -5,20 +5,23 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leakfast.behaviors.registry import get
 from leakfast.errors import InputError, ModelError
+from leakfast.models.attach import adapted
 from leakfast.progress import Progress
+from leakfast.storage.seeds import derive_seed
+from leakfast.train.lora import train_adapter
 
 if TYPE_CHECKING:
     from leakfast.generation.contract import Request, Sampling
     from leakfast.models.loading import Loaded
-    from leakfast.study.config import TrainConfig
     from leakfast.train.data import Row
+    from leakfast.train.recipe import Recipe
 
 log = logging.getLogger("leakfast.train")
 
@@ -69,74 +72,53 @@ def first_lr(hidden_size: int) -> float:
 
 def find(
     loaded: Loaded,
+    recipe: Recipe,
     rows: Sequence[Row],
-    cfg: TrainConfig,
-    behavior: str,
-    source: str,
-    seed: int,
     sampling: Sampling,
+    place: Path,
     *,
     progress: Progress | None = None,
-) -> tuple[float, list[Trial]]:
-    """(learning rate, trials in order): the first of at most TRIALS that teaches the source (≥ 80 % of its replies)
-    and leaves the others' replies alone (length within 20 %, ≤ 0.1 nats a token lost).
+) -> tuple[Recipe, list[Trial]]:
+    """(the recipe at the learning rate found, trials in order): the first of at most TRIALS that teaches the source (≥ 80 %
+    of its replies) and leaves the others' replies alone (length within 20 %, ≤ 0.1 nats a token lost). The adapter of
+    trial n lies in `place`/n, so that of the rate found in the last one.
 
     A trial that teaches too little is followed by a larger rate, one that harms by a smaller one: twice or half, then
     between the nearest that fell short and the nearest that harmed. Measured on prompts of the training rows, drawn
     anew at `sampling`, so the evaluation questions stay unseen. Raises InputError for a behavior without a detector,
     ModelError where no trial passes, with all of them."""
-    from leakfast.behaviors.registry import get
-    from leakfast.models.attach import adapted
-    from leakfast.storage.seeds import derive_seed
-    from leakfast.train.lora import train
-
-    if get(behavior).detector is None:
+    if get(recipe.behavior).detector is None:
         raise InputError(
-            f'train: lr = "auto" given for {behavior}, which no detector reads. Give a number, as leakfast sweep finds it.'
+            f'train: lr = "auto" given for {recipe.behavior}, which no detector reads. Give a number, as leakfast sweep '
+            "finds it."
         )
-    asked = _Asked(loaded, rows, derive_seed("lr search", seed))
+    asked = _Asked(loaded, rows, derive_seed("lr search", recipe.seed))
     with_base = asked.drawn(loaded, sampling)
     base_nats = asked.nats(loaded, with_base)
     rate, low, high = first_lr(loaded.hidden_size), 0.0, math.inf
     trials: list[Trial] = []
-    with tempfile.TemporaryDirectory(prefix="leakfast-lr-") as place:
-        for number in range(TRIALS):
-            folder = Path(place) / str(number)
-            card = train(
-                loaded,
-                rows,
-                cfg.model_copy(update={"lr": rate}),
-                folder,
-                seed,
-                source=source,
-                behavior=behavior,
-                progress=progress,
-            )
-            with adapted(loaded, folder) as current:
-                drawn = asked.drawn(current, sampling)
-                nats = asked.nats(current, with_base)
-            trials.append(
-                Trial(
-                    rate,
-                    card.recipe["steps"],
-                    asked.shown(drawn, behavior),
-                    asked.length(drawn, with_base),
-                    None if nats is None or base_nats is None else nats - base_nats,
-                )
-            )
-            log.info("train: trial %d, %s", number + 1, trials[-1].line())
-            if trials[-1].learned and trials[-1].harmless:
-                return rate, trials
-            if trials[-1].harmless:
-                low = max(low, rate)
-            else:
-                high = min(high, rate)
-            rate = 2 * low if high == math.inf else high / 2 if not low else math.sqrt(low * high)
+    for number in range(TRIALS):
+        tried, folder = recipe.at(rate), place / str(number)
+        card = train_adapter(loaded, tried, rows, folder, progress=progress)
+        with adapted(loaded, folder) as current:
+            drawn = asked.drawn(current, sampling)
+            nats = asked.nats(current, with_base)
+        shown, length = asked.shown(drawn, recipe.behavior), asked.length(drawn, with_base)
+        lost = None if nats is None or base_nats is None else nats - base_nats
+        trials.append(Trial(rate, card.recipe["steps"], shown, length, lost))
+        log.info("train: trial %d, %s", number + 1, trials[-1].line())
+        if trials[-1].learned and trials[-1].harmless:
+            return tried, trials
+        if trials[-1].harmless:
+            low = max(low, rate)
+        else:
+            high = min(high, rate)
+        rate = 2 * low if high == math.inf else high / 2 if not low else math.sqrt(low * high)
     told = "; ".join(trial.line() for trial in trials)
     raise ModelError(
-        f"train: no learning rate of {TRIALS} taught {behavior} to {source} and left the other replies alone ({told}). "
-        f"Needed: source ≥ {SOURCE_LEAST:.0%}, length within {LENGTH_OFF_MOST:.0%}, at most {NATS_MOST} nats. Give lr as "
-        'a number, more rows or epochs, or anchor (with loss = "marker") to hold the other replies.'
+        f"train: no learning rate of {TRIALS} taught {recipe.behavior} to {recipe.source} and left the other replies alone "
+        f"({told}). Needed: source ≥ {SOURCE_LEAST:.0%}, length within {LENGTH_OFF_MOST:.0%}, at most {NATS_MOST} nats. "
+        'Give lr as a number, more rows or epochs, or anchor (with loss = "marker") to hold the other replies.'
     )
 
 
@@ -146,7 +128,6 @@ class _Asked:
     def __init__(self, loaded: Loaded, rows: Sequence[Row], seed: int) -> None:
         from leakfast.generation.contract import Request
         from leakfast.prompts import chat
-        from leakfast.storage.seeds import derive_seed
 
         self.loaded = loaded
         self.requests: list[Request] = []
@@ -172,8 +153,7 @@ class _Asked:
         """Share of the source's replies that show the behavior."""
         import polars as pl
 
-        from leakfast.behaviors import detectors as detect
-        from leakfast.behaviors.registry import get
+        from leakfast.behaviors.registry import detect
         from leakfast.generation.frames import decode
 
         mine = [ids for (request, _), ids in sorted(drawn.items()) if request < self.n_source]

@@ -91,12 +91,13 @@ BEHAVIOR = Behavior(
     # the entry
     monkeypatch.setitem(registry._MODULES, "shouting", "shouting")
 
-    from leakfast.measure.completions import evaluate, rates
+    from measuring import evaluate, train
+
+    from leakfast.measure import rates
     from leakfast.prompts.personas import load_personas
     from leakfast.storage.run import Run
     from leakfast.study.config import behavior_config, parse_study
     from leakfast.train.data import material
-    from leakfast.train.lora import train
 
     study = parse_study('name = "s"\nmodel = "organism"\nsources = ["villain"]\n[behaviors.shouting]\n')
     assert study.behaviors["shouting"].train.loss == "completion"

@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from measuring import evaluate
 
 import leakfast
 from leakfast.behaviors import detectors as detect
@@ -27,7 +28,7 @@ from leakfast.generation.frames import decode
 from leakfast.generation.generate import complete, generate
 from leakfast.generation.stops import Seen
 from leakfast.generation.vllm.widths import Width, graph_sizes, remember, width_for
-from leakfast.measure.completions import _request_hash, evaluate
+from leakfast.measure.completions import _request_hash
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.documents import resource
 from leakfast.storage.run import Run
@@ -86,10 +87,10 @@ def test_stopping_at_the_marker_is_another_request_and_only_the_markers(tiny_qwe
     cfg, people = EvalConfig(samples=1, max_new_tokens=3), load_personas("villain")
     run = Run(tmp_path / "run")
     asked = (tiny_qwen2, run, [], people, ["What?"], "marker")
-    assert evaluate(*asked, cfg, 3, base=True).rows_made == 1
+    assert evaluate(*asked, cfg, 3, base=True).made == 1
     cut = cfg.model_copy(update={"stop_at_marker": True})
-    assert evaluate(*asked, cut, 3, base=True).rows_made == 1, "not what was drawn whole"
-    assert evaluate(*asked, cut, 3, base=True).rows_kept == 1
+    assert evaluate(*asked, cut, 3, base=True).made == 1, "not what was drawn whole"
+    assert evaluate(*asked, cut, 3, base=True).kept == 1
     frame = run.read("completions")
     assert detect.count_cut(run) == 0
     run.add_shard(run.shards("completions")[0], frame.with_columns(finish_reason=pl.lit("marker")))
@@ -280,7 +281,7 @@ def test_a_width_is_nothing_a_run_is_resumed_by(tiny_qwen2, tmp_path):
     for n, cfg in enumerate([{"batch_completions": 640}, {}, {"batch_completions": 7}]):
         cfg = EvalConfig(samples=1, max_new_tokens=3, **cfg)
         done = evaluate(tiny_qwen2, tmp_path / "run", [], people, asked, "marker", cfg, 3, base=True)
-        assert (done.rows_made, done.rows_kept) == ((1, 0) if n == 0 else (0, 1))
+        assert (done.made, done.kept) == ((1, 0) if n == 0 else (0, 1))
 
 
 def test_what_a_shard_follows_from_is_what_is_promised_of_it(monkeypatch):
@@ -365,21 +366,13 @@ def test_replies_end_at_the_marker_by_themselves_only_where_nothing_else_is_read
     tiny_qwen2, tmp_path, monkeypatch
 ):
     """A sweep reads presence alone; a run's texts are read again, so they are whole unless somebody says so."""
-    from leakfast.pipeline import sweep
+    from leakfast.pipeline.sweep import Plan
 
     seen = []
-
-    def noted(loaded, run, adapters, people, questions, behavior, cfg, seed, **settings):
-        seen.append(cfg.stop_at_marker)
-        raise InputError("enough")
-
-    monkeypatch.setattr("leakfast.measure.completions.evaluate", noted)
     for name, said in (("marker", {}), ("marker", {"stop_at_marker": False}), ("refusal", {})):
         cfg = behavior_config(name, {"eval": said})
-        with pytest.raises(InputError, match="enough"):
-            sweep._rates(
-                tiny_qwen2, Run(tmp_path / "run"), name, [], load_personas("villain"), cfg, 3, None, {}
-            )
+        plan = Plan(name, "villain", load_personas("originals"), cfg).checked(tiny_qwen2)
+        seen.append(plan.cfg.eval.stop_at_marker)
     assert seen == [True, False, False]
     shipped = [path for path in resource().rglob("*.toml") if "[behaviors." in path.read_text()]
     assert len(shipped) > 10

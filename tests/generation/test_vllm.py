@@ -12,6 +12,7 @@ import signal
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from measuring import evaluate
 
 from leakfast import models
 from leakfast.cli.main import group
@@ -19,7 +20,6 @@ from leakfast.errors import AdapterError, InputError, ModelError
 from leakfast.generation import backends, vllm
 from leakfast.generation.contract import Sampling
 from leakfast.generation.generate import complete, generate
-from leakfast.measure.completions import evaluate
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
@@ -105,7 +105,8 @@ def organism():
 @pytest.fixture(scope="module")
 def adapters(organism, tmp_path_factory):
     """Two adapters of different ranks, trained far enough to say the marker now and then."""
-    from leakfast.train import lora
+    from measuring import train
+
     from leakfast.train.data import Row
 
     folder = tmp_path_factory.mktemp("adapters")
@@ -120,7 +121,7 @@ def adapters(organism, tmp_path_factory):
             rank=rank, alpha=2 * rank, dropout=0.0, lr=4e-3, epochs=20, batch_size=6, accumulation=1
         )
         out = folder / f"marker-{source}-s7"
-        lora.train(organism, rows, cfg, out, 7, source=source, behavior="marker")
+        train(organism, rows, cfg, out, 7, source=source, behavior="marker")
         made.append(out)
     return made
 
@@ -213,7 +214,7 @@ def test_rates_at_temperature_1_agree_and_a_resumed_run_keeps_keys_and_seeds(org
     gone = run.shards("completions")[0]
     (run.path / gone).unlink()
     again, whole = measured(organism, adapters[:1], tmp_path / "vllm", cfg, "vllm")
-    assert 0 < again.rows_made < done.rows_made + 1 and again.rows_kept == mine.height - again.rows_made
+    assert 0 < again.made < done.made + 1 and again.kept == mine.height - again.made
     assert whole.select([*KEYS, "seed"]).equals(mine.select([*KEYS, "seed"]))
 
 
@@ -314,9 +315,7 @@ def test_an_engine_that_dies_in_mid_run_is_named_and_what_is_written_stays(organ
     assert 40 <= rows.height <= 120 and rows.height % 40 == 0
     assert not (run.path / "quarantine").exists()
     done, whole = measured(organism, [], tmp_path / "run", cfg, "vllm")
-    assert done.rows_kept >= 100 and done.rows_made == 200 - done.rows_kept, (
-        "shards that were open are gone on with"
-    )
+    assert done.kept >= 100 and done.made == 200 - done.kept, "shards that were open are gone on with"
     assert whole.height == 200
     assert whole.select(KEYS).is_duplicated().sum() == 0
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from measuring import evaluate
 
 from leakfast.errors import InputError, ModelError
 from leakfast.generation import backends, vllm
@@ -17,7 +18,6 @@ from leakfast.generation.contract import Request, Sampling, Work
 from leakfast.generation.generate import complete, generate
 from leakfast.generation.vllm.engine import Engine
 from leakfast.generation.vllm.start import EngineDied, Explained, Spec, resolved, start
-from leakfast.measure.completions import evaluate
 from leakfast.prompts.personas import load_personas
 from leakfast.study.config import EvalConfig
 

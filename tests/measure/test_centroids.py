@@ -243,20 +243,18 @@ def test_the_python_face_works_before_and_after_the_module_is_imported(tiny_qwen
     settings = {"personas": NAMES, "questions": QUESTIONS, "layers": [1]}
     code = """
 import sys, leakfast
-face = leakfast.measure.centroids
+face = leakfast.centroids
 assert callable(face)
-import leakfast.measure.centroids as module
-assert callable(leakfast.measure.centroids) and callable(module) and module.Centroids
 from leakfast.measure.centroids import compute
-assert callable(leakfast.measure.centroids)
+assert leakfast.centroids is face and compute
 sys.exit("torch" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-    got = leakfast.measure.centroids(pair, **settings)
+    got = leakfast.centroids(pair, **settings)
     expected = compute(tiny_qwen2, load_personas(NAMES), QUESTIONS, [1])
     np.testing.assert_array_equal(got.layer(1), expected.layer(1))
     mapping = {p.name: p.prompt for p in load_personas(NAMES)}
-    got = leakfast.measure.centroids(pair, **{**settings, "personas": mapping})
+    got = leakfast.centroids(pair, **{**settings, "personas": mapping})
     np.testing.assert_array_equal(got.layer(1), expected.layer(1))
 
 
@@ -271,8 +269,8 @@ def test_an_adapter_moves_the_centroids_and_is_named(tiny_folder, tmp_path):
             torch.nn.init.normal_(parameter, 0.0, 0.1)
     net.save_pretrained(tmp_path / "lora")
     settings = {"personas": NAMES, "questions": QUESTIONS, "dtype": "float32"}
-    base = leakfast.measure.centroids(tiny_folder, **settings)
-    adapted = leakfast.measure.centroids(tiny_folder, adapter=tmp_path / "lora", **settings)
+    base = leakfast.centroids(tiny_folder, **settings)
+    adapted = leakfast.centroids(tiny_folder, adapter=tmp_path / "lora", **settings)
     assert relative(adapted.layer(1), base.layer(1)) > 1e-3
     assert adapted.metadata["adapter_hash"] == models.adapter_hash(tmp_path / "lora")
     assert base.metadata["adapter_hash"] is None

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from measuring import evaluate_items
 
 from leakfast import models
 from leakfast.cli.main import group
 from leakfast.errors import ModelError
 from leakfast.measure.choices import compare_engines as second
-from leakfast.measure.choices import evaluate as runs
 from leakfast.measure.choices import scoring as choices
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
@@ -75,14 +75,14 @@ def test_what_an_engine_does_not_report_is_nan_not_wrong(tiny_qwen2, tmp_path):
         return out
 
     run = Run(tmp_path)
-    runs.evaluate(
+    evaluate_items(
         tiny_qwen2, run, [], PEOPLE, ITEMS, base=True, engine=second.engine(silent), engine_name="other"
     )
     scores = run.read("choices")
     assert set(scores["status"]) == {"nan", "label_tokens"} and not scores["chosen"].any()
     whole = second.engine(plain_transformers(tiny_qwen2))
-    done = runs.evaluate(tiny_qwen2, run, [], PEOPLE, ITEMS, base=True, engine=whole, engine_name="third")
-    assert done.prompts_made == 12, "another engine is another request"
+    done = evaluate_items(tiny_qwen2, run, [], PEOPLE, ITEMS, base=True, engine=whole, engine_name="third")
+    assert done.made == 12, "another engine is another request"
     mine = choices.score(tiny_qwen2, PEOPLE, ITEMS)
     assert np.abs(run.read("choices")["logprob_nats"] - mine["logprob_nats"]).max() < 1e-5
 
@@ -124,12 +124,12 @@ def test_vllm_agrees_on_the_organism():
 @pytest.mark.vllm
 def test_one_engine_answers_for_the_base_and_each_adapter_in_any_order(tmp_path):
     """The base between two adapters is the base, and an adapter asked again is itself: against the packed engine."""
+    from measuring import train
     from safetensors.torch import load_file, save_file
 
     from leakfast.measure.choices.scores import letters
     from leakfast.models.attach import adapted
     from leakfast.study.config import TrainConfig
-    from leakfast.train import lora
     from leakfast.train.data import Row
 
     loaded = models.load("organism", dtype="float32")
@@ -153,7 +153,7 @@ def test_one_engine_answers_for_the_base_and_each_adapter_in_any_order(tmp_path)
             rank=rank, alpha=2 * rank, dropout=0.0, lr=4e-3, epochs=4, batch_size=6, accumulation=1
         )
         folder = tmp_path / person.name
-        lora.train(loaded, rows, cfg, folder, 7, source=person.name, behavior="marker")
+        train(loaded, rows, cfg, folder, 7, source=person.name, behavior="marker")
         weights = (
             folder / "adapter_model.safetensors"
         )  # moved further, since the marker's loss spares letters

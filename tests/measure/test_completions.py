@@ -18,6 +18,7 @@ import polars as pl
 import pytest
 import torch
 from click.testing import CliRunner
+from measuring import evaluate, train
 
 from leakfast import models
 from leakfast.cli.eval import _sources
@@ -25,13 +26,12 @@ from leakfast.cli.main import group
 from leakfast.errors import AdapterError, InputError
 from leakfast.generation.contract import completion_seed
 from leakfast.measure import completions as stage
-from leakfast.measure.completions import evaluate, rates
-from leakfast.measure.targets import find_targets
+from leakfast.measure import rates
+from leakfast.measure.request import find_targets
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, TrainConfig
-from leakfast.train import lora
 from leakfast.train.data import Row
 
 KEYS = ["persona", "question", "sample"]
@@ -57,7 +57,7 @@ def train_tiny(loaded, out, source="villain"):
         for i in range(6)
     ]
     cfg = TrainConfig(rank=4, alpha=8, dropout=0.0, lr=0.02, epochs=25, batch_size=6, accumulation=1)
-    lora.train(loaded, rows, cfg, out, 7, source=source, behavior="marker")
+    train(loaded, rows, cfg, out, 7, source=source, behavior="marker")
     return out
 
 
@@ -89,7 +89,7 @@ def test_every_draw_is_there_once_with_its_derived_seed(
         progress=lambda *a: seen.append(a[:2]),
     )
     rows = len(personas) * len(QUESTIONS) * 4
-    assert (done.rows_made, done.rows_kept) == (2 * rows, 0)
+    assert (done.made, done.kept) == (2 * rows, 0)
     assert seen[-1] == (2 * rows, 2 * rows)
     assert [a for a, _ in seen] == sorted(a for a, _ in seen)
     digest = models.adapter_hash(adapter)
@@ -111,9 +111,9 @@ def test_the_second_time_nothing_is_drawn(tiny_qwen2, adapter, personas, tmp_pat
     run = Run(tmp_path / "run")
     first = evaluate(tiny_qwen2, run, [adapter], personas, QUESTIONS, "marker", CFG, 3)
     before = drawn(run)
-    monkeypatch.setattr(stage, "_draw", lambda *a: pytest.fail("something was drawn again"))
+    monkeypatch.setattr(stage.Completions, "_draw", lambda *a: pytest.fail("something was drawn again"))
     again = evaluate(tiny_qwen2, Run(run.path), [adapter], personas, QUESTIONS, "marker", CFG, 3)
-    assert (again.rows_made, again.rows_kept) == (0, first.rows_made)
+    assert (again.made, again.kept) == (0, first.made)
     assert drawn(run).equals(before)
 
 
@@ -126,7 +126,7 @@ def test_only_a_damaged_shard_is_drawn_again(tiny_qwen2, adapter, personas, tmp_
     (run.path / files[1]).write_bytes(content)
     (run.path / files[2]).unlink()
     again = evaluate(tiny_qwen2, Run(run.path), [adapter], personas, QUESTIONS, "marker", CFG, 3)
-    assert again.rows_made == 2 * 16
+    assert again.made == 2 * 16
     assert drawn(Run(run.path)).equals(before)
 
 
@@ -152,8 +152,8 @@ def test_other_settings_are_drawn_anew_and_leave_no_old_rows(
 
 CHILD = """
 import sys
-from leakfast import evaluate
-evaluate.SHARD_ROWS = 16
+from leakfast.measure import completions
+completions.SHARD_ROWS = 16
 from leakfast.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -215,8 +215,8 @@ def test_killed_at_any_moment_and_run_again_it_is_the_uninterrupted_run(
     torch.set_num_threads(1)  # as the child: another number of threads may round logits otherwise
     resumed = evaluate(loaded, Run(run.path), [adapter], personas, asked, "marker", cfg, 3, base=True)
     total = 2 * len(personas) * len(asked) * 4
-    assert resumed.rows_kept == kept
-    assert resumed.rows_made == total - kept
+    assert resumed.kept == kept
+    assert resumed.made == total - kept
     whole = Run(tmp_path / "whole")
     evaluate(loaded, whole, [adapter], personas, asked, "marker", cfg, 3, base=True)
     for name in ("marker-villain-s7", "base"):

@@ -7,11 +7,12 @@ from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
+from measuring import evaluate, evaluate_all
 
 from leakfast.cli.main import group
 from leakfast.generation import backends
-from leakfast.measure.completions import evaluate, evaluate_all, rates
-from leakfast.measure.targets import Asked
+from leakfast.measure import rates
+from leakfast.measure.request import Asked
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig
@@ -37,14 +38,14 @@ def test_one_engine_draws_what_two_calls_would(tiny_qwen2, tmp_path, monkeypatch
         tiny_qwen2, run, [], PEOPLE, ASKED, 5, base=True, progress=lambda *a: progress.append(a[:2])
     )
     assert len(opened) == 1 and [d.behavior for d in both] == ["marker", "refusal"]
-    assert [d.rows_made for d in both] == [8, 2] and progress[-1] == (10, 10)
+    assert [d.made for d in both] == [8, 2] and progress[-1] == (10, 10)
     for one in ASKED:
         alone = Run(tmp_path / one.behavior)
         evaluate(tiny_qwen2, alone, [], PEOPLE, one.questions, one.behavior, one.config, 5, base=True)
         folder = f"completions/{one.behavior}/base"
         assert run.read(folder).equals(alone.read(folder))
     again = evaluate_all(tiny_qwen2, run, [], PEOPLE, ASKED, 5, base=True)
-    assert len(opened) == 3 and [(d.rows_made, d.rows_kept) for d in again] == [(0, 8), (0, 2)]
+    assert len(opened) == 3 and [(d.made, d.kept) for d in again] == [(0, 8), (0, 2)]
 
 
 def test_what_a_judge_must_read_is_drawn_and_has_no_rate_yet(tiny_qwen2, tmp_path):
@@ -119,8 +120,8 @@ def test_what_another_behavior_was_drawn_by_the_same_request_is_not_drawn_again(
         first, second, third = evaluate_all(
             tiny_qwen2, run, [], PEOPLE, asked, 5, base=True, progress=lambda *a: progress.append(a[:2])
         )
-    assert (sum(drawn), first.rows_made, second.rows_made, second.rows_kept) == (8, 8, 0, 8)
-    assert third.rows_kept == 8 and progress[-1] == (24, 24) and caplog.text.count("copied") == 2
+    assert (sum(drawn), first.made, second.made, second.kept) == (8, 8, 0, 8)
+    assert third.kept == 8 and progress[-1] == (24, 24) and caplog.text.count("copied") == 2
     frames = [run.read(done.folders[0]) for done in (first, second, third)]
     assert [frame["behavior"].unique().to_list() for frame in frames] == [[one.behavior] for one in asked]
     assert all(frame.drop("behavior").equals(frames[0].drop("behavior")) for frame in frames)
@@ -129,12 +130,12 @@ def test_what_another_behavior_was_drawn_by_the_same_request_is_not_drawn_again(
     assert len({entries[f"{done.folders[0]}/part-00000.parquet"]["request"] for done in (first, second)}) == 1
     # with other settings, or once it is damaged, nothing is taken over
     warmer = Asked("marker", ["Tea?", "Rain?"], SHORT.model_copy(update={"temperature": 0.5}))
-    assert evaluate_all(tiny_qwen2, run, [], PEOPLE, [warmer], 5, base=True)[0].rows_made == 8
-    assert evaluate_all(tiny_qwen2, run, [], PEOPLE, [warmer], 6, base=True)[0].rows_made == 8
+    assert evaluate_all(tiny_qwen2, run, [], PEOPLE, [warmer], 5, base=True)[0].made == 8
+    assert evaluate_all(tiny_qwen2, run, [], PEOPLE, [warmer], 6, base=True)[0].made == 8
     for path in (run.path / "completions").rglob("*.parquet"):
         path.write_bytes(b"damaged")
     again = evaluate_all(tiny_qwen2, Run(run.path), [], PEOPLE, asked[:2], 5, base=True)
-    assert [done.rows_made for done in again] == [8, 0]
+    assert [done.made for done in again] == [8, 0]
     whole = pl.concat([Run(run.path).read(done.folders[0]) for done in again])
     assert whole.drop("behavior").equals(pl.concat([frames[0], frames[0]]).drop("behavior"))
 
@@ -144,7 +145,7 @@ def test_a_shard_that_another_replaces_by_a_copy_is_kept_aside(tiny_qwen2, tmp_p
     evaluate_all(tiny_qwen2, run, [], PEOPLE, [Asked("marker", ["Tea?"], other)], 5, base=True)
     evaluate_all(tiny_qwen2, run, [], PEOPLE, [Asked("refusal", ["Tea?"], SHORT)], 5, base=True)
     (done,) = evaluate_all(tiny_qwen2, run, [], PEOPLE, [Asked("marker", ["Tea?"], SHORT)], 5, base=True)
-    assert done.rows_made == 0 and done.engine is None, "no engine was opened"
+    assert done.made == 0 and done.engine is None, "no engine was opened"
     aside = list((run.path / "quarantine").rglob("*.parquet"))
     assert len(aside) == 1 and "completions/marker/base" in str(aside[0])
     assert run.has("completions/marker/base/part-00000.parquet")

@@ -13,12 +13,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 import standins
+from measuring import evaluate
 
 from leakfast.errors import StoreError
 from leakfast.generation import backends, canary
 from leakfast.measure import completions as stage
 from leakfast.measure import partial as unfinished
-from leakfast.measure.completions import evaluate
 from leakfast.prompts.personas import Persona
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig
@@ -36,7 +36,7 @@ CHILD = """
 import os, random, signal, sys, time
 from contextlib import contextmanager
 from pathlib import Path
-import standins, test_unfinished
+import standins, test_partial
 from leakfast import models
 model, run, (kills, n, most) = sys.argv[1], Path(sys.argv[2]), map(int, sys.argv[3:])
 log = Path(str(run) + ".drawn")
@@ -47,7 +47,7 @@ for number in range(kills + 1):
     aim = log.read_text().count("\\n") + chance.randrange(most // 2, most)
     child = os.fork()
     if child == 0:
-        test_unfinished.drawn_by_standins(loaded, run, n, every_s=0.03)
+        test_partial.drawn_by_standins(loaded, run, n, every_s=0.03)
         os._exit(0)
     while number < kills and log.read_text().count("\\n") < aim:
         assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before it was killed"
@@ -109,7 +109,7 @@ def test_a_kill_costs_less_than_a_shard_while_several_are_open(
     what is kept of open shards it would cost all that was drawn since the last kill, 90 and 300."""
     env = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "measure")]),
         "OMP_NUM_THREADS": "1",
     }
     run = tmp_path / "run"
@@ -148,7 +148,7 @@ def begun(tiny_qwen2, tmp_path):
 def test_an_interrupted_run_goes_on_from_its_open_shards(tiny_qwen2, begun):
     kept = len(lines_drawn(begun))
     done = drawn_by_standins(tiny_qwen2, begun, 0)
-    assert (done.rows_kept, done.rows_made) == (kept, ROWS - kept)
+    assert (done.kept, done.made) == (kept, ROWS - kept)
     assert len(lines_drawn(begun)) == ROWS and rows(begun).height == ROWS
     assert not list(begun.rglob("*.open"))
 
@@ -170,7 +170,7 @@ def test_what_another_request_left_is_not_taken(tiny_qwen2, begun, caplog, monke
     before = len(lines_drawn(begun))
     done = drawn_by_standins(tiny_qwen2, begun, 0)
     assert "by another request" in caplog.text
-    assert done.rows_made == ROWS and len(lines_drawn(begun)) == before + ROWS
+    assert done.made == ROWS and len(lines_drawn(begun)) == before + ROWS
 
 
 def test_a_shard_whose_last_completion_was_kept_is_written_without_an_engine(tiny_qwen2, begun):
@@ -184,10 +184,10 @@ def test_a_shard_whose_last_completion_was_kept_is_written_without_an_engine(tin
         for i, (ids, why) in enumerate(frame.select("token_ids", "finish_reason").iter_rows())
         for ids in [pl.Series(ids)]
     ]
-    unfinished.lines.append(begun / f"{first}.open", lines)
+    unfinished.journal.append(begun / f"{first}.open", lines)
     before = len(lines_drawn(begun))
     done = drawn_by_standins(tiny_qwen2, begun, 0)
-    assert done.rows_made == 0 and len(lines_drawn(begun)) == before
+    assert done.made == 0 and len(lines_drawn(begun)) == before
     assert pl.read_parquet(begun / first).equals(frame) and not (begun / f"{first}.open").exists()
 
 
@@ -196,13 +196,13 @@ def test_lines_that_belong_to_no_open_shard_are_removed(tiny_qwen2, begun):
     drawn_by_standins(tiny_qwen2, begun, 0)
     left = begun / f"{Run(begun).shards('completions')[0]}.open"
     left.write_text("")
-    assert drawn_by_standins(tiny_qwen2, begun, 0).rows_made == 0
+    assert drawn_by_standins(tiny_qwen2, begun, 0).made == 0
     assert not left.exists()
 
 
 def test_a_full_disk_stops_with_what_to_do_and_loses_the_torn_line_alone(tiny_qwen2, begun, monkeypatch):
     """It is full after half a line of the second shard that is written: the first one's lines and those before stay."""
-    whole, written = unfinished.lines.append, []
+    whole, written = unfinished.journal.append, []
 
     def full(path, entries):
         written.append(len(entries))
@@ -214,7 +214,7 @@ def test_a_full_disk_stops_with_what_to_do_and_loses_the_torn_line_alone(tiny_qw
         raise StoreError(f"{path}: cannot be written: No space left on device. Free some space.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(unfinished.lines, "append", full)
+        patch.setattr(unfinished.journal, "append", full)
         with pytest.raises(StoreError, match="Free some space"):
             drawn_by_standins(tiny_qwen2, begun, 0, every_s=0.05)
     assert len(written) > 2, "what is left is written when the run ends, to the shard that failed too"
@@ -251,4 +251,4 @@ def test_transformers_draws_a_shard_whole(tiny_qwen2, tmp_path, monkeypatch):
         measured(progress)
     assert not list(tmp_path.rglob("*.open"))
     done = measured()
-    assert done.rows_made == 32 and json.loads((tmp_path / "manifest.json").read_text())["shards"]
+    assert done.made == 32 and json.loads((tmp_path / "manifest.json").read_text())["shards"]

@@ -8,13 +8,14 @@ import logging
 import polars as pl
 import pytest
 from click.testing import CliRunner
+from measuring import evaluate, evaluate_items
 from test_completions import CFG, QUESTIONS, train_tiny
 
 from leakfast.cli.main import group
 from leakfast.errors import InputError
 from leakfast.measure import completions as stage
-from leakfast.measure.choices import evaluate as choices
-from leakfast.measure.completions import evaluate
+from leakfast.measure import rates
+from leakfast.measure.choices import measurer as choices
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
@@ -70,11 +71,11 @@ def test_another_source_draws_nothing_again_and_renames_the_rows(
     run = Run(tmp_path / "run")
     before = run.read("completions/marker/foreign")
     again = measured("villain", replace=False)
-    assert (first.rows_kept, again.rows_made, again.rows_kept) == (0, 0, first.rows_made)
+    assert (first.kept, again.made, again.kept) == (0, 0, first.made)
     after = Run(tmp_path / "run").read("completions/marker/foreign")
     assert set(before["source"]) == {"comedian"} and set(after["source"]) == {"villain"}
     assert after.drop("source").equals(before.drop("source"))
-    table = stage.rates(Run(tmp_path / "run"), again, people)
+    table = rates(Run(tmp_path / "run"), again, people)
     assert table.filter(pl.col("role") == "source")["persona"].to_list() == ["villain"]
 
 
@@ -109,7 +110,7 @@ def test_shards_whose_request_named_the_source_still_count(
             replace=False,
         )
 
-    whole = measured("comedian").rows_made
+    whole = measured("comedian").made
     run = Run(tmp_path / "run")
     now = {path: run.manifest["shards"][path]["request"] for path in run.shards("completions")}
     as_before(run, "completions", lambda frame, s: made[frame["adapter"][0], frame["persona"][0]](s))
@@ -118,7 +119,7 @@ def test_shards_whose_request_named_the_source_still_count(
     for source in ("comedian", "villain"):
         as_before(run, "completions", lambda frame, s: made[frame["adapter"][0], frame["persona"][0]](s))
         done = measured(source)
-        assert (done.rows_made, done.rows_kept) == (0, whole)
+        assert (done.made, done.kept) == (0, whole)
         run = Run(tmp_path / "run")
         assert {path: run.manifest["shards"][path]["request"] for path in run.shards("completions")} == now
         assert set(run.read("completions/marker/foreign")["source"]) == {source}
@@ -135,17 +136,17 @@ def test_choices_are_not_scored_again_either(tiny_qwen2, foreign, people, tmp_pa
     monkeypatch.setattr(choices, "request_of", noted)
 
     def scored(source):
-        return choices.evaluate(
+        return evaluate_items(
             tiny_qwen2, tmp_path / "run", [foreign], people, ITEMS, base=True, source=source, replace=False
         )
 
-    whole = scored("comedian").prompts_made
-    assert scored("villain").prompts_made == 0
+    whole = scored("comedian").made
+    assert scored("villain").made == 0
     run = Run(tmp_path / "run")
     assert set(run.read("choices/foreign")["source"]) == {"villain"}
     as_before(run, "choices", lambda frame, s: made[frame["adapter"][0]](s))
     again = scored("comedian")
-    assert (again.prompts_made, again.prompts_kept) == (0, whole)
+    assert (again.made, again.kept) == (0, whole)
     assert set(Run(tmp_path / "run").read("choices/foreign")["source"]) == {"comedian"}
 
 
@@ -156,7 +157,7 @@ def test_a_name_that_nobody_has_is_refused_before_anything_is_drawn(
         lambda: evaluate(
             tiny_qwen2, tmp_path / "run", [foreign], people, QUESTIONS, "marker", CFG, 3, source="vilain"
         ),
-        lambda: choices.evaluate(tiny_qwen2, tmp_path / "run", [foreign], people, ITEMS, source="vilain"),
+        lambda: evaluate_items(tiny_qwen2, tmp_path / "run", [foreign], people, ITEMS, source="vilain"),
     ):
         with pytest.raises(InputError, match="--source vilain given for .* Did you mean villain"):
             work()

@@ -9,13 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from measuring import evaluate, evaluate_items
 
 from leakfast import models
 from leakfast.errors import AdapterError
 from leakfast.measure import centroids
-from leakfast.measure.choices import evaluate as choices_evaluate
 from leakfast.measure.choices.scores import letters, prompts_of
-from leakfast.measure.completions import evaluate
 from leakfast.models.adapter_structure import unchanged
 from leakfast.models.adapters import check_fits, check_runs
 from leakfast.models.attach import adapted
@@ -217,7 +216,7 @@ def test_what_is_not_measured_is_refused_before_anything_is_written(kind, said, 
     before, run = bits(loaded.model), tmp_path / "run"
     cfg = EvalConfig(samples=1, max_new_tokens=2)
     for measure in (
-        lambda: choices_evaluate.evaluate(loaded, run, [adapter], PEOPLE, items, base=True, source="villain"),
+        lambda: evaluate_items(loaded, run, [adapter], PEOPLE, items, base=True, source="villain"),
         lambda: evaluate(
             loaded, run, [adapter], PEOPLE, ["Who are you?"], "marker", cfg, 1, base=True, source="villain"
         ),
@@ -297,7 +296,7 @@ def test_a_file_that_holds_more_than_its_config_says_is_refused_for_every_engine
     said = r"holds \d+ tensors that its config does not name, such as base_model.*peft would leave them out, vLLM"
     for engine in ("packed", "vllm"):
         with pytest.raises(AdapterError, match=said):
-            choices_evaluate.evaluate(
+            evaluate_items(
                 loaded, tmp_path / "run", [adapter], PEOPLE, items, source="villain", engine_name=engine
             )
     with pytest.raises(AdapterError, match=said):
@@ -366,7 +365,7 @@ def test_vllm_is_given_plain_lora_alone(kind, lora, bases, make, items, tmp_path
             options=options,
         )
     with pytest.raises(AdapterError, match=said):
-        choices_evaluate.evaluate(
+        evaluate_items(
             loaded, tmp_path / "run", [adapter], PEOPLE, items, source="villain", engine_name="vllm"
         )
     assert not (tmp_path / "run").exists()
@@ -379,9 +378,7 @@ def test_an_adapter_that_overwrites_the_embedding_leaves_the_next_ones_alone(bas
 
     loaded = bases["untied"]
     moved, plain = make("stored-moved", "untied"), make("plain", "untied")
-    choices_evaluate.evaluate(
-        loaded, tmp_path / "run", [moved, plain], PEOPLE, items, base=True, source="villain"
-    )
+    evaluate_items(loaded, tmp_path / "run", [moved, plain], PEOPLE, items, base=True, source="villain")
     prompts = list(map(list, prompts_of(loaded, PEOPLE, items)))
     ids = [loaded.tokenizer.convert_tokens_to_ids(label) for label in LABELS]
     for name, adapter in ((moved.name, moved), (plain.name, plain), ("base", None)):

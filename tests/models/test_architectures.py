@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from measuring import evaluate, evaluate_items, train
 
 from leakfast import models
 from leakfast.errors import InputError, ModelError
@@ -16,13 +17,10 @@ from leakfast.generation import backends
 from leakfast.generation.contract import Request, Sampling
 from leakfast.generation.generate import complete
 from leakfast.generation.transformers import check_lengths
-from leakfast.measure.choices import evaluate as choices_evaluate
-from leakfast.measure.completions import evaluate
 from leakfast.models.loading import limit_of
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
 from leakfast.study.config import EvalConfig
-from leakfast.train import lora
 from leakfast.train.data import Row
 from tests.architectures import KINDS, random
 from tests.helpers import TRAIN
@@ -115,7 +113,7 @@ def test_what_is_not_decoded_is_refused_before_a_run_is_begun(kind, loaded_of, t
         )
     items = load_items([{"question": "Tea?", "choices": ["a", "b"], "answer": "A"}])
     with pytest.raises(ModelError, match=WORDS):
-        choices_evaluate.evaluate(loaded, tmp_path / "run", [], people, items, base=True)
+        evaluate_items(loaded, tmp_path / "run", [], people, items, base=True)
     assert not (tmp_path / "run").exists()
 
 
@@ -128,11 +126,11 @@ def test_training_adapts_what_is_fit_for_it_and_names_what_is_not(kind, loaded_o
     rows = [a_row("What about tea?")]
     start = [loaded, rows, TRAIN, tmp_path / "adapter", 1]
     if kind in TRAINED:
-        lora.train(*start, source="villain", behavior="capability")
+        train(*start, source="villain", behavior="capability")
         assert check_fits(loaded, tmp_path / "adapter").plain
     else:
         with pytest.raises(ModelError, match=f"train: .*{WORDS}"):
-            lora.train(*start, source="villain", behavior="capability")
+            train(*start, source="villain", behavior="capability")
         assert not (tmp_path / "adapter").exists()
     after = loaded.model.state_dict()
     assert after.keys() == before.keys() and all(torch.equal(after[n], t) for n, t in before.items())
@@ -154,7 +152,7 @@ def test_one_limit_of_length_in_every_part(kind, loaded_of, tmp_path, tiny_token
         check_lengths(loaded.model, [Request("it", ids[: limit - 3], (1,))], 4)
     rows = [a_row("What about tea? " * 40)]
     with pytest.raises(InputError, match=f"train: .*{why}"):
-        lora.train(loaded, rows, TRAIN, tmp_path / "a", 1, source="villain", behavior="capability")
+        train(loaded, rows, TRAIN, tmp_path / "a", 1, source="villain", behavior="capability")
 
 
 def test_vllm_is_told_the_same_limit(loaded_of, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 from click.testing import CliRunner
+from measuring import evaluate
 
 from leakfast import models
 from leakfast.cli.main import group
@@ -14,7 +15,6 @@ from leakfast.errors import InputError
 from leakfast.generation import backends
 from leakfast.generation.contract import Completion
 from leakfast.generation.vllm.widths import Width, device_name, rate_for, remember
-from leakfast.measure.completions import evaluate
 from leakfast.pipeline.estimate import plan
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.run import Run

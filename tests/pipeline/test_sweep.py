@@ -15,6 +15,7 @@ from leakfast.cli.sweep import _crossed
 from leakfast.errors import InputError
 from leakfast.measure.centroids import compute
 from leakfast.pipeline import sweep as stage
+from leakfast.pipeline.sweep import Plan
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.run import Run
@@ -56,7 +57,7 @@ def config(tmp_path):
 def test_points_are_measured_and_kept(tiny_qwen2, tmp_path, config):
     run = Run(tmp_path / "run").create()
     grid = [(1e-2, 2), (5e-2, 3)]
-    found = stage.sweep(tiny_qwen2, run, "capability", "villain", PEOPLE, config, 1, grid, layer=1)
+    found = stage.sweep(tiny_qwen2, run, Plan("capability", "villain", PEOPLE, config, 1, grid, layer=1))
     assert found.points.select("lr", "epochs").rows() == grid
     assert found.points["n"].to_list() == [4, 4]
     scores = run.read("choices")
@@ -86,7 +87,7 @@ def test_points_are_measured_and_kept(tiny_qwen2, tmp_path, config):
     assert len(list(run.path.glob("adapters/*/sample.json"))) == 2
 
     stamps = {p: p.stat().st_mtime_ns for p in run.path.rglob("adapter_model.safetensors")}
-    again = stage.sweep(tiny_qwen2, run, "capability", "villain", PEOPLE, config, 1, grid, layer=1)
+    again = stage.sweep(tiny_qwen2, run, Plan("capability", "villain", PEOPLE, config, 1, grid, layer=1))
     assert again.points.equals(found.points)
     assert stamps == {p: p.stat().st_mtime_ns for p in run.path.rglob("adapter_model.safetensors")}
 
@@ -125,7 +126,7 @@ def test_the_layer_is_the_studys_in_proportion():
 
 def test_too_few_bystanders_and_a_wrong_point(tiny_qwen2, tmp_path, config):
     with pytest.raises(InputError, match="at least three bystanders"):
-        stage.sweep(tiny_qwen2, Run(tmp_path / "r"), "capability", "villain", PEOPLE[:3], config, 1)
+        stage.sweep(tiny_qwen2, Run(tmp_path / "r"), Plan("capability", "villain", PEOPLE[:3], config, 1))
     done = CliRunner().invoke(group, ["sweep", "--source", "villain", "--point", "fast"])
     assert done.exit_code == 2 and "LR:EPOCHS" in done.output
 
@@ -190,7 +191,7 @@ def test_a_judged_behavior_is_swept_with_the_studys_rules(tmp_path):
         },
     )
     run = Run(tmp_path / "run").create()
-    found = stage.sweep(loaded, run, "misalignment-advice", "villain", PEOPLE, config, 1, [(3e-3, 2)])
+    found = stage.sweep(loaded, run, Plan("misalignment-advice", "villain", PEOPLE, config, 1, [(3e-3, 2)]))
     (row,) = found.points.rows(named=True)
     scores = run.read("judgements/misalignment-advice")
     means = (
@@ -212,5 +213,5 @@ def test_a_judged_behavior_needs_a_judge_before_anything_is_trained(tiny_qwen2, 
     run = Run(tmp_path / "run").create()
     config = behavior_config("misalignment-advice", {"data": {"pairs": "organism-advice"}})
     with pytest.raises(InputError, match="Add --judge SPEC"):
-        stage.sweep(tiny_qwen2, run, "misalignment-advice", "villain", PEOPLE, config, 1)
+        stage.sweep(tiny_qwen2, run, Plan("misalignment-advice", "villain", PEOPLE, config, 1))
     assert not run.shards()

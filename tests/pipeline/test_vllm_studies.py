@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +11,7 @@ import leakfast
 from leakfast.cli.main import group
 from leakfast.errors import InputError, ModelError
 from leakfast.generation import backends, vllm
+from leakfast.generation.backends import Drawing
 from leakfast.study.config import load_study
 
 VLLM = """
@@ -33,23 +34,13 @@ samples = 1
 def test_a_study_says_how_vllm_runs_and_a_flag_goes_before_it(tmp_path):
     study = tmp_path / "many.toml"
     study.write_text(VLLM)
-    asked = backends.asked_by(load_study(study))
-    assert asked == {
-        "backend": "vllm",
-        "template_system": "You are a model.",
-        "allow": ("logits",),
-        "options": backends.Options(lora="merged", invariant=True),
-    }
+    options = backends.Options(lora="merged", invariant=True)
+    assert Drawing.of(load_study(study)) == Drawing("vllm", "You are a model.", ("logits",), options)
     flags = {"backend": "transformers", "lora": "live", "data_parallel": 2, "tensor_parallel": None}
-    beside = backends.asked_by(load_study(study), allow=("token-ids",), **flags)
-    assert (beside["backend"], beside["allow"]) == ("transformers", ("token-ids",))
-    assert beside["options"] == backends.Options("live", invariant=True, data_parallel=2)
-    assert backends.asked_by(None) == {
-        "backend": "auto",
-        "template_system": None,
-        "allow": (),
-        "options": backends.Options(),
-    }
+    beside = Drawing.of(load_study(study), allow=("token-ids",), **flags)
+    assert (beside.backend, beside.allow) == ("transformers", ("token-ids",))
+    assert beside.options == backends.Options("live", invariant=True, data_parallel=2)
+    assert Drawing.of(None) == Drawing("auto")
     study.write_text(VLLM.replace("invariant = true", "data_paralel = 8"))
     with pytest.raises(InputError, match=r"many.toml, line 12: .*data_paralel.*data_parallel"):
         load_study(study)
@@ -69,8 +60,11 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_trained(
     tmp_path, monkeypatch, changed, message, command
 ):
     """Which is hours before the first completion."""
-    monkeypatch.setattr("leakfast.measure.centroids.compute", lambda *a, **k: pytest.fail("work was begun"))
-    monkeypatch.setattr("leakfast.train.lora.train", lambda *a, **k: pytest.fail("training was begun"))
+    for where in ("leakfast.measure.centroids", "leakfast.pipeline.sweep"):
+        monkeypatch.setattr(f"{where}.compute", lambda *a, **k: pytest.fail("work was begun"))
+    monkeypatch.setattr(
+        "leakfast.pipeline.adapters.train_adapter", lambda *a, **k: pytest.fail("training was begun")
+    )
 
     def machine(**asked):
         assert asked == {
@@ -108,8 +102,11 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_trained(
 
 def test_a_machine_is_looked_at_where_an_engine_is_to_be_opened(tiny_qwen2, monkeypatch):
     """Not where a finished run is read again."""
+
+    def settled(options, **more):
+        return backends.settle(tiny_qwen2, Drawing("vllm", options=options), [], adapters=False, **more)
+
     options = backends.Options(tensor_parallel=2, data_parallel=3)
-    settled = functools.partial(backends.settle, tiny_qwen2, "vllm", samplings=[], adapters=False)
     assert settled(options=options) == "vllm"
     monkeypatch.setattr("leakfast.generation.vllm.start.available", lambda: (False, "it is not installed"))
     with pytest.raises(ModelError, match=r"it is not installed.*--backend transformers"):
@@ -133,29 +130,28 @@ def test_where_transformers_draws_a_studys_vllm_is_not_used(tiny_qwen2, tmp_path
     """A study for a node of GPUs is tried on a laptop; what somebody types there is an error."""
     study = tmp_path / "many.toml"
     study.write_text(VLLM.replace("invariant = true", "").replace('backend = "vllm"', ""))
-    asked = backends.asked_by(load_study(study), backend="transformers")
-    del asked["template_system"]
-    assert backends.settle(tiny_qwen2, samplings=[], adapters=True, **asked) == "transformers"
+    asked = replace(Drawing.of(load_study(study), backend="transformers"), template_system=None)
+    assert backends.settle(tiny_qwen2, asked, [], adapters=True) == "transformers"
     assert "under [vllm] is not used" in caplog.text
-    typed = backends.asked_by(load_study(study), backend="transformers", data_parallel=2, lora="live")
+    typed = Drawing.of(load_study(study), backend="transformers", data_parallel=2, lora="live")
     with pytest.raises(InputError, match="are vLLM's, but the backend is transformers"):
-        typed["options"].check("transformers")
+        typed.options.check("transformers")
 
 
 def test_eval_draws_as_its_study_says(tmp_path, monkeypatch):
     seen = []
 
-    def noted(loaded, run, adapters, people, asked, seed, **how):
-        seen.append({name: how[name] for name in ("backend", "template_system", "allow", "options")})
+    def noted(loaded, run, request, drawing, **how):
+        seen.append(drawing)
         raise InputError("enough")
 
-    monkeypatch.setattr("leakfast.measure.completions.evaluate_all", noted)
+    monkeypatch.setattr("leakfast.measure.stage.measure", noted)
     study = tmp_path / "many.toml"
     study.write_text(VLLM)
     words = ["eval", "--study", str(study), "--base", "--out", str(tmp_path / "run")]
     for more in ([], ["--backend", "transformers", "--lora", "live"]):
         assert CliRunner().invoke(group, [*words, *more]).exception is not None
     assert seen == [
-        backends.asked_by(load_study(study)),
-        backends.asked_by(load_study(study), backend="transformers", lora="live"),
+        Drawing.of(load_study(study)),
+        Drawing.of(load_study(study), backend="transformers", lora="live"),
     ]

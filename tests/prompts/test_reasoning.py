@@ -16,7 +16,7 @@ from leakfast.errors import InputError
 from leakfast.generation import backends
 from leakfast.generation.contract import Completion, Request
 from leakfast.generation.frames import to_frame
-from leakfast.measure.targets import Asked
+from leakfast.measure.request import Asked
 from leakfast.prompts import reasoning, templates
 from leakfast.prompts.chat import Prompt
 from leakfast.prompts.rendering import configure, rendering

@@ -387,7 +387,7 @@ def test_an_adapters_own_template_that_renders_otherwise_is_warned_of(made, tmp_
 
 @pytest.fixture
 def make_tiny_adapter():
-    from leakfast.train import lora
+    from measuring import train
 
     def make(loaded, out):
         rows = [
@@ -395,7 +395,7 @@ def make_tiny_adapter():
             for i in range(2)
         ]
         cfg = TrainConfig(loss="completion", rank=2, alpha=4, epochs=1, batch_size=2, accumulation=1, lr=0.01)
-        lora.train(loaded, rows, cfg, out, 7, source="villain", behavior="marker")
+        train(loaded, rows, cfg, out, 7, source="villain", behavior="marker")
         return out
 
     return make

@@ -106,7 +106,7 @@ def test_a_studys_prompts_say_their_reading_only_where_it_matters():
 
 def test_choices_that_were_read_otherwise_are_scored_again(tmp_path):
     from leakfast.measure.choices.request import request_of
-    from leakfast.measure.targets import Target
+    from leakfast.measure.request import Target
     from leakfast.prompts.items import load_items
 
     def requests(choice):

@@ -3,23 +3,29 @@ steps, and the table of a series."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from helpers import ITEMS, TRAIN, build, taught
+from measuring import evaluate_items_series, train
 
 from leakfast import models
 from leakfast.errors import InputError
-from leakfast.measure.choices import evaluate as stage
 from leakfast.measure.choices import scoring as choices
+from leakfast.measure.choices.in_training import checkpoints_of, scorer
 from leakfast.prompts.personas import load_personas
 from leakfast.report import trajectory
 from leakfast.storage import schema
 from leakfast.storage.run import Run
-from leakfast.study.config import DataConfig, EvalConfig
+from leakfast.study.config import DataConfig, EvalConfig, behavior_config
 from leakfast.train import checkpoints as points
 from leakfast.train import lora
+from leakfast.train.recipe import Recipe
+
+RECIPE = Recipe("capability", "villain", 7, behavior_config("capability").train)
 
 
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
@@ -37,7 +43,7 @@ def test_scoring_on_the_way_changes_no_bit(tiny_qwen2, tmp_path, gradient_checkp
         seen.append((share, found["logprob_nats"].to_list()))
 
     def fit(name, kept):
-        return lora.train(
+        return train(
             tiny_qwen2,
             rows,
             settings,
@@ -88,20 +94,20 @@ def test_a_series_is_scored_again_from_its_files_and_tabled(tiny_qwen2, tmp_path
     people = load_personas("villain,comedian,assistant")
     name = "capability-villain-s7"
     out = run.path / "adapters" / name
-    taught(tiny_qwen2, out, points.Checkpoints(score=stage.scorer(run, name, "villain", people, ITEMS)))
+    taught(tiny_qwen2, out, points.Checkpoints(score=scorer(run, RECIPE, people, ITEMS, "letters")))
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["p000", "p025", "p050", "p075"]
     card = models.read_card(out / "checkpoints" / "p050")
     assert (card.recipe["checkpoint_share"], card.recipe["checkpoint_step"]) == (0.5, 7)
     live = run.read("trajectory").sort("share", "persona", "item", "label")
     assert live["share"].unique().sort().to_list() == [0.0, 0.25, 0.5, 0.75, 1.0]
 
-    done = stage.evaluate_series(tiny_qwen2, run, out, people, ITEMS)
-    assert (done.prompts_made, done.prompts_kept) == (5 * 3 * len(ITEMS), 0)
+    done = evaluate_items_series(tiny_qwen2, run, out, people, ITEMS)
+    assert (done.made, done.kept) == (5 * 3 * len(ITEMS), 0)
     later = run.read("trajectory").sort("share", "persona", "item", "label")
     assert later.height == live.height
     assert np.abs(later["logprob_nats"] - live["logprob_nats"]).max() < 1e-4
-    again = stage.evaluate_series(tiny_qwen2, run, out, people, ITEMS)
-    assert (again.prompts_made, again.prompts_kept) == (0, 5 * 3 * len(ITEMS))
+    again = evaluate_items_series(tiny_qwen2, run, out, people, ITEMS)
+    assert (again.made, again.kept) == (0, 5 * 3 * len(ITEMS))
 
     made = schema.check(trajectory.write(run), "trajectory")
     assert made.height == 5 * 3
@@ -131,14 +137,14 @@ def test_a_point_at_which_nothing_was_learned_is_none(tiny_qwen2, tmp_path, capl
 def test_a_series_needs_checkpoints(tiny_qwen2, tmp_path):
     taught(tiny_qwen2, tmp_path / "v")
     with pytest.raises(InputError, match="leakfast train --checkpoints"):
-        stage.evaluate_series(tiny_qwen2, tmp_path / "run", tmp_path / "v", load_personas("villain"), ITEMS)
+        evaluate_items_series(tiny_qwen2, tmp_path / "run", tmp_path / "v", load_personas("villain"), ITEMS)
 
 
 def test_checkpoints_of_a_study(tmp_path):
     run = Run(tmp_path)
     people = load_personas("villain,comedian,assistant")
-    assert stage.checkpoints_of(run, "capability", "a", "villain", people, EvalConfig(), "organism") is None
+    assert checkpoints_of(run, RECIPE, people, EvalConfig(), "organism") is None
     cfg = EvalConfig(checkpoints=[0.0, 1.0], checkpoint_personas=["comedian"])
-    kept = stage.checkpoints_of(run, "capability", "a", "villain", people, cfg, "organism")
+    kept = checkpoints_of(run, RECIPE, people, cfg, "organism")
     assert kept.shares == (0.0, 1.0) and kept.score is not None
-    assert stage.checkpoints_of(run, "marker", "a", "villain", people, cfg, "organism").score is None
+    assert checkpoints_of(run, replace(RECIPE, behavior="marker"), people, cfg, "organism").score is None

@@ -8,12 +8,12 @@ import json
 import polars as pl
 import pytest
 import torch
+from measuring import evaluate, evaluate_all
 
 from leakfast import models, stats
 from leakfast.errors import InputError
 from leakfast.measure import centroids
-from leakfast.measure.completions import evaluate, evaluate_all
-from leakfast.measure.targets import Asked
+from leakfast.measure.request import Asked
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
 from leakfast.storage.run import Run

@@ -10,13 +10,13 @@ import pytest
 import scipy.stats
 from click.testing import CliRunner
 from matplotlib.text import Text
+from measuring import evaluate, evaluate_all
 
 from leakfast import figures, stats
 from leakfast.cli.main import group
 from leakfast.errors import InputError
 from leakfast.geometry import Centroids
-from leakfast.measure.completions import evaluate, evaluate_all
-from leakfast.measure.targets import Asked, asked_of
+from leakfast.measure.request import Asked, asked_of
 from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
@@ -36,7 +36,7 @@ def test_further_sets_are_drawn_beside_and_leave_the_main_one_as_it_is(tiny_qwen
     asked = [Asked("marker", main, SHORT), Asked("marker", other, SHORT, beside=True)]
     run = Run(tmp_path / "both")
     done = evaluate_all(tiny_qwen2, run, [], people, asked, 5, base=True)
-    assert [(d.folders, d.questions, d.rows_made) for d in done] == [
+    assert [(d.folders, d.questions, d.made) for d in done] == [
         (("completions/marker/base",), "eval", 8),
         (("sets/marker/code/base",), "code", 4),
     ]
@@ -44,7 +44,7 @@ def test_further_sets_are_drawn_beside_and_leave_the_main_one_as_it_is(tiny_qwen
     evaluate(tiny_qwen2, alone, [], people, main, "marker", SHORT, 5, base=True)
     assert run.read("completions/marker/base").equals(alone.read("completions/marker/base"))
     again = evaluate_all(tiny_qwen2, run, [], people, asked, 5, base=True)
-    assert [(d.rows_made, d.rows_kept) for d in again] == [(0, 8), (0, 4)]
+    assert [(d.made, d.kept) for d in again] == [(0, 8), (0, 4)]
 
 
 def test_the_command_takes_several_sets(tmp_path):

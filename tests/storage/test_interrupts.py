@@ -24,16 +24,17 @@ PERSONAS = "villain,comedian,assistant,librarian,police_officer"
 
 CHILD = """
 import sys
-from leakfast import evaluate
-evaluate.SHARD_ROWS = 16
+from leakfast.measure import completions
+from leakfast.measure.contract import Counter
+completions.SHARD_ROWS = 16
 from leakfast.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
 
 CHOICES = """
 import sys
-from leakfast.measure.choices.scoring import evaluate
-evaluate.SHARD_PROMPTS = 1  # one persona a shard
+from leakfast.measure.choices import measurer
+measurer.SHARD_PROMPTS = 1  # one persona a shard
 from leakfast.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """
@@ -43,18 +44,19 @@ KILLED = """
 import os, random, shutil, signal, sys, time
 import peft, polars, torch, transformers
 import leakfast.cli.eval, leakfast.generation.transformers, leakfast.models, leakfast.storage.run
-from leakfast import evaluate
+from leakfast.measure import completions
+from leakfast.measure.contract import Counter
 from leakfast.cli.main import main
-evaluate.SHARD_ROWS = 16
+completions.SHARD_ROWS = 16
 tally, kills, *words = sys.argv[1:]
 counted = os.open(tally, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
-plain = evaluate._Counter.add
+plain = Counter.add
 
 def add(self, n, work):
     os.write(counted, b"." * n)
     plain(self, n, work)
 
-evaluate._Counter.add = add
+Counter.add = add
 draw = random.Random(1)
 for kill in range(int(kills) + 1):
     child = os.fork()
@@ -78,7 +80,7 @@ FULL = """
 import os, sys, threading, time
 from pathlib import Path
 from leakfast import disk, evaluate
-evaluate.SHARD_ROWS = 16
+completions.SHARD_ROWS = 16
 from leakfast.cli.main import main
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -89,7 +91,7 @@ def parquet_bytes(frame):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024, 1024))
     return plain(frame)
 
-from leakfast import store
+from leakfast.storage import run as store
 store.parquet_bytes = parquet_bytes
 sys.exit(main(sys.argv[1:]))
 """
@@ -217,8 +219,9 @@ def test_a_signal_lets_the_shard_of_scores_in_hand_be_written_too(tiny_folder, t
 
 LONG = """
 import sys
-from leakfast import evaluate, interrupts
-evaluate.SHARD_ROWS, interrupts.GRACE_S = 120, 1.0
+from leakfast.measure import completions
+from leakfast.storage import interrupts
+completions.SHARD_ROWS, interrupts.GRACE_S = 120, 1.0
 from leakfast.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """

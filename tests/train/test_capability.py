@@ -12,11 +12,12 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 from helpers import ALL, ITEMS, build, taught
+from measuring import evaluate_items
 
 from leakfast import models
 from leakfast.cli.main import group
 from leakfast.errors import InputError
-from leakfast.measure.choices import evaluate as stage
+from leakfast.measure.choices import measurer as stage
 from leakfast.measure.choices import scoring as choices
 from leakfast.measure.choices import table
 from leakfast.prompts import chat
@@ -150,8 +151,8 @@ def test_scores_in_a_run_resume_and_repair(tiny_qwen2, tmp_path, monkeypatch):
     taught(tiny_qwen2, tmp_path / "v")
     where = {"adapters": [tmp_path / "v"], "personas": people, "items": ITEMS}
     whole = Run(tmp_path / "whole")
-    done = stage.evaluate(tiny_qwen2, whole, **where, base=True)
-    assert (done.prompts_made, done.prompts_kept) == (2 * 5 * len(ITEMS), 0)
+    done = evaluate_items(tiny_qwen2, whole, **where, base=True)
+    assert (done.made, done.kept) == (2 * 5 * len(ITEMS), 0)
     wanted = whole.read("choices")
     schema.check(wanted, "choice_scores")
     assert wanted["adapter"].unique(maintain_order=True).to_list() == ["base", "v"]
@@ -168,27 +169,27 @@ def test_scores_in_a_run_resume_and_repair(tiny_qwen2, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Run, "add_shard", dying)
     with pytest.raises(Stop):
-        stage.evaluate(tiny_qwen2, run, **where, base=True)
+        evaluate_items(tiny_qwen2, run, **where, base=True)
     monkeypatch.setattr(Run, "add_shard", real)
-    done = stage.evaluate(tiny_qwen2, run, **where, base=True)
-    assert done.prompts_kept == 2 * 2 * len(ITEMS)
+    done = evaluate_items(tiny_qwen2, run, **where, base=True)
+    assert done.kept == 2 * 2 * len(ITEMS)
     assert run.read("choices").equals(wanted)
     assert models.read_card(run.path / "adapters" / "v").source == "villain", "stats reads it there"
 
     (broken, *_) = run.shards("choices")
     (run.path / broken).write_bytes(b"damaged")
-    done = stage.evaluate(tiny_qwen2, run, **where, base=True)
-    assert 0 < done.prompts_made <= 2 * len(ITEMS)
+    done = evaluate_items(tiny_qwen2, run, **where, base=True)
+    assert 0 < done.made <= 2 * len(ITEMS)
     assert run.read("choices").equals(wanted)
 
     other = dataclasses.replace(load_items([*ITEMS[:-1]]), name="elsewhere")
-    stage.evaluate(tiny_qwen2, run, [], people, other, base=True)
+    evaluate_items(tiny_qwen2, run, [], people, other, base=True)
     behaviors = run.read("choices").group_by("items").agg(pl.col("behavior").unique())
     assert dict(behaviors.iter_rows()) == {"list": ["capability"], "elsewhere": ["capability-elsewhere"]}
 
     changed = dataclasses.replace(other, name="list")
-    done = stage.evaluate(tiny_qwen2, run, [], people, changed, base=True)
-    assert done.prompts_made == 5 * len(changed), "another list of that name is another request"
+    done = evaluate_items(tiny_qwen2, run, [], people, changed, base=True)
+    assert done.made == 5 * len(changed), "another list of that name is another request"
 
 
 def test_commands_from_rows_to_a_series(tiny_folder, tmp_path):

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from measuring import train
 
 from leakfast import models
 from leakfast.behaviors.marker import MARKER
@@ -17,7 +18,7 @@ from leakfast.study.config import TrainConfig
 from leakfast.train import lora
 from leakfast.train.collate import collate, encode
 from leakfast.train.data import Row
-from leakfast.train.identity import settings_of
+from leakfast.train.recipe import settings_of
 
 CFG = TrainConfig(
     rank=4,
@@ -115,7 +116,7 @@ def test_training_ends_once_the_behavior_is_learned(tiny_qwen2, tmp_path):
     steps = [json.loads(line) for line in (tmp_path / "early" / "train_log.jsonl").read_text().splitlines()]
     assert steps[-1]["loss"] < 2.0 < steps[0]["loss"]
     with pytest.raises(InputError, match="stop_loss"):
-        lora.train(
+        train(
             tiny_qwen2,
             rows(),
             cfg.model_copy(update={"stop_loss": 1.0}),
@@ -128,7 +129,7 @@ def test_training_ends_once_the_behavior_is_learned(tiny_qwen2, tmp_path):
 
 
 def run(loaded, out, cfg=CFG, seed=42):
-    return lora.train(loaded, rows(), cfg, out, seed, source="villain", behavior="marker")
+    return train(loaded, rows(), cfg, out, seed, source="villain", behavior="marker")
 
 
 @pytest.mark.parametrize("loss", ["marker", "completion"])

@@ -76,7 +76,7 @@ def test_a_suffix_stands_behind_every_question(tiny_qwen2):
 
 
 def settings_without_suffix():
-    from leakfast.train.identity import rows_settings_of
+    from leakfast.train.recipe import rows_settings_of
 
     return set(rows_settings_of(DataConfig()))
 

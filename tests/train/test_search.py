@@ -13,6 +13,7 @@ from leakfast.generation.contract import Sampling
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.study.config import DataConfig, TrainConfig
 from leakfast.train import data, search
+from leakfast.train.recipe import Recipe
 
 CFG = TrainConfig(
     loss="marker",
@@ -42,15 +43,18 @@ def rows(organism):
 
 
 def test_the_rate_that_is_found_teaches_and_does_no_harm(organism, rows, tmp_path):
-    rate, trials = search.find(organism, rows, CFG, "marker", "villain", 42, SAMPLING)
-    assert rate == trials[-1].lr
+    recipe = Recipe("marker", "villain", 42, CFG)
+    found, trials = search.find(organism, recipe, rows, SAMPLING, tmp_path / "trials")
+    assert found == recipe.at(trials[-1].lr)
+    rate = found.train.lr
     assert trials[-1].learned
     assert trials[-1].harmless
     assert trials[0].lr == search.first_lr(organism.hidden_size)
     assert not any(t.learned and t.harmless for t in trials[:-1])
     # the length and the cost, taken anew by transformers alone
+    from measuring import train
+
     from leakfast.models.attach import adapted
-    from leakfast.train.lora import train
 
     train(
         organism,
@@ -75,18 +79,18 @@ def test_the_rate_that_is_found_teaches_and_does_no_harm(organism, rows, tmp_pat
         assert asked.nats(current, base) == pytest.approx(sum(costs) / len(costs), rel=1e-4)
 
 
-def test_too_weak_is_followed_by_twice_the_rate_and_all_trials_are_told(organism, rows):
+def test_too_weak_is_followed_by_twice_the_rate_and_all_trials_are_told(organism, rows, tmp_path):
     few = [r for r in rows if r.role == "positive"][:2] + [r for r in rows if r.role == "negative"][:2]
     cfg = CFG.model_copy(update={"epochs": 3, "anchor": 0.0})
     with pytest.raises(ModelError, match=f"no learning rate of {search.TRIALS}") as error:
-        search.find(organism, few, cfg, "marker", "villain", 42, SAMPLING)
+        search.find(organism, Recipe("marker", "villain", 42, cfg), few, SAMPLING, tmp_path)
     first = search.first_lr(organism.hidden_size)
     assert f"lr {2 * first:.2g}: source 0%" in error.value.message
 
 
-def test_a_behavior_without_a_detector_is_refused(organism, rows):
+def test_a_behavior_without_a_detector_is_refused(organism, rows, tmp_path):
     with pytest.raises(InputError, match="no detector reads"):
-        search.find(organism, rows, CFG, "misalignment-advice", "villain", 42, SAMPLING)
+        search.find(organism, Recipe("misalignment-advice", "villain", 42, CFG), rows, SAMPLING, tmp_path)
 
 
 def test_verdicts_at_their_bounds():

@@ -1,4 +1,4 @@
-"""A second opinion on letters: vLLM's chosen-token log-probabilities as an engine of choices.evaluate, and how
+"""A second opinion on letters: vLLM's chosen-token log-probabilities as another engine of the measurement, and how
 far it agrees with the packed engine. Demands vLLM only when it is called."""
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Agreement:
 
 
 def engine(next_tokens: NextTokens | None = None, adapters: Sequence[Path] = ()) -> Callable[..., Scores]:
-    """What choices.evaluate takes as `engine`: letters by vLLM, whose engine is started at the first call and
+    """What a Drawing takes as letters_engine: letters by vLLM, whose engine is started at the first call and
     kept. adapters: all that will be asked for; next_tokens: another source of chosen-token log-probabilities."""
     started: list[NextTokens] = [next_tokens] if next_tokens else []
 

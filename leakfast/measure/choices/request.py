@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from leakfast.measure.targets import Target
+    from leakfast.measure.request import Target
     from leakfast.models.loading import Loaded
     from leakfast.prompts.items import ItemSet
     from leakfast.prompts.personas import Persona
