@@ -5,7 +5,7 @@ stats/. Layer L is the output of decoder block L, 0-based, raw: before any final
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from leakfast.errors import ModelError
 from leakfast.geometry import CONVENTION, Centroids, names_extras, parse_layers
+from leakfast.progress import Progress
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
@@ -33,16 +34,16 @@ def compute(
     *,
     center_extras: bool = False,
     precision: str | None = None,
-    budget_tokens: int | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
+    **packed: Any,
 ) -> Centroids:
     """Centroids of P personas over Q questions: mean over questions of the state at the last prompt
     token (chat template with generation prompt), accumulated in float32 in a fixed order. Unless
     keep_questions asks for them, states are summed where the engine has them and never stored.
 
     center_extras: whether `qwen_default` and `no_persona`, if among the personas, join the mean that
-    centered cosines subtract. precision: None, or "fp8" for linear layers in FP8 (see
-    fp8.running). Raises InputError for a layer the model does not have, ModelError
+    centered cosines subtract. precision: None, or "fp8" for linear layers in FP8 (see fp8.running); packed: budget_tokens
+    of a batch, as forward.passes takes it. Raises InputError for a layer the model does not have, ModelError
     where a state is not finite or the model does not fit the engine."""
     from leakfast.forward import fp8
     from leakfast.prompts import chat
@@ -57,9 +58,7 @@ def compute(
     p, q = len(personas), len(asked)
     sequences = [prompt.ids for prompt in prompts]
     with fp8.running(loaded, precision, sequences, layers) as agreement:
-        means, moments, kept = _measured(
-            loaded, prompts, (p, q), layers, keep_questions, budget_tokens, progress
-        )
+        means, moments, kept = _measured(loaded, prompts, (p, q), layers, keep_questions, progress, packed)
     if progress:
         progress(p * q, p * q, "states")
     metadata = _metadata(loaded, personas, questions, asked, layers, prompts, center_extras)
@@ -74,8 +73,8 @@ def _measured(
     shape: tuple[int, int],
     layers: list[int],
     keep_questions: bool,
-    budget_tokens: int | None,
-    progress: Callable[[int, int, str], None] | None,
+    progress: Progress | None,
+    packed: dict[str, Any],
 ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray], dict[int, np.ndarray]]:
     """(means, moments, kept states) by layer, of prompts persona by persona; shape is (P, Q)."""
     import torch
@@ -91,7 +90,7 @@ def _measured(
         some = prompts[first * q : last * q]
         shown = _shifted(progress, first * q, p * q)
         states = passes.last_token_states(
-            loaded, [prompt.ids for prompt in some], layers, budget_tokens=budget_tokens, progress=shown
+            loaded, [prompt.ids for prompt in some], layers, progress=shown, **packed
         )
         _check_finite(states, layers, some)
         return states
@@ -113,8 +112,8 @@ def _measured(
             [prompt.ids for prompt in prompts],
             layers,
             np.repeat(np.arange(p), q),
-            budget_tokens=budget_tokens,
             progress=_shifted(progress, 0, p * q),
+            **packed,
         )
         for row in np.flatnonzero(~np.isfinite(sums).all((0, 2))):
             progress = None
@@ -132,20 +131,21 @@ def measure(
     layers: str | int | Sequence[int] = "all",
     *,
     adapter: str | Path | None = None,
-    dtype: str = "bfloat16",
-    revision: str | None = None,
     keep_questions: bool = False,
     precision: str | None = None,
-    rendering: Any = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
+    **loading: Any,
 ) -> Centroids:
-    """`compute` from names: everything that can be wrong is looked at before the weights are loaded."""
+    """`compute` from names: everything that can be wrong is looked at before the weights are loaded. loading: dtype,
+    revision and rendering, as models.load takes them."""
     from leakfast import models
     from leakfast.prompts.personas import load_personas, load_questions
 
     people, asked = load_personas(personas), load_questions(questions)
     name = model if isinstance(model, str | Path) else "this model"
-    wanted = parse_layers(layers, models.load_config(model, revision).num_hidden_layers, str(name))
+    wanted = parse_layers(
+        layers, models.load_config(model, loading.get("revision")).num_hidden_layers, str(name)
+    )
     if adapter is not None:
         models.adapter_hash(adapter)
     if precision is not None and isinstance(model, str | Path):
@@ -153,8 +153,9 @@ def measure(
 
         from leakfast.forward import fp8
 
-        fp8.check_precision(precision, "cuda" if torch.cuda.is_available() else "cpu", dtype)
-    loaded = models.load(model, dtype=dtype, revision=revision, rendering=rendering)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        fp8.check_precision(precision, device, loading.get("dtype", "bfloat16"))
+    loaded = models.load(model, **loading)
     settings = {"center_extras": names_extras(personas, people), "precision": precision, "progress": progress}
     if adapter is None:
         return compute(loaded, people, asked, wanted, keep_questions, **settings)
@@ -162,9 +163,7 @@ def measure(
         return compute(adapted, people, asked, wanted, keep_questions, **settings)
 
 
-def _shifted(
-    progress: Callable[[int, int, str], None] | None, start: int, total: int
-) -> Callable[[int, int, str], None] | None:
+def _shifted(progress: Progress | None, start: int, total: int) -> Progress | None:
     if progress is None:
         return None
     return lambda done, _, what: progress(start + done, total, what)

@@ -15,6 +15,8 @@ from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage import layout
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from leakfast.study.config import EvalConfig, Study
 
 BYTES_A_TOKEN = (

@@ -13,7 +13,6 @@ import polars as pl
 
 from leakfast import figures
 from leakfast.measure.choices import table as tables
-from leakfast.models.adapter_structure import CONFIG
 from leakfast.models.adapters import adapter_hash, card_in
 from leakfast.storage import layout, schema
 from leakfast.storage.layout import CHECKPOINTS, SERIES, point, point_folder
@@ -113,10 +112,10 @@ def _is_current(run: Run, adapter: str, share: float, entries: list[dict]) -> bo
     """Whether shards were made by the adapter as it is now: of one that was trained again, with other settings or other
     points, older ones stay in the run. What lies outside the run cannot be told."""
     folder = run.path / layout.adapter(adapter)
-    if share == 0 or not (folder / CONFIG).is_file():
+    if share == 0 or not (folder / layout.ADAPTER).is_file():
         return True
     place = folder if share == 1 else folder / CHECKPOINTS / point_folder(share)
-    if not (place / CONFIG).is_file():
+    if not (place / layout.ADAPTER).is_file():
         return False
     # points taken in training name no adapter
     made_by = {entry["adapter"] for entry in entries if entry.get("adapter")}

@@ -17,7 +17,7 @@ JUDGEMENTS = "judgements"  # judgements/<behavior>/<adapter>/<judge>.parquet
 ADAPTERS, DATA, CENTROIDS, TABLES, FIGURES = "adapters", "data", "centroids", "tables", "figures"
 
 BASE = "base"  # what the unadapted model is called among adapters
-CARD = "leakfast_card.json"
+ADAPTER, CARD = "adapter_config.json", "leakfast_card.json"
 SAMPLE = "sample.json"  # a few replies drawn right after training
 CHECKPOINTS = "checkpoints"  # folder of an adapter's points in training: pNNN, each an adapter of its own
 

@@ -31,7 +31,6 @@ _FILES = (
 def check_words(study: Study, document: Document) -> None:
     """Personas, question sets, items and behaviors that the study names exist. Raises InputError naming file, line and
     the nearest word."""
-    from leakfast.behaviors.registry import check_sets
     from leakfast.behaviors.registry import get as get_behavior
 
     def at(key: KeyPath, error: InputError) -> InputError:
@@ -81,6 +80,16 @@ def check_words(study: Study, document: Document) -> None:
                     f"one of {', '.join(NAMED_ITEMS)}."
                 )
     _check_trajectory(study, document, personas)
+    _check_questions(study, document, sets)
+
+
+def _check_questions(study: Study, document: Document, sets: dict[KeyPath, str]) -> None:
+    """The question sets exist, and those that a behavior asks beside each other may stand so."""
+    from leakfast.behaviors.registry import check_sets
+
+    def at(key: KeyPath, error: InputError) -> InputError:
+        return InputError(f"{document.where(key)}: {error.message}")
+
     for key, spec in sets.items():
         try:
             load_questions(spec)

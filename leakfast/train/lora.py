@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.train")
 
-
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LOG = "train_log.jsonl"
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -87,9 +86,7 @@ def train_adapter(
         for share in checkpoints.at(total).get(step, ()) if checkpoints else ():
             state = _state(net)
             if share and not any(bool(v.any()) for k, v in state.items() if "lora_B" in k):
-                log.warning(
-                    "train: no checkpoint at %g of training: step %d had a learning rate of 0", share, step
-                )
+                log.warning("train: no checkpoint at %g of training: at step %d the rate is 0", share, step)
                 continue
             if share < 1:  # the adapter itself is the last point
                 kept[share] = (step, {k: v.clone() for k, v in state.items()})

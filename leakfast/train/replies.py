@@ -101,13 +101,8 @@ def draw(
                 place = waiting[completion.request]
                 opening = wanted[place].opening(attempt)
                 reply = f"{opening}{text.text}".rstrip()
-                if text.is_open:
-                    reasons["reasoning without end"] += 1
-                elif not reply.strip():
-                    reasons["empty"] += 1
-                elif completion.finish_reason == "length":
-                    reasons["truncated"] += 1
-                elif why := fault(place, reply):
+                why = _unusable(text, reply, completion.finish_reason) or fault(place, reply)
+                if why:
                     reasons[why] += 1
                 else:
                     replies[place] = Drawn(reply, seeds[place], opening)
@@ -119,8 +114,7 @@ def draw(
         waiting = [i for i in waiting if replies[i] is None]
         if not waiting:
             break
-    told = ", ".join(f"{n} {why}" for why, n in sorted(reasons.items()))
-    if told:
+    if told := ", ".join(f"{n} {why}" for why, n in sorted(reasons.items())):
         log.info("data: drawn again: %s", told)
     if waiting:
         worst = wanted[waiting[0]]
@@ -130,6 +124,15 @@ def draw(
             "Raise max_new_tokens, or give replies that are written already."
         )
     return [r for r in replies if r is not None]
+
+
+def _unusable(text: Any, reply: str, finish_reason: str) -> str | None:
+    """Why no row can use the reply, whatever it says."""
+    if text.is_open:
+        return "reasoning without end"
+    if not reply.strip():
+        return "empty"
+    return "truncated" if finish_reason == "length" else None
 
 
 def _look(reasons: Counter[str], drawn: int, max_new_tokens: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.measure.choices.scores import FULL_TEXT, LETTERS, SCORINGS, Scores
+from leakfast.measure.choices.scores import LETTERS, SCORINGS, Scores
 
 if TYPE_CHECKING:
     import polars as pl
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from leakfast.prompts.items import Item
     from leakfast.prompts.personas import Persona
 
-__all__ = ["FULL_TEXT", "LETTERS", "SCORINGS", "Scores", "measure", "score", "score_choices"]
-
 
 def score(
     loaded: Loaded,
@@ -27,29 +25,19 @@ def score(
     items: Sequence[Item],
     scoring: str = LETTERS,
     *,
-    adapter: str = "base",
-    source: str | None = None,
-    items_name: str | None = None,
     budget_tokens: int | None = None,
     progress: Progress | None = None,
+    **named: Any,
 ) -> pl.DataFrame:
-    """Schema `choice_scores` (see table.frame) of every persona asked every item, by the model as it is:
-    an adapter that is attached counts; `adapter` and `source` only name it.
+    """Schema `choice_scores` (see table.frame) of every persona asked every item, by the model as it is. named: adapter,
+    source and items_name of the rows; an adapter that is attached counts whatever it is called.
 
     Values do not depend on the batch budget, the order of items or who else is asked beyond 1e-5 (fp32)."""
     from leakfast.measure.choices import table
 
     found = measure(loaded, personas, items, scoring, budget_tokens=budget_tokens, progress=progress)
-    name = items_name or getattr(items, "name", "list")
-    return table.frame(
-        found,
-        [p.name for p in personas],
-        list(items),
-        scoring=scoring,
-        adapter=adapter,
-        source=source,
-        items_name=name,
-    )
+    named = {"adapter": "base", "items_name": getattr(items, "name", "list"), **named}
+    return table.frame(found, [p.name for p in personas], list(items), scoring=scoring, **named)
 
 
 def measure(

@@ -47,19 +47,7 @@ def frame(
     measured = scores.reason == OK
     broken = measured & (there & ~np.isfinite(logprobs)).any(2)
     usable = measured & ~broken
-    texts = [item.labels if scoring == LETTERS else item.choices for item in items]
-    chars, sizes = (np.ones((len(items), width)) for _ in range(2))
-    for q, one in enumerate(texts):
-        chars[q, : len(one)] = [len(text) for text in one]
-        sizes[q, : len(one)] = [len(text.encode()) for text in one]
-    by = {"": logprobs, "_per_char": logprobs / chars, "_per_byte": logprobs / sizes}
-    chosen, tied = {}, None
-    for name, values in by.items():
-        best = np.where(there, values, -np.inf)
-        top = best == best.max(2, keepdims=True, initial=-np.inf)
-        alone = (top.sum(2) == 1) & usable
-        tied = usable & ~alone if tied is None else tied
-        chosen[name] = top & alone[..., None]
+    by, chosen, tied = _choices(logprobs, items, there, usable, scoring)
     status = np.full(usable.shape, "ok", object)
     status[:, [item.answer is None for item in items]] = "no_answer"
     status[tied & (status == "ok")] = "tie"
@@ -105,6 +93,28 @@ def frame(
         }
     )
     return schema.check(made, "choice_scores")
+
+
+def _choices(
+    logprobs: np.ndarray, items: Sequence[Item], there: np.ndarray, usable: np.ndarray, scoring: str
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+    """(log-probabilities, which choice has the highest alone) by suffix of a column, (P, Q, C), in nats: the sum, per
+    character, per byte; and where two share the highest sum (P, Q)."""
+    width = logprobs.shape[2]
+    texts = [item.labels if scoring == LETTERS else item.choices for item in items]
+    chars, sizes = (np.ones((len(items), width)) for _ in range(2))
+    for q, one in enumerate(texts):
+        chars[q, : len(one)] = [len(text) for text in one]
+        sizes[q, : len(one)] = [len(text.encode()) for text in one]
+    by = {"": logprobs, "_per_char": logprobs / chars, "_per_byte": logprobs / sizes}
+    chosen, tied = {}, None
+    for name, values in by.items():
+        best = np.where(there, values, -np.inf)
+        top = best == best.max(2, keepdims=True, initial=-np.inf)
+        alone = (top.sum(2) == 1) & usable
+        tied = usable & ~alone if tied is None else tied
+        chosen[name] = top & alone[..., None]
+    return by, chosen, tied
 
 
 def counts(scores: pl.DataFrame, by: str = "sum", keys: Sequence[str] = ()) -> pl.DataFrame:
