@@ -36,7 +36,7 @@ def gradients(
     width (band), the isotonic fit (thin steps). None where no source has a curve.
 
     `fits`, `isotonic`: tables `gradients` and `isotonic`, which say the layer and the cosine."""
-    rows = fits.filter((pl.col("behavior") == behavior) & pl.col("midpoint").is_not_null()).rows(named=True)
+    rows = fits.filter(pl.col("midpoint").is_not_null(), behavior=behavior).rows(named=True)
     if not rows:
         return None
     across = min(3, len(rows))

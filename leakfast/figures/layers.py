@@ -24,12 +24,9 @@ def layers(
     choice of a layer is paid for (`spearman_p_max` from 0.05 on, where it is known). None where there are
     fewer than two layers."""
     all_rows = correlations.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("y") == y)
-        & pl.col("category").is_null()
-        & pl.col("spearman").is_not_null()
+        pl.col("category").is_null(), pl.col("spearman").is_not_null(), behavior=behavior, y=y
     )
-    cosines = tuple(c for c in cosines if all_rows.filter(pl.col("cosine") == c)["layer"].n_unique() > 1)
+    cosines = tuple(c for c in cosines if all_rows.filter(cosine=c)["layer"].n_unique() > 1)
     if not cosines:
         return None
     lines = all_rows.select("adapter", "source", "seed").unique(maintain_order=True).rows()
@@ -42,10 +39,10 @@ def layers(
             ends = []
             for adapter, source, seed in lines:
                 line = all_rows.filter(
-                    (pl.col("cosine") == cosine)
-                    & pl.col("adapter").eq_missing(pl.lit(adapter, pl.String))
-                    & (pl.col("source") == source)
-                    & pl.col("seed").eq_missing(pl.lit(seed, pl.Int64))
+                    pl.col("adapter").eq_missing(pl.lit(adapter, pl.String)),
+                    pl.col("seed").eq_missing(pl.lit(seed, pl.Int64)),
+                    cosine=cosine,
+                    source=source,
                 ).sort("layer")
                 if line.is_empty():
                     continue
@@ -90,9 +87,7 @@ def _hollow(axis: Axes, line: pl.DataFrame, colour: str, size: float) -> None:
 
 def _ring(axis: Axes, rows: pl.DataFrame, behavior: str, cosine: str, y: str) -> None:
     best = best_layer(rows, behavior, cosine, y)
-    at = rows.filter((pl.col("cosine") == cosine) & (pl.col("layer") == best) & (pl.col("source") == POOLED))[
-        "spearman"
-    ]
+    at = rows.filter(cosine=cosine, layer=best, source=POOLED)["spearman"]
     for value in at:
         axis.plot([best], [value], "o", markersize=8, fillstyle="none", color=INK, markeredgewidth=0.9)
 

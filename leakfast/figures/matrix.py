@@ -21,7 +21,7 @@ def matrix(table: pl.DataFrame, *, behavior: str, y: str = "rate", unit: str = "
 
     A dot marks the source itself, a hatched cell was not measured. Rates run from white to blue, deltas
     from red (less) over white to blue (more). None where nothing is known."""
-    here = table.filter((pl.col("behavior") == behavior) & pl.col(y).is_not_null())
+    here = table.filter(pl.col(y).is_not_null(), behavior=behavior)
     if here.is_empty():
         return None
     several = here["seed"].n_unique() > 1
@@ -30,7 +30,7 @@ def matrix(table: pl.DataFrame, *, behavior: str, y: str = "rate", unit: str = "
     order = (
         here.select("persona", "category")
         .unique("persona", maintain_order=True)
-        .join(others.group_by("persona").agg(pl.col(y).mean().alias("mean")), on="persona", how="left")
+        .join(others.group_by("persona").agg(mean=pl.col(y).mean()), on="persona", how="left")
         .sort(["category", "mean", "persona"], descending=[False, y == "rate", False], nulls_last=True)
     )
     people, kinds = order["persona"].to_list(), order["category"].to_list()

@@ -27,13 +27,7 @@ def partials(
     """Partial Spearman ρ with its 95 % interval: a row a control, a colour a source.
 
     Controls that are known for no source have no row. None where no ρ is defined."""
-    here = table.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("layer") == layer)
-        & (pl.col("cosine") == cosine)
-        & (pl.col("y") == y)
-        & pl.col("partial").is_not_null()
-    )
+    here = table.filter(pl.col("partial").is_not_null(), behavior=behavior, layer=layer, cosine=cosine, y=y)
     if here.is_empty():
         return None
     controls = [name for name in _NAMES if name in set(here["control"])]
@@ -44,7 +38,7 @@ def partials(
         figure = figure_of((4.8, 0.9 + len(controls) * max(0.28, 0.07 * len(adapters))))
         axis = figure.subplots()
         for k, (adapter, source, seed) in enumerate(adapters):
-            mine = {r["control"]: r for r in here.filter(pl.col("adapter") == adapter).rows(named=True)}
+            mine = {r["control"]: r for r in here.filter(adapter=adapter).rows(named=True)}
             found = [(i, mine[name]) for i, name in enumerate(controls) if name in mine]
             heights = [i + (k - (len(adapters) - 1) / 2) * step for i, _ in found]
             colour = SOURCE_COLOURS[k % len(SOURCE_COLOURS)]

@@ -22,12 +22,7 @@ def question_sets(
 ) -> Figure | None:
     """A row a source (and pooled), a colour a set. Left: ρ of cosine and `y` with its 95 % interval. Right: mean
     bystander (dot) and source (star). None where no ρ is defined at this layer."""
-    here = table.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("layer") == layer)
-        & (pl.col("cosine") == cosine)
-        & (pl.col("y") == y)
-    )
+    here = table.filter(behavior=behavior, layer=layer, cosine=cosine, y=y)
     if here["spearman"].null_count() == here.height:
         return None
     people = here.select("source", "seed").unique(maintain_order=True).rows()
@@ -47,7 +42,7 @@ def question_sets(
         for k, name in enumerate(sets):
             colour = SOURCE_COLOURS[k % len(SOURCE_COLOURS)]
             label = name
-            for row in here.filter(pl.col("questions") == name).rows(named=True):
+            for row in here.filter(questions=name).rows(named=True):
                 at = place[row["source"], row["seed"]] + (k - (len(sets) - 1) / 2) * step
                 if row["spearman_ci_low"] is not None:
                     left.plot(

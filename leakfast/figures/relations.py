@@ -18,12 +18,12 @@ def relations(
     """A panel a behavior (its own axis: units differ), a row a category, in the same order in all: the mean change with
     its 95 % interval over personas, a colour a training seed. Axes point to more of the behavior. Above each panel its
     ρ of category means with the first behavior. `units`: behavior → share or points. None where there are no categories."""
-    here = table.filter(pl.col("scope") == scope)
+    here = table.filter(scope=scope)
     if here.is_empty():
         return None
     behaviors = here["behavior"].unique(maintain_order=True).to_list()
     leak = pl.col("mean") * pl.col("direction")
-    ranked = here.with_columns(leak.rank().over("behavior", "seed").alias("_rank"))
+    ranked = here.with_columns(_rank=leak.rank().over("behavior", "seed"))
     order = (
         ranked.group_by("category")
         .agg(pl.col("_rank").mean())
@@ -37,7 +37,7 @@ def relations(
         figure = figure_of((1.5 + 1.35 * len(behaviors), 1.0 + 0.2 * len(kinds) * max(1, 0.5 * len(seeds))))
         axes = figure.subplots(1, len(behaviors), sharey=True, squeeze=False)[0]
         for axis, behavior in zip(axes, behaviors, strict=True):
-            mine = here.filter(pl.col("behavior") == behavior)
+            mine = here.filter(behavior=behavior)
             for k, seed in enumerate(seeds):
                 colour = SOURCE_COLOURS[k % len(SOURCE_COLOURS)]
                 label = None if len(seeds) == 1 or axis is not axes[0] else f"seed {seed}"
@@ -68,9 +68,7 @@ def relations(
 
 
 def _told(crossed: pl.DataFrame, first: str, behavior: str, scope: str) -> str:
-    found = crossed.filter(
-        (pl.col("scope") == scope) & (pl.col("behavior") == first) & (pl.col("other_behavior") == behavior)
-    )["spearman"].drop_nulls()
+    found = crossed.filter(scope=scope, behavior=first, other_behavior=behavior)["spearman"].drop_nulls()
     if found.is_empty():
         return ""
     return f"ρ with {words(first)} {', '.join(f'{rho:+.2f}' for rho in found)}".replace("-", "−")

@@ -49,10 +49,7 @@ def scatter(
     is shown in percent. Raises ValueError where the tables hold no pair at this behavior and layer.
     """
     at = pairs.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("layer") == layer)
-        & pl.col(f"cosine_{cosine}").is_not_null()
-        & pl.col(y).is_not_null()
+        pl.col(f"cosine_{cosine}").is_not_null(), pl.col(y).is_not_null(), behavior=behavior, layer=layer
     )
     if at.is_empty():
         raise ValueError(f"no pair of {behavior} at layer {layer} has a {cosine} cosine and a {y}")
@@ -75,7 +72,7 @@ def scatter(
         several = len({panel["seed"] for panel in panels}) > 1
         stars = _stars(rates, behavior, y)
         for place, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
-            mine = at.filter(pl.col("adapter") == panel["adapter"])
+            mine = at.filter(adapter=panel["adapter"])
             _dots(axis, mine, styles, cosine, y, stars.get(panel["adapter"]))
             found = _found(correlations, behavior, panel["adapter"], layer, cosine, y)
             name = words(panel["source"]) + (f", seed {panel['seed']}" if several else "")
@@ -91,7 +88,7 @@ def scatter(
         _legend(figure.add_subplot(grid[-1, -1] if free else grid[-1, :]), styles, 1 if free else across)
         settle(figure)
         for axis, panel in zip(axes, panels, strict=True):
-            mine = at.filter(pl.col("adapter") == panel["adapter"])
+            mine = at.filter(adapter=panel["adapter"])
             _name_highest(axis, mine, cosine, y, label, stars.get(panel["adapter"]))
     return figure
 
@@ -107,7 +104,7 @@ def _styles(categories: pl.Series) -> dict[str | None, tuple[str, str]]:
 
 
 def _stars(rates: pl.DataFrame, behavior: str, y: str) -> dict[str, dict]:
-    own = rates.filter((pl.col("behavior") == behavior) & (pl.col("role") == "source"))
+    own = rates.filter(behavior=behavior, role="source")
     return {row["adapter"]: row for row in own.rows(named=True) if row[y] is not None}
 
 
@@ -157,12 +154,7 @@ def _found(
     correlations: pl.DataFrame, behavior: str, adapter: str, layer: int, cosine: str, y: str
 ) -> dict | None:
     rows = correlations.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("adapter") == adapter)
-        & (pl.col("layer") == layer)
-        & (pl.col("cosine") == cosine)
-        & (pl.col("y") == y)
-        & pl.col("category").is_null()
+        pl.col("category").is_null(), behavior=behavior, adapter=adapter, layer=layer, cosine=cosine, y=y
     )
     return rows.row(0, named=True) if rows.height else None
 

@@ -42,7 +42,7 @@ def trajectory(table: pl.DataFrame, unit: Callable[[str], str]) -> Figure:
         for axis, panel in zip(axes, panels, strict=True):
             mine = table.filter(*(pl.col(name).eq_missing(pl.lit(panel[name])) for name in key))
             for persona in mine["persona"].unique(maintain_order=True):
-                line = mine.filter(pl.col("persona") == persona).sort("share").drop_nulls("rate")
+                line = mine.filter(persona=persona).sort("share").drop_nulls("rate")
                 own = persona == panel["source"]
                 x, y = line["share"].to_list(), line["rate"].to_list()
                 (drawn,) = axis.plot(

@@ -28,7 +28,6 @@ _COLUMNS = ["item", "question", "completion", "aligned", "coherent", "note"]
 def read_run(run: Run, judge: str | None = None, behavior: str | None = None) -> pl.DataFrame:
     """All judgements of a run by one judge (schema `judgements`). Raises InputError without any, or where the run
     has several judges and none is named."""
-    import polars as pl
 
     frame = run.open().read(layout.JUDGEMENTS if behavior is None else f"{layout.JUDGEMENTS}/{behavior}")
     if frame.is_empty():
@@ -42,7 +41,7 @@ def read_run(run: Run, judge: str | None = None, behavior: str | None = None) ->
         raise InputError(
             f"judge: {run.path} was judged by {', '.join(judges)}, not by {judge}. Name one of them."
         )
-    return frame.filter(pl.col("judge") == (judge or judges[0]))
+    return frame.filter(judge=judge or judges[0])
 
 
 def sample(

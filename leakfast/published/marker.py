@@ -180,5 +180,5 @@ def read_completions(folder: str | Path) -> Iterator[tuple[str, pl.DataFrame]]:
             .alias("status"),
             *[pl.lit(None, columns[name]).alias(name) for name in ("seed", "n_tokens", "finish_reason")],
         ).with_columns(pl.col("question", "sample").cast(pl.Int32))
-        frame = frame.select(*columns, pl.lit(source).alias("source"))
+        frame = frame.select(*columns, source=pl.lit(source))
         yield adapter_name(source), schema.check(frame, "completions")

@@ -75,10 +75,10 @@ def covariates(pairs: pl.DataFrame, rates: pl.DataFrame, people: People, given: 
     if given is not None:
         out = out.join(given, on=["source", "persona"], how="left", maintain_order="left")
     else:
-        out = out.with_columns(pl.lit(None, pl.Float64).alias("similarity"))
+        out = out.with_columns(similarity=pl.lit(None, pl.Float64))
     told = pl.col("persona").replace_strict(lengths, default=None, return_dtype=pl.Float64)
     return out.with_columns(
-        (told if lengths else pl.lit(None, pl.Float64)).alias("prompt_words"), pl.lit(kind).alias("words_of")
+        prompt_words=(told if lengths else pl.lit(None, pl.Float64)), words_of=pl.lit(kind)
     )
 
 

@@ -105,7 +105,7 @@ def correlate(
     if permutations < 0 or bootstraps < 0:
         raise ValueError(f"correlate: {permutations} permutations, {bootstraps} bootstraps; give 0 or more")
     if "adapter" not in pairs.columns:
-        pairs = pairs.with_columns(pl.col("source").alias("adapter"))
+        pairs = pairs.with_columns(adapter=pl.col("source"))
     _refuse(pairs)
     groups = pairs.partition_by("behavior", "seed", maintain_order=True, include_key=True)
     rows: list[dict] = []
@@ -155,22 +155,22 @@ def _with_families(table: pl.DataFrame) -> pl.DataFrame:
     """`family`, its size and the adjusted p-values, in the order of the rows."""
     pool = pl.when(pl.col("source") == POOLED).then(pl.lit("pooled")).otherwise(pl.lit("sources"))
     scope = pl.when(pl.col("category").is_null()).then(pl.lit("all")).otherwise(pl.lit("categories"))
-    table = table.with_columns(pl.concat_str(pool, scope, "cosine", "y", separator=", ").alias("family"))
+    table = table.with_columns(family=pl.concat_str(pool, scope, "cosine", "y", separator=", "))
     p = pl.coalesce("spearman_p_perm", "spearman_p_t")
 
     def adjusted(values: pl.Series) -> pl.Series:
         return pl.Series(intervals.benjamini_hochberg(values.to_numpy()), dtype=pl.Float64)
 
-    table = table.with_row_index("_row").with_columns(p.alias("_p"))
+    table = table.with_row_index("_row").with_columns(_p=p)
     tested = table.filter(pl.col("_p").is_not_null()).select(
         "_row",
-        pl.col("_p").map_batches(adjusted, return_dtype=pl.Float64).over("family").alias("_adjusted"),
-        pl.len().over("family").cast(pl.Int64).alias("_size"),
+        _adjusted=pl.col("_p").map_batches(adjusted, return_dtype=pl.Float64).over("family"),
+        _size=pl.len().over("family").cast(pl.Int64),
     )
     joined = table.join(tested, on="_row", how="left", maintain_order="left")
-    return joined.with_columns(
-        pl.col("_adjusted").alias("spearman_p_bh"), pl.col("_size").alias("family_size")
-    ).drop("_row", "_p", "_adjusted", "_size")
+    return joined.with_columns(spearman_p_bh=pl.col("_adjusted"), family_size=pl.col("_size")).drop(
+        "_row", "_p", "_adjusted", "_size"
+    )
 
 
 @dataclass(frozen=True)
@@ -364,10 +364,7 @@ def _widen(group: pl.DataFrame) -> _Points:
     columns = []
     for layer in layers:
         at = base.select("adapter", "persona").join(
-            group.filter(pl.col("layer") == layer),
-            on=["adapter", "persona"],
-            how="left",
-            maintain_order="left",
+            group.filter(layer=layer), on=["adapter", "persona"], how="left", maintain_order="left"
         )
         columns += [_floats(at[f"cosine_{cosine}"]) for cosine in COSINES]
     code = {adapter: i for i, (adapter, _) in enumerate(adapters)}

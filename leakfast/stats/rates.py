@@ -77,7 +77,7 @@ def count(
     primary, *others = detectors
     marked = completions.with_columns(
         detectors[primary].alias("_hit"), *[detectors[name].alias(f"_hit_{name}") for name in others]
-    ).with_columns((pl.col("status").is_in(COUNTED) & pl.col("_hit").is_not_null()).alias("_counts"))
+    ).with_columns(_counts=(pl.col("status").is_in(COUNTED) & pl.col("_hit").is_not_null()))
     counted = pl.col("_counts")
 
     def of(column: str) -> pl.Expr:
@@ -129,17 +129,17 @@ def table(
     frame = counts.with_columns(
         pl.col("hits").cast(pl.Int64),
         pl.col("total").cast(pl.Int64),
-        _mapped("adapter", {k: v[0] for k, v in adapters.items()}, pl.String).alias("source"),
-        _mapped("adapter", {k: v[1] for k, v in adapters.items()}, pl.Int64).alias("seed"),
-        _mapped("persona", categories, pl.String).alias("category"),
-        pl.coalesce(
+        source=_mapped("adapter", {k: v[0] for k, v in adapters.items()}, pl.String),
+        seed=_mapped("adapter", {k: v[1] for k, v in adapters.items()}, pl.Int64),
+        category=_mapped("persona", categories, pl.String),
+        rate=pl.coalesce(
             pl.when(pl.col("total") > 0).then(pl.col("hits") / pl.col("total")),
             pl.col("value") if "value" in counts.columns else pl.lit(None, pl.Float64),
-        ).alias("rate"),
+        ),
     )
     if "chance_hits" in counts.columns:
         chance = pl.when(pl.col("total") > 0).then(pl.col("chance_hits") / pl.col("total"))
-        frame = frame.with_columns(chance.alias("chance")).drop("chance_hits")
+        frame = frame.with_columns(chance=chance).drop("chance_hits")
     low, high = np.full(frame.height, np.nan), np.full(frame.height, np.nan)
     some = frame["total"].fill_null(0).to_numpy() > 0
     if some.any():
@@ -152,26 +152,21 @@ def table(
         pl.coalesce(pl.Series("ci_low", low).fill_nan(None), *given["low"]),
         pl.coalesce(pl.Series("ci_high", high).fill_nan(None), *given["high"]),
     )
-    base = frame.filter(pl.col("adapter") == BASE).select(
-        "behavior",
-        "persona",
-        pl.col("rate").alias("baseline"),
-        pl.col("hits").alias("_base_hits"),
-        pl.col("total").alias("_base_total"),
+    base = frame.filter(adapter=BASE).select(
+        "behavior", "persona", baseline=pl.col("rate"), _base_hits=pl.col("hits"), _base_total=pl.col("total")
     )
     frame = frame.join(base, on=["behavior", "persona"], how="left", maintain_order="left").with_columns(
         pl.when(pl.col("adapter") != BASE).then(pl.col("baseline", "_base_hits", "_base_total"))
     )
     frame = frame.with_columns(
         ties.deltas(frame, ("_base_hits", "_base_total", "baseline"), ["behavior", "adapter"]),
-        pl.when(pl.col("adapter") == BASE)
+        role=pl.when(pl.col("adapter") == BASE)
         .then(pl.lit("base"))
         .when(pl.col("persona") == pl.col("source"))
         .then(pl.lit("source"))
         .when(pl.col("persona").is_in(list(outsiders)))
         .then(pl.lit("outsider"))
-        .otherwise(pl.lit("bystander"))
-        .alias("role"),
+        .otherwise(pl.lit("bystander")),
     )
     names = list(schema.columns("rates"))
     dropped = ("value_low", "value_high", "_base_hits", "_base_total")

@@ -45,7 +45,7 @@ def categories(
                 spread = mine.std(ddof=1) / np.sqrt(len(mine))
                 half = float(intervals.t_half(spread, len(mine) - 1))
             mean = float(mine.mean())
-            own = people.filter(pl.col("category") == kind)
+            own = people.filter(category=kind)
             rows.append(
                 key
                 | {
@@ -93,7 +93,7 @@ def alike(
     for (key, one), (other_key, other) in combinations(groups, 2):
         if key["seed"] != other_key["seed"] or key["scope"] != other_key["scope"]:
             continue
-        both = one.join(other.select("persona", pl.col("mean").alias("_other")), on="persona").sort("persona")
+        both = one.join(other.select("persona", _other=pl.col("mean")), on="persona").sort("persona")
         row = {
             "scope": key["scope"],
             "seed": key["seed"],
@@ -132,7 +132,7 @@ def _people(rates: pl.DataFrame, related_to: Mapping[str, Collection[str]]):
     """(behavior, seed, scope, y, direction) and its persons: persona, category, mean over sources, n of sources."""
     links = [(name, other) for name, others in related_to.items() for other in others]
     named = pl.DataFrame(links, schema={"persona": pl.String, "source": pl.String}, orient="row").unique()
-    others = rates.filter((pl.col("role") == "bystander") & pl.col("category").is_not_null())
+    others = rates.filter(pl.col("category").is_not_null(), role="bystander")
     for (behavior, seed), mine in others.group_by("behavior", "seed", maintain_order=True):
         y = "delta" if mine["delta"].is_not_null().any() else "rate"
         for scope in SCOPES:
@@ -140,7 +140,7 @@ def _people(rates: pl.DataFrame, related_to: Mapping[str, Collection[str]]):
             people = (
                 kept.filter(pl.col(y).is_not_null())
                 .group_by("persona", "category", maintain_order=True)
-                .agg(pl.col(y).mean().alias("mean"), pl.len().alias("n"))
+                .agg(mean=pl.col(y).mean(), n=pl.len())
                 .sort("category", "persona")
             )
             if people.height:

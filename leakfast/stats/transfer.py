@@ -22,22 +22,11 @@ def leakage_matrix(rates: pl.DataFrame) -> pl.DataFrame:
     """persona × source × behavior (× seed) in one long table: role, category, rate and delta with their
     intervals; what was not measured has no row."""
     trained = rates.filter(pl.col("role") != "base")
-    names = [
-        "behavior",
-        "seed",
-        "source",
-        "adapter",
-        "persona",
-        "category",
-        "role",
-        "rate",
-        "ci_low",
-        "ci_high",
-    ]
+    names = "behavior seed source adapter persona category role rate ci_low ci_high".split()
     names += ["bb_low", "bb_high", "baseline", "delta", "delta_low", "delta_high"]
     trained = trained.with_columns(
-        pl.coalesce("total", *(["n_judged"] if "n_judged" in trained.columns else [])).alias("n"),
-        pl.when(pl.col("total").is_null() & pl.col("ci_low").is_not_null())
+        n=pl.coalesce("total", *(["n_judged"] if "n_judged" in trained.columns else [])),
+        method=pl.when(pl.col("total").is_null() & pl.col("ci_low").is_not_null())
         .then(
             pl.lit(
                 "mean score of n; ci: t (or Wilson) over samples; bb: t over questions; delta: square-and-add"
@@ -49,8 +38,7 @@ def leakage_matrix(rates: pl.DataFrame) -> pl.DataFrame:
                 "share of n; ci: Wilson over samples; bb: beta-binomial over questions; delta: square-and-add"
             )
         )
-        .otherwise(pl.lit("a mean or a share as stored, n not known"))
-        .alias("method"),
+        .otherwise(pl.lit("a mean or a share as stored, n not known")),
     )
     return trained.select(*names, "n", "method").sort(
         "behavior", "seed", "source", "persona", maintain_order=True
@@ -75,7 +63,7 @@ def crossed(
         one, other = (values[x[0], x[3]] for x in (a, b))
         y = "delta" if all(g["delta"].is_not_null().any() for g in (one, other)) else "rate"
         both = (
-            one.select("persona", pl.col(y).alias("x"))
+            one.select("persona", x=pl.col(y))
             .join(other.select("persona", y), on="persona")
             .filter(~pl.col("persona").is_in([a[2], b[2]]))
             .drop_nulls()
@@ -187,7 +175,7 @@ def predicted(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
     columns |= {"reason": pl.String, "method": pl.String}
     out = pl.DataFrame(rows, schema=columns)
     count = pl.col("n").cast(pl.Float64)
-    return out.with_columns((pl.col("rmse") / count).sqrt().alias("rmse"))
+    return out.with_columns(rmse=(pl.col("rmse") / count).sqrt())
 
 
 def _explained(parts: np.ndarray) -> dict:

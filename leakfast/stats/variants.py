@@ -57,14 +57,14 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
     named = {name: behaviors.parts(name) for name in rates["behavior"].unique(maintain_order=True)}
     several = {b for b, _ in named.values() if sum(b == other for other, _ in named.values()) > 1}
     whole = []
-    others = rates.filter(pl.col("role") == "bystander")
-    based = {name: others.filter(pl.col("behavior") == name)["delta"].is_not_null().any() for name in named}
+    others = rates.filter(role="bystander")
+    based = {name: others.filter(behavior=name)["delta"].is_not_null().any() for name in named}
     for name, (behavior, variant) in named.items():
         if behavior not in several:
             continue
         # a change and a rate are never set against each other
         y = "delta" if all(based[n] for n, (b, _) in named.items() if b == behavior) else "rate"
-        mine = rates.filter((pl.col("behavior") == name) & pl.col("role").is_in(["source", "bystander"]))
+        mine = rates.filter(pl.col("role").is_in(["source", "bystander"]), behavior=name)
         whole.append(
             mine.select(
                 pl.lit(behavior).alias("behavior"),
@@ -73,22 +73,18 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
                 "seed",
                 "role",
                 "persona",
-                (pl.col(y) * direction(name)).alias("effect"),
+                effect=(pl.col(y) * direction(name)),
             )
         )
     if not whole:
         return
     table = pl.concat(whole)
-    met = table.group_by("behavior", "seed", "source").agg(pl.col("variant").n_unique().alias("_n"))
+    met = table.group_by("behavior", "seed", "source").agg(_n=pl.col("variant").n_unique())
     most = pl.col("variant").n_unique().over("behavior", "seed")
-    shared = table.with_columns(most.alias("_all")).join(
-        met, on=["behavior", "seed", "source"], nulls_equal=True
-    )
-    shared = shared.filter(pl.col("_n") == pl.col("_all")).select(
-        table.columns
-    )  # sources that every variant has
+    shared = table.with_columns(_all=most).join(met, on=["behavior", "seed", "source"], nulls_equal=True)
+    shared = shared.filter(_n=pl.col("_all")).select(table.columns)  # sources that every variant has
     pooled = shared.group_by(["behavior", "variant", "seed", "role", "persona"], maintain_order=True).agg(
-        pl.col("effect").mean(), pl.lit(POOLED).alias("source")
+        pl.col("effect").mean(), source=pl.lit(POOLED)
     )
     if shared["source"].n_unique() > 1:
         # a persona that is a source elsewhere is a bystander of the others; sources' own effects are averaged
@@ -96,8 +92,8 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
     for (behavior, source, seed), mine in table.group_by("behavior", "source", "seed", maintain_order=True):
         found = {}
         for (variant,), part in mine.group_by("variant", maintain_order=True):
-            own = part.filter(pl.col("role") == "source")["effect"].mean()
-            others = part.filter(pl.col("role") == "bystander").drop_nulls("effect")
+            own = part.filter(role="source")["effect"].mean()
+            others = part.filter(role="bystander").drop_nulls("effect")
             found[variant] = (own, others.select("persona", "effect"))
         if len(found) > 1:
             yield {"behavior": behavior, "source": source, "seed": seed}, found
