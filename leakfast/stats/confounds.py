@@ -18,6 +18,7 @@ from leakfast.stats import intervals
 from leakfast.stats.collect import People
 from leakfast.stats.correlations import MIN_PAIRS, YS
 from leakfast.stats.resample import ordered
+from leakfast.stats.ties import floats
 
 _WORD = re.compile(r"[a-z]+")
 # words that any two prompts share without being about the same thing
@@ -136,7 +137,7 @@ class _Adapter:
     people: pl.DataFrame
 
     def column(self, name: str) -> np.ndarray:
-        return self.people[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        return floats(self.people[name])
 
     def alike(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(which layers, which personas (n,)) for each set of personas that some layers have cosines for."""

@@ -14,7 +14,7 @@ its rates under all sources (a cluster).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ import polars as pl
 from scipy.special import stdtr
 from scipy.stats import rankdata
 
+from leakfast.progress import Progress
 from leakfast.stats import intervals, resample, ties
 from leakfast.storage import schema
 from leakfast.storage.seeds import derive_seed
@@ -78,7 +79,7 @@ def correlate(
     pairs: pl.DataFrame,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
     *,
     bootstraps: int = 0,
     workers: int | None = None,
@@ -366,7 +367,7 @@ def _widen(group: pl.DataFrame) -> _Points:
         at = base.select("adapter", "persona").join(
             group.filter(layer=layer), on=["adapter", "persona"], how="left", maintain_order="left"
         )
-        columns += [_floats(at[f"cosine_{cosine}"]) for cosine in COSINES]
+        columns += [ties.floats(at[f"cosine_{cosine}"]) for cosine in COSINES]
     code = {adapter: i for i, (adapter, _) in enumerate(adapters)}
     people = {name: i for i, name in enumerate(sorted(base["persona"].unique()))}
     return _Points(
@@ -374,7 +375,7 @@ def _widen(group: pl.DataFrame) -> _Points:
         persona=np.array([people[name] for name in base["persona"]], dtype=np.int64),
         category=np.array(base["category"].to_list(), dtype=object),
         x=np.column_stack(columns),
-        y=_settled(_floats(base["rate"]), _floats(base["delta"])),
+        y=_settled(ties.floats(base["rate"]), ties.floats(base["delta"])),
         adapters=adapters,
         layers=layers,
     )
@@ -385,7 +386,3 @@ def _settled(rate: np.ndarray, delta: np.ndarray) -> np.ndarray:
     sizes = np.abs(np.concatenate([rate, rate - delta, delta]))
     scale = np.nanmax(sizes, initial=0.0) if np.isfinite(sizes).any() else 0.0
     return np.column_stack([rate, ties.merged(delta, scale)])
-
-
-def _floats(series: pl.Series) -> np.ndarray:
-    return series.cast(pl.Float64).fill_null(float("nan")).to_numpy()

@@ -150,8 +150,7 @@ def _with_interval(table: pl.DataFrame) -> pl.DataFrame:
         low[rest], high[rest] = np.clip(mean[rest] - half, 0, 100), np.clip(mean[rest] + half, 0, 100)
     told = np.where(shares, _WILSON, _T)
     return table.drop("_sd", "_binary").with_columns(
-        pl.Series("value_low", low).fill_nan(None),
-        pl.Series("value_high", high).fill_nan(None),
+        *intervals.columns("value", low, high),
         value_method=pl.when(pl.Series(some)).then(pl.Series(told.tolist())),
     )
 
@@ -179,10 +178,8 @@ def _over_questions(joined: pl.DataFrame, low: float) -> pl.DataFrame:
         se = root * np.sqrt(k / (k - 1))
         half = intervals.t_half(se, k - 1)
     known = (k > 1) & (root > 1e-12)
-    low_, high_ = (np.where(known, np.clip(v, 0, 100), np.nan) for v in (center - half, center + half))
-    return whole.drop("_mean", "_root").with_columns(
-        pl.Series("q_low", low_).fill_nan(None), pl.Series("q_high", high_).fill_nan(None)
-    )
+    ends = (np.where(known, np.clip(v, 0, 100), np.nan) for v in (center - half, center + half))
+    return whole.drop("_mean", "_root").with_columns(intervals.columns("q", *ends))
 
 
 def _by_question(joined: pl.DataFrame, low: float) -> pl.DataFrame:

@@ -36,9 +36,7 @@ def with_intervals(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame
     low, high = np.full(len(n), np.nan), np.full(len(n), np.nan)
     some = np.isfinite(n) & np.isfinite(share)
     low[some], high[some] = intervals.wilson_share(share[some], n[some])
-    table = table.with_columns(
-        pl.Series("bb_low", low).fill_nan(None), pl.Series("bb_high", high).fill_nan(None)
-    )
+    table = table.with_columns(intervals.columns("bb", low, high))
     if "q_low" in table.columns:
         table = table.with_columns(
             bb_low=pl.coalesce("bb_low", "q_low"),
@@ -98,9 +96,8 @@ def _with_delta(table: pl.DataFrame) -> pl.DataFrame:
     names = ("rate", "_low", "_high", "baseline", "_base_low", "_base_high")
     low, high = intervals.difference(*(whole[name].to_numpy().astype(float) for name in names))
     ours = pl.col("adapter") != BASE
-    whole = whole.with_columns(
-        pl.Series("delta_low", low).fill_nan(None), pl.Series("delta_high", high).fill_nan(None)
-    ).with_columns(pl.when(ours).then(pl.col("delta_low", "delta_high")))
+    whole = whole.with_columns(intervals.columns("delta", low, high))
+    whole = whole.with_columns(pl.when(ours).then(pl.col("delta_low", "delta_high")))
     over = pl.when(pl.col("bb_low").is_not_null()).then(pl.lit("questions")).otherwise(pl.lit("samples"))
     kind = pl.when(pl.col("total").is_null()).then(pl.lit("the means'")).otherwise(pl.lit("Wilson"))
     method = pl.when(pl.col("total").is_not_null() & pl.col("ci_low").is_not_null()).then(pl.lit(_RATES))
