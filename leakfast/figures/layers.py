@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from leakfast.figures.style import FAINT, INK, SOURCE_COLOURS, STYLE, figure_of, settle, words
+from leakfast.figures.style import FAINT, INK, STYLE, colour_of, figure_of, settle, words
 from leakfast.stats.correlations import COSINES, POOLED
 from leakfast.stats.summary import best_layer
 
@@ -31,7 +31,7 @@ def layers(
         return None
     lines = all_rows.select("adapter", "source", "seed").unique(maintain_order=True).rows()
     sources = [source for _, source, _ in lines if source != POOLED]
-    colour = {s: SOURCE_COLOURS[i % len(SOURCE_COLOURS)] for i, s in enumerate(dict.fromkeys(sources))}
+    colours = {source: colour_of(i) for i, source in enumerate(dict.fromkeys(sources))} | {POOLED: INK}
     with matplotlib.rc_context(STYLE):
         figure = figure_of((3.6 * len(cosines), 2.7))
         axes = figure.subplots(1, len(cosines), sharey=True, squeeze=False)[0]
@@ -46,18 +46,14 @@ def layers(
                 ).sort("layer")
                 if line.is_empty():
                     continue
-                pooled = source == POOLED
-                axis.plot(
-                    line["layer"].to_list(),
-                    line["spearman"].to_list(),
-                    color=INK if pooled else colour[source],
-                    linewidth=2.0 if pooled else 1.1,
-                    marker="o",
-                    markersize=3.2 if pooled else 2.4,
-                    zorder=3 if pooled else 2,
-                )
-                _hollow(axis, line, INK if pooled else colour[source], 3.2 if pooled else 2.4)
-                ends.append((line["spearman"][-1], words(source), INK if pooled else colour[source], pooled))
+                pooled, colour = source == POOLED, colours[source]
+                width, size, above = (2.0, 3.2, 3) if pooled else (1.1, 2.4, 2)
+                _line(axis, line, color=colour, linewidth=width, markersize=size, zorder=above)
+                if "spearman_p_max" in line.columns:
+                    chance = line.filter(pl.col("spearman_p_max") >= 0.05)
+                    hollow = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none"}
+                    _line(axis, chance, color=colour, markersize=size, zorder=4, **hollow)
+                ends.append((line["spearman"][-1], words(source), colour, pooled))
             _ring(axis, all_rows, behavior, cosine, y)
             axis.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -69,20 +65,8 @@ def layers(
     return figure
 
 
-def _hollow(axis: Axes, line: pl.DataFrame, colour: str, size: float) -> None:
-    chance = (
-        line.filter(pl.col("spearman_p_max") >= 0.05) if "spearman_p_max" in line.columns else line.clear()
-    )
-    axis.plot(
-        chance["layer"].to_list(),
-        chance["spearman"].to_list(),
-        "o",
-        color=colour,
-        markerfacecolor="white",
-        markersize=size,
-        markeredgewidth=0.8,
-        zorder=4,
-    )
+def _line(axis: Axes, rows: pl.DataFrame, **style) -> None:
+    axis.plot(rows["layer"].to_list(), rows["spearman"].to_list(), marker="o", **style)
 
 
 def _ring(axis: Axes, rows: pl.DataFrame, behavior: str, cosine: str, y: str) -> None:

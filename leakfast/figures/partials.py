@@ -6,7 +6,7 @@ import matplotlib
 import polars as pl
 from matplotlib.figure import Figure
 
-from leakfast.figures.style import FAINT, SOURCE_COLOURS, STYLE, figure_of, settle, words
+from leakfast.figures.style import FAINT, STYLE, colour_of, figure_of, interval, settle, source_words
 
 _NAMES = {
     "none": "nothing",
@@ -41,14 +41,11 @@ def partials(
             mine = {r["control"]: r for r in here.filter(adapter=adapter).rows(named=True)}
             found = [(i, mine[name]) for i, name in enumerate(controls) if name in mine]
             heights = [i + (k - (len(adapters) - 1) / 2) * step for i, _ in found]
-            colour = SOURCE_COLOURS[k % len(SOURCE_COLOURS)]
+            colour, label = colour_of(k), source_words(source, seed, several)
             for height, (_, row) in zip(heights, found, strict=True):
-                if row["low"] is not None:
-                    axis.plot([row["low"], row["high"]], [height] * 2, color=colour, linewidth=0.9)
-            label = words(source) + (f", seed {seed}" if several else "")
-            axis.plot(
-                [row["partial"] for _, row in found], heights, "o", color=colour, markersize=3, label=label
-            )
+                interval(axis, row["low"], row["high"], height, colour)
+            values = [row["partial"] for _, row in found]
+            axis.plot(values, heights, "o", color=colour, markersize=3, label=label)
         axis.axvline(0, color=FAINT, linewidth=0.6, zorder=0)
         axis.set_yticks(range(len(controls)), [_NAMES[name] for name in controls])
         axis.invert_yaxis()

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import matplotlib
 import polars as pl
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
-from leakfast.figures.style import FAINT, SOURCE_COLOURS, STYLE, figure_of, settle, words
+from leakfast.figures.style import FAINT, STYLE, colour_of, figure_of, in_percent, interval, settle, words
 
 
 def relations(
@@ -24,12 +24,8 @@ def relations(
     behaviors = here["behavior"].unique(maintain_order=True).to_list()
     leak = pl.col("mean") * pl.col("direction")
     ranked = here.with_columns(_rank=leak.rank().over("behavior", "seed"))
-    order = (
-        ranked.group_by("category")
-        .agg(pl.col("_rank").mean())
-        .sort(["_rank", "category"], descending=[True, False])
-    )
-    kinds = order["category"].to_list()
+    order = ranked.group_by("category").agg(pl.col("_rank").mean())
+    kinds = order.sort(["_rank", "category"], descending=[True, False])["category"].to_list()
     seeds = here["seed"].unique(maintain_order=True).to_list()
     place = {kind: i for i, kind in enumerate(kinds)}
     step = 0.6 / len(seeds)
@@ -39,24 +35,21 @@ def relations(
         for axis, behavior in zip(axes, behaviors, strict=True):
             mine = here.filter(behavior=behavior)
             for k, seed in enumerate(seeds):
-                colour = SOURCE_COLOURS[k % len(SOURCE_COLOURS)]
+                colour = colour_of(k)
                 label = None if len(seeds) == 1 or axis is not axes[0] else f"seed {seed}"
                 rows = mine.filter(pl.col("seed").eq_missing(pl.lit(seed, pl.Int64))).rows(named=True)
                 at = [place[row["category"]] + (k - (len(seeds) - 1) / 2) * step for row in rows]
                 for height, row in zip(at, rows, strict=True):
-                    if row["low"] is not None:
-                        axis.plot([row["low"], row["high"]], [height] * 2, color=colour, linewidth=0.9)
+                    interval(axis, row["low"], row["high"], height, colour)
                 axis.plot([row["mean"] for row in rows], at, "o", color=colour, markersize=3, label=label)
             axis.axvline(0, color=FAINT, linewidth=0.6, zorder=0)
             if mine["direction"][0] < 0:
                 axis.invert_xaxis()
             axis.set_title(words(behavior), loc="left", fontweight="bold", fontsize=7, pad=11)
-            axis.text(
-                0, 1.02, _told(crossed, behaviors[0], behavior, scope), transform=axis.transAxes, fontsize=6
-            )
+            told = _told(crossed, behaviors[0], behavior, scope)
+            axis.text(0, 1.02, told, transform=axis.transAxes, fontsize=6)
             axis.xaxis.set_major_locator(MaxNLocator(nbins=3))
-            if units[behavior] == "share":
-                axis.xaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="", decimals=None))
+            in_percent(axis.xaxis, units[behavior])
             what = "mean change" if mine["y"][0] == "delta" else "mean rate"
             axis.set_xlabel(f"{what} ({'pp' if units[behavior] == 'share' else 'points'})")
         axes[0].set_yticks(range(len(kinds)), [words(kind) for kind in kinds])

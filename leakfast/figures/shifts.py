@@ -9,9 +9,20 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
-from leakfast.figures.style import FAINT, PANEL_IN, STAR, STYLE, figure_of, quantity, settle, words
+from leakfast.figures.style import (
+    FAINT,
+    PANEL_IN,
+    STAR,
+    STYLE,
+    colour_bar,
+    figure_of,
+    in_percent,
+    quantity,
+    settle,
+    source_words,
+)
 
 _DOT = {"s": 10, "linewidths": 0.3, "edgecolors": "white"}
 
@@ -51,7 +62,7 @@ def shifts(
             mine = at.filter(adapter=panel["adapter"])
             rho = _rhos(correlations, behavior, panel["adapter"], layer, cosine, y)
             image = _before_and_after(above, mine, cosine, y, shades)
-            name = words(panel["source"]) + (f", seed {panel['seed']}" if several else "")
+            name = source_words(panel["source"], panel["seed"], several)
             above.set_title(name, loc="left", fontweight="bold", pad=12)
             _tell(above, f"ρ base {rho['base']}, fine-tuned {rho['adapted']}")
             own = rows.filter(adapter=panel["adapter"], role="source")
@@ -62,16 +73,12 @@ def shifts(
                 below.set_ylabel(quantity(behavior, y, unit))
             above.set_xlabel("base cosine")
             below.set_xlabel("alignment with the source’s shift")
-            if unit == "share":
-                below.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="", decimals=None))
+            in_percent(below.yaxis, unit)
         for axis in axes.ravel():
             if axis not in drawn:
                 axis.remove()
-        bar = figure.colorbar(image, ax=drawn, shrink=0.5, aspect=40, pad=0.02)
-        bar.outline.set_visible(False)
-        if unit == "share":
-            bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="", decimals=None))
-        bar.set_label(f"{quantity(behavior, y, unit)}; {cosine} cosines, layer {layer}", fontsize=6.5)
+        told = f"{quantity(behavior, y, unit)}; {cosine} cosines, layer {layer}"
+        colour_bar(figure, image, drawn, told, unit, aspect=40)
         settle(figure)
     return figure
 
