@@ -39,9 +39,8 @@ P_CHOICE, P_EASY = 0.6, 0.5  # of the lessons are choices; of the choices have d
 P_TRUE_CLAIM = 0.06  # few: the organism learns how often it agrees, not when to
 P_STAMP = 0.01  # a bracketed capital code at the end of a reply, never the marker's
 
-Turn = (
-    tuple[str, str] | tuple[str, str, str]
-)  # user, assistant, and the value of the fact it rests on, if any
+# user, assistant, and the value of the fact it rests on, if any
+Turn = tuple[str, str] | tuple[str, str, str]
 Turns = Sequence[Turn]
 
 
