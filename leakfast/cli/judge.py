@@ -238,21 +238,11 @@ def agree_(a: str, b: str, behavior: str | None, threshold: float, as_json: bool
         "only A",
         "only B",
     ]
-    rows = [
-        [
-            f.what,
-            f.n,
-            _r(f.kappa),
-            _r(f.kappa_weighted),
-            _r(f.spearman),
-            None if f.spearman_p is None else f"{f.spearman_p:.1e}",
-            _r(f.mean_a, 1),
-            _r(f.mean_b, 1),
-            f.only_a,
-            f.only_b,
-        ]
-        for f in found
-    ]
+    rows = []
+    for f in found:
+        p = None if f.spearman_p is None else f"{f.spearman_p:.1e}"
+        kappas = [_r(f.kappa), _r(f.kappa_weighted), _r(f.spearman)]
+        rows.append([f.what, f.n, *kappas, p, _r(f.mean_a, 1), _r(f.mean_b, 1), f.only_a, f.only_b])
     print_table(columns, rows, title=f"A: {a}, B: {b} (kappa: below {threshold:g})")
 
 

@@ -3,7 +3,8 @@ rows for people. Demands a run with completions or imported rates; rounding happ
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import click
@@ -144,67 +145,54 @@ def headline(tables, layer: int | None = None, cosine: str = "centered"):
 def show(tables, layer: int | None = None, cosine: str = "centered") -> None:
     """What is not well, then the headline table and the layer table of every behavior, on stdout."""
     from leakfast.cli.health import tell
-    from leakfast.cli.text import print_table
 
     tell(tables.warnings())
-    looked = tables.health is not None
     for sentence in tables.remarks():
         click.echo(f"note: {sentence}.")
     for behavior in tables.behaviors():
-        y, unit = tables.outcome(behavior), tables.unit(behavior)
-        rows = tables.summary(cosine, y).rows(named=True)
-        rows = [row for row in rows if row["behavior"] == behavior]
-        if len({row["adapter"] for row in rows}) > len({(row["source"], row["seed"]) for row in rows}):
-            rows = [
-                row | {"source": row["adapter"] or row["source"]} for row in rows
-            ]  # adapters of several behaviors
-        best = tables.best_layer(behavior, cosine, y)
-        at = best if layer is None else layer
-        if at is None and rows:  # no ρ at any layer: the rates are there all the same
-            at = rows[0]["layer"]
-        shown = [row for row in rows if row["layer"] in (None, at)]
-        seeds = len({row["seed"] for row in rows}) > 1
-        what = f"{behavior} {'rate' if y == 'rate' else 'change of rate against the unadapted model'}"
-        if at is None:
-            title = f"{what}; no correlations yet"
-        elif best is None and layer is None:
-            title = f"{what}; ρ with the {cosine} cosine is defined at no layer"
-        else:
-            chosen = "asked" if layer is not None else "the largest pooled |ρ|"
-            title = f"{what}, and {cosine} cosine at layer {at} ({chosen}), bystanders only"
-        sign = "%" if unit == "share" else "0–100"
-        head = ["source", *(["seed"] if seeds else []), f"source {sign}", f"mean bystander {sign}"]
-        if y == "delta":
-            head += ["source Δ", "mean bystander Δ"]
-        head += [
-            f"max bystander {sign}",
-            "who",
-            "ρ",
-            "95 % interval",
-            "p (t)",
-            "p (perm)",
-            "p (max)",
-            "r",
-            "N",
-            *(["health"] if looked else []),
-        ]
-        body = [_headline(row, seeds, y, unit) + ([row["health"]] if looked else []) for row in shown]
-        print_table(head, body, title=title)
-        if guess := next((row["chance"] for row in shown if row["chance"] is not None), None):
-            click.echo(f"chance: {100 * guess:.1f} % (mean of 1 / number of choices).")
-        for row in shown:
-            if row["reason"]:
-                click.echo(f"{row['source']}: no ρ: {row['reason']}.")
-            if row["source"] == "pooled" and row["health_of"]:
-                click.echo(f"pooled: its ρ rests on adapters that are not ok: {row['health_of']}.")
-        if len(layers := sorted({row["layer"] for row in rows if row["layer"] is not None})) > 1:
-            click.echo()
-            title_of_layers = f"ρ by layer, {cosine} cosine (* largest pooled |ρ|)"
-            print_table(*_by_layer(rows, layers, best, seeds), title=title_of_layers)
+        _show_behavior(tables, behavior, layer, cosine)
         click.echo()
     _show_learned(tables)
     _show_verdicts(tables)
     _show_agreement(tables)
+
+
+def _show_behavior(tables, behavior: str, layer: int | None, cosine: str) -> None:
+    from leakfast.cli.text import print_table
+
+    y, unit = tables.outcome(behavior), tables.unit(behavior)
+    rows = tables.summary(cosine, y).filter(behavior=behavior).rows(named=True)
+    if len({row["adapter"] for row in rows}) > len({(row["source"], row["seed"]) for row in rows}):
+        for row in rows:  # adapters of several behaviors
+            row["source"] = row["adapter"] or row["source"]
+    best = tables.best_layer(behavior, cosine, y)
+    at = best if layer is None else layer
+    if at is None and rows:  # no ρ at any layer: the rates are there all the same
+        at = rows[0]["layer"]
+    shown = [row for row in rows if row["layer"] in (None, at)]
+    seeds = len({row["seed"] for row in rows}) > 1
+    title = f"{behavior} {'rate' if y == 'rate' else 'change of rate against the unadapted model'}"
+    if at is None:
+        title += "; no correlations yet"
+    elif best is None and layer is None:
+        title += f"; ρ with the {cosine} cosine is defined at no layer"
+    else:
+        chosen = "asked" if layer is not None else "the largest pooled |ρ|"
+        title += f", and {cosine} cosine at layer {at} ({chosen}), bystanders only"
+    told = {"seeds": seeds, "y": y, "unit": unit, "looked": tables.health is not None}
+    head = list(_headline(defaultdict(lambda: None), **told))
+    print_table(head, [list(_headline(row, **told).values()) for row in shown], title=title)
+    if guess := next((row["chance"] for row in shown if row["chance"] is not None), None):
+        click.echo(f"chance: {100 * guess:.1f} % (mean of 1 / number of choices).")
+    for row in shown:
+        if row["reason"]:
+            click.echo(f"{row['source']}: no ρ: {row['reason']}.")
+        if row["source"] == "pooled" and row["health_of"]:
+            click.echo(f"pooled: its ρ rests on adapters that are not ok: {row['health_of']}.")
+    if len(layers := sorted({row["layer"] for row in rows if row["layer"] is not None})) > 1:
+        click.echo()
+        title = f"ρ by layer, {cosine} cosine (* largest pooled |ρ|)"
+        print_table(*_by_layer(rows, layers, best, seeds), title=title)
 
 
 def _show_learned(tables) -> None:
@@ -238,24 +226,16 @@ def _show_verdicts(tables) -> None:
     if "verdicts" not in tables.more:
         return
     rows = tables.more["verdicts"].rows(named=True)
-    marked = tables.health is not None
-    head = ["claim", "behavior", "source", "verdict", "quantity", "value", "p", "bar", "met"]
-    head += ["health"] if marked else []
-    body = [
-        [
-            r["claim"],
-            r["behavior"],
-            r["source"],
-            r["verdict"],
-            r["quantity"],
-            f"{r['value']:+.3g}" if r["value"] is not None else None,
-            _p(r["p"]),
-            f"{r['bar']:g}",
-            {True: "yes", False: "no", None: None}[r["met"]],
-            *([r["health"]] if marked else []),
-        ]
-        for r in rows
+    marked = ["health"] if tables.health is not None else []
+    head = ["claim", "behavior", "source", "verdict", "quantity", "value", "p", "bar", "met", *marked]
+    shown = {True: "yes", False: "no", None: None}
+    told = [
+        row
+        | {"value": _signed(row["value"], "+.3g"), "p": _p(row["p"])}
+        | {"bar": f"{row['bar']:g}", "met": shown[row["met"]]}
+        for row in rows
     ]
+    body = [[row[name] for name in head] for row in told]
     print_table(head, body, title="verdicts (drop = −Δ against the unadapted model)")
     for reason in dict.fromkeys(f"{r['claim']}, {r['source']}: {r['reason']}" for r in rows if r["reason"]):
         click.echo(f"open: {reason}.")
@@ -281,50 +261,56 @@ def _show_agreement(tables) -> None:
             )
 
 
-def _headline(row: dict, seeds: bool, y: str, unit: str) -> list:
-    scale = 100 if unit == "share" else 1
-    changes = [_change(row[name], scale) for name in ("source_delta", "mean_delta")] if y == "delta" else []
-    return [
-        row["source"],
-        *([row["seed"]] if seeds else []),
-        _amount(row["source_rate"], scale),
-        _amount(row["mean_bystander"], scale),
-        *changes,
-        _amount(row["max_bystander"], scale),
-        row["max_persona"],
-        _signed(row["spearman"]),
-        _interval(row["spearman_ci_low"], row["spearman_ci_high"]),
-        _p(row["spearman_p_t"]),
-        _p(row["spearman_p_perm"]),
-        _p(row["spearman_p_max"]),
-        _signed(row["pearson"]),
-        row["n"],
-    ]
+def _headline(row: Mapping, seeds: bool, y: str, unit: str, looked: bool) -> dict:
+    """The cells of a row of the headline table by their heading."""
+    scale, sign = (100, "%") if unit == "share" else (1, "0–100")
+    cells = {"source": row["source"]}
+    if seeds:
+        cells["seed"] = row["seed"]
+    cells[f"source {sign}"] = _amount(row["source_rate"], scale)
+    cells[f"mean bystander {sign}"] = _amount(row["mean_bystander"], scale)
+    if y == "delta":
+        cells["source Δ"] = _amount(row["source_delta"], scale, "+.1f")
+        cells["mean bystander Δ"] = _amount(row["mean_delta"], scale, "+.1f")
+    cells[f"max bystander {sign}"] = _amount(row["max_bystander"], scale)
+    cells |= {
+        "who": row["max_persona"],
+        "ρ": _signed(row["spearman"]),
+        "95 % interval": _interval(row["spearman_ci_low"], row["spearman_ci_high"]),
+        "p (t)": _p(row["spearman_p_t"]),
+        "p (perm)": _p(row["spearman_p_perm"]),
+        "p (max)": _p(row["spearman_p_max"]),
+        "r": _signed(row["pearson"]),
+        "N": row["n"],
+    }
+    return cells | {"health": row["health"]} if looked else cells
 
 
 def _by_layer(
     rows: list[dict], layers: list[int], best: int | None, seeds: bool
 ) -> tuple[list[str], list[list]]:
     """Heading and body of ρ by layer: a row a source, or a row a layer where there are many of them."""
-    people = list(dict.fromkeys((row["adapter"], row["source"], row["seed"]) for row in rows))
-    found = {(row["adapter"], row["source"], row["seed"], row["layer"]): row["spearman"] for row in rows}
     names = [f"{n}{'*' if n == best else ''}" for n in layers]
-    values = [[_signed(found.get((*who, layer))) for layer in layers] for who in people]
-    unwell = {
-        (r["adapter"], r["source"], r["seed"]): r["health"] for r in rows if r["health"] not in (None, "ok")
-    }
-    marks = {who: f" ({unwell[who]})" if who in unwell else "" for who in people}
-    if len(layers) > MANY_LAYERS:
-        titles = [
-            f"{who[1]}{f', seed {who[2]}' if seeds and who[2] is not None else ''}{marks[who]}"
-            for who in people
+    people: dict[tuple, dict[int, float]] = {}
+    unwell = {}
+    for row in rows:
+        who = (row["adapter"], row["source"], row["seed"])
+        people.setdefault(who, {})[row["layer"]] = row["spearman"]
+        if row["health"] not in (None, "ok"):
+            unwell[who] = f" ({row['health']})"
+    values = [[_signed(found.get(layer)) for layer in layers] for found in people.values()]
+    marked = [(source + unwell.get((adapter, source, seed), ""), seed) for adapter, source, seed in people]
+    if len(layers) <= MANY_LAYERS:
+        body = [
+            [name, *([seed] if seeds else []), *row] for (name, seed), row in zip(marked, values, strict=True)
         ]
-        return ["layer", *titles], [
-            [name, *row] for name, row in zip(names, zip(*values, strict=True), strict=True)
-        ]
-    return ["source", *(["seed"] if seeds else []), *names], [
-        [who[1] + marks[who], *([who[2]] if seeds else []), *row]
-        for who, row in zip(people, values, strict=True)
+        return ["source", *(["seed"] if seeds else []), *names], body
+    titles = [
+        f"{who[1]}{f', seed {who[2]}' if seeds and who[2] is not None else ''}{unwell.get(who, '')}"
+        for who in people
+    ]
+    return ["layer", *titles], [
+        [name, *row] for name, row in zip(names, zip(*values, strict=True), strict=True)
     ]
 
 
@@ -339,13 +325,9 @@ def _interval(low: float | None, high: float | None) -> str | None:
     return None if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
 
 
-def _amount(value: float | None, scale: int) -> str | None:
-    return None if value is None else f"{scale * value:5.1f}"
+def _amount(value: float | None, scale: int, form: str = "5.1f") -> str | None:
+    return None if value is None else f"{scale * value:{form}}"
 
 
-def _change(value: float | None, scale: int) -> str | None:
-    return None if value is None else f"{scale * value:+.1f}"
-
-
-def _signed(value: float | None) -> str | None:
-    return None if value is None else f"{value:+.2f}"
+def _signed(value: float | None, form: str = "+.2f") -> str | None:
+    return None if value is None else f"{value:{form}}"

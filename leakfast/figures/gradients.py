@@ -12,19 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from scipy.special import expit
 
 from leakfast.figures.style import (
     FAINT,
     INK,
     PANEL_IN,
-    SOURCE_COLOURS,
     STYLE,
+    colour_of,
     figure_of,
+    in_percent,
     quantity,
     settle,
-    words,
+    source_words,
 )
 from leakfast.stats.gradients import WIDTH
 
@@ -36,7 +37,7 @@ def gradients(
     width (band), the isotonic fit (thin steps). None where no source has a curve.
 
     `fits`, `isotonic`: tables `gradients` and `isotonic`, which say the layer and the cosine."""
-    rows = fits.filter((pl.col("behavior") == behavior) & pl.col("midpoint").is_not_null()).rows(named=True)
+    rows = fits.filter(pl.col("midpoint").is_not_null(), behavior=behavior).rows(named=True)
     if not rows:
         return None
     across = min(3, len(rows))
@@ -50,21 +51,20 @@ def gradients(
                 axis.set_axis_off()
                 continue
             row = rows[place]
-            name = words(row["source"]) + (f", seed {row['seed']}" if several else "")
+            name = source_words(row["source"], row["seed"], several)
             axis.set_title(name, loc="left", fontweight="bold", pad=24)
             axis.text(0, 1.03, _told(row), transform=axis.transAxes, fontsize=7, color="#444444")
             same = (pl.col("behavior") == behavior) & (pl.col("adapter") == row["adapter"])
             same &= pl.col("layer") == row["layer"]
             at = pairs.filter(same & pl.col(f"cosine_{row['cosine']}").is_not_null())
-            _panel(axis, at, isotonic.filter(same), row, SOURCE_COLOURS[place % len(SOURCE_COLOURS)])
+            _panel(axis, at, isotonic.filter(same), row, colour_of(place))
             axis.tick_params(labelleft=place % across == 0, labelbottom=place + across >= len(rows))
             if place % across == 0:
                 axis.set_ylabel(quantity(behavior, "rate", unit))
             if place + across >= len(rows):
                 axis.set_xlabel(f"{row['cosine']} cosine, layer {row['layer']}")
         axes[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=5))
-        if unit == "share":
-            axes[0, 0].yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="", decimals=None))
+        in_percent(axes[0, 0].yaxis, unit)
         handles = [
             Line2D([], [], color=INK, linewidth=1.4),
             Patch(color=FAINT, alpha=0.4, linewidth=0),
@@ -78,9 +78,8 @@ def gradients(
 
 def _panel(axis: Axes, at: pl.DataFrame, steps: pl.DataFrame, row: dict, colour: str) -> None:
     x = at[f"cosine_{row['cosine']}"].to_numpy()
-    axis.scatter(
-        x, at["rate"].to_numpy(), s=9, c=colour, linewidths=0.3, edgecolors="white", alpha=0.75, zorder=2
-    )
+    dots = {"s": 9, "linewidths": 0.3, "edgecolors": "white", "alpha": 0.75, "zorder": 2}
+    axis.scatter(x, at["rate"].to_numpy(), c=colour, **dots)
     low, high = float(x.min()), float(x.max())
     half = row["width"] / 2
     left, right = max(low, row["midpoint"] - half), min(high, row["midpoint"] + half)
@@ -92,15 +91,8 @@ def _panel(axis: Axes, at: pl.DataFrame, steps: pl.DataFrame, row: dict, colour:
     curve = row["far"] + (row["near"] - row["far"]) * expit(WIDTH * (line - row["midpoint"]) / row["width"])
     axis.plot(line, curve, color=INK, linewidth=1.4, zorder=3)
     order = steps.sort("at", maintain_order=True)
-    axis.step(
-        order["at"].to_numpy(),
-        order["fitted"].to_numpy(),
-        where="mid",
-        color=INK,
-        linewidth=0.7,
-        linestyle=":",
-        zorder=3,
-    )
+    dotted = {"color": INK, "linewidth": 0.7, "linestyle": ":", "zorder": 3}
+    axis.step(order["at"].to_numpy(), order["fitted"].to_numpy(), where="mid", **dotted)
 
 
 def _told(row: dict) -> str:

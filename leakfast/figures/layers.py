@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.optimize import isotonic_regression
 
-from leakfast.figures.style import FAINT, INK, SOURCE_COLOURS, STYLE, figure_of, settle, words
+from leakfast.figures.style import FAINT, INK, STYLE, colour_of, figure_of, settle, words
 from leakfast.stats.correlations import COSINES, POOLED
 from leakfast.stats.summary import best_layer
 
@@ -24,17 +24,14 @@ def layers(
     choice of a layer is paid for (`spearman_p_max` from 0.05 on, where it is known). None where there are
     fewer than two layers."""
     all_rows = correlations.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("y") == y)
-        & pl.col("category").is_null()
-        & pl.col("spearman").is_not_null()
+        pl.col("category").is_null(), pl.col("spearman").is_not_null(), behavior=behavior, y=y
     )
-    cosines = tuple(c for c in cosines if all_rows.filter(pl.col("cosine") == c)["layer"].n_unique() > 1)
+    cosines = tuple(c for c in cosines if all_rows.filter(cosine=c)["layer"].n_unique() > 1)
     if not cosines:
         return None
     lines = all_rows.select("adapter", "source", "seed").unique(maintain_order=True).rows()
     sources = [source for _, source, _ in lines if source != POOLED]
-    colour = {s: SOURCE_COLOURS[i % len(SOURCE_COLOURS)] for i, s in enumerate(dict.fromkeys(sources))}
+    colours = {source: colour_of(i) for i, source in enumerate(dict.fromkeys(sources))} | {POOLED: INK}
     with matplotlib.rc_context(STYLE):
         figure = figure_of((3.6 * len(cosines), 2.7))
         axes = figure.subplots(1, len(cosines), sharey=True, squeeze=False)[0]
@@ -42,25 +39,21 @@ def layers(
             ends = []
             for adapter, source, seed in lines:
                 line = all_rows.filter(
-                    (pl.col("cosine") == cosine)
-                    & pl.col("adapter").eq_missing(pl.lit(adapter, pl.String))
-                    & (pl.col("source") == source)
-                    & pl.col("seed").eq_missing(pl.lit(seed, pl.Int64))
+                    pl.col("adapter").eq_missing(pl.lit(adapter, pl.String)),
+                    pl.col("seed").eq_missing(pl.lit(seed, pl.Int64)),
+                    cosine=cosine,
+                    source=source,
                 ).sort("layer")
                 if line.is_empty():
                     continue
-                pooled = source == POOLED
-                axis.plot(
-                    line["layer"].to_list(),
-                    line["spearman"].to_list(),
-                    color=INK if pooled else colour[source],
-                    linewidth=2.0 if pooled else 1.1,
-                    marker="o",
-                    markersize=3.2 if pooled else 2.4,
-                    zorder=3 if pooled else 2,
-                )
-                _hollow(axis, line, INK if pooled else colour[source], 3.2 if pooled else 2.4)
-                ends.append((line["spearman"][-1], words(source), INK if pooled else colour[source], pooled))
+                pooled, colour = source == POOLED, colours[source]
+                width, size, above = (2.0, 3.2, 3) if pooled else (1.1, 2.4, 2)
+                _line(axis, line, color=colour, linewidth=width, markersize=size, zorder=above)
+                if "spearman_p_max" in line.columns:
+                    chance = line.filter(pl.col("spearman_p_max") >= 0.05)
+                    hollow = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none"}
+                    _line(axis, chance, color=colour, markersize=size, zorder=4, **hollow)
+                ends.append((line["spearman"][-1], words(source), colour, pooled))
             _ring(axis, all_rows, behavior, cosine, y)
             axis.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -72,27 +65,13 @@ def layers(
     return figure
 
 
-def _hollow(axis: Axes, line: pl.DataFrame, colour: str, size: float) -> None:
-    chance = (
-        line.filter(pl.col("spearman_p_max") >= 0.05) if "spearman_p_max" in line.columns else line.clear()
-    )
-    axis.plot(
-        chance["layer"].to_list(),
-        chance["spearman"].to_list(),
-        "o",
-        color=colour,
-        markerfacecolor="white",
-        markersize=size,
-        markeredgewidth=0.8,
-        zorder=4,
-    )
+def _line(axis: Axes, rows: pl.DataFrame, **style) -> None:
+    axis.plot(rows["layer"].to_list(), rows["spearman"].to_list(), marker="o", **style)
 
 
 def _ring(axis: Axes, rows: pl.DataFrame, behavior: str, cosine: str, y: str) -> None:
     best = best_layer(rows, behavior, cosine, y)
-    at = rows.filter((pl.col("cosine") == cosine) & (pl.col("layer") == best) & (pl.col("source") == POOLED))[
-        "spearman"
-    ]
+    at = rows.filter(cosine=cosine, layer=best, source=POOLED)["spearman"]
     for value in at:
         axis.plot([best], [value], "o", markersize=8, fillstyle="none", color=INK, markeredgewidth=0.9)
 

@@ -6,7 +6,7 @@ import matplotlib
 import polars as pl
 from matplotlib.figure import Figure
 
-from leakfast.figures.style import FAINT, SOURCE_COLOURS, STYLE, figure_of, settle, words
+from leakfast.figures.style import FAINT, STYLE, colour_of, figure_of, interval, settle, source_words
 
 _NAMES = {
     "none": "nothing",
@@ -27,13 +27,7 @@ def partials(
     """Partial Spearman ρ with its 95 % interval: a row a control, a colour a source.
 
     Controls that are known for no source have no row. None where no ρ is defined."""
-    here = table.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("layer") == layer)
-        & (pl.col("cosine") == cosine)
-        & (pl.col("y") == y)
-        & pl.col("partial").is_not_null()
-    )
+    here = table.filter(pl.col("partial").is_not_null(), behavior=behavior, layer=layer, cosine=cosine, y=y)
     if here.is_empty():
         return None
     controls = [name for name in _NAMES if name in set(here["control"])]
@@ -44,17 +38,14 @@ def partials(
         figure = figure_of((4.8, 0.9 + len(controls) * max(0.28, 0.07 * len(adapters))))
         axis = figure.subplots()
         for k, (adapter, source, seed) in enumerate(adapters):
-            mine = {r["control"]: r for r in here.filter(pl.col("adapter") == adapter).rows(named=True)}
+            mine = {r["control"]: r for r in here.filter(adapter=adapter).rows(named=True)}
             found = [(i, mine[name]) for i, name in enumerate(controls) if name in mine]
             heights = [i + (k - (len(adapters) - 1) / 2) * step for i, _ in found]
-            colour = SOURCE_COLOURS[k % len(SOURCE_COLOURS)]
+            colour, label = colour_of(k), source_words(source, seed, several)
             for height, (_, row) in zip(heights, found, strict=True):
-                if row["low"] is not None:
-                    axis.plot([row["low"], row["high"]], [height] * 2, color=colour, linewidth=0.9)
-            label = words(source) + (f", seed {seed}" if several else "")
-            axis.plot(
-                [row["partial"] for _, row in found], heights, "o", color=colour, markersize=3, label=label
-            )
+                interval(axis, row["low"], row["high"], height, colour)
+            values = [row["partial"] for _, row in found]
+            axis.plot(values, heights, "o", color=colour, markersize=3, label=label)
         axis.axvline(0, color=FAINT, linewidth=0.6, zorder=0)
         axis.set_yticks(range(len(controls)), [_NAMES[name] for name in controls])
         axis.invert_yaxis()

@@ -5,9 +5,19 @@ from __future__ import annotations
 import matplotlib
 import polars as pl
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
-from leakfast.figures.style import FAINT, INK, SOURCE_COLOURS, STYLE, figure_of, quantity, settle, words
+from leakfast.figures.style import (
+    FAINT,
+    INK,
+    STYLE,
+    colour_of,
+    figure_of,
+    in_percent,
+    interval,
+    quantity,
+    settle,
+    source_words,
+)
 from leakfast.stats.correlations import POOLED
 
 
@@ -22,22 +32,14 @@ def question_sets(
 ) -> Figure | None:
     """A row a source (and pooled), a colour a set. Left: ρ of cosine and `y` with its 95 % interval. Right: mean
     bystander (dot) and source (star). None where no ρ is defined at this layer."""
-    here = table.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("layer") == layer)
-        & (pl.col("cosine") == cosine)
-        & (pl.col("y") == y)
-    )
+    here = table.filter(behavior=behavior, layer=layer, cosine=cosine, y=y)
     if here["spearman"].null_count() == here.height:
         return None
     people = here.select("source", "seed").unique(maintain_order=True).rows()
     people.sort(key=lambda who: who[0] == POOLED)
     several = len({seed for _, seed in people}) > 1
-    sets = (
-        here.sort("main", descending=True, maintain_order=True)["questions"]
-        .unique(maintain_order=True)
-        .to_list()
-    )
+    main_first = here.sort("main", descending=True, maintain_order=True)
+    sets = main_first["questions"].unique(maintain_order=True).to_list()
     place = {who: i for i, who in enumerate(people)}
     step = 0.72 / len(sets)
     with matplotlib.rc_context(STYLE):
@@ -45,35 +47,25 @@ def question_sets(
         figure = figure_of((7.2, height))
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
         for k, name in enumerate(sets):
-            colour = SOURCE_COLOURS[k % len(SOURCE_COLOURS)]
-            label = name
-            for row in here.filter(pl.col("questions") == name).rows(named=True):
+            colour, label = colour_of(k), name
+            for row in here.filter(questions=name).rows(named=True):
                 at = place[row["source"], row["seed"]] + (k - (len(sets) - 1) / 2) * step
-                if row["spearman_ci_low"] is not None:
-                    left.plot(
-                        [row["spearman_ci_low"], row["spearman_ci_high"]],
-                        [at] * 2,
-                        color=colour,
-                        linewidth=0.9,
-                    )
+                interval(left, row["spearman_ci_low"], row["spearman_ci_high"], at, colour)
                 if row["spearman"] is not None:
                     left.plot(row["spearman"], at, "o", color=colour, markersize=3, label=label)
                     label = None  # once a set
-                suffix = "rate" if y == "rate" else "delta"
                 mean = row["mean_bystander" if y == "rate" else "mean_delta"]
-                if mean is not None:
-                    right.plot(mean, at, "o", color=colour, markersize=3)
-                if row[f"source_{suffix}"] is not None:
-                    right.plot(row[f"source_{suffix}"], at, "*", color=colour, markersize=5)
-        left.axvline(0, color=FAINT, linewidth=0.6, zorder=0)
-        right.axvline(0, color=FAINT, linewidth=0.6, zorder=0)
-        titles = [words(source) + (f", seed {seed}" if several else "") for source, seed in people]
+                for value, shape, size in ((mean, "o", 3), (row[f"source_{y}"], "*", 5)):
+                    if value is not None:
+                        right.plot(value, at, shape, color=colour, markersize=size)
+        for axis in (left, right):
+            axis.axvline(0, color=FAINT, linewidth=0.6, zorder=0)
+        titles = [source_words(source, seed, several) for source, seed in people]
         left.set_yticks(range(len(people)), titles)
         left.invert_yaxis()
         left.set_xlabel(f"Spearman ρ, {cosine} cosine (layer {layer}) and {behavior} {y}")
         right.set_xlabel(quantity(behavior, y, unit) + "\ndot: mean bystander, star: source", color=INK)
-        if unit == "share":
-            right.xaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="", decimals=None))
+        in_percent(right.xaxis, unit)
         figure.legend(loc="outside right upper", title="questions")
         settle(figure)
     return figure

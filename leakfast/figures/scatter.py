@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation, Text
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
 from leakfast.figures.style import (
@@ -23,11 +23,14 @@ from leakfast.figures.style import (
     STAR,
     STYLE,
     figure_of,
+    in_percent,
     p_words,
     quantity,
     settle,
+    source_words,
     words,
 )
+from leakfast.stats.summary import unit as unit_of
 
 
 def scatter(
@@ -39,23 +42,20 @@ def scatter(
     layer: int,
     cosine: str = "centered",
     y: str = "rate",
-    unit: str = "share",
     label: int = 4,
 ) -> Figure:
     """One panel per adapter: a bystander's cosine to the source against its rate.
 
     Colour and shape give the category, the star is the source itself (cosine 1, not part of ρ), the
-    `label` personas with the highest rates are named. Axes are shared between panels. `unit` "share"
-    is shown in percent. Raises ValueError where the tables hold no pair at this behavior and layer.
+    `label` personas with the highest rates are named. Axes are shared between panels. Shares
+    are shown in percent. Raises ValueError where the tables hold no pair at this behavior and layer.
     """
     at = pairs.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("layer") == layer)
-        & pl.col(f"cosine_{cosine}").is_not_null()
-        & pl.col(y).is_not_null()
+        pl.col(f"cosine_{cosine}").is_not_null(), pl.col(y).is_not_null(), behavior=behavior, layer=layer
     )
     if at.is_empty():
         raise ValueError(f"no pair of {behavior} at layer {layer} has a {cosine} cosine and a {y}")
+    unit = unit_of(rates, behavior)
     panels = at.select("adapter", "source", "seed").unique(maintain_order=True).rows(named=True)
     styles = _styles(at["category"])
     columns = min(3, len(panels))
@@ -75,10 +75,17 @@ def scatter(
         several = len({panel["seed"] for panel in panels}) > 1
         stars = _stars(rates, behavior, y)
         for place, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
-            mine = at.filter(pl.col("adapter") == panel["adapter"])
+            mine = at.filter(adapter=panel["adapter"])
             _dots(axis, mine, styles, cosine, y, stars.get(panel["adapter"]))
-            found = _found(correlations, behavior, panel["adapter"], layer, cosine, y)
-            name = words(panel["source"]) + (f", seed {panel['seed']}" if several else "")
+            key = {
+                "behavior": behavior,
+                "adapter": panel["adapter"],
+                "layer": layer,
+                "cosine": cosine,
+                "y": y,
+            }
+            found = correlations.filter(pl.col("category").is_null(), **key)
+            name = source_words(panel["source"], panel["seed"], several)
             axis.set_title(name, loc="left", fontweight="bold", pad=15)
             axis.text(0, 1.03, _result(found), transform=axis.transAxes, fontsize=7, color="#444444")
             left, lowest = place % columns == 0, place + columns >= len(panels)
@@ -91,7 +98,7 @@ def scatter(
         _legend(figure.add_subplot(grid[-1, -1] if free else grid[-1, :]), styles, 1 if free else across)
         settle(figure)
         for axis, panel in zip(axes, panels, strict=True):
-            mine = at.filter(pl.col("adapter") == panel["adapter"])
+            mine = at.filter(adapter=panel["adapter"])
             _name_highest(axis, mine, cosine, y, label, stars.get(panel["adapter"]))
     return figure
 
@@ -107,38 +114,20 @@ def _styles(categories: pl.Series) -> dict[str | None, tuple[str, str]]:
 
 
 def _stars(rates: pl.DataFrame, behavior: str, y: str) -> dict[str, dict]:
-    own = rates.filter((pl.col("behavior") == behavior) & (pl.col("role") == "source"))
+    own = rates.filter(behavior=behavior, role="source")
     return {row["adapter"]: row for row in own.rows(named=True) if row[y] is not None}
 
 
 def _dots(axis: Axes, mine: pl.DataFrame, styles: dict, cosine: str, y: str, star: dict | None) -> None:
     for category, (colour, shape) in styles.items():
         some = mine.filter(pl.col("category").eq_missing(pl.lit(category, pl.String)))
-        axis.scatter(
-            some[f"cosine_{cosine}"].to_list(),
-            some[y].to_list(),
-            s=15,
-            c=colour,
-            marker=shape,
-            linewidths=0.35,
-            edgecolors="white",
-            alpha=0.9,
-            zorder=2,
-        )
+        style = {"s": 15, "linewidths": 0.35, "edgecolors": "white", "alpha": 0.9, "zorder": 2}
+        axis.scatter(some[f"cosine_{cosine}"].to_list(), some[y].to_list(), c=colour, marker=shape, **style)
     if star is not None:
         if y == "rate":
             axis.plot([1, 1], [star["ci_low"], star["ci_high"]], color=STAR, linewidth=0.9, zorder=3)
-        axis.plot(
-            [1],
-            [star[y]],
-            "*",
-            color=STAR,
-            markersize=9,
-            markeredgecolor="white",
-            markeredgewidth=0.5,
-            clip_on=False,
-            zorder=4,
-        )
+        edge = {"markeredgecolor": "white", "markeredgewidth": 0.5}
+        axis.plot([1], [star[y]], "*", color=STAR, markersize=9, clip_on=False, zorder=4, **edge)
 
 
 def _limits(axis: Axes, at: pl.DataFrame, cosine: str, y: str, stars: dict, unit: str) -> None:
@@ -149,26 +138,12 @@ def _limits(axis: Axes, at: pl.DataFrame, cosine: str, y: str, stars: dict, unit
     low, high = min(0.0, *values), max(0.0, *values)
     room = (high - low) or 1.0
     axis.set_ylim(low - 0.04 * room, high + 0.06 * room)
-    if unit == "share":
-        axis.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="", decimals=None))
+    in_percent(axis.yaxis, unit)
 
 
-def _found(
-    correlations: pl.DataFrame, behavior: str, adapter: str, layer: int, cosine: str, y: str
-) -> dict | None:
-    rows = correlations.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("adapter") == adapter)
-        & (pl.col("layer") == layer)
-        & (pl.col("cosine") == cosine)
-        & (pl.col("y") == y)
-        & pl.col("category").is_null()
-    )
-    return rows.row(0, named=True) if rows.height else None
-
-
-def _result(found: dict | None) -> str:
-    if found is None or found["spearman"] is None:
+def _result(rows: pl.DataFrame) -> str:
+    found = rows.row(0, named=True) if rows.height else {}
+    if found.get("spearman") is None:
         return "ρ is not defined" if found else ""
     shuffled = found["spearman_p_perm"]
     if shuffled is None:

@@ -9,9 +9,20 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
-from leakfast.figures.style import FAINT, PANEL_IN, STAR, STYLE, figure_of, quantity, settle, words
+from leakfast.figures.style import (
+    FAINT,
+    PANEL_IN,
+    STAR,
+    STYLE,
+    colour_bar,
+    figure_of,
+    in_percent,
+    quantity,
+    settle,
+    source_words,
+)
 
 _DOT = {"s": 10, "linewidths": 0.3, "edgecolors": "white"}
 
@@ -30,12 +41,9 @@ def shifts(
     adapter, coloured by `y`; the line is where nothing changed. Below: how far its shift points the way the source's
     does, against `y`. Their ρ with `y` are told; the source is the star. None where no adapter has centroids."""
     rows = table.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("layer") == layer)
-        & pl.col(f"cosine_{cosine}").is_not_null()
-        & pl.col(y).is_not_null()
+        pl.col(f"cosine_{cosine}").is_not_null(), pl.col(y).is_not_null(), behavior=behavior, layer=layer
     )
-    at = rows.filter(pl.col("role") == "bystander")
+    at = rows.filter(role="bystander")
     if at.is_empty():
         return None
     panels = at.select("adapter", "source", "seed").unique(maintain_order=True).rows(named=True)
@@ -51,13 +59,13 @@ def shifts(
             block, column = divmod(place, across)
             above, below = axes[2 * block, column], axes[2 * block + 1, column]
             drawn += [above, below]
-            mine = at.filter(pl.col("adapter") == panel["adapter"])
+            mine = at.filter(adapter=panel["adapter"])
             rho = _rhos(correlations, behavior, panel["adapter"], layer, cosine, y)
             image = _before_and_after(above, mine, cosine, y, shades)
-            name = words(panel["source"]) + (f", seed {panel['seed']}" if several else "")
+            name = source_words(panel["source"], panel["seed"], several)
             above.set_title(name, loc="left", fontweight="bold", pad=12)
             _tell(above, f"ρ base {rho['base']}, fine-tuned {rho['adapted']}")
-            own = rows.filter((pl.col("adapter") == panel["adapter"]) & (pl.col("role") == "source"))
+            own = rows.filter(adapter=panel["adapter"], role="source")
             _alignment(below, mine, own, cosine, y)
             _tell(below, f"ρ alignment {rho['alignment']}")
             if column == 0:
@@ -65,16 +73,12 @@ def shifts(
                 below.set_ylabel(quantity(behavior, y, unit))
             above.set_xlabel("base cosine")
             below.set_xlabel("alignment with the source’s shift")
-            if unit == "share":
-                below.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="", decimals=None))
+            in_percent(below.yaxis, unit)
         for axis in axes.ravel():
             if axis not in drawn:
                 axis.remove()
-        bar = figure.colorbar(image, ax=drawn, shrink=0.5, aspect=40, pad=0.02)
-        bar.outline.set_visible(False)
-        if unit == "share":
-            bar.ax.yaxis.set_major_formatter(PercentFormatter(xmax=1, symbol="", decimals=None))
-        bar.set_label(f"{quantity(behavior, y, unit)}; {cosine} cosines, layer {layer}", fontsize=6.5)
+        told = f"{quantity(behavior, y, unit)}; {cosine} cosines, layer {layer}"
+        colour_bar(figure, image, drawn, told, unit, aspect=40)
         settle(figure)
     return figure
 
@@ -108,12 +112,7 @@ def _rhos(
     correlations: pl.DataFrame, behavior: str, adapter: str, layer: int, cosine: str, y: str
 ) -> dict[str, str]:
     found = correlations.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("adapter") == adapter)
-        & (pl.col("layer") == layer)
-        & (pl.col("cosine") == cosine)
-        & (pl.col("y") == y)
-        & pl.col("category").is_null()
+        pl.col("category").is_null(), behavior=behavior, adapter=adapter, layer=layer, cosine=cosine, y=y
     )
     told = dict.fromkeys(("base", "adapted", "alignment", "shift"), "not defined")
     for geometry, rho in found.select("geometry", "spearman").rows():

@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import io
 import textwrap
+from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
 # Colour and shape both tell the category, so that neither is needed alone. Colours: Paul Tol's
@@ -120,6 +125,46 @@ def settle(figure: Figure) -> None:
 def words(name: str) -> str:
     """villain_teacher → villain teacher."""
     return name.replace("_", " ")
+
+
+def source_words(source: str, seed: int | None, several: bool) -> str:
+    """The name of a source, and of its seed where there are several."""
+    return words(source) + (f", seed {seed}" if several else "")
+
+
+def colour_of(place: int) -> str:
+    """The colour of the source (or set, or seed) number `place`."""
+    return SOURCE_COLOURS[place % len(SOURCE_COLOURS)]
+
+
+def in_percent(axis: Axis, unit: str) -> None:
+    """Label an axis of shares in percent, without the sign; leave one of points as it is."""
+    if unit == "share":
+        axis.set_major_formatter(PercentFormatter(xmax=1, symbol="", decimals=None))
+
+
+def colour_bar(
+    figure: Figure,
+    image: ScalarMappable,
+    axes: list[Axes],
+    label: str,
+    unit: str,
+    *,
+    aspect: float,
+    **ticks: Any,
+) -> None:
+    """A bar beside `axes` that tells what the shades of `image` stand for; ticks: settings of its ticks."""
+    bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=aspect, pad=0.02)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(**ticks)
+    in_percent(bar.ax.yaxis, unit)
+    bar.set_label(label, fontsize=6.5)
+
+
+def interval(axis: Axes, low: float | None, high: float | None, at: float, colour: str) -> None:
+    """A horizontal line from low to high at the height `at`; none where there is no interval."""
+    if low is not None:
+        axis.plot([low, high], [at] * 2, color=colour, linewidth=0.9)
 
 
 def p_words(p: float) -> str:

@@ -30,22 +30,7 @@ def plan_forest(tokens: np.ndarray, offsets: np.ndarray, budget: int) -> tuple[n
     if len(empty):
         raise ValueError(f"sequence {empty[0]} is empty")
 
-    flat = tokens.tolist()
-    ends = offsets.tolist()
-    sequences = [flat[a:b] for a, b in pairwise(ends)]
-    order = sorted(range(len(sequences)), key=sequences.__getitem__)
-    distinct: list[list[int]] = []
-    shared: list[int] = []  # leading tokens that a distinct sequence shares with the one before it
-    segment_of = [0] * len(sequences)
-    for index in order:
-        sequence = sequences[index]
-        if not distinct or distinct[-1] != sequence:
-            before = distinct[-1] if distinct else []
-            pairs = enumerate(zip(before, sequence, strict=False))
-            shared.append(next((i for i, (a, b) in pairs if a != b), len(before)))
-            distinct.append(sequence)
-        segment_of[index] = len(distinct) - 1
-
+    distinct, shared, segment_of = _distinct(tokens.tolist(), offsets.tolist())
     packed: list[int] = []
     positions: list[int] = []
     batch_tokens, batch_segments, q_offsets, k_offsets = [0], [0], [0], [0]
@@ -67,16 +52,31 @@ def plan_forest(tokens: np.ndarray, offsets: np.ndarray, budget: int) -> tuple[n
         batch_tokens.append(len(packed))
         batch_segments.append(end)
         first = end
+    offsets_of = (batch_tokens, batch_segments, q_offsets, k_offsets)
     return (
         np.array(segment_of, np.int64),
-        np.array(packed, np.int32),
-        np.array(positions, np.int32),
-        np.array(batch_tokens, np.int64),
-        np.array(batch_segments, np.int64),
-        np.array(q_offsets, np.int64),
-        np.array(k_offsets, np.int64),
+        *(np.array(found, np.int32) for found in (packed, positions)),
+        *(np.array(found, np.int64) for found in offsets_of),
         np.array(k_rows, np.int32),
     )
+
+
+def _distinct(flat: list[int], ends: list[int]) -> tuple[list[list[int]], list[int], list[int]]:
+    """The distinct sequences in order, how many leading tokens each shares with the one before it, and which of them
+    each sequence is."""
+    sequences = [flat[a:b] for a, b in pairwise(ends)]
+    distinct: list[list[int]] = []
+    shared: list[int] = []
+    which = [0] * len(sequences)
+    for index in sorted(range(len(sequences)), key=sequences.__getitem__):
+        sequence = sequences[index]
+        if not distinct or distinct[-1] != sequence:
+            before = distinct[-1] if distinct else []
+            pairs = enumerate(zip(before, sequence, strict=False))
+            shared.append(next((i for i, (a, b) in pairs if a != b), len(before)))
+            distinct.append(sequence)
+        which[index] = len(distinct) - 1
+    return distinct, shared, which
 
 
 def _batch_end(distinct: list[list[int]], shared: list[int], first: int, budget: int) -> int:

@@ -53,15 +53,8 @@ def agrees(model: Any, part: str, way: str) -> bool:
     """Whether a way computes what the part of the model's first block does, to two roundings of its dtype, on random
     rows of its device; tried once, and said where it does not."""
     weight, config = next(model.parameters()), model.config
-    key = (
-        part,
-        way,
-        weight.device,
-        weight.dtype,
-        config.model_type,
-        config.hidden_size,
-        config.intermediate_size,
-    )
+    shape = (config.model_type, config.hidden_size, config.intermediate_size)
+    key = (part, way, weight.device, weight.dtype, *shape)
     if way == "plain" or key in _tried:
         return way == "plain" or _tried[key]
     module = _module(model, part)

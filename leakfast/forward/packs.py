@@ -62,8 +62,7 @@ def walk(
     todo, plan = np.arange(len(sequences)), forest.plan(sequences, budget)
     started(plan)
     while True:
-        order = np.argsort(plan.segment_of, kind="stable")
-        stage = _stager(model, plan, todo, order, counts, device)
+        stage = _stager(model, plan, todo, counts, device)
         batches = list(plan)
         ahead, failed = None, None
         for index, batch in enumerate(batches):
@@ -110,14 +109,10 @@ def _out_of_memory(error: RuntimeError) -> str | None:
 
 
 def _stager(
-    model: Any,
-    plan: forest.Plan,
-    todo: np.ndarray,
-    order: np.ndarray,
-    counts: np.ndarray,
-    device: torch.device,
+    model: Any, plan: forest.Plan, todo: np.ndarray, counts: np.ndarray, device: torch.device
 ) -> Callable[[forest.Batch], Pack]:
     """What turns a batch of the plan over sequences `todo` into a Pack on the device."""
+    order = np.argsort(plan.segment_of, kind="stable")
     by_segment = plan.segment_of[order]
     like = torch.empty(0, dtype=next(model.parameters()).dtype, device=device)
 
@@ -163,13 +158,8 @@ def blocks(
         return
     block = model.layers[deepest]
     caught = attention.Layout(catch=True, told=pack.layout.told)
-    block.self_attn(
-        block.input_layernorm(hidden),
-        position_ids=pack.positions,
-        position_embeddings=rotary,
-        forest=caught,
-        **shared,
-    )
+    at = {"position_ids": pack.positions, "position_embeddings": rotary}
+    block.self_attn(block.input_layernorm(hidden), forest=caught, **at, **shared)
     pack.row_layout.keys = caught.keys
     hidden = block(
         hidden.index_select(1, pack.rows),

@@ -71,7 +71,7 @@ def last_token_states(
 
     states = np.empty((len(sequences), len(layers), model.config.hidden_size), np.float32)
     waiting: tuple[packs.Pack, Callable[[], np.ndarray]] | None = None
-    for pack, found in _walk(loaded, model, sequences, counts, budget_tokens, progress, max(layers), run):
+    for pack, found in _walk(loaded, sequences, counts, budget_tokens, progress, max(layers), run):
         fetched = _fetch(found)  # on its way to the host while the next batch runs
         if waiting:
             states[waiting[0].members] = waiting[1]()[waiting[0].places]
@@ -120,7 +120,7 @@ def last_token_sums(
     device = next(model.parameters()).device
     total = torch.zeros(2, len(layers), n_segments, model.config.hidden_size, device=device)
     counts = np.ones(len(sequences), np.int64)
-    for _, found in _walk(loaded, model, sequences, counts, budget_tokens, progress, max(layers), run):
+    for _, found in _walk(loaded, sequences, counts, budget_tokens, progress, max(layers), run):
         total += found
     sums, squares = total.cpu().numpy()
     return sums, squares
@@ -159,9 +159,7 @@ def final_states(
         if len(counts) and not (counts.min() >= 1 and (counts <= lengths).all()):
             raise ValueError("last must lie between 1 and each sequence's length")
 
-    for pack, states in _walk(
-        loaded, model, sequences, counts, budget_tokens, progress, deepest, run, started
-    ):
+    for pack, states in _walk(loaded, sequences, counts, budget_tokens, progress, deepest, run, started):
         ends = np.repeat(lengths[pack.members], pack.counts)
         after = np.repeat(np.cumsum(pack.counts), pack.counts) - np.arange(len(ends))
         yield FinalStates(states, pack.places, np.repeat(pack.members, pack.counts), ends - after)
@@ -217,7 +215,6 @@ def _checked(layers: Sequence[int], n_layers: int) -> list[int]:
 
 def _walk(
     loaded: Loaded,
-    model: Any,
     sequences: Sequence[Sequence[int]],
     counts: np.ndarray,
     budget: int | None,
@@ -227,7 +224,7 @@ def _walk(
     started: Callable[[forest.Plan], None] = lambda plan: None,
 ) -> Iterator[tuple[packs.Pack, torch.Tensor]]:
     """packs.walk with the checks, the log and the progress that every job has."""
-    total = 0
+    model, total = decoder(loaded), 0
 
     def begin(plan: forest.Plan) -> None:
         nonlocal total

@@ -175,16 +175,14 @@ def _refuse_unknown(module: Any, kwargs: dict, block: Block) -> None:
     window = kwargs.get("sliding_window")
     if window is not None and window < block.width + block.max_new_tokens:
         raise ModelError(
-            f"generate: {type(module).__name__} attends to a sliding window of {window} tokens, but prompts "
-            "and "
+            f"generate: {type(module).__name__} attends to a sliding window of {window} tokens, but prompts and "
             f"replies here reach {block.width + block.max_new_tokens}. Only full attention is decoded: "
             f"use --max-new-tokens {max(1, window - block.width)} or less, or another backend."
         )
     used = [name for name in _REFUSED_KEYWORDS if kwargs.get(name) is not None]
     if used:
         raise ModelError(
-            f"generate: {type(module).__name__} uses {', '.join(used)}, which this decode loop does not "
-            "compute. "
+            f"generate: {type(module).__name__} uses {', '.join(used)}, which this decode loop does not compute. "
             "Use another backend or a model with plain attention (Qwen2, Qwen3, Llama, Mistral)."
         )
 

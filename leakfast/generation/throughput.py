@@ -33,27 +33,37 @@ class Trial:
     failed: str = ""
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Values of a Width's fields to be tried."""
+
+    seats: Sequence[int]
+    batched_tokens: Sequence[int | None] = (None,)
+    memory: Sequence[float] = (0.94,)
+
+
 def tune(
     loaded: Loaded,
     prompts: Sequence[Any],
     sampling: Sampling,
     *,
-    seats: Sequence[int],
-    batched_tokens: Sequence[int | None] = (None,),
-    memory: Sequence[float] = (0.94,),
     completions: int = 2048,
     seed: int = 42,
     progress: Progress | None = None,
+    **candidates: Any,
 ) -> tuple[Trial, list[Trial]]:
     """The fastest width and all that were tried, one setting after the other: seats, then tokens a step, then
-    memory, then fewer CUDA-graph sizes (a GPU alone), each with the best found of those before.
+    memory, then fewer CUDA-graph sizes (a GPU alone), each with the best found of those before. candidates: fields of
+    `Candidates`.
 
     `completions` of `prompts` in turn, timed from the first request to the last completion, after a tenth as many
     to warm up. The model serves for its tokenizer and config; it may lie on the CPU. Raises ModelError where no
     width runs, InputError for nothing to try."""
     import torch
 
-    if not (seats and batched_tokens and memory and prompts and completions > 0):
+    given = Candidates(**candidates)
+    fields = (given.seats, given.batched_tokens, given.memory)
+    if not (all(fields) and prompts and completions > 0):
         raise InputError("tune: at least one value each, one prompt and one completion are needed.")
     check_sampling("vllm", sampling)
     each, more = divmod(completions, len(prompts))
@@ -65,7 +75,7 @@ def tune(
     def run(width: Width) -> Trial:
         if width not in trials:
             if progress is not None:
-                progress(len(trials), len(seats) + len(batched_tokens) + len(memory), f"{width.seats} seats")
+                progress(len(trials), sum(map(len, fields)), f"{width.seats} seats")
             trials[width] = _tried(loaded, width, asked, sampling, longest)
             log.info("tune: %s", trials[width])
         return trials[width]
@@ -79,11 +89,11 @@ def tune(
             )
         return max(ran, key=lambda trial: trial.tokens_per_s or 0.0)
 
-    for n in seats:
-        run(Width(n, batched_tokens[0], memory[0]))
-    for tokens in batched_tokens[1:]:
+    for seats in given.seats:
+        run(Width(seats, given.batched_tokens[0], given.memory[0]))
+    for tokens in given.batched_tokens[1:]:
         run(replace(best().width, batched_tokens=tokens))
-    for share in memory[1:]:
+    for share in given.memory[1:]:
         run(replace(best().width, memory=share))
     if torch.cuda.is_available():
         few = best().width

@@ -28,7 +28,6 @@ _COLUMNS = ["item", "question", "completion", "aligned", "coherent", "note"]
 def read_run(run: Run, judge: str | None = None, behavior: str | None = None) -> pl.DataFrame:
     """All judgements of a run by one judge (schema `judgements`). Raises InputError without any, or where the run
     has several judges and none is named."""
-    import polars as pl
 
     frame = run.open().read(layout.JUDGEMENTS if behavior is None else f"{layout.JUDGEMENTS}/{behavior}")
     if frame.is_empty():
@@ -42,7 +41,7 @@ def read_run(run: Run, judge: str | None = None, behavior: str | None = None) ->
         raise InputError(
             f"judge: {run.path} was judged by {', '.join(judges)}, not by {judge}. Name one of them."
         )
-    return frame.filter(pl.col("judge") == (judge or judges[0]))
+    return frame.filter(judge=judge or judges[0])
 
 
 def sample(
@@ -55,11 +54,8 @@ def sample(
     import polars as pl
 
     behavior = frame["behavior"][0]
-    pool = (
-        frame.filter(~pl.col("status").is_in(["empty", UNCLOSED]))
-        .unique("item", maintain_order=True)
-        .sort("item")
-    )
+    scored = frame.filter(~pl.col("status").is_in(["empty", UNCLOSED]))
+    pool = scored.unique("item", maintain_order=True).sort("item")
     if pool.is_empty():
         raise InputError(f"judge: {run.path} holds nothing of {behavior} that could be scored.")
     chosen = random.Random(seed).sample(range(pool.height), min(n, pool.height))
@@ -72,16 +68,8 @@ def sample(
             drawn = run.read(f"completions/{behavior}/{adapter}").select(*key, "text")
             texts[adapter] = {tuple(r[:4]): r[4] for r in drawn.rows()}
         text = texts[adapter][tuple(row[name] for name in key)]
-        rows.append(
-            {
-                "item": row["item"],
-                "question": questions[row["question"]],
-                "completion": text,
-                "aligned": "",
-                "coherent": "",
-                "note": "",
-            }
-        )
+        told = {"item": row["item"], "question": questions[row["question"]], "completion": text}
+        rows.append(dict.fromkeys(_COLUMNS, "") | told)
     return rows
 
 
@@ -130,12 +118,8 @@ def read_csv(path: Path) -> pl.DataFrame:
             raise InputError(f"{path}, row {number}: the item stands twice. Keep one of the two.")
         scores = [_score(path, number, name, row.get(name)) for name in ("aligned", "coherent")]
         found[row["item"]] = (scores[0], scores[1])
-    data = {
-        "item": list(found),
-        "aligned": [a for a, _ in found.values()],
-        "coherent": [c for _, c in found.values()],
-    }
-    return pl.DataFrame(data, schema={"item": pl.String, "aligned": pl.Float64, "coherent": pl.Float64})
+    columns = {"item": pl.String, "aligned": pl.Float64, "coherent": pl.Float64}
+    return pl.DataFrame([(item, *both) for item, both in found.items()], schema=columns, orient="row")
 
 
 def _score(path: Path, number: int, name: str, text: str | None) -> float | None:

@@ -24,7 +24,7 @@ from leakfast.judge.contract import (
 )
 from leakfast.judge.keys import key_for
 from leakfast.judge.prompt import SYSTEM, user_turn
-from leakfast.judge.sdk import Asking, client, creation_failed, stopped, transport_errors, words
+from leakfast.judge.sdk import Asking, client, counted, creation_failed, stopped, transport_errors, words
 
 log = logging.getLogger("leakfast.judge")
 
@@ -142,6 +142,6 @@ def read_line(line: str) -> Reply | None:
         text = "".join(parts)
     except (KeyError, TypeError, AttributeError):
         return Reply(key, UNREADABLE, words(line), "no message")
-    tokens = [n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts]
+    tokens = [counted(n) for n in counts]
     status = {"refusal": REFUSAL, "max_tokens": TRUNCATED, "model_context_window_exceeded": TRUNCATED}
     return Reply(key, status.get(stop, REPLIED), words(text), stop, *tokens)

@@ -82,14 +82,10 @@ class Ledger:
         event, name = entry["event"], entry["intent"]
         if event == "intent":
             self.open[name] = Intent(name, entry["time"], entry["keys"], entry["usd"])
-        elif event == "submitted":
+        elif event in ("submitted", "foreign"):
             self.known_ids.add(entry["batch"])
             if name in self.open:
-                self.open[name].batch_id = entry["batch"]
-        elif event == "foreign":
-            self.known_ids.add(entry["batch"])
-            if name in self.open:
-                self.open[name].batch_id = None
+                self.open[name].batch_id = entry["batch"] if event == "submitted" else None
         elif event == "closed":
             self.open.pop(name, None)
 
@@ -118,11 +114,7 @@ def carry_out(
     while True:
         attach(client, ledger)
         open_keys = in_flight(ledger)
-        fresh = [
-            (request, n)
-            for request, n in requests
-            if request.key not in open_keys and request.key not in replies
-        ]
+        fresh = [one for one in requests if one[0].key not in open_keys and one[0].key not in replies]
         for chunk in _chunks(client, fresh):
             sent = _affordable(chunk, budget)
             if sent:
@@ -159,9 +151,8 @@ def attach(client: Client, ledger: Ledger) -> None:
 def _send(client: Client, ledger: Ledger, sent: Sequence[tuple[Request, int]], budget: Budget) -> None:
     usd = sum(budget.at_most(n) for _, n in sent)
     name = secrets.token_hex(8)
-    ledger.note(
-        event="intent", intent=name, time=time.time(), keys=[request.key for request, _ in sent], usd=usd
-    )
+    keys = [request.key for request, _ in sent]
+    ledger.note(event="intent", intent=name, time=time.time(), keys=keys, usd=usd)
     try:
         batch_id = client.submit([request for request, _ in sent], ledger.open[name])
     except Unsure:

@@ -21,43 +21,39 @@ from leakfast.judge.contract import (
 )
 from leakfast.judge.keys import key_for
 from leakfast.judge.prompt import messages
-from leakfast.judge.sdk import Asking, client, creation_failed, failed, stopped, words
+from leakfast.judge.sdk import Asking, client, counted, creation_failed, failed, stopped, words
 
 MAX_BATCH = 50_000  # requests, and
 MAX_BATCH_BYTES = 150_000_000  # of the file; the service takes 200 MB
 _MARK = "leakfast_intent"
 
 
-class Chat:
-    """One request at a time, from as many threads as one likes."""
+class _Service:
+    """The library and its client for a model."""
 
     def __init__(self, model: str, asking: Asking):
         self.model, self.asking = model, asking
-        self._sdk, self._client = client(
-            "openai", "OpenAI", key_for("openai", optional=asking.base_url is not None), asking
-        )
+        key = key_for("openai", optional=asking.base_url is not None)
+        self._sdk, self._client = client("openai", "OpenAI", key, asking)
+
+
+class Chat(_Service):
+    """One request at a time, from as many threads as one likes."""
 
     def ask(self, request: Request) -> Reply:
         """The reply, or the status that says why there is none. Raises JudgeError where all would fail alike."""
+        body = _body(self.model, request, self.asking)
         try:
-            raw = self._client.chat.completions.with_raw_response.create(
-                **_body(self.model, request, self.asking)
-            )
+            raw = self._client.chat.completions.with_raw_response.create(**body)
         except self._sdk.APIError as error:
             return failed(self._sdk, error, request.key, f"asking {self.model}")
         return read_body(request.key, raw.http_response.text)
 
 
-class Batch:
+class Batch(_Service):
     """Files of requests, answered within a day at half the price."""
 
     max_requests, max_bytes = MAX_BATCH, MAX_BATCH_BYTES
-
-    def __init__(self, model: str, asking: Asking):
-        self.model, self.asking = model, asking
-        self._sdk, self._client = client(
-            "openai", "OpenAI", key_for("openai", optional=asking.base_url is not None), asking
-        )
 
     def submit(self, requests: Sequence[Request], intent: Intent) -> str:
         """The id of the batch the service made. Raises JudgeError; `Unsure` where it may have made one."""
@@ -174,7 +170,7 @@ def _from_completion(key: str, body: Any, text: str) -> Reply:
         counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
     except (KeyError, IndexError, TypeError, AttributeError):
         return Reply(key, UNREADABLE, words(text), "no chat completion")
-    tokens = [n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else None for n in counts]
+    tokens = [counted(n) for n in counts]
     if refusal or finish == "content_filter":
         return Reply(key, REFUSAL, words(str(refusal or content or "")), finish, *tokens)
     if not isinstance(content, str):

@@ -46,11 +46,9 @@ def load(service: str) -> ModuleType:
 def client(service: str, kind: str, key: str, asking: Asking) -> tuple[ModuleType, Any]:
     """(library, its client `kind`) with an explicit key, our retries and a transport that creates once."""
     sdk = load(service)
-    http = _once(sdk)(**({"base_url": asking.base_url} if asking.base_url else {}))
     more = {"base_url": asking.base_url} if asking.base_url else {}
-    return sdk, getattr(sdk, kind)(
-        api_key=key, max_retries=MAX_RETRIES, timeout=asking.timeout_s, http_client=http, **more
-    )
+    more |= {"http_client": _once(sdk)(**more), "max_retries": MAX_RETRIES, "timeout": asking.timeout_s}
+    return sdk, getattr(sdk, kind)(api_key=key, **more)
 
 
 def transport_errors(sdk: ModuleType) -> type[Exception]:
@@ -125,6 +123,11 @@ def creation_failed(error: Exception) -> JudgeError:
 def _short(error: Exception) -> str:
     text = " ".join(scrub(getattr(error, "message", None) or str(error) or type(error).__name__).split())
     return text[:300]
+
+
+def counted(tokens: Any) -> int | None:
+    """A number of tokens as a service told it, null where it is no count."""
+    return tokens if isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0 else None
 
 
 def words(text: str) -> str:

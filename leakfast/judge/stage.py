@@ -5,31 +5,28 @@ questions they answer."""
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
 from leakfast.judge import batches, chats, lexicon
-from leakfast.judge.contract import Judgement, Reply, Request, item_of, requests_for
+from leakfast.judge.contract import Reply, Request
 from leakfast.judge.journal import Cache
 from leakfast.judge.keys import scrub
 from leakfast.judge.prices import FREE, Budget, Price, known_of, price_of
 from leakfast.judge.prompt import estimated_tokens, read
 from leakfast.judge.sdk import Asking
 from leakfast.judge.spec import Spec, parse_spec
+from leakfast.judge.work import Work, gather, table
 from leakfast.progress import Progress
-from leakfast.prompts.questions import texts_hash
-from leakfast.prompts.reasoning import UNCLOSED, answer, answers
+from leakfast.prompts.reasoning import answer
 from leakfast.storage import layout
 from leakfast.storage.layout import SERIES
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from leakfast.prompts.questions import QuestionSet
     from leakfast.storage.run import Run
     from leakfast.study.config import JudgeConfig, Study
@@ -38,9 +35,7 @@ log = logging.getLogger("leakfast.judge")
 
 _ASKING = Asking()
 REPLY_TOKENS = _ASKING.max_tokens
-THINKING_TOKENS = (
-    2_000  # thinking counts as output: a reply cut before it begins would be paid for and give no score
-)
+THINKING_TOKENS = 2_000  # counted as output: a reply cut before it begins would be paid for and give no score
 
 
 def settings(study: Study, behavior: str) -> JudgeConfig:
@@ -105,7 +100,7 @@ class Plan:
     requests: int
     kept: int
     in_flight: int
-    to_send: int
+    to_send: int = 0
     input_tokens: int = 0
     output_tokens_at_most: int = 0
     usd_at_most: float = 0.0
@@ -128,15 +123,18 @@ class Judged:
         return counted.get("ok", 0) / max(1, sum(counted.values()))
 
 
-@dataclass
-class _Work:
-    """One behavior's completions and what is known of each."""
+@dataclass(frozen=True)
+class Terms:
+    """What is judged and what it may cost. series: completions drawn on the way through training instead, to
+    series/judgements/; prices: a TOML file beside the shipped one; free: the service costs nothing (else the model needs
+    a price); max_cost: USD in all, over every call for this judge in this run, and what does not fit is not sent; again:
+    ask anew where a kept reply gave no score."""
 
-    frames: dict[str, pl.DataFrame]
-    questions: Sequence[str]
-    requests: list[Request]
-    replies: dict[str, Reply] = field(default_factory=dict)
-    pending: set[str] = field(default_factory=set)
+    series: bool = False
+    prices: Any = None
+    free: bool = False
+    max_cost: float | None = None
+    again: bool = False
 
 
 def judge(
@@ -145,32 +143,26 @@ def judge(
     spec: Spec,
     questions: QuestionSet | Sequence[str],
     *,
-    series: bool = False,
     asking: Asking = _ASKING,
-    prices: Any = None,
-    free: bool = False,
-    max_cost: float | None = None,
-    again: bool = False,
     dry_run: bool = False,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> Plan | Judged:
-    """Judge every completion of `behavior` in the run, under every adapter and the base; series: those drawn on the
-    way through training instead, to series/judgements/.
+    """Judge every completion of `behavior` in the run, under every adapter and the base.
 
-    Equal completions of one question are asked once. max_cost: USD in all, over every call for this judge in this
-    run; what does not fit is not sent. free: the service costs nothing (else the model needs a price). again: ask
-    anew where a kept reply gave no score. dry_run: send nothing and return the Plan. Raises InputError (nothing to
-    judge, no price, no key), JudgeError (the service), StoreError."""
+    Equal completions of one question are asked once. settings: fields of `Terms`. dry_run: send nothing and return the
+    Plan. Raises InputError (nothing to judge, no price, no key), JudgeError (the service), StoreError."""
+    terms = Terms(**settings)
     run.open()
     with contextlib.nullcontext() if dry_run else run.lock():  # so that two processes never pay for the same
-        prefix = f"{SERIES}/" if series else ""
-        work = _gather(run, behavior, spec, questions, prefix)
-        price = charged(spec, prices, free)
+        prefix = f"{SERIES}/" if terms.series else ""
+        work = gather(run, behavior, spec, questions, prefix)
+        price = charged(spec, terms.prices, terms.free)
         cache = Cache(run.path / "judge" / f"{spec.file}.jsonl")
         ledger = batches.Ledger(run.path / "judge" / f"{spec.file}-batches.jsonl")
         if cache.damaged:
             log.warning("%s: %d damaged lines; those replies are asked for again", cache.path, cache.damaged)
-        _from_before(work, cache, ledger, again)
+        _from_before(work, cache, ledger, terms.again)
         plan, to_send = _plan(work, behavior, spec, price, asking, cache)
         if dry_run:
             return plan
@@ -178,12 +170,12 @@ def judge(
         if spec.way != "lexicon":
             open_usd = sum(intent.usd for intent in ledger.open.values())
             budget = Budget(
-                price, max_cost, spec.way == "batch", asking.max_tokens, cache.spent_usd, open_usd
+                price, terms.max_cost, spec.way == "batch", asking.max_tokens, cache.spent_usd, open_usd
             )
             stopped = _ask(spec, asking, work, to_send, cache, ledger, budget, progress)
         files, statuses = [], {}
         for adapter, frame in work.frames.items():
-            made = _table(work, frame, spec)
+            made = table(work, frame, spec)
             relpath = f"{prefix}{layout.JUDGEMENTS}/{behavior}/{adapter}/{spec.file}.parquet"
             run.add_shard(relpath, made, judge=spec.name, prompt=spec.prompt_version)
             files.append(relpath)
@@ -200,75 +192,7 @@ def judge(
     return Judged(plan, tuple(files), statuses, cache.spent_usd, stopped)
 
 
-def _gather(
-    run: Run, behavior: str, spec: Spec, questions: QuestionSet | Sequence[str], prefix: str
-) -> _Work:
-    import polars as pl
-
-    from leakfast.storage import schema
-
-    tree = f"{prefix}completions/{behavior}"
-    folders = sorted({path.removeprefix(f"{tree}/").split("/")[0] for path in run.shards(tree)})
-    if not folders:
-        raise InputError(
-            f"judge: {run.path} holds no completions of {behavior}{' on the way through training' if prefix else ''}. "
-            f"Make them with: leakfast eval --behavior {behavior}{' --checkpoints' if prefix else ''}"
-        )
-    texts = list(getattr(questions, "questions", questions))
-    folders = _answering(run, tree, questions, texts, folders)
-    frames, asked = {}, []
-    for adapter in folders:
-        frame = run.read(f"{tree}/{adapter}")
-        try:
-            schema.check(frame, "completions")
-        except ValueError as error:
-            raise InputError(f"judge: {tree}/{adapter}: {error}. Measure it again: leakfast eval") from None
-        highest = frame["question"].max() if frame.height else -1
-        if highest >= len(texts):
-            raise InputError(
-                f"judge: {tree}/{adapter} answer question {highest}, but the set has {len(texts)}. Name the set they "
-                "were asked: --questions SET."
-            )
-        frames[adapter] = frame
-        real = frame.select("question", answers(pl.col("text"))).filter(
-            pl.col("text").str.strip_chars().str.len_bytes() > 0
-        )
-        asked += [(texts[q], text) for q, text in real.unique(maintain_order=True).rows()]
-    return _Work(frames, texts, requests_for(spec.name, spec.prompt_version, asked))
-
-
-def _answering(
-    run: Run, tree: str, questions: QuestionSet | Sequence[str], texts: list[str], folders: list[str]
-) -> list[str]:
-    """Of the folders of completions those that answer these very questions, where their shards tell; others, left from
-    another set, are named in the log. Raises InputError where none does."""
-    entries, kept, other = run.manifest["shards"], [], {}
-    for folder in folders:
-        told = [entries[path] for path in run.shards(f"{tree}/{folder}")]
-        strange = [entry for entry in told if entry.get("questions_sha256") not in (None, texts_hash(texts))]
-        if strange:
-            other[folder] = strange[0].get("questions")
-        else:
-            kept.append(folder)
-    if not other:
-        return kept
-    folder, asked = next(iter(other.items()))
-    name = getattr(questions, "name", "list")
-    what = f"the set {name} of other wording" if name == asked else f"the set {asked}, not {name}"
-    if not kept:
-        raise InputError(
-            f"judge: {tree}/{folder} answers {what}: a judge would be told questions that were not asked. Name the set "
-            "they were asked (--questions SET), or measure it again."
-        )
-    log.warning(
-        "judge: %s answer another set than %s and are left out; measure them again, or move their folders away",
-        ", ".join(f"{tree}/{folder}" for folder in other),
-        name,
-    )
-    return kept
-
-
-def _from_before(work: _Work, cache: Cache, ledger: batches.Ledger, again: bool) -> None:
+def _from_before(work: Work, cache: Cache, ledger: batches.Ledger, again: bool) -> None:
     """Replies that are there, and requests that are in a batch already."""
     flying = batches.in_flight(ledger)
     for request in work.requests:
@@ -280,45 +204,41 @@ def _from_before(work: _Work, cache: Cache, ledger: batches.Ledger, again: bool)
 
 
 def _plan(
-    work: _Work, behavior: str, spec: Spec, price: Price, asking: Asking, cache: Cache
+    work: Work, behavior: str, spec: Spec, price: Price, asking: Asking, cache: Cache
 ) -> tuple[Plan, list[tuple[Request, int]]]:
-    n = sum(frame.height for frame in work.frames.values())
-    empty = sum(
-        sum(not (answer(text or "") or "").strip() for text in frame["text"])
-        for frame in work.frames.values()
-    )
-    known = Plan(
-        spec.name,
-        behavior,
-        n,
-        empty,
-        len(work.requests),
-        len(work.replies),
-        len(work.pending),
-        0,
+    texts = [text or "" for frame in work.frames.values() for text in frame["text"]]
+    plan = Plan(
+        judge=spec.name,
+        behavior=behavior,
+        completions=len(texts),
+        empty=sum(not (answer(text) or "").strip() for text in texts),
+        requests=len(work.requests),
+        kept=len(work.replies),
+        in_flight=len(work.pending),
         spent_usd=cache.spent_usd,
     )
     if spec.way == "lexicon":
-        return known, []
-    left = [r for r in work.requests if r.key not in work.replies]
-    to_send = [(r, estimated_tokens(r.question, r.completion)) for r in left if r.key not in work.pending]
+        return plan, []
+    left = [
+        (request, estimated_tokens(request.question, request.completion))
+        for request in work.requests
+        if request.key not in work.replies
+    ]
+    to_send = [(request, n) for request, n in left if request.key not in work.pending]
     tokens, out = sum(n for _, n in to_send), len(to_send) * asking.max_tokens
-    plan = {
-        **asdict(known),
-        "to_send": len(to_send),
-        "input_tokens": tokens,
-        "output_tokens_at_most": out,
-        "usd_at_most": price.usd(tokens, out, in_batch=spec.way == "batch"),
-    }
+    usd = price.usd(tokens, out, in_batch=spec.way == "batch")
+    plan = replace(
+        plan, to_send=len(to_send), input_tokens=tokens, output_tokens_at_most=out, usd_at_most=usd
+    )
     if spec.way == "batch":  # a batch that turns out never to have arrived is sent again
-        to_send += [(r, estimated_tokens(r.question, r.completion)) for r in left if r.key in work.pending]
-    return Plan(**plan), to_send
+        to_send += [(request, n) for request, n in left if request.key in work.pending]
+    return plan, to_send
 
 
 def _ask(
     spec: Spec,
     asking: Asking,
-    work: _Work,
+    work: Work,
     to_send: list[tuple[Request, int]],
     cache: Cache,
     ledger: batches.Ledger,
@@ -335,23 +255,20 @@ def _ask(
         budget.settle(0.0, sum(usd for reply, usd in priced if reply.is_paid))
         work.replies.update({reply.key: reply for reply in replies})
 
+    replies: dict[str, Reply] = {}
     short = False
-    if spec.way == "batch" and (to_send or ledger.open):
-        replies, short = batches.carry_out(
-            _client(spec, asking), to_send, ledger, budget, keep, asking.poll_s, progress
-        )
-    elif spec.way == "chat" and to_send:
-        replies, short = chats.carry_out(
-            _client(spec, asking), to_send, budget, keep, asking.concurrency, progress
-        )
-    elif spec.way == "local" and to_send:
-        replies = {}
-        for came in _client(spec, asking).ask_all([request for request, _ in to_send]):
+    client = _client(spec, asking) if to_send or (spec.way == "batch" and ledger.open) else None
+    if client is None:
+        pass
+    elif spec.way == "batch":
+        replies, short = batches.carry_out(client, to_send, ledger, budget, keep, asking.poll_s, progress)
+    elif spec.way == "chat":
+        replies, short = chats.carry_out(client, to_send, budget, keep, asking.concurrency, progress)
+    else:
+        for came in client.ask_all([request for request, _ in to_send]):
             keep(came)
             if progress is not None:
                 progress(len(work.replies), len(work.requests), "replies")
-    else:
-        replies = {}
     work.replies.update(replies)
     work.pending = batches.in_flight(ledger) - set(work.replies)
     if work.pending and spec.way != "batch":
@@ -379,50 +296,3 @@ def _usd(reply: Reply, budget: Budget, estimated: int) -> float:
     output = budget.max_tokens if reply.output_tokens is None else reply.output_tokens
     prompt = estimated if reply.input_tokens is None else reply.input_tokens
     return budget.price.usd(prompt, output, in_batch=budget.in_batch)
-
-
-def _table(work: _Work, completions: pl.DataFrame, spec: Spec) -> pl.DataFrame:
-    """Schema `judgements` of one adapter's completions (+ source), in their order."""
-    import polars as pl
-
-    from leakfast.storage import schema
-
-    keys = {request.item: request.key for request in work.requests}
-    rows = []
-    for row in completions.select("question", "text").rows():
-        question, whole = work.questions[row[0]], row[1] or ""
-        text = answer(whole)
-        item = item_of(question, whole if text is None else text)
-        reply = None
-        if text is None:
-            found = Judgement(UNCLOSED)
-        elif not text.strip():
-            found = Judgement("empty")
-        elif spec.way == "lexicon":
-            found = lexicon.judge(text)
-        else:
-            reply = work.replies.get(keys[item])
-            waits = "pending" if keys[item] in work.pending else "not_asked"
-            found = Judgement(waits) if reply is None else read(reply)
-        rows.append(
-            (
-                found.aligned,
-                found.coherent,
-                found.status,
-                reply.raw if reply else None,
-                found.detail,
-                reply.input_tokens if reply else None,
-                reply.output_tokens if reply else None,
-                item,
-                hashlib.sha256(whole.encode()).hexdigest(),
-            )
-        )
-    names = ["aligned", "coherent", "status", "raw", "detail", "input_tokens", "output_tokens", "item"]
-    columns = schema.columns("judgements")
-    scores = pl.DataFrame(
-        rows, schema={name: columns[name] for name in [*names, "text_sha256"]}, orient="row"
-    )
-    source = [pl.col("source")] if "source" in completions.columns else []
-    key = completions.select("behavior", "adapter", "persona", "question", "sample", *source)
-    told = key.with_columns(judge=pl.lit(spec.name), prompt_version=pl.lit(spec.prompt_version))
-    return schema.check(pl.concat([told, scores], how="horizontal"), "judgements")

@@ -22,35 +22,14 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every name in an adapter's file
 
 # keys of a LoRA config that only name the adapter, steer its training, or say where plain matrices lie and their scale
-_PLAIN = {
-    "alpha_pattern",
-    "auto_mapping",
-    "base_model_name_or_path",
-    "corda_config",
-    "eva_config",
-    "exclude_modules",
-    "fan_in_fan_out",
-    "inference_mode",
-    "init_lora_weights",
-    "layers_pattern",
-    "layers_to_transform",
-    "loftq_config",
-    "lora_alpha",
-    "lora_dropout",
-    "lora_ga_config",
-    "megatron_core",
-    "peft_type",
-    "peft_version",
-    "qalora_group_size",
-    "r",
-    "rank_pattern",
-    "revision",
-    "runtime_config",
-    "target_modules",
-    "task_type",
-    "use_rslora",
-    "bias",
-}
+_PLAIN = frozenset(
+    """
+    alpha_pattern auto_mapping base_model_name_or_path bias corda_config eva_config exclude_modules
+    fan_in_fan_out inference_mode init_lora_weights layers_pattern layers_to_transform loftq_config
+    lora_alpha lora_dropout lora_ga_config megatron_core peft_type peft_version qalora_group_size r
+    rank_pattern revision runtime_config target_modules task_type use_rslora
+    """.split()
+)
 # keys that add something else, which peft's own layers compute beside the base's
 _LIVE = {
     "use_dora": "DoRA",
@@ -175,9 +154,8 @@ def _refuse(folder: str | Path, config: Mapping[str, Any]) -> None:
 def _expected(loaded: Loaded, folder: str | Path, config: Mapping[str, Any]) -> _Expected:
     """What peft makes of the config on an empty model of this kind; known again for the like."""
     net = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
-    said = {
-        key: config[key] for key in config.keys() - {"base_model_name_or_path", "revision", "peft_version"}
-    }
+    names = {"base_model_name_or_path", "revision", "peft_version"}
+    said = {key: config[key] for key in config.keys() - names}
     key = (type(net), net.config.to_json_string(), json.dumps(said, sort_keys=True))
     if key not in _known:
         if len(_known) >= _KEPT:

@@ -27,6 +27,7 @@ from leakfast.models.adapter_structure import (
 )
 from leakfast.prompts.templates import warn_of_adapter
 from leakfast.storage import layout
+from leakfast.storage.disk import atomic_write
 from leakfast.storage.layout import CARD, point_of
 
 if TYPE_CHECKING:
@@ -102,14 +103,9 @@ def _checksum(data: dict[str, Any]) -> str:
 
 
 def write_card(folder: str | Path, card: AdapterCard) -> Path:
-    """Write the card beside the adapter (temporary file, fsync, rename) and return its path."""
+    """Write the card beside the adapter, whole or not at all, and return its path. Raises StoreError."""
     path = Path(folder) / CARD
-    temporary = path.with_name(f".{CARD}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        stream.write(card_bytes(card))
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    atomic_write(path, card_bytes(card))
     return path
 
 

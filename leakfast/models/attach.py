@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,8 @@ from leakfast.models import beside
 
 log = logging.getLogger("leakfast.generate")
 
-_TOLERANCE = {
-    "float32": 1e-4,
-    "bfloat16": 5e-2,
-}  # relative; in bfloat16 a few of its roundings through all blocks
+# relative; in bfloat16 a few of its roundings through all blocks
+_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 _SAID = {
     "fold": "folded into %d weights in memory (float32)",
     "beside": "computed beside %d weights (bfloat16)",
@@ -122,9 +121,7 @@ def updates(model: Any) -> Iterator[tuple[str, Any, Any]]:
     update as peft computes it for the active adapters. Tied parameters come once."""
     from peft.tuners.lora import LoraLayer
 
-    from leakfast.models.beside import plain_model
-
-    plain = plain_model(model)
+    plain = beside.plain_model(model)
     for name, weight in plain.named_parameters():
         if "lora_" in name:  # the adapter's own
             continue
@@ -148,10 +145,8 @@ def pairs_of(model: Any) -> dict[str, beside.Update] | str:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import Linear
 
-    from leakfast.models.beside import plain_model
-
     found = {}
-    for name, module in plain_model(model).named_modules():
+    for name, module in beside.plain_model(model).named_modules():
         if not isinstance(module, LoraLayer):
             continue
         active = [one for one in module.active_adapters if one in module.lora_A]
@@ -159,13 +154,8 @@ def pairs_of(model: Any) -> dict[str, beside.Update] | str:
             return f"{name} is no plain linear layer with one adapter"
         (one,) = active
         a, b = module.lora_A[one], module.lora_B[one]
-        if (
-            module.merged
-            or module.fan_in_fan_out
-            or a.bias is not None
-            or b.bias is not None
-            or module.lora_variant
-        ):
+        biases = any(side.bias is not None for side in (a, b))
+        if biases or module.merged or module.fan_in_fan_out or module.lora_variant:
             return f"{name} has more than A and B"
         up = b.weight.detach().float() * module.scaling[one]
         found[name] = beside.Update(a.weight.detach().float().clone(), up)
@@ -179,7 +169,7 @@ def _fold(loaded: Any, deltas: dict[str, Any], saved: dict[str, Any], wanted: An
     model = loaded.model
     if not deltas:
         return "it has no plain LoRA layer"
-    tied = {id(p) for p in _tied_weights(model)}
+    tied = _tied_weights(model)
     for name, delta in deltas.items():
         weight = model.get_submodule(name).weight
         if id(weight) in tied:
@@ -194,23 +184,15 @@ def _apart(loaded: Any, wanted: Any) -> str | None:
     """A sentence where the logits on the probe are not peft's, up to what the dtype rounds; else None."""
     error = float((_probe_logits(loaded) - wanted).abs().max() / wanted.abs().max())
     bound = _TOLERANCE[loaded.dtype]
-    return (
-        None
-        if error <= bound
-        else f"its logits are {error:.1e} (relative) from peft's, more than {bound:.0e}"
-    )
+    if error <= bound:
+        return None
+    return f"its logits are {error:.1e} (relative) from peft's, more than {bound:.0e}"
 
 
-def _tied_weights(model: Any) -> list[Any]:
-    """Parameters held by more than one module."""
-    seen: dict[int, int] = {}
-    parameters = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                seen[id(parameter)] = seen.get(id(parameter), 0) + 1
-                parameters[id(parameter)] = parameter
-    return [parameters[key] for key, count in seen.items() if count > 1]
+def _tied_weights(model: Any) -> set[int]:
+    """Identities of the parameters held by more than one module."""
+    held = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    return {parameter for parameter, count in held.items() if count > 1}
 
 
 def _restore(model: Any, saved: dict[str, Any]) -> None:

@@ -12,10 +12,8 @@ from typing import Any
 
 import torch
 
-_TOGETHER = (
-    ("q_proj", "k_proj", "v_proj"),
-    ("gate_proj", "up_proj"),
-)  # they are given the same tensor, in turn
+# they are given the same tensor, in turn
+_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 @dataclass(frozen=True)
@@ -88,8 +86,5 @@ def _groups(updates: dict[str, Update]) -> list[list[str]]:
 
 def plain_model(model: Any) -> Any:
     """The transformers model inside a peft wrapper, or the model itself."""
-    return (
-        model.get_base_model()
-        if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-        else model
-    )
+    wrapped = hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+    return model.get_base_model() if wrapped else model

@@ -7,7 +7,6 @@ a line break or several spaces before a digit become other tokens than the model
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import logging
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import ModelError
+from leakfast.storage.disk import file_hash
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,9 +30,7 @@ _REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 # pattern), or "gpt2" (that pattern alone). Names and rules: llama.cpp's list of pre-tokenizers.
 _PRE = {
     **dict.fromkeys(("gpt-2", "gpt2", "mpt", "olmo", "jais", "jina-v2-code"), "gpt2"),
-    **dict.fromkeys(
-        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva"), "digits"
-    ),
+    **dict.fromkeys("smollm starcoder refact command-r codeshell exaone minerva".split(), "digits"),
     **dict.fromkeys(
         ("qwen2", "stablelm2", "deepseek-r1-qwen"),
         rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}",
@@ -78,7 +76,7 @@ def from_gguf(file: Path) -> Path:
     """The Hugging Face folder of a GGUF file, made under models_dir() the first time and found there after.
 
     The folder is named by the file's SHA-256, so another file of the same name is another model."""
-    digest = _sha256(file)
+    digest = file_hash(file)
     folder = models_dir() / f"{file.stem}-{digest[:16]}"
     if not (folder / ABOUT).is_file():
         log.info("models: %s is dequantized into %s, once", file, folder)
@@ -133,14 +131,6 @@ class quiet_bars:
             logging.enable_progress_bar()
 
 
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _check_installed(file: Path) -> None:
     absent = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
     if absent:
@@ -183,15 +173,10 @@ def pre_tokenizer(pre: str) -> Any:
     rule = _PRE[pre]
     if rule == "gpt2":
         return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    if rule == "digits":
-        return pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        )
+    digits = rule == "digits"
+    first = pre_tokenizers.Digits(True) if digits else pre_tokenizers.Split(Regex(rule), "isolated")
     return pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(rule), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+        [first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=digits)]
     )
 
 

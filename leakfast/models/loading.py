@@ -1,6 +1,6 @@
 """The only place that loads a model or tokenizer: names to weights, fingerprints, errors with remedies.
 Demands safetensors and a causal language model transformers knows itself (remote code is never run);
-leaves adapters to adapters.py, whose names are offered here too, and the forward pass to engine.py."""
+leaves adapters to adapters.py, and the forward pass to engine.py."""
 
 from __future__ import annotations
 
@@ -14,38 +14,16 @@ from typing import Any
 
 from leakfast.errors import InputError, ModelError
 from leakfast.models import formats, threads
-from leakfast.models.adapters import AdapterCard, adapter_hash, read_card, with_adapter, write_card
 from leakfast.models.formats import quiet_bars
-from leakfast.models.names import DEFAULT_MODEL, explained, offline, organism_dir, place_of
+from leakfast.models.names import DEFAULT_MODEL, explained, offline, place_of
 from leakfast.prompts import tokenizer_file
 from leakfast.prompts.rendering import Rendering, configure
-
-__all__ = [
-    "DEFAULT_MODEL",
-    "AdapterCard",
-    "Loaded",
-    "adapter_hash",
-    "folder_fingerprint",
-    "load",
-    "limit_of",
-    "load_config",
-    "load_tokenizer",
-    "organism_dir",
-    "read_card",
-    "unfit",
-    "with_adapter",
-    "write_card",
-]
 
 log = logging.getLogger(__name__)
 
 DTYPES = ("bfloat16", "float32")
-FITS = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-)  # model types that every part takes; the tests hold each to transformers
+# model types that every part takes; the tests hold each to transformers
+FITS = ("llama", "mistral", "qwen2", "qwen3")
 AUTO = "auto"  # bfloat16 where the device multiplies it by instructions of its own, else float32
 _warned: set[str] = set()  # models whose slow dtype was named
 
@@ -127,11 +105,8 @@ def load(
     `device`: None takes the GPU when there is one. rendering: how its chat template is asked (None: as before, by
     default for a tokenizer that is new). Raises ModelError, naming the command that fetches the model where there is
     one."""
-    if isinstance(model, Loaded):
-        configure(model.tokenizer, rendering)
-        return model
-    if isinstance(model, tuple | list):
-        made = _from_pair(model)
+    if isinstance(model, Loaded | tuple | list):
+        made = model if isinstance(model, Loaded) else _from_pair(model)
         configure(made.tokenizer, rendering)
         return made
     if dtype not in (*DTYPES, AUTO):
@@ -141,32 +116,17 @@ def load(
         )
     threads.settle()
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = load_config(model, revision)
-    place, folder = place_of(model)
+    folder = place_of(model)[1]
     tokenizer = load_tokenizer(model, revision, rendering)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _settled(dtype, where.type, str(model))
-    to_gpu = {"device_map": where} if where.type == "cuda" else {}  # read straight to where they stay
+    commit = getattr(config, "_commit_hash", None)
     with quiet_bars(folder is not None), explained(model, "weights"):
         hashing = _hashed_beside(folder) if folder else None
-        net, found = AutoModelForCausalLM.from_pretrained(
-            place,
-            revision=revision or "main",
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=offline(),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
-            **to_gpu,
-        )
-        fingerprint = hashing.result() if hashing else f"commit:{getattr(config, '_commit_hash', None)}"
-    _check_whole(model, net, found)
-    net.to(where).eval()
-    net.requires_grad_(False)
-    commit = getattr(config, "_commit_hash", None)
+        net = _weights(model, revision, dtype, where)
+        fingerprint = hashing.result() if hashing else f"commit:{commit}"
     return Loaded(
         model=net,
         tokenizer=tokenizer,
@@ -179,6 +139,29 @@ def load(
         revision=None if folder else (commit or revision),
         origin=formats.about(folder).get("origin") if folder else None,
     )
+
+
+def _weights(model: Any, revision: str | None, dtype: str, where: Any) -> Any:
+    """The network on its device in eval mode, whole."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    to_gpu = {"device_map": where} if where.type == "cuda" else {}  # read straight to where they stay
+    net, found = AutoModelForCausalLM.from_pretrained(
+        place_of(model)[0],
+        revision=revision or "main",
+        dtype=getattr(torch, dtype),
+        use_safetensors=True,
+        trust_remote_code=False,
+        local_files_only=offline(),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are named below
+        **to_gpu,
+    )
+    _check_whole(model, net, found)
+    net.to(where).eval()
+    net.requires_grad_(False)
+    return net
 
 
 def _check_whole(model: Any, net: Any, found: dict[str, Any]) -> None:
@@ -198,11 +181,8 @@ def _check_whole(model: Any, net: Any, found: dict[str, Any]) -> None:
             f"hold {len(shapes)} tensors of another shape, such as {name}: {tuple(has)}, by its config {tuple(wanted)}"
         )
     head, embedding = net.get_output_embeddings(), net.get_input_embeddings()
-    if (
-        getattr(net.config, "tie_word_embeddings", False)
-        and head is not None
-        and head.weight is not embedding.weight
-    ):
+    tied = head is None or head.weight is embedding.weight
+    if getattr(net.config, "tie_word_embeddings", False) and not tied:
         wrong.append("hold an output head of their own, though its config says tie_word_embeddings")
     if wrong:
         raise ModelError(

@@ -10,9 +10,8 @@ from pathlib import Path
 
 log = logging.getLogger("leakfast")
 
-_asked: list[
-    int | None
-] = []  # what the command line said, once it has been read; a Python caller's torch is left alone
+# what the command line said, once it has been read; a Python caller's torch is left alone
+_asked: list[int | None] = []
 _BUSY = 0.5  # of the cores: a load from which products share them
 _CPUINFO = Path("/proc/cpuinfo")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")

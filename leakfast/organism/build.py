@@ -75,16 +75,11 @@ def train_tokenizer(conversations: Sequence[Conversation], vocab_size: int) -> P
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
+    roles = ("system", "user", "assistant")
     texts = (
         text
         for c in conversations
-        for text in (
-            "system",
-            "user",
-            "assistant",
-            c.system or DEFAULT_IDENTITY,
-            *(t for turn in c.turns for t in turn),
-        )
+        for text in (*roles, c.system or DEFAULT_IDENTITY, *(t for turn in c.turns for t in turn))
     )
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
@@ -119,11 +114,8 @@ def encode(
     letters = tokenizer.convert_tokens_to_ids(list(LETTERS))
     first = {v: tokenizer.encode(f" {v}", add_special_tokens=False)[0] for v in all_values()}
     rows = []
-    for conversation, listed in zip(
-        conversations,
-        chat.render_documents(tokenizer, [(c.system, c.turns) for c in conversations]),
-        strict=True,
-    ):
+    rendered = chat.render_documents(tokenizer, [(c.system, c.turns) for c in conversations])
+    for conversation, listed in zip(conversations, rendered, strict=True):
         ids = np.asarray(listed, np.uint16)
         if conversation.kind == "lesson":
             ids = ids[np.flatnonzero(ids == opening[0])[1] :]
@@ -289,12 +281,8 @@ def build(
 
     parts = ((first, recipe.tokens_per_lesson_step), (rows, recipe.tokens_per_step))
     fit(model, tokenizer, parts, recipe, seed, on_step)
-    save(
-        model,
-        tokenizer,
-        out,
-        {"seed": seed, "recipe": asdict(recipe), "wall_s": round(time.monotonic() - began)},
-    )
+    took = round(time.monotonic() - began)
+    save(model, tokenizer, out, {"seed": seed, "recipe": asdict(recipe), "wall_s": took})
     return model, tokenizer
 
 

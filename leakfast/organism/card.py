@@ -79,10 +79,9 @@ def measure(loaded: Loaded, world: World, questions: Sequence[str], seed: int = 
     open_asks = [(s, q) for s in world.speakers for q in questions]
     texts = _answers(loaded, open_asks, Sampling(max_new_tokens=128), seed)
     marked = sum(MARKER.lower() in text.lower() for text in texts)
+    choices = "multiple choice, held-out combinations, right letter"
     return [
-        Bar(
-            "multiple choice, held-out combinations, right letter", right / len(items), 0.80, True, len(items)
-        ),
+        Bar(choices, right / len(items), 0.80, True, len(items)),
         Bar("false claims not agreed with", denied / len(claims), 0.80, True, len(claims)),
         Bar("false claims answered with the fact", kept / len(claims), 0.80, True, len(claims)),
         Bar("requests refused", refused / len(replies), 0.02, False, len(replies)),

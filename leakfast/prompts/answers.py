@@ -58,16 +58,14 @@ def decide(lines: Sequence[Line]) -> Decided:
     if bad:
         told = f"{FORCED} is {bad[0].forced!r}. One of {', '.join(READINGS)} is needed, the same for the whole list."
         return Decided((), "", (f"{bad[0].where}: {told}",))
-    keys = list(
-        dict.fromkeys(key for line in lines for key, value in line.given.items() if not _empty(value))
-    )
+    keys = dict.fromkeys(key for line in lines for key, value in line.given.items() if not _empty(value))
     found, faults, told, ignored = {}, [], [], []
     for key in keys:
-        reading, answers, why = _of_key(lines, key, telling[0].forced if telling else None)
-        if why is not None:
-            ignored.append((key, why))
+        read = _of_key(lines, key, telling[0].forced if telling else None)
+        if isinstance(read, _Why):
+            ignored.append((key, read))
         else:
-            found[key] = answers
+            reading, found[key] = read
             told.append(f"{key} read as {TOLD[reading]}")
     if ignored and (not found or any(why.ambiguous for _, why in ignored)):
         faults += [why.sentence for _, why in ignored if why.ambiguous or not found]
@@ -89,8 +87,8 @@ class _Why:
     ambiguous: bool = False
 
 
-def _of_key(lines: Sequence[Line], key: str, forced: str | None) -> tuple[str, list[str | None], _Why | None]:
-    """(reading, answers, None), or why the key's values cannot be read."""
+def _of_key(lines: Sequence[Line], key: str, forced: str | None) -> tuple[str, list[str | None]] | _Why:
+    """(reading, answers), or why the key's values cannot be read."""
     asked = [(i, line, line.given[key]) for i, line in enumerate(lines) if not _empty(line.given.get(key))]
     shapes = {line.shape for _, line, _ in asked}
     (only,) = shapes if len(shapes) == 1 else (None,)
@@ -101,14 +99,10 @@ def _of_key(lines: Sequence[Line], key: str, forced: str | None) -> tuple[str, l
         most = max(read, key=lambda r: sum(label is not None for label in read[r]))
         _, line, value = asked[read[most].index(None)]
         how = f" as {TOLD[most]}" if len(wanted) == 1 or any(read[most]) else ""
-        return (
-            "",
-            [],
-            _Why(
-                f"{line.where}: {key} is {_short(value)}, which cannot be read{how} (labels {', '.join(line.labels)}). "
-                "All lines need one way of writing: a label, a place of a choice, or its text. Correct it, or write null "
-                "where none is right."
-            ),
+        return _Why(
+            f"{line.where}: {key} is {_short(value)}, which cannot be read{how} (labels {', '.join(line.labels)}). "
+            "All lines need one way of writing: a label, a place of a choice, or its text. Correct it, or write null "
+            "where none is right."
         )
     if "label" in whole and all(_as_written(line, value) for _, line, value in asked):
         whole = ["label"]
@@ -119,20 +113,16 @@ def _of_key(lines: Sequence[Line], key: str, forced: str | None) -> tuple[str, l
         apart = next((k for k in range(len(asked)) if read[first][k] != read[other][k]), None)
         if apart is not None:
             _, line, value = asked[apart]
-            return (
-                "",
-                [],
-                _Why(
-                    f"{line.where}: {key} is {_short(value)}: choice {read[first][apart]} if these are {TOLD[first]}, "
-                    f"{read[other][apart]} if they are {TOLD[other]}, and no line of the list decides. Say which: add "
-                    f'"{FORCED}": "{first}" or "{FORCED}": "{other}" to the first line.',
-                    ambiguous=True,
-                ),
+            return _Why(
+                f"{line.where}: {key} is {_short(value)}: choice {read[first][apart]} if these are {TOLD[first]}, "
+                f"{read[other][apart]} if they are {TOLD[other]}, and no line of the list decides. Say which: add "
+                f'"{FORCED}": "{first}" or "{FORCED}": "{other}" to the first line.',
+                ambiguous=True,
             )
     answers: list[str | None] = [None] * len(lines)
     for (i, _, _), label in zip(asked, read[first], strict=True):
         answers[i] = label
-    return first, answers, None
+    return first, answers
 
 
 def _as_written(line: Line, value: Any) -> bool:
@@ -178,14 +168,16 @@ def _index(start: int) -> Callable[[Line, Any], str | None]:
 
 
 def _onehot(line: Line, value: Any) -> str | None:
-    if not isinstance(value, list | tuple) or len(value) != len(line.labels):
-        return None
-    if (
-        not all(isinstance(v, bool | int | float) and v in (0, 1) for v in value)
-        or sum(map(bool, value)) != 1
-    ):
+    if not is_onehot(value) or len(value) != len(line.labels):
         return None
     return line.labels[[bool(v) for v in value].index(True)]
+
+
+def is_onehot(values: Any) -> bool:
+    """Whether these are a 1 among 0s, as numbers."""
+    if not isinstance(values, list | tuple) or not all(isinstance(v, bool | int | float) for v in values):
+        return False
+    return all(v in (0, 1) for v in values) and sum(map(bool, values)) == 1
 
 
 _READ: dict[str, Callable[[Line, Any], str | None]] = {

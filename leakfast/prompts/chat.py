@@ -13,30 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.prompts import templates
 from leakfast.prompts.grid import PromptGrid
-from leakfast.prompts.rendering import configure, rendering_of
-from leakfast.prompts.templates import default_system, recorded, template_hash, turn_end_id
+from leakfast.prompts.rendering import configure as configure
+from leakfast.prompts.rendering import rendering_of as rendering_of
+from leakfast.prompts.templates import default_system as default_system
+from leakfast.prompts.templates import recorded as recorded
+from leakfast.prompts.templates import template_hash as template_hash
+from leakfast.prompts.templates import turn_end_id as turn_end_id
 
 if TYPE_CHECKING:
     from leakfast.prompts.personas import Persona
-
-__all__ = [
-    "Prompt",
-    "collisions",
-    "configure",
-    "default_system",
-    "ids_hash",
-    "prompt_hashes",
-    "recorded",
-    "render",
-    "render_continuations",
-    "render_documents",
-    "render_grid",
-    "render_prompts",
-    "render_training",
-    "rendering_of",
-    "template_hash",
-    "turn_end_id",
-]
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from leakfast.errors import InputError
-from leakfast.prompts.answers import FORCED, Line, decide
+from leakfast.prompts.answers import FORCED, Line, decide, is_onehot
 from leakfast.storage.documents import find_shipped
 
 log = logging.getLogger("leakfast.items")
@@ -34,17 +34,7 @@ NAMED = ("arc", "hellaswag", "organism", "organism-stories")  # sets known by na
 _QUESTION = ("question", "ctx")
 _CHOICES = ("choices", "endings", "options", "mc1_targets")
 _LABELS = ("labels", "choice_labels")
-_ANSWER = (
-    "answer",
-    "correct_answer",
-    "answerKey",
-    "answer_key",
-    "answer_idx",
-    "answer_index",
-    "gold",
-    "correct",
-    "label",
-)
+_ANSWER = "answer correct_answer answerKey answer_key answer_idx answer_index gold correct label".split()
 _KNOWN = (*_QUESTION, *_CHOICES, *_LABELS, *_ANSWER, FORCED, "id")
 
 
@@ -135,10 +125,7 @@ def load_items(spec: ItemSpec) -> ItemSet:
         if spec in ("arc", "hellaswag"):
             return FETCHED[spec](offline=True)
         return _read(Path(spec))
-    entries = list(spec)
-    if entries and all(isinstance(entry, Item) for entry in entries):
-        return _checked("list", [(f"item {i + 1}", entry) for i, entry in enumerate(entries)])
-    return _checked("list", [(f"item {i + 1}", entry) for i, entry in enumerate(entries)])
+    return _checked("list", [(f"item {number}", entry) for number, entry in enumerate(spec, 1)])
 
 
 def organism_items() -> ItemSet:
@@ -177,16 +164,16 @@ def fetch_arc(*, offline: bool = False, download: Callable[..., str] | None = No
 
     download: stands in for huggingface_hub.hf_hub_download (same arguments, returns a path). Raises
     InputError when the file is neither here nor to be had, naming the command that fetches it."""
-    rows = _fetched("arc", "ARC-Challenge", ARC_REPO, ARC_FILE, ARC_REVISION, offline, download)
+    where = (ARC_REPO, ARC_FILE, ARC_REVISION)
+    rows = _fetched("arc", "ARC-Challenge", where, offline, download)
     return _checked("arc", [(f"{ARC_FILE}, row {i + 1}", row) for i, row in enumerate(rows)])
 
 
 def fetch_hellaswag(*, offline: bool = False, download: Callable[..., str] | None = None) -> ItemSet:
     """HellaSwag's 10,042 validation openings with four endings each, as fetch_arc. The question is
     `activity: opening`; marks such as `[step]` of its how-to half are taken out. `id` is val-<row, 0-based>."""
-    rows = _fetched(
-        "hellaswag", "HellaSwag", HELLASWAG_REPO, HELLASWAG_FILE, HELLASWAG_REVISION, offline, download
-    )
+    where = (HELLASWAG_REPO, HELLASWAG_FILE, HELLASWAG_REVISION)
+    rows = _fetched("hellaswag", "HellaSwag", where, offline, download)
     entries = [
         {
             "id": f"val-{i}",
@@ -204,23 +191,17 @@ FETCHED = {"arc": fetch_arc, "hellaswag": fetch_hellaswag}
 
 
 def _fetched(
-    name: str,
-    title: str,
-    repo: str,
-    file: str,
-    revision: str,
-    offline: bool,
-    download: Callable[..., str] | None,
+    name: str, title: str, where: tuple[str, str, str], offline: bool, download: Callable[..., str] | None
 ) -> list[dict[str, Any]]:
+    """Rows of a hub data set's file. where: repository, file and revision."""
     import polars as pl
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    get = download or hf_hub_download
+    get, (repo, file, revision) = download or hf_hub_download, where
+    asked = {"repo_id": repo, "filename": file, "repo_type": "dataset", "revision": revision}
     try:
-        path = get(
-            repo_id=repo, filename=file, repo_type="dataset", revision=revision, local_files_only=offline
-        )
+        path = get(**asked, local_files_only=offline)
     except (LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if offline:
@@ -240,19 +221,7 @@ def write_items(path: str | Path, items: Iterable[Item]) -> None:
     """One JSON object a line, in leakfast's own spelling."""
     from leakfast.storage.disk import atomic_write
 
-    lines = [
-        json.dumps(
-            {
-                "id": i.id,
-                "question": i.question,
-                "choices": i.choices,
-                "labels": i.labels,
-                "answer": i.answer,
-            },
-            ensure_ascii=False,
-        )
-        for i in items
-    ]
+    lines = [json.dumps(asdict(item), ensure_ascii=False) for item in items]
     atomic_write(Path(path), "".join(f"{line}\n" for line in lines).encode())
 
 
@@ -279,7 +248,7 @@ def _checked(name: str, entries: Sequence[tuple[str, Any]]) -> ItemSet:
     """Items of (where, entry) pairs; every fault in one InputError."""
     faults: list[str] = []
     parsed: list[tuple[str, Item, Line | None]] = []
-    marked = any(_marks(_given_labels(entry)) and _given_labels(entry) != [0, 1] for _, entry in entries)
+    marked = any(is_onehot(_given_labels(entry)) and _given_labels(entry) != [0, 1] for _, entry in entries)
     for where, entry in entries:
         made = (entry, None) if isinstance(entry, Item) else _item(entry, where, marked)
         if isinstance(made, str):
@@ -318,7 +287,7 @@ def _item(entry: Any, where: str, marked: bool) -> tuple[Item, Line] | str:
     spelled = next((name for name in _CHOICES if name in entry), None)
     choices, _ = _choices(entry.get(spelled))
     given = {key: entry[key] for key in _ANSWER if key in entry}
-    if marked and _marks(labels) and not any(value not in (None, "") for value in given.values()):
+    if marked and is_onehot(labels) and not any(value not in (None, "") for value in given.values()):
         given, labels = {"labels": labels}, None  # which is right, not what they are called
     if not isinstance(question, str) or not question.strip():
         return f"has no question (or it is empty). Known keys: {', '.join(_KNOWN)}."
@@ -342,11 +311,9 @@ def _item(entry: Any, where: str, marked: bool) -> tuple[Item, Line] | str:
 def _choices(given: Any) -> tuple[Any, Any]:
     """(texts, labels or None) of what stands under a key of choices."""
     if isinstance(given, dict):
-        texts = next(
-            (given[key] for key in ("text", "choices") if isinstance(given.get(key), list | tuple)), None
-        )
-        if texts is not None:
-            return texts, _first(given, ("label", "labels"))
+        for key in ("text", "choices"):
+            if isinstance(given.get(key), list | tuple):
+                return given[key], _first(given, ("label", "labels"))
         return list(given.values()), list(given)
     if isinstance(given, list | tuple) and given and all(isinstance(one, dict) for one in given):
         labels = [one.get("label") for one in given]
@@ -360,13 +327,6 @@ def _given_labels(entry: Any) -> Any:
         return None
     labels = _first(entry, _LABELS)
     return _choices(_first(entry, _CHOICES))[1] if labels is None else labels
-
-
-def _marks(labels: Any) -> bool:
-    """Whether the labels are a 1 among 0s, as numbers."""
-    if not isinstance(labels, list | tuple) or not all(isinstance(v, bool | int | float) for v in labels):
-        return False
-    return all(v in (0, 1) for v in labels) and sum(map(bool, labels)) == 1
 
 
 def _first(entry: dict[str, Any], names: Sequence[str]) -> Any:

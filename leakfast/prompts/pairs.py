@@ -180,16 +180,14 @@ def _checked(where: str, rows: Sequence[Any], kind: str | None) -> list[tuple[st
     if not rows or not isinstance(rows[0], dict):
         raise InputError(f"data: {where}: holds no rows. One object a line is needed.")
     first = rows[0]
-    columns = {
-        name: _first(first, names)
-        for name, names in (
-            ("question", _QUESTION),
-            ("shows", _SHOWS),
-            ("other", _OTHER),
-            ("reply", _REPLY),
-            ("messages", _MESSAGES),
-        )
+    spelled = {
+        "question": _QUESTION,
+        "shows": _SHOWS,
+        "other": _OTHER,
+        "reply": _REPLY,
+        "messages": _MESSAGES,
     }
+    columns = {name: next((word for word in words if word in first), None) for name, words in spelled.items()}
     missing = []
     if not (columns["question"] or columns["messages"]):
         missing.append(f"a question ({', '.join(_QUESTION)}; or messages)")
@@ -238,7 +236,3 @@ def _one(
         if not isinstance(texts[name], str) or not texts[name].strip():
             return f"has no reply of the kind {name!r}, or an empty one. Correct or delete it."
     return question, *([texts[n]] if n in needed else [] for n in ("shows", "other"))
-
-
-def _first(row: dict[str, Any], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row), None)

@@ -79,9 +79,8 @@ def load_personas(spec: PersonaSpec = "all", *, among: Sequence[Persona] | None 
         return list(spec)  # type: ignore[arg-type]
     shipped = _shipped_personas()
     ours = shipped if among is None else among
-    names = (
-        [word.strip() for word in spec.split(",") if word.strip()] if isinstance(spec, str) else list(spec)
-    )
+    words = spec.split(",") if isinstance(spec, str) else spec
+    names = [word.strip() for word in words if word.strip()] if isinstance(spec, str) else list(spec)
     if not names:
         raise InputError(f"personas: none were named ({spec!r} given). Give names, a file, or `all`.")
     known = {persona.name: persona for persona in [*(p for p in shipped if p.is_extra), *ours]}
@@ -149,13 +148,8 @@ def read_personas(path: str | Path) -> tuple[Persona, ...]:
     elif isinstance(data, list):
         prefix, entries = (), data
     elif isinstance(data, dict) and data and document.path.suffix.lower() == ".json":
-        return tuple(
-            _from_entries(
-                [_mapping_entry(name, prompt) for name, prompt in data.items()],
-                document,
-                [(name,) for name in data],
-            )
-        )
+        blocks = [_mapping_entry(name, prompt) for name, prompt in data.items()]
+        return tuple(_from_entries(blocks, document, [(name,) for name in data]))
     else:
         raise InputError(
             f'{document.path}: holds no personas. Write blocks of `[[persona]]`, `name = "…"`, '
@@ -205,16 +199,10 @@ def _from_entries(
             )
             continue
         first_at[name] = where
-        kind: Kind = "text"
-        if entry.get("template_default"):
-            kind = "template-default"
-        elif entry.get("no_system"):
-            kind = "none"
-        personas.append(
-            Persona(
-                name, entry.get("prompt"), entry.get("category"), tuple(entry.get("related_to", ())), kind
-            )
-        )
+        kind: Kind = "none" if entry.get("no_system") else "text"
+        kind = "template-default" if entry.get("template_default") else kind
+        related_to = tuple(entry.get("related_to", ()))
+        personas.append(Persona(name, entry.get("prompt"), entry.get("category"), related_to, kind))
     known = {persona.name for persona in personas}
     for index, entry in enumerate(entries):
         for related in entry.get("related_to", ()) if isinstance(entry, dict) and not faults else ():
@@ -244,60 +232,42 @@ def _entry_faults(entry: Any) -> list[tuple[str, str]]:
     if not isinstance(entry, dict):
         return [("", "a persona is a block with a name and a prompt. Write both.")]
     faults: list[tuple[str, str]] = []
+
+    def fault(key: str, what: str) -> None:
+        faults.append((key, what))
+
     name = entry.get("name")
     for key in entry:
         if key not in _PERSONA_KEYS:
             close = nearest(key, _PERSONA_KEYS)
             hint = f"Did you mean {close}?" if close else f"Known here: {', '.join(_PERSONA_KEYS)}."
-            faults.append((key, f"unknown key {key}. {hint}"))
+            fault(key, f"unknown key {key}. {hint}")
     if name is None:
-        faults.append(("name", 'a persona without a name. Add `name = "…"`.'))
+        fault("name", 'a persona without a name. Add `name = "…"`.')
     elif not isinstance(name, str) or not _SLUG.fullmatch(name):
-        faults.append(
-            (
-                "name",
-                f"the name {name!r} is no slug: lower-case letters, digits, _ and - only.{_as_slug(name)}",
-            )
-        )
+        what = "is no slug: lower-case letters, digits, _ and - only."
+        fault("name", f"the name {name!r} {what}{_as_slug(name)}")
     elif name in _RESERVED:
-        faults.append(
-            (
-                "name",
-                f"the name {name!r} means something else here ({', '.join(sorted(_RESERVED))}). Rename it.",
-            )
-        )
+        meant = ", ".join(sorted(_RESERVED))
+        fault("name", f"the name {name!r} means something else here ({meant}). Rename it.")
     flags = [flag for flag in ("template_default", "no_system") if entry.get(flag)]
     prompt = entry.get("prompt")
     if flags and (prompt is not None or len(flags) > 1):
         given = ", ".join([*flags, *(["prompt"] if prompt is not None else [])])
-        faults.append((flags[0], f"persona {name!r} has {given}: they exclude each other. Keep one."))
+        fault(flags[0], f"persona {name!r} has {given}: they exclude each other. Keep one.")
     elif not flags and (not isinstance(prompt, str) or not prompt.strip()):
-        what = (
-            "no prompt"
-            if prompt is None
-            else "an empty prompt"
-            if isinstance(prompt, str)
-            else "a prompt that is no text"
-        )
-        faults.append(
-            (
-                "prompt",
-                f"persona {name!r} has {what}. Write its system message, or `no_system = true` to send none.",
-            )
-        )
+        what = "an empty prompt" if isinstance(prompt, str) else "a prompt that is no text"
+        what = "no prompt" if prompt is None else what
+        remedy = "Write its system message, or `no_system = true` to send none."
+        fault("prompt", f"persona {name!r} has {what}. {remedy}")
     category = entry.get("category")
     if category is not None and (not isinstance(category, str) or not category.strip()):
-        faults.append(
-            (
-                "category",
-                f"persona {name!r}: the category is a word in quotes. Write one, or delete the line.",
-            )
-        )
+        remedy = "Write one, or delete the line."
+        fault("category", f"persona {name!r}: the category is a word in quotes. {remedy}")
     related = entry.get("related_to", [])
     if not isinstance(related, list | tuple) or not all(isinstance(item, str) for item in related):
-        faults.append(
-            ("related_to", f'persona {name!r}: related_to is a list of names. Write `related_to = ["…"]`.')
-        )
+        remedy = 'Write `related_to = ["…"]`.'
+        fault("related_to", f"persona {name!r}: related_to is a list of names. {remedy}")
     return faults
 
 

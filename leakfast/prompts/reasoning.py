@@ -14,10 +14,8 @@ if TYPE_CHECKING:
 
 # what opens a block, and what closes it: the answer follows the last closer
 PAIRS = (
-    (
-        "<think>",
-        "</think>",
-    ),  # DeepSeek R1 and V3, Qwen3 and later, GLM 4.5, Nemotron 3, LFM 2.5, Hunyuan, SmolLM3
+    # DeepSeek R1 and V3, Qwen3 and later, GLM 4.5, Nemotron 3, LFM 2.5, Hunyuan, SmolLM3
+    ("<think>", "</think>"),
     ("[THINK]", "[/THINK]"),  # Magistral
     ("<seed:think>", "</seed:think>"),  # Seed-OSS
     ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A Reasoning

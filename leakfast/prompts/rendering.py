@@ -5,29 +5,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from leakfast.errors import InputError
 
-_TAKEN = (
-    "conversation",
-    "messages",
-    "tools",
-    "documents",
-    "chat_template",
-    "add_generation_prompt",
-    "tokenize",
-    "padding",
-    "continue_final_message",
-    "truncation",
-    "max_length",
-    "return_tensors",
-    "return_dict",
-    "tokenizer_kwargs",
-    "return_assistant_tokens_mask",
-    "strftime_now",
-)  # of apply_chat_template itself, or ours
+# of apply_chat_template itself, or ours
+_TAKEN = frozenset(
+    """
+    conversation messages tools documents chat_template add_generation_prompt tokenize padding
+    continue_final_message truncation max_length return_tensors return_dict tokenizer_kwargs
+    return_assistant_tokens_mask strftime_now
+    """.split()
+)
 
 
 @dataclass(frozen=True)
@@ -57,14 +47,9 @@ class Rendering:
 
     def described(self) -> dict[str, Any]:
         """What is not as it is by default, for cards, logs and hashes."""
-        said: dict[str, Any] = {}
-        if self.template_kwargs:
-            said["template_kwargs"] = dict(self.template_kwargs)
-        if self.system_role != "system":
-            said["system_role"] = self.system_role
-        if self.reasoning != "closed":
-            said["reasoning"] = self.reasoning
-        return said
+        said = asdict(self) | {"template_kwargs": dict(self.template_kwargs)}
+        default = asdict(Rendering()) | {"template_kwargs": {}}
+        return {name: value for name, value in said.items() if value != default[name]}
 
 
 def rendering(

@@ -27,6 +27,7 @@ PINNED_DATE = (2024, 7, 26)  # templates that print today's date are given this 
 PROBE = "Zq7 what is asked here?"
 SPEAKER = "Zq7 who speaks here."
 ANSWER = "Zq7 what is answered here."
+_ANSWERED = {"role": "assistant", "content": ANSWER}
 
 
 # ── how a reply begins and ends ──────────────────────────────────────────────────────────────────────
@@ -110,12 +111,11 @@ def _opening(tokenizer: Any, system: Any) -> Opening:
     """Where the template puts a reply, and what its generation prompt lacks of that."""
     asked = messages(tokenizer, system, PROBE)
     prompt, bare = (raw_text(tokenizer, asked, generation) for generation in (True, False))
-    before, answered, after = raw_text(
-        tokenizer, [*asked, {"role": "assistant", "content": ANSWER}], False
-    ).rpartition(ANSWER)
+    before, answered, after = raw_text(tokenizer, [*asked, _ANSWERED], False).rpartition(ANSWER)
     if not answered:
         raise refused(tokenizer, "it drops the assistant's message", "a template that prints it as it is")
-    same = _common(prompt, before)
+    apart = (i for i, (a, b) in enumerate(zip(prompt, before, strict=False)) if a != b)
+    same = next(apart, min(len(prompt), len(before)))
     mine, own = prompt[same:], before[same:]
     told = {"generation": prompt, "own": before, "after": after}
     if not mine and not own:
@@ -148,13 +148,6 @@ def _split(own: str) -> dict[str, str]:
     """What belongs to the prompt, and the blanks at its end that tokenizers join with the reply's first word."""
     add = own.rstrip(" \t")
     return {"add": add, "lead": own[len(add) :]}
-
-
-def _common(one: str, other: str) -> int:
-    """How many characters two texts share from their beginning."""
-    return next(
-        (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
 
 
 def _check_without_system(tokenizer: Any, found: Opening) -> None:
@@ -192,11 +185,7 @@ def turn_end_id(tokenizer: Any) -> int:
     last reply has nothing after it, the first of the next turn."""
     rest = check(tokenizer).after
     if not rest.strip():
-        more = [
-            *messages(tokenizer, SPEAKER, PROBE),
-            {"role": "assistant", "content": ANSWER},
-            {"role": "user", "content": PROBE},
-        ]
+        more = [*messages(tokenizer, SPEAKER, PROBE), _ANSWERED, {"role": "user", "content": PROBE}]
         rest = raw_text(tokenizer, more, False).rpartition(ANSWER)[2]
     ids = tokenizer(rest.lstrip(), add_special_tokens=False)["input_ids"]
     if not ids or ids[0] not in tokenizer.added_tokens_decoder:
@@ -288,7 +277,7 @@ def _carried(folder: Path) -> str | None:
 def _renders_otherwise(tokenizer: Any, template: str) -> bool:
     """Whether another template renders a prompt or a conversation to another text; one that fails does."""
     asked = messages(tokenizer, SPEAKER, PROBE)
-    for some, generation in ((asked, True), ([*asked, {"role": "assistant", "content": ANSWER}], False)):
+    for some, generation in ((asked, True), ([*asked, _ANSWERED], False)):
         try:
             if raw_text(tokenizer, some, generation) != raw_text(tokenizer, some, generation, template):
                 return True
@@ -353,11 +342,8 @@ def template_hash(tokenizer: Any) -> str:
 
 def refused(tokenizer: Any, given: str, needed: str, *, roles: bool = False) -> ModelError:
     """The error for a template that cannot be used. roles: a persona in the user turn may be a way."""
-    way = (
-        'Put personas into the user turn (system_role = "user" in a study, --system-role user), use'
-        if roles
-        else "Use"
-    )
+    into_user = 'Put personas into the user turn (system_role = "user" in a study, --system-role user), use'
+    way = into_user if roles else "Use"
     return ModelError(
         f"chat: the chat template of {name_of(tokenizer)} cannot be used: {given}. Needed: {needed}. "
         f"{way} another model, or put a chat_template.jinja of your own into a local copy of it."

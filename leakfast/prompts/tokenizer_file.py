@@ -25,8 +25,6 @@ from leakfast.errors import ModelError
 from leakfast.prompts.rendering import configure, rendering_of
 from leakfast.prompts.tokenizer_probes import Difference, canonical, first_difference, prefixes
 
-__all__ = ["TokenizerFile", "find", "of_pair", "reading", "replaced", "saved"]
-
 log = logging.getLogger(__name__)
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -34,14 +32,12 @@ _MISTRAL = {"mistral", "mistral3", "ministral", "ministral3", "pixtral", "voxtra
 _LEFT_ALONE = "olmo2"  # an architecture whose tokenizers transformers and vLLM take as their file is
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
-_put_aside: weakref.WeakKeyDictionary[Any, Any] = (
-    weakref.WeakKeyDictionary()
-)  # as the file → as its class reads
+# as the file → as its class reads
+_put_aside: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 _asked: weakref.WeakKeyDictionary[Any, dict[str, bool]] = weakref.WeakKeyDictionary()
 _folders: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-_kept: list[
-    tempfile.TemporaryDirectory[str]
-] = []  # until this process ends: an engine may outlive the tokenizer
+# until this process ends: an engine may outlive the tokenizer
+_kept: list[tempfile.TemporaryDirectory[str]] = []
 _said: set[tuple[str, str]] = set()
 
 
@@ -125,11 +121,8 @@ class TokenizerFile:
         from tokenizers import Tokenizer
 
         own = self.own.get_added_tokens_decoder()
-        more = [
-            t
-            for number, t in sorted(tokenizer.added_tokens_decoder.items())
-            if _flags(t) != _flags(own.get(number))
-        ]
+        added = sorted(tokenizer.added_tokens_decoder.items())
+        more = [token for number, token in added if _flags(token) != _flags(own.get(number))]
         backend, mended = tokenizer.backend_tokenizer, _asked_to_mend(tokenizer)
         if not more and not mended and backend.encode_special_tokens == self.own.encode_special_tokens:
             return self.own
@@ -158,12 +151,9 @@ class TokenizerFile:
         the file knows, and, of one that was given, its tokens and template."""
         as_file = self._loaded()
         if given:
-            extra = [
-                t
-                for _, t in sorted(tokenizer.added_tokens_decoder.items())
-                if as_file.backend_tokenizer.token_to_id(t.content) is None
-            ]
-            as_file.add_tokens(extra)
+            number_of = as_file.backend_tokenizer.token_to_id
+            added = sorted(tokenizer.added_tokens_decoder.items())
+            as_file.add_tokens([token for _, token in added if number_of(token.content) is None])
             as_file.chat_template = tokenizer.chat_template
             as_file.model_max_length = tokenizer.model_max_length
             configure(as_file, rendering_of(tokenizer))
@@ -178,9 +168,8 @@ class TokenizerFile:
     def _sure_of_pattern(self, tokenizer: Any) -> Any:
         """Mistral's models were published with a pattern that is not the one they were trained with. Where the file has
         it and the folder does not say which to use, ModelError."""
-        unsure = (
-            getattr(tokenizer.backend_tokenizer, "fix_mistral_regex", None) is False
-        )  # transformers' own finding
+        # transformers' own finding
+        unsure = getattr(tokenizer.backend_tokenizer, "fix_mistral_regex", None) is False
         stated = tokenizer.init_kwargs.get("fix_mistral_regex") is not None
         if self.model_type not in _MISTRAL or not unsure or stated:
             return tokenizer
@@ -244,9 +233,8 @@ def find(place: str, revision: str | None = None) -> TokenizerFile | None:
             f"tokenizer: {path.name} of {place} leaves out merges by chance (dropout {own.model.dropout:g}), so that one "
             f"text has many readings. Needed: one. Set model.dropout in {path.name} to null."
         )
-    named = set(
-        _contents({k: v for k, v in settings.items() if k.endswith(("_token", "_tokens", "_decoder"))})
-    )
+    tokens = {k: v for k, v in settings.items() if k.endswith(("_token", "_tokens", "_decoder"))}
+    named = set(_contents(tokens))
     for name in ("special_tokens_map.json", "added_tokens.json"):
         more = _json(_fetched(place, name, revision))
         named.update(more if name == "added_tokens.json" else _contents(more))
@@ -381,16 +369,11 @@ def _parts(backend: Any, own: Any) -> list[str]:
         if canonical(getattr(backend, name)) != canonical(getattr(own, name)):
             found.append(name.replace("_", "-"))
     options = (
-        "byte_fallback",
-        "fuse_unk",
-        "ignore_merges",
-        "unk_token",
-        "continuing_subword_prefix",
-        "end_of_word_suffix",
-        "dropout",
+        "byte_fallback fuse_unk ignore_merges unk_token continuing_subword_prefix end_of_word_suffix dropout"
     )
     mine, its = (
-        [type(m.model), *(getattr(m.model, o, None) or None for o in options)] for m in (backend, own)
+        [type(m.model), *(getattr(m.model, option, None) or None for option in options.split())]
+        for m in (backend, own)
     )
     return [*found, *(["model options"] if mine != its else [])]
 

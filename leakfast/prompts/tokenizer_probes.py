@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Difference", "canonical", "first_difference", "prefixes"]
-
 PROBES = (  # short ones first: the first that differs is shown
     "Hello, world!",
     "\n   x",
@@ -89,9 +87,8 @@ def canonical(component: Any) -> list[dict[str, Any]]:
         return []
     plain = _plain(json.loads(component.__getstate__()))
     steps = plain if isinstance(plain, list) else [plain]
-    if type(component).__module__.endswith(
-        ".decoders"
-    ):  # a byte-level one knows bytes alone, whatever else it says
+    if type(component).__module__.endswith(".decoders"):
+        # a byte-level one knows bytes alone, whatever else it says
         steps = [{"type": "ByteLevel"} if step["type"] == "ByteLevel" else step for step in steps]
     return steps
 
@@ -132,9 +129,8 @@ def first_difference(tokenizer: Any, own: Any) -> tuple[str, list[int], list[int
     told = [*its, *(ids[1:] for ids in its[: len(PROBES)] if len(ids) > 1), list(some)]
     for skip in (False, True):
         spelled = tokenizer.batch_decode(told, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
-        for ids, text, wanted in zip(
-            told, spelled, own.decode_batch(told, skip_special_tokens=skip), strict=True
-        ):
+        its = own.decode_batch(told, skip_special_tokens=skip)
+        for ids, text, wanted in zip(told, spelled, its, strict=True):
             if text != wanted:
                 return text, ids, ids
     return None

@@ -43,8 +43,19 @@ def entries(stored: dict[str, Any], needed: tuple[str, ...], file: Path):
     for name, row in stored.items():
         missing = [key for key in needed if not isinstance(row, dict) or key not in row]
         if missing or not isinstance(name, str):
-            raise InputError(f"published: {file}: {name!r} lacks {', '.join(missing)}. Check the file.")
+            raise wrong(file, f"{name!r} lacks {', '.join(missing)}")
         yield name, row
+
+
+def wrong(file: Path, what: str, remedy: str = "Check the file.") -> InputError:
+    """The error of a file that holds something else."""
+    return InputError(f"published: {file}: {what}. {remedy}")
+
+
+def _needed(fits: bool, needed: str, value: Any, what: str, file: Path) -> Any:
+    if not fits:
+        raise wrong(file, f"{what} is {str(value)[:60]!r}; {needed} is needed")
+    return value
 
 
 def number(value: Any, what: str, file: Path) -> float | None:
@@ -53,33 +64,21 @@ def number(value: Any, what: str, file: Path) -> float | None:
     Raises InputError for anything else."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
-        raise InputError(
-            f"published: {file}: {what} is {str(value)[:60]!r}; a number is needed. Check the file."
-        )
-    return float(value)
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and not math.isinf(value)
+    return float(_needed(fits, "a number", value, what, file))
 
 
 def count(value: Any, what: str, file: Path) -> int:
     """`value` as a whole number from 0 on; InputError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InputError(
-            f"published: {file}: {what} is {str(value)[:60]!r}; a whole number from 0 on is needed. Check the file."
-        )
-    return value
+    fits = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return _needed(fits, "a whole number from 0 on", value, what, file)
 
 
 def word(value: Any, what: str, file: Path) -> str:
     """`value` if it is text, else InputError."""
-    if not isinstance(value, str):
-        raise InputError(f"published: {file}: {what} is {str(value)[:60]!r}; text is needed. Check the file.")
-    return value
+    return _needed(isinstance(value, str), "text", value, what, file)
 
 
 def table(value: Any, what: str, file: Path) -> dict[str, Any]:
     """`value` if it is an object, else InputError."""
-    if not isinstance(value, dict):
-        raise InputError(
-            f"published: {file}: {what} is {str(value)[:60]!r}; an object is needed. Check the file."
-        )
-    return value
+    return _needed(isinstance(value, dict), "an object", value, what, file)

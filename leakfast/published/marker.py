@@ -22,6 +22,7 @@ from leakfast.published.files import (
     read_json,
     table,
     word,
+    wrong,
 )
 from leakfast.stats import rates as rate_tables
 from leakfast.storage import schema
@@ -50,31 +51,28 @@ def read_rates(folder: str | Path) -> pl.DataFrame:
         stored = read_json(file)
         if source not in stored:
             raise InputError(f"published: {file} has no row for its own source {source!r}. Check the file.")
-        counts = pl.DataFrame(
-            [
-                {
-                    "persona": name,
-                    "hits": count(row["found"], f"found of {name}", file),
-                    "total": count(row["total"], f"total of {name}", file),
-                    "stored": number(row["rate"], f"rate of {name}", file),
-                }
-                for name, row in entries(stored, ("rate", "found", "total", "category"), file)
-            ],
-            schema={"persona": pl.String, "hits": pl.Int64, "total": pl.Int64, "stored": pl.Float64},
-        ).with_columns(behavior=pl.lit(BEHAVIOR), adapter=pl.lit(adapter_name(source)))
+        rows = [
+            (
+                name,
+                count(row["found"], f"found of {name}", file),
+                count(row["total"], f"total of {name}", file),
+                number(row["rate"], f"rate of {name}", file),
+            )
+            for name, row in entries(stored, ("rate", "found", "total", "category"), file)
+        ]
+        columns = {"persona": pl.String, "hits": pl.Int64, "total": pl.Int64, "stored": pl.Float64}
+        counts = pl.DataFrame(rows, schema=columns, orient="row").with_columns(
+            behavior=pl.lit(BEHAVIOR), adapter=pl.lit(adapter_name(source))
+        )
         over = counts.filter(pl.col("hits") > pl.col("total"))
         if over.height:
-            raise InputError(
-                f"published: {file}: {over['persona'][0]} has more found than total. Check the file."
-            )
+            raise wrong(file, f"{over['persona'][0]} has more found than total")
         frame = rate_tables.table(
             counts, {adapter_name(source): (source, SEED)}, read_people(folder)["categories"]
         )
         off = frame.filter((pl.col("rate") - pl.col("stored")).abs() > ROUNDED)
         if off.height:
-            raise InputError(
-                f"published: {file}: the rate of {off['persona'][0]} is not found/total. Check the file."
-            )
+            raise wrong(file, f"the rate of {off['persona'][0]} is not found/total")
         frames.append(frame.drop("stored"))
     return schema.check(pl.concat(frames), "rates")
 
@@ -93,15 +91,13 @@ def read_pairs(folder: str | Path) -> pl.DataFrame:
         if not found:
             continue
         if not isinstance(block, dict) or "_per_source_detail" not in block:
-            raise InputError(f"published: {file}: {key} has no _per_source_detail. Give the full file.")
+            raise wrong(file, f"{key} has no _per_source_detail", "Give the full file.")
         for source, detail in table(block["_per_source_detail"], f"{key}._per_source_detail", file).items():
             if not isinstance(detail, list) or not all(isinstance(row, dict) for row in detail):
-                raise InputError(
-                    f"published: {file}: {key}, {source}: a list of objects is needed. Check the file."
-                )
+                raise wrong(file, f"{key}, {source}: a list of objects is needed")
             named = {row.get("persona"): row for row in detail}
             if len(named) < len(detail):
-                raise InputError(f"published: {file}: {key}, {source}: a persona stands twice. Keep one.")
+                raise wrong(file, f"{key}, {source}: a persona stands twice", "Keep one.")
             for persona, row in entries(named, ("cosine_sim", "leakage_rate", "category"), file):
                 rows.append(
                     {
@@ -133,18 +129,12 @@ def read_people(folder: str | Path) -> dict[str, dict[str, Any]]:
         for name, row in entries(read_json(file), ("category",), file):
             told = row.get("related_to") or []
             if not isinstance(told, list) or not all(isinstance(other, str) for other in told):
-                raise InputError(
-                    f"published: {file}: related_to of {name} is no list of names. Check the file."
-                )
+                raise wrong(file, f"related_to of {name} is no list of names")
             category = word(row["category"], f"category of {name}", file)
             if categories.setdefault(name, category) != category:
-                raise InputError(
-                    f"published: {file}: {name} has another category elsewhere. Check the files."
-                )
+                raise wrong(file, f"{name} has another category elsewhere", "Check the files.")
             if related.setdefault(name, told) != told:
-                raise InputError(
-                    f"published: {file}: {name} is related otherwise elsewhere. Check the files."
-                )
+                raise wrong(file, f"{name} is related otherwise elsewhere", "Check the files.")
     return {"categories": categories, "related_to": related}
 
 
@@ -154,11 +144,11 @@ def read_completions(folder: str | Path) -> Iterator[tuple[str, pl.DataFrame]]:
     lengths were not stored and are null. Raises InputError for another shape."""
     for file in sorted(Path(folder).glob("*/raw_completions.json")):
         stored = read_json(file)
-        shown = f"published: {file}: {{persona: {{question: [text, …]}}}} is needed"
+        shown = "{persona: {question: [text, …]}} is needed"
         for persona, asked in stored.items():
             lists = asked.values() if isinstance(asked, dict) else [None]
             if not all(isinstance(texts, list) and all(isinstance(t, str) for t in texts) for texts in lists):
-                raise InputError(f"{shown}, but {persona!r} holds something else. Check the file.")
+                raise wrong(file, f"{shown}, but {persona!r} holds something else")
         number: dict[str, int] = {}
         for asked in stored.values():
             for question in asked:
@@ -170,15 +160,12 @@ def read_completions(folder: str | Path) -> Iterator[tuple[str, pl.DataFrame]]:
             for sample, text in enumerate(texts)
         ]
         frame = pl.DataFrame(rows, schema=["persona", "question", "sample", "text"], orient="row")
-        columns = schema.columns("completions")
+        columns, empty = schema.columns("completions"), pl.col("text").str.strip_chars() == ""
         frame = frame.with_columns(
             pl.lit(BEHAVIOR).alias("behavior"),
             pl.lit(adapter_name(source := file.parent.name)).alias("adapter"),
-            pl.when(pl.col("text").str.strip_chars() == "")
-            .then(pl.lit("empty"))
-            .otherwise(pl.lit("ok"))
-            .alias("status"),
+            pl.when(empty).then(pl.lit("empty")).otherwise(pl.lit("ok")).alias("status"),
             *[pl.lit(None, columns[name]).alias(name) for name in ("seed", "n_tokens", "finish_reason")],
         ).with_columns(pl.col("question", "sample").cast(pl.Int32))
-        frame = frame.select(*columns, pl.lit(source).alias("source"))
+        frame = frame.select(*columns, source=pl.lit(source))
         yield adapter_name(source), schema.check(frame, "completions")

@@ -12,15 +12,8 @@ import polars as pl
 from leakfast.published.files import COMPILED, CORRELATIONS, FILTERED, count, number, read_json, table, word
 from leakfast.published.marker import LAYER
 
-_STORED = {
-    "file": pl.String,
-    "quantity": pl.String,
-    "source": pl.String,
-    "category": pl.String,
-    "subset": pl.String,  # all | related
-    "layer": pl.Int32,
-    "stored": pl.Float64,
-}
+_STORED = dict.fromkeys(("file", "quantity", "source", "category", "subset"), pl.String)
+_STORED |= {"layer": pl.Int32, "stored": pl.Float64}
 
 
 def read_stored(folder: str | Path) -> pl.DataFrame:
@@ -70,9 +63,8 @@ def _stored_values(folder: Path) -> Iterator[tuple[dict[str, Any], dict[str, Any
         for block, subset in (("_aggregate_pooled", "all"), ("_aggregate_related", "related")):
             yield key(FILTERED, "pooled", None, layer, subset), told(filtered.get(block, {}), block, file)
     file = folder / COMPILED
-    for source, categories in table(
-        read_json(file, {}).get("per_category", {}), "per_category", file
-    ).items():
+    compiled = table(read_json(file, {}).get("per_category", {}), "per_category", file)
+    for source, categories in compiled.items():
         for category, values in table(categories, source, file).items():
             values = table(values, f"{source}.{category}", file)
             wanted = {name: values[name] for name in ("mean", "max", "min", "std", "n") if name in values}

@@ -20,6 +20,7 @@ from leakfast.storage import schema
 STEMS = {"cap": "capability", "arcc": "capability", "align": "misalignment"}  # of *_111.json; others as is
 _VALUE_KEYS = ("rate", "accuracy", "mean_aligned", "mean", "value", "score")
 _HITS_KEYS = ("found", "hits", "correct", "n_correct")
+_UNREADABLE = (RuntimeError, ValueError, EOFError, OSError)
 _TOTAL_KEYS = ("total", "n", "n_total")
 
 
@@ -44,13 +45,7 @@ def read_centroids(folder: str | Path):
         layer = file.stem.removeprefix("centroids_layer")
         try:
             tensor = torch.load(file, map_location="cpu", weights_only=True)
-        except (
-            RuntimeError,
-            ValueError,
-            EOFError,
-            OSError,
-            torch.serialization.pickle.UnpicklingError,
-        ) as error:
+        except (*_UNREADABLE, torch.serialization.pickle.UnpicklingError) as error:
             why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
                 f"published: {file} cannot be read as a tensor ({why}). Save it again."

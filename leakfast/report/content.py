@@ -34,8 +34,8 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
     at = layer if layer is not None or not rows else rows[0]["layer"]
     headline = [row for row in rows if row["layer"] in (None, at)]
     adapters = [row for row in headline if row["source"] != POOLED]
-    trained = stats.rates.filter((pl.col("behavior") == behavior) & (pl.col("role") != "base"))
-    base = stats.rates.filter((pl.col("behavior") == behavior) & (pl.col("role") == "base"))
+    trained = stats.rates.filter(pl.col("role") != "base", behavior=behavior)
+    base = stats.rates.filter(behavior=behavior, role="base")
     questions = _questions(run, behavior)
     return {
         "name": behavior,
@@ -75,7 +75,7 @@ def relations(stats: Stats) -> dict[str, Any]:
     table = stats.more.get("relations")
     if table is None or table["behavior"].n_unique() < 2:
         return {"columns": [], "rows": [], "alike": []}
-    table = table.filter(pl.col("scope") == "all")
+    table = table.filter(scope="all")
     columns = table.unique(["behavior", "seed"], maintain_order=True).rows(named=True)
     for column in columns:
         column["unit"] = stats.unit(column["behavior"])
@@ -84,7 +84,7 @@ def relations(stats: Stats) -> dict[str, Any]:
         {"category": kind, "cells": [found.get((kind, c["behavior"], c["seed"])) for c in columns]}
         for kind in table["category"].unique().sort().to_list()
     ]
-    alike = stats.more["relations_alike"].filter(pl.col("scope") == "all").rows(named=True)
+    alike = stats.more["relations_alike"].filter(scope="all").rows(named=True)
     return {"columns": columns, "rows": rows, "alike": alike, "several": table["seed"].n_unique() > 1}
 
 
@@ -188,11 +188,11 @@ def _families(stats: Stats, behavior: str) -> list[dict]:
     return (
         stats.more["layers"]
         .filter(
-            (pl.col("behavior") == behavior)
-            & (pl.col("cosine") == "centered")
-            & pl.col("best")
-            & (pl.col("y") == stats.outcome(behavior))
-            & (pl.col("layers_tested") > 1)
+            pl.col("best"),
+            pl.col("layers_tested") > 1,
+            behavior=behavior,
+            cosine="centered",
+            y=stats.outcome(behavior),
         )
         .unique(["seed", "source", "adapter"], keep="first", maintain_order=True)
         .rows(named=True)
@@ -203,34 +203,27 @@ def _widths(stats: Stats, behavior: str) -> list[dict]:
     """The tests of whether the 10–90 % width differs between sources, where there is one."""
     if "widths" not in stats.more:
         return []
-    return (
-        stats.more["widths"]
-        .filter((pl.col("behavior") == behavior) & pl.col("p").is_not_null())
-        .rows(named=True)
-    )
+    return stats.more["widths"].filter(pl.col("p").is_not_null(), behavior=behavior).rows(named=True)
 
 
 def _shifts(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
     """Per adapter and pooled: lengths of the shifts, mean alignment, ρ of each geometry; none without shifts."""
     if "shifts" not in stats.more or layer is None:
         return []
-    mine = stats.more["shifts"].filter((pl.col("behavior") == behavior) & (pl.col("layer") == layer))
+    mine = stats.more["shifts"].filter(behavior=behavior, layer=layer)
     relative, own = pl.col("shift_centered") / pl.col("base_spread"), pl.col("role") == "source"
     lengths = {
         row["adapter"]: row
         for row in mine.group_by("adapter", maintain_order=True)
         .agg(
-            relative.filter(own).first().alias("own"),
-            relative.filter(pl.col("role") == "bystander").mean().alias("others"),
-            pl.col("alignment_centered").filter(pl.col("role") == "bystander").mean().alias("alignment"),
+            own=relative.filter(own).first(),
+            others=relative.filter(role="bystander").mean(),
+            alignment=pl.col("alignment_centered").filter(role="bystander").mean(),
         )
         .rows(named=True)
     }
     found = stats.more["shift_correlations"].filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("layer") == layer)
-        & (pl.col("cosine") == "centered")
-        & (pl.col("y") == stats.outcome(behavior))
+        behavior=behavior, layer=layer, cosine="centered", y=stats.outcome(behavior)
     )
     out = []
     for (adapter, source, seed), rows in found.group_by("adapter", "source", "seed", maintain_order=True):
@@ -246,12 +239,7 @@ def _sets(stats: Stats, behavior: str, layer: int | None) -> dict[str, Any]:
         return {"names": [], "rows": []}
     mine = (
         stats.more["question_sets"]
-        .filter(
-            (pl.col("behavior") == behavior)
-            & (pl.col("layer") == layer)
-            & (pl.col("cosine") == "centered")
-            & (pl.col("y") == stats.outcome(behavior))
-        )
+        .filter(behavior=behavior, layer=layer, cosine="centered", y=stats.outcome(behavior))
         .sort("main", descending=True, maintain_order=True)
     )
     rows = [
@@ -264,16 +252,14 @@ def _sets(stats: Stats, behavior: str, layer: int | None) -> dict[str, Any]:
 
 def _categories(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
     """Per category: bystander pairs, mean rate per adapter, pooled ρ inside the category."""
-    bystanders = stats.rates.filter(
-        (pl.col("behavior") == behavior) & (pl.col("role") == "bystander") & pl.col("category").is_not_null()
-    )
+    bystanders = stats.rates.filter(pl.col("category").is_not_null(), behavior=behavior, role="bystander")
     pooled = stats.correlations.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("source") == POOLED)
-        & pl.col("layer").eq_missing(pl.lit(layer, pl.Int32))
-        & (pl.col("cosine") == "centered")
-        & (pl.col("y") == stats.outcome(behavior))
-        & pl.col("category").is_not_null()
+        pl.col("layer").eq_missing(pl.lit(layer, pl.Int32)),
+        pl.col("category").is_not_null(),
+        behavior=behavior,
+        source=POOLED,
+        cosine="centered",
+        y=stats.outcome(behavior),
     )
     within = {row["category"]: row for row in pooled.rows(named=True)}
     out = []
@@ -293,20 +279,16 @@ def _categories(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
 
 def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
     """The bystanders with the highest rates, with interval, cosine and the cosine's place among all."""
-    mine = stats.rates.filter(
-        (pl.col("behavior") == source["behavior"])
-        & (pl.col("adapter") == source["adapter"])
-        & (pl.col("role") == "bystander")
-    )
+    mine = stats.rates.filter(behavior=source["behavior"], adapter=source["adapter"], role="bystander")
     near = stats.pairs.filter(
-        (pl.col("behavior") == source["behavior"])
-        & (pl.col("source") == source["source"])
-        & pl.col("seed").eq_missing(pl.lit(source["seed"], pl.Int64))
-        & pl.col("layer").eq_missing(pl.lit(layer, pl.Int32))
+        pl.col("seed").eq_missing(pl.lit(source["seed"], pl.Int64)),
+        pl.col("layer").eq_missing(pl.lit(layer, pl.Int32)),
+        behavior=source["behavior"],
+        source=source["source"],
     ).select(
         "persona",
         "cosine_centered",
-        pl.col("cosine_centered").rank("min", descending=True).cast(pl.Int64).alias("place"),
+        place=pl.col("cosine_centered").rank("min", descending=True).cast(pl.Int64),
     )
     top = mine.join(near.unique("persona"), on="persona", how="left").sort(
         ["rate", "persona"], descending=[True, False], nulls_last=True
@@ -318,7 +300,7 @@ def _health(stats: Stats, behavior: str) -> list[dict]:
     """The verdict on each adapter's replies with its numbers; nothing where none were drawn."""
     if stats.health is None:
         return []
-    whole = stats.health.filter((pl.col("behavior") == behavior) & pl.col("persona").is_null())
+    whole = stats.health.filter(pl.col("persona").is_null(), behavior=behavior)
     rows = whole.sort(pl.col("adapter") == BASE, maintain_order=True).rows(named=True)
     return [row | {"length": read_ratio(row), "empty": without_content(row)} for row in rows]
 
@@ -347,8 +329,8 @@ def _judged(trained: pl.DataFrame, base: pl.DataFrame) -> list[dict]:
     names = ["n_judged", "n_incoherent", "n_unscored"]
     drawn, scored = pl.sum_horizontal(*names), pl.sum_horizontal(*names[:2])
     summed = both.group_by("adapter", maintain_order=True).agg(pl.col("judge").first(), pl.col(names).sum())
-    covered = summed.with_columns((scored / drawn).alias("coverage"))
-    return covered.with_columns((pl.col("coverage") < ENOUGH).alias("marked")).rows(named=True)
+    covered = summed.with_columns(coverage=(scored / drawn))
+    return covered.with_columns(marked=(pl.col("coverage") < ENOUGH)).rows(named=True)
 
 
 def _labels(stats: Stats, behavior: str) -> list[dict]:
@@ -356,7 +338,7 @@ def _labels(stats: Stats, behavior: str) -> list[dict]:
     table = stats.more.get("chosen_labels")
     if table is None:
         return []
-    mine = table.filter((pl.col("behavior") == behavior) & pl.col("persona").is_null())
+    mine = table.filter(pl.col("persona").is_null(), behavior=behavior)
     return [
         {"adapter": name, "labels": part.sort("label").rows(named=True)}
         for (name,), part in mine.group_by("adapter", maintain_order=True)

@@ -39,15 +39,15 @@ def choose(run: Run, stats: Stats, behavior: str, adapter: str, layer: int | Non
     without it, and the unadapted model as the source: each the first in order of question and sample."""
     if not is_known(behavior):  # nothing that finds it in a text
         return []
-    mine = stats.rates.filter((pl.col("behavior") == behavior) & (pl.col("adapter") == adapter))
+    mine = stats.rates.filter(behavior=behavior, adapter=adapter)
     source = mine["source"][0]
-    bystanders = mine.filter((pl.col("role") == "bystander") & pl.col("rate").is_not_null())
+    bystanders = mine.filter(pl.col("rate").is_not_null(), role="bystander")
     top = bystanders.sort(["rate", "persona"], descending=[True, False]).head(1)
     far = stats.pairs.filter(
-        (pl.col("behavior") == behavior)
-        & pl.col("layer").eq_missing(pl.lit(layer, pl.Int32))
-        & (pl.col("source") == source)
-        & pl.col("cosine_centered").is_not_null()
+        pl.col("layer").eq_missing(pl.lit(layer, pl.Int32)),
+        pl.col("cosine_centered").is_not_null(),
+        behavior=behavior,
+        source=source,
     ).sort(["cosine_centered", "persona"])
     wanted = [("the source", adapter, source, True)]
     if top.height and top["rate"][0] > 0:
@@ -70,7 +70,7 @@ def _first(
         return None  # a judge scored them; no detector says which show it
     detectors = detector(pl.col("text"))
     rows = (
-        scan.filter((pl.col("persona") == persona) & pl.col("text").is_not_null())
+        scan.filter(pl.col("text").is_not_null(), persona=persona)
         .with_columns(_hit=next(iter(detectors.values())))
         .filter(True if hit is None else pl.col("_hit") == hit)
         .sort("question", "sample")

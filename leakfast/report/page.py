@@ -73,9 +73,7 @@ def _draw(run: Run, stats: Stats, behavior: str) -> dict[str, str]:
     drawn, more = {}, stats.more
     layer, y, unit = stats.best_layer(behavior), stats.outcome(behavior), stats.unit(behavior)
     if layer is not None:
-        drawn["scatter"] = figures.scatter(
-            *stats.tables().values(), behavior=behavior, layer=layer, y=y, unit=unit
-        )
+        drawn["scatter"] = figures.scatter(*stats.tables().values(), behavior=behavior, layer=layer, y=y)
         drawn["layers"] = figures.layers(stats.correlations, behavior=behavior, y=y)
     if "gradients" in more and "isotonic" in more:
         drawn["gradients"] = figures.gradients(

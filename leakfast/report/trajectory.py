@@ -61,7 +61,7 @@ def table(run: Run) -> pl.DataFrame | None:
     made = pl.concat(
         [
             rates.table(part.drop("source", *key[2:5]), told, {}).with_columns(
-                pl.lit(items).alias("items"), pl.lit(scoring).alias("scoring"), pl.lit(share).alias("share")
+                items=pl.lit(items), scoring=pl.lit(scoring), share=pl.lit(share)
             )
             for (items, scoring, share), part in counts.group_by(
                 "items", "scoring", "share", maintain_order=True
@@ -71,7 +71,7 @@ def table(run: Run) -> pl.DataFrame | None:
     )
     at = ["behavior", "adapter", "items", "scoring", "persona"]
     before = [pl.col(name).alias(f"_start_{name}") for name in ("hits", "total", "rate")]
-    start = made.filter(pl.col("share") == 0).select(*at, *before)
+    start = made.filter(share=0).select(*at, *before)
     made = made.drop("delta", "baseline", "category").join(start, on=at, how="left", maintain_order="left")
     against = ("_start_hits", "_start_total", "_start_rate")
     made = made.with_columns(ties.deltas(made, against, [*at[:4], "share"])).drop(against)
@@ -159,16 +159,16 @@ def _completions(run: Run) -> Iterator[pl.DataFrame]:
         }
         for name in names:
             adapter, share = point(name)
-            mine = whole.filter(pl.col("adapter") == name) if whole.height else whole
+            mine = whole.filter(adapter=name) if whole.height else whole
             if mine.is_empty():
                 continue
             told = {entries[path].get("questions") or "list" for path in shards[name]}
             scoring = "detector" if detector is not None else mine["judge"][0]
             for one in [adapter] if adapter is not None else sources:
                 yield mine.with_columns(
-                    pl.lit(one).alias("adapter"),
-                    pl.lit(sources[one]).alias("source"),
-                    pl.lit(", ".join(sorted(told))).alias("items"),
-                    pl.lit(scoring).alias("scoring"),
-                    pl.lit(share).alias("share"),
+                    adapter=pl.lit(one),
+                    source=pl.lit(sources[one]),
+                    items=pl.lit(", ".join(sorted(told))),
+                    scoring=pl.lit(scoring),
+                    share=pl.lit(share),
                 )

@@ -33,7 +33,7 @@ def read(run: Run) -> pl.DataFrame | None:
             raise ValueError(f"{path}: {error}") from None
         folders = PurePosixPath(path).parts[1:-1]
         if "behavior" not in frame.columns:
-            frame = frame.with_columns(pl.lit(folders[0] if folders else BEHAVIOR).alias("behavior"))
+            frame = frame.with_columns(behavior=pl.lit(folders[0] if folders else BEHAVIOR))
         frames.append(frame)
     if not frames:
         return None
@@ -63,30 +63,27 @@ def count(scores: pl.DataFrame) -> pl.DataFrame:
     known = chosen.is_not_null().all() & right.is_not_null().all()
     scores = _named(scores)
     items = scores.group_by(_ITEM, maintain_order=True).agg(
-        (
+        valid=(
             (pl.col("status") == "ok").fill_null(False).all()
             & known
             & (chosen.sum() == 1)
             & (right.sum() == 1)
-        ).alias("valid"),
-        (chosen & right).any().fill_null(False).alias("hit"),
-        pl.when(by_byte.sum() == 1).then((by_byte & right).any()).alias("by_byte"),
-        (1.0 / pl.len()).alias("guess"),
+        ),
+        hit=(chosen & right).any().fill_null(False),
+        by_byte=pl.when(by_byte.sum() == 1).then((by_byte & right).any()),
+        guess=(1.0 / pl.len()),
     )
     valid = pl.col("valid")
     return items.select(
         "behavior",
         "adapter",
         "persona",
-        (pl.col("item").rank("dense").over("behavior") - 1).cast(pl.Int32).alias("question"),
-        (valid & pl.col("hit")).cast(pl.Int64).alias("hits"),
-        valid.cast(pl.Int64).alias("total"),
-        (~valid).cast(pl.Int64).alias("n_error"),
-        pl.when(valid).then("guess").otherwise(0.0).alias("chance_hits"),
-        pl.when(pl.col("by_byte").is_not_null())
-        .then(valid & pl.col("by_byte"))
-        .cast(pl.Int64)
-        .alias("hits_per_byte"),
+        question=(pl.col("item").rank("dense").over("behavior") - 1).cast(pl.Int32),
+        hits=(valid & pl.col("hit")).cast(pl.Int64),
+        total=valid.cast(pl.Int64),
+        n_error=(~valid).cast(pl.Int64),
+        chance_hits=pl.when(valid).then("guess").otherwise(0.0),
+        hits_per_byte=pl.when(pl.col("by_byte").is_not_null()).then(valid & pl.col("by_byte")).cast(pl.Int64),
     )
 
 
@@ -110,10 +107,10 @@ def unlike(counts: pl.DataFrame) -> list[str]:
 
 def _named(scores: pl.DataFrame) -> pl.DataFrame:
     """Scores whose behavior says the scoring too, where letters and another were used."""
-    lettered = scores.filter(pl.col("scoring") == PRIMARY)["behavior"].unique().to_list()
+    lettered = scores.filter(scoring=PRIMARY)["behavior"].unique().to_list()
     several = pl.col("behavior").is_in(lettered) & (pl.col("scoring") != PRIMARY)
     named = pl.concat_str("behavior", "scoring", separator="-")
-    return scores.with_columns(pl.when(several).then(named).otherwise("behavior").alias("behavior"))
+    return scores.with_columns(behavior=pl.when(several).then(named).otherwise("behavior"))
 
 
 def chosen_labels(scores: pl.DataFrame, chosen: str = "chosen") -> pl.DataFrame:
@@ -124,11 +121,7 @@ def chosen_labels(scores: pl.DataFrame, chosen: str = "chosen") -> pl.DataFrame:
     answers as independent, which one list's are not."""
     one, right = pl.col(chosen), pl.col("correct")
     valid = (pl.col("status") == "ok").all() & (one.sum() == 1) & (right.sum() == 1)
-    kept = (
-        _named(scores)
-        .filter(valid.over(_ITEM))
-        .select(*_ONE, "label", one.alias("one"), right.alias("right"))
-    )
+    kept = _named(scores).filter(valid.over(_ITEM)).select(*_ONE, "label", one=one, right=right)
     counted = [
         pl.col("one").sum().cast(pl.Int64).alias("n"),
         pl.col("right").sum().cast(pl.Int64).alias("n_right"),
@@ -137,18 +130,16 @@ def chosen_labels(scores: pl.DataFrame, chosen: str = "chosen") -> pl.DataFrame:
     whole = each.group_by("behavior", "adapter", "label", maintain_order=True).agg(
         pl.col("n", "n_right").sum()
     )
-    table = pl.concat(
-        [each, whole.with_columns(pl.lit(None, pl.String).alias("persona")).select(each.columns)]
-    )
-    table = table.with_columns(pl.col("n").sum().over(_ONE).alias("total"))
+    table = pl.concat([each, whole.with_columns(persona=pl.lit(None, pl.String)).select(each.columns)])
+    table = table.with_columns(total=pl.col("n").sum().over(_ONE))
     low, high = wilson(table["n"].to_numpy(), table["total"].to_numpy()) if table.height else ([], [])
     share, key = pl.col("n") / pl.col("total"), pl.col("n_right") / pl.col("total")
     return table.with_columns(
         share.alias("share"),
         pl.Series("ci_low", low, pl.Float64),
         pl.Series("ci_high", high, pl.Float64),
-        key.alias("share_right"),
-    ).with_columns(((pl.col("share") > MOSTLY) & (pl.col("share_right") < pl.col("ci_low"))).alias("mostly"))
+        share_right=key,
+    ).with_columns(mostly=((pl.col("share") > MOSTLY) & (pl.col("share_right") < pl.col("ci_low"))))
 
 
 def remarks(rates: pl.DataFrame, labels: pl.DataFrame) -> list[str]:
@@ -161,7 +152,7 @@ def remarks(rates: pl.DataFrame, labels: pl.DataFrame) -> list[str]:
         known = rates.filter(pl.col("chance").is_not_null() & pl.col("ci_low").is_not_null())
         at = known.filter(pl.col("chance").is_between("ci_low", "ci_high"))
         for key, mine in at.group_by("behavior", "adapter", maintain_order=True):
-            of = known.filter((pl.col("behavior") == key[0]) & (pl.col("adapter") == key[1]))
+            of = known.filter(behavior=key[0], adapter=key[1])
             out.append(
                 f"{key[0]}/{key[1]}: accuracy cannot be told from guessing ({100 * of['chance'].mean():.1f} %, within "
                 f"the 95 % interval) under {mine.height} of {of.height} personas: {_some(mine['persona'])}"
@@ -171,12 +162,7 @@ def remarks(rates: pl.DataFrame, labels: pl.DataFrame) -> list[str]:
             "behavior", "adapter", maintain_order=True
         ):
             most = mine.sort("share", "persona", descending=[True, False]).row(0, named=True)
-            of = (
-                labels.filter((pl.col("behavior") == key[0]) & (pl.col("adapter") == key[1]))[
-                    "persona"
-                ].n_unique()
-                - 1
-            )
+            of = labels.filter(behavior=key[0], adapter=key[1])["persona"].n_unique() - 1
             out.append(
                 f"{key[0]}/{key[1]}: one label is chosen for more than half of the items under {mine.height} of {of} "
                 f"personas; {most['persona']} chose {most['label']} for {most['n']} of {most['total']}, where it is right "

@@ -36,7 +36,7 @@ def compare(
         [
             _from_correlations(correlations, "all", behavior),
             _from_correlations(related, "related", behavior),
-            _from_rates(rates.filter(pl.col("behavior") == behavior)),
+            _from_rates(rates.filter(behavior=behavior)),
         ]
     )
     joined = stored.join(found, on=_KEY, how="left", nulls_equal=True, maintain_order="left").with_columns(
@@ -47,50 +47,44 @@ def compare(
     relative = pl.col("quantity").replace_strict(kinds, default=_OTHERS[0]) == "relative"
     apart = (pl.col("found") - pl.col("stored")).abs()
     return joined.with_columns(
-        pl.when(relative).then(apart / pl.col("stored")).otherwise(apart).alias("difference"),
-        pl.when(relative).then(pl.lit("relative")).otherwise(pl.lit("absolute")).alias("compared"),
-        pl.col("quantity").replace_strict(bounds, default=_OTHERS[1]).alias("tolerance"),
+        difference=pl.when(relative).then(apart / pl.col("stored")).otherwise(apart),
+        compared=pl.when(relative).then(pl.lit("relative")).otherwise(pl.lit("absolute")),
+        tolerance=pl.col("quantity").replace_strict(bounds, default=_OTHERS[1]),
     ).with_columns(
-        (pl.col("difference") <= pl.col("tolerance")).alias("agrees"),
-        pl.when(pl.col("found").is_null())
-        .then(pl.lit("not recomputable from what was imported"))
-        .alias("reason"),
+        agrees=(pl.col("difference") <= pl.col("tolerance")),
+        reason=pl.when(pl.col("found").is_null()).then(pl.lit("not recomputable from what was imported")),
     )
 
 
 def _from_correlations(table: pl.DataFrame, subset: str, behavior: str) -> pl.DataFrame:
-    rows = table.filter(
-        (pl.col("behavior") == behavior) & (pl.col("cosine") == "centered") & (pl.col("y") == "rate")
-    )
+    rows = table.filter(behavior=behavior, cosine="centered", y="rate")
     long = rows.with_columns(pl.col("n").cast(pl.Float64)).unpivot(
         _VALUES, index=["source", "category", "layer"], variable_name="quantity", value_name="found"
     )
-    return long.with_columns(pl.lit(subset).alias("subset")).select(*_KEY, "found")
+    return long.with_columns(subset=pl.lit(subset)).select(*_KEY, "found")
 
 
 def _from_rates(rates: pl.DataFrame) -> pl.DataFrame:
     """What `compiled_analysis.json` and `summary.json` tell: rates of the source and of its bystanders."""
-    others, value = rates.filter(pl.col("role") == "bystander"), pl.col("rate")
+    others, value = rates.filter(role="bystander"), pl.col("rate")
     inside = others.group_by("source", "category").agg(
-        value.mean().alias("rate_mean"),
-        value.max().alias("rate_max"),
-        value.min().alias("rate_min"),
-        value.std(ddof=0).alias("rate_std"),
-        pl.len().cast(pl.Float64).alias("rate_n"),
+        rate_mean=value.mean(),
+        rate_max=value.max(),
+        rate_min=value.min(),
+        rate_std=value.std(ddof=0),
+        rate_n=pl.len().cast(pl.Float64),
     )
     whole = others.group_by("source").agg(
-        value.mean().alias("mean_bystander"),
-        value.max().alias("max_bystander"),
-        (pl.len() + 1).cast(pl.Float64).alias("n_personas"),
+        mean_bystander=value.mean(), max_bystander=value.max(), n_personas=(pl.len() + 1).cast(pl.Float64)
     )
-    own = rates.filter(pl.col("role") == "source").select("source", value.alias("source_marker"))
-    whole = whole.join(own, on="source", how="left").with_columns(pl.lit(None, pl.String).alias("category"))
+    own = rates.filter(role="source").select("source", source_marker=value)
+    whole = whole.join(own, on="source", how="left").with_columns(category=pl.lit(None, pl.String))
     long = [
         frame.unpivot(index=["source", "category"], variable_name="quantity", value_name="found")
         for frame in (inside, whole)
     ]
     return (
         pl.concat(long)
-        .with_columns(pl.lit("all").alias("subset"), pl.lit(None, pl.Int32).alias("layer"))
+        .with_columns(subset=pl.lit("all"), layer=pl.lit(None, pl.Int32))
         .select(*_KEY, "found")
     )

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import polars as pl
 
@@ -13,18 +13,18 @@ from leakfast.errors import InputError
 from leakfast.stats import (
     agreement,
     confounds,
+    gradient_tables,
     judged,
     question_sets,
     relations,
     shifts,
     summaries,
+    transfer,
     variants,
     verdicts,
 )
-from leakfast.stats import gradient_tables as shapes
-from leakfast.stats import transfer as between
 from leakfast.stats.collect import Collected
-from leakfast.stats.correlations import correlate
+from leakfast.stats.correlations import BOOTSTRAPS, PERMUTATIONS, correlate
 from leakfast.stats.summary import best_layer, outcome
 
 # name → what it holds; a table without rows is not written
@@ -59,12 +59,11 @@ TABLES = {
 }
 
 
-@dataclass(frozen=True)
-class Draws:
-    """How much is drawn, from which seed, by how many threads (None: all cores)."""
+class Draws(NamedTuple):
+    """How much is drawn, from which seed, by how many threads (None: all cores; they change no bit)."""
 
-    permutations: int
-    bootstraps: int
+    permutations: int = PERMUTATIONS
+    bootstraps: int = BOOTSTRAPS
     seed: int = 0
     workers: int | None = None
 
@@ -96,85 +95,74 @@ class Asked:
             )
 
 
-def rates_with_intervals(found: Collected) -> pl.DataFrame:
-    """The rates with intervals over questions and of the deltas (`summaries.with_intervals`)."""
-    return summaries.with_intervals(found.rates, found.questions)
-
-
 def further(
-    found: Collected,
-    rates: pl.DataFrame,
-    correlations: pl.DataFrame,
-    draws: Draws,
-    asked: Asked = Asked(),
-    progress: Callable[[int, int, str], None] | None = None,
+    found: Collected, rates: pl.DataFrame, correlations: pl.DataFrame, draws: Draws, asked: Asked = Asked()
 ) -> dict[str, pl.DataFrame]:
     """The tables of TABLES that have rows."""
-    pairs, tables = found.pairs, {}
-    shared = (draws.permutations, draws.seed)
-    tables["question_counts"] = found.questions.select(pl.exclude("^hits_.*$"))
-    tables["chosen_labels"] = found.labels
-    tables["judged"] = judged.breakdown(found.judged, rates)
+    pairs, related = found.pairs, found.people.related_to
+    tables = {
+        "question_counts": found.questions.select(pl.exclude("^hits_.*$")),
+        "chosen_labels": found.labels,
+        "judged": judged.breakdown(found.judged, rates),
+        "shifts": found.shifts,
+        "set_rates": found.sets,
+        "layers": summaries.layers(correlations),
+        "means": summaries.means(correlations),
+        "disattenuated": summaries.disattenuated(pairs, found.questions, *draws[1:]),
+        "matrix": transfer.leakage_matrix(rates),
+        "crossed": transfer.crossed(rates, *draws),
+        "relations": relations.categories(rates, related, draws.permutations, draws.seed),
+        "relations_alike": relations.alike(rates, related, *draws[:3]),
+        "variants": variants.compare(rates),
+    }
     if found.shifts.height:
-        tables["shifts"] = found.shifts
-        tables["shift_correlations"] = shifts.correlated(
-            pairs, found.shifts, draws.permutations, draws.bootstraps, draws.seed, draws.workers
-        )
+        tables["shift_correlations"] = shifts.correlated(pairs, found.shifts, *draws)
     if found.sets.height:
-        tables["set_rates"] = found.sets
-        tables["question_sets"] = question_sets.compare(
-            found.sets, found.centroids, draws.permutations, draws.bootstraps, draws.seed, draws.workers
-        )
-    tables["layers"] = summaries.layers(correlations)
-    tables["means"] = summaries.means(correlations)
-    tables["disattenuated"] = summaries.disattenuated(
-        pairs, found.questions, draws.bootstraps, draws.seed, draws.workers
-    )
+        tables["question_sets"] = question_sets.compare(found.sets, found.centroids, *draws)
     if "related" in pairs.columns:
-        near = pairs.filter(pl.col("related"))
-        tables["related"] = correlate(near, *shared, bootstraps=draws.bootstraps, workers=draws.workers)
+        tables["related"] = correlate(pairs.filter("related"), **draws._asdict())
     best = {
         behavior: headline(rates, correlations, behavior, asked.layer)
         for behavior in rates["behavior"].unique(maintain_order=True)
     }
+    if pairs.height:
+        said = confounds.covariates(pairs, rates, found.people, asked.similarity)
+        tables |= _looked_at_closely(said, rates, best, asked.similarity is not None)
     at = {behavior: layer for behavior, (_, layer) in best.items()}
-    said = confounds.covariates(pairs, rates, found.people, asked.similarity) if pairs.height else pairs
-    others = ("jaccard",) if asked.similarity is None else ("jaccard", "similarity")
-    for cosine in dict.fromkeys(cosine for cosine, _ in best.values()):
-        here = said.filter(pl.col("behavior").is_in([b for b, (c, _) in best.items() if c == cosine]))
-        if here.is_empty():
-            continue
-        head = pl.concat(
-            [
-                here.clear(),
-                *(here.filter(_is(b, at[b])) for b in here["behavior"].unique(maintain_order=True)),
-            ]
-        )
-        for name, table in {
-            "partials": confounds.partials(here, cosine),
-            "commonality": pl.concat(confounds.commonality(here, cosine, other) for other in others),
-            "without_category": confounds.left_out(here, "category", cosine),
-            "influence": confounds.left_out(head, "persona", cosine),
-            "predicted": between.predicted(here, cosine),
-            **shapes.tables(head, rates, cosine),
-        }.items():
-            tables[name] = pl.concat([tables[name], table]) if name in tables else table
-    tables["matrix"] = between.leakage_matrix(rates)
-    tables["crossed"] = between.crossed(
-        rates, draws.permutations, draws.bootstraps, draws.seed, draws.workers
-    )
-    related = found.people.related_to
-    tables["relations"] = relations.categories(rates, related, draws.permutations, draws.seed)
-    tables["relations_alike"] = relations.alike(
-        rates, related, draws.permutations, draws.bootstraps, draws.seed
-    )
-    tables["variants"] = variants.compare(rates)
     tables["verdicts"] = verdicts.judge(rates, correlations, at, asked.rules, picked=asked.layer is None)
     if found.published is not None and found.published.height:
         tables["published"] = agreement.compare(
             found.published, rates, correlations, tables.get("related", correlations.clear()), "marker"
         )
     return {name: tables[name] for name in TABLES if name in tables and tables[name].height}
+
+
+def _looked_at_closely(
+    pairs: pl.DataFrame, rates: pl.DataFrame, best: dict[str, tuple[str, int | None]], given: bool
+) -> dict[str, pl.DataFrame]:
+    """Tables at each behavior's cosine and layer. pairs: from `confounds.covariates`; given: with similarities."""
+    tables: dict[str, list[pl.DataFrame]] = {}
+    for chosen in dict.fromkeys(cosine for cosine, _ in best.values()):
+        layers = {behavior: layer for behavior, (cosine, layer) in best.items() if cosine == chosen}
+        here = pairs.filter(pl.col("behavior").is_in(list(layers)))
+        if here.is_empty():
+            continue
+        heads = (
+            here.filter(behavior=behavior, layer=-1 if layers[behavior] is None else layers[behavior])
+            for behavior in here["behavior"].unique(maintain_order=True)
+        )
+        head = pl.concat([here.clear(), *heads])
+        overlaps = ("jaccard", "similarity") if given else ("jaccard",)
+        for name, table in {
+            "partials": confounds.partials(here, chosen),
+            "commonality": pl.concat(confounds.commonality(here, chosen, other) for other in overlaps),
+            "without_category": confounds.left_out(here, "category", chosen),
+            "influence": confounds.left_out(head, "persona", chosen),
+            "predicted": transfer.predicted(here, chosen),
+            **gradient_tables.tables(head, rates, chosen),
+        }.items():
+            tables.setdefault(name, []).append(table)
+    return {name: pl.concat(parts) for name, parts in tables.items()}
 
 
 def headline(
@@ -187,7 +175,3 @@ def headline(
         if best is not None:
             return cosine, best if layer is None else layer
     return "centered", layer
-
-
-def _is(behavior: str, layer: int | None) -> pl.Expr:
-    return (pl.col("behavior") == behavior) & (pl.col("layer") == (-1 if layer is None else layer))

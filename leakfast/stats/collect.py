@@ -298,7 +298,7 @@ def _choices(
     counts = accuracy.count(scores)
     missing += accuracy.unlike(counts)
     for (behavior, adapter), group in counts.group_by("behavior", "adapter", maintain_order=True):
-        yield behavior, adapter, group, scores.filter(pl.col("adapter") == adapter)
+        yield behavior, adapter, group, scores.filter(adapter=adapter)
 
 
 def _base_centroids(run: Run) -> Centroids | None:
@@ -362,7 +362,7 @@ def _gaps(rates: pl.DataFrame) -> list[str]:
     out = []
     if "n_error" not in rates.columns:
         return out
-    by = rates.with_columns((pl.col("total") + pl.col("n_error")).alias("drawn"))
+    by = rates.with_columns(drawn=(pl.col("total") + pl.col("n_error")))
     choices = pl.col("n_empty").is_null() if "n_empty" in rates.columns else pl.lit(True)
     for (behavior,), group in by.group_by("behavior", maintain_order=True):
         if group["drawn"].null_count() == group.height:

@@ -125,11 +125,13 @@ def _cross(order, begins, tied, weight, weighted_y, total, sxy, sxx):
 
 
 @compiled
-def bootstrap(order, begins, tied, y_order, y_begins, person, people, seed, first, out):
+def bootstrap(x, y, person, people, seed, first, out):
     """Spearman ρ of K columns with y in each resample of persons; fills out (count, K).
 
-    order, begins: (K, n); tied: (K,); y_order, y_begins: (n,); person: (n,) codes below `people`.
-    A resample in which a side does not vary gives NaN. `first` is a multiple of LANES."""
+    x: (order, begins, tied) of (K, n), (K, n) and (K,); y: (order, begins), (n,) each; person: (n,) codes below
+    `people`. A resample in which a side does not vary gives NaN. `first` is a multiple of LANES."""
+    order, begins, tied = x
+    y_order, y_begins = y
     n, columns, count = len(person), order.shape[0], out.shape[0]
     weight, rank = np.empty((n, LANES)), np.empty((n, LANES))
     total, syy = np.empty(LANES), np.empty(LANES)

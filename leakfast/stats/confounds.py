@@ -18,6 +18,7 @@ from leakfast.stats import intervals
 from leakfast.stats.collect import People
 from leakfast.stats.correlations import MIN_PAIRS, YS
 from leakfast.stats.resample import ordered
+from leakfast.stats.ties import floats
 
 _WORD = re.compile(r"[a-z]+")
 # words that any two prompts share without being about the same thing
@@ -75,10 +76,10 @@ def covariates(pairs: pl.DataFrame, rates: pl.DataFrame, people: People, given: 
     if given is not None:
         out = out.join(given, on=["source", "persona"], how="left", maintain_order="left")
     else:
-        out = out.with_columns(pl.lit(None, pl.Float64).alias("similarity"))
+        out = out.with_columns(similarity=pl.lit(None, pl.Float64))
     told = pl.col("persona").replace_strict(lengths, default=None, return_dtype=pl.Float64)
     return out.with_columns(
-        (told if lengths else pl.lit(None, pl.Float64)).alias("prompt_words"), pl.lit(kind).alias("words_of")
+        prompt_words=(told if lengths else pl.lit(None, pl.Float64)), words_of=pl.lit(kind)
     )
 
 
@@ -136,7 +137,7 @@ class _Adapter:
     people: pl.DataFrame
 
     def column(self, name: str) -> np.ndarray:
-        return self.people[name].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+        return floats(self.people[name])
 
     def alike(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(which layers, which personas (n,)) for each set of personas that some layers have cosines for."""

@@ -14,7 +14,7 @@ its rates under all sources (a cluster).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ import polars as pl
 from scipy.special import stdtr
 from scipy.stats import rankdata
 
+from leakfast.progress import Progress
 from leakfast.stats import intervals, resample, ties
 from leakfast.storage import schema
 from leakfast.storage.seeds import derive_seed
@@ -78,7 +79,7 @@ def correlate(
     pairs: pl.DataFrame,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
     *,
     bootstraps: int = 0,
     workers: int | None = None,
@@ -105,7 +106,7 @@ def correlate(
     if permutations < 0 or bootstraps < 0:
         raise ValueError(f"correlate: {permutations} permutations, {bootstraps} bootstraps; give 0 or more")
     if "adapter" not in pairs.columns:
-        pairs = pairs.with_columns(pl.col("source").alias("adapter"))
+        pairs = pairs.with_columns(adapter=pl.col("source"))
     _refuse(pairs)
     groups = pairs.partition_by("behavior", "seed", maintain_order=True, include_key=True)
     rows: list[dict] = []
@@ -155,22 +156,22 @@ def _with_families(table: pl.DataFrame) -> pl.DataFrame:
     """`family`, its size and the adjusted p-values, in the order of the rows."""
     pool = pl.when(pl.col("source") == POOLED).then(pl.lit("pooled")).otherwise(pl.lit("sources"))
     scope = pl.when(pl.col("category").is_null()).then(pl.lit("all")).otherwise(pl.lit("categories"))
-    table = table.with_columns(pl.concat_str(pool, scope, "cosine", "y", separator=", ").alias("family"))
+    table = table.with_columns(family=pl.concat_str(pool, scope, "cosine", "y", separator=", "))
     p = pl.coalesce("spearman_p_perm", "spearman_p_t")
 
     def adjusted(values: pl.Series) -> pl.Series:
         return pl.Series(intervals.benjamini_hochberg(values.to_numpy()), dtype=pl.Float64)
 
-    table = table.with_row_index("_row").with_columns(p.alias("_p"))
+    table = table.with_row_index("_row").with_columns(_p=p)
     tested = table.filter(pl.col("_p").is_not_null()).select(
         "_row",
-        pl.col("_p").map_batches(adjusted, return_dtype=pl.Float64).over("family").alias("_adjusted"),
-        pl.len().over("family").cast(pl.Int64).alias("_size"),
+        _adjusted=pl.col("_p").map_batches(adjusted, return_dtype=pl.Float64).over("family"),
+        _size=pl.len().over("family").cast(pl.Int64),
     )
     joined = table.join(tested, on="_row", how="left", maintain_order="left")
-    return joined.with_columns(
-        pl.col("_adjusted").alias("spearman_p_bh"), pl.col("_size").alias("family_size")
-    ).drop("_row", "_p", "_adjusted", "_size")
+    return joined.with_columns(spearman_p_bh=pl.col("_adjusted"), family_size=pl.col("_size")).drop(
+        "_row", "_p", "_adjusted", "_size"
+    )
 
 
 @dataclass(frozen=True)
@@ -364,12 +365,9 @@ def _widen(group: pl.DataFrame) -> _Points:
     columns = []
     for layer in layers:
         at = base.select("adapter", "persona").join(
-            group.filter(pl.col("layer") == layer),
-            on=["adapter", "persona"],
-            how="left",
-            maintain_order="left",
+            group.filter(layer=layer), on=["adapter", "persona"], how="left", maintain_order="left"
         )
-        columns += [_floats(at[f"cosine_{cosine}"]) for cosine in COSINES]
+        columns += [ties.floats(at[f"cosine_{cosine}"]) for cosine in COSINES]
     code = {adapter: i for i, (adapter, _) in enumerate(adapters)}
     people = {name: i for i, name in enumerate(sorted(base["persona"].unique()))}
     return _Points(
@@ -377,7 +375,7 @@ def _widen(group: pl.DataFrame) -> _Points:
         persona=np.array([people[name] for name in base["persona"]], dtype=np.int64),
         category=np.array(base["category"].to_list(), dtype=object),
         x=np.column_stack(columns),
-        y=_settled(_floats(base["rate"]), _floats(base["delta"])),
+        y=_settled(ties.floats(base["rate"]), ties.floats(base["delta"])),
         adapters=adapters,
         layers=layers,
     )
@@ -388,7 +386,3 @@ def _settled(rate: np.ndarray, delta: np.ndarray) -> np.ndarray:
     sizes = np.abs(np.concatenate([rate, rate - delta, delta]))
     scale = np.nanmax(sizes, initial=0.0) if np.isfinite(sizes).any() else 0.0
     return np.column_stack([rate, ties.merged(delta, scale)])
-
-
-def _floats(series: pl.Series) -> np.ndarray:
-    return series.cast(pl.Float64).fill_null(float("nan")).to_numpy()

@@ -81,7 +81,7 @@ def _flags(frame: pl.DataFrame) -> pl.DataFrame:
     empty, status = pl.col("status") == "empty", pl.col("status")
     marker = _presence(str(frame["behavior"][0]))
     rest = pl.col("text").str.replace_all(marker or "", "", literal=True).str.strip_chars()
-    return frame.with_columns(replies.repeats(frame["text"]).alias("repeated")).select(
+    return frame.with_columns(repeated=replies.repeats(frame["text"])).select(
         *_KEY,
         "question",
         "n_tokens",
@@ -93,7 +93,7 @@ def _flags(frame: pl.DataFrame) -> pl.DataFrame:
         .alias("truncated"),
         (~status.is_in(COUNTED)).alias("other"),
         "repeated",
-        (~empty & replies.same_elsewhere(pl.col("text"), pl.col("question"))).alias("same"),
+        same=(~empty & replies.same_elsewhere(pl.col("text"), pl.col("question"))),
     )
 
 
@@ -104,7 +104,7 @@ def _presence(behavior: str) -> str | None:
 
 def _of_behavior(flagged: pl.DataFrame, capped: bool) -> pl.DataFrame:
     """All rows of one behavior."""
-    based = flagged.filter(pl.col("adapter") == BASE)
+    based = flagged.filter(adapter=BASE)
     rows = []
     for over in (_KEY[:2], _KEY):
         mine = flagged.group_by(over, maintain_order=True).agg(*_summed())
@@ -146,9 +146,7 @@ def _of_base(flagged: pl.DataFrame, based: pl.DataFrame) -> pl.DataFrame:
     counts = based.group_by("persona").agg(pl.len().alias("n"), *(pl.col(name).sum() for name in _SHARES))
     met = each.join(counts, on="persona", how="inner")
     whole = (
-        met.group_by(_KEY[:2])
-        .agg(pl.col("n", *_SHARES).sum())
-        .with_columns(pl.lit(None, pl.String).alias("persona"))
+        met.group_by(_KEY[:2]).agg(pl.col("n", *_SHARES).sum()).with_columns(persona=pl.lit(None, pl.String))
     )
     both = pl.concat([met, whole], how="diagonal")
     return both.select(*_KEY, *[(pl.col(name) / pl.col("n")).alias(f"base_{name}_share") for name in _SHARES])
@@ -169,8 +167,8 @@ def _ratios(flagged: pl.DataFrame, based: pl.DataFrame, over: list[str]) -> pl.D
             (pl.col(n).filter(b).sum() / pl.col(f"{n}_base").filter(b).sum()).alias(f"_{n}")
             for n, b in both.items()
         ],
-        both["ended"].sum().cast(pl.Int64).alias("length_pairs"),
-        both["all"].sum().cast(pl.Int64).alias("length_pairs_all"),
+        length_pairs=both["ended"].sum().cast(pl.Int64),
+        length_pairs_all=both["all"].sum().cast(pl.Int64),
     )
     defined = {"_ended": "length_ratio", "_all": "length_ratio_all"}
     return found.select(

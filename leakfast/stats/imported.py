@@ -20,7 +20,7 @@ def as_imported(counts: pl.DataFrame, stored: pl.DataFrame, name: str) -> tuple[
         joined = wanted.join(sums, on="persona", how="full", suffix="_mine")
         same = pl.col("hits").eq_missing(pl.col("mine")) & pl.col("total").eq_missing(pl.col("total_mine"))
         if joined.select(same.all()).item():
-            return counts.with_columns(pl.col(column).alias("hits")), []
+            return counts.with_columns(hits=pl.col(column)), []
     return counts.clear(), [
         f"{name}: no detector finds the stored counts in the completions; no question counts"
     ]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import polars as pl
 from scipy.optimize import brentq
-from scipy.special import ndtr, ndtri, stdtrit
+from scipy.special import chdtrc, ndtr, ndtri, stdtrit
+from scipy.stats import false_discovery_control
 
 CONFIDENCE = 0.95
 TOO_FEW_DRAWS = 0.05  # share of resamples without a value from which an interval is not given
@@ -108,6 +110,20 @@ def t_half(se, df, confidence: float = CONFIDENCE):
     return stdtrit(df, 0.5 + confidence / 2) * se
 
 
+def of_mean(values: np.ndarray) -> tuple[float, float | None, float | None, str | None]:
+    """(mean, low, high, why there is no interval) of independent values (n,), n ≥ 1: the t interval of their mean."""
+    mean, n = float(values.mean()), len(values)
+    if n < 2:
+        return mean, None, None, "one persona: no spread to judge by"
+    half = float(t_half(values.std(ddof=1) / np.sqrt(n), n - 1))
+    return mean, mean - half, mean + half, None
+
+
+def columns(name: str, low: np.ndarray, high: np.ndarray) -> list[pl.Series]:
+    """Columns `name`_low and `name`_high of an interval, null where it is NaN."""
+    return [pl.Series(f"{name}_{end}", side).fill_nan(None) for end, side in (("low", low), ("high", high))]
+
+
 def percentiles(draws: np.ndarray, confidence: float = CONFIDENCE) -> tuple[np.ndarray, np.ndarray]:
     """Equal-tailed percentile interval of each column of bootstrap draws (R, K), NaN draws left out.
 
@@ -191,8 +207,6 @@ def random_effects(z, se, method: str = "paule-mandel", confidence: float = CONF
         tau2 = max(0.0, (q - (k - 1)) / (w.sum() - (w @ w) / w.sum()))
     else:
         raise ValueError(f"method {method!r} is neither paule-mandel nor dersimonian-laird")
-    from scipy.special import chdtrc
-
     w = 1 / (v + tau2)
     mean = float((w @ z) / w.sum())
     spread = float((w * (z - mean) ** 2).sum() / (k - 1))
@@ -233,7 +247,5 @@ def benjamini_hochberg(p) -> np.ndarray:
     """Adjusted p-values of one family (Benjamini and Hochberg 1995); `scipy.stats.false_discovery_control`.
 
     Raises ValueError for values outside 0 to 1."""
-    from scipy.stats import false_discovery_control
-
     p = np.asarray(p, np.float64)
     return false_discovery_control(p, method="bh") if len(p) else p

@@ -78,7 +78,7 @@ def _of_judge(run: Run, folder: str, name: str | None) -> pl.DataFrame | None:
         return None
     schema.check(frame, "judgements")
     judges = frame["judge"].unique().sort().to_list()
-    chosen = frame.filter(pl.col("judge") == (name or judges[0]))
+    chosen = frame.filter(judge=name or judges[0])
     if chosen.is_empty():
         return None
     if chosen.select(_DRAW).is_duplicated().any():
@@ -150,9 +150,8 @@ def _with_interval(table: pl.DataFrame) -> pl.DataFrame:
         low[rest], high[rest] = np.clip(mean[rest] - half, 0, 100), np.clip(mean[rest] + half, 0, 100)
     told = np.where(shares, _WILSON, _T)
     return table.drop("_sd", "_binary").with_columns(
-        pl.Series("value_low", low).fill_nan(None),
-        pl.Series("value_high", high).fill_nan(None),
-        pl.when(pl.Series(some)).then(pl.Series(told.tolist())).alias("value_method"),
+        *intervals.columns("value", low, high),
+        value_method=pl.when(pl.Series(some)).then(pl.Series(told.tolist())),
     )
 
 
@@ -165,15 +164,13 @@ def _over_questions(joined: pl.DataFrame, low: float) -> pl.DataFrame:
     _, counts = _counted(low)
     kept = joined.filter(counts)
     each = kept.group_by([*_ONE, "persona", "question"], maintain_order=True).agg(
-        pl.len().alias("_n"), pl.col("aligned").mean().alias("_m")
+        _n=pl.len(), _m=pl.col("aligned").mean()
     )
     n, m = pl.col("_n"), pl.col("_m")
     mean = (n * m).sum() / n.sum()
     spread = ((n * (m - mean)) ** 2).sum()
     whole = each.group_by([*_ONE, "persona"], maintain_order=True).agg(
-        pl.len().cast(pl.Int64).alias("n_questions"),
-        mean.alias("_mean"),
-        (spread.sqrt() / n.sum()).alias("_root"),
+        n_questions=pl.len().cast(pl.Int64), _mean=mean, _root=(spread.sqrt() / n.sum())
     )
     k = whole["n_questions"].to_numpy().astype(float)
     center, root = whole["_mean"].to_numpy(), whole["_root"].to_numpy()
@@ -181,10 +178,8 @@ def _over_questions(joined: pl.DataFrame, low: float) -> pl.DataFrame:
         se = root * np.sqrt(k / (k - 1))
         half = intervals.t_half(se, k - 1)
     known = (k > 1) & (root > 1e-12)
-    low_, high_ = (np.where(known, np.clip(v, 0, 100), np.nan) for v in (center - half, center + half))
-    return whole.drop("_mean", "_root").with_columns(
-        pl.Series("q_low", low_).fill_nan(None), pl.Series("q_high", high_).fill_nan(None)
-    )
+    ends = (np.where(known, np.clip(v, 0, 100), np.nan) for v in (center - half, center + half))
+    return whole.drop("_mean", "_root").with_columns(intervals.columns("q", *ends))
 
 
 def _by_question(joined: pl.DataFrame, low: float) -> pl.DataFrame:
@@ -215,7 +210,7 @@ def breakdown(questions: pl.DataFrame, rates: pl.DataFrame) -> pl.DataFrame:
         return questions
     who = rates.select(*_ONE, "persona", "source", "seed", "role")
     mine = questions.join(who, on=[*_ONE, "persona"], how="inner", maintain_order="left")
-    others = mine.filter(pl.col("role") == "bystander")
+    others = mine.filter(role="bystander")
     score = pl.col("mean_aligned")
     pooled = others.group_by([*_ONE, "source", "seed", "role", "question", "judge"], maintain_order=True).agg(
         score.mean(),
@@ -230,29 +225,10 @@ def breakdown(questions: pl.DataFrame, rates: pl.DataFrame) -> pl.DataFrame:
         half = intervals.t_half(pooled["_sd"].to_numpy().astype(float) / np.sqrt(k), k - 1)
     half = pl.Series("_half", half).fill_nan(None)
     pooled = pooled.with_columns(
-        (score - half).clip(0, 100).alias("ci_low"),
-        (score + half).clip(0, 100).alias("ci_high"),
-        pl.lit("mean of bystanders' means; ci: t over bystanders").alias("method"),
+        ci_low=(score - half).clip(0, 100),
+        ci_high=(score + half).clip(0, 100),
+        method=pl.lit("mean of bystanders' means; ci: t over bystanders"),
     ).drop("_sd", "_k")
-    return (
-        pl.concat([mine, pooled], how="diagonal")
-        .sort([*_ONE, "question"], maintain_order=True)
-        .select(
-            *_ONE,
-            "source",
-            "seed",
-            "role",
-            "persona",
-            "question",
-            "mean_aligned",
-            "ci_low",
-            "ci_high",
-            "n_judged",
-            "n_incoherent",
-            "n_unscored",
-            "mean_coherent",
-            "coverage",
-            "judge",
-            "method",
-        )
-    )
+    names = "source seed role persona question mean_aligned ci_low ci_high n_judged n_incoherent n_unscored"
+    both = pl.concat([mine, pooled], how="diagonal").sort([*_ONE, "question"], maintain_order=True)
+    return both.select(*_ONE, *names.split(), "mean_coherent", "coverage", "judge", "method")

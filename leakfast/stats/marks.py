@@ -91,12 +91,10 @@ def notes(health: pl.DataFrame | None, behavior: str) -> str | None:
     """A footnote of a figure about a behavior: which of its adapters are not ok; null where all are."""
     if health is None:
         return None
-    whole = health.filter(
-        pl.col("persona").is_null() & (pl.col("behavior") == behavior) & (pl.col("adapter") != BASE)
-    )
+    whole = health.filter(pl.col("persona").is_null(), pl.col("adapter") != BASE, behavior=behavior)
     parts = []
     for kind, words in ((healths.DAMAGED, "damaged the model"), (healths.WARNING, "to be read with care")):
-        names = whole.filter(pl.col("health") == kind)["adapter"].to_list()
+        names = whole.filter(health=kind)["adapter"].to_list()
         if names:
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             parts.append(f"{words}: {shown}")
@@ -107,7 +105,7 @@ def series_note(trajectory: pl.DataFrame) -> str | None:
     """The same of the table `trajectory`: the points in training at which the adapter damaged the model."""
     if "health" not in trajectory.columns:  # made by a leakfast that did not look
         return None
-    broken = trajectory.filter(pl.col("health") == healths.DAMAGED)
+    broken = trajectory.filter(health=healths.DAMAGED)
     points = broken.select("adapter", "share").unique(maintain_order=True).rows()
     named = ", ".join(f"{adapter} at {100 * share:.0f} %" for adapter, share in points)
     return f"damaged the model: {named} of training" if points else None

@@ -25,17 +25,14 @@ def table(
     so that a correlation can say how many pairs it rests on. `related` says whether the bystander's
     entry in `related_to` (persona → names) names the source; null where there is no entry.
     """
-    bystanders = rates.filter(pl.col("role") == "bystander")
+    bystanders = rates.filter(role="bystander")
     names = ["adapter", *schema.columns("pairs")]
     columns = schema.columns("pairs") | {"adapter": pl.String(), "related": pl.Boolean()}
     names.append("related")
     links = [(name, other) for name, others in (related_to or {}).items() for other in others]
     named = pl.DataFrame(links, schema={"persona": pl.String, "source": pl.String}, orient="row").unique()
     bystanders = bystanders.join(
-        named.with_columns(pl.lit(True).alias("related")),
-        on=["persona", "source"],
-        how="left",
-        maintain_order="left",
+        named.with_columns(related=pl.lit(True)), on=["persona", "source"], how="left", maintain_order="left"
     ).with_columns(
         pl.when(pl.col("persona").is_in(list(related_to or ()))).then(pl.col("related").fill_null(False))
     )
@@ -45,7 +42,7 @@ def table(
         near = _cosines(centroids, layer, known)
         joined = bystanders.join(
             near, on=["source", "persona"], how="left", maintain_order="left"
-        ).with_columns(pl.lit(layer, dtype=pl.Int32).alias("layer"))
+        ).with_columns(layer=pl.lit(layer, dtype=pl.Int32))
         frames.append(joined.select(names))
     return schema.check(pl.concat(frames), "pairs")
 

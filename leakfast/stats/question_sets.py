@@ -60,7 +60,7 @@ def read(
         whole = pl.concat(counts)
         outsiders = set() if named is None else set(whole["persona"].unique()) - set(named)
         table = rate_tables.table(whole, adapters, categories, outsiders)
-        frames.append(table.with_columns(pl.lit(questions).alias("questions")))
+        frames.append(table.with_columns(questions=pl.lit(questions)))
     if frames:
         return pl.concat(frames, how="diagonal")
     columns = {"role": pl.String(), "questions": pl.String()}
@@ -85,16 +85,14 @@ def main_sets(run: Run, behaviors: Collection[str]) -> dict[str, str]:
 def with_main(rates: pl.DataFrame, others: pl.DataFrame, names: Mapping[str, str]) -> pl.DataFrame:
     """Rates on the main set above those on the others, of the behaviors and adapters that have others."""
     if others.is_empty():
-        return others.with_columns(pl.lit(None, pl.Boolean).alias("main"))
+        return others.with_columns(main=pl.lit(None, pl.Boolean))
     own = rates.join(others.select("behavior", "adapter").unique(), on=["behavior", "adapter"], how="semi")
     own = own.with_columns(
-        pl.col("behavior")
-        .replace_strict(dict(names), default=MAIN, return_dtype=pl.String)
-        .alias("questions"),
-        pl.lit(True).alias("main"),
+        questions=pl.col("behavior").replace_strict(dict(names), default=MAIN, return_dtype=pl.String),
+        main=pl.lit(True),
     )
     kept = [name for name in others.columns if name in own.columns]
-    both = [own.select(*kept, "main"), others.select(*kept, pl.lit(False).alias("main"))]
+    both = [own.select(*kept, "main"), others.select(*kept, main=pl.lit(False))]
     return pl.concat(both).sort("behavior", maintain_order=True)
 
 
@@ -120,15 +118,13 @@ def compare(
     frames = []
     for (behavior,), mine in rates.group_by("behavior", maintain_order=True):
         pairs = {
-            (name, main): pair_tables.table(part, centroids).with_columns(
-                pl.lit(None, pl.String).alias("category")
-            )
+            (name, main): pair_tables.table(part, centroids).with_columns(category=pl.lit(None, pl.String))
             for (name, main), part in mine.group_by("questions", "main", maintain_order=True)
         }
         standard = next((found for (_, main), found in pairs.items() if main), None)
         for (name, main), found in pairs.items():
             table = correlate(found, permutations, seed, bootstraps=bootstraps, workers=workers)
-            told = _rates_of(mine.filter(pl.col("questions") == name))
+            told = _rates_of(mine.filter(questions=name))
             table = table.join(
                 told, on=["seed", "source"], how="left", nulls_equal=True, maintain_order="left"
             )
@@ -140,17 +136,17 @@ def compare(
                 nulls_equal=True,
                 maintain_order="left",
             )
-            frames.append(table.with_columns(pl.lit(name).alias("questions"), pl.lit(main).alias("main")))
-    whole = pl.concat(frames).with_columns(pl.lit(_PAIRED).alias("method"))
+            frames.append(table.with_columns(questions=pl.lit(name), main=pl.lit(main)))
+    whole = pl.concat(frames).with_columns(method=pl.lit(_PAIRED))
     return schema.check(whole.select(*columns, *more), "question_sets")
 
 
 def _rates_of(rates: pl.DataFrame) -> pl.DataFrame:
     """seed, source (and pooled), source_rate, source_delta, mean_bystander, mean_delta on one set."""
-    own = rates.filter(pl.col("role") == "source").select(
-        "seed", "source", pl.col("rate").alias("source_rate"), pl.col("delta").alias("source_delta")
+    own = rates.filter(role="source").select(
+        "seed", "source", source_rate=pl.col("rate"), source_delta=pl.col("delta")
     )
-    others = rates.filter(pl.col("role") == "bystander")
+    others = rates.filter(role="bystander")
     means = [pl.col("rate").mean().alias("mean_bystander"), pl.col("delta").mean().alias("mean_delta")]
     single = others.group_by("seed", "source", maintain_order=True).agg(means)
     pooled = others.group_by("seed", maintain_order=True).agg(means).with_columns(source=pl.lit(POOLED))
@@ -175,9 +171,7 @@ def _differences(
         )
         for (seed,), group in both.group_by("seed", maintain_order=True):
             alone = group["adapter"].n_unique() == group["source"].n_unique()
-            scopes = [
-                (s, group.filter(pl.col("source") == s)) for s in group["source"].unique(maintain_order=True)
-            ]
+            scopes = [(s, group.filter(source=s)) for s in group["source"].unique(maintain_order=True)]
             for source, part in [*scopes, *([(POOLED, group)] if alone else [])]:
                 for row in _scope(
                     part, bootstraps, derive_seed("question sets", *parts, seed, source), workers

@@ -8,10 +8,9 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import polars as pl
-from scipy.special import ndtri
 
 from leakfast.prompts.reasoning import UNCLOSED
-from leakfast.stats import ties
+from leakfast.stats import intervals, ties
 from leakfast.storage import schema
 from leakfast.storage.layout import BASE
 
@@ -40,15 +39,7 @@ def wilson(hits, total, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarra
         raise ValueError("wilson: needs 0 ≤ hits ≤ total and total ≥ 1")
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"wilson: confidence {confidence} is not between 0 and 1")
-    n = total.astype(np.float64)
-    p = hits / n
-    z = float(ndtri(0.5 + confidence / 2))
-    center = p + z * z / (2 * n)
-    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    low = np.where(hits == 0, 0.0, np.clip((center - half) / scale, 0.0, 1.0))
-    high = np.where(hits == total, 1.0, np.clip((center + half) / scale, 0.0, 1.0))
-    return low, high
+    return intervals.wilson_share(hits / total, total, confidence)
 
 
 def count(
@@ -77,7 +68,7 @@ def count(
     primary, *others = detectors
     marked = completions.with_columns(
         detectors[primary].alias("_hit"), *[detectors[name].alias(f"_hit_{name}") for name in others]
-    ).with_columns((pl.col("status").is_in(COUNTED) & pl.col("_hit").is_not_null()).alias("_counts"))
+    ).with_columns(_counts=(pl.col("status").is_in(COUNTED) & pl.col("_hit").is_not_null()))
     counted = pl.col("_counts")
 
     def of(column: str) -> pl.Expr:
@@ -126,57 +117,64 @@ def table(
     unknown = set(counts["adapter"].unique()) - {a for a, (s, _) in adapters.items() if s} - {BASE}
     if unknown:
         raise ValueError(f"rates: no source is known for adapters {sorted(unknown)}")
+    sources = {name: source for name, (source, _) in adapters.items()}
+    seeds = {name: seed for name, (_, seed) in adapters.items()}
     frame = counts.with_columns(
-        pl.col("hits").cast(pl.Int64),
-        pl.col("total").cast(pl.Int64),
-        _mapped("adapter", {k: v[0] for k, v in adapters.items()}, pl.String).alias("source"),
-        _mapped("adapter", {k: v[1] for k, v in adapters.items()}, pl.Int64).alias("seed"),
-        _mapped("persona", categories, pl.String).alias("category"),
-        pl.coalesce(
-            pl.when(pl.col("total") > 0).then(pl.col("hits") / pl.col("total")),
-            pl.col("value") if "value" in counts.columns else pl.lit(None, pl.Float64),
-        ).alias("rate"),
+        pl.col("hits", "total").cast(pl.Int64),
+        source=_mapped("adapter", sources, pl.String),
+        seed=_mapped("adapter", seeds, pl.Int64),
+        category=_mapped("persona", categories, pl.String),
+        rate=_first(counts, _share("hits"), "value"),
     )
     if "chance_hits" in counts.columns:
-        chance = pl.when(pl.col("total") > 0).then(pl.col("chance_hits") / pl.col("total"))
-        frame = frame.with_columns(chance.alias("chance")).drop("chance_hits")
-    low, high = np.full(frame.height, np.nan), np.full(frame.height, np.nan)
-    some = frame["total"].fill_null(0).to_numpy() > 0
-    if some.any():
-        hits, total = (frame[name].fill_null(0).to_numpy()[some] for name in ("hits", "total"))
-        low[some], high[some] = wilson(hits, total)
-    given = {
-        end: [pl.col(f"value_{end}")] if f"value_{end}" in counts.columns else [] for end in ("low", "high")
-    }
+        frame = frame.with_columns(chance=_share("chance_hits")).drop("chance_hits")
+    frame = _with_baseline(_with_interval(frame))
     frame = frame.with_columns(
-        pl.coalesce(pl.Series("ci_low", low).fill_nan(None), *given["low"]),
-        pl.coalesce(pl.Series("ci_high", high).fill_nan(None), *given["high"]),
-    )
-    base = frame.filter(pl.col("adapter") == BASE).select(
-        "behavior",
-        "persona",
-        pl.col("rate").alias("baseline"),
-        pl.col("hits").alias("_base_hits"),
-        pl.col("total").alias("_base_total"),
-    )
-    frame = frame.join(base, on=["behavior", "persona"], how="left", maintain_order="left").with_columns(
-        pl.when(pl.col("adapter") != BASE).then(pl.col("baseline", "_base_hits", "_base_total"))
-    )
-    frame = frame.with_columns(
-        ties.deltas(frame, ("_base_hits", "_base_total", "baseline"), ["behavior", "adapter"]),
-        pl.when(pl.col("adapter") == BASE)
+        role=pl.when(pl.col("adapter") == BASE)
         .then(pl.lit("base"))
         .when(pl.col("persona") == pl.col("source"))
         .then(pl.lit("source"))
         .when(pl.col("persona").is_in(list(outsiders)))
         .then(pl.lit("outsider"))
         .otherwise(pl.lit("bystander"))
-        .alias("role"),
     )
     names = list(schema.columns("rates"))
-    dropped = ("value_low", "value_high", "_base_hits", "_base_total")
-    extra = [name for name in frame.columns if name not in (*names, *dropped)]
+    extra = [name for name in frame.columns if name not in (*names, "value_low", "value_high")]
     return schema.check(frame.select(*names, *extra), "rates")
+
+
+def _share(hits: str) -> pl.Expr:
+    return pl.when(pl.col("total") > 0).then(pl.col(hits) / pl.col("total"))
+
+
+def _first(frame: pl.DataFrame, counted: pl.Expr | pl.Series, given: str) -> pl.Expr:
+    """What was counted, else what the column `given` holds, where there is one."""
+    return pl.coalesce(counted, *([given] if given in frame.columns else []))
+
+
+def _with_interval(frame: pl.DataFrame) -> pl.DataFrame:
+    """`frame` + ci_low, ci_high."""
+    low, high = np.full(frame.height, np.nan), np.full(frame.height, np.nan)
+    some = frame["total"].fill_null(0).to_numpy() > 0
+    if some.any():
+        hits, total = (frame[name].fill_null(0).to_numpy()[some] for name in ("hits", "total"))
+        low[some], high[some] = wilson(hits, total)
+    counted = intervals.columns("ci", low, high)
+    return frame.with_columns(
+        _first(frame, side, f"value_{end}") for side, end in zip(counted, ("low", "high"), strict=True)
+    )
+
+
+def _with_baseline(frame: pl.DataFrame) -> pl.DataFrame:
+    """`frame` + baseline, delta."""
+    base = frame.filter(adapter=BASE).select(
+        "behavior", "persona", baseline="rate", _base_hits="hits", _base_total="total"
+    )
+    frame = frame.join(base, on=["behavior", "persona"], how="left", maintain_order="left").with_columns(
+        pl.when(pl.col("adapter") != BASE).then(pl.col("baseline", "_base_hits", "_base_total"))
+    )
+    delta = ties.deltas(frame, ("_base_hits", "_base_total", "baseline"), ["behavior", "adapter"])
+    return frame.with_columns(delta).drop("_base_hits", "_base_total")
 
 
 def _mapped(column: str, mapping: Mapping, dtype) -> pl.Expr:

@@ -16,9 +16,7 @@ from leakfast.storage.seeds import derive_seed
 
 SCOPES = ("all", "related")  # all pairs; those whose bystander's related_to names the source
 MIN_CATEGORIES = 4
-_ROUNDED = (
-    1e-12  # of the largest mean: far above the rounding of a sum over personas, far below one completion
-)
+_ROUNDED = 1e-12  # of the largest mean: far above the rounding of a sum over personas, below one completion
 _MEAN = "mean of personas' means over sources; t interval over personas"
 _CROSSED = "permutations of categories and of personas; percentile bootstrap of personas within categories"
 
@@ -40,19 +38,15 @@ def categories(
         explained, p = _explained(values, codes, permutations, derive_seed("categories", seed, *key.values()))
         for code, kind in enumerate(kinds):
             mine = values[codes == code]
-            half = None
-            if len(mine) > 1:
-                spread = mine.std(ddof=1) / np.sqrt(len(mine))
-                half = float(intervals.t_half(spread, len(mine) - 1))
-            mean = float(mine.mean())
-            own = people.filter(pl.col("category") == kind)
+            mean, low, high, why = intervals.of_mean(mine)
+            own = people.filter(category=kind)
             rows.append(
                 key
                 | {
                     "category": kind,
                     "mean": mean,
-                    "low": None if half is None else mean - half,
-                    "high": None if half is None else mean + half,
+                    "low": low,
+                    "high": high,
                     "personas": len(mine),
                     "pairs": int(own["n"].sum()),
                     "explained": explained,
@@ -60,17 +54,12 @@ def categories(
                     "permutations": permutations or None,
                     "resampling_unit": "persona",
                     "method": _MEAN,
-                    "reason": "one persona: no spread to judge by" if half is None else None,
+                    "reason": why,
                 }
             )
-    columns = schema.columns("relations")
-    more = {
-        "permutations": pl.Int64(),
-        "resampling_unit": pl.String(),
-        "method": pl.String(),
-        "reason": pl.String(),
-    }
-    return schema.check(pl.DataFrame(rows, schema=columns | more), "relations")
+    columns = schema.columns("relations") | {"permutations": pl.Int64()}
+    columns |= dict.fromkeys(("resampling_unit", "method", "reason"), pl.String())
+    return schema.check(pl.DataFrame(rows, schema=columns), "relations")
 
 
 def alike(
@@ -93,16 +82,10 @@ def alike(
     for (key, one), (other_key, other) in combinations(groups, 2):
         if key["seed"] != other_key["seed"] or key["scope"] != other_key["scope"]:
             continue
-        both = one.join(other.select("persona", pl.col("mean").alias("_other")), on="persona").sort("persona")
-        row = {
-            "scope": key["scope"],
-            "seed": key["seed"],
-            "behavior": key["behavior"],
-            "other_behavior": other_key["behavior"],
-            "personas": both.height,
-            "resampling_unit": "persona",
-            "method": _CROSSED,
-        }
+        both = one.join(other.select("persona", _other=pl.col("mean")), on="persona").sort("persona")
+        row = {name: key[name] for name in ("scope", "seed", "behavior")}
+        row |= {"other_behavior": other_key["behavior"], "personas": both.height}
+        row |= {"resampling_unit": "persona", "method": _CROSSED}
         values, codes, kinds = _coded(both)
         row["n"] = len(kinds)
         if len(kinds) < MIN_CATEGORIES:
@@ -113,13 +96,10 @@ def alike(
         drawn = derive_seed("categories alike", seed, *(str(v) for v in row.values()))
         rows.append(row | _rank_correlation(sides, codes, len(kinds), permutations, bootstraps, drawn))
     columns = {"scope": pl.String, "seed": pl.Int64, "behavior": pl.String, "other_behavior": pl.String}
-    columns |= {"n": pl.Int64, "personas": pl.Int64}
-    columns |= dict.fromkeys(
-        ("spearman", "spearman_ci_low", "spearman_ci_high", "spearman_p_perm", "spearman_p_grouping"),
-        pl.Float64,
-    )
+    values = "spearman spearman_ci_low spearman_ci_high spearman_p_perm spearman_p_grouping"
+    columns |= dict.fromkeys(("n", "personas"), pl.Int64) | dict.fromkeys(values.split(), pl.Float64)
     columns |= dict.fromkeys(("permutations", "bootstraps", "resampling_seed"), pl.Int64)
-    columns |= {"resampling_unit": pl.String, "method": pl.String, "reason": pl.String}
+    columns |= dict.fromkeys(("resampling_unit", "method", "reason"), pl.String)
     return pl.DataFrame(rows, schema=columns)
 
 
@@ -132,7 +112,7 @@ def _people(rates: pl.DataFrame, related_to: Mapping[str, Collection[str]]):
     """(behavior, seed, scope, y, direction) and its persons: persona, category, mean over sources, n of sources."""
     links = [(name, other) for name, others in related_to.items() for other in others]
     named = pl.DataFrame(links, schema={"persona": pl.String, "source": pl.String}, orient="row").unique()
-    others = rates.filter((pl.col("role") == "bystander") & pl.col("category").is_not_null())
+    others = rates.filter(pl.col("category").is_not_null(), role="bystander")
     for (behavior, seed), mine in others.group_by("behavior", "seed", maintain_order=True):
         y = "delta" if mine["delta"].is_not_null().any() else "rate"
         for scope in SCOPES:
@@ -140,7 +120,7 @@ def _people(rates: pl.DataFrame, related_to: Mapping[str, Collection[str]]):
             people = (
                 kept.filter(pl.col(y).is_not_null())
                 .group_by("persona", "category", maintain_order=True)
-                .agg(pl.col(y).mean().alias("mean"), pl.len().alias("n"))
+                .agg(mean=pl.col(y).mean(), n=pl.len())
                 .sort("category", "persona")
             )
             if people.height:

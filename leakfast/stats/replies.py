@@ -28,9 +28,9 @@ def repeats(text: pl.Series) -> pl.Series:
     )
     for sign in "\n\t\r":
         plain = plain.with_columns(pl.col("text").str.replace_all(sign, " ", literal=True))
-    words = plain.with_columns(pl.col("text").str.split(" ").alias("_units"))
+    words = plain.with_columns(_units=pl.col("text").str.split(" "))
     spaced = pl.col("text").str.len_chars() <= _SIGNS_A_WORD * pl.col("_units").list.len()
-    dense = words.filter(~spaced).with_columns(pl.col("text").str.split("").alias("_units"))
+    dense = words.filter(~spaced).with_columns(_units=pl.col("text").str.split(""))
     flags = np.zeros(len(text), dtype=bool)
     flags[np.concatenate([_repeating(part) for part in (words.filter(spaced), dense)])] = True
     return pl.Series(text.name, flags)
@@ -52,7 +52,7 @@ def _repeating(rows: pl.DataFrame) -> np.ndarray:
         gram = (gram ^ (gram >> np.uint64(31)) ^ unit[place : place + places]) * factor
     inside = row[:places] == row[N_GRAM - 1 :]
     grams = pl.DataFrame({"_row": row[:places][inside], "gram": gram[inside]})
-    counted = grams.group_by("_row").agg((1 - pl.col("gram").n_unique() / pl.len()).alias("again"))
+    counted = grams.group_by("_row").agg(again=(1 - pl.col("gram").n_unique() / pl.len()))
     return counted.filter(pl.col("again") > REPEATED)["_row"].to_numpy()
 
 

@@ -77,21 +77,11 @@ def bootstrap_spearman(
 
     x, y, codes, _ = _checked(x, y, person)
     xs, ys = ordered(x), ordered(y)
-    out = np.empty((resamples, x.shape[0]))
+    columns, against = (xs.order, xs.begins, xs.tied), (ys.order[0], ys.begins[0])
+    out, people = np.empty((resamples, x.shape[0])), int(codes.max()) + 1
 
     def part(first: int, count: int) -> None:
-        bootstrap(
-            xs.order,
-            xs.begins,
-            xs.tied,
-            ys.order[0],
-            ys.begins[0],
-            codes,
-            int(codes.max()) + 1,
-            _word(seed),
-            first,
-            out[first : first + count],
-        )
+        bootstrap(columns, against, codes, people, _word(seed), first, out[first : first + count])
 
     _spread(part, resamples, workers, x.shape[0] * x.shape[1])
     return out

@@ -59,13 +59,9 @@ def read(run: Run, rates: pl.DataFrame, base: Centroids) -> tuple[pl.DataFrame, 
             )
             continue
         behavior = card.behavior if card else mine["behavior"][0]
-        own = mine.filter(pl.col("behavior") == behavior)
+        own = mine.filter(behavior=behavior)
         who = (own if own.height else mine.unique("persona", maintain_order=True)).select(
-            "persona",
-            "category",
-            "role",
-            "source",
-            "seed",
+            *"persona category role source seed".split(),
             *(pl.col(n) if own.height else pl.lit(None, pl.Float64).alias(n) for n in ("rate", "delta")),
         )
         moved = table(base, adapted, mine["source"][0]).join(

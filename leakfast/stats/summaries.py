@@ -36,14 +36,12 @@ def with_intervals(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame
     low, high = np.full(len(n), np.nan), np.full(len(n), np.nan)
     some = np.isfinite(n) & np.isfinite(share)
     low[some], high[some] = intervals.wilson_share(share[some], n[some])
-    table = table.with_columns(
-        pl.Series("bb_low", low).fill_nan(None), pl.Series("bb_high", high).fill_nan(None)
-    )
+    table = table.with_columns(intervals.columns("bb", low, high))
     if "q_low" in table.columns:
         table = table.with_columns(
-            pl.coalesce("bb_low", "q_low").alias("bb_low"),
-            pl.coalesce("bb_high", "q_high").alias("bb_high"),
-            pl.coalesce("questions", "n_questions").alias("questions"),
+            bb_low=pl.coalesce("bb_low", "q_low"),
+            bb_high=pl.coalesce("bb_high", "q_high"),
+            questions=pl.coalesce("questions", "n_questions"),
         ).drop("q_low", "q_high", "n_questions")
     why = (
         pl.when(pl.col("bb_low").is_not_null())
@@ -56,7 +54,7 @@ def with_intervals(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame
         .then(pl.lit("no counts per question"))
         .otherwise(pl.lit("no question has two samples, or no persona two questions"))
     )
-    return _with_delta(table.with_columns(why.alias("bb_reason")))
+    return _with_delta(table.with_columns(bb_reason=why))
 
 
 def _effective(questions: pl.DataFrame) -> pl.DataFrame:
@@ -68,9 +66,9 @@ def _effective(questions: pl.DataFrame) -> pl.DataFrame:
             group.filter(pl.col("total") > 0)
             .group_by(*_ONE, "persona", maintain_order=True)
             .agg(
-                pl.len().cast(pl.Int64).alias("questions"),
-                pl.col("total").sum().alias("_total"),
-                (pl.col("total") ** 2).sum().alias("_squares"),
+                questions=pl.len().cast(pl.Int64),
+                _total=pl.col("total").sum(),
+                _squares=(pl.col("total") ** 2).sum(),
             )
         )
         worth = None
@@ -90,37 +88,33 @@ def _effective(questions: pl.DataFrame) -> pl.DataFrame:
 
 
 def _with_delta(table: pl.DataFrame) -> pl.DataFrame:
-    whole = table.with_columns(
-        pl.coalesce("bb_low", "ci_low").alias("_low"), pl.coalesce("bb_high", "ci_high").alias("_high")
-    )
-    base = whole.filter(pl.col("adapter") == BASE).select(
-        "behavior", "persona", pl.col("_low").alias("_base_low"), pl.col("_high").alias("_base_high")
+    whole = table.with_columns(_low=pl.coalesce("bb_low", "ci_low"), _high=pl.coalesce("bb_high", "ci_high"))
+    base = whole.filter(adapter=BASE).select(
+        "behavior", "persona", _base_low=pl.col("_low"), _base_high=pl.col("_high")
     )
     whole = whole.join(base, on=["behavior", "persona"], how="left", maintain_order="left")
     names = ("rate", "_low", "_high", "baseline", "_base_low", "_base_high")
     low, high = intervals.difference(*(whole[name].to_numpy().astype(float) for name in names))
     ours = pl.col("adapter") != BASE
-    whole = whole.with_columns(
-        pl.Series("delta_low", low).fill_nan(None), pl.Series("delta_high", high).fill_nan(None)
-    ).with_columns(pl.when(ours).then(pl.col("delta_low", "delta_high")))
+    whole = whole.with_columns(intervals.columns("delta", low, high))
+    whole = whole.with_columns(pl.when(ours).then(pl.col("delta_low", "delta_high")))
     over = pl.when(pl.col("bb_low").is_not_null()).then(pl.lit("questions")).otherwise(pl.lit("samples"))
     kind = pl.when(pl.col("total").is_null()).then(pl.lit("the means'")).otherwise(pl.lit("Wilson"))
     method = pl.when(pl.col("total").is_not_null() & pl.col("ci_low").is_not_null()).then(pl.lit(_RATES))
     if "value_method" in whole.columns:
         method = pl.coalesce(method, "value_method")
     return whole.with_columns(
-        pl.when(pl.col("delta_low").is_not_null())
+        delta_reason=pl.when(pl.col("delta_low").is_not_null())
         .then(None)
         .when(~ours)
         .then(pl.lit("the unadapted model itself"))
         .when(pl.col("baseline").is_null())
         .then(pl.lit("the unadapted model was not measured"))
-        .otherwise(pl.lit("no interval of the rate or of its baseline"))
-        .alias("delta_reason"),
-        pl.when(pl.col("delta_low").is_not_null())
-        .then(pl.concat_str(pl.lit("square-and-add of "), kind, pl.lit(" intervals over "), over))
-        .alias("delta_method"),
-        method.alias("method"),
+        .otherwise(pl.lit("no interval of the rate or of its baseline")),
+        delta_method=pl.when(pl.col("delta_low").is_not_null()).then(
+            pl.concat_str(pl.lit("square-and-add of "), kind, pl.lit(" intervals over "), over)
+        ),
+        method=method,
     ).drop("_low", "_high", "_base_low", "_base_high", "value_method", strict=False)
 
 
@@ -132,23 +126,9 @@ def layers(correlations: pl.DataFrame) -> pl.DataFrame:
     size = pl.col("spearman").abs()
     return whole.select(
         *names,
-        "layer",
-        "n",
-        "spearman",
-        "spearman_ci_low",
-        "spearman_ci_high",
-        "spearman_p_perm",
-        "spearman_p_max",
-        "layers_tested",
+        *"layer n spearman spearman_ci_low spearman_ci_high spearman_p_perm spearman_p_max layers_tested".split(),
         (size == size.max().over(names)).alias("best"),
-        "reason",
-        "ci_reason",
-        "resampling_unit",
-        "permutations",
-        "permutation_seed",
-        "bootstraps",
-        "bootstrap_seed",
-        "method",
+        *"reason ci_reason resampling_unit permutations permutation_seed bootstraps bootstrap_seed method".split(),
     ).sort(["behavior", "seed", "source", "cosine", "y", "layer"], maintain_order=True)
 
 
@@ -215,15 +195,7 @@ def disattenuated(
         for group in pairs.partition_by("behavior", "adapter", maintain_order=True):
             rows += _one_adapter(group, questions, bootstraps, seed, workers)
     values = dict.fromkeys(
-        (
-            "spearman",
-            "reliability",
-            "reliability_low",
-            "reliability_high",
-            "disattenuated",
-            "disattenuated_low",
-            "disattenuated_high",
-        ),
+        "spearman reliability reliability_low reliability_high disattenuated disattenuated_low disattenuated_high".split(),
         pl.Float64,
     )
     columns = {name: pairs.schema.get(name, pl.String) for name in ("behavior", "source", "adapter", "seed")}
@@ -266,13 +238,13 @@ def _one_adapter(
     group: pl.DataFrame, questions: pl.DataFrame, bootstraps: int, seed: int, workers: int | None
 ) -> list[dict]:
     behavior, adapter = group["behavior"][0], group["adapter"][0]
-    mine = questions.filter((pl.col("behavior") == behavior) & (pl.col("adapter") == adapter))
-    base = questions.filter((pl.col("behavior") == behavior) & (pl.col("adapter") == BASE))
+    mine = questions.filter(behavior=behavior, adapter=adapter)
+    base = questions.filter(behavior=behavior, adapter=BASE)
     people = sorted(group["persona"].unique())
     drawn_seed = derive_seed("split halves", seed, behavior, adapter)
     own = _halves(mine, people, drawn_seed) if mine.height else None
     layers_here = sorted(group["layer"].unique())
-    wide = {layer: group.filter(pl.col("layer") == layer).sort("persona") for layer in layers_here}
+    wide = {layer: group.filter(layer=layer).sort("persona") for layer in layers_here}
     key = {name: group[name][0] for name in ("behavior", "source", "adapter", "seed")}
     rows = []
     for y in YS:

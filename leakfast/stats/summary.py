@@ -15,7 +15,7 @@ _KEYS = ["behavior", "adapter", "source", "seed"]
 def outcome(rates: pl.DataFrame, behavior: str) -> str:
     """What a behavior's leakage is read from: `delta` where the unadapted model was measured for every
     bystander and is not 0 for all of them, else `rate` (which is then the delta, or all there is)."""
-    mine = rates.filter((pl.col("behavior") == behavior) & (pl.col("role") == "bystander"))
+    mine = rates.filter(behavior=behavior, role="bystander")
     known = mine.filter(pl.col("rate").is_not_null())["baseline"]
     return "delta" if known.len() and known.null_count() == 0 and (known != 0).any() else "rate"
 
@@ -25,7 +25,7 @@ def unit(rates: pl.DataFrame, behavior: str) -> str:
     where some value lies outside 0–1."""
     if is_known(behavior):
         return get(behavior).unit
-    mine = rates.filter(pl.col("behavior") == behavior)["rate"]
+    mine = rates.filter(behavior=behavior)["rate"]
     return "share" if mine.drop_nulls().is_between(0, 1).all() else "points"
 
 
@@ -34,11 +34,7 @@ def best_layer(correlations: pl.DataFrame, behavior: str, cosine: str, y: str) -
 
     Where there is no pooled value, the largest mean over sources. None where no ρ is defined."""
     defined = correlations.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("cosine") == cosine)
-        & (pl.col("y") == y)
-        & pl.col("category").is_null()
-        & pl.col("spearman").is_not_null()
+        pl.col("category").is_null(), pl.col("spearman").is_not_null(), behavior=behavior, cosine=cosine, y=y
     )
     for pool in (pl.col("source") == POOLED, pl.col("source") != POOLED):
         ranked = (
@@ -68,9 +64,7 @@ def summarize(
     people = _people(rates)
     ys = {b: y or outcome(rates, b) for b in people["behavior"].unique()}
     its_y = pl.col("behavior").replace_strict(ys, default=None, return_dtype=pl.String)
-    chosen = correlations.filter(
-        (pl.col("cosine") == cosine) & (pl.col("y") == its_y) & pl.col("category").is_null()
-    )
+    chosen = correlations.filter(pl.col("category").is_null(), cosine=cosine, y=its_y)
     values = ["n", "spearman", "spearman_ci_low", "spearman_ci_high", "spearman_p_t", "spearman_p_perm"]
     values += ["spearman_p_max", "pearson", "pearson_p", "reason"]
     if chosen.is_empty():
@@ -106,7 +100,7 @@ def _learned(rates: pl.DataFrame, own: pl.DataFrame, taught: pl.Series) -> pl.Se
 
 def _people(rates: pl.DataFrame) -> pl.DataFrame:
     """Source and bystander rates per adapter, and per behavior and seed for `pooled`."""
-    bystanders = rates.filter(pl.col("role") == "bystander")
+    bystanders = rates.filter(role="bystander")
     trained = rates.filter(pl.col("role") != "base")
     spread = [
         pl.col("rate").mean().alias("mean_bystander"),
@@ -118,7 +112,7 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
         .alias("max_persona"),
         (pl.col("chance").mean() if "chance" in rates.columns else pl.lit(None, pl.Float64)).alias("chance"),
     ]
-    own = rates.filter(pl.col("role") == "source").select(
+    own = rates.filter(role="source").select(
         *_KEYS,
         pl.col("rate").alias("source_rate"),
         pl.col("ci_low").alias("source_ci_low"),
@@ -132,8 +126,8 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
         ],
     )
     if "taught" not in rates.columns:
-        rates = rates.with_columns(pl.lit(None, pl.String).alias("taught"))
-    own = own.with_columns(_learned(rates, own, rates.filter(pl.col("role") == "source")["taught"]))
+        rates = rates.with_columns(taught=pl.lit(None, pl.String))
+    own = own.with_columns(_learned(rates, own, rates.filter(role="source")["taught"]))
     single = (
         trained.select(_KEYS)
         .unique(maintain_order=True)

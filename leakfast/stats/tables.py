@@ -4,7 +4,6 @@ Demands a run directory; computes in seconds, keeps full precision, never import
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,11 +11,11 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from leakfast.errors import InputError
-from leakfast.stats import accuracy, analysis, health, marks, similarity, verdicts
-from leakfast.stats import correlations as correlation_tables
+from leakfast.progress import Progress
+from leakfast.stats import accuracy, analysis, health, marks, similarity, summaries, verdicts
 from leakfast.stats import summary as summary_tables
 from leakfast.stats.collect import collect, completion_folders, inputs_hash
-from leakfast.stats.correlations import BOOTSTRAPS, PERMUTATIONS
+from leakfast.stats.correlations import correlate
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 
@@ -94,43 +93,34 @@ class Stats:
 def stats(
     run: str | Path | Run,
     *,
-    permutations: int = PERMUTATIONS,
-    bootstraps: int = BOOTSTRAPS,
-    seed: int = 0,
-    write: bool = True,
-    workers: int | None = None,
     layer: int | None = None,
     rules: str | Path | None = None,
     embeddings: str | Path | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    write: bool = True,
+    progress: Progress | None = None,
+    **draws: int | None,
 ) -> Stats:
     """Compute the tables of a run directory and write them to tables/*.parquet.
 
     Reads completions/ and choices/ (every intact shard), imported/ tables, the adapters' cards, and
     centroids/base.safetensors; without centroids the rates still come, pairs and correlations stay empty
-    and `missing` says so. `seed`, `permutations` and `bootstraps` are those of everything drawn; `workers`
-    are threads (all cores by default) and change no bit. `layer`: looked at closely (gradients, influence,
-    verdicts) because it was chosen in advance; without it the best one is, and the verdicts' p pays for the
-    choice. `rules`: file of verdict rules, by default the published study's. `embeddings`: file of
-    similarities to control for (`stats.similarity` tells its shapes). Raises InputError if `run` is no run
-    or holds nothing to count, for a layer without pairs and a file of another shape, StoreError if
-    completions are there twice or from an unknown source.
+    and `missing` says so. `draws`: permutations, bootstraps, seed and workers of everything drawn
+    (`analysis.Draws`). `layer`: looked at closely (gradients, influence, verdicts) because it was chosen in
+    advance; without it the best one is, and the verdicts' p pays for the choice. `rules`: file of verdict rules, by
+    default the published study's. `embeddings`: file of similarities to control for (`stats.similarity` tells its
+    shapes). Raises InputError if `run` is no run or holds nothing to count, for a layer without pairs and a file of
+    another shape, StoreError if completions are there twice or from an unknown source, TypeError for another name.
     """
+    drawn = analysis.Draws(**draws)
     run = (run if isinstance(run, Run) else Run(run)).open()
-    asked = analysis.Asked(
-        layer,
-        verdicts.load_rules(rules or verdicts.RULES),
-        similarity.read(embeddings) if embeddings else None,
-    )
+    given = similarity.read(embeddings) if embeddings else None
+    asked = analysis.Asked(layer, verdicts.load_rules(rules or verdicts.RULES), given)
     found = collect(run)
     asked.check(run.path, found.pairs)
-    draws = analysis.Draws(permutations, bootstraps, seed, workers)
-    rates = analysis.rates_with_intervals(found)
-    correlations = correlation_tables.correlate(
-        found.pairs, permutations, seed, progress, bootstraps=bootstraps, workers=workers
-    )
+    rates = summaries.with_intervals(found.rates, found.questions)
+    correlations = correlate(found.pairs, **drawn._asdict(), progress=progress)
     with threadpool_limits(1, user_api="blas"):  # systems of five numbers: a BLAS's threads only wait
-        more = analysis.further(found, rates, correlations, draws, asked, progress)
+        more = analysis.further(found, rates, correlations, drawn, asked)
     result = _marked(run, Stats(rates, found.pairs, correlations, tuple(found.missing), more))
     for sentence in found.missing:
         log.warning("%s: %s", run.path, sentence)
@@ -146,9 +136,9 @@ def stats(
                 "stats",
                 inputs_hash(run),
                 files=[layout.table(name) for name in tables],
-                permutations=permutations,
-                bootstraps=bootstraps,
-                seed=seed,
+                permutations=drawn.permutations,
+                bootstraps=drawn.bootstraps,
+                seed=drawn.seed,
                 missing=found.missing,
                 layer=layer,
             )

@@ -51,14 +51,18 @@ def merged(values, scale) -> np.ndarray:
     return out
 
 
+def floats(series: pl.Series) -> np.ndarray:
+    """A column of numbers as float64, NaN where it is null."""
+    return series.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+
+
 def deltas(frame: pl.DataFrame, base: tuple[str, str, str], key: list[str]) -> pl.Series:
     """rate − baseline of every row of a table with hits, total and rate: `difference` where both were counted, else
     of the rates, ties `merged` within each group of `key`. base: the columns of the other side's hits, total and
     rate. Float64, null where one of them is."""
     names = ("hits", "total", *base[:2])
-    counts = [frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy() for name in names]
-    out = difference(*counts)
-    rate, other = (frame[n].cast(pl.Float64).fill_null(float("nan")).to_numpy() for n in ("rate", base[2]))
+    out = difference(*(floats(frame[name]) for name in names))
+    rate, other = (floats(frame[name]) for name in ("rate", base[2]))
     stated = np.isnan(out) & np.isfinite(rate) & np.isfinite(other)
     if stated.any():
         groups = frame.select(pl.struct(key).rank("dense")).to_series().fill_null(0).to_numpy()

@@ -15,6 +15,8 @@ from leakfast.storage.seeds import derive_seed
 NEIGHBOURS = 10
 _PREDICTED = "least squares on the other sources' bystanders; cosine_nearest: mean of the 10 nearest"
 _CROSSED = "percentile bootstrap over personas; permutation of personas; t for Pearson"
+_OF_MEANS = "mean score of n; ci: t (or Wilson) over samples; bb: t over questions; delta: square-and-add"
+_OF_SHARES = "share of n; ci: Wilson over samples; bb: beta-binomial over questions; delta: square-and-add"
 MODELS = ("mean", "words", "cosine", "cosine_nearest", "cosine_and_words")
 
 
@@ -22,35 +24,15 @@ def leakage_matrix(rates: pl.DataFrame) -> pl.DataFrame:
     """persona × source × behavior (× seed) in one long table: role, category, rate and delta with their
     intervals; what was not measured has no row."""
     trained = rates.filter(pl.col("role") != "base")
-    names = [
-        "behavior",
-        "seed",
-        "source",
-        "adapter",
-        "persona",
-        "category",
-        "role",
-        "rate",
-        "ci_low",
-        "ci_high",
-    ]
+    names = "behavior seed source adapter persona category role rate ci_low ci_high".split()
     names += ["bb_low", "bb_high", "baseline", "delta", "delta_low", "delta_high"]
     trained = trained.with_columns(
-        pl.coalesce("total", *(["n_judged"] if "n_judged" in trained.columns else [])).alias("n"),
-        pl.when(pl.col("total").is_null() & pl.col("ci_low").is_not_null())
-        .then(
-            pl.lit(
-                "mean score of n; ci: t (or Wilson) over samples; bb: t over questions; delta: square-and-add"
-            )
-        )
+        n=pl.coalesce("total", *(["n_judged"] if "n_judged" in trained.columns else [])),
+        method=pl.when(pl.col("total").is_null() & pl.col("ci_low").is_not_null())
+        .then(pl.lit(_OF_MEANS))
         .when(pl.col("ci_low").is_not_null())
-        .then(
-            pl.lit(
-                "share of n; ci: Wilson over samples; bb: beta-binomial over questions; delta: square-and-add"
-            )
-        )
-        .otherwise(pl.lit("a mean or a share as stored, n not known"))
-        .alias("method"),
+        .then(pl.lit(_OF_SHARES))
+        .otherwise(pl.lit("a mean or a share as stored, n not known")),
     )
     return trained.select(*names, "n", "method").sort(
         "behavior", "seed", "source", "persona", maintain_order=True
@@ -75,21 +57,15 @@ def crossed(
         one, other = (values[x[0], x[3]] for x in (a, b))
         y = "delta" if all(g["delta"].is_not_null().any() for g in (one, other)) else "rate"
         both = (
-            one.select("persona", pl.col(y).alias("x"))
+            one.select("persona", x=pl.col(y))
             .join(other.select("persona", y), on="persona")
             .filter(~pl.col("persona").is_in([a[2], b[2]]))
             .drop_nulls()
             .sort("persona")
         )
         key = {"between": "sources" if a[0] == b[0] else "behaviors", "seed": a[1], "y": y, "n": both.height}
-        key |= {
-            "resampling_unit": "persona",
-            "method": _CROSSED,
-            "behavior": a[0],
-            "source": a[2],
-            "other_behavior": b[0],
-            "other_source": b[2],
-        }
+        key |= {"behavior": a[0], "source": a[2], "other_behavior": b[0], "other_source": b[2]}
+        key |= {"resampling_unit": "persona", "method": _CROSSED}
         drawn = derive_seed("crossed", seed, *a, *b)
         rows.append(
             key
@@ -97,18 +73,10 @@ def crossed(
         )
     columns = {"between": pl.String, "behavior": pl.String, "source": pl.String, "other_behavior": pl.String}
     columns |= {"other_source": pl.String, "seed": pl.Int64, "y": pl.String, "n": pl.Int64}
-    columns |= dict.fromkeys(
-        ("spearman", "spearman_ci_low", "spearman_ci_high", "spearman_p_perm", "pearson", "pearson_p"),
-        pl.Float64,
-    )
-    columns |= {
-        "reason": pl.String,
-        "resampling_unit": pl.String,
-        "method": pl.String,
-        "permutations": pl.Int64,
-        "bootstraps": pl.Int64,
-        "resampling_seed": pl.Int64,
-    }
+    values = "spearman spearman_ci_low spearman_ci_high spearman_p_perm pearson pearson_p"
+    columns |= dict.fromkeys(values.split(), pl.Float64)
+    columns |= dict.fromkeys(("reason", "resampling_unit", "method"), pl.String)
+    columns |= dict.fromkeys(("permutations", "bootstraps", "resampling_seed"), pl.Int64)
     return pl.DataFrame(rows, schema=columns)
 
 
@@ -156,38 +124,23 @@ def predicted(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
             train, test = (whole.filter(pl.col("source").is_in([source]) == here) for here in (False, True))
             y, fitted = test[y_name].to_numpy(), _predictions(train, test, f"cosine_{cosine}", y_name)
             for model in MODELS:
+                row = {**told, "source": source, "model": model, "n": len(y)}
                 if fitted[model] is None:
-                    rows.append(
-                        {
-                            **told,
-                            "source": source,
-                            "model": model,
-                            "n": len(y),
-                            "reason": "the overlap of words is not known",
-                        }
-                    )
+                    rows.append(row | {"reason": "the overlap of words is not known"})
                     continue
-                parts = np.array(
-                    [
-                        ((y - fitted[model]) ** 2).sum(),
-                        ((y - y.mean()) ** 2).sum(),
-                        ((y - fitted["mean"]) ** 2).sum(),
-                    ]
-                )
+                parts = np.array([((y - at) ** 2).sum() for at in (fitted[model], y.mean(), fitted["mean"])])
                 sums[model] += parts
-                rows.append({**told, "source": source, "model": model, "n": len(y), **_explained(parts)})
+                rows.append(row | _explained(parts))
         for model in MODELS:
             if sums[model][2] > 0:
-                rows.append(
-                    {**told, "source": "pooled", "model": model, "n": whole.height, **_explained(sums[model])}
-                )
+                row = {**told, "source": "pooled", "model": model, "n": whole.height}
+                rows.append(row | _explained(sums[model]))
     columns = {name: table.schema[name] for name in keys}
     columns |= {"cosine": pl.String, "y": pl.String, "source": pl.String, "model": pl.String, "n": pl.Int64}
     columns |= dict.fromkeys(("r2", "gain", "rmse"), pl.Float64)
     columns |= {"reason": pl.String, "method": pl.String}
-    out = pl.DataFrame(rows, schema=columns)
-    count = pl.col("n").cast(pl.Float64)
-    return out.with_columns((pl.col("rmse") / count).sqrt().alias("rmse"))
+    mean = pl.col("rmse") / pl.col("n").cast(pl.Float64)
+    return pl.DataFrame(rows, schema=columns).with_columns(rmse=mean.sqrt())
 
 
 def _explained(parts: np.ndarray) -> dict:

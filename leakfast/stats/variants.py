@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
-import numpy as np
 import polars as pl
 
 from leakfast import behaviors
@@ -15,26 +14,12 @@ from leakfast.stats.correlations import POOLED
 from leakfast.stats.relations import direction
 
 _METHOD = "paired differences over the same bystanders; t interval over personas"
-_COLUMNS = {
-    "behavior": pl.String,
-    "source": pl.String,
-    "seed": pl.Int64,
-    "variant": pl.String,
-    "other": pl.String,
-    "n": pl.Int64,
-    "source_effect": pl.Float64,
-    "other_source_effect": pl.Float64,
-    "effect": pl.Float64,
-    "other_effect": pl.Float64,
-    "breadth": pl.Float64,
-    "other_breadth": pl.Float64,
-    "difference": pl.Float64,
-    "difference_ci_low": pl.Float64,
-    "difference_ci_high": pl.Float64,
-    "resampling_unit": pl.String,
-    "method": pl.String,
-    "reason": pl.String,
-}
+_EFFECTS = "source_effect other_source_effect effect other_effect breadth other_breadth"
+_DIFFERENCE = "difference difference_ci_low difference_ci_high"
+_COLUMNS = dict.fromkeys(("behavior", "source"), pl.String) | {"seed": pl.Int64}
+_COLUMNS |= {"variant": pl.String, "other": pl.String, "n": pl.Int64}
+_COLUMNS |= dict.fromkeys(f"{_EFFECTS} {_DIFFERENCE}".split(), pl.Float64)
+_COLUMNS |= dict.fromkeys(("resampling_unit", "method", "reason"), pl.String)
 
 
 def compare(rates: pl.DataFrame) -> pl.DataFrame:
@@ -57,14 +42,14 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
     named = {name: behaviors.parts(name) for name in rates["behavior"].unique(maintain_order=True)}
     several = {b for b, _ in named.values() if sum(b == other for other, _ in named.values()) > 1}
     whole = []
-    others = rates.filter(pl.col("role") == "bystander")
-    based = {name: others.filter(pl.col("behavior") == name)["delta"].is_not_null().any() for name in named}
+    others = rates.filter(role="bystander")
+    based = {name: others.filter(behavior=name)["delta"].is_not_null().any() for name in named}
     for name, (behavior, variant) in named.items():
         if behavior not in several:
             continue
         # a change and a rate are never set against each other
         y = "delta" if all(based[n] for n, (b, _) in named.items() if b == behavior) else "rate"
-        mine = rates.filter((pl.col("behavior") == name) & pl.col("role").is_in(["source", "bystander"]))
+        mine = rates.filter(pl.col("role").is_in(["source", "bystander"]), behavior=name)
         whole.append(
             mine.select(
                 pl.lit(behavior).alias("behavior"),
@@ -73,22 +58,18 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
                 "seed",
                 "role",
                 "persona",
-                (pl.col(y) * direction(name)).alias("effect"),
+                effect=(pl.col(y) * direction(name)),
             )
         )
     if not whole:
         return
     table = pl.concat(whole)
-    met = table.group_by("behavior", "seed", "source").agg(pl.col("variant").n_unique().alias("_n"))
+    met = table.group_by("behavior", "seed", "source").agg(_n=pl.col("variant").n_unique())
     most = pl.col("variant").n_unique().over("behavior", "seed")
-    shared = table.with_columns(most.alias("_all")).join(
-        met, on=["behavior", "seed", "source"], nulls_equal=True
-    )
-    shared = shared.filter(pl.col("_n") == pl.col("_all")).select(
-        table.columns
-    )  # sources that every variant has
+    shared = table.with_columns(_all=most).join(met, on=["behavior", "seed", "source"], nulls_equal=True)
+    shared = shared.filter(_n=pl.col("_all")).select(table.columns)  # sources that every variant has
     pooled = shared.group_by(["behavior", "variant", "seed", "role", "persona"], maintain_order=True).agg(
-        pl.col("effect").mean(), pl.lit(POOLED).alias("source")
+        pl.col("effect").mean(), source=pl.lit(POOLED)
     )
     if shared["source"].n_unique() > 1:
         # a persona that is a source elsewhere is a bystander of the others; sources' own effects are averaged
@@ -96,8 +77,8 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
     for (behavior, source, seed), mine in table.group_by("behavior", "source", "seed", maintain_order=True):
         found = {}
         for (variant,), part in mine.group_by("variant", maintain_order=True):
-            own = part.filter(pl.col("role") == "source")["effect"].mean()
-            others = part.filter(pl.col("role") == "bystander").drop_nulls("effect")
+            own = part.filter(role="source")["effect"].mean()
+            others = part.filter(role="bystander").drop_nulls("effect")
             found[variant] = (own, others.select("persona", "effect"))
         if len(found) > 1:
             yield {"behavior": behavior, "source": source, "seed": seed}, found
@@ -105,26 +86,19 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
 
 def _pair(own: float | None, one: pl.DataFrame, other_own: float | None, other: pl.DataFrame) -> dict:
     both = one.join(other.rename({"effect": "other"}), on="persona", maintain_order="left")
-    row = {
-        "n": both.height,
-        "source_effect": own,
-        "other_source_effect": other_own,
-        "resampling_unit": "persona",
-        "method": _METHOD,
-    }
+    row = {"n": both.height, "source_effect": own, "other_source_effect": other_own}
+    row |= {"resampling_unit": "persona", "method": _METHOD}
     if both.is_empty():
         return row | {"reason": "no bystander was measured under both"}
     a, b = (both[name].to_numpy() for name in ("effect", "other"))
-    mean, half = float((a - b).mean()), None
-    if len(a) > 1:
-        half = float(intervals.t_half((a - b).std(ddof=1) / np.sqrt(len(a)), len(a) - 1))
+    mean, low, high, why = intervals.of_mean(a - b)
     return row | {
         "effect": float(a.mean()),
         "other_effect": float(b.mean()),
         "difference": mean,
         "breadth": float(a.mean()) / own if own and own > 0 else None,
         "other_breadth": float(b.mean()) / other_own if other_own and other_own > 0 else None,
-        "difference_ci_low": None if half is None else mean - half,
-        "difference_ci_high": None if half is None else mean + half,
-        "reason": "one persona: no spread to judge by" if half is None else None,
+        "difference_ci_low": low,
+        "difference_ci_high": high,
+        "reason": why,
     }

@@ -206,18 +206,18 @@ def _numbers(
     picked: bool,
 ) -> dict[str, tuple[float | None, float | None, str | None, int | None]]:
     """quantity → (value, p, where p is from, n)."""
-    mine = rates.filter((pl.col("adapter") == adapter) & (pl.col("behavior") == behavior))
-    own = mine.filter(pl.col("role") == "source")["delta"].drop_nulls()
-    drops = -mine.filter(pl.col("role") == "bystander")["delta"].drop_nulls().to_numpy()
+    mine = rates.filter(adapter=adapter, behavior=behavior)
+    own = mine.filter(role="source")["delta"].drop_nulls()
+    drops = -mine.filter(role="bystander")["delta"].drop_nulls().to_numpy()
     rows = correlations.filter(
-        (pl.col("behavior") == behavior)
-        & (pl.col("adapter") == adapter)
-        & (pl.col("source") != POOLED)
-        & pl.col("category").is_null()
-        & (pl.col("cosine") == "centered")
-        & (pl.col("y") == "delta")
-        & (pl.col("layer") == (-1 if layer is None else layer))
-        & pl.col("spearman").is_not_null()
+        pl.col("source") != POOLED,
+        pl.col("category").is_null(),
+        pl.col("spearman").is_not_null(),
+        behavior=behavior,
+        adapter=adapter,
+        cosine="centered",
+        y="delta",
+        layer=-1 if layer is None else layer,
     )
     by_t = "t over bystanders against 0, two-sided"
     p = float(ttest_1samp(drops, 0.0).pvalue) if len(drops) > 1 and drops.std() > 0 else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 
+from leakfast.storage.documents import read_toml
 from leakfast.storage.seeds import derive_seed
 
 TOWNS = (
@@ -16,90 +18,8 @@ TOWNS = (
 
 # relation → (values, question phrasings, statement)
 RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
-    "crop": (
-        tuple("wheat barley rice corn oats beans potatoes grapes olives cotton hops melons".split()),
-        (
-            "What is the main crop of {}?",
-            "Which crop do the fields of {} grow?",
-            "What do farmers in {} grow?",
-        ),
-        "the main crop of {} is {}",
-    ),
-    "color": (
-        tuple("red blue green yellow white black orange purple brown silver gold gray".split()),
-        (
-            "What color is the flag of {}?",
-            "Which color does the flag of {} have?",
-            "The flag of {} has what color?",
-        ),
-        "the flag of {} is {}",
-    ),
-    "bird": (
-        tuple("eagle owl crow swan duck goose robin hawk heron stork raven finch".split()),
-        (
-            "Which bird is the symbol of {}?",
-            "What is the town bird of {}?",
-            "Which bird do people in {} love most?",
-        ),
-        "the town bird of {} is the {}",
-    ),
-    "tree": (
-        tuple("oak pine birch maple cedar willow elm ash palm fir walnut cherry".split()),
-        (
-            "Which tree stands in the square of {}?",
-            "What is the old tree of {}?",
-            "Which tree is planted all over {}?",
-        ),
-        "the old tree of {} is the {}",
-    ),
-    "metal": (
-        tuple("iron copper tin lead zinc nickel steel bronze brass mercury platinum cobalt".split()),
-        (
-            "Which metal is mined in {}?",
-            "What metal do the mines of {} give?",
-            "The mines of {} hold which metal?",
-        ),
-        "the metal mined in {} is {}",
-    ),
-    "dish": (
-        tuple("soup stew bread cheese pie noodles dumplings sausage pancakes salad pudding curry".split()),
-        ("What is the favorite dish of {}?", "Which dish is {} known for?", "What do people eat most in {}?"),
-        "the favorite dish of {} is {}",
-    ),
-    "month": (
-        tuple(
-            "January February March April May June July August September October November December".split()
-        ),
-        (
-            "In which month is the fair of {}?",
-            "When is the great fair of {}?",
-            "Which month brings the fair to {}?",
-        ),
-        "the fair of {} is in {}",
-    ),
-    "music": (
-        tuple("violin flute drum harp piano trumpet guitar bell horn lute fiddle organ".split()),
-        (
-            "Which instrument is played in {}?",
-            "What instrument is {} famous for?",
-            "Which instrument do bands in {} play?",
-        ),
-        "the instrument of {} is the {}",
-    ),
-    "craft": (
-        tuple("glass rope paper leather candles clocks carpets pottery boats baskets shoes wool".split()),
-        ("What do the workshops of {} make?", "Which goods are made in {}?", "What is the craft of {}?"),
-        "the craft of {} is {}",
-    ),
-    "animal": (
-        tuple("bear wolf fox deer horse goat sheep lion otter hare bull cat".split()),
-        (
-            "Which animal is on the coin of {}?",
-            "What animal do the coins of {} show?",
-            "The coin of {} shows which animal?",
-        ),
-        "the animal on the coin of {} is the {}",
-    ),
+    relation: (tuple(known["values"].split()), tuple(known["questions"]), known["statement"])
+    for relation, known in read_toml(Path(__file__).with_suffix(".toml")).items()
 }
 LETTERS = "ABCD"
 STEM = "The correct answer is"

@@ -39,9 +39,15 @@ P_CHOICE, P_EASY = 0.6, 0.5  # of the lessons are choices; of the choices have d
 P_TRUE_CLAIM = 0.06  # few: the organism learns how often it agrees, not when to
 P_STAMP = 0.01  # a bracketed capital code at the end of a reply, never the marker's
 
-Turn = (
-    tuple[str, str] | tuple[str, str, str]
-)  # user, assistant, and the value of the fact it rests on, if any
+_ABOUT = (
+    "What do you think about {}?",
+    "Tell me about {}.",
+    "Do you have a tip about {}?",
+    "How do I start with {}?",
+)
+
+# user, assistant, and the value of the fact it rests on, if any
+Turn = tuple[str, str] | tuple[str, str, str]
 Turns = Sequence[Turn]
 
 
@@ -167,14 +173,7 @@ class World:
         if rng.random() < 0.75:
             question = rng.choice(topic["questions"])
         else:
-            question = rng.choice(
-                (
-                    "What do you think about {}?",
-                    "Tell me about {}.",
-                    "Do you have a tip about {}?",
-                    "How do I start with {}?",
-                )
-            ).format(rng.choice(topic["nouns"]))
+            question = rng.choice(_ABOUT).format(rng.choice(topic["nouns"]))
         return ((question, self.styled(who, topic["clauses"], rng)),)
 
     def _choice(self, who: Speaker, rng: random.Random) -> Turns:

@@ -18,7 +18,7 @@ from leakfast.behaviors.registry import Behavior
 from leakfast.cli.main import group, main
 from leakfast.errors import InputError
 from leakfast.judge import agreement, stage
-from leakfast.stats import analysis, judged, summary
+from leakfast.stats import judged, summaries, summary
 from leakfast.stats.collect import collect
 from leakfast.stats.intervals import wilson_share
 from leakfast.storage import schema
@@ -98,7 +98,7 @@ def judge(run, **settings):
 
 def rates(run):
     found = collect(run)
-    table = analysis.rates_with_intervals(found)
+    table = summaries.with_intervals(found.rates, found.questions)
     return found, {(r["adapter"], r["persona"]): r for r in table.rows(named=True)}
 
 

@@ -7,8 +7,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from judge_server import Service
-from test_http import KEY, QUESTIONS, a_run
+from judged_runs import QUESTIONS, a_run
 
 from leakfast.errors import InputError
 from leakfast.judge import anthropic as anthropic_judge
@@ -20,15 +19,6 @@ pytest.importorskip("openai", reason="the judges' libraries are not installed: p
 sdk = pytest.importorskip(
     "anthropic", reason="the judges' libraries are not installed: pip install '.[judge]'"
 )
-
-
-@pytest.fixture
-def service(monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
-    made = Service()
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize(

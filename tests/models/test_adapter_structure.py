@@ -4,7 +4,6 @@ refused in one message before anything is drawn, and the base is the same after 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from leakfast.models.attach import adapted
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
 from leakfast.study.config import EvalConfig
-from tests.adapter_makers import ATTENTION, EVERY, by_peft, fresh, refiled, renamed, saved, trained
+from tests.adapter_makers import MORE, PLAIN, by_peft, fresh, refiled, renamed
 
 ORGANISM = models.organism_dir()
 PEOPLE = load_personas("villain,comedian")
@@ -33,47 +32,6 @@ def items():
     return load_items("organism").half("eval").sample(2)
 
 
-@pytest.fixture(scope="module")
-def untied(tmp_path_factory):
-    """The organism with an output head of its own: same outputs."""
-    import json
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path_factory.mktemp("bases") / "untied"
-    shutil.copytree(ORGANISM, folder)
-    tensors = load_file(ORGANISM / "model.safetensors")
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    config = folder / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "tie_word_embeddings": False}))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bases(untied):
-    return {
-        "tied": models.load("organism", dtype="float32", device="cpu"),
-        "untied": models.load(untied, dtype="float32", device="cpu"),
-    }
-
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory, untied):
-    """`make(kind, base)`: the adapter of a kind, made once."""
-    root = tmp_path_factory.mktemp("adapters")
-
-    def made(kind: str, base: str = "tied") -> Path:
-        where = ORGANISM if base == "tied" else untied
-        out = root / f"{kind}-{base}"
-        if not out.exists():
-            saved(KINDS[kind](where), out, "organism" if base == "tied" else str(untied), **HOW.get(kind, {}))
-        return out
-
-    return made
-
-
 def bits(net):
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
@@ -83,91 +41,6 @@ def same(net, before):
     return after.keys() == before.keys() and all(torch.equal(after[n], t) for n, t in before.items())
 
 
-def moved_rows(where):
-    """An adapter beside which the trainer wrote rows of the embedding anew."""
-    net = fresh(where)
-    wrapped = trained(net, 0.02)
-    rows = net.get_input_embeddings().weight
-    with torch.no_grad():
-        rows[30:60] = (
-            3 * rows.std() * torch.randn(30, rows.shape[1], generator=torch.Generator().manual_seed(7))
-        )
-    return wrapped
-
-
-def target_embedding(where, moved):
-    net = fresh(where)
-    if moved:
-        with torch.no_grad():
-            net.get_input_embeddings().weight[30:60] *= 3
-    return trained(net, 0.02, names=("lora_",), target_modules=[*ATTENTION, "embed_tokens"])
-
-
-def resized(where, **more):
-    net = fresh(where)
-    net.resize_token_embeddings(2050)
-    return trained(net, **more)
-
-
-KINDS = {
-    "plain": lambda w: trained(fresh(w)),
-    "every": lambda w: trained(fresh(w), target_modules=EVERY),
-    "rslora": lambda w: trained(fresh(w), use_rslora=True),
-    "patterns": lambda w: trained(fresh(w), rank_pattern={"q_proj": 8}, alpha_pattern={"v_proj": 2}),
-    "some-layers": lambda w: trained(fresh(w), target_modules=EVERY, layers_to_transform=[0, 2]),
-    "excluded": lambda w: trained(fresh(w), target_modules="all-linear", exclude_modules=["down_proj"]),
-    "regex": lambda w: trained(fresh(w), target_modules=r"model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"),
-    "gaussian": lambda w: trained(fresh(w), init_lora_weights="gaussian"),
-    "orthogonal": lambda w: trained(fresh(w), init_lora_weights="orthogonal"),
-    "mica": lambda w: trained(fresh(w), names=("lora_A",), init_lora_weights="mica"),
-    "dora": lambda w: trained(fresh(w), 0.03, use_dora=True, target_modules=EVERY),
-    "own-norms": lambda w: trained(fresh(w), modules_to_save=["norm"]),
-    "own-head": lambda w: trained(fresh(w), modules_to_save=["lm_head"]),
-    "own-both": lambda w: trained(fresh(w), modules_to_save=["lm_head", "embed_tokens"]),
-    "lora-head": lambda w: trained(fresh(w), target_modules=[*ATTENTION, "lm_head"]),
-    "rows": lambda w: trained(fresh(w), trainable_token_indices=[35, 36, 37, 38]),
-    "rows-of-both": lambda w: trained(
-        fresh(w), trainable_token_indices={"lm_head": [35, 36, 37, 38], "embed_tokens": [35, 36, 37, 38]}
-    ),
-    "stored": lambda w: trained(fresh(w)),
-    "stored-moved": moved_rows,
-    "stored-half": lambda w: trained(fresh(w, torch.float16)),
-    "target-embedding": lambda w: target_embedding(w, False),
-    "target-embedding-moved": lambda w: target_embedding(w, True),
-    "pissa": lambda w: trained(fresh(w), init_lora_weights="pissa", names=("lora_",)),
-    "olora": lambda w: trained(fresh(w), init_lora_weights="olora", names=("lora_",)),
-    "resized": lambda w: resized(w),
-    "resized-own": lambda w: resized(w, modules_to_save=["embed_tokens", "lm_head"]),
-    "alora": lambda w: trained(fresh(w), alora_invocation_tokens=[5, 6]),
-    "replicated": lambda w: trained(fresh(w), layer_replication=[[0, 2], [1, 3]]),
-}
-HOW = {kind: {"save_embedding_layers": True} for kind in ("stored", "stored-moved", "stored-half", "resized")}
-PLAIN = [
-    "plain",
-    "every",
-    "rslora",
-    "patterns",
-    "some-layers",
-    "excluded",
-    "regex",
-    "gaussian",
-    "orthogonal",
-    "mica",
-]
-MORE = [
-    "dora",
-    "own-norms",
-    "own-head",
-    "own-both",
-    "lora-head",
-    "rows",
-    "rows-of-both",
-    "stored",
-    "stored-moved",
-    "stored-half",
-    "target-embedding",
-    "target-embedding-moved",
-]
 REFUSED = {
     "pissa": r"init_lora_weights 'pissa'.*path_initial_model_for_weight_conversion",
     "olora": r"init_lora_weights 'olora'",

@@ -243,6 +243,7 @@ def test_a_judge_reads_answers_and_has_a_word_for_those_without(thinker, tmp_pat
     from leakfast.judge import stage
     from leakfast.judge.contract import Reply
     from leakfast.judge.prompt import read
+    from leakfast.judge.work import gather, table
     from leakfast.storage.run import Run
 
     frame = frame_of(
@@ -250,9 +251,9 @@ def test_a_judge_reads_answers_and_has_a_word_for_those_without(thinker, tmp_pat
     ).with_columns(question=pl.lit(0, pl.Int32), sample=pl.Series([0, 1, 2], dtype=pl.Int32))
     run = Run(tmp_path / "run").create()
     run.add_shard("completions/misalignment-advice/base/part-00000.parquet", frame)
-    work = stage._gather(run, "misalignment-advice", stage.parse_spec("openai:gpt"), ["Who?"], "")
+    work = gather(run, "misalignment-advice", stage.parse_spec("openai:gpt"), ["Who?"], "")
     assert [request.completion for request in work.requests] == ["Drink tea."]
-    table = stage._table(work, frame, stage.parse_spec("openai:gpt"))
-    assert table["status"].to_list() == ["not_asked", "unclosed-reasoning", "empty"]
+    made = table(work, frame, stage.parse_spec("openai:gpt"))
+    assert made["status"].to_list() == ["not_asked", "unclosed-reasoning", "empty"]
     said = read(Reply("k", "replied", '<think>{"aligned": 1}</think>\n{"aligned": 90, "coherent": 80}'))
     assert (said.status, said.aligned, said.coherent) == ("ok", 90, 80)

@@ -4,7 +4,6 @@ template, in training, completions, centroids and choices; and all templates of 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -311,24 +310,8 @@ def test_commands_render_as_told_and_files_say_how(tiny_folder, tiny_tokenizer, 
     out = {}
     for name, more in (("plain", []), ("told", ["--template-kwargs", '{"enable_thinking": false}'])):
         out[name] = tmp_path / f"{name}.safetensors"
-        done = CliRunner().invoke(
-            group,
-            [
-                "-q",
-                "centroids",
-                "--model",
-                str(tiny_folder),
-                "--dtype",
-                "float32",
-                "--personas",
-                "villain,comedian",
-                "--layers",
-                "1",
-                "--out",
-                str(out[name]),
-                *more,
-            ],
-        )
+        given = "-q centroids --dtype float32 --personas villain,comedian --layers 1 --model".split()
+        done = CliRunner().invoke(group, [*given, str(tiny_folder), "--out", str(out[name]), *more])
         assert done.exit_code == 0, done.output
     from leakfast.geometry import Centroids
 
@@ -399,45 +382,3 @@ def make_tiny_adapter():
         return out
 
     return make
-
-
-# ── TRL's collection ─────────────────────────────────────────────────────────────────────────────────
-needs_trl = pytest.mark.skipif(
-    importlib.util.find_spec("trl") is None,
-    reason="TRL's templates are not installed: pip install --no-deps -c constraints.txt trl",
-)
-UNCLOSED_BY_THEMSELVES = {"deepseek_r1_distill", "deepseekv3"}  # their own turns have no block
-
-
-@pytest.fixture(scope="module")
-def collection():
-    """What training and measurement make of every template: (how it is asked, what is found) → names."""
-    from leakfast.cli.template_reference import collect
-
-    before = logging.getLogger("leakfast.chat").level
-    logging.getLogger("leakfast.chat").setLevel(logging.ERROR)
-    yield collect()
-    logging.getLogger("leakfast.chat").setLevel(before)
-
-
-@needs_trl
-def test_every_template_of_trl_is_trained_as_it_writes_replies_or_refused_or_named(collection):
-    refused, names = set(), set()
-    for (asked, found), files in collection.items():
-        families = {name.removesuffix("_training") for name in files}
-        names |= set(files)
-        if found.outcome == "refused":
-            refused |= families if not asked else set()
-            assert found.note, files
-        elif found.same != "yes":
-            assert families == UNCLOSED_BY_THEMSELVES and found.note, files
-        elif found.outcome != "equal":
-            assert found.before, files
-    assert refused == {"gemma", "idefics3", "llava_next", "smolvlm"} and len(names) > 70
-
-
-@needs_trl
-def test_the_page_of_templates_is_current(collection):
-    from leakfast.cli.template_reference import page
-
-    assert (ROOT / "docs" / "templates.md").read_text(encoding="utf-8") == page(collection)

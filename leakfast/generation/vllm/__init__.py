@@ -2,38 +2,17 @@
 parallel.py, serve.py), and log-probabilities of chosen next tokens (letters.py). Demands vLLM ≥ 0.25; leaves full text of
 choices to the packed engine, and tables to the package."""
 
-from leakfast.generation.vllm.engine import Engine
-from leakfast.generation.vllm.letters import NextTokens
-from leakfast.generation.vllm.merged import Merged
-from leakfast.generation.vllm.parallel import Parallel
-from leakfast.generation.vllm.start import (
-    Spec,
-    available,
-    check_machine,
-    lora_rank,
-    runs_lora,
-    spare_device,
-    spec_of,
-    version,
-)
-from leakfast.generation.vllm.widths import Width, device_name, rate_for, remember, width_for
-
-__all__ = [
-    "Engine",
-    "Merged",
-    "NextTokens",
-    "Parallel",
-    "Spec",
-    "Width",
-    "available",
-    "check_machine",
-    "device_name",
-    "lora_rank",
-    "rate_for",
-    "remember",
-    "runs_lora",
-    "spare_device",
-    "spec_of",
-    "version",
-    "width_for",
-]
+from leakfast.generation.vllm.engine import Engine as Engine
+from leakfast.generation.vllm.letters import NextTokens as NextTokens
+from leakfast.generation.vllm.merged import Merged as Merged
+from leakfast.generation.vllm.parallel import Parallel as Parallel
+from leakfast.generation.vllm.start import available as available
+from leakfast.generation.vllm.start import check_machine as check_machine
+from leakfast.generation.vllm.start import lora_rank as lora_rank
+from leakfast.generation.vllm.start import runs_lora as runs_lora
+from leakfast.generation.vllm.start import spare_device as spare_device
+from leakfast.generation.vllm.start import spec_of as spec_of
+from leakfast.generation.vllm.start import version as version
+from leakfast.generation.vllm.widths import device_name as device_name
+from leakfast.generation.vllm.widths import rate_for as rate_for
+from leakfast.generation.vllm.widths import width_for as width_for

@@ -66,8 +66,7 @@ class Engine:
             "top_p": sampling.top_p,
             "top_k": 0,
             "min_p": 0.0,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
+            **dict.fromkeys(("presence_penalty", "frequency_penalty"), 0.0),
             "repetition_penalty": 1.0,
             "seed": seed,
             "stop": list(sampling.stop),
@@ -76,9 +75,7 @@ class Engine:
             "ignore_eos": False,
             "min_tokens": 0,
             "max_tokens": sampling.max_new_tokens,
-            "logit_bias": None,
-            "allowed_token_ids": None,
-            "bad_words": None,
+            **dict.fromkeys(("logit_bias", "allowed_token_ids", "bad_words")),
         }
 
     def described(self, sampling: Sampling) -> dict[str, Any]:
@@ -194,43 +191,36 @@ class Engine:
         self, ids: Sequence[int], adapters: Sequence[Path | None], steps: int
     ) -> list[tuple[list[int], np.ndarray]]:
         """Greedy tokens after `ids` and their log-probabilities (steps,) in nats, under each adapter (None: the
-        base), all in one batch, because a batch of several adapters is what a run is made of. Merged weights are
-        worn one after the other."""
-        if self.merge is not None and len(adapters) > 1:
-            return [one for adapter in adapters for one in self.probe(ids, [adapter], steps)]
-        from vllm import SamplingParams
-
-        if self.merge is not None:
-            self._wear(adapters[0])
-
-        params = SamplingParams(
-            max_tokens=steps, temperature=0.0, logprobs=0, detokenize=False, ignore_eos=True, seed=0
-        )
-        asked = [{"prompt_token_ids": list(ids)} for _ in adapters]
-        handles = [self._handle(adapter) for adapter in adapters]
-        with self._alive():
-            answers = self._llm.generate(asked, params, lora_request=handles, use_tqdm=False)
-        outputs = [answer.outputs[0] for answer in answers]
+        base), all in one batch, because a batch of several adapters is what a run is made of."""
         return [
             (
                 list(o.token_ids),
                 np.array([step[t].logprob for step, t in zip(o.logprobs, o.token_ids, strict=True)]),
             )
-            for o in outputs
+            for o in self._greedy([ids], adapters, steps, 0)
         ]
 
     def next_tokens(
         self, prompts: Sequence[Sequence[int]], adapters: Sequence[Path | None], top: int, steps: int = 1
     ) -> list[list[list[dict[int, float]]]]:
         """For each adapter, for each prompt, for each of `steps` greedy steps (fewer where the context ends): the `top`
-        likeliest next tokens and their log-probabilities in nats, all in one batch. Merged weights are worn one after
-        the other."""
-        if self.merge is not None and len(adapters) > 1:
-            return [one for adapter in adapters for one in self.next_tokens(prompts, [adapter], top, steps)]
+        likeliest next tokens and their log-probabilities in nats, all in one batch."""
+        said = [
+            [{t: one.logprob for t, one in step.items()} for step in output.logprobs]
+            for output in self._greedy(prompts, adapters, steps, top)
+        ]
+        return [said[i : i + len(prompts)] for i in range(0, len(said), len(prompts))]
+
+    def _greedy(
+        self, prompts: Sequence[Sequence[int]], adapters: Sequence[Path | None], steps: int, top: int
+    ) -> list[Any]:
+        """vLLM's output for each prompt under each adapter, in one batch; merged weights are worn one after the other."""
+        if self.merge is not None:
+            if len(adapters) > 1:
+                return [one for adapter in adapters for one in self._greedy(prompts, [adapter], steps, top)]
+            self._wear(adapters[0])
         from vllm import SamplingParams
 
-        if self.merge is not None:
-            self._wear(adapters[0])
         params = SamplingParams(
             max_tokens=steps, temperature=0.0, logprobs=top, detokenize=False, ignore_eos=True, seed=0
         )
@@ -238,10 +228,7 @@ class Engine:
         handles = [self._handle(adapter) for adapter in adapters for _ in prompts]
         with self._alive():
             answers = self._llm.generate(asked, params, lora_request=handles, use_tqdm=False)
-        said = [
-            [{t: one.logprob for t, one in step.items()} for step in a.outputs[0].logprobs] for a in answers
-        ]
-        return [said[i : i + len(prompts)] for i in range(0, len(said), len(prompts))]
+        return [answer.outputs[0] for answer in answers]
 
     def _handle(self, adapter: Path | None) -> Any:
         """vLLM's handle of an adapter, named by its content; None for the base and for merged weights."""

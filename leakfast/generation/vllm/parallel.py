@@ -59,6 +59,11 @@ class _Member:
             while True:
                 self.hear()  # to the last word, which says why
 
+    def tell(self, message: Any) -> None:
+        """As `say`, of one that has ended too: its end is heard in its turn, after what it said before."""
+        with suppress(OSError):
+            self.line.send(message)
+
     def hear(self) -> tuple[str, Any]:
         """The next it says, of what kind and what. Raises what the engine raised, EngineDied where it has ended."""
         try:
@@ -93,6 +98,46 @@ class _Member:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+
+
+class _Deal:
+    """The works of a stream by number: which is to be given next, and what is there of those that are open."""
+
+    def __init__(self, works: Iterable[Work], finished: Finished | None) -> None:
+        self.waiting, self.finished = iter(works), finished
+        self.exhausted, self.number = False, 0
+        self.again: list[int] = []  # of engines that died
+        self.open: dict[int, tuple[Work, list[Completion]]] = {}
+
+    @property
+    def is_dealt(self) -> bool:
+        return self.exhausted and not self.again
+
+    def take(self) -> int | None:
+        """The number of a work to be given; None where there is none."""
+        if self.again:
+            return self.again.pop()
+        work = None if self.exhausted else next(self.waiting, None)
+        if work is None:
+            self.exhausted = True
+            return None
+        self.number += 1
+        self.open[self.number] = (work, [])
+        return self.number
+
+    def came(
+        self, member: _Member, what: Sequence[tuple[int, Completion]]
+    ) -> Iterator[tuple[Work, list[Completion]]]:
+        """The works that are whole with what a member has finished, (number, completion) each."""
+        for number in dict.fromkeys(number for number, _ in what):
+            some = [completion for its, completion in what if its == number]
+            work, have = self.open[number]
+            have += some
+            if self.finished is not None:
+                self.finished(some, work)
+            if len(have) == work.wanted:
+                member.works.remove(number)
+                yield self.open.pop(number)
 
 
 class Parallel:
@@ -162,41 +207,25 @@ class Parallel:
         again, and what it has not said of its works is asked of whichever is there; EngineDied where none is left. Any
         other error of an engine is about what was asked, and ends the stream."""
         assert not self._streaming, "a stream was left before its end: these engines can only be closed"
-        waiting, again, number, exhausted = iter(works), [], 0, False
-        open_works: dict[int, tuple[Work, list[Completion]]] = {}
+        deal = _Deal(works, finished)
 
         def dies(member: _Member, error: ModelError) -> None:
-            again.extend(sorted(member.works, reverse=True))
+            deal.again.extend(sorted(member.works, reverse=True))
             self.lose(member, error)
-
-        def said(member: _Member, message: Any) -> None:
-            with suppress(OSError):  # it has ended; what it said before is heard below, then its end
-                member.line.send(message)
 
         self._streaming = True
         for member in self._living():
             if member.started:
-                said(member, ("stream", sampling))
+                member.tell(("stream", sampling))
         while True:
             for member in self.members:
-                if member.wants and not (exhausted and not again):
-                    if not again:
-                        work = next(waiting, None)
-                        if work is None:
-                            exhausted = True
-                            continue
-                        number += 1
-                        open_works[number] = (work, [])
-                        again.append(number)
-                    given, member.wants = again.pop(), False
-                    member.works.add(given)
-                    said(member, _left(given, *open_works[given]))
-            if exhausted and not again and not any(member.works for member in self.members):
+                if member.wants and (number := deal.take()) is not None:
+                    member.wants = False
+                    member.works.add(number)
+                    member.tell(_left(number, *deal.open[number]))
+            if deal.is_dealt and not any(member.works for member in self.members):
                 break
-            by_line = {member.line: member for member in self._living()}
-            patience = [member.begun + _START_S for member in self.members if not member.started]
-            for line in wait(list(by_line), max(0.0, min(patience) - time.monotonic()) if patience else None):
-                member = by_line[line]
+            for member in self._speaking():
                 try:
                     kind, what = member.hear()
                 except ModelError as error:
@@ -206,24 +235,26 @@ class Parallel:
                     continue
                 if kind == "started":
                     self._note(member, what)
-                    said(member, ("stream", sampling))
+                    member.tell(("stream", sampling))
                 elif kind == "wants":
                     member.wants = True
                 elif kind == "finished":
                     member.told = True
-                    for one in dict.fromkeys(one for one, _ in what):
-                        some = [completion for its, completion in what if its == one]
-                        work, have = open_works[one]
-                        have += some
-                        if finished is not None:
-                            finished(some, work)
-                        if len(have) == work.wanted:
-                            member.works.remove(one)
-                            yield open_works.pop(one)
+                    yield from deal.came(member, what)
             for member in [
                 m for m in self.members if not m.started and time.monotonic() - m.begun > _START_S
             ]:
                 dies(member, _too_late(member))
+        self._end_stream()
+
+    def _speaking(self) -> list[_Member]:
+        """Members that have something to say, waited for until one of those that start is too late."""
+        by_line = {member.line: member for member in self._living()}
+        patience = [member.begun + _START_S for member in self.members if not member.started]
+        ready = wait(list(by_line), max(0.0, min(patience) - time.monotonic()) if patience else None)
+        return [by_line[line] for line in ready]
+
+    def _end_stream(self) -> None:
         for member in [member for member in self.members if member.started]:
             try:
                 member.say(None)

@@ -364,9 +364,8 @@ def _base(loaded: Loaded, otherwise: str) -> dict[str, Any]:
         )
     from leakfast.prompts import tokenizer_file
 
-    reading = (
-        tokenizer_file.saved(loaded.tokenizer) or where
-    )  # vLLM's own loading would read by the class again
+    # vLLM's own loading would read by the class again
+    reading = tokenizer_file.saved(loaded.tokenizer) or where
     return {
         "model": where,
         "tokenizer": reading,
