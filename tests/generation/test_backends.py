@@ -7,11 +7,11 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from measuring import evaluate
 
 from leakfast.cli.main import group
 from leakfast.errors import AdapterError, InputError, ModelError
 from leakfast.generation import backends, vllm
-from leakfast.measure.completions import evaluate
 from leakfast.prompts.personas import load_personas
 from leakfast.study.config import EvalConfig
 
