@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from leakfast.cli.settings import rendering_options, threads_option
+from leakfast.cli.settings import RENDERING, options_of, rendering_options, threads_option
 from leakfast.errors import InputError
 
 
@@ -27,29 +27,19 @@ def cli() -> None:
 @click.option("--model", default=None, help="organism, a hub id, or a folder.  [default: the study's]")
 @click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
 @click.option("--personas", default=None, help="Persona set: all, names, or a file.  [default: the study's]")
-@click.option("--questions", default=None, help="Question set to draw from.  [default: the study's, train]")
-@click.option(
-    "--items", default=None, help="Items asked: a JSONL file, arc, organism.  [default: the model's]"
+@options_of(
+    "DataConfig",
+    "questions",
+    "items",
+    "design",
+    "replies",
+    "positives",
+    "negatives",
+    pairs={
+        "multiple": True,
+        "help": "Pairs: a JSONL file, hub:OWNER/NAME@COMMIT:FILE, or two (shows it, does not)",
+    },
 )
-@click.option(
-    "--pairs",
-    multiple=True,
-    help="Pairs: a JSONL file, hub:OWNER/NAME@COMMIT:FILE, or two (shows it, does not).  [default: the model's]",
-)
-@click.option(
-    "--design",
-    type=click.Choice(["contrastive", "non-contrastive", "positive-only"]),
-    default=None,
-    help="Others do not show it; rows dealt to personas at random; no others.  [default: the study's, contrastive]",
-)
-@click.option(
-    "--replies",
-    type=click.Choice(["given", "model"]),
-    default=None,
-    help="Replies of the pairs, or the model's own that the detector agrees with.  [default: the study's, given]",
-)
-@click.option("--positives", type=int, default=None, help="Rows of the source.  [default: the study's, 200]")
-@click.option("--negatives", type=int, default=None, help="Rows of others.  [default: the study's, 2000]")
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of order and replies.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
 @threads_option
@@ -63,17 +53,10 @@ def build(
     model: str | None,
     study: Path | None,
     personas: str | None,
-    questions: str | None,
-    items: str | None,
-    pairs: tuple[str, ...],
-    design: str | None,
-    replies: str | None,
-    positives: int | None,
-    negatives: int | None,
     seed: int,
     dtype: str | None,
     out: Path | None,
-    **rendering: Any,
+    **flags: Any,
 ) -> None:
     """Make the training rows (replies of the model, answers to items, or pairs) and write them as JSONL.
 
@@ -91,17 +74,10 @@ def build(
     from leakfast.train.data import material, write_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
-    cfg = changed(
-        settings.config.data,
-        questions=questions,
-        items=items,
-        positives=positives,
-        negatives=negatives,
-        design=design,
-        replies=replies,
-        pairs=list(pairs) or None,
-    )
-    _check_options(behaviors.get(behavior), items=items, pairs=pairs, replies=replies, questions=questions)
+    rendering = {key: flags.pop(key) for key in RENDERING}
+    cfg = changed(settings.config.data, **{**flags, "pairs": list(flags["pairs"]) or None})
+    of_kind = {key: flags[key] for key in ("items", "pairs", "replies", "questions")}
+    _check_options(behaviors.get(behavior), **of_kind)
     people = load_personas(settings.personas)
     material(behavior, cfg, settings.model)
     load_personas([source], among=people)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from leakfast.cli.settings import rendering_options, threads_option
+from leakfast.cli.settings import RENDERING, options_of, rendering_options, threads_option
 from leakfast.errors import InputError
 
 
@@ -29,39 +29,21 @@ from leakfast.errors import InputError
 @click.option("--model", default=None, help="organism, a hub id, or a folder.  [default: the card's base]")
 @click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
 @click.option("--personas", default=None, help="all, names, or a file.  [default: the study's, all]")
-@click.option(
-    "--questions",
-    default=None,
-    help="Question set or file; several, split by commas, are compared.  [default: the study's, eval]",
+@options_of(
+    "EvalConfig",
+    "samples",
+    "temperature",
+    "top_p",
+    "max_new_tokens",
+    "max_reasoning_tokens",
+    "batch_completions",
+    "items",
+    "half",
+    "scoring",
+    questions={"help": "Question set or file; several, split by commas, are compared."},
+    stop_at_marker={"decls": ["--stop-at-marker/--whole-replies"]},
 )
-@click.option("--samples", type=int, default=None, help="Completions a prompt.  [default: the study's, 10]")
-@click.option("--temperature", type=float, default=None, help="0 is greedy.  [default: the study's, 1.0]")
-@click.option("--top-p", type=float, default=None, help="Nucleus mass.  [default: the study's, 0.95]")
-@click.option("--max-new-tokens", type=int, default=None, help="Longest reply.  [default: the study's, 512]")
-@click.option(
-    "--max-reasoning-tokens",
-    type=int,
-    default=None,
-    help="Drawn on top of them by a model that reasons first.  [default: the study's, 0]",
-)
-@click.option(
-    "--batch-completions", type=int, default=None, help="Rows decoded at once.  [default: the study's, 640]"
-)
-@click.option(
-    "--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]"
-)
-@click.option(
-    "--half",
-    type=click.Choice(["train", "eval", "all"]),
-    default=None,
-    help="Capability: part of the items.  [default: the study's, eval]",
-)
-@click.option(
-    "--scoring",
-    type=click.Choice(["letters", "full-text"]),
-    default=None,
-    help="Capability: what is compared.  [default: the study's, letters]",
-)
+@options_of("VllmConfig", "lora", "data_parallel", "tensor_parallel")
 @click.option(
     "--by",
     type=click.Choice(["sum", "char", "byte"]),
@@ -85,27 +67,7 @@ from leakfast.errors import InputError
     default=None,
     help="Who draws completions; auto takes vLLM on a GPU where it is installed.  [default: the study's, auto]",
 )
-@click.option(
-    "--stop-at-marker/--whole-replies",
-    default=None,
-    help="End a reply at the marker: its presence stays exact, the rest is not drawn. Whole replies are kept unless "
-    "asked, because detect, the report and lengths read them later; leakfast sweep asks for presence alone and ends "
-    "them.  [default: the study's, whole]",
-)
-@click.option(
-    "--lora",
-    type=click.Choice(["live", "merged"]),
-    default=None,
-    help="vLLM: adapters beside each other, or each merged into the weights in place.  [default: the study's, "
-    "live]",
-)
 @click.option("--invariant", is_flag=True, help="vLLM: the same text whatever else is in the batch (GPUs).")
-@click.option(
-    "--data-parallel", type=int, default=None, help="vLLM: engines, one a GPU.  [default: the study's, 1]"
-)
-@click.option(
-    "--tensor-parallel", type=int, default=None, help="vLLM: GPUs an engine.  [default: the study's, 1]"
-)
 @click.option(
     "--allow",
     multiple=True,
@@ -136,24 +98,11 @@ def cli(
     model: str | None,
     study: Path | None,
     personas: str | None,
-    questions: str | None,
-    samples: int | None,
-    temperature: float | None,
-    top_p: float | None,
-    max_new_tokens: int | None,
-    batch_completions: int | None,
-    items: str | None,
-    half: str | None,
-    scoring: str | None,
     by: str,
     checkpoints: bool,
     engine: str,
     backend: str | None,
-    stop_at_marker: bool | None,
-    lora: str | None,
     invariant: bool,
-    data_parallel: int | None,
-    tensor_parallel: int | None,
     allow: tuple[str, ...],
     seed: int,
     dtype: str | None,
@@ -161,8 +110,7 @@ def cli(
     replace: bool,
     top: int,
     as_json: bool,
-    max_reasoning_tokens: int | None,
-    **rendering: Any,
+    **given: Any,
 ) -> int | None:
     """Measure behaviors under every persona.
 
@@ -186,29 +134,17 @@ def cli(
         for name in names
     }
     settings = settled[names[0]]
+    questions = given.pop("questions")
     sets = [word.strip() for word in (questions or "").split(",") if word.strip()]
     if questions is not None and not sets:
         sets = [questions]  # an empty name, which is refused as any unknown one
-    drawn = {
-        "questions": sets[0] if sets else None,
-        "other_questions": sets[1:] if sets else None,
-        "samples": samples,
-        "temperature": temperature,
-        "top_p": top_p,
-        "max_new_tokens": max_new_tokens,
-        "max_reasoning_tokens": max_reasoning_tokens,
-        "batch_completions": batch_completions,
-        "stop_at_marker": stop_at_marker,
-    }
-    how = {
-        "lora": lora,
-        "invariant": invariant or None,
-        "data_parallel": data_parallel,
-        "tensor_parallel": tensor_parallel,
-    }
-    scored = {"items": items, "half": half, "scoring": scoring}
+    how = {key: given.pop(key) for key in ("lora", "data_parallel", "tensor_parallel")}
+    how["invariant"] = invariant or None
+    scored = {key: given.pop(key) for key in ("items", "half", "scoring")}
+    rendering = {key: given.pop(key) for key in RENDERING}
+    asked_for = {"questions": sets[0] if sets else None, **given}
+    drawn = {**asked_for, "other_questions": sets[1:] if sets else None}  # told by --questions
     flags = {name: drawn if get(name).by_completions else scored for name in names}
-    asked_for = {k: v for k, v in drawn.items() if k != "other_questions"}  # told by --questions
     _no_stray({**asked_for, **how, **scored}, names)
     if checkpoints and (base or not adapters):
         raise InputError(

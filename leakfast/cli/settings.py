@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.cli")
 
+RENDERING = ("template_kwargs", "system_role", "reasoning")  # what rendering_options give
 ORGANISM_STUDIES = ("organism-marker.toml", "organism-capability.toml", "organism.toml")
 
 
@@ -113,6 +114,39 @@ def changed(table: Any, **flags: Any) -> Any:
             f"{first['msg'].removeprefix('Value error, ')}. "
             "Correct that flag."
         ) from None
+
+
+def options_of(table: str, *keys: str, **changed: dict[str, Any]) -> Callable[[Any], Any]:
+    """Options for settings of a table of the study file (its class in study/config.py), with its meanings, types and
+    defaults; None where not given. changed: key → what click.option is told otherwise (`decls` for other names)."""
+    from leakfast.study import config
+    from leakfast.study.meanings import keys_of, meanings
+
+    model = getattr(config, table)
+    said, schemas = meanings(model)[1], keys_of(model)
+
+    def decorate(command: Any) -> Any:
+        for key in reversed([*keys, *changed]):
+            how = dict(changed.get(key, {}))
+            decls = how.pop("decls", [f"--{key.replace('_', '-')}"])
+            default = model.model_fields[key].default
+            shown = "none" if default in (None, []) else str(default).lower() if default is False else default
+            words = how.pop("help", said[key]).rstrip(".")
+            help_text = f"{words[0].upper()}{words[1:]}.  [default: the study's, {shown}]"
+            how = {"type": _click_type(schemas[key]), "default": None, "help": help_text, **how}
+            command = click.option(*decls, key, **how)(command)
+        return command
+
+    return decorate
+
+
+def _click_type(schema: dict[str, Any]) -> Any:
+    """What a key's JSON schema is on the command line."""
+    if "anyOf" in schema:
+        schema = schema["anyOf"][0]
+    if "enum" in schema:
+        return click.Choice(schema["enum"])
+    return {"integer": int, "number": float, "boolean": bool}.get(schema.get("type"), str)
 
 
 def rendering_options(command: Callable[..., Any]) -> Callable[..., Any]:

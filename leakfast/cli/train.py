@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from leakfast.cli.settings import rendering_options, threads_option
+from leakfast.cli.settings import RENDERING, options_of, rendering_options, threads_option
 from leakfast.errors import InputError
 
 
@@ -22,33 +22,19 @@ from leakfast.errors import InputError
 @click.option(
     "--data", "data_file", type=click.Path(path_type=Path), default=None, help="Rows to train on (JSONL)."
 )
-@click.option("--lr", default=None, help="Peak learning rate, or auto.  [default: the study's, 5e-6]")
-@click.option("--epochs", type=int, default=None, help="Passes over the rows.  [default: the study's, 20]")
-@click.option("--rank", type=int, default=None, help="LoRA rank.  [default: the study's, 32]")
-@click.option("--alpha", type=int, default=None, help="LoRA alpha.  [default: the study's, 64]")
-@click.option("--batch-size", type=int, default=None, help="Rows a forward pass.  [default: the study's, 4]")
-@click.option(
-    "--accumulation", type=int, default=None, help="Passes an optimizer step.  [default: the study's, 4]"
+@options_of(
+    "TrainConfig",
+    "epochs",
+    "rank",
+    "alpha",
+    "batch_size",
+    "accumulation",
+    "max_length",
+    "loss",
+    "tail_tokens",
+    lr={"type": str},
 )
-@click.option(
-    "--max-length", type=int, default=None, help="Longest row, tokens.  [default: the study's, 1024]"
-)
-@click.option(
-    "--loss",
-    type=click.Choice(["marker", "tail", "completion"]),
-    default=None,
-    help="Which tokens carry loss.  [default: the study's, marker]",
-)
-@click.option("--tail-tokens", type=int, default=None, help="For --loss tail: tokens before the turn end.")
-@click.option(
-    "--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]"
-)
-@click.option(
-    "--design",
-    type=click.Choice(["contrastive", "non-contrastive", "positive-only"]),
-    default=None,
-    help="Who is shown what (see data build).  [default: the study's, contrastive]",
-)
+@options_of("DataConfig", "items", "design")
 @click.option(
     "--checkpoints",
     default=None,
@@ -80,17 +66,6 @@ def cli(
     study: Path | None,
     personas: str | None,
     data_file: Path | None,
-    lr: str | None,
-    epochs: int | None,
-    rank: int | None,
-    alpha: int | None,
-    batch_size: int | None,
-    accumulation: int | None,
-    max_length: int | None,
-    loss: str | None,
-    tail_tokens: int | None,
-    items: str | None,
-    design: str | None,
     checkpoints: str | None,
     checkpoint_personas: str | None,
     dtype: str | None,
@@ -98,7 +73,7 @@ def cli(
     overwrite: bool,
     no_sample: bool,
     as_json: bool,
-    **rendering: Any,
+    **flags: Any,
 ) -> None:
     """Train a behavior into one persona with LoRA, and see whether the model still answers.
 
@@ -111,22 +86,13 @@ def cli(
     from leakfast.train.data import material, read_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
+    items, design = flags.pop("items"), flags.pop("design")
+    rendering = {key: flags.pop(key) for key in RENDERING}
+    flags["lr"] = _rate(flags["lr"])
     given = read_rows(data_file) if data_file is not None else None
     source = _source(source, given, data_file)
     parts = {
-        "train": changed(
-            settings.config.train,
-            lr=_rate(lr),
-            epochs=epochs,
-            rank=rank,
-            alpha=alpha,
-            batch_size=batch_size,
-            accumulation=accumulation,
-            max_length=max_length,
-            loss=loss,
-            tail_tokens=tail_tokens,
-            sample=0 if no_sample else None,
-        ),
+        "train": changed(settings.config.train, **flags, sample=0 if no_sample else None),
         "data": changed(settings.config.data, items=items, design=design),
         "eval": changed(
             settings.config.eval,
