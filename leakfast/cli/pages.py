@@ -3,11 +3,14 @@ page says to the generators."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
+from html import escape
 from pathlib import Path
 
 import click
 
+_CODE = re.compile(r"`([^`]*\|[^`]*)`")
 STALE = "{path} is stale. Run: python -m {module} --write {page}"
 
 
@@ -49,8 +52,13 @@ def between(text: str, made: str, mark: str) -> str:
 
 
 def row(*cells: str) -> str:
-    """A line of a Markdown table."""
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    """A line of a Markdown table. A bar within code becomes a <code> element, since readers of Markdown differ about
+    bars there."""
+    return f"| {' | '.join(_CODE.sub(_element, cell).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _element(code: re.Match[str]) -> str:
+    return f"<code>{escape(code[1], quote=False).replace('|', '&#124;')}</code>"
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
