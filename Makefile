@@ -17,8 +17,9 @@ INSTALLED := .venv/.installed
 VLLM := .venv/.vllm
 SMOLLM2 := .venv/.smollm2
 TRL := .venv/.trl
+DOCS := .venv/.docs
 
-.PHONY: install install-gpu demo test test-gpu lint bench bench-gpu clean
+.PHONY: install install-gpu demo test test-gpu lint docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -75,8 +76,18 @@ test-gpu: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m leakfast.cli.commands --check README.md
+	$(BIN)/python -m leakfast.cli.commands --check docs/cli.md
 	$(BIN)/python -m leakfast.cli.study_reference --check docs/study.md
+	$(BIN)/python -m leakfast.cli.table_reference --check docs/tables.md
+	$(BIN)/python -m leakfast.cli.architecture_reference --check docs/architecture.md
+
+# the site, into build/site; its packages need Python 3.11 or newer
+docs: $(DOCS)
+	$(BIN)/mkdocs build --strict
+
+$(DOCS): $(INSTALLED)
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[docs]'
+	@touch $@
 
 bench: install
 	@rc=0; for script in $(wildcard bench/bench_*.py); do echo "== $$script"; $(BIN)/python $$script || rc=1; done; exit $$rc

@@ -20,6 +20,11 @@ import pytest
 
 import leakfast
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).resolve().parent.parent
 FALSE = shutil.which("false") or "/bin/false"
 NO_COMPILER = {"CC": FALSE, "CXX": FALSE}
@@ -104,20 +109,25 @@ def test_packages_are_listed_as_they_stand():
     assert {ROOT / places[name] for name in mapped} == folders
 
 
-def test_the_version_stands_twice_and_is_one():
-    text = (ROOT / "setup.py").read_text(encoding="utf-8")
-    assert f'version="{leakfast.__version__}"' in text
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def test_the_version_is_that_of_the_package(installed):
+    """It stands once, in version.py; the changelog and the citation name it too."""
+    assert "version" in project()["project"]["dynamic"]
+    (distribution,) = importlib.metadata.distributions(path=[str(installed)])
+    assert distribution.version == leakfast.__version__
     assert f"## {leakfast.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"\nversion: {leakfast.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_locked_versions_lie_in_the_ranges():
     from packaging.requirements import Requirement
 
-    text = (ROOT / "setup.py").read_text(encoding="utf-8")
-    wanted = [
-        Requirement(r) for r in ast.literal_eval(re.search(r"install_requires=(\[.*?\])", text, re.DOTALL)[1])
-    ]
-    wanted += [Requirement(r) for r in setup_constant("DEV")]
+    told = project()["project"]
+    extras = told["optional-dependencies"]
+    wanted = [Requirement(r) for r in [*told["dependencies"], *extras["dev"], *extras["docs"]]]
     locked: dict[str, list[Requirement]] = {}
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
@@ -128,6 +138,25 @@ def test_locked_versions_lie_in_the_ranges():
         for lock in locked[need.name]:
             version = next(iter(lock.specifier)).version
             assert version in need.specifier, f"{need} but locked {version}"
+
+
+def test_the_hooks_lint_with_the_locked_ruff():
+    locked = re.search(r"^ruff==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert set(re.findall(r"ruff==([\d.]+)", hooks)) == {locked[1]}
+
+
+def test_every_extra_that_is_advised_exists():
+    extras = set(project()["project"]["optional-dependencies"])
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("leakfast/**/*.py"),
+    ]
+    for path in [*pages, ROOT / "Makefile"]:
+        for words in re.findall(r"(?:leakfast|'\.)\[([a-z,]+)\]", path.read_text(encoding="utf-8")):
+            assert set(words.split(",")) <= extras, f"{path.name}: {words}"
 
 
 def test_the_wheel_holds_every_file(wheel):
@@ -142,15 +171,20 @@ def test_the_wheel_holds_every_file(wheel):
     held = {n for n in names(wheel) if ".dist-info/" not in n}
     native = {n for n in held if n.startswith("leakfast/_native")}
     assert held - native == {n.replace(os.sep, "/") for n in expected}
+    assert "leakfast/py.typed" in held
     assert bool(native) == bool(shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"))
 
 
 WORKS = """
 import json, importlib.util, pathlib
 import leakfast, leakfast.kernels.reference as reference
-from leakfast import config, personas, doctor, forest
+from leakfast import doctor
+from leakfast.forward import forest
+from leakfast.prompts import personas
+from leakfast.storage import documents
+from leakfast.study import config
 print(json.dumps({
-    "at": leakfast.__file__, "kernels": reference.__file__, "found": str(config.resource("demo.toml")),
+    "at": leakfast.__file__, "kernels": reference.__file__, "found": str(documents.resource("demo.toml")),
     "personas": len(personas.load_personas()), "study": config.load_study("configs/demo.toml").name,
     "native": doctor.native_extension(), "segments": len(forest.plan([[1, 2, 3], [1, 2, 4]], 100).q_offsets) - 1,
     "weights": sorted(p.name for p in (pathlib.Path(leakfast.__file__).parent / "organism/weights").glob("*")),
@@ -186,7 +220,7 @@ def test_without_a_compiler_the_install_succeeds_and_says_so(tmp_path):
     assert told["segments"] > 0, "the Python planner plans"
     said = python(
         "import logging, io; out = io.StringIO(); logging.basicConfig(stream=out, level=logging.WARNING)\n"
-        "from leakfast import forest\nfor _ in range(3): forest.plan([[1, 2]], 10)\nprint(out.getvalue())",
+        "from leakfast.forward import forest\nfor _ in range(3): forest.plan([[1, 2]], 10)\nprint(out.getvalue())",
         tmp_path,
         at,
     )

@@ -1,69 +1,89 @@
-"""The command table of the README, made from the commands themselves: `python -m
-leakfast.cli.commands` prints it, `--check README.md` compares, `--write README.md` puts it in."""
+"""The reference of the command line, made from the commands themselves: `python -m leakfast.cli.commands` prints it,
+`--check docs/cli.md` compares, `--write docs/cli.md` puts it between the marks of that page. Leaves the words to the
+commands' help."""
 
 from __future__ import annotations
 
-import importlib.util
+import inspect
+import re
 import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import click
 
+from leakfast.cli import pages
 from leakfast.cli.main import COMMANDS, group
 
-BEGIN, END = "<!-- commands -->", "<!-- end of commands -->"
+MARK = "commands"
+_FACTS = re.compile(r"\s+\[((?:default: |required|env var|x?[<>]|\d)[^\]]*)\]")
+_EXAMPLE = re.compile(r"\n*Example: (.+)\Z", re.DOTALL)
+
+
+def reference() -> str:
+    """Every command on a line, then each with its arguments, options, defaults and help; Markdown."""
+    return "\n".join([table(), *map(section, found())])
+
+
+def found() -> Iterator[click.Context]:
+    """The context of every command, those of groups in place of the group."""
+    top = click.Context(group, info_name="leakfast", **group.context_settings)
+    for name in COMMANDS:
+        command = group.get_command(top, name)
+        context = click.Context(command, info_name=name, parent=top)
+        if isinstance(command, click.Group):
+            yield from (
+                click.Context(c, info_name=sub, parent=context) for sub, c in command.commands.items()
+            )
+        else:
+            yield context
 
 
 def table() -> str:
-    """A Markdown table: command, what it does, its options."""
-    lines = ["| command | what it does | options |", "|---|---|---|"]
-    context = click.Context(group, info_name="leakfast")
-    for name, (module, summary) in COMMANDS.items():
-        if importlib.util.find_spec(module) is None:
-            continue
-        command = group.get_command(context, name)
-        inner = command.commands if isinstance(command, click.Group) else {}
-        if inner:
-            lines += [_row(f"{name} {sub}", _first_line(c), c) for sub, c in inner.items()]
-        elif command is not None:
-            lines.append(_row(name, summary, command))
-    return "\n".join(lines)
+    """A Markdown table: command and what it does."""
+    rows = []
+    for context in found():
+        path = context.command_path
+        rows.append((f"[`{path}`](#{path.replace(' ', '-')})", _summary(context.command)))
+    return pages.table(["command", "what it does"], rows)
 
 
-def main(argv: list[str]) -> int:
-    """Print, check or write the table; 1 when the check fails."""
-    if not argv:
-        click.echo(table())
-        return 0
-    mode, path = argv[0], Path(argv[1])
-    text = path.read_text(encoding="utf-8")
-    start, end = text.index(BEGIN) + len(BEGIN), text.index(END)
-    wanted = f"{text[:start]}\n{table()}\n{text[end:]}"
-    if mode == "--write":
-        path.write_text(wanted, encoding="utf-8")
-    elif text != wanted:
-        click.echo(
-            f"{path}: the command table is stale. Run: python -m leakfast.cli.commands --write {path}",
-            err=True,
-        )
-        return 1
-    return 0
+def section(context: click.Context) -> str:
+    """One command: its help, how it is called, its options."""
+    command = context.command
+    told = re.sub(r"\s*\n\s*(?=\S)(?<!\n\n)", " ", inspect.cleandoc(command.help or "").replace("\b\n", ""))
+    text, example = _EXAMPLE.sub("", told), _EXAMPLE.search(told)
+    called = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    parts = [f"### {context.command_path}", "", _plain(text), "", "```sh", called]
+    parts += [example[1].strip()] if example else []
+    parts += ["```", ""]
+    options = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
+    rows = [_option(one, context) for one in options]
+    return "\n".join([*parts, pages.table(["option", "default", "what it does"], rows)])
 
 
-def _row(name: str, summary: str, command: click.Command) -> str:
-    words = []
-    for parameter in command.params:
-        if isinstance(parameter, click.Argument):
-            words.insert(0, parameter.make_metavar(click.Context(command)))
-        elif not getattr(parameter, "hidden", False):
-            words.append(max(parameter.opts, key=len))
-    options = " ".join(f"`{word}`" for word in words)
-    return f"| `leakfast {name}` | {summary} | {options.replace('|', chr(92) + '|')} |"
+def _option(option: click.Option, context: click.Context) -> tuple[str, str, str]:
+    """(names and kind of value, default, help) of an option."""
+    names, told = option.get_help_record(context)
+    facts = [fact.strip() for group in _FACTS.findall(told) for fact in group.split(";")]
+    defaults = [fact.removeprefix("default: ") for fact in facts if fact.startswith("default: ")]
+    bounds = ", ".join(fact for fact in facts if fact != "required" and not fact.startswith("default: "))
+    default = "required" if "required" in facts else ", ".join(map(_value, defaults))
+    return f"`{names}`", default, _plain(_FACTS.sub("", told)) + (f" (`{bounds}`)" if bounds else "")
 
 
-def _first_line(command: click.Command) -> str:
+def _value(default: str) -> str:
+    return default if " " in default else f"`{default}`"
+
+
+def _plain(text: str) -> str:
+    """Help as Markdown: angle brackets outside code are text, not markup."""
+    parts = text.split("`")
+    return "`".join(part.replace("<", "&lt;") if n % 2 == 0 else part for n, part in enumerate(parts))
+
+
+def _summary(command: click.Command) -> str:
     return (command.help or command.short_help or "").strip().split("\n\n")[0].replace("\n", " ")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(pages.main(sys.argv[1:], reference, "leakfast.cli.commands", MARK))

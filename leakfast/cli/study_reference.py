@@ -8,13 +8,12 @@ import inspect
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
-import click
 from pydantic import BaseModel
 
 from leakfast import behaviors
+from leakfast.cli import pages
 from leakfast.study import config
 
 HEAD = """\
@@ -22,8 +21,8 @@ HEAD = """\
 
 Every key that `leakfast run STUDY` and `--study` of other commands read. Made from `leakfast/study/config.py` by `python -m
 leakfast.cli.study_reference --write docs/study.md`. A study is TOML; `configs/demo.toml` is a short one. `name`, `sources`
-and one table `[behaviors.NAME]` must be there, all else has a default. A default of – means that the key is left out,
-which the meanings call None. An unknown key is an error that names its line and the key meant.
+and one table `[behaviors.NAME]` are required, all else has a default. A default of – means that the key is left out, which
+the meanings call None. An unknown key is an error that names its line and the key meant.
 
 Personas, question sets, items, pairs and prices are named by a shipped name or by a file: one beside the study file is
 found wherever the command is run. NAME is a behavior of the list at the end, or one with a variant: `marker+few`.
@@ -56,7 +55,7 @@ def reference() -> str:
             value = schema.get("default")
             default = "–" if value is None else f"`{json.dumps(value)}`"
             needed = model.model_fields[key].is_required()
-            lines.append(_row(f"`{key}`", kind(schema), "needed" if needed else default, said[key]))
+            lines.append(_row(f"`{key}`", kind(schema), "required" if needed else default, said[key]))
         parts.append("\n".join(lines) + "\n")
     lines = ["| behavior | what it is | data | train | eval |", "|---|---|---|---|---|"]
     for name in behaviors.names():
@@ -101,20 +100,6 @@ def kind(schema: dict[str, Any]) -> str:
     return schema["type"] + ",".join(bounds).replace(str(2**63), "2^63")
 
 
-def main(argv: list[str]) -> int:
-    """Print, check or write the page; 1 when the check fails."""
-    if not argv:
-        click.echo(reference(), nl=False)
-        return 0
-    mode, path = argv[0], Path(argv[1])
-    if mode == "--write":
-        path.write_text(reference(), encoding="utf-8")
-    elif path.read_text(encoding="utf-8") != reference():
-        click.echo(f"{path} is stale. Run: python -m leakfast.cli.study_reference --write {path}", err=True)
-        return 1
-    return 0
-
-
 def _keys(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
     """Key → JSON schema, without the keys that are tables: those have sections of their own."""
     found = model.model_json_schema()["properties"].items()
@@ -127,6 +112,11 @@ def _keys(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
 
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def main(argv: list[str]) -> int:
+    """Print, check or write the page; 1 when the check fails."""
+    return pages.main(argv, reference, "leakfast.cli.study_reference")
 
 
 if __name__ == "__main__":

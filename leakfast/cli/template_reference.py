@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
+from leakfast.cli import pages
 
 HEAD = """\
 # Chat templates
@@ -147,7 +147,7 @@ def page(rows: dict[tuple[str, Found], list[str]]) -> str:
 
     marks = ", ".join(f"{_code(opener)} … {_code(closer)}" for opener, closer in PAIRS)
     lines = [
-        _row(
+        pages.row(
             ", ".join(names) + (f" with {said}" if said else ""),
             f.outcome,
             f.prompt,
@@ -164,18 +164,7 @@ def page(rows: dict[tuple[str, Found], list[str]]) -> str:
 def main(argv: list[str]) -> int:
     """Print, check or write the page; 1 when the check fails."""
     logging.getLogger("leakfast.chat").setLevel(logging.ERROR)
-    if not argv:
-        click.echo(page(collect()), nl=False)
-        return 0
-    mode, path = argv[0], Path(argv[1])
-    if mode == "--write":
-        path.write_text(page(collect()), encoding="utf-8")
-    elif path.read_text(encoding="utf-8") != page(collect()):
-        click.echo(
-            f"{path} is stale. Run: python -m leakfast.cli.template_reference --write {path}", err=True
-        )
-        return 1
-    return 0
+    return pages.main(argv, lambda: page(collect()), "leakfast.cli.template_reference")
 
 
 def _code(text: str) -> str:
@@ -186,10 +175,6 @@ def _code(text: str) -> str:
     blanks = len(text) - len(text.lstrip(" ")), len(text) - len(text.rstrip(" ")) if inner else 0
     shown = "␣" * blanks[0] + inner + "␣" * blanks[1]
     return "`" + shown.replace("\n", "⏎") + "`"
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 if __name__ == "__main__":

@@ -19,10 +19,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 import leakfast
-from leakfast.cli import commands, study_reference
+from leakfast.cli import study_reference
 from leakfast.cli.main import COMMANDS, group
 from leakfast.cli.text import inert
-from leakfast.storage.documents import resource
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
@@ -304,10 +303,6 @@ def test_tables_print_markup_as_it_is():
     assert "–" in out
 
 
-def test_the_readme_holds_todays_commands():
-    assert commands.main(["--check", str(ROOT / "README.md")]) == 0
-
-
 def test_the_study_reference_holds_todays_keys():
     page = ROOT / "docs" / "study.md"
     assert study_reference.main(["--check", str(page)]) == 0
@@ -334,21 +329,6 @@ def test_a_key_without_words_is_not_in_the_study_reference():
     assert study_reference.meanings(Told) == ("A table.", told)
     with pytest.raises(ValueError, match="Silent: .* four"):
         study_reference.meanings(Silent)
-
-
-def test_every_command_is_in_the_table():
-    table = commands.table()
-    assert all(f"`leakfast {name}" in table for name in COMMANDS)
-
-
-def test_the_python_example_of_the_readme_names_what_exists():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    example = text.partition("```python\n")[2].partition("```")[0]
-    compile(example, "README.md", "exec")
-    for face in re.findall(r"leakfast\.(\w+)\(", example):
-        assert callable(getattr(leakfast, face)), face
-    for name in re.findall(r"leakfast run (configs/\S+\.toml)", text):
-        assert resource(*name.split("/")[1:]).is_file()
 
 
 @pytest.mark.parametrize("face", ["centroids", "generate", "stats"])

@@ -1,0 +1,201 @@
+"""What every column of every table means, in words, and the dtypes of the tables that `schema` does not declare. Demands
+nothing; docs/tables.md is made of it. A table may have the columns of `SOMETIMES` besides."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from leakfast.storage import schema
+
+
+class Column(NamedTuple):
+    """dtype: the polars dtype's name."""
+
+    name: str
+    dtype: str
+    meaning: str
+
+
+# table → (what one row is, its columns in order); the columns of a table that `schema` declares stand there
+MEASUREMENTS = {
+    "completions": ("a completion: one reply of one model to one prompt", ""),
+    "choice_scores": (
+        "a label of an item; an item is right where a row is both chosen and correct",
+        "behavior source items n_tokens logprob_per_char_nats chosen_per_char answer_mass",
+    ),
+    "judgements": ("a judged completion, whether it got scores or not", ""),
+}
+_HEAD = "behavior seed source adapter"
+_CELL = f"{_HEAD} layer cosine y"
+_DRAWN = "permutations permutation_seed bootstraps bootstrap_seed"
+_CORRELATION = (
+    "adapter seed reason kendall spearman_ci_low spearman_ci_high spearman_se_z ci_reason spearman_p_max layers_tested "
+    f"spearman_p_bh family family_size detectable personas {_DRAWN} resampling_unit method"
+)
+_LEFT_OUT = f"{_CELL} left_out n spearman spearman_all change reason method"
+_CURVE = "far far_low far_high near near_low near_high midpoint midpoint_low midpoint_high width width_low width_high"
+RESULTS = {
+    "rates": (
+        "a persona under an adapter, or under the unadapted model",
+        "role taught questions icc effective_total bb_low bb_high bb_reason delta_low delta_high delta_reason "
+        "delta_method method",
+    ),
+    "pairs": ("a source with a bystander at a layer", "adapter related"),
+    "correlations": ("a source (or `pooled`), category (or all), layer, cosine and y", _CORRELATION),
+}
+FURTHER = {
+    "health": ("an adapter (persona null), or a persona under it", ""),
+    "question_counts": ("a question (or item) of a persona under an adapter", ""),
+    "chosen_labels": (
+        "a label, under an adapter and a persona (null: all personas)",
+        "behavior adapter persona label n n_right total share ci_low ci_high share_right mostly",
+    ),
+    "judged": (
+        "a question of a persona; with a null persona, of all bystanders",
+        "behavior adapter source seed role persona question mean_aligned ci_low ci_high n_judged n_incoherent n_unscored "
+        "mean_coherent coverage judge method",
+    ),
+    "shifts": ("a persona under an adapter, at a layer", ""),
+    "shift_correlations": ("as in `correlations`, for each geometry", f"geometry {_CORRELATION}"),
+    "question_sets": (
+        "a source (or `pooled`), question set, layer, cosine and y",
+        "spearman_p_perm spearman_p_max reason difference_reason bootstraps method",
+    ),
+    "set_rates": ("as in `rates`, on each question set", "role questions main"),
+    "layers": (
+        "a layer of a source (or `pooled`)",
+        f"{_HEAD} cosine y layer n spearman spearman_ci_low spearman_ci_high spearman_p_perm spearman_p_max layers_tested "
+        f"best reason ci_reason resampling_unit {_DRAWN} method",
+    ),
+    "means": (
+        "a mean of ρ over sources (source null), or over training seeds (seed null)",
+        "behavior layer cosine y seed source over k mean low high tau2 i2 q q_p predict_low predict_high se_from reason "
+        "method",
+    ),
+    "disattenuated": (
+        "an adapter, layer, cosine and y",
+        "behavior source adapter seed layer cosine y n questions spearman reliability reliability_low reliability_high "
+        "disattenuated disattenuated_low disattenuated_high reason bootstraps bootstrap_seed resampling_unit method",
+    ),
+    "related": (
+        "as in `correlations`, over the bystanders whose related_to names the source",
+        _CORRELATION,
+    ),
+    "partials": (
+        "an adapter, layer, y and what is controlled for",
+        f"{_CELL} control n controls partial low high p_t words_of reason method",
+    ),
+    "commonality": (
+        "an adapter, layer and y",
+        f"{_CELL} against n total unique_cosine unique_words common reason method",
+    ),
+    "without_category": ("an adapter, layer, y and category left out", _LEFT_OUT),
+    "influence": ("an adapter, y and persona left out, at the layer looked at closely", _LEFT_OUT),
+    "gradients": (
+        "an adapter's curve at the layer looked at closely",
+        f"{_HEAD} layer cosine n {_CURVE} floor ceiling overdispersion log_likelihood direction reason interval_reason "
+        "method",
+    ),
+    "widths": (
+        "a behavior and training seed",
+        "behavior seed layer cosine sources statistic degrees p common_width reason n method",
+    ),
+    "isotonic": ("a point of an adapter's isotonic curve", f"{_HEAD} layer cosine at fitted"),
+    "matrix": (
+        "a persona under an adapter",
+        f"{_HEAD} persona category role rate ci_low ci_high bb_low bb_high baseline delta delta_low delta_high n method",
+    ),
+    "crossed": (
+        "two adapters of one training seed that share behavior or source",
+        "between behavior source other_behavior other_source seed y n spearman spearman_ci_low spearman_ci_high "
+        "spearman_p_perm pearson pearson_p reason resampling_unit method permutations bootstraps resampling_seed",
+    ),
+    "variants": (
+        "two variants of a behavior, for a source (or `pooled`) and training seed",
+        "behavior source seed variant other n source_effect other_source_effect effect other_effect breadth other_breadth "
+        "difference difference_ci_low difference_ci_high resampling_unit method reason",
+    ),
+    "relations": (
+        "a category of bystanders, for a behavior, training seed and scope",
+        "permutations resampling_unit method reason",
+    ),
+    "relations_alike": (
+        "two behaviors, for a scope and training seed",
+        "scope seed behavior other_behavior n personas spearman spearman_ci_low spearman_ci_high spearman_p_perm "
+        "spearman_p_grouping permutations bootstraps resampling_seed resampling_unit method reason",
+    ),
+    "predicted": (
+        "a model and a source left out (or `pooled`), at a layer",
+        "behavior seed layer cosine y source model n r2 gain rmse reason method",
+    ),
+    "verdicts": (
+        "a test of a rule for an adapter, or a trait of the stop rule",
+        "claim behavior seed source adapter layer quantity n value p p_from bar reached_is_enough p_below unit met verdict "
+        "reason",
+    ),
+    "published": (
+        "a number that the published study stored",
+        "file quantity source category subset layer stored found difference compared tolerance agrees reason",
+    ),
+    "trajectory": (
+        "a persona under an adapter at a share of its training",
+        "role health",
+    ),
+}
+_AS_IN = {"set_rates": "rates", "related": "correlations", "shift_correlations": "correlations"}
+# tables that the columns health and health_of are not put on
+UNMARKED = ("health", "question_counts", "published", "trajectory")
+# columns of `rates`, `set_rates`, `question_counts` and `trajectory` that are there where they are known
+SOMETIMES = (
+    "n_empty n_truncated n_error n_unclosed chance chance_hits hits_per_byte hits_DETECTOR n_tie n_nan n_too_long "
+    "n_no_answer n_label_tokens answer_mass n_judged n_incoherent n_unscored mean_coherent coverage judge"
+).split()
+
+_KINDS = {
+    "Int32": "question sample layer n_tokens",
+    "Int64": "seed hits total n n_right n_empty n_bare n_truncated n_other n_repeated n_same n_error n_unclosed n_judged "
+    "n_incoherent n_unscored length_pairs length_pairs_all questions personas pairs k controls sources degrees direction "
+    "layers_tested family_size permutations permutation_seed bootstraps bootstrap_seed resampling_seed hits_per_byte "
+    "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens input_tokens output_tokens",
+    "Boolean": "chosen chosen_per_byte chosen_per_char correct related best main mostly met agrees reached_is_enough",
+    "String": "behavior adapter persona source category role taught text finish_reason status item items scoring label "
+    "judge prompt_version raw detail text_sha256 health health_of reason ci_reason bb_reason delta_reason delta_method "
+    "difference_reason interval_reason method resampling_unit family cosine y over se_from control words_of against "
+    "left_out between other_behavior other_source variant other scope model claim quantity p_from unit verdict file subset "
+    "compared geometry",
+}
+_DTYPES = {name: kind for kind, names in _KINDS.items() for name in names.split()}
+_OTHER_DTYPES = {
+    "commonality.total": "Float64",
+    "set_rates.questions": "String",
+    "gradients.direction": "String",
+}
+
+
+def tables() -> dict[str, tuple[str, str]]:
+    """Table → (what one row is, its columns beside those that `schema` declares)."""
+    return MEASUREMENTS | RESULTS | FURTHER
+
+
+def columns(table: str) -> list[Column]:
+    """Every column of a table, in order. Raises ValueError for a table that does not exist, and for a column without
+    words."""
+    if table not in tables():
+        raise ValueError(f"no table {table!r}; there are {', '.join(tables())}")
+    declared = dict(schema.TABLES.get(_AS_IN.get(table, table), {}))
+    names = [*declared, *tables()[table][1].split()]
+    if table not in MEASUREMENTS and table not in UNMARKED:
+        names += ["health", "health_of"]
+    return [described(table, name, declared.get(name)) for name in dict.fromkeys(names)]
+
+
+def described(table: str, name: str, dtype: str | None = None) -> Column:
+    """One column; dtype: as `schema` declares it."""
+    from leakfast.storage.meanings import MEANINGS
+
+    key = f"{table}.{name}"
+    kind = _OTHER_DTYPES.get(key) or dtype or _DTYPES.get(name, "Float64")
+    words = MEANINGS.get(key) or MEANINGS.get(f"{_AS_IN.get(table)}.{name}") or MEANINGS.get(name)
+    if words is None:
+        raise ValueError(f"{key}: no words; give it some in leakfast/storage/meanings.py")
+    return Column(name, kind, words)
