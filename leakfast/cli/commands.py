@@ -85,5 +85,10 @@ def _summary(command: click.Command) -> str:
     return (command.help or command.short_help or "").strip().split("\n\n")[0].replace("\n", " ")
 
 
+def main(argv: list[str]) -> int:
+    """Print, check or write the page; 1 when the check fails."""
+    return pages.main(argv, reference, "leakfast.cli.commands", MARK)
+
+
 if __name__ == "__main__":
-    sys.exit(pages.main(sys.argv[1:], reference, "leakfast.cli.commands", MARK))
+    sys.exit(main(sys.argv[1:]))

@@ -77,5 +77,10 @@ def unused() -> list[str]:
     return sorted(set(MEANINGS) - used)
 
 
+def main(argv: list[str]) -> int:
+    """Print, check or write the page; 1 when the check fails."""
+    return pages.main(argv, reference, "leakfast.cli.table_reference")
+
+
 if __name__ == "__main__":
-    sys.exit(pages.main(sys.argv[1:], reference, "leakfast.cli.table_reference"))
+    sys.exit(main(sys.argv[1:]))
