@@ -298,7 +298,9 @@ def measured():
     from leakfast.stats.correlations import correlate
 
     correlations = correlate(found.pairs, 19, bootstraps=20, workers=1)
-    draws, asked = analysis.Draws(19, 20, workers=1), analysis.Asked(None, verdicts.load_rules())
+    test = verdicts.Test(quantity="source_drop", above=0.0)
+    rule = verdicts.Rule(claim="it falls", behaviors=["marker"], unit="share", test=[test])
+    draws, asked = analysis.Draws(19, 20, workers=1), analysis.Asked(None, verdicts.Rules(rule=[rule]))
     more = analysis.further(found, whole, correlations, draws, asked)
     more["health"] = health.table(completions)
     verdict = marks.verdicts(more["health"], whole)
