@@ -37,7 +37,8 @@ from safetensors.torch import load_file, save_file
 empty, empty_like = torch.empty, torch.empty_like
 torch.empty = lambda *a, **k: empty(*a, **k).fill_(float("nan"))
 torch.empty_like = lambda *a, **k: empty_like(*a, **k).fill_(float("nan"))
-from leakfast import ops, tuning
+from leakfast.forward import autotune as tuning
+from leakfast.forward import ops
 from leakfast.kernels.choice_logprobs import candidates, choice_logprobs
 given, out = {name: x.clone() for name, x in load_file(sys.argv[1]).items()}, {}  # aligned, as torch has it
 for name in sorted({key.rsplit("/", 1)[0] for key in given}):

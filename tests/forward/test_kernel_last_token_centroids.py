@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 empty, empty_like = torch.empty, torch.empty_like
 torch.empty = lambda *a, **k: empty(*a, **k).fill_(float("nan"))
 torch.empty_like = lambda *a, **k: empty_like(*a, **k).fill_(float("nan"))
-from leakfast import ops
+from leakfast.forward import ops
 from leakfast.kernels.last_token_centroids import CONFIGS, last_token_centroids
 given, out = {name: x.clone() for name, x in load_file(sys.argv[1]).items()}, {}  # aligned, as torch has it
 for name in sorted({key.rsplit("/", 1)[0] for key in given}):

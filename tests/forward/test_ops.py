@@ -153,7 +153,7 @@ def test_what_native_cannot_take_is_refused():
 
 PEAK = """
 import resource, sys, torch
-from leakfast import ops
+from leakfast.forward import ops
 torch.set_num_threads(2)
 hidden, head = torch.randn(64, 64), torch.randn(152_064, 64)
 hidden, head = hidden.to(getattr(torch, sys.argv[1])), head.to(getattr(torch, sys.argv[1]))

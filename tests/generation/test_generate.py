@@ -13,10 +13,10 @@ from scipy import stats
 
 from leakfast import models
 from leakfast.errors import InputError, ModelError
-from leakfast.generation import generate, sampling, shared_prompt
+from leakfast.generation import sampling, shared_prompt
 from leakfast.generation import transformers as backend
 from leakfast.generation.contract import Request, Sampling, completion_seed, requests_for
-from leakfast.generation.generate import complete
+from leakfast.generation.generate import complete, generate
 from leakfast.generation.sampling import draw, uniforms
 from leakfast.prompts import chat
 from leakfast.prompts.personas import Persona
@@ -251,9 +251,9 @@ def test_frames_have_the_schema_and_honest_statuses(tiny_qwen2):
     assert set(frame["status"]) <= {"ok", "empty", "truncated"}
     assert (frame.filter(pl.col("finish_reason") == "length")["n_tokens"] == 8).all()
     # a reply that is only the turn end is empty, not a number
-    only_end = generate.Completion(0, 0, [tiny_qwen2.tokenizer.eos_token_id], "stop")
+    only_end = Completion(0, 0, [tiny_qwen2.tokenizer.eos_token_id], "stop")
     requests = requests_for(prompts, 1, 0, "base")
-    shown = generate.to_frame(
+    shown = to_frame(
         tiny_qwen2, prompts, requests, [only_end], behavior="marker", adapter="base", source=None
     )
     assert shown["status"].to_list() == ["empty"]

@@ -165,7 +165,7 @@ def test_on_a_gpu_float32_adapters_are_not_vllms_to_run_live(tiny_qwen2, tmp_pat
 
     loaded = dataclasses.replace(tiny_qwen2, path=str(tmp_path))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("leakfast.generation.vllm.start.available", lambda: (True, "installed"))
+    monkeypatch.setattr("leakfast.generation.vllm.available", lambda: (True, "installed"))
     with caplog.at_level("INFO", logger="leakfast"):
         assert backends.choose("auto", loaded, live_lora=True) == "transformers"
     assert "generation: transformers (vLLM runs no float32 adapters" in caplog.text
@@ -254,7 +254,7 @@ def test_only_a_width_that_is_stated_goes_before_the_measured_one(tiny_qwen2, mo
     monkeypatch.setattr(backends, "choose", lambda *asked, **settings: "vllm")
     stated = {} if given is None else {"batch_completions": given}
     assert not list(
-        leakfast.generation.generate(
+        leakfast.generate(
             tiny_qwen2, ["What?"], samples=1, max_new_tokens=2, backend="vllm", **stated
         )
     )

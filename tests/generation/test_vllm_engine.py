@@ -66,7 +66,7 @@ def made(monkeypatch):
 
     def make(seats: int, each: int) -> Engine:
         monkeypatch.setattr(
-            "leakfast.generation.vllm.start.start",
+            "leakfast.generation.vllm.engine.start",
             lambda spec: SimpleNamespace(llm_engine=Steps(seats, each)),
         )
         return Engine(Spec("it", {"max_num_seqs": seats, "max_model_len": 64}, ()))

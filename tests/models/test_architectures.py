@@ -267,9 +267,6 @@ def test_models_of_several_parts_are_refused_by_their_config(tmp_path):
 
 
 def test_settling_on_a_backend_tries_a_model_that_is_not_known(loaded_of):
-    assert (
-        backends.settle(loaded_of("gpt2"), "transformers", backends.Options(), [], adapters=False)
-        == "transformers"
-    )
+    assert backends.settle(loaded_of("gpt2"), backends.Drawing(), [], adapters=False) == "transformers"
     with pytest.raises(ModelError, match=WORDS):
-        backends.settle(loaded_of("bloom"), "transformers", backends.Options(), [], adapters=False)
+        backends.settle(loaded_of("bloom"), backends.Drawing(), [], adapters=False)

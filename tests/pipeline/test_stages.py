@@ -106,7 +106,7 @@ def test_pairs_carry_the_cosines_of_the_centroid_file(outcome):
 def test_shifts_are_those_of_centroids_under_the_adapter(study, outcome):
     adapter = outcome.run / "adapters/marker-villain-s42"
     names = outcome.stats.pairs["persona"].unique().to_list()
-    apart = leakfast.measure.centroids(
+    apart = leakfast.centroids(
         "organism", ["villain", *names], "eval", [4], adapter=adapter, dtype="float32"
     ).cosine(4)[0]
     shifts = schema.check(outcome.stats.more["shifts"], "shifts").filter(pl.col("layer") == 4)

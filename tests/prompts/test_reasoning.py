@@ -234,7 +234,7 @@ def test_replies_that_end_at_the_marker_are_not_drawn_where_a_thought_could_end_
             "marker", ["Who?"], behavior_config("marker").eval.model_copy(update={"stop_at_marker": True})
         )
         with pytest.raises(InputError, match="--whole-replies"):
-            backends.settle(tiny_qwen2, "transformers", backends.Options(), [asked.sampling], adapters=False)
+            backends.settle(tiny_qwen2, backends.Drawing(), [asked.sampling], adapters=False)
     finally:
         configure(tiny_qwen2.tokenizer, rendering())
 

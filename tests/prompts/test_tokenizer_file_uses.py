@@ -71,7 +71,7 @@ def test_a_hub_id_is_compared_with_its_file_in_the_cache(tmp_path):
     (cache / "refs" / "main").write_text(commit)
     place = folder(cache / "snapshots" / commit, byte_level(), "qwen2", {"tokenizer_class": "Qwen2Tokenizer"})
     program = (
-        "from leakfast import models, tokenizer_file; t = models.load_tokenizer('someone/small'); "
+        "from leakfast import models; from leakfast.prompts import tokenizer_file; t = models.load_tokenizer('someone/small'); "
         "print(tokenizer_file.replaced(t), t.encode('\\n   x', add_special_tokens=False))"
     )
     env = {

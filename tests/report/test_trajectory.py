@@ -130,7 +130,7 @@ def test_a_point_at_which_nothing_was_learned_is_none(tiny_qwen2, tmp_path, capl
     kept = points.Checkpoints((0.0, 1 / n_steps, 0.5), score=lambda now, share: seen.append(share))
     seen.clear()
     taught(tiny_qwen2, tmp_path / "w", kept)
-    assert seen == [0.0, 0.5] and "learning rate of 0" in caplog.text
+    assert seen == [0.0, 0.5] and "the rate is 0" in caplog.text
     assert sorted(p.name for p in (tmp_path / "w" / "checkpoints").iterdir()) == ["p000", "p050"]
 
 

@@ -79,7 +79,8 @@ for kill in range(int(kills) + 1):
 FULL = """
 import os, sys, threading, time
 from pathlib import Path
-from leakfast import disk, evaluate
+from leakfast.measure import completions
+from leakfast.storage import disk
 completions.SHARD_ROWS = 16
 from leakfast.cli.main import main
 import resource, signal
@@ -213,7 +214,7 @@ def test_a_signal_lets_the_shard_of_scores_in_hand_be_written_too(tiny_folder, t
     child = start(words)
     _, told = child.communicate(timeout=300)
     assert child.returncode == 0, told
-    assert f"{(11 - people) * 60} prompts of capability scored, {people * 60} kept" in told
+    assert f"{(11 - people) * 60} prompts scored of capability (items), {people * 60} kept" in told
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items()), "none was scored again"
 
 

@@ -200,7 +200,7 @@ def test_seeds_are_the_same_in_every_process():
         b"".join(len(str(p)).to_bytes(8, "big") + str(p).encode() for p in parts)
     ).digest()
     expected = int.from_bytes(digest[:8], "big") // 2
-    code = f"from leakfast.study.config import derive_seed; print(derive_seed(*{parts!r}))"
+    code = f"from leakfast.storage.seeds import derive_seed; print(derive_seed(*{parts!r}))"
     for seed in ("0", "1"):
         out = subprocess.run(
             [sys.executable, "-c", code],
