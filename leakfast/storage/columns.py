@@ -77,10 +77,7 @@ FURTHER = {
         "behavior source adapter seed layer cosine y n questions spearman reliability reliability_low reliability_high "
         "disattenuated disattenuated_low disattenuated_high reason bootstraps bootstrap_seed resampling_unit method",
     ),
-    "related": (
-        "as in `correlations`, over the bystanders whose related_to names the source",
-        _CORRELATION,
-    ),
+    "related": ("as in `correlations`, over the bystanders whose related_to names the source", _CORRELATION),
     "partials": (
         "an adapter, layer, y and what is controlled for",
         f"{_CELL} control n controls partial low high p_t words_of reason method",
@@ -137,10 +134,7 @@ FURTHER = {
         "a number that the published study stored",
         "file quantity source category subset layer stored found difference compared tolerance agrees reason",
     ),
-    "trajectory": (
-        "a persona under an adapter at a share of its training",
-        "role health",
-    ),
+    "trajectory": ("a persona under an adapter at a share of its training", "role health"),
 }
 _AS_IN = {"set_rates": "rates", "related": "correlations", "shift_correlations": "correlations"}
 # tables that the columns health and health_of are not put on
