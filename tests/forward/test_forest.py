@@ -203,7 +203,5 @@ def test_the_python_twin_says_once_that_it_stands_in(monkeypatch, caplog):
 
 
 def test_planning_loads_no_torch():
-    code = (
-        "import sys; from leakfast.forward import forest; forest.plan([[1, 2]], 4); sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys; from leakfast.forward import forest; forest.plan([[1, 2]], 4); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,7 +15,8 @@ from leakfast import models
 from leakfast.errors import InputError, ModelError
 from leakfast.generation import sampling, shared_prompt
 from leakfast.generation import transformers as backend
-from leakfast.generation.contract import Request, Sampling, completion_seed, requests_for
+from leakfast.generation.contract import Completion, Request, Sampling, completion_seed, requests_for
+from leakfast.generation.frames import to_frame
 from leakfast.generation.generate import complete, generate
 from leakfast.generation.sampling import draw, uniforms
 from leakfast.prompts import chat

@@ -254,9 +254,7 @@ def test_only_a_width_that_is_stated_goes_before_the_measured_one(tiny_qwen2, mo
     monkeypatch.setattr(backends, "choose", lambda *asked, **settings: "vllm")
     stated = {} if given is None else {"batch_completions": given}
     assert not list(
-        leakfast.generate(
-            tiny_qwen2, ["What?"], samples=1, max_new_tokens=2, backend="vllm", **stated
-        )
+        leakfast.generate(tiny_qwen2, ["What?"], samples=1, max_new_tokens=2, backend="vllm", **stated)
     )
     assert not list(
         complete(tiny_qwen2, [Request("a", [5], [1])], Sampling(1.0, 1.0, 2), backend="vllm", **stated)
