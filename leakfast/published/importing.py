@@ -1,5 +1,5 @@
 """The published study's stored results as our tables, and a run directory made of them. Demands the
-study's layout (README, "The published study"); refuses other shapes by file and key; leaves the study's own
+study's layout (docs/published.md); refuses other shapes by file and key; leaves the study's own
 correlations to be compared with (`stats.agreement`), never copied."""
 
 from __future__ import annotations

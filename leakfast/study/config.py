@@ -157,9 +157,9 @@ class EvalConfig(_Table):
     samples: completions a prompt. temperature: 0 is greedy. top_p: nucleus mass. max_new_tokens: longest reply.
     max_reasoning_tokens: drawn on top of them by a model that reasons first; an answer past max_new_tokens is cut.
     batch_completions: rows decoded at once; to vLLM only where the study names it.
-    stop_at_marker: ends a reply at the marker: its presence is exact, what would stand behind it is not drawn. Off
-    where nobody says so, because a run's texts are read again (detect's other detectors and positions, the report's
-    examples, lengths); on in a sweep, which reads nothing but presence. Both kinds are never mixed in a resumed run."""
+    stop_at_marker: ends a reply at the marker: its presence is exact, what would stand behind it is not drawn. False
+    by default, because a run's texts are read again (detect's other detectors and positions, the report's examples,
+    lengths); true in a sweep, which reads nothing but presence. Both kinds are never mixed in a resumed run."""
 
     questions: str = "eval"
     other_questions: list[str] = []
@@ -215,7 +215,7 @@ class JudgeConfig(_Table):
 class TrajectoryConfig(_Table):
     """What is measured on the way through training, for all sources.
 
-    behaviors: those of the study that are measured (none: nothing is).
+    behaviors: those of the study that are measured (empty: no trajectory).
     of: those whose training is followed (none: all that are trained). shares: when, as shares of that training, 0–1.
     personas: who is asked beside the sources.
     samples, n_items: fewer than the behaviors' own, where that is enough (None: as they say)."""
