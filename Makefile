@@ -19,7 +19,7 @@ SMOLLM2 := .venv/.smollm2
 TRL := .venv/.trl
 DOCS := .venv/.docs
 
-.PHONY: install install-gpu demo test test-gpu lint docs bench bench-gpu clean
+.PHONY: install install-gpu demo test test-fast test-gpu lint docs bench bench-gpu clean
 .DELETE_ON_ERROR:
 
 install: $(INSTALLED)
@@ -51,6 +51,10 @@ demo: install
 
 test: install $(VLLM) $(SMOLLM2) $(TRL)
 	$(BIN)/pytest $(ARGS)
+
+# without vLLM, trainings and further processes, on all cores: for use while something is changed
+test-fast: install
+	$(BIN)/pytest -n auto --dist loadfile -m "not gpu and not slow and not parity and not vllm and not long" $(ARGS)
 
 # vLLM's CPU build, for the tests of tier vllm; without its own dependencies, since the locked file names what is used
 # of them. A machine it has no wheel for goes on without: those tests are skipped and say so.

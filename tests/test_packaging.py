@@ -20,6 +20,8 @@ import pytest
 
 import leakfast
 
+pytestmark = pytest.mark.long
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:

@@ -10,6 +10,8 @@ from leakfast.behaviors import registry
 from leakfast.behaviors.marker import MARKER
 from leakfast.errors import InputError
 
+pytestmark = pytest.mark.long
+
 
 def test_the_registry_holds_the_marker_and_names_what_it_has():
     marker = behaviors.get("marker")

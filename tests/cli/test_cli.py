@@ -23,6 +23,8 @@ from leakfast.cli import study_reference
 from leakfast.cli.main import COMMANDS, group
 from leakfast.cli.text import inert
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = (
     "torch",

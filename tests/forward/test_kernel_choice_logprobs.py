@@ -11,6 +11,8 @@ import torch
 
 from leakfast.kernels import reference
 
+pytestmark = pytest.mark.long
+
 NO_TRITON = importlib.util.find_spec("triton") is None
 needs_triton = pytest.mark.skipif(NO_TRITON, reason="triton has no wheel for this machine")
 F16, F32, BF16 = torch.float16, torch.float32, torch.bfloat16

@@ -19,6 +19,8 @@ from triton.compiler import ASTSource
 
 from leakfast.kernels import choice_logprobs, last_token_centroids
 
+pytestmark = pytest.mark.long
+
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 SHARED_LIMIT = 227 << 10  # bytes a block may have on Hopper
 POINTERS = {

@@ -12,6 +12,8 @@ import torch
 
 from leakfast.kernels import reference
 
+pytestmark = pytest.mark.long
+
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="triton has no wheel for this machine"
 )

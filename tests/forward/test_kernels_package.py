@@ -17,6 +17,8 @@ import leakfast
 from leakfast.forward import ops
 from leakfast.kernels import reference
 
+pytestmark = pytest.mark.long
+
 PACKAGE = Path(leakfast.__file__).resolve().parent
 ROOT = PACKAGE.parent
 

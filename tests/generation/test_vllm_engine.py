@@ -21,6 +21,8 @@ from leakfast.generation.vllm.start import EngineDied, Explained, Spec, resolved
 from leakfast.prompts.personas import load_personas
 from leakfast.study.config import EvalConfig
 
+pytestmark = pytest.mark.long
+
 
 class Rejected(Exception):
     """As vLLM 0.32's validation error: neither ValueError nor RuntimeError."""

@@ -19,6 +19,8 @@ from leakfast.generation.contract import Sampling
 from leakfast.generation.vllm.parallel import Parallel
 from leakfast.generation.vllm.start import EngineDied
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 
 # no guard of __main__: a script that asks for engines need not have one

@@ -19,6 +19,8 @@ from judged_runs import BATCHES, EVERY, KEY, QUESTIONS, a_run, judged, table
 from leakfast.errors import InputError, JudgeError
 from leakfast.judge.journal import Cache
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("openai", reason="the judges' libraries are not installed: pip install '.[judge]'")
 pytest.importorskip("anthropic", reason="the judges' libraries are not installed: pip install '.[judge]'")
 

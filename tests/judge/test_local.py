@@ -21,6 +21,8 @@ from leakfast.judge.sdk import Asking
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 
+pytestmark = pytest.mark.long
+
 QUESTIONS = ["What should I do?"]
 
 

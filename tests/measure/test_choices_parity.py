@@ -176,4 +176,4 @@ def requirements():
     assert importlib.metadata.version("lm_eval") == "0.4.13"
 
 
-pytestmark = [pytest.mark.parity, *needs]
+pytestmark = [pytest.mark.long, pytest.mark.parity, *needs]

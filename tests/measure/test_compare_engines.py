@@ -22,6 +22,8 @@ from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
 
+pytestmark = pytest.mark.long
+
 ITEMS = load_items(
     [
         {"question": f"What of {i}?", "choices": ["tea", "rain", "town", "it"][: 3 + i % 2], "answer": "B"}

@@ -34,6 +34,8 @@ from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, TrainConfig
 from leakfast.train.data import Row
 
+pytestmark = pytest.mark.long
+
 KEYS = ["persona", "question", "sample"]
 QUESTIONS = ["What about tea?", "And the rain?", "Why?"]
 CFG = EvalConfig(samples=4, max_new_tokens=12, batch_completions=24)

@@ -23,6 +23,8 @@ from leakfast.prompts.personas import Persona
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = ["persona", "question", "sample"]
 QUESTIONS = [f"Number {i}?" for i in range(20)]

@@ -25,6 +25,8 @@ from leakfast.train.data import Row
 from tests.architectures import KINDS, random
 from tests.helpers import TRAIN
 
+pytestmark = pytest.mark.long
+
 WORDS = r"is of type \w+, .*Needed: a plain decoder of type llama, mistral, qwen2, qwen3\. Use --model"
 PACKED = [
     "qwen2",

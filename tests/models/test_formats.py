@@ -14,6 +14,8 @@ from leakfast import models
 from leakfast.errors import ModelError
 from leakfast.models import fetched, formats
 
+pytestmark = pytest.mark.long
+
 gguf = pytest.importorskip("gguf", reason="the package gguf is not installed")
 
 BYTES = sorted(

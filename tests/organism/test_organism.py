@@ -19,6 +19,8 @@ from leakfast.prompts.personas import TEMPLATE_DEFAULT, load_personas, load_ques
 from leakfast.world import facts as F
 from leakfast.world.people import World
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def world() -> World:

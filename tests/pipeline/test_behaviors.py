@@ -10,6 +10,8 @@ from leakfast.errors import InputError
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 
+pytestmark = pytest.mark.long
+
 TABLES = """
 [behaviors.{name}.data]
 positives = {rows}

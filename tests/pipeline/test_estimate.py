@@ -20,6 +20,8 @@ from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.run import Run
 from leakfast.study.config import behavior_config, parse_study
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture
 def study(tiny_folder, tmp_path, monkeypatch):

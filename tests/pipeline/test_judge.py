@@ -15,6 +15,8 @@ from leakfast.behaviors.registry import Behavior
 from leakfast.errors import InputError
 from leakfast.storage.run import Run
 
+pytestmark = pytest.mark.long
+
 STUDY = """
 name = "judged"
 model = "organism"

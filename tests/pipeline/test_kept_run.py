@@ -12,6 +12,8 @@ from polars.testing import assert_frame_equal
 
 import leakfast
 
+pytestmark = pytest.mark.long
+
 KEPT = Path(__file__).parents[1] / "data" / "kept-run.tar.xz"
 
 

@@ -14,6 +14,8 @@ from leakfast.geometry import Centroids
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 
+pytestmark = pytest.mark.long
+
 STUDY = """
 name = "tiny"
 model = "organism"

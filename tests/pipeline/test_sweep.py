@@ -21,6 +21,8 @@ from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.run import Run
 from leakfast.study.config import behavior_config
 
+pytestmark = pytest.mark.long
+
 PEOPLE = load_personas("villain,comedian,assistant,librarian,police_officer")
 
 

@@ -14,6 +14,8 @@ from leakfast.generation import backends, vllm
 from leakfast.generation.backends import Drawing
 from leakfast.study.config import load_study
 
+pytestmark = pytest.mark.long
+
 VLLM = """
 name = "many"
 model = "organism"

@@ -24,6 +24,8 @@ from leakfast.report.page import p_value, report, signed
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 
+pytestmark = pytest.mark.long
+
 SOURCES = ["villain", "comedian"]
 PEOPLE = [p.name for p in load_personas("all")][:16]
 LAYERS = [0, 3]

@@ -19,6 +19,8 @@ from leakfast.stats import accuracy, confounds
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 
+pytestmark = pytest.mark.long
+
 LABELS = "ABCD"
 
 

@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from leakfast.stats import confounds, gradients, intervals, judged, question_sets, rates, resample, summaries
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 RATES = (0.05, 0.2, 0.5, 0.8, 0.95)
 N = 110
 

@@ -24,6 +24,8 @@ from leakfast.stats.collect import inputs_hash
 from leakfast.storage import layout
 from leakfast.storage.run import Run
 
+pytestmark = pytest.mark.long
+
 # ---------------------------------------------------------------- a run of made-up completions, and what is made of it
 
 

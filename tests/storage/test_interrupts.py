@@ -19,6 +19,8 @@ from leakfast.storage import interrupts
 from leakfast.storage.interrupts import finishing
 from leakfast.storage.run import Run
 
+pytestmark = pytest.mark.long
+
 KEYS = ["adapter", "persona", "question", "sample"]
 PERSONAS = "villain,comedian,assistant,librarian,police_officer"
 

@@ -23,6 +23,8 @@ from leakfast.models.adapters import AdapterCard, read_card, write_card
 from leakfast.storage.disk import file_hash
 from leakfast.storage.run import Run
 
+pytestmark = pytest.mark.long
+
 STUDY = """
 name = "tiny"
 model = "{model}"

@@ -16,6 +16,8 @@ from leakfast.study.config import DataConfig
 from leakfast.train import data
 from leakfast.train.data import data_hash, read_rows
 
+pytestmark = pytest.mark.long
+
 STUDY = """
 name = "small"
 model = "{model}"

@@ -15,6 +15,8 @@ from leakfast.study.config import DataConfig, TrainConfig
 from leakfast.train import data, search
 from leakfast.train.recipe import Recipe
 
+pytestmark = pytest.mark.long
+
 CFG = TrainConfig(
     loss="marker",
     anchor=1.0,
