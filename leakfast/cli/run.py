@@ -1,5 +1,5 @@
 """`leakfast run`: every stage of a study file, then the headline table and the report's path.
-Demands a study file; leaves the work to pipeline.py."""
+Demands a study file; leaves the work to leakfast.pipeline."""
 
 from __future__ import annotations
 

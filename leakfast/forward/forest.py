@@ -1,6 +1,6 @@
 """Prompts to a prefix forest to packed batches, so that every distinct token is computed once.
 Demands token ids; plans with leakfast._native, or says once that the Python twin stands in.
-Leaves the forward pass to engine.py."""
+Leaves the forward pass to passes.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """LoRA adapters: their card, their hash, and attaching one to a loaded model for a while.
 Demands a peft folder (adapter_config.json, adapter_model.safetensors) that belongs to the model at
-hand; leaves training to train/. Import these names from leakfast.models."""
+hand; leaves training to train/."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The only place that loads a model or tokenizer: names to weights, fingerprints, errors with remedies.
 Demands safetensors and a causal language model transformers knows itself (remote code is never run);
-leaves adapters to adapters.py, and the forward pass to engine.py."""
+leaves adapters to adapters.py, and the forward pass to leakfast.forward."""
 
 from __future__ import annotations
 
