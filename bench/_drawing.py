@@ -5,6 +5,7 @@ the path, also an earlier one."""
 from __future__ import annotations
 
 import cProfile
+import importlib
 import json
 import os
 import pstats
@@ -15,24 +16,31 @@ from pathlib import Path
 from typing import Any
 
 
-def requests_of(loaded: Any, asked: dict[str, Any]) -> list[Any]:
-    from leakfast.generation.contract import requests_for
-    from leakfast.prompts import chat
-    from leakfast.prompts.personas import load_personas, load_questions
+def part(now: str, *before: str) -> Any:
+    """A module of leakfast by its name now, or by one it had in an earlier build."""
+    for name in (now, *before):
+        try:
+            return importlib.import_module(f"leakfast.{name}")
+        except ModuleNotFoundError:
+            continue
+    raise ModuleNotFoundError(f"no leakfast.{now} here")
 
-    people = load_personas("all")[: asked["personas"]]
-    questions = load_questions("eval").questions[: asked["questions"]]
+
+def requests_of(loaded: Any, asked: dict[str, Any]) -> list[Any]:
+    personas, chat = part("prompts.personas", "personas"), part("prompts.chat", "chat")
+    people = personas.load_personas("all")[: asked["personas"]]
+    questions = personas.load_questions("eval").questions[: asked["questions"]]
     prompts = chat.render_prompts(loaded.tokenizer, people, questions)
-    return requests_for(prompts, asked["samples"], asked["seed"], "bench")
+    return part("generation.contract", "generate").requests_for(
+        prompts, asked["samples"], asked["seed"], "bench"
+    )
 
 
 def by_leakfast(loaded: Any, requests: list[Any], asked: dict[str, Any]) -> Callable[[], int]:
     """This path's leakfast with the transformers backend, the adapter put on anew in every run."""
-    from leakfast.generation import transformers as local
-    from leakfast.generation.contract import Sampling
-    from leakfast.models.attach import adapted
-
-    sampling = Sampling(1.0, 0.95, asked["max_new_tokens"])
+    local = part("generation.transformers", "generate.transformers")
+    adapted = part("models.attach", "generate.adapted").adapted
+    sampling = part("generation.contract", "generate").Sampling(1.0, 0.95, asked["max_new_tokens"])
 
     def run() -> int:
         with adapted(loaded, asked["adapter"]) as current:
@@ -161,8 +169,7 @@ def main(way: str, asked: dict[str, Any]) -> None:
     loaded = models.load(asked["model"], dtype=asked["dtype"], device="cpu")
     requests = requests_of(loaded, asked)
     run = WAYS[way](loaded, requests, asked)
-    from leakfast.forward import forest
-
+    forest = part("forward.forest", "forest")
     config = loaded.model.config
     tell(
         {
