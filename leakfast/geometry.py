@@ -177,18 +177,3 @@ def _fixed_order(data: bytes) -> bytes:
     text = json.dumps(header, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
-
-
-_AS_JSON = {
-    "layers",
-    "n_layers",
-    "hidden_size",
-    "personas",
-    "systems",
-    "rendered_ids_hashes",
-    "prompt_hashes",
-    "centered_on",
-    "questions",
-    "rendering",
-    "versions",
-}

@@ -4,9 +4,7 @@ of every table there explains its keys (`key: meaning`); leaves the words to it.
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 import sys
 from typing import Any
 
@@ -15,6 +13,7 @@ from pydantic import BaseModel
 from leakfast import behaviors
 from leakfast.cli import pages
 from leakfast.study import config
+from leakfast.study.meanings import keys_of, meanings
 
 HEAD = """\
 # The study file
@@ -51,7 +50,7 @@ def reference() -> str:
     for title, model in SECTIONS:
         summary, said = meanings(model)
         lines = [f"## {title}", "", summary, "", "| key | type | default | meaning |", "|---|---|---|---|"]
-        for key, schema in _keys(model).items():
+        for key, schema in keys_of(model).items():
             value = schema.get("default")
             default = "–" if value is None else f"`{json.dumps(value)}`"
             needed = model.model_fields[key].is_required()
@@ -67,25 +66,6 @@ def reference() -> str:
     return "\n".join([*parts, TAIL, *lines]) + "\n"
 
 
-def meanings(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
-    """The first words of a table's docstring, and key → meaning.
-
-    A key begins a line or a sentence; several with one meaning are split by commas. ValueError for a key that the
-    docstring does not explain."""
-    keys = list(_keys(model))
-    one = "|".join(keys)
-    begins = re.compile(rf"(?:^|(?<=[.)])[ \n])((?:{one})(?:, (?:{one}))*): ", re.MULTILINE)
-    summary, *found = begins.split(inspect.cleandoc(model.__doc__ or ""))
-    said = {
-        key: " ".join(words.split())
-        for names, words in zip(found[::2], found[1::2], strict=True)
-        for key in names.split(", ")
-    }
-    if lacking := [key for key in keys if key not in said]:
-        raise ValueError(f"{model.__name__}: the docstring does not explain {', '.join(lacking)}")
-    return " ".join(summary.split()), said
-
-
 def kind(schema: dict[str, Any]) -> str:
     """A key's type and bounds in words, from its JSON schema; that it may be left out shows in the default."""
     if "anyOf" in schema:
@@ -98,16 +78,6 @@ def kind(schema: dict[str, Any]) -> str:
         return f"list of {kind(schema['items'])}{', not empty' if schema.get('minItems') else ''}"
     bounds = [f" {sign} {schema[name]}" for name, sign in _BOUNDS.items() if name in schema]
     return schema["type"] + ",".join(bounds).replace(str(2**63), "2^63")
-
-
-def _keys(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
-    """Key → JSON schema, without the keys that are tables: those have sections of their own."""
-    found = model.model_json_schema()["properties"].items()
-    return {
-        k: schema
-        for k, schema in found
-        if "$ref" not in schema and "$ref" not in schema.get("additionalProperties", ())
-    }
 
 
 def _row(*cells: str) -> str:
