@@ -103,7 +103,8 @@ class Plan:
 
     def checked(self, loaded: Loaded) -> Plan:
         """With what was left open settled. Raises InputError for a source that is not asked, fewer than three bystanders,
-        a judge that is none or cannot be asked, and what no backend could draw."""
+        a judge that is none or cannot be asked, and what no backend could draw. Points are measured when they are
+        trained alone, and no sample is drawn of replies that are all drawn anyway."""
         names = [p.name for p in self.personas]
         if self.source not in names or len(names) < 4:
             raise InputError(
@@ -119,8 +120,10 @@ class Plan:
                     f"run --help), or [behaviors.{self.behavior}.judge] in the study."
                 )
             judging.check(cfg.judge)
-        cfg = cfg.model_copy(update={"eval": _presence_alone(loaded, self.behavior, cfg.eval)})
-        if get(self.behavior).by_completions:
+        measured = _presence_alone(loaded, self.behavior, cfg.eval).model_copy(update={"checkpoints": []})
+        cfg = cfg.model_copy(update={"eval": measured})
+        if get(self.behavior).by_completions:  # whose health is read from all its completions
+            cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"sample": 0})})
             sampling = Asked(self.behavior, [], cfg.eval).sampling
             backends.settle(loaded, drawing, [sampling], adapters=True, opens=True)
         layer = layer_of(loaded.n_layers) if self.layer is None else self.layer

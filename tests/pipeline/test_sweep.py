@@ -122,6 +122,16 @@ def test_a_point_that_damaged_the_model_is_never_the_largest(tmp_path):
     assert stage._traits(run)["marker"] is None
 
 
+def test_a_point_is_measured_once_and_when_it_is_trained(tiny_qwen2, config):
+    """What a study says of checkpoints, and of the sample after a training, is for its own adapters."""
+    many = config.eval.model_copy(update={"checkpoints": [0.0, 1.0]})
+    cfg = config.model_copy(update={"eval": many})
+    plan = Plan("capability", "villain", PEOPLE, cfg, 1).checked(tiny_qwen2)
+    assert plan.cfg.eval.checkpoints == [] and plan.cfg.train.sample == config.train.sample > 0
+    plan = Plan("marker", "villain", PEOPLE, behavior_config("marker"), 1).checked(tiny_qwen2)
+    assert plan.cfg.train.sample == 0, "its health is read from its completions"
+
+
 def test_the_layer_is_the_studys_in_proportion():
     assert (stage.layer_of(28), stage.layer_of(6), stage.layer_of(1)) == (20, 4, 0)
 
