@@ -112,6 +112,7 @@ def cli(
         raise InputError(f"train: {out} is there already. Use --overwrite to replace it, or another --out.")
 
     from leakfast import models
+    from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json
     from leakfast.pipeline.adapters import Maker, Rows
@@ -132,7 +133,7 @@ def cli(
     if settings.study is not None and given is None:
         first = (settings.study.sources[0], settings.study.seeds[0])
     about = (people, behavior, config, settings.model, settings.dtype, first)
-    maker = Maker(loaded, Steps(run, progress_for), *about)
+    maker = Maker(loaded, Steps(run, progress_for), *about, say=lambda sentence: tell([sentence], err=True))
     run.create()
     with run.lock():
         if given is not None:

@@ -8,7 +8,7 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +55,8 @@ class Maker:
     """Makes the adapters of one behavior.
 
     personas: of the study; model, dtype: as the study says them; first: the source and seed that a learning rate is found
-    on; kept: shares of training (0–1) at which adapters are kept and not measured. sampled: what the last adapter that was
-    trained here replied, None where nothing was drawn."""
+    on; kept: shares of training (0–1) at which adapters are kept and not measured; say: takes what is to be told of an
+    adapter at once. sampled: what the last adapter that was trained here replied, None where nothing was drawn."""
 
     loaded: Loaded
     steps: Steps
@@ -67,11 +67,11 @@ class Maker:
     dtype: str
     first: tuple[str, int]
     kept: Sequence[float] = ()
+    say: Callable[[str], None] = log.warning
     sampled: Sample | None = None
-    _trial: tuple[Recipe, str, Path] | None = (
-        None  # that found the learning rate: recipe, hash of its rows, folder
-    )
-    _place: tempfile.TemporaryDirectory[str] | None = None  # it lies in, gone with the maker
+    # the trial that found the learning rate: recipe, hash of its rows, folder; and where it lies, gone with the maker
+    _trial: tuple[Recipe, str, Path] | None = None
+    _place: tempfile.TemporaryDirectory[str] | None = None
 
     def rows(self, source: str, seed: int, name: str = "") -> Rows:
         """The rows of an adapter, built where the run does not hold them of these very settings. Raises InputError,
@@ -163,6 +163,6 @@ class Maker:
         else:
             train_adapter(self.loaded, recipe, rows.rows, out, checkpoints=points, progress=report)
         if recipe.train.sample:
-            self.sampled = after_training(self.loaded, out, recipe, self.personas, cfg)
+            self.sampled = after_training(self.loaded, out, recipe, self.personas, cfg, report)
             for sentence in self.sampled.sentences() if self.sampled else ():
-                log.warning("%s", sentence)
+                self.say(sentence)

@@ -3,7 +3,7 @@ done twice. Demands settings; leaves rows and model to others."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from leakfast.storage import layout
@@ -15,13 +15,13 @@ _NEWER = ("anchor", "stop_loss")
 @dataclass(frozen=True)
 class Recipe:
     """behavior: what is taught, to the persona `source`; seed: of rows, initial weights and order; train: the settings;
-    name: the adapter's."""
+    name: the adapter's, which is no part of what it is made by: two recipes are equal where they train the same."""
 
     behavior: str
     source: str
     seed: int
     train: TrainConfig
-    name: str = ""
+    name: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -187,8 +187,7 @@ def first_line(text):
 def test_train_says_at_once_that_the_model_fell_silent(silent):
     _, run, said = silent
     out, err = said["villain"]
-    warned = r"warning: marker-villain-s42: \d+ % of 24 replies are empty.*damaged the model"
-    assert re.search(warned, err)
+    assert re.match(r"marker-villain-s42: \d+ % of 24 replies are empty.*damaged the model", first_line(err))
     assert out.strip().endswith("marker-villain-s42") and len(out.splitlines()) == 1  # stdout stays the path
     told = json.loads((run / "adapters" / "marker-villain-s42" / "sample.json").read_text())
     assert len(told["replies"]) == 48 and told["drawn"]["max_new_tokens"] == 64

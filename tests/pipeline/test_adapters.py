@@ -1,0 +1,67 @@
+"""What a run knows of its adapters: a trial of the learning rate that trained the very adapter is taken for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers import ALL, TRAIN, build
+
+from leakfast.pipeline import adapters
+from leakfast.pipeline.adapters import Maker, Rows
+from leakfast.pipeline.steps import Steps
+from leakfast.storage.run import Run
+from leakfast.study.config import DataConfig, behavior_config
+from leakfast.train.recipe import Recipe
+from leakfast.train.search import Trial
+
+
+@pytest.fixture
+def maker(tiny_qwen2, tmp_path):
+    few = TRAIN.model_dump() | {"epochs": 1, "sample": 0, "lr": "auto"}
+    config = behavior_config("capability", {"train": few})
+    about = (ALL, "capability", config, "tiny", "float32", ("villain", 7))
+    return Maker(tiny_qwen2, Steps(Run(tmp_path / "run").create()), *about)
+
+
+@pytest.fixture
+def rows(tiny_qwen2):
+    few = DataConfig(positives=6, negatives=4, no_system=2, default_assistant=2)
+    return Rows.given(build(tiny_qwen2, "villain", few))
+
+
+@pytest.mark.parametrize("name", ["", "another-name"])
+def test_the_trial_that_found_the_rate_is_the_adapter(maker, rows, monkeypatch, name):
+    found = []
+
+    def find(loaded, recipe, its_rows, sampling, place, progress=None):
+        adapters.train_adapter(loaded, tried := recipe.at(1e-2), its_rows, place / "0")
+        found.append((place / "0" / "adapter_model.safetensors").read_bytes())
+        return tried, [Trial(1e-2, 4, 1.0, None, None)]
+
+    monkeypatch.setattr(adapters, "find", find)
+    settled = maker.settled(rows)
+    assert settled.lr == 1e-2 and maker.settled(rows) == settled and len(found) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "train_adapter", lambda *a, **k: pytest.fail("it was trained before"))
+        folder = maker.adapter(Recipe("capability", "villain", 7, settled, name), rows)
+    assert folder.name == (name or "capability-villain-s7")
+    assert (folder / "adapter_model.safetensors").read_bytes() == found[0]
+    trained = maker.adapter(Recipe("capability", "villain", 7, settled, "again"), rows)
+    assert (trained / "adapter_model.safetensors").read_bytes() == found[0], "the same bytes if it is trained"
+
+
+def test_a_trial_of_other_rows_or_of_another_source_is_no_adapter(maker, rows, monkeypatch):
+    monkeypatch.setattr(adapters, "find", lambda loaded, recipe, *rest, **k: (recipe.at(1e-2), [None]))
+    monkeypatch.setattr(adapters, "vars", lambda trial: {}, raising=False)
+    settled, trained = maker.settled(rows), []
+
+    def noted(loaded, recipe, its_rows, out, **more):
+        trained.append(recipe.name)
+        Path(out).mkdir(parents=True)
+
+    monkeypatch.setattr(adapters, "train_adapter", noted)
+    maker.adapter(Recipe("capability", "villain", 7, settled, "a"), Rows(rows.rows[:-1], "others"))
+    maker.adapter(Recipe("capability", "comedian", 7, settled, "b"), rows)
+    maker.adapter(Recipe("capability", "villain", 8, settled, "c"), rows)
+    assert trained == ["a", "b", "c"]
