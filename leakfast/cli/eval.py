@@ -165,8 +165,9 @@ def cli(
     request = Request(
         asked, load_personas(settings.personas), adapters, base, seed, _sources(source, adapters)
     )
-    check_sources(request.targets, request.personas)
-    run = Run(out or _run_of(request.targets, settings))
+    targets = request.targets
+    check_sources(targets, request.personas)
+    run = Run(out or _run_of(targets, settings))
     for one in asked:
         if reading := getattr(one.questions, "reading", None):
             click.echo(f"eval: {one.set_name}: {reading}", err=True)

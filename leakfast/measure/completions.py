@@ -16,7 +16,7 @@ from leakfast.generation.contract import Completion, Engine, Work, requests_for
 from leakfast.generation.frames import to_frame
 from leakfast.measure.contract import Counter, Measured, Part
 from leakfast.measure.partial import Partial, tidy
-from leakfast.measure.request import Request, Target, check_targets, warn_of_personas
+from leakfast.measure.request import Asked, Request, Target, check_targets, warn_of_personas
 from leakfast.measure.shards import Job, plan_job, retire, take_over
 from leakfast.prompts import chat
 from leakfast.stats import rates as rate_tables
@@ -60,14 +60,9 @@ class Completions:
             points = [folder for a in request.adapters for share, folder in find_series(a) if share > 0]
             request = replace(request, adapters=points, base=True)
             asked = [replace(one, series=True) for one in asked if not one.beside]
-        self.loaded, self.request, self.asked, self.drawing = (
-            loaded,
-            replace(request, asked=asked),
-            asked,
-            drawing,
-        )
+        self.loaded, self.request, self.asked, self.drawing = loaded, request, asked, drawing
         samplings = [one.sampling for one in asked]  # refused before anything else
-        self.targets = self.request.targets
+        self.targets = request.targets
         self.backend = backends.settle(loaded, drawing, samplings, adapters=any(t.path for t in self.targets))
         check_targets(loaded, self.targets, self.backend)
         warn_of_personas(loaded, request.personas, self.targets, "their rates differ by chance alone")
@@ -79,26 +74,22 @@ class Completions:
     def parts(self, run: Run) -> list[_Part]:
         found = []
         for one, prompts in zip(self.asked, self.prompts, strict=True):
-            how = {"backend": self.backend, **({"stop": one.stop} if one.stop else {})}
-            how |= self.drawing.options.promised(self.backend)
-            size = max(1, SHARD_ROWS // one.config.samples)
-
-            def job(
-                target: Target, one: Any = one, prompts: Any = prompts, size: int = size, how: Any = how
-            ) -> Job:
-                def request(start: int, stop: int, **older: str | None) -> str:
-                    block = prompts[start:stop]
-                    return _request_hash(
-                        self.loaded, target, block, one.config, self.request.seed, {**how, **older}
-                    )
-
-                return plan_job(
-                    run, one.folder(target.name), target, len(prompts), (size, one.config.samples), request
-                )
-
-            found.append(_Part(one, [job(target) for target in self.targets], prompts=prompts))
+            jobs = [self._job(run, target, one, prompts) for target in self.targets]
+            found.append(_Part(one, jobs, prompts=prompts))
             self._take_over(run, found[-1])
         return found
+
+    def _job(self, run: Run, target: Target, one: Asked, prompts: Sequence[Prompt]) -> Job:
+        """The target's shards, blocks of prompts."""
+        cfg, seed = one.config, self.request.seed
+        how = {"backend": self.backend, **({"stop": one.stop} if one.stop else {})}
+        how |= self.drawing.options.promised(self.backend)
+
+        def request(start: int, stop: int, **older: str | None) -> str:
+            return _request_hash(self.loaded, target, prompts[start:stop], cfg, seed, {**how, **older})
+
+        block = (max(1, SHARD_ROWS // cfg.samples), cfg.samples)
+        return plan_job(run, one.folder(target.name), target, len(prompts), block, request)
 
     def carry_out(self, run: Run, parts: list[_Part], counter: Counter) -> None:
         counter.show(self.targets[0].name)
@@ -131,9 +122,8 @@ class Completions:
                 about = (self.request.personas, parts[0].asked.texts, self.drawing.allow, sources, longest)
                 canary.check_engine(engine, self.loaded, waiting, *about)
             for part in parts:
-                counter.add(
-                    self._take_over(run, part), part.jobs[0].target.name
-                )  # of those drawn a moment ago
+                copied = self._take_over(run, part)  # of those drawn a moment ago
+                counter.add(copied, part.jobs[0].target.name)
                 part.engine = engine.described(part.asked.sampling)
                 run.log("engine", **part.engine, rendering=chat.recorded(self.loaded.tokenizer))
                 self._draw(run, part, engine, counter)

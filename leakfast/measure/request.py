@@ -148,7 +148,7 @@ class Request:
 
     @property
     def targets(self) -> list[Target]:
-        """The adapters in order, the base last. Raises as find_targets."""
+        """The adapters in order, the base last, each hashed as it is now. Raises as find_targets."""
         return find_targets(
             self.adapters, self.asked[0].behavior if self.asked else "", source=self.source, base=self.base
         )

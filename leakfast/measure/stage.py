@@ -69,8 +69,8 @@ def measure(
         for measurer in measurers:
             for target in measurer.targets:
                 keep_card(run, target)
-        kept = [part.done for part in parts]
-        counter = Counter(sum(kept), sum(part.rows for part in parts), progress)
+        done, total = sum(part.done for part in parts), sum(part.rows for part in parts)
+        counter = Counter(done, total, progress)
         for measurer, some in planned:
             measurer.carry_out(run, some, counter)
     found = [

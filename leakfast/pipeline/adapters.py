@@ -18,9 +18,10 @@ from leakfast.measure.choices.in_training import checkpoints_of
 from leakfast.measure.reply_sample import Sample, after_training
 from leakfast.measure.request import Asked
 from leakfast.models.adapter_structure import CONFIG, WEIGHTS
-from leakfast.pipeline.steps import Steps, hash_of
+from leakfast.pipeline.steps import Steps
 from leakfast.progress import Progress
 from leakfast.storage import layout
+from leakfast.storage.disk import hash_of
 from leakfast.train.built import inputs_of
 from leakfast.train.collate import reading
 from leakfast.train.data import data_hash, material, read_rows, write_rows

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.behaviors.registry import get
 from leakfast.errors import InputError
-from leakfast.pipeline.steps import Shown, Steps, hash_of, silent
+from leakfast.pipeline.steps import Shown, Steps, silent
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage import layout
+from leakfast.storage.disk import hash_of
 from leakfast.storage.documents import did_you_mean
 from leakfast.storage.run import Run
 from leakfast.study.config import Study, load_study
@@ -219,11 +220,12 @@ class Stages:
         from leakfast.train.recipe import Recipe
 
         found, maker = [], self.maker(behavior)
+        settled = maker.settled()
         for seed in self.chosen.seeds:
             adapters = []
             for source in self.chosen.sources:
                 rows = maker.rows(source, seed)
-                recipe = Recipe(behavior, source, seed, maker.settled())
+                recipe = Recipe(behavior, source, seed, settled)
                 adapters.append(maker.adapter(recipe, rows))
             for adapter in adapters:
                 self._adapted_centroids(adapter)

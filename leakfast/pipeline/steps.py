@@ -3,8 +3,6 @@ directory that is locked; leaves what a step does to others."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -56,8 +54,3 @@ class Steps:
             work(report)
         self.run.mark_done(key, inputs, files=list(files))
         log.info("%s: %.0f s", key, self.took[key])
-
-
-def hash_of(*parts: object) -> str:
-    """SHA-256 (hex) of the parts as JSON."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +53,11 @@ def file_hash(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hash_of(*parts: object) -> str:
+    """SHA-256 of the parts as JSON, as hexadecimal."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
 
 
 def parquet_bytes(frame: pl.DataFrame) -> bytes:

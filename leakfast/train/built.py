@@ -3,12 +3,11 @@ them to the behaviors' builders."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from leakfast.prompts import chat
+from leakfast.storage.disk import hash_of
 from leakfast.train.recipe import rows_settings_of
 
 if TYPE_CHECKING:
@@ -25,4 +24,4 @@ def inputs_of(
     parts = [loaded.fingerprint, dtype, people, source, seed, questions or asked.hash, rows_settings_of(cfg)]
     if questions:
         parts += chat.reading_of_prompts(loaded.tokenizer, f"data {questions}", personas, questions)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=list).encode()).hexdigest()
+    return hash_of(*parts)
