@@ -9,7 +9,6 @@ from typing import Any
 from leakfast.generation.backends import Drawing, Options
 from leakfast.measure import Asked, Measured, Request, measure
 from leakfast.models import AdapterCard
-from leakfast.prompts.personas import load_personas
 from leakfast.study.config import EvalConfig
 from leakfast.train import train_adapter
 from leakfast.train.recipe import Recipe
@@ -71,6 +70,3 @@ def evaluate_items_series(loaded, run, adapter, personas, items, scoring="letter
 
 def train(loaded, rows, cfg, out, seed, *, source: str, behavior: str, **more: Any) -> AdapterCard:
     return train_adapter(loaded, Recipe(behavior, source, seed, cfg), rows, out, **more)
-
-
-ALL = load_personas("all")
