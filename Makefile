@@ -80,6 +80,7 @@ test-gpu: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m leakfast.cli.commands --check docs/cli.md
 	$(BIN)/python -m leakfast.cli.study_reference --check docs/study.md
 	$(BIN)/python -m leakfast.cli.table_reference --check docs/tables.md

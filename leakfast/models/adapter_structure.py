@@ -107,7 +107,7 @@ def config_of(folder: str | Path) -> dict[str, Any]:
     """The adapter's config, of LoRA without trained biases. Raises AdapterError."""
     path = file_in(folder, CONFIG)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise AdapterError(
             f"adapter: {path} is not JSON ({error}). Copy or train the adapter again."

@@ -81,8 +81,8 @@ def _put_on(loaded: Any, adapter: str | Path, how: str) -> Iterator[tuple[str | 
 
     with models.with_adapter(loaded, adapter) as live:
         digest, wanted = live.adapter_hash, _probe_logits(live)
-        changes = _deltas(live.model) if how == "fold" else pairs_of(live.model)
-    put_on = _folded if how == "fold" else _beside
+        changes: Any = _deltas(live.model) if how == "fold" else pairs_of(live.model)
+    put_on: Any = _folded if how == "fold" else _beside
     with unchanged(loaded.model, (), str(adapter)), put_on(loaded, changes, wanted) as problem:
         if problem is None:
             said = _SAID[how] % len(changes)
@@ -131,9 +131,10 @@ def updates(model: Any) -> Iterator[tuple[str, Any, Any]]:
             where = where.removesuffix(".base_layer")
             module = plain.get_submodule(where)
             if last == "weight" and isinstance(module, LoraLayer):
-                for active in module.active_adapters:
-                    if active in module.scaling:
-                        delta = module.get_delta_weight(active).detach()
+                layer: Any = module  # the method is each kind's own
+                for active in layer.active_adapters:
+                    if active in layer.scaling:
+                        delta = layer.get_delta_weight(active).detach()
                         update = delta.clone() if update is None else update + delta
         yield f"{where}.{last}", weight, update
 
@@ -153,8 +154,9 @@ def pairs_of(model: Any) -> dict[str, beside.Update] | str:
         if type(module) is not Linear or type(module.base_layer) is not torch.nn.Linear or len(active) != 1:
             return f"{name} is no plain linear layer with one adapter"
         (one,) = active
-        a, b = module.lora_A[one], module.lora_B[one]
-        biases = any(side.bias is not None for side in (a, b))
+        sides: list[Any] = [module.lora_A[one], module.lora_B[one]]
+        a, b = sides
+        biases = any(side.bias is not None for side in sides)
         if biases or module.merged or module.fan_in_fan_out or module.lora_variant:
             return f"{name} has more than A and B"
         up = b.weight.detach().float() * module.scaling[one]

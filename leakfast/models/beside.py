@@ -44,7 +44,7 @@ class _Down:
 
 def _forward(module: Any, down: _Down, slot: int, up: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """The layer's own output plus its update. up: (r, out)."""
-    out = type(module).forward(module, x)
+    out: torch.Tensor = type(module).forward(module, x)
     low = down.of(slot, x)
     flat = out.view(-1, out.shape[-1])
     flat.addmm_(low.reshape(-1, low.shape[-1]), up)

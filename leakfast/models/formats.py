@@ -50,7 +50,7 @@ def models_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "leakfast" / "models"
 
 
-def gguf_of(path: str | Path) -> Path | None:
+def gguf_of(path: str | os.PathLike[str]) -> Path | None:
     """The GGUF file that `path` means: itself, or the only one of a folder without config.json; None for anything
     else. Raises ModelError for a folder that holds several."""
     path = Path(path).expanduser()
@@ -122,13 +122,13 @@ class quiet_bars:
 
         self.were_on = self.quiet and logging.is_progress_bar_enabled()
         if self.were_on:
-            logging.disable_progress_bar()
+            logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exc: object) -> None:
         from transformers.utils import logging
 
         if self.were_on:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_installed(file: Path) -> None:

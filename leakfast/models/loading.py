@@ -147,7 +147,7 @@ def _weights(model: Any, revision: str | None, dtype: str, where: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     to_gpu = {"device_map": where} if where.type == "cuda" else {}  # read straight to where they stay
-    net, found = AutoModelForCausalLM.from_pretrained(
+    read: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
         place_of(model)[0],
         revision=revision or "main",
         dtype=getattr(torch, dtype),
@@ -158,6 +158,7 @@ def _weights(model: Any, revision: str | None, dtype: str, where: Any) -> Any:
         ignore_mismatched_sizes=True,  # they are named below
         **to_gpu,
     )
+    net, found = read
     _check_whole(model, net, found)
     net.to(where).eval()
     net.requires_grad_(False)

@@ -80,11 +80,11 @@ class explained:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         from safetensors import SafetensorError
 
         if not isinstance(error, OSError | ValueError | KeyError | SafetensorError):
-            return False
+            return
         reason = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
         if "trust_remote_code" in str(error):
             text = (

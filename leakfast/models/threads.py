@@ -7,6 +7,7 @@ import logging
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger("leakfast")
 
@@ -103,7 +104,8 @@ def bfloat16_is_fast() -> bool:
     except OSError:  # no such file: whatever torch says of oneDNN, which knows Arm's
         import torch
 
-        return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        onednn: Any = torch.backends.mkldnn
+        return bool(onednn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
     flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
 

@@ -63,7 +63,8 @@ class Document:
 
 def read_toml(path: str | Path) -> dict[str, Any]:
     """The parsed TOML file. Raises InputError naming the line if it is missing or is not TOML."""
-    return read_document(path).data
+    data: dict[str, Any] = read_document(path).data
+    return data
 
 
 def read_document(path: str | Path) -> Document:
@@ -183,7 +184,7 @@ def _tokens(text: str) -> list[tuple[str, str, int]]:
 def _unquote(token: str) -> str:
     if token[:1] == '"':
         try:
-            return json.loads(token)
+            return str(json.loads(token))
         except json.JSONDecodeError:
             return token[1:-1]
     return token[1:-1] if token[:1] == "'" else token
@@ -326,7 +327,7 @@ def _present(loc: KeyPath, data: Any) -> KeyPath:
         if (isinstance(data, dict) and part in data) or (
             isinstance(data, list) and isinstance(part, int) and part < len(data)
         ):
-            data = data[part]
+            data = data[part]  # type: ignore[index]
         else:
             break
         out.append(part)

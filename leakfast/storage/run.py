@@ -374,7 +374,7 @@ def _check_of(entry: dict[str, Any]) -> str:
 def _parse_manifest(content: bytes) -> dict[str, Any] | None:
     """The manifest, or None if its bytes were damaged. A newer format is an error."""
     try:
-        manifest = json.loads(content)
+        manifest: dict[str, Any] = json.loads(content)
         checksum = manifest.pop("checksum")
     except (ValueError, KeyError, AttributeError, TypeError):
         return None

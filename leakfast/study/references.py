@@ -63,10 +63,13 @@ def check_words(study: Study, document: Document) -> None:
                     f"{document.where((*key, 'eval', 'of'))}: {name} is to be measured on adapters of {other!r}, which "
                     f"the study does not train.{did_you_mean(other, study.behaviors)} Correct that line."
                 )
-        sets[(*key, "data", "questions")] = behavior.data.questions
-        sets[(*key, "eval", "questions")] = behavior.eval.questions
+        asked: dict[KeyPath, str] = {
+            ("data", "questions"): behavior.data.questions,
+            ("eval", "questions"): behavior.eval.questions,
+        }
         for index, spec in enumerate(behavior.eval.other_questions):
-            sets[(*key, "eval", "other_questions", index)] = spec
+            asked["eval", "other_questions", index] = spec
+        sets |= {(*key, *field): spec for field, spec in asked.items()}
         for table, field in (("data", "negative_personas"), ("eval", "checkpoint_personas")):
             try:
                 load_personas(getattr(getattr(behavior, table), field), among=personas)
@@ -138,4 +141,5 @@ def beside(data: dict[str, Any], folder: Path) -> dict[str, Any]:
                 return str(folder / value)
         return value
 
-    return whole(data)
+    placed: dict[str, Any] = whole(data)
+    return placed
