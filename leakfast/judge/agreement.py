@@ -29,7 +29,7 @@ def read_run(run: Run, judge: str | None = None, behavior: str | None = None) ->
     """All judgements of a run by one judge (schema `judgements`). Raises InputError without any, or where the run
     has several judges and none is named."""
 
-    frame = run.open().read(layout.JUDGEMENTS if behavior is None else f"{layout.JUDGEMENTS}/{behavior}")
+    frame = run.open().read(layout.JUDGEMENTS if behavior is None else layout.judgements(behavior))
     if frame.is_empty():
         raise InputError(f"judge: {run.path} holds no judgements. Make them with: leakfast judge {run.path}")
     judges = frame["judge"].unique().sort().to_list()

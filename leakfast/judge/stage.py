@@ -24,7 +24,6 @@ from leakfast.judge.work import Work, gather, table
 from leakfast.progress import Progress
 from leakfast.prompts.reasoning import answer
 from leakfast.storage import layout
-from leakfast.storage.layout import SERIES
 
 if TYPE_CHECKING:
     from leakfast.prompts.questions import QuestionSet
@@ -155,11 +154,10 @@ def judge(
     terms = Terms(**settings)
     run.open()
     with contextlib.nullcontext() if dry_run else run.lock():  # so that two processes never pay for the same
-        prefix = f"{SERIES}/" if terms.series else ""
-        work = gather(run, behavior, spec, questions, prefix)
+        work = gather(run, behavior, spec, questions, series=terms.series)
         price = charged(spec, terms.prices, terms.free)
-        cache = Cache(run.path / "judge" / f"{spec.file}.jsonl")
-        ledger = batches.Ledger(run.path / "judge" / f"{spec.file}-batches.jsonl")
+        cache = Cache(run.path / layout.JUDGE / f"{spec.file}.jsonl")
+        ledger = batches.Ledger(run.path / layout.JUDGE / f"{spec.file}-batches.jsonl")
         if cache.damaged:
             log.warning("%s: %d damaged lines; those replies are asked for again", cache.path, cache.damaged)
         _from_before(work, cache, ledger, terms.again)
@@ -176,7 +174,7 @@ def judge(
         files, statuses = [], {}
         for adapter, frame in work.frames.items():
             made = table(work, frame, spec)
-            relpath = f"{prefix}{layout.JUDGEMENTS}/{behavior}/{adapter}/{spec.file}.parquet"
+            relpath = f"{layout.judgements(behavior, adapter, series=terms.series)}/{spec.file}.parquet"
             run.add_shard(relpath, made, judge=spec.name, prompt=spec.prompt_version)
             files.append(relpath)
             statuses[adapter] = dict(Counter(made["status"].to_list()).most_common())

@@ -18,7 +18,7 @@ from leakfast.judge.prompt import read
 from leakfast.judge.spec import Spec
 from leakfast.prompts.questions import texts_hash
 from leakfast.prompts.reasoning import UNCLOSED, answer, answers
-from leakfast.storage import schema
+from leakfast.storage import layout, schema
 
 if TYPE_CHECKING:
     from leakfast.prompts.questions import QuestionSet
@@ -41,17 +41,17 @@ class Work:
 
 
 def gather(
-    run: Run, behavior: str, spec: Spec, questions: QuestionSet | Sequence[str], prefix: str = ""
+    run: Run, behavior: str, spec: Spec, questions: QuestionSet | Sequence[str], *, series: bool
 ) -> Work:
-    """The completions of a behavior and the requests about them. prefix: of the tree they lie in.
+    """The completions of a behavior and the requests about them. series: those at points of training.
 
     Raises InputError for none, frames of another shape, or completions of another set of questions."""
-    tree = f"{prefix}completions/{behavior}"
+    tree = layout.completions(behavior, series=series)
     folders = sorted({path.removeprefix(f"{tree}/").split("/")[0] for path in run.shards(tree)})
     if not folders:
         raise InputError(
-            f"judge: {run.path} holds no completions of {behavior}{' on the way through training' if prefix else ''}. "
-            f"Make them with: leakfast eval --behavior {behavior}{' --checkpoints' if prefix else ''}"
+            f"judge: {run.path} holds no completions of {behavior}{' on the way through training' if series else ''}. "
+            f"Make them with: leakfast eval --behavior {behavior}{' --checkpoints' if series else ''}"
         )
     texts = list(getattr(questions, "questions", questions))
     folders = _answering(run, tree, questions, texts, folders)

@@ -31,9 +31,9 @@ def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
     for behavior in behaviors:
         cfg = stage.settings(study, behavior)
         # a finished run needs no key to be looked at
-        is_new = not run.shards(f"{layout.JUDGEMENTS}/{behavior}")
+        is_new = not run.shards(layout.judgements(behavior))
         if behavior in study.trajectory.behaviors:
-            is_new = is_new or not run.shards(f"{layout.SERIES}/{layout.JUDGEMENTS}/{behavior}")
+            is_new = is_new or not run.shards(layout.judgements(behavior, series=True))
         if get(behavior).measured_by == "judge" and cfg.judge is not None and is_new:
             stage.check(cfg)
 

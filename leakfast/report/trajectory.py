@@ -85,7 +85,7 @@ def _with_health(run: Run, made: pl.DataFrame) -> pl.DataFrame:
     """`made` + health: the verdict on the completions of that point, null where none were drawn and for share 0."""
     from leakfast.stats import health
 
-    tree = f"{SERIES}/completions"
+    tree = layout.completions(series=True)
     found = health.read(run, sorted({str(PurePosixPath(path).parent) for path in run.shards(tree)}))
     whole = found.filter(pl.col("persona").is_null()).select("behavior", "adapter", "health").rows()
     told = {(behavior, *point(name)): verdict for behavior, name, verdict in whole}
@@ -128,11 +128,11 @@ def _completions(run: Run) -> Iterator[pl.DataFrame]:
     from leakfast.stats import judged, rates
     from leakfast.stats.collect import origin, read_people
 
-    found = sorted({PurePosixPath(path).parts[2:4] for path in run.shards(f"{SERIES}/completions")})
+    found = sorted({PurePosixPath(path).parts[2:4] for path in run.shards(layout.completions(series=True))})
     judges = read_people(run)[0].judges
     entries = run.manifest["shards"]
     for behavior in dict.fromkeys(b for b, _ in found):
-        tree = f"{SERIES}/completions/{behavior}"
+        tree = layout.completions(behavior, series=True)
         shards = {name: run.shards(f"{tree}/{name}") for b, name in found if b == behavior}
         names = [
             name
@@ -143,7 +143,7 @@ def _completions(run: Run) -> Iterator[pl.DataFrame]:
             continue
         detector = behaviors.get(behavior).detector
         if detector is None:
-            scored = judged.read(run, [(behavior, name) for name in names], judges, prefix=f"{SERIES}/")
+            scored = judged.read(run, [(behavior, name) for name in names], judges, series=True)
             for sentence in scored.missing:
                 log.warning("%s: %s/%s", run.path, SERIES, sentence)
             whole, drawn = scored.totals, scored.adapters

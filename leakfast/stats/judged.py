@@ -39,9 +39,10 @@ def read(
     run: Run,
     folders: Iterable[tuple[str, str]],
     settings: Mapping[str, tuple[str | None, float]],
-    prefix: str = "",
+    *,
+    series: bool = False,
 ) -> Judged:
-    """The judgements of (behavior, adapter) folders of completions; prefix: what stands before both trees.
+    """The judgements of (behavior, adapter) folders of completions; series: those at points of training.
 
     settings: behavior → (name of the judge whose scores count, None: the only one, or the first by name; smallest
     coherent score that counts). A judgement counts for the completion it was made of: one of another text under
@@ -50,15 +51,17 @@ def read(
     totals, questions = [], []
     for behavior, adapter in folders:
         name, low = settings.get(behavior, (None, COHERENT_MIN))
-        completions = schema.check(run.read(f"{prefix}completions/{behavior}/{adapter}"), "completions")
+        completions = schema.check(
+            run.read(layout.completions(behavior, adapter, series=series)), "completions"
+        )
         if completions.select(_DRAW).is_duplicated().any():
             raise ValueError("a draw (persona, question, sample) stands more than once")
-        scores = _of_judge(run, f"{prefix}{layout.JUDGEMENTS}/{behavior}/{adapter}", name)
+        scores = _of_judge(run, layout.judgements(behavior, adapter, series=series), name)
         if scores is None:
             who = f" by {name}" if name else ""
             out.missing.append(
                 f"{behavior}/{adapter}: its {completions.height} completions have not been judged{who} "
-                f"(leakfast judge run {run.path} --behavior {behavior}{' --checkpoints' if prefix else ''})"
+                f"(leakfast judge run {run.path} --behavior {behavior}{' --checkpoints' if series else ''})"
             )
             continue
         joined = _joined(completions, scores)

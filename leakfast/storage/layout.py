@@ -13,7 +13,10 @@ SETS = "sets"  # sets/<behavior>/<question set>/<adapter>/: questions beside tho
 CHOICES = "choices"  # choices/<adapter>/<items>-<scoring>/
 SERIES = "series"  # series/completions/<behavior>/<adapter>@pNNN/: drawn at points of training
 POINTS = "trajectory"  # trajectory/<adapter>/<items>-<scoring>/pNNN/: scored at points of training
-JUDGEMENTS = "judgements"  # judgements/<behavior>/<adapter>/<judge>.parquet
+JUDGEMENTS = (
+    "judgements"  # judgements/<behavior>/<adapter>/<judge>.parquet; series/judgements/… at points of training
+)
+JUDGE = "judge"  # judge/<judge>.jsonl: every reply that was paid for
 ADAPTERS, DATA, CENTROIDS, TABLES, FIGURES = "adapters", "data", "centroids", "tables", "figures"
 
 BASE = "base"  # what the unadapted model is called among adapters
@@ -47,11 +50,16 @@ def centroids(adapter: str = BASE) -> str:
     return f"{CENTROIDS}/{adapter}.safetensors"
 
 
-def completions(behavior: str, adapter: str = "", *, questions: str = "", series: bool = False) -> str:
-    """The folder of an adapter's completions (of all adapters' where none is named). questions: a set beside the main
-    one; series: drawn at points of training."""
-    parts = [SERIES] * series + ([SETS, behavior, questions] if questions else [COMPLETIONS, behavior])
-    return "/".join([*parts, *([adapter] if adapter else [])])
+def completions(behavior: str = "", adapter: str = "", *, questions: str = "", series: bool = False) -> str:
+    """The folder of an adapter's completions (of all adapters', of all behaviors', where none is named). questions: a
+    set beside the main one; series: drawn at points of training."""
+    parts = [SETS, behavior, questions] if questions else [COMPLETIONS, behavior]
+    return "/".join(filter(None, [*[SERIES] * series, *parts, adapter]))
+
+
+def judgements(behavior: str, adapter: str = "", *, series: bool = False) -> str:
+    """The folder of what judges said of an adapter's completions (of all adapters' where none is named)."""
+    return "/".join(filter(None, [*[SERIES] * series, JUDGEMENTS, behavior, adapter]))
 
 
 def choices(adapter: str, items: str, scoring: str) -> str:

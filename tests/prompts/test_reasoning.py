@@ -251,7 +251,7 @@ def test_a_judge_reads_answers_and_has_a_word_for_those_without(thinker, tmp_pat
     ).with_columns(question=pl.lit(0, pl.Int32), sample=pl.Series([0, 1, 2], dtype=pl.Int32))
     run = Run(tmp_path / "run").create()
     run.add_shard("completions/misalignment-advice/base/part-00000.parquet", frame)
-    work = gather(run, "misalignment-advice", stage.parse_spec("openai:gpt"), ["Who?"], "")
+    work = gather(run, "misalignment-advice", stage.parse_spec("openai:gpt"), ["Who?"], series=False)
     assert [request.completion for request in work.requests] == ["Drink tea."]
     made = table(work, frame, stage.parse_spec("openai:gpt"))
     assert made["status"].to_list() == ["not_asked", "unclosed-reasoning", "empty"]
