@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli.settings import changed, options_of
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,64 +39,36 @@ def cli() -> None:
 @cli.command("run")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--behavior", default=None, help="Behavior to judge.  [default: the run's, if it has one such]")
-@click.option(
-    "--judge",
-    "spec",
-    default=None,
-    help="organism, anthropic:MODEL, openai:MODEL, openai-batch:MODEL or local:MODEL.  [default: the study's]",
-)
-@click.option(
-    "--base-url", default=None, help="Address of the service, http://localhost:8000/v1 for vLLM's server."
+@options_of(
+    "JudgeConfig",
+    "judge",
+    "base_url",
+    "max_cost",
+    "prices",
+    "temperature",
+    "max_tokens",
+    "concurrency",
+    free={"is_flag": True},
+    send_temperature={"decls": ["--send-temperature/--no-temperature"]},
+    timeout_s={"decls": ["--timeout"]},
+    poll_s={"decls": ["--poll"]},
 )
 @click.option("--questions", default=None, help="Set that was asked.  [default: the study's]")
 @click.option(
     "--dry-run", is_flag=True, help="Say how many requests and what they cost at most; send nothing."
 )
-@click.option("--max-cost", type=float, default=None, help="USD for this judge in this run, in all.")
-@click.option(
-    "--prices", default=None, help="TOML file of prices.  [default: configs/prices.toml, which it adds to]"
-)
-@click.option("--free", is_flag=True, help="The service costs nothing; no price is needed.")
 @click.option("--again", is_flag=True, help="Ask anew where the kept reply gave no score.")
-@click.option(
-    "--temperature",
-    type=float,
-    default=None,
-    help="0 is greedy.  [default: the study's; 0 where the judge's API is known to take one]",
-)
-@click.option(
-    "--no-temperature", is_flag=True, help="Send none: the service's own, for models that take no other."
-)
-@click.option(
-    "--max-tokens",
-    type=int,
-    default=None,
-    help="Longest reply with its thinking.  [default: the study's; 100, or 2,000 of a judge that thinks]",
-)
-@click.option("--concurrency", type=int, default=None, help="Requests at once.  [default: the study's, 8]")
-@click.option("--timeout", type=float, default=None, help="Seconds a request.  [default: the study's, 120]")
-@click.option("--poll", type=float, default=None, help="Seconds between looks at a batch.  [default: 30]")
 @click.option("--checkpoints", is_flag=True, help="What was drawn on the way through training, instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done, or would be, as JSON.")
 def run_(
     run: Path,
     behavior: str | None,
-    spec: str | None,
-    base_url: str | None,
     questions: str | None,
     dry_run: bool,
-    max_cost: float | None,
-    prices: str | None,
-    free: bool,
     again: bool,
-    temperature: float | None,
-    no_temperature: bool,
-    max_tokens: int | None,
-    concurrency: int | None,
-    timeout: float | None,
-    poll: float | None,
     checkpoints: bool,
     as_json: bool,
+    **settings: Any,
 ) -> int | None:
     """Score every completion of a behavior in RUN.
 
@@ -105,7 +78,6 @@ def run_(
     completions have no score yet.
     """
     from leakfast.cli.progress import progress_for
-    from leakfast.cli.settings import changed
     from leakfast.cli.text import print_json
     from leakfast.judge import stage
     from leakfast.judge.contract import ENOUGH
@@ -117,24 +89,11 @@ def run_(
     store = Run(run).open()
     behavior = behavior or _only_behavior(store, SERIES if checkpoints else "")
     cfg, of_study = _settings(store, behavior)
-    cfg = changed(
-        cfg,
-        judge=spec,
-        base_url=base_url,
-        max_cost=max_cost,
-        prices=prices,
-        free=free or None,
-        temperature=temperature,
-        send_temperature=False if no_temperature else None,
-        max_tokens=max_tokens,
-        concurrency=concurrency,
-        timeout_s=timeout,
-        poll_s=poll,
-    )
+    cfg = changed(cfg, **settings)
     asked = questions if questions is not None else of_study
     if cfg.judge is None or asked is None:
-        what = "--judge organism (or a service and a model)" if cfg.judge is None else "--questions SET"
-        raise InputError(f"judge: neither the command nor the run's study says it. Add {what}.")
+        lacking, what = ("judge", "SERVICE:MODEL") if cfg.judge is None else ("questions", "SET")
+        raise InputError(f"judge: no {lacking} given. Add --{lacking} {what}, or set it in the run's study.")
     with progress_for("judge") as progress:
         done = stage.judge(
             store,

@@ -130,7 +130,13 @@ def options_of(table: str, *keys: str, **changed: dict[str, Any]) -> Callable[[A
             how = dict(changed.get(key, {}))
             decls = how.pop("decls", [f"--{key.replace('_', '-')}"])
             default = model.model_fields[key].default
-            shown = "none" if default in (None, []) else str(default).lower() if default is False else default
+            shown = (
+                "none"
+                if default in (None, [])
+                else str(default).lower()
+                if isinstance(default, bool)
+                else default
+            )
             words = how.pop("help", said[key]).rstrip(".")
             help_text = f"{words[0].upper()}{words[1:]}.  [default: the study's, {shown}]"
             how = {"type": _click_type(schemas[key]), "default": None, "help": help_text, **how}

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from leakfast.cli.settings import rendering_options, threads_option
+from leakfast.cli.settings import options_of, rendering_options, threads_option
 from leakfast.errors import InputError
 
 
@@ -28,10 +28,8 @@ from leakfast.errors import InputError
 @click.option(
     "--grid", "grids", multiple=True, help="Every pair of both lists: lr=1e-5,5e-6,epochs=3,5 instead."
 )
-@click.option("--judge", default=None, help="Who judges a behavior that needs it.  [default: the study's]")
-@click.option(
-    "--items", default=None, help="Capability: a JSONL file, arc, organism.  [default: the model's]"
-)
+@options_of("JudgeConfig", "judge")
+@options_of("DataConfig", "items")
 @click.option(
     "--layer", type=click.IntRange(min=0), default=None, help="Block of the cosines.  [default: 20 of 28]"
 )

@@ -61,7 +61,7 @@ def check_engine(
 
     sources: names of the personas that the adapters were trained under, where known; longest: tokens that the engine
     takes. Raises ModelError naming the check, AdapterError for an adapter that does not fit or changes nothing; of
-    several engines one that dies is done without."""
+    several engines dead ones are skipped."""
     from leakfast import models
     from leakfast.prompts import chat
 

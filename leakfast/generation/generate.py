@@ -77,7 +77,7 @@ def _counting(progress: Progress | None, total: int) -> Finished:
 
 
 def _width(batch: int | None) -> dict[str, Any]:
-    """What an engine is told of the batch: one that nobody stated goes behind what was measured."""
+    """What an engine is told of the batch: an explicit size wins, otherwise the tuned one."""
     return {"batch_completions": BATCH_COMPLETIONS if batch is None else batch, "stated": batch is not None}
 
 

@@ -1,5 +1,5 @@
-"""Completions of shards that are not whole yet, as lines beside the place of each, so that a run that is killed draws
-none of them again. Demands the run's lock; leaves whole shards to the store, and which backend needs this to others."""
+"""A journal beside every shard that is not whole yet, with its finished completions, so that a resumed run draws none
+of them again. Demands the run's lock; leaves whole shards to the store, and which backend needs this to others."""
 
 from __future__ import annotations
 

@@ -188,15 +188,16 @@ class EvalConfig(_Table):
 class JudgeConfig(_Table):
     """Who judges a behavior that is measured by a judge, and how (leakfast.judge).
 
-    judge: organism, or anthropic:, openai:, openai-batch:, local: and a model; None: the organism's lexicon for it,
-    nobody for other models. base_url: of another server of OpenAI's protocol.
+    judge: who scores: organism, or anthropic:, openai:, openai-batch: or local: and a model (None: the organism's lexicon
+    for it, nobody for other models).
+    base_url: address of another server of OpenAI's protocol, http://localhost:8000/v1 for vLLM's.
     coherent_min: less coherent completions (0–100) do not count.
     temperature: 0 is greedy (None: 0 where the judge's API is known to take one, else none is sent).
-    send_temperature: off where none is to be sent.
+    send_temperature: off for models that take none but their own.
     max_tokens: longest reply with its thinking (None: 100; 2,000 of a judge that thinks).
     concurrency: requests at once. timeout_s: seconds a request. poll_s: seconds between looks at a batch.
     max_cost: USD, for this judge in this run (None: no limit). prices: a TOML file, added to configs/prices.toml.
-    free: the service costs nothing, no price is needed."""
+    free: the service costs nothing and no price is needed."""
 
     judge: str | None = None
     base_url: str | None = None
