@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
+from leakfast.pipeline import asks
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage import layout
@@ -17,6 +18,7 @@ from leakfast.storage import layout
 if TYPE_CHECKING:
     import polars as pl
 
+    from leakfast.measure.request import Asked
     from leakfast.study.config import EvalConfig, Study
 
 BYTES_A_TOKEN = (
@@ -78,7 +80,6 @@ def plan(
     the study's. Raises InputError for a sample below 0 and for a [vllm] table that cannot be, and what
     loading the tokenizer (or, for a calibration, the model and its engine) raises."""
     from leakfast import models
-    from leakfast.behaviors.registry import get
     from leakfast.generation import backends
     from leakfast.prompts.rendering import asked_by
 
@@ -90,19 +91,16 @@ def plan(
     samples: dict[str, Sample] = {}
     if calibrate and tokens_each is None:
         samples = _calibrated(study, personas, calibrate, backend, seed, progress)
-    asked = load_questions(study.centroids.questions).questions
-    lengths = _lengths(tokenizer, personas, asked)
+    lengths = _lengths(tokenizer, personas, load_questions(study.centroids.questions).questions)
     stages = [Stage("centroids", 1, len(lengths), sum(lengths))]
-    targets = len(study.sources) * len(study.seeds) + 1
+    each = len(study.sources) * len(study.seeds)  # adapters of a behavior
     if study.centroids.adapters:
-        n = (targets - 1) * sum(not get(behavior).control for behavior in study.behaviors)
+        n = each * len(asks.trained(study))
         stages.append(Stage("centroids of adapters", n, n * len(lengths), n * sum(lengths)))
     for behavior, cfg in study.behaviors.items():
-        measured = targets
-        if get(behavior).control:  # on the adapters of others
-            of = cfg.eval.of or [name for name in study.behaviors if not get(name).control]
-            measured = len(of) * (targets - 1) + 1
-        stage = _measurement(study, behavior, cfg.eval, tokenizer, personas, measured)
+        targets = each * len(asks.measured_on(study, behavior)) + 1
+        asked = asks.asked(study, behavior)
+        stage = _measurement(f"evaluate {behavior}", asked, tokenizer, personas, targets)
         if stage.completions:
             sample = samples.get(behavior) or _from_run(study, behavior)
             stage = _expected(stage, cfg.eval, sample, tokens_each, tokens_per_s)
@@ -139,45 +137,27 @@ def _lengths(tokenizer: Any, personas: Sequence[Any], questions: Sequence[str]) 
 
 
 def _measurement(
-    study: Study, behavior: str, cfg: EvalConfig, tokenizer: Any, personas: Sequence[Any], targets: int
+    name: str, asked: Sequence[Asked], tokenizer: Any, personas: Sequence[Any], targets: int
 ) -> Stage:
     """Prompts and tokens of one behavior, each prompt once a target."""
-    from leakfast.behaviors.registry import get, items_of
-
-    name = f"evaluate {behavior}"
-    if get(behavior).measured_by == "choices":
-        items = items_of(behavior, cfg, study.model)
-        if cfg.scoring == "letters":
-            lengths = _lengths(tokenizer, personas, [item.letters_prompt for item in items])
-        else:
-            lengths = _lengths(tokenizer, personas, [item.question for item in items])
-        return Stage(name, targets, targets * len(lengths), targets * sum(lengths))
-    lengths = []
-    for questions in (cfg.questions, *cfg.other_questions):
-        lengths += _lengths(tokenizer, personas, load_questions(questions).questions)
-    n = targets * len(lengths)
-    return Stage(name, targets, n, targets * sum(lengths), completions=n * cfg.samples)
+    lengths, drawn = [], 0
+    for one in asked:
+        texts = one.texts
+        if one.by_choices:
+            letters = one.config.scoring == "letters"
+            texts = [item.letters_prompt if letters else item.question for item in one.questions]
+        lengths += _lengths(tokenizer, personas, texts)
+        drawn += 0 if one.by_choices else len(texts) * len(personas) * one.config.samples
+    return Stage(name, targets, targets * len(lengths), targets * sum(lengths), completions=targets * drawn)
 
 
 def _on_the_way(study: Study, behavior: str, whole: Stage, tokenizer: Any, personas: Sequence[Any]) -> Stage:
     """The behavior at the points of training that the study follows, each reply as long as in the whole measurement."""
-    from leakfast.behaviors.registry import get
-
-    way, cfg = study.trajectory, study.behaviors[behavior].eval
-    few = load_personas(way.personas, among=personas)
-    few += [p for p in load_personas(study.sources, among=personas) if p not in few]
-    trained = way.of or [name for name in study.behaviors if not get(name).control]
-    adapters = len(study.sources) * len(study.seeds) * len(trained)
-    choices = get(behavior).measured_by == "choices"
-    points = len({*way.shares, 1.0} - (set() if choices else {0.0}))
-    update = {
-        "samples": way.samples or cfg.samples,
-        "n_items": way.n_items or cfg.n_items,
-        "other_questions": [],
-    }
-    targets = adapters * points + (0 if choices else 1)
-    stage = _measurement(study, behavior, cfg.model_copy(update=update), tokenizer, few, targets)
-    stage = replace(stage, name=f"{behavior} through training")
+    people, one = asks.asked_on_the_way(study, behavior, personas)
+    adapters = len(study.sources) * len(study.seeds) * len(asks.followed(study))
+    points = len({*study.trajectory.shares, 1.0} - (set() if one.by_choices else {0.0}))
+    targets = adapters * points + (0 if one.by_choices else 1)
+    stage = _measurement(f"{behavior} through training", [one], tokenizer, people, targets)
     if not whole.completions:
         return stage
     share = stage.completions / whole.completions

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.behaviors.registry import get
 from leakfast.errors import InputError
+from leakfast.pipeline import asks
 from leakfast.pipeline.steps import Shown, Steps, silent
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
@@ -202,7 +203,7 @@ class Stages:
         controls = [b for b in self.chosen.behaviors if get(b).control]
         trained = [b for b in self.chosen.behaviors if b not in controls]
         if controls and not trained:  # the adapters of all others are what a control is measured on
-            trained = [b for b in self.study.behaviors if not get(b).control]
+            trained = asks.trained(self.study)
         for behavior in trained:
             material(behavior, self.study.behaviors[behavior].data, self.study.model)
         return trained, controls
@@ -211,7 +212,7 @@ class Stages:
         from leakfast.pipeline.adapters import Maker
 
         study = self.study
-        kept = study.trajectory.shares if behavior in self.followed else ()
+        kept = study.trajectory.shares if behavior in asks.followed(study) else ()
         about = (behavior, study.behaviors[behavior], study.model, study.dtype)
         return Maker(self.loaded, self.steps, self.personas, *about, (study.sources[0], study.seeds[0]), kept)
 
@@ -235,7 +236,7 @@ class Stages:
 
     def _control(self, behavior: str, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure a control on the adapters of other behaviors."""
-        of = self.study.behaviors[behavior].eval.of or list(adapters)
+        of = asks.measured_on(self.study, behavior)
         for seed in self.chosen.seeds:
             mine = [adapter for other in of for adapter, its in adapters.get(other, []) if its == seed]
             self._measure(behavior, mine, seed)
@@ -249,29 +250,21 @@ class Stages:
             self._evaluate(behavior, adapters, seed)
 
     def _evaluate(self, behavior: str, adapters: Sequence[Path], seed: int) -> None:
-        from leakfast.measure import Drawing, Request, asked_of, measure
+        from leakfast.measure import Drawing, Request, measure
 
         several = f" (seed {seed})" if len(self.study.seeds) > 1 else ""
-        asked = asked_of(behavior, self.study.behaviors[behavior].eval, self.study.model)
+        asked = asks.asked(self.study, behavior)
         request = Request(asked, self.personas, adapters, base=seed == self.study.seeds[0], seed=seed)
         with self.steps.timed(f"evaluate {behavior}{several if adapters else ' of base'}") as report:
             measure(self.loaded, self.store, request, Drawing.of(self.study), progress=report)
 
     def _trajectory(self, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure behaviors at the points of training that the study names, under its few personas."""
-        from leakfast.measure import Asked, Drawing, Request, asked_of, measure
+        from leakfast.measure import Drawing, Request, measure
 
-        cfg = self.study.trajectory
-        people = load_personas(cfg.personas, among=self.personas)
-        people += [p for p in load_personas(self.study.sources, among=self.personas) if p not in people]
-        followed = [adapter for of in self.followed for adapter, _ in adapters.get(of, [])]
-        for behavior in [b for b in self.chosen.behaviors if b in cfg.behaviors]:
-            measured = self.study.behaviors[behavior].eval
-            if cfg.samples:
-                measured = measured.model_copy(update={"samples": cfg.samples})
-            one = asked_of(behavior, measured, self.study.model)[0]
-            if one.by_choices and cfg.n_items:
-                one = Asked(behavior, one.questions.sample(cfg.n_items), measured)
+        followed = [adapter for of in asks.followed(self.study) for adapter, _ in adapters.get(of, [])]
+        for behavior in [b for b in self.chosen.behaviors if b in self.study.trajectory.behaviors]:
+            people, one = asks.asked_on_the_way(self.study, behavior, self.personas)
             request = Request([one], people, followed, seed=self.study.seeds[0])
             with self.steps.timed(f"{behavior} through training") as report:
                 measure(
@@ -283,13 +276,6 @@ class Stages:
                     progress=report,
                 )
             self._judge(behavior, series=True)
-
-    @property
-    def followed(self) -> list[str]:
-        """Behaviors whose training is followed on its way."""
-        cfg = self.study.trajectory
-        trained = [name for name in self.study.behaviors if not get(name).control]
-        return (cfg.of or trained) if cfg.behaviors else []
 
     def _judge(self, behavior: str, series: bool = False) -> None:
         """Score the completions of a behavior that a judge measures (series: those of checkpoints); what was scored

@@ -1,0 +1,49 @@
+"""What a study asks of which adapters: the one reading of it that the stages carry out and the plan counts. Demands a checked
+study; measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from leakfast.behaviors.registry import get
+from leakfast.measure.request import Asked, asked_of
+from leakfast.prompts.personas import load_personas
+
+if TYPE_CHECKING:
+    from leakfast.prompts.personas import Persona
+    from leakfast.study.config import Study
+
+
+def trained(study: Study) -> list[str]:
+    """The behaviors that adapters are trained for."""
+    return [name for name in study.behaviors if not get(name).control]
+
+
+def measured_on(study: Study, behavior: str) -> list[str]:
+    """The behaviors whose adapters this one is measured on: its own, of a control those of others."""
+    return (study.behaviors[behavior].eval.of or trained(study)) if get(behavior).control else [behavior]
+
+
+def asked(study: Study, behavior: str) -> list[Asked]:
+    """What every adapter, and the base, is asked."""
+    return asked_of(behavior, study.behaviors[behavior].eval, study.model)
+
+
+def followed(study: Study) -> list[str]:
+    """The behaviors whose training is followed on its way."""
+    return (study.trajectory.of or trained(study)) if study.trajectory.behaviors else []
+
+
+def asked_on_the_way(study: Study, behavior: str, personas: Sequence[Persona]) -> tuple[list[Persona], Asked]:
+    """Who is asked at the points of training, and what: fewer samples or items where the study says so."""
+    cfg = study.trajectory
+    people = load_personas(cfg.personas, among=personas)
+    people += [p for p in load_personas(study.sources, among=personas) if p not in people]
+    measured = study.behaviors[behavior].eval
+    if cfg.samples:
+        measured = measured.model_copy(update={"samples": cfg.samples})
+    one = asked_of(behavior, measured, study.model)[0]
+    if one.by_choices and cfg.n_items:
+        one = Asked(behavior, one.questions.sample(cfg.n_items), measured)
+    return people, one
