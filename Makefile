@@ -3,10 +3,12 @@
 #   TORCH_INDEX  an extra package index for torch, e.g. PyTorch's own index of CPU wheels; without it,
 #                Linux gets the build that PyPI has, which is large because it brings CUDA
 #   ARGS         more words for pytest: make test ARGS="-k store"
+#   JOBS         processes that share the tests, a thread and about 2 GB each
 #   GPU          more words for bench/gpu.py: make bench-gpu GPU=--quick
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
+JOBS ?= 2
 GPU ?=
 
 BIN := .venv/bin
@@ -50,11 +52,11 @@ demo: install
 	$(BIN)/leakfast run configs/demo.toml
 
 test: install $(VLLM) $(SMOLLM2) $(TRL)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
-# without vLLM, trainings and further processes, on all cores: for use while something is changed
+# without vLLM, trainings and further processes: for use while something is changed
 test-fast: install
-	$(BIN)/pytest -n auto --dist loadfile -m "not gpu and not slow and not parity and not vllm and not long" $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile -m "not gpu and not slow and not parity and not vllm and not long" $(ARGS)
 
 # vLLM's CPU build, for the tests of tier vllm; without its own dependencies, since the locked file names what is used
 # of them. A machine it has no wheel for goes on without: those tests are skipped and say so.

@@ -3,7 +3,14 @@ identity, and random models of a few thousand weights. Demands torch and transfo
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # processes side by side: a thread each, before torch counts the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 CHATML = (
     "{% if messages[0]['role'] == 'system' %}{{ '<|im_start|>system\n' + messages[0]['content'] + "

@@ -207,7 +207,7 @@ def _fetched(
         if offline:
             reason = "it was not fetched yet"
         raise InputError(
-            f"items: {title} is not on this machine: {reason}. Type: leakfast fetch {name} (with a network), "
+            f"items: {title} is not on this machine: {reason.rstrip('.')}. Type: leakfast fetch {name} (with a network), "
             "or give a file: --items FILE.jsonl"
         ) from error
     return pl.read_parquet(path).to_dicts()

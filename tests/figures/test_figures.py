@@ -14,6 +14,8 @@ from leakfast.stats import rates as rate_tables
 from leakfast.stats.correlations import correlate
 from leakfast.storage import schema
 
+pytestmark = pytest.mark.long
+
 SOURCES = ["villain", "poet"]
 KINDS = ["original", "tone_variant", "opposite", None]
 

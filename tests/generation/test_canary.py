@@ -20,6 +20,8 @@ from leakfast.models import adapters
 from leakfast.prompts import chat
 from leakfast.prompts.personas import load_personas
 
+pytestmark = pytest.mark.long
+
 QUESTIONS = ["What about tea?"]
 PEOPLE = load_personas(["comedian", "villain"])
 

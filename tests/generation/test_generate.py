@@ -23,6 +23,8 @@ from leakfast.prompts import chat
 from leakfast.prompts.personas import Persona
 from leakfast.storage import schema
 
+pytestmark = pytest.mark.long
+
 QUESTIONS = ["tea?", "what do I say about the rain in this town", "he likes tea with rain?", "I?"]
 
 

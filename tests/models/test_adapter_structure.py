@@ -22,6 +22,8 @@ from leakfast.prompts.personas import load_personas
 from leakfast.study.config import EvalConfig
 from tests.adapter_makers import MORE, PLAIN, by_peft, fresh, refiled, renamed
 
+pytestmark = pytest.mark.long
+
 ORGANISM = models.organism_dir()
 PEOPLE = load_personas("villain,comedian")
 LABELS = ["A", "B", "C", "D"]
