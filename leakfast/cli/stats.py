@@ -263,6 +263,8 @@ def _show_agreement(tables) -> None:
 
 def _headline(row: Mapping, seeds: bool, y: str, unit: str, looked: bool) -> dict:
     """The cells of a row of the headline table by their heading."""
+    from leakfast.stats.specificity import place
+
     scale, sign = (100, "%") if unit == "share" else (1, "0–100")
     cells = {"source": row["source"]}
     if seeds:
@@ -280,6 +282,8 @@ def _headline(row: Mapping, seeds: bool, y: str, unit: str, looked: bool) -> dic
         "p (t)": _p(row["spearman_p_t"]),
         "p (perm)": _p(row["spearman_p_perm"]),
         "p (max)": _p(row["spearman_p_max"]),
+        "rank of source": place(row["rank"], row["candidates"]),
+        "p (source)": _p(row["p_source_max"]),
         "r": _signed(row["pearson"]),
         "N": row["n"],
     }

@@ -14,6 +14,7 @@ from leakfast.errors import InputError
 from leakfast.judge.contract import ENOUGH
 from leakfast.models.adapters import read_card
 from leakfast.report.examples import choose
+from leakfast.stats import specificity
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.health import read_ratio, without_content
 from leakfast.stats.rates import BASE
@@ -186,7 +187,7 @@ def _families(stats: Stats, behavior: str) -> list[dict]:
     if "layers" not in stats.more:
         return []
     return (
-        stats.more["layers"]
+        specificity.beside(stats.more["layers"], stats.more.get("specificity"))
         .filter(
             pl.col("best"),
             pl.col("layers_tested") > 1,

@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from leakfast import figures
 from leakfast.report import content
 from leakfast.stats import health, marks, summary
+from leakfast.stats.specificity import place
 from leakfast.stats.tables import Stats, current
 from leakfast.storage import layout
 from leakfast.storage.run import Run
@@ -63,7 +64,13 @@ def render(**values) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "signed": signed, "p": p_value, "words": words}
+    environment.filters |= {
+        "percent": percent,
+        "signed": signed,
+        "p": p_value,
+        "words": words,
+        "place": _place,
+    }
     environment.filters |= {"digits": digits, "count": count, "amount": amount}
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
 
@@ -136,6 +143,10 @@ def percent(share: float | None, places: int = 1) -> str:
 def amount(value: float | None, unit: str) -> str:
     """A share in percent, or points as they are; one digit."""
     return percent(value) if unit == "share" else digits(value, 1)
+
+
+def _place(rank: float | None, of: int | None) -> str:
+    return place(rank, of) or _NONE
 
 
 def signed(value: float | None, places: int = 2) -> str:

@@ -18,6 +18,7 @@ from leakfast.stats import (
     question_sets,
     relations,
     shifts,
+    specificity,
     summaries,
     transfer,
     variants,
@@ -38,6 +39,7 @@ TABLES = {
     "question_sets": "ρ per source on each question set side by side, and its difference from the main set's",
     "set_rates": "rates on each question set, where there are several",
     "layers": "ρ at every layer, with a p-value that has paid for picking one",
+    "specificity": "the source's own cosine against every other persona's in its place: rank, p_source",
     "means": "random-effects means of ρ over sources and over training seeds",
     "disattenuated": "ρ freed of the noise in the rates, with the rates' reliability",
     "related": "correlations over the bystanders whose related_to names the source",
@@ -128,8 +130,17 @@ def further(
     if pairs.height:
         said = confounds.covariates(pairs, rates, found.people, asked.similarity)
         tables |= _looked_at_closely(said, rates, best, asked.similarity is not None)
+    if pairs.height and found.centroids is not None:
+        tables["specificity"] = specificity.table(pairs, found.centroids, related, *draws[1:])
     at = {behavior: layer for behavior, (_, layer) in best.items()}
-    tables["verdicts"] = verdicts.judge(rates, correlations, at, asked.rules, picked=asked.layer is None)
+    tables["verdicts"] = verdicts.judge(
+        rates,
+        correlations,
+        at,
+        asked.rules,
+        picked=asked.layer is None,
+        specificity=tables.get("specificity"),
+    )
     if found.published is not None and found.published.height:
         tables["published"] = agreement.compare(
             found.published, rates, correlations, tables.get("related", correlations.clear()), "marker"

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from leakfast.errors import InputError
 from leakfast.progress import Progress
-from leakfast.stats import accuracy, analysis, health, marks, similarity, summaries, verdicts
+from leakfast.stats import accuracy, analysis, health, marks, similarity, specificity, summaries, verdicts
 from leakfast.stats import summary as summary_tables
 from leakfast.stats.collect import collect, completion_folders, inputs_hash
 from leakfast.stats.correlations import correlate
@@ -74,9 +74,11 @@ class Stats:
 
     def summary(self, cosine: str = "centered", y: str | None = None) -> pl.DataFrame:
         """One row per behavior, adapter (and `pooled`) and layer: rates of source and bystanders beside
-        the correlations over all categories; `best_layer` marks the one `best_layer()` gives, `health` the adapters
+        the correlations over all categories, and the source's rank among all personas put in its place (`specificity`);
+        `best_layer` marks the one `best_layer()` gives, `health` the adapters
         that are not ok. `y`: rate or delta, each behavior's own (`outcome`) without it."""
         table = summary_tables.summarize(self.rates, self.correlations, cosine, y)
+        table = specificity.beside(table, self.more.get("specificity"))
         return marks.mark(table, marks.verdicts(self.health, self.rates))
 
     @property

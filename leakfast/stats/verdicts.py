@@ -3,8 +3,9 @@ the rates and correlations tables; a number that is not there leaves its test, a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -20,18 +21,43 @@ Quantity = Literal["source_drop", "mean_bystander_drop", "spearman_drop"]
 _Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
+_COLUMNS: dict[str, Any] = {
+    "claim": pl.String,
+    "behavior": pl.String,
+    "seed": pl.Int64,
+    "source": pl.String,
+    "adapter": pl.String,
+    "layer": pl.Int32,
+    "quantity": pl.String,
+    "n": pl.Int64,
+    "value": pl.Float64,
+    "p": pl.Float64,
+    "p_from": pl.String,
+    "p_source": pl.Float64,
+    "bar": pl.Float64,
+    "reached_is_enough": pl.Boolean,
+    "p_below": pl.Float64,
+    "p_source_below": pl.Float64,
+    "unit": pl.String,
+    "met": pl.Boolean,
+    "verdict": pl.String,
+    "reason": pl.String,
+}
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Test(_Table):
     """One inequality: `quantity` (of drop = −Δ) must exceed `above`, or reach `at_least`; with `p_below`
-    its p must lie below that too."""
+    its p must lie below that too, with `p_source_below` its p_source (`stats.specificity`)."""
 
     quantity: Quantity
     above: _Finite | None = None
     at_least: _Finite | None = None
     p_below: Annotated[float, Field(gt=0, le=1)] | None = None
+    p_source_below: Annotated[float, Field(gt=0, le=1)] | None = None
 
     @model_validator(mode="after")
     def _one_bar(self) -> Test:
@@ -39,18 +65,23 @@ class Test(_Table):
             raise ValueError("a test needs one of above and at_least")
         if self.quantity == "source_drop" and self.p_below is not None:
             raise ValueError("the drop of the source is one number and has no p; leave p_below out")
+        if self.quantity != "spearman_drop" and self.p_source_below is not None:
+            raise ValueError("p_source is of a correlation with cosine; leave p_source_below out")
         return self
 
     @property
     def bar(self) -> float:
         return self.above if self.at_least is None else self.at_least
 
-    def met(self, value: float | None, p: float | None) -> bool | None:
+    def met(self, value: float | None, p: float | None, p_source: float | None = None) -> bool | None:
         """True or False; None where the value, or a p that is asked for, is not known."""
-        if value is None or (self.p_below is not None and p is None):
+        asked = [
+            (bar, one) for bar, one in ((self.p_below, p), (self.p_source_below, p_source)) if bar is not None
+        ]
+        if value is None or any(one is None for _, one in asked):
             return None
         over = value > self.bar if self.at_least is None else value >= self.bar
-        return bool(over and (self.p_below is None or p < self.p_below))
+        return bool(over and all(one < bar for bar, one in asked))
 
 
 class Rule(_Table):
@@ -95,8 +126,9 @@ def judge(
     rules: Rules | None = None,
     *,
     picked: bool = True,
+    specificity: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
-    """One row a rule, adapter and test: quantity, value, n, p, where p is from, bar, met, and the verdict
+    """One row a rule, adapter and test: quantity, value, n, p, where p is from, p_source, bar, met, and the verdict
     over all its tests (confirmed, falsified, open); then, where all its traits were
     measured, one row a trait of the stop rule (stop, go on).
 
@@ -104,55 +136,58 @@ def judge(
     so the p of ρ is the family-wise one; else that of the layer alone. p of a bystander drop: t over
     bystanders against 0, two-sided, as the study did."""
     rules = load_rules() if rules is None else rules
-    rows = []
+    rows: list[dict] = []
     for rule in rules.rule:
         mine = rates.filter(pl.col("behavior").is_in(rule.behaviors))
         keys = ["behavior", "seed", "source", "adapter"]
         trained = mine.filter(pl.col("source").is_not_null()).select(keys).unique(maintain_order=True)
-        for behavior, seed, source, adapter in trained.rows():
-            numbers = _numbers(mine, correlations, adapter, behavior, layers.get(behavior), picked)
-            why = (
-                None
-                if unit(mine, behavior) == rule.unit
-                else (
-                    f"the rates are in {unit(mine, behavior)}s, the rule's bars in {rule.unit}s".replace(
-                        "ss", "s"
-                    )
-                )
-            )
-            tests = [(test, *numbers[test.quantity]) for test in rule.test]
-            met = [None if why else test.met(value, p) for test, value, p, *_ in tests]
-            verdict = "falsified" if False in met else "open" if None in met else "confirmed"
-            for (test, value, p, p_from, n), one in zip(tests, met, strict=True):
-                rows.append(
-                    {
-                        "claim": rule.claim,
-                        "behavior": behavior,
-                        "seed": seed,
-                        "source": source,
-                        "adapter": adapter,
-                        "layer": layers.get(behavior),
-                        "quantity": test.quantity,
-                        "n": n,
-                        "value": value,
-                        "p": p,
-                        "p_from": p_from,
-                        "bar": test.bar,
-                        "reached_is_enough": test.at_least is not None,
-                        "p_below": test.p_below,
-                        "unit": rule.unit,
-                        "met": one,
-                        "verdict": verdict,
-                        "reason": None if one is not None else why or "not measured, or not defined",
-                    }
-                )
+        for key in trained.rows(named=True):
+            layer, adapter = layers.get(key["behavior"]), key["adapter"]
+            numbers = _numbers(mine, correlations, adapter, key["behavior"], layer, picked)
+            of_source = _p_source(specificity, adapter, key["behavior"], layer, picked)
+            measured = unit(mine, key["behavior"])
+            why = None
+            if measured != rule.unit:
+                why = f"the rates are in {measured.rstrip('s')}s, the rule's bars in {rule.unit.rstrip('s')}s"
+            told = {"claim": rule.claim, **key, "layer": layer, "unit": rule.unit}
+            rows += [told | row for row in _tested(rule, numbers, of_source, why)]
     rows += _stop(rules.stop, rates, correlations, layers) if rules.stop else []
-    text = dict.fromkeys(("claim", "behavior"), pl.String)
-    columns = text | {"seed": pl.Int64, "source": pl.String, "adapter": pl.String, "layer": pl.Int32}
-    columns |= {"quantity": pl.String, "n": pl.Int64, "value": pl.Float64, "p": pl.Float64}
-    columns |= {"p_from": pl.String, "bar": pl.Float64, "reached_is_enough": pl.Boolean}
-    columns |= {"p_below": pl.Float64, "unit": pl.String, "met": pl.Boolean, "verdict": pl.String}
-    return pl.DataFrame(rows, schema=columns | {"reason": pl.String})
+    return pl.DataFrame(rows, schema=_COLUMNS)
+
+
+def _tested(
+    rule: Rule, numbers: dict[str, tuple], p_source: float | None, why: str | None
+) -> Iterator[dict[str, Any]]:
+    """A row a test of the rule, and the verdict over all of them in each. why: what keeps it open."""
+    tests = [(test, *numbers[test.quantity]) for test in rule.test]
+    met = [None if why else test.met(value, p, p_source) for test, value, p, *_ in tests]
+    verdict = "falsified" if False in met else "open" if None in met else "confirmed"
+    for (test, value, p, p_from, n), one in zip(tests, met, strict=True):
+        yield {
+            "quantity": test.quantity,
+            "n": n,
+            "value": value,
+            "p": p,
+            "p_from": p_from,
+            "p_source": p_source if test.quantity == "spearman_drop" else None,
+            "bar": test.bar,
+            "reached_is_enough": test.at_least is not None,
+            "p_below": test.p_below,
+            "p_source_below": test.p_source_below,
+            "met": one,
+            "verdict": verdict,
+            "reason": None if one is not None else why or "not measured, or not defined",
+        }
+
+
+def _p_source(
+    specificity: pl.DataFrame | None, adapter: str, behavior: str, layer: int | None, picked: bool
+) -> float | None:
+    """p_source of the change against the centered cosine, None where it is not known."""
+    if specificity is None or layer is None:
+        return None
+    rows = specificity.filter(behavior=behavior, adapter=adapter, layer=layer, cosine="centered", y="delta")
+    return rows["p_source_max" if picked else "p_source"][0] if rows.height else None
 
 
 def _stop(

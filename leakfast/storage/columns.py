@@ -72,6 +72,12 @@ FURTHER = {
         "behavior layer cosine y seed source over k mean low high tau2 i2 q q_p predict_low predict_high se_from reason "
         "method",
     ),
+    "specificity": (
+        "a source (or `pooled`), layer, cosine and y",
+        f"{_CELL} n spearman candidates rank p_source p_source_max layers_tested rank_signed p_source_signed unrelated "
+        "rank_unrelated p_source_unrelated best_other best_other_spearman best_other_related difference difference_low "
+        "difference_high reason ci_reason bootstraps bootstrap_seed resampling_unit method",
+    ),
     "disattenuated": (
         "an adapter, layer, cosine and y",
         "behavior source adapter seed layer cosine y n questions spearman reliability reliability_low reliability_high "
@@ -127,8 +133,8 @@ FURTHER = {
     ),
     "verdicts": (
         "a test of a rule for an adapter, or a trait of the stop rule",
-        "claim behavior seed source adapter layer quantity n value p p_from bar reached_is_enough p_below unit met verdict "
-        "reason",
+        "claim behavior seed source adapter layer quantity n value p p_from p_source bar reached_is_enough p_below "
+        "p_source_below unit met verdict reason",
     ),
     "published": (
         "a number that the published study stored",
@@ -150,13 +156,15 @@ _KINDS = {
     "Int64": "seed hits total n n_right n_empty n_bare n_truncated n_other n_repeated n_same n_error n_unclosed n_judged "
     "n_incoherent n_unscored length_pairs length_pairs_all questions personas pairs k controls sources degrees direction "
     "layers_tested family_size permutations permutation_seed bootstraps bootstrap_seed resampling_seed hits_per_byte "
-    "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens input_tokens output_tokens",
-    "Boolean": "chosen chosen_per_byte chosen_per_char correct related best main mostly met agrees reached_is_enough",
+    "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens candidates unrelated "
+    "input_tokens output_tokens",
+    "Boolean": "chosen chosen_per_byte chosen_per_char correct related best best_other_related main mostly met agrees "
+    "reached_is_enough",
     "String": "behavior adapter persona source category role taught text finish_reason status item items scoring label "
     "judge prompt_version raw detail text_sha256 health health_of reason ci_reason bb_reason delta_reason delta_method "
     "difference_reason interval_reason method resampling_unit family cosine y over se_from control words_of against "
-    "left_out between other_behavior other_source variant other scope model claim quantity p_from unit verdict file subset "
-    "compared geometry",
+    "left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
+    "file subset compared geometry",
 }
 _DTYPES = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _OTHER_DTYPES = {
