@@ -1,4 +1,4 @@
-"""A table of rates made up for tests of what is computed from it. Demands polars."""
+"""Tables of rates and pairs made up for tests of what is computed from it. Demands polars."""
 
 from __future__ import annotations
 
@@ -36,3 +36,32 @@ def made_rates(sources=("s", "t"), behaviors=("capability",), drop=0.3, n=30) ->
                 )
     columns = schema.columns("rates") | {"role": pl.String()}
     return pl.DataFrame(rows, schema=columns, orient="row")
+
+
+def made_pairs(x, y, *, source="villain", layer=0, category=None, delta=None, personas=None) -> pl.DataFrame:
+    n = len(x)
+    names = personas or [f"p{i}" for i in range(n)]
+    frame = pl.DataFrame(
+        {
+            "behavior": ["marker"] * n,
+            "source": [source] * n,
+            "seed": [42] * n,
+            "persona": names,
+            "category": category or [None] * n,
+            "layer": [layer] * n,
+            "cosine_centered": x,
+            "cosine_raw": [None] * n,
+            "rate": y,
+            "delta": delta or [None] * n,
+        },
+        schema=schema.columns("pairs"),
+    )
+    return schema.check(frame, "pairs")
+
+
+def one_row(table: pl.DataFrame, **where) -> dict:
+    where = {"source": "villain", "category": None, "cosine": "centered", "y": "rate", **where}
+    for name, value in where.items():
+        table = table.filter(pl.col(name).eq_missing(pl.lit(value)))
+    assert table.height == 1
+    return table.row(0, named=True)

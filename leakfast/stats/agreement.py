@@ -18,6 +18,12 @@ TOLERANCES = {
 }
 _OTHERS = ("absolute", 1e-9)  # rates: stored in full
 _KEY = ["source", "category", "layer", "subset", "quantity"]
+_PLAIN = {
+    "spearman": "spearman_plain",
+    "spearman_p_t": "spearman_plain_p_t",
+    "pearson": "pearson_plain",
+    "pearson_p": "pearson_plain_p",
+}
 _VALUES = ("n", "spearman", "spearman_p_t", "pearson", "pearson_p")
 
 
@@ -58,6 +64,8 @@ def compare(
 
 def _from_correlations(table: pl.DataFrame, subset: str, behavior: str) -> pl.DataFrame:
     rows = table.filter(behavior=behavior, cosine="centered", y="rate")
+    # what the study pooled are all pairs, as they are
+    rows = rows.with_columns(pl.coalesce(plain, name).alias(name) for name, plain in _PLAIN.items())
     long = rows.with_columns(pl.col("n").cast(pl.Float64)).unpivot(
         _VALUES, index=["source", "category", "layer"], variable_name="quantity", value_name="found"
     )

@@ -10,6 +10,10 @@ same personas met five times do not count as five times the evidence. `spearman_
 largest |ρ| over the layers of the same shuffle: it has paid for picking the best layer.
 `spearman_ci_*` is the percentile interval of a bootstrap over personas; pooled, a persona is drawn with
 its rates under all sources (a cluster).
+
+Pooled over sources, cosines and rates are ranked within each source (Pearson's r takes values less the source's mean), so
+that what differs between sources, such as how far each learned its behavior, is no part of the association. The plain
+values over all pairs, which mix it in and are what the published study printed, stand in the columns `*_plain`.
 """
 
 from __future__ import annotations
@@ -19,11 +23,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-from scipy.special import stdtr
-from scipy.stats import rankdata
 
 from leakfast.progress import Progress
 from leakfast.stats import intervals, resample, ties
+from leakfast.stats.association import centered_within, spearman_and_pearson, within
 from leakfast.storage import schema
 from leakfast.storage.seeds import derive_seed
 
@@ -56,9 +59,14 @@ _EXTRA = {
     "permutation_seed": pl.Int64,
     "bootstraps": pl.Int64,
     "bootstrap_seed": pl.Int64,
+    "spearman_plain": pl.Float64,  # of pooled rows: over all pairs, differences between sources mixed in
+    "spearman_plain_p_t": pl.Float64,
+    "pearson_plain": pl.Float64,
+    "pearson_plain_p": pl.Float64,
     "resampling_unit": pl.String,
     "method": pl.String,
 }
+_PLAIN = ("spearman_plain", "spearman_plain_p_t", "pearson_plain", "pearson_plain_p")
 _METHOD = "percentile bootstrap over personas; permutation of personas; t approximation in spearman_p_t"
 
 
@@ -123,35 +131,6 @@ def correlate(
     return schema.check(_with_families(pl.DataFrame(rows, schema=columns)), "correlations")
 
 
-def spearman_and_pearson(x, y) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Correlations of every column of x with y, and their two-sided p by the t distribution.
-
-    x (n, K), y (n,) float64, finite. Returns (spearman, spearman_p, pearson, pearson_p), each (K,),
-    NaN where a side does not vary. Equal to `scipy.stats.spearmanr` and `pearsonr` per column; ties
-    get average ranks. Raises ValueError for fewer than 3 rows, or values that are not finite.
-    """
-    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if x.ndim != 2 or y.shape != x.shape[:1]:
-        raise ValueError(f"x must be (n, K) and y (n,), got {x.shape} and {y.shape}")
-    if len(y) < 3:
-        raise ValueError(f"a correlation needs at least 3 pairs, got {len(y)}")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("a correlation needs finite values")
-    spearman = np.clip(_unit(rankdata(x, axis=0)).T @ _unit(rankdata(y)[:, None])[:, 0], -1, 1)
-    pearson = np.clip(_unit(x).T @ _unit(y[:, None])[:, 0], -1, 1)
-    return spearman, p_by_t(spearman, len(y)), pearson, p_by_t(pearson, len(y))
-
-
-def p_by_t(r, n: int) -> np.ndarray:
-    """Two-sided p of a correlation r over n pairs: t = r·sqrt((n−2)/(1−r²)) with n−2 degrees of freedom.
-
-    Exact for Pearson under a bivariate normal, an approximation for Spearman."""
-    r = np.asarray(r, dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.abs(r) * np.sqrt((n - 2) / ((1 + r) * (1 - r)))
-    return 2 * stdtr(n - 2, -t)
-
-
 def _with_families(table: pl.DataFrame) -> pl.DataFrame:
     """`family`, its size and the adjusted p-values, in the order of the rows."""
     pool = pl.when(pl.col("source") == POOLED).then(pl.lit("pooled")).otherwise(pl.lit("sources"))
@@ -197,13 +176,16 @@ def _cells(points: _Points, draws: _Draws) -> Iterator[dict]:
     sources = [source for _, source in points.adapters]
     twins = sorted({source for source in sources if sources.count(source) > 1})
     scopes.append((None, POOLED, everyone, "persona across sources"))
+    pool = (
+        POOLED if len(points.adapters) > 1 else points.adapters[0][0]
+    )  # of one: its own draws, the same numbers
     for adapter, source, rows, unit in scopes:
         for category in [None, *categories]:
             inside = rows if category is None else rows & (points.category == category)
             why = None
             if source == POOLED and twins:
                 why = f"{', '.join(twins)} has more than one adapter: a pool takes one for each source"
-            for cell in _grid(points, inside, draws, (adapter or POOLED, category or ""), why):
+            for cell in _grid(points, inside, draws, (adapter or pool, category or ""), why):
                 resampled = cell["permutations"] or cell["bootstraps"]
                 yield {
                     "source": source,
@@ -254,9 +236,16 @@ def _solve(
         why = f"{YS[k]} is {y[0]:g} for all {n} bystanders"
     if why is not None:
         return [_empty(n, why) for _ in members]
-    spearman, p_t, pearson, pearson_p = spearman_and_pearson(x, y)
-    tau = resample.kendall_tau(x.T, y)
     people, block = points.persona[rows], points.adapter[rows]
+    plain = dict.fromkeys(_PLAIN)
+    values = spearman_and_pearson(x, y)
+    if len(np.unique(block)) > 1:
+        plain = dict(zip(_PLAIN, values, strict=True))
+        x, y, values = _within_sources(x, y, block)
+        if np.ptp(y) == 0:
+            return [_empty(n, f"{YS[k]} is the same for all bystanders of each source") for _ in members]
+    spearman, p_t, pearson, pearson_p = values
+    tau = resample.kendall_tau(x.T, y)
     persons = len(np.unique(people))
     shuffled = resample.permute_spearman(
         x.T,
@@ -269,10 +258,7 @@ def _solve(
         workers=draws.workers,
     )
     low, high, se, ci_why = _interval(x.T, y, people, persons, spearman, draws, scope)
-    tested = {
-        cosine: sum(c == cosine and not np.isnan(r) for (_, c), r in zip(cells, spearman, strict=True))
-        for cosine in COSINES
-    }
+    defined = [cosine for (_, cosine), rho in zip(cells, spearman, strict=True) if not np.isnan(rho)]
     out = []
     for j, (layer, cosine) in enumerate(cells):
         if np.isnan(spearman[j]):
@@ -284,10 +270,11 @@ def _solve(
             "spearman_p_t": float(p_t[j]),
             "spearman_p_perm": float(shuffled.p[j]) if drawn else None,
             "spearman_p_max": float(shuffled.p_max[j]) if drawn else None,
-            "layers_tested": tested[cosine] if drawn else None,
+            "layers_tested": defined.count(cosine) if drawn else None,
             "pearson": float(pearson[j]),
             "pearson_p": float(pearson_p[j]),
             "kendall": float(tau[j]),
+            **{name: None if value is None else float(value[j]) for name, value in plain.items()},
             "detectable": intervals.detectable(persons, POWER, ALPHA),
             "personas": persons,
             "permutations": draws.permutations or None,
@@ -295,12 +282,18 @@ def _solve(
             "ci_reason": ci_why[j],
         }
         if ci_why[j] is None:
-            cell |= {"spearman_ci_low": float(low[j]), "spearman_ci_high": float(high[j])}
-            cell |= {"spearman_se_z": float(se[j]) if np.isfinite(se[j]) else None}
-            cell |= {"bootstraps": draws.bootstraps}
-            cell |= {"bootstrap_seed": draws.seed("bootstrap", *scope)}
+            known = {"spearman_ci_low": low[j], "spearman_ci_high": high[j], "spearman_se_z": se[j]}
+            cell |= {name: float(value) if np.isfinite(value) else None for name, value in known.items()}
+            cell |= {"bootstraps": draws.bootstraps, "bootstrap_seed": draws.seed("bootstrap", *scope)}
         out.append(cell)
     return out
+
+
+def _within_sources(x: np.ndarray, y: np.ndarray, block: np.ndarray):
+    """x, y ranked within each source, and (ρ of these, its p, r of values less their source's mean, its p)."""
+    level = [centered_within(side, block) for side in (x, y[:, None])]
+    x, y = within(x, block), within(y[:, None], block)[:, 0]
+    return x, y, (*spearman_and_pearson(x, y)[:2], *spearman_and_pearson(level[0], level[1][:, 0])[2:])
 
 
 def _interval(x, y, people, persons: int, spearman: np.ndarray, draws: _Draws, scope: tuple[str, str]):
@@ -326,15 +319,6 @@ def _interval(x, y, people, persons: int, spearman: np.ndarray, draws: _Draws, s
         for gone, one_value in zip(lost, same, strict=True)
     ]
     return low, high, se, why
-
-
-def _unit(columns: np.ndarray) -> np.ndarray:
-    """Each column centered and of length 1; NaN for a column that does not vary."""
-    low, spread = columns.min(axis=0), np.ptp(columns, axis=0)
-    with np.errstate(invalid="ignore"):
-        scaled = (columns - low) / spread  # 0/0 is NaN: what does not vary has no correlation
-    scaled -= scaled.mean(axis=0)
-    return scaled / np.linalg.norm(scaled, axis=0)
 
 
 def _empty(n: int, reason: str | None) -> dict:

@@ -14,7 +14,8 @@ from leakfast.errors import StoreError
 from leakfast.stats import intervals, resample
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import rates as rate_tables
-from leakfast.stats.correlations import MIN_BOOTSTRAP, POOLED, YS, correlate, spearman_and_pearson
+from leakfast.stats.association import spearman_and_pearson, within
+from leakfast.stats.correlations import MIN_BOOTSTRAP, POOLED, YS, correlate
 from leakfast.stats.rates import BASE
 from leakfast.storage import schema
 from leakfast.storage.layout import SETS
@@ -200,6 +201,9 @@ def _one(some: pl.DataFrame, x: str, y: str, bootstraps: int, seed: int, workers
         return {"difference_reason": f"{some.height} bystanders on both sets; {MIN_BOOTSTRAP} are needed"}
     near = some[x].to_numpy()
     sides = [some[name].to_numpy() for name in (y, f"{y}_main")]
+    block = np.unique(some["adapter"].to_numpy(), return_inverse=True)[1]
+    if block.max() > 0:  # pooled: ranked within each source, as in the correlations
+        near, *sides = (within(side[:, None], block)[:, 0] for side in (near, *sides))
     if np.ptp(near) == 0 or any(np.ptp(side) == 0 for side in sides):
         return {"difference_reason": "the cosine, or the rate on one of the sets, is the same for all"}
     ours, theirs = (float(spearman_and_pearson(near[:, None], side)[0][0]) for side in sides)

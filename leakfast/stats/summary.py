@@ -59,7 +59,7 @@ def summarize(
     interval, and for an adapter that was taught another behavior.
     `y`: rate or delta; without it each behavior's own (`outcome`).
 
-    Sources in order of their adapters, `pooled` last (it has no source rate). Without correlations,
+    Sources in order of their adapters, `pooled` last (it has no source rate; none of a single adapter). Without correlations,
     one row per adapter with a null layer."""
     people = _people(rates)
     ys = {b: y or outcome(rates, b) for b in people["behavior"].unique()}
@@ -141,7 +141,8 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
         )
     )
     pooled = (
-        bystanders.group_by("behavior", "seed", maintain_order=True)
+        bystanders.filter((pl.col("adapter").n_unique() > 1).over("behavior", "seed"))
+        .group_by("behavior", "seed", maintain_order=True)
         .agg(spread)
         .with_columns(source=pl.lit(POOLED), adapter=pl.lit(None, pl.String))
     )

@@ -9,7 +9,8 @@ import numpy as np
 import polars as pl
 
 from leakfast.stats import intervals, resample
-from leakfast.stats.correlations import MIN_BOOTSTRAP, MIN_PAIRS, spearman_and_pearson
+from leakfast.stats.association import spearman_and_pearson
+from leakfast.stats.correlations import MIN_BOOTSTRAP, MIN_PAIRS
 from leakfast.storage.seeds import derive_seed
 
 NEIGHBOURS = 10

@@ -30,7 +30,8 @@ _CELL = f"{_HEAD} layer cosine y"
 _DRAWN = "permutations permutation_seed bootstraps bootstrap_seed"
 _CORRELATION = (
     "adapter seed reason kendall spearman_ci_low spearman_ci_high spearman_se_z ci_reason spearman_p_max layers_tested "
-    f"spearman_p_bh family family_size detectable personas {_DRAWN} resampling_unit method"
+    f"spearman_p_bh family family_size detectable personas {_DRAWN} spearman_plain spearman_plain_p_t "
+    "pearson_plain pearson_plain_p resampling_unit method"
 )
 _LEFT_OUT = f"{_CELL} left_out n spearman spearman_all change reason method"
 _CURVE = "far far_low far_high near near_low near_high midpoint midpoint_low midpoint_high width width_low width_high"

@@ -39,6 +39,14 @@ def found():
     return correlate(published.read_pairs(DATA), permutations=999)
 
 
+_PLAIN = [
+    ("spearman", "spearman", ""),
+    ("spearman_p_t", "spearman", "_p_t"),
+    ("pearson", "pearson", ""),
+    ("pearson_p", "pearson", "_p"),
+]
+
+
 def _row(table: pl.DataFrame, source: str, layer: int, category: str | None) -> dict:
     row = table.filter(
         (pl.col("source") == source)
@@ -52,6 +60,8 @@ def _row(table: pl.DataFrame, source: str, layer: int, category: str | None) -> 
 
 
 def _agrees(row: dict, told: dict) -> None:
+    if row["source"] == "pooled":  # the study pooled all pairs as they are
+        row = row | {name: row[f"{kind}_plain{end}"] for name, kind, end in _PLAIN}
     assert row["n"] == told["n_pairs"]
     assert row["spearman"] == pytest.approx(told["spearman_rho"], abs=2e-3)
     assert row["spearman_p_t"] == pytest.approx(told["spearman_p"], rel=0.15)
@@ -88,8 +98,9 @@ def test_headline_numbers_of_the_study(found):
         "assistant": 0.73,
         "software_engineer": 0.87,
         "kindergarten_teacher": 0.76,
-        "pooled": 0.60,
+        "pooled": 0.73,  # within sources; 0.60 over all pairs as they are, which the study printed
     }
+    assert _row(found, "pooled", 20, None)["spearman_plain"] == pytest.approx(0.60, abs=5e-3)
 
 
 @needs_data

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from leakfast.stats import correlations, rates, resample
 from leakfast.storage import schema
+from tests.rates_made import made_pairs, one_row
 
 # ---------------------------------------------------------------- Wilson
 
@@ -116,35 +117,6 @@ def test_an_adapter_without_a_source_is_refused():
 # ---------------------------------------------------------------- correlations
 
 
-def _pairs(x, y, *, source="villain", layer=0, category=None, delta=None, personas=None) -> pl.DataFrame:
-    n = len(x)
-    names = personas or [f"p{i}" for i in range(n)]
-    frame = pl.DataFrame(
-        {
-            "behavior": ["marker"] * n,
-            "source": [source] * n,
-            "seed": [42] * n,
-            "persona": names,
-            "category": category or [None] * n,
-            "layer": [layer] * n,
-            "cosine_centered": x,
-            "cosine_raw": [None] * n,
-            "rate": y,
-            "delta": delta or [None] * n,
-        },
-        schema=schema.columns("pairs"),
-    )
-    return schema.check(frame, "pairs")
-
-
-def _one(table: pl.DataFrame, **where) -> dict:
-    where = {"source": "villain", "category": None, "cosine": "centered", "y": "rate", **where}
-    for name, value in where.items():
-        table = table.filter(pl.col(name).eq_missing(pl.lit(value)))
-    assert table.height == 1
-    return table.row(0, named=True)
-
-
 # few distinct values, so that ties are the rule
 _values = st.integers(-6, 6).map(lambda k: k / 8)
 _xy = st.integers(4, 40).flatmap(
@@ -156,7 +128,7 @@ _xy = st.integers(4, 40).flatmap(
 @given(_xy)
 def test_spearman_and_pearson_are_scipys_with_ties(xy):
     x, y = xy
-    row = _one(correlations.correlate(_pairs(x, y), permutations=19))
+    row = one_row(correlations.correlate(made_pairs(x, y), permutations=19))
     if len(set(x)) == 1 or len(set(y)) == 1:
         assert row["reason"]
         assert row["spearman"] is row["pearson"] is row["spearman_p_perm"] is row["spearman_p_t"] is None
@@ -175,7 +147,7 @@ def test_spearman_and_pearson_are_scipys_with_ties(xy):
 @settings(max_examples=40, deadline=None)
 @given(_xy, st.randoms(use_true_random=False))
 def test_order_of_rows_changes_nothing_not_even_the_permutation_p(xy, random):
-    pairs = _pairs(*xy)
+    pairs = made_pairs(*xy)
     order = list(range(pairs.height))
     random.shuffle(order)
     key = ["source", "category", "layer", "cosine", "y"]
@@ -188,9 +160,9 @@ def test_order_of_rows_changes_nothing_not_even_the_permutation_p(xy, random):
 @given(_xy)
 def test_spearman_sees_only_the_order_and_its_sign(xy):
     x, y = xy
-    plain = _one(correlations.correlate(_pairs(x, y), permutations=49))
-    bent = _one(correlations.correlate(_pairs([v**3 + v for v in x], y), permutations=49))
-    turned = _one(correlations.correlate(_pairs([-v for v in x], y), permutations=49))
+    plain = one_row(correlations.correlate(made_pairs(x, y), permutations=49))
+    bent = one_row(correlations.correlate(made_pairs([v**3 + v for v in x], y), permutations=49))
+    turned = one_row(correlations.correlate(made_pairs([-v for v in x], y), permutations=49))
     if plain["spearman"] is None:
         assert bent["spearman"] is turned["spearman"] is None
         return
@@ -201,30 +173,30 @@ def test_spearman_sees_only_the_order_and_its_sign(xy):
 
 def test_no_table_ever_holds_nan_and_every_null_has_a_reason():
     frames = [
-        _pairs([0.1, 0.2, 0.3, 0.4], [0.5] * 4),
-        _pairs([0.3] * 5, [0.1, 0.2, 0.3, 0.4, 0.5], source="poet"),
-        _pairs([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], source="cook"),
-        _pairs([0.1, None, 0.3, None, 0.2], [0.1, 0.2, 0.3, 0.4, None], source="nurse"),
+        made_pairs([0.1, 0.2, 0.3, 0.4], [0.5] * 4),
+        made_pairs([0.3] * 5, [0.1, 0.2, 0.3, 0.4, 0.5], source="poet"),
+        made_pairs([0.1, 0.2, 0.3], [0.1, 0.2, 0.3], source="cook"),
+        made_pairs([0.1, None, 0.3, None, 0.2], [0.1, 0.2, 0.3, 0.4, None], source="nurse"),
     ]
     table = correlations.correlate(pl.concat(frames), permutations=9)
     numbers = ["spearman", "spearman_p_t", "spearman_p_perm", "pearson", "pearson_p"]
     for name in numbers:
         assert not table[name].is_nan().any()
         assert (table[name].is_null() == table["reason"].is_not_null()).all()
-    assert _one(table)["reason"] == "rate is 0.5 for all 4 bystanders"
-    assert "centered cosine at layer 0 is the same" in _one(table, source="poet")["reason"]
-    assert _one(table, source="cook")["reason"].startswith("3 pairs")
-    assert _one(table, source="nurse")["n"] == 2
+    assert one_row(table)["reason"] == "rate is 0.5 for all 4 bystanders"
+    assert "centered cosine at layer 0 is the same" in one_row(table, source="poet")["reason"]
+    assert one_row(table, source="cook")["reason"].startswith("3 pairs")
+    assert one_row(table, source="nurse")["n"] == 2
 
 
 def test_missing_values_leave_only_their_own_pairs():
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=30), rng.normal(size=30)
     holes = [None if i in (3, 7) else float(v) for i, v in enumerate(x)]
-    two = pl.concat([_pairs(holes, y), _pairs(x, y, layer=1)])
+    two = pl.concat([made_pairs(holes, y), made_pairs(x, y, layer=1)])
     table = correlations.correlate(two, permutations=0)
     keep = [i for i in range(30) if i not in (3, 7)]
-    first, second = _one(table, layer=0), _one(table, layer=1)
+    first, second = one_row(table, layer=0), one_row(table, layer=1)
     assert (first["n"], second["n"]) == (28, 30)
     assert first["spearman"] == pytest.approx(scipy.stats.spearmanr(x[keep], y[keep]).statistic, abs=1e-12)
     assert second["spearman"] == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
@@ -234,41 +206,13 @@ def test_missing_values_leave_only_their_own_pairs():
 def test_nan_infinity_and_twins_are_refused():
     for bad in (float("nan"), float("inf")):
         with pytest.raises(ValueError, match="null"):
-            correlations.correlate(_pairs([0.1, 0.2, 0.3, bad], [1.0, 2.0, 3.0, 4.0]))
-    twins = _pairs([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0], personas=["a", "b", "c", "c"])
+            correlations.correlate(made_pairs([0.1, 0.2, 0.3, bad], [1.0, 2.0, 3.0, 4.0]))
+    twins = made_pairs([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0], personas=["a", "b", "c", "c"])
     with pytest.raises(ValueError, match="twice"):
         correlations.correlate(twins)
-    layers = pl.concat([_pairs([0.1], [0.5]), _pairs([0.1], [0.6], layer=1)])
+    layers = pl.concat([made_pairs([0.1], [0.5]), made_pairs([0.1], [0.6], layer=1)])
     with pytest.raises(ValueError, match="differs between layers"):
         correlations.correlate(layers)
-
-
-def test_pooled_and_categories_take_the_rows_they_name():
-    rng = np.random.default_rng(2)
-    x, y = rng.normal(size=(2, 24)), rng.normal(size=(2, 24))
-    kinds = ["art", "law", "sea"] * 8
-    pairs = pl.concat([_pairs(x[0], y[0], category=kinds), _pairs(x[1], y[1], source="poet", category=kinds)])
-    table = correlations.correlate(pairs, permutations=0)
-    law = [i for i, kind in enumerate(kinds) if kind == "law"]
-
-    def rho(a, b):
-        return pytest.approx(scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic, abs=1e-12)
-
-    assert _one(table, source="pooled")["spearman"] == rho(x, y)
-    assert _one(table, source="pooled", category="law")["spearman"] == rho(x[:, law], y[:, law])
-    assert _one(table, source="poet", category="law")["spearman"] == rho(x[1, law], y[1, law])
-    assert _one(table, source="poet", category="law")["n"] == 8
-
-
-def test_a_pool_with_two_adapters_of_one_source_is_not_a_number():
-    rng = np.random.default_rng(3)
-    frames = [
-        _pairs(rng.normal(size=9), rng.normal(size=9)).with_columns(adapter=pl.lit(name))
-        for name in ("early", "late")
-    ]
-    table = correlations.correlate(pl.concat(frames), permutations=0)
-    assert "more than one adapter" in _one(table, source="pooled")["reason"]
-    assert _one(table, adapter="early")["spearman"] is not None
 
 
 # ---------------------------------------------------------------- permutations
@@ -307,7 +251,7 @@ def test_a_joint_shuffle_is_uniform_where_one_persona_is_absent():
 def test_permutation_p_is_uniform_under_the_null_and_small_under_signal():
     rng = np.random.default_rng(4)
     null = [
-        _pairs(rng.normal(size=20), rng.normal(size=20), source=f"s{k}").with_columns(
+        made_pairs(rng.normal(size=20), rng.normal(size=20), source=f"s{k}").with_columns(
             seed=pl.lit(k, pl.Int64)
         )
         for k in range(300)
@@ -317,7 +261,7 @@ def test_permutation_p_is_uniform_under_the_null_and_small_under_signal():
     assert len(p) == 300
     assert scipy.stats.kstest(p.to_numpy(), "uniform").pvalue > 1e-3
     x = rng.normal(size=60)
-    strong = _one(correlations.correlate(_pairs(x, x + 0.3 * rng.normal(size=60)), permutations=999))
+    strong = one_row(correlations.correlate(made_pairs(x, x + 0.3 * rng.normal(size=60)), permutations=999))
     assert strong["spearman_p_perm"] == 1 / 1000
 
 
@@ -332,7 +276,7 @@ def test_permutation_p_agrees_with_scipys_own():
         n_resamples=1999,
         rng=np.random.default_rng(6),
     ).pvalue
-    mine = _one(correlations.correlate(_pairs(x, y), permutations=9999))["spearman_p_perm"]
+    mine = one_row(correlations.correlate(made_pairs(x, y), permutations=9999))["spearman_p_perm"]
     assert mine == pytest.approx(told, abs=4 * np.sqrt(mine * (1 - mine) / 1999) + 2e-3)
 
 
@@ -343,8 +287,8 @@ def test_the_same_personas_met_often_are_not_more_evidence():
     small_t, small_perm = 0, 0
     for trial in range(60):
         x, y = rng.normal(size=30), rng.normal(size=30)
-        frames = [_pairs(x, y, source=f"s{k}") for k in range(5)]
-        row = _one(correlations.correlate(pl.concat(frames), permutations=99, seed=trial), source="pooled")
+        frames = [made_pairs(x, y, source=f"s{k}") for k in range(5)]
+        row = one_row(correlations.correlate(pl.concat(frames), permutations=99, seed=trial), source="pooled")
         small_t += row["spearman_p_t"] < 0.05
         small_perm += row["spearman_p_perm"] <= 0.05
     assert small_t >= 15
@@ -353,9 +297,9 @@ def test_the_same_personas_met_often_are_not_more_evidence():
 
 def test_the_seed_decides_the_permutations_and_is_told():
     rng = np.random.default_rng(8)
-    pairs = _pairs(rng.normal(size=12), rng.normal(size=12))
+    pairs = made_pairs(rng.normal(size=12), rng.normal(size=12))
     a, b = (correlations.correlate(pairs, permutations=99, seed=0) for _ in range(2))
     other = correlations.correlate(pairs, permutations=99, seed=1)
     assert a.equals(b)
-    assert _one(a)["permutation_seed"] != _one(other)["permutation_seed"]
-    assert _one(a)["spearman"] == _one(other)["spearman"]
+    assert one_row(a)["permutation_seed"] != one_row(other)["permutation_seed"]
+    assert one_row(a)["spearman"] == one_row(other)["spearman"]
