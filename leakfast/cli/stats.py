@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,24 +29,24 @@ MANY_LAYERS = 10  # more than these, and the table of layers has a row for each
 @click.option(
     "--permutations",
     type=click.IntRange(min=0),
-    default=9_999,
-    help="Shuffles behind each permutation p; 0 leaves it out.",
+    default=None,
+    help="Shuffles behind each permutation p; 0 leaves it out.  [default: 9999]",
 )
 @click.option(
     "--bootstraps",
     type=click.IntRange(min=0),
-    default=2_000,
-    help="Resamples of the personas behind each interval; 0 leaves intervals out.",
+    default=None,
+    help="Resamples of the personas behind each interval; 0 leaves intervals out.  [default: 2000]",
 )
-@click.option("--seed", type=int, default=0, help="Seed of everything drawn.")
+@click.option("--seed", type=int, default=None, help="Seed of everything drawn.  [default: 0]")
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Threads; all cores if not given. Changes no bit."
 )
 @click.option(
     "--rules",
     type=click.Path(path_type=Path),
-    default=Path("verdicts.toml"),
-    help="TOML file of verdict rules; the shipped one holds the published study's.",
+    default=None,
+    help="TOML file of verdict rules.  [default: verdicts.toml, the published study's]",
 )
 @click.option(
     "--embeddings",
@@ -54,7 +55,8 @@ MANY_LAYERS = 10  # more than these, and the table of layers has a row for each
     "persona and a number column for each dimension (a row a persona).",
 )
 @click.option("--table", "name", help="One table by name, in place of all (--json) or the headline rows.")
-@click.option("--json", "as_json", is_flag=True, help="Print all tables (or --table) as JSON.")
+@click.option("--full", is_flag=True, help="Every digit, in place of four significant ones.")
+@click.option("--json", "as_json", is_flag=True, help="Print all tables (or --table) as JSON, every digit.")
 @click.option("--csv", "form", flag_value="csv", help="Print --table (or the headline rows) as CSV.")
 @click.option("--markdown", "form", flag_value="markdown", help="The same as a Markdown table.")
 @click.option("--latex", "form", flag_value="latex", help="The same as a LaTeX tabular (booktabs).")
@@ -62,13 +64,14 @@ def cli(
     run: Path,
     layer: int | None,
     cosine: str,
-    permutations: int,
-    bootstraps: int,
-    seed: int,
+    permutations: int | None,
+    bootstraps: int | None,
+    seed: int | None,
     threads: int | None,
-    rules: Path,
+    rules: Path | None,
     embeddings: Path | None,
     name: str | None,
+    full: bool,
     as_json: bool,
     form: str | None,
 ) -> int | None:
@@ -81,26 +84,30 @@ def cli(
     correlations, layers, means, disattenuated,
     partials, commonality, without_category, influence, gradients, widths, matrix, crossed, predicted,
     verdicts, and others that the run gives rise to. A table without rows is not made (verdicts where no rule is
-    about the run's behaviors). All are kept in full precision in RUN/tables. Exit code 3: done, but something was
-    not measured (said on stderr).
+    about the run's behaviors). All are kept in full precision in RUN/tables; --table reads them there, computes them
+    anew where they are older than the run or these options ask for others, and writes nothing. Exit code 3: done, but
+    something was not measured (said on stderr).
     """
     from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json, print_table
-    from leakfast.stats.tables import stats
+    from leakfast.stats.output import rounded
+    from leakfast.stats.tables import kept, stats
 
-    with progress_for("stats") as progress:
-        tables = stats(
-            run,
-            permutations=permutations,
-            bootstraps=bootstraps,
-            seed=seed,
-            workers=threads,
-            layer=layer,
-            rules=rules,
-            embeddings=embeddings,
-            progress=progress,
-        )
+    if as_json and form is not None:
+        raise click.UsageError(f"--json and --{form} ask for two forms of one table. Give one of them.")
+    asked: dict[str, Any] = {
+        "permutations": permutations,
+        "bootstraps": bootstraps,
+        "seed": seed,
+        "layer": layer,
+    }
+    asked |= {"rules": rules, "embeddings": embeddings}
+    asked = {key: value for key, value in asked.items() if value is not None}
+    tables = kept(run, **asked) if name is not None else None
+    if tables is None:
+        with progress_for("stats") as progress:
+            tables = stats(run, workers=threads, **asked, write=name is None, progress=progress)
     found = tables.all_tables()
     if name is not None and name not in found:
         raise InputError(_no_table(name, run, found))
@@ -112,9 +119,10 @@ def cli(
     elif form is not None:
         from leakfast.stats.output import render
 
-        click.echo(render(found[name] if name else headline(tables, layer, cosine), form), nl=False)
+        digits = 17 if full else 4
+        click.echo(render(found[name] if name else headline(tables, layer, cosine), form, digits), nl=False)
     elif name is not None:
-        print_table(found[name].columns, found[name].rows(), title=name)
+        print_table(found[name].columns, rounded(found[name], None if full else 4), title=name)
     else:
         show(tables, layer, cosine)
     return 3 if tables.missing else None

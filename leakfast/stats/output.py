@@ -24,7 +24,7 @@ _SPECIAL = {
 }
 
 
-def render(table: pl.DataFrame, form: str, digits: int = 3) -> str:
+def render(table: pl.DataFrame, form: str, digits: int = 4) -> str:
     """`table` as csv, markdown or latex text, ending in a newline.
 
     csv: every value in full precision, null empty. markdown, latex: `digits` significant digits, null a
@@ -47,6 +47,15 @@ def render(table: pl.DataFrame, form: str, digits: int = 3) -> str:
         lines += [_line(row) for row in rows] + [r"\bottomrule", r"\end{tabular}"]
         return "\n".join(lines) + "\n"
     raise ValueError(f"form {form!r} is none of {', '.join(FORMATS)}")
+
+
+def rounded(table: pl.DataFrame, digits: int | None) -> list[list[Any]]:
+    """Rows of `table` for a terminal: floats as text of `digits` significant digits (None: as they are), nulls None."""
+    if digits is None:
+        return [list(row) for row in table.rows()]
+    return [
+        [_cell(cell, digits) if isinstance(cell, float) else cell for cell in row] for row in table.rows()
+    ]
 
 
 def _cell(value: Any, digits: int) -> str:

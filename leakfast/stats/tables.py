@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from threadpoolctl import threadpool_limits
@@ -143,6 +144,7 @@ def stats(
                 seed=drawn.seed,
                 missing=found.missing,
                 layer=layer,
+                own_files=bool(rules or embeddings),
             )
     return result
 
@@ -172,6 +174,17 @@ def read(run: str | Path | Run) -> Stats:
     more = {name: run.read(layout.table(name)) for name in analysis.TABLES if run.has(layout.table(name))}
     outputs = run.manifest["stages"].get("stats", {}).get("outputs", {})
     return Stats(**tables, missing=tuple(outputs.get("missing", ())), more=more)
+
+
+def kept(run: str | Path | Run, **asked: Any) -> Stats | None:
+    """The tables of a run as they were written, where nothing they rest on has changed and they were made with the
+    settings `asked` (some of those of `stats`); else None. Writes nothing."""
+    run = (run if isinstance(run, Run) else Run(run)).open()
+    told = run.manifest["stages"].get("stats", {}).get("outputs", {})
+    theirs = {"rules", "embeddings"} & set(asked)  # whose content is not kept
+    if theirs or told.get("own_files") or any(told.get(name) != value for name, value in asked.items()):
+        return None
+    return read(run) if run.stage_done("stats", inputs_hash(run)) else None
 
 
 def current(run: str | Path | Run) -> Stats:

@@ -1,4 +1,4 @@
-"""`leakfast stats --table`: what is told about a table that a run does not have."""
+"""`leakfast stats --table`: one table, read where it is; and what is told of one that a run does not have."""
 
 from __future__ import annotations
 
@@ -48,3 +48,38 @@ def test_a_table_the_run_lacks_is_told_apart_from_a_mistyped_one(tmp_path, capsy
         "Use one of those the run has: rates, pairs, correlations, " in told
         and "Did you mean verdicts" not in told
     )
+
+
+@pytest.fixture
+def counted(tmp_path):
+    run = Run(tmp_path / "run")
+    rows = [
+        ROW | {"persona": name, "seed": i, "sample": i} for i, name in enumerate(("villain", "poet", "hero"))
+    ]
+    shard = pl.DataFrame(rows, schema=schema.columns("completions"))
+    run.add_shard("completions/marker/base/part-00000.parquet", shard)
+    return run.path
+
+
+def test_reading_a_table_writes_nothing_and_takes_what_is_there(counted, capsys):
+    assert main(["-q", "stats", str(counted), "--table", "rates", "--csv"]) == 0
+    assert not (counted / "tables").exists(), "a table was asked for, not a computation"
+    main(["-q", "stats", str(counted), "--permutations", "99"])
+    before = {path: path.read_bytes() for path in counted.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["stats", str(counted), "--table", "rates", "--csv"]) == 0
+    assert "correlations" not in capsys.readouterr().err, "nothing is computed again"
+    assert main(["-q", "stats", str(counted), "--table", "rates", "--permutations", "7"]) == 0
+    assert before == {path: path.read_bytes() for path in counted.rglob("*") if path.is_file()}
+
+
+def test_two_forms_at_once_are_a_usage_error(counted, capsys):
+    assert main(["-q", "stats", str(counted), "--json", "--csv"]) == 2
+    assert "--json and --csv" in capsys.readouterr().err
+
+
+def test_a_table_has_four_digits_and_every_digit_when_asked(counted, capsys):
+    assert main(["-q", "stats", str(counted), "--table", "rates", "--markdown"]) == 0
+    assert "0.7935" in (short := capsys.readouterr().out)  # Wilson's upper end of 0 of 1
+    assert main(["-q", "stats", str(counted), "--table", "rates", "--full", "--markdown"]) == 0
+    assert "0.79345" in capsys.readouterr().out and "0.79345" not in short
