@@ -90,19 +90,33 @@ class Centroids:
         """(P, P) float64 cosines: rows of C (centered: less the mean centroid), L2-normalised, C·Cᵀ.
 
         The mean is over the personas of `metadata["centered_on"]`: all but the extras, unless those
-        were named. A centroid of length 0 has no direction: its cosines are NaN.
+        were named; one that is not finite is left out of it (`broken` names them). Such a centroid, and one of length 0,
+        has no direction: its cosines are NaN, those of the others are not.
         Raises ValueError for another kind, or for "centered" with fewer than two personas to average."""
         c = self.layer(layer).astype(np.float64)
         if kind == "centered":
-            rows = [self.personas.index(name) for name in self.metadata["centered_on"]]
+            rows = self._finite_rows(c)
             if len(rows) < 2:
                 raise ValueError("a centered cosine needs at least two personas in the mean; use kind='raw'")
             c = c - c[rows].mean(0)
         elif kind != "raw":
             raise ValueError(f"kind must be 'centered' or 'raw', not {kind!r}")
         length = np.linalg.norm(c, axis=1, keepdims=True)
-        c = np.divide(c, length, out=np.full_like(c, np.nan), where=length > 0)
+        c = np.divide(c, length, out=np.full_like(c, np.nan), where=(length > 0) & np.isfinite(length))
         return np.clip(c @ c.T, -1.0, 1.0)
+
+    def _finite_rows(self, values: np.ndarray) -> list[int]:
+        """Rows of the personas that the mean is over, but those with a value that is not finite."""
+        rows = [self.personas.index(name) for name in self.metadata["centered_on"]]
+        return [row for row in rows if np.isfinite(values[row]).all()]
+
+    def broken(self) -> dict[str, list[int]]:
+        """Persona → the layers at which its centroid holds NaN or infinity; empty where none does."""
+        found: dict[str, list[int]] = {}
+        for layer in self.layers:
+            for row in np.flatnonzero(~np.isfinite(self.means[layer]).all(axis=1)):
+                found.setdefault(self.personas[row], []).append(layer)
+        return found
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: tensors `layer.<L>` (P, D) and, where kept, `questions.layer.<L>`

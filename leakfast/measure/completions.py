@@ -3,6 +3,7 @@ and a loaded base model; leaves counting to stats."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,9 @@ from leakfast.measure.partial import Partial, tidy
 from leakfast.measure.request import Asked, Request, Target, check_targets, warn_of_personas
 from leakfast.measure.shards import Job, plan_job, retire, take_over
 from leakfast.prompts import chat
+from leakfast.prompts.templates import recorded
 from leakfast.stats import rates as rate_tables
+from leakfast.storage.disk import hash_of
 from leakfast.storage.interrupts import finishing
 from leakfast.storage.layout import BASE
 
@@ -141,6 +144,7 @@ class Completions:
             "base": self.loaded.fingerprint,
             "questions": asked.set_name,
             "questions_sha256": asked.texts_hash,
+            "drawn": hash_of(*dataclasses.astuple(asked.sampling), recorded(self.loaded.tokenizer)),
         }
 
     def _draw(self, run: Run, part: _Part, engine: Engine, counter: Counter) -> None:

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 import polars as pl
 
-from leakfast.stats.rates import BASE, wilson
+from leakfast.stats.rates import wilson
 from leakfast.storage import schema
 from leakfast.storage.layout import CHOICES
 from leakfast.storage.run import Run
@@ -85,24 +85,6 @@ def count(scores: pl.DataFrame) -> pl.DataFrame:
         chance_hits=pl.when(valid).then("guess").otherwise(0.0),
         hits_per_byte=pl.when(pl.col("by_byte").is_not_null()).then(valid & pl.col("by_byte")).cast(pl.Int64),
     )
-
-
-def unlike(counts: pl.DataFrame) -> list[str]:
-    """A sentence for each adapter that was not asked the very items that the unadapted model was asked:
-    its change of accuracy is then not of one set of items."""
-    asked = {
-        key: set(group["question"])
-        for key, group in counts.group_by("behavior", "adapter", maintain_order=True)
-    }
-    out = []
-    for (behavior, adapter), items in asked.items():
-        base = asked.get((behavior, BASE))
-        if adapter != BASE and base is not None and base != items:
-            out.append(
-                f"{behavior}/{adapter}: {len(items - base)} items that the unadapted model was not asked, "
-                f"{len(base - items)} the other way round; its delta mixes the two sets"
-            )
-    return out
 
 
 def _named(scores: pl.DataFrame) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from leakfast.errors import InputError, StoreError
-from leakfast.stats import accuracy, question_sets
+from leakfast.stats import accuracy, baselines, question_sets
 from leakfast.stats import judged as judged_tables
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import prompts as prompt_checks
@@ -29,6 +29,9 @@ from leakfast.storage.run import Run
 if TYPE_CHECKING:
     from leakfast.geometry import Centroids
     from leakfast.study.config import Study
+
+
+_ASKED = ("behavior", "adapter", "persona", "question")
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,17 @@ def collect(run: Run) -> Collected:
     fresh = [key for key in whole.select("behavior", "adapter").unique().rows() if key not in known]
     rates = schema.empty("rates")
     if fresh or imported is None:
-        rates = rate_tables.table(whole.filter(_is_one_of(fresh)), adapters, people.categories, outsiders)
+        asked = pl.concat([counts.select(_ASKED), *(frame.select(_ASKED) for frame in judged.asked)])
+        unlike, told = baselines.unlike(run, asked)
+        missing += told
+        rates = rate_tables.table(
+            whole.filter(_is_one_of(fresh)), adapters, people.categories, outsiders, unlike
+        )
         rates = rates.drop("value", strict=False)
     if imported is not None:
         rates = pl.concat([imported, rates], how="diagonal") if rates.height else imported
     rates = _with_taught(run, rates)
-    missing += _gaps(rates)
+    missing += [*_gaps(rates), *baselines.partial(rates)]
     base = _base_centroids(run)
     prompt_checks.check(run, base, layout.centroids())
     pairs = _pairs(run, rates, people, base, bool(adapters) or imported is not None, missing)
@@ -296,7 +304,6 @@ def _choices(
     if scores is None:
         return
     counts = accuracy.count(scores)
-    missing += accuracy.unlike(counts)
     for (behavior, adapter), group in counts.group_by("behavior", "adapter", maintain_order=True):
         yield behavior, adapter, group, scores.filter(adapter=adapter)
 
@@ -320,6 +327,12 @@ def _pairs(
         measured = rates.filter(pl.col("role").is_in(["source", "bystander"]))["persona"].unique()
         if lacking := sorted(set(measured) - set(centroids.personas)):
             missing.append(f"no centroid for {', '.join(lacking)}: their pairs have no cosine")
+        if broken := centroids.broken():
+            told = ", ".join(f"{name} (layers {', '.join(map(str, at))})" for name, at in broken.items())
+            missing.append(
+                f"{layout.centroids()}: {len(broken)} centroids hold NaN or infinity and are left out, of the mean of all "
+                f"too: {told}"
+            )
         return pair_tables.table(rates, centroids, people.related_to)
     stored = read_imported(run, "pairs")
     if stored is not None:

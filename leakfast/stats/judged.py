@@ -27,12 +27,14 @@ _WILSON = "ci: Wilson, scores being 0 or 100 or all alike; bb: t over questions 
 @dataclass
 class Judged:
     """What was judged. totals: a row a persona, as `rates.table` takes them; questions: a row a persona and
-    question; adapters: name → a completion's row that tells its source; missing: a sentence for what lacks."""
+    question; adapters: name → a completion's row that tells its source; missing: a sentence for what lacks;
+    asked: frames of behavior, adapter, persona and question of what was drawn."""
 
     totals: pl.DataFrame
     questions: pl.DataFrame
     adapters: dict[str, pl.DataFrame] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    asked: list[pl.DataFrame] = field(default_factory=list)
 
 
 def read(
@@ -66,6 +68,7 @@ def read(
             continue
         joined = _joined(completions, scores)
         out.adapters[adapter] = completions
+        out.asked.append(completions.select("behavior", "adapter", "persona", "question").unique())
         totals.append(_by_persona(joined, low))
         questions.append(_by_question(joined, low))
         out.missing += _coverage(joined, f"{behavior}/{adapter}")

@@ -100,6 +100,7 @@ def table(
     adapters: Mapping[str, tuple[str, int | None]],
     categories: Mapping[str, str | None],
     outsiders: Collection[str] = (),
+    unlike: Collection[tuple[str, str, str]] = (),
 ) -> pl.DataFrame:
     """Counts → schema `rates` (+ role): share, 95 % Wilson interval, baseline, delta = rate − baseline (of counts the
     float nearest to the exact fraction, so that equal changes tie: `ties`).
@@ -108,7 +109,8 @@ def table(
     `categories`: persona → category; a persona not named there has none. `outsiders`: personas that
     are measured but are not to count as bystanders. The column `role` is source, bystander, outsider,
     or base for the unadapted model. The baseline is the rate of `base` for the same behavior and
-    persona, null where it was not measured; rows of `base` itself have null source, seed, baseline
+    persona, null where it was not measured and for the (behavior, adapter, persona) of
+    `unlike` (`baselines`); rows of `base` itself have null source, seed, baseline
     and delta. A total of 0 leaves the rate null. A column `value` gives the rate where nothing was counted
     (total null: judged means, or a stored share), `value_low` and `value_high` its interval; `chance_hits`,
     what guessing would have hit, gives `chance`, its share of the total. Raises ValueError for an adapter
@@ -128,7 +130,7 @@ def table(
     )
     if "chance_hits" in counts.columns:
         frame = frame.with_columns(chance=_share("chance_hits")).drop("chance_hits")
-    frame = _with_baseline(_with_interval(frame))
+    frame = _with_baseline(_with_interval(frame), unlike)
     frame = frame.with_columns(
         role=pl.when(pl.col("adapter") == BASE)
         .then(pl.lit("base"))
@@ -165,13 +167,22 @@ def _with_interval(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _with_baseline(frame: pl.DataFrame) -> pl.DataFrame:
-    """`frame` + baseline, delta."""
+def _with_baseline(frame: pl.DataFrame, unlike: Collection[tuple[str, str, str]]) -> pl.DataFrame:
+    """`frame` + baseline, delta; none for what is `unlike`."""
+    keys = ["behavior", "adapter", "persona"]
+    without = pl.DataFrame(list(unlike), schema=dict.fromkeys(keys, pl.String), orient="row")
     base = frame.filter(adapter=BASE).select(
         "behavior", "persona", baseline="rate", _base_hits="hits", _base_total="total"
     )
     frame = frame.join(base, on=["behavior", "persona"], how="left", maintain_order="left").with_columns(
         pl.when(pl.col("adapter") != BASE).then(pl.col("baseline", "_base_hits", "_base_total"))
+    )
+    apart = frame.join(without.with_columns(_apart=True), on=keys, how="left", maintain_order="left")[
+        "_apart"
+    ]
+    frame = frame.with_columns(
+        pl.when(apart.fill_null(False)).then(None).otherwise(pl.col(name)).alias(name)
+        for name in ("baseline", "_base_hits", "_base_total")
     )
     delta = ties.deltas(frame, ("_base_hits", "_base_total", "baseline"), ["behavior", "adapter"])
     return frame.with_columns(delta).drop("_base_hits", "_base_total")

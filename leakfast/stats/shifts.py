@@ -89,11 +89,12 @@ def table(base: Centroids, adapted: Centroids, source: str) -> pl.DataFrame:
     adapter. A length of 0 has no direction: null, as all that rests on the source is where it has no centroid."""
     names = base.personas
     at = names.index(source) if source in names else None
-    rows = [names.index(name) for name in base.metadata["centered_on"]]
+    centered_on = [names.index(name) for name in base.metadata["centered_on"]]
     frames = []
     for layer in [n for n in base.layers if n in adapted.layers]:
         b, a = (c.layer(layer).astype(np.float64) for c in (base, adapted))
         moved = {"raw": a - b}
+        rows = [row for row in centered_on if np.isfinite(moved["raw"][row]).all()]
         cosines = {kind: [c.cosine(layer, kind) for c in (base, adapted)] for kind in ("raw",)}
         if len(rows) > 1:
             moved["centered"] = moved["raw"] - moved["raw"][rows].mean(0)
@@ -114,7 +115,8 @@ def table(base: Centroids, adapted: Centroids, source: str) -> pl.DataFrame:
     if not frames:
         return schema.empty("shifts").select("persona", "layer", "base_spread", *_VALUES)
     whole = pl.concat(frames)
-    return whole.with_columns(pl.col("base_spread", *_VALUES).fill_nan(None))
+    known = [pl.when(pl.col(name).is_finite()).then(name) for name in ("base_spread", *_VALUES)]
+    return whole.with_columns(known)
 
 
 _VALUES = [

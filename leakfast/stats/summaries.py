@@ -109,7 +109,7 @@ def _with_delta(table: pl.DataFrame) -> pl.DataFrame:
         .when(~ours)
         .then(pl.lit("the unadapted model itself"))
         .when(pl.col("baseline").is_null())
-        .then(pl.lit("the unadapted model was not measured"))
+        .then(pl.lit("the unadapted model was not measured on the same prompts"))
         .otherwise(pl.lit("no interval of the rate or of its baseline")),
         delta_method=pl.when(pl.col("delta_low").is_not_null()).then(
             pl.concat_str(pl.lit("square-and-add of "), kind, pl.lit(" intervals over "), over)

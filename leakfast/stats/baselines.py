@@ -1,0 +1,92 @@
+"""Whether a rate and the unadapted model's rate that it is taken from answer the same prompts, drawn alike. Demands a run's
+manifest and counts per question; a baseline of other prompts is no baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from leakfast.stats.rates import BASE
+from leakfast.storage import layout
+
+if TYPE_CHECKING:
+    from leakfast.storage.run import Run
+
+Key = tuple[str, str, str]  # behavior, adapter, persona
+_TOLD = {
+    "questions_sha256": "was asked other questions than the unadapted model",
+    "drawn": "was drawn otherwise (temperature, nucleus, length, stop or rendering) than the unadapted model",
+}
+
+
+def unlike(run: Run, asked: pl.DataFrame) -> tuple[set[Key], list[str]]:
+    """(behavior, adapter, persona) whose rates have no baseline, since the unadapted model was asked or drawn otherwise;
+    a sentence for each adapter with such.
+
+    asked: behavior, adapter, persona, question (or item), one row for each that was measured, in whatever status. How
+    many samples each side has may differ: a rate is a mean. What earlier versions did not write is not compared."""
+    found: set[Key] = set()
+    sentences = []
+    of = _by_persona(asked)
+    told = dict(_entries(run))
+    for behavior, adapter in dict.fromkeys((b, a) for b, a, _ in of if a != BASE):
+        mine = {p: of[b, a, p] for b, a, p in of if (b, a) == (behavior, adapter)}
+        base = {p: of[behavior, BASE, p] for p in mine if (behavior, BASE, p) in of}
+        if not base:
+            continue
+        remedy = f"measure both alike: leakfast eval --behavior {behavior} --adapter DIR --base"
+        why = next((words for key, words in _TOLD.items() if _differ(told, behavior, adapter, key)), None)
+        if why is not None:
+            found |= {(behavior, adapter, persona) for persona in mine}
+            sentences.append(f"{behavior}/{adapter}: it {why}, so its rates have no baseline ({remedy})")
+            continue
+        apart = [persona for persona in base if base[persona] != mine[persona]]
+        if apart:
+            found |= {(behavior, adapter, persona) for persona in apart}
+            only = len(mine[apart[0]] - base[apart[0]]), len(base[apart[0]] - mine[apart[0]])
+            sentences.append(
+                f"{behavior}/{adapter}: {len(apart)} of {len(mine)} personas were not asked what the unadapted model was "
+                f"asked under them ({apart[0]}: {only[0]} questions or items that it was not, {only[1]} the other way "
+                f"round), so their rates have no baseline ({remedy})"
+            )
+    return found, sentences
+
+
+def partial(rates: pl.DataFrame) -> list[str]:
+    """A sentence for each behavior that is read from rates because some bystanders have no baseline."""
+    out = []
+    known = rates.filter(pl.col("role") == "bystander", pl.col("rate").is_not_null())
+    for (behavior,), mine in known.group_by("behavior", maintain_order=True):
+        lacking = mine["baseline"].null_count()
+        if 0 < lacking < mine.height and (mine["baseline"].drop_nulls() != 0).any():
+            out.append(
+                f"{behavior}: {lacking} of {mine.height} rates of bystanders have no baseline, so leakage is read from the "
+                "rate and not from the change against the unadapted model"
+            )
+    return out
+
+
+def _by_persona(asked: pl.DataFrame) -> dict[Key, frozenset]:
+    groups = asked.group_by("behavior", "adapter", "persona", maintain_order=True).agg("question")
+    return {(b, a, p): frozenset(questions) for b, a, p, questions in groups.rows()}
+
+
+def _entries(run: Run) -> Iterator[tuple[tuple[str, str], dict[str, set[str]]]]:
+    """(behavior, adapter) → what the manifest says of the shards of its completions."""
+    told: dict[tuple[str, str], dict[str, set[str]]] = {}
+    for path, entry in run.manifest["shards"].items():
+        parts = PurePosixPath(path).parts
+        if parts[0] == layout.COMPLETIONS and len(parts) > 3:
+            for key in _TOLD:
+                if entry.get(key):
+                    told.setdefault((parts[1], parts[2]), {}).setdefault(key, set()).add(entry[key])
+    yield from told.items()
+
+
+def _differ(told: dict, behavior: str, adapter: str, key: str) -> bool:
+    """Whether both sides say it, and say different things."""
+    mine, base = (told.get((behavior, name), {}).get(key) for name in (adapter, BASE))
+    return bool(mine and base and mine != base)

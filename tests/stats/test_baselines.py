@@ -1,0 +1,101 @@
+"""A change against the unadapted model is of the same prompts, drawn alike, or it is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from measuring import evaluate
+from test_completions import train_tiny
+
+from leakfast import stats
+from leakfast.cli.main import main
+from leakfast.geometry import Centroids
+from leakfast.measure import centroids
+from leakfast.prompts.personas import load_personas
+from leakfast.stats.baselines import unlike
+from leakfast.storage.run import Run
+from leakfast.study.config import EvalConfig
+
+NAMES = ["villain", "comedian", "assistant", "librarian"]
+CFG = EvalConfig(samples=2, max_new_tokens=3, batch_completions=8)
+FAST = {"permutations": 9, "bootstraps": 0, "workers": 1}
+
+
+@pytest.fixture
+def adapter(tiny_qwen2, tmp_path):
+    return train_tiny(tiny_qwen2, tmp_path / "marker-villain-s1")
+
+
+def ask(loaded, run, adapters, questions, cfg=CFG, people=NAMES, **more):
+    evaluate(loaded, run, adapters, load_personas(people), questions, "marker", cfg, 3, **more)
+
+
+def table(run):
+    return stats.stats(run.path, **FAST)
+
+
+def test_the_same_prompts_have_a_baseline_however_many_samples(tiny_qwen2, adapter, tmp_path):
+    run = Run(tmp_path / "run")
+    ask(tiny_qwen2, run, [adapter], ["Tea?", "Rain?"])
+    ask(tiny_qwen2, run, [], ["Tea?", "Rain?"], CFG.model_copy(update={"samples": 1}), base=True)
+    found = table(run)
+    mine = found.rates.filter(adapter="marker-villain-s1")
+    assert mine["baseline"].null_count() == 0 and not any("baseline" in one for one in found.missing)
+
+
+def test_other_questions_are_no_baseline(tiny_qwen2, adapter, tmp_path):
+    """Both sides hold questions 0 and 1: only their texts differ."""
+    run = Run(tmp_path / "run")
+    ask(tiny_qwen2, run, [adapter], ["Tea?", "Rain?"])
+    ask(tiny_qwen2, run, [], ["Why?", "Who?"], base=True)
+    found = table(run)
+    mine = found.rates.filter(adapter="marker-villain-s1")
+    assert mine["baseline"].null_count() == mine["delta"].null_count() == 4 and mine["rate"].null_count() == 0
+    assert any("was asked other questions than the unadapted model" in one for one in found.missing)
+    assert set(mine["delta_reason"]) == {"the unadapted model was not measured on the same prompts"}
+    assert main(["-q", "stats", str(run.path), "--permutations", "9", "--bootstraps", "0", "--json"]) == 3
+
+
+def test_other_sampling_is_no_baseline(tiny_qwen2, adapter, tmp_path):
+    run = Run(tmp_path / "run")
+    ask(tiny_qwen2, run, [adapter], ["Tea?"])
+    ask(tiny_qwen2, run, [], ["Tea?"], CFG.model_copy(update={"max_new_tokens": 9}), base=True)
+    found = table(run)
+    assert found.rates.filter(adapter="marker-villain-s1")["baseline"].null_count() == 4
+    assert any("was drawn otherwise" in one for one in found.missing)
+
+
+def test_a_persona_with_fewer_questions_has_none_and_the_rest_do(tiny_qwen2, adapter, tmp_path):
+    run = Run(tmp_path / "run")
+    ask(tiny_qwen2, run, [adapter], ["Tea?", "Rain?"])
+    ask(tiny_qwen2, run, [], ["Tea?", "Rain?"], base=True)
+    asked = run.read("completions").select("behavior", "adapter", "persona", "question")
+    short = asked.filter(
+        ~((asked["adapter"] == "base") & (asked["persona"] == "comedian") & (asked["question"] == 1))
+    )
+    assert unlike(run.open(), asked) == (set(), [])
+    found, told = unlike(run.open(), short)
+    assert found == {("marker", "marker-villain-s1", "comedian")}
+    assert (
+        "1 of 4 personas" in told[0]
+        and "comedian: 1 questions or items that it was not, 0 the other way" in told[0]
+    )
+
+
+def test_one_broken_centroid_is_named_and_takes_no_other_with_it(tiny_qwen2, adapter, tmp_path):
+    run = Run(tmp_path / "run")
+    ask(tiny_qwen2, run, [adapter], ["Tea?", "Rain?"])
+    made = centroids.compute(tiny_qwen2, load_personas(NAMES), ["Tea?"], [0, 1])
+    whole = {layer: made.cosine(layer) for layer in (0, 1)}
+    made.means[1][3] = np.nan
+    assert made.broken() == {"librarian": [1]}
+    kept = Centroids(NAMES[:3], [1], made.metadata | {"centered_on": NAMES[:3]}, {1: made.means[1][:3]})
+    assert np.array_equal(made.cosine(0), whole[0])
+    assert np.allclose(made.cosine(1)[:3, :3], kept.cosine(1)) and np.isnan(made.cosine(1)[3]).all()
+    run.add_file("centroids/base.safetensors", made.save)
+    found = table(run)
+    lost = found.pairs.filter(found.pairs["cosine_centered"].is_null())
+    assert lost.select("persona", "layer").rows() == [("librarian", 1)]
+    assert any(
+        "1 centroids hold NaN or infinity" in one and "librarian (layers 1)" in one for one in found.missing
+    )
