@@ -112,7 +112,7 @@ def further(
         "means": summaries.means(correlations),
         "disattenuated": summaries.disattenuated(pairs, found.questions, *draws[1:]),
         "matrix": transfer.leakage_matrix(rates),
-        "crossed": transfer.crossed(rates, *draws),
+        "crossed": transfer.crossed(rates, found.questions, *draws),
         "relations": relations.categories(rates, related, draws.permutations, draws.seed),
         "relations_alike": relations.alike(rates, related, *draws[:3]),
         "variants": variants.compare(rates),

@@ -1,5 +1,6 @@
-"""Whether a rate and the unadapted model's rate that it is taken from answer the same prompts, drawn alike. Demands a run's
-manifest and counts per question; a baseline of other prompts is no baseline."""
+"""Whether a rate and the unadapted model's rate that it is taken from answer the same prompts, drawn alike, and
+whether seeds are of the same bystanders. Demands a run's manifest and counts per question; a baseline of other prompts is no
+baseline."""
 
 from __future__ import annotations
 
@@ -65,6 +66,22 @@ def partial(rates: pl.DataFrame) -> list[str]:
             out.append(
                 f"{behavior}: {lacking} of {mine.height} rates of bystanders have no baseline, so leakage is read from the "
                 "rate and not from the change against the unadapted model"
+            )
+    return out
+
+
+def seeds_apart(rates: pl.DataFrame) -> list[str]:
+    """A sentence for each source whose training seeds were measured on different bystanders: a mean over seeds is then
+    over different personas too."""
+    out = []
+    known = rates.filter(pl.col("role") == "bystander", pl.col("rate").is_not_null())
+    for (behavior, source), mine in known.group_by("behavior", "source", maintain_order=True):
+        people = {adapter: frozenset(rows["persona"]) for (adapter,), rows in mine.group_by("adapter")}
+        if mine["seed"].n_unique() > 1 and len(set(people.values())) > 1:
+            shared = len(frozenset.intersection(*people.values()))
+            out.append(
+                f"{behavior} of {source}: its seeds were measured on different bystanders ({shared} in all of them), so that "
+                "means over seeds mix personas with seeds"
             )
     return out
 

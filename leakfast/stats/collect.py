@@ -94,7 +94,7 @@ def collect(run: Run) -> Collected:
     if imported is not None:
         rates = pl.concat([imported, rates], how="diagonal") if rates.height else imported
     rates = _with_taught(run, rates)
-    missing += [*_gaps(rates), *baselines.partial(rates)]
+    missing += [*_gaps(rates), *baselines.partial(rates), *baselines.seeds_apart(rates)]
     base = _base_centroids(run)
     prompt_checks.check(run, base, layout.centroids())
     pairs = _pairs(run, rates, people, base, bool(adapters) or imported is not None, missing)

@@ -210,6 +210,8 @@ def _partial(x, y, z, both, names: list[str], kinds) -> list[dict]:
     for name, column in zip(names, z.T, strict=True):
         if not np.isfinite(column).any():
             why = f"{name} is not known here"
+        elif len(names) == 1 and keep.any() and np.ptp(column[keep]) == 0:
+            why = f"{name} is {column[keep][0]:g} for all {n} pairs: there is nothing to take out"
     if why is None and n < MIN_PAIRS:
         why = f"{n} pairs with all values; at least {MIN_PAIRS} are needed"
     if why is not None:

@@ -8,14 +8,17 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
-from leakfast.stats import intervals, resample
+from leakfast.stats import intervals, resample, ties
 from leakfast.stats.association import spearman_and_pearson
 from leakfast.stats.correlations import MIN_BOOTSTRAP, MIN_PAIRS
+from leakfast.stats.rates import BASE
 from leakfast.storage.seeds import derive_seed
 
 NEIGHBOURS = 10
 _PREDICTED = "least squares on the other sources' bystanders; cosine_nearest: mean of the 10 nearest"
 _CROSSED = "percentile bootstrap over personas; permutation of personas; t for Pearson"
+_SPLIT = "changes against different halves of the baseline's questions"
+_SHARED = "both changes against the same baseline, whose noise correlates them"
 _OF_MEANS = "mean score of n; ci: t (or Wilson) over samples; bb: t over questions; delta: square-and-add"
 _OF_SHARES = "share of n; ci: Wilson over samples; bb: beta-binomial over questions; delta: square-and-add"
 MODELS = ("mean", "words", "cosine", "cosine_nearest", "cosine_and_words")
@@ -41,9 +44,19 @@ def leakage_matrix(rates: pl.DataFrame) -> pl.DataFrame:
 
 
 def crossed(
-    rates: pl.DataFrame, permutations: int, bootstraps: int, seed: int = 0, workers: int | None = None
+    rates: pl.DataFrame,
+    questions: pl.DataFrame,
+    permutations: int,
+    bootstraps: int,
+    seed: int = 0,
+    workers: int | None = None,
 ) -> pl.DataFrame:
     """Correlation over bystanders of two adapters' values (`y`: delta, else rate where no baseline is).
+
+    Two changes of one behavior against the same baseline share its noise, which alone would correlate them: one is taken
+    against the baseline over the questions with even numbers, the other over those with odd ones. Where there are no
+    counts per question both are taken against the whole one, and `method` says so. questions: schema
+    `question_counts`.
 
     `between`: sources (one behavior, two sources) or behaviors (one source, two behaviors), same training
     seed. Personas that are the source of either are left out. Spearman with permutation p and percentile
@@ -57,6 +70,12 @@ def crossed(
             continue
         one, other = (values[x[0], x[3]] for x in (a, b))
         y = "delta" if all(g["delta"].is_not_null().any() for g in (one, other)) else "rate"
+        method = _CROSSED
+        if y == "delta" and a[0] == b[0]:
+            halves = _half_baselines(questions, a[0])
+            method = f"{_CROSSED}; {_SPLIT if halves is not None else _SHARED}"
+            if halves is not None:
+                one, other = (_against(g, half) for g, half in zip((one, other), halves, strict=True))
         both = (
             one.select("persona", x=pl.col(y))
             .join(other.select("persona", y), on="persona")
@@ -66,7 +85,7 @@ def crossed(
         )
         key = {"between": "sources" if a[0] == b[0] else "behaviors", "seed": a[1], "y": y, "n": both.height}
         key |= {"behavior": a[0], "source": a[2], "other_behavior": b[0], "other_source": b[2]}
-        key |= {"resampling_unit": "persona", "method": _CROSSED}
+        key |= {"resampling_unit": "persona", "method": method}
         drawn = derive_seed("crossed", seed, *a, *b)
         rows.append(
             key
@@ -79,6 +98,29 @@ def crossed(
     columns |= dict.fromkeys(("reason", "resampling_unit", "method"), pl.String)
     columns |= dict.fromkeys(("permutations", "bootstraps", "resampling_seed"), pl.Int64)
     return pl.DataFrame(rows, schema=columns)
+
+
+def _half_baselines(questions: pl.DataFrame, behavior: str) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+    """persona and base rate over the even questions, and over the odd ones; None where a half was not counted."""
+    if questions.is_empty():
+        return None
+    base = questions.filter(behavior=behavior, adapter=BASE)
+    even, odd = (
+        base.filter(pl.col("question") % 2 == rest)
+        .group_by("persona")
+        .agg(_hits=pl.col("hits").sum(), _total=pl.col("total").sum())
+        .filter(pl.col("_total") > 0)
+        .with_columns(_rate=pl.col("_hits") / pl.col("_total"))
+        for rest in (0, 1)
+    )
+    return (even, odd) if min(even.height, odd.height) == base["persona"].n_unique() > 0 else None
+
+
+def _against(rates: pl.DataFrame, half: pl.DataFrame) -> pl.DataFrame:
+    """The rates with their change against another baseline, where they had one."""
+    joined = rates.join(half, on="persona", how="left", maintain_order="left")
+    change = ties.deltas(joined, ("_hits", "_total", "_rate"), ["behavior", "adapter"])
+    return joined.with_columns(delta=pl.when(pl.col("delta").is_not_null()).then(change))
 
 
 def _correlated(x, y, permutations: int, bootstraps: int, seed: int, workers: int | None) -> dict:

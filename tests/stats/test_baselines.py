@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import polars as pl
 import pytest
 from measuring import evaluate
 from test_completions import train_tiny
@@ -12,9 +13,10 @@ from leakfast.cli.main import main
 from leakfast.geometry import Centroids
 from leakfast.measure import centroids
 from leakfast.prompts.personas import load_personas
-from leakfast.stats.baselines import unlike
+from leakfast.stats.baselines import partial, seeds_apart, unlike
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig
+from tests.rates_made import made_rates
 
 NAMES = ["villain", "comedian", "assistant", "librarian"]
 CFG = EvalConfig(samples=2, max_new_tokens=3, batch_completions=8)
@@ -80,6 +82,21 @@ def test_a_persona_with_fewer_questions_has_none_and_the_rest_do(tiny_qwen2, ada
         "1 of 4 personas" in told[0]
         and "comedian: 1 questions or items that it was not, 0 the other way" in told[0]
     )
+
+
+def test_seeds_of_different_bystanders_are_told():
+    one = made_rates(sources=("s",))
+    other = one.with_columns(seed=pl.lit(1, pl.Int64), adapter=pl.lit("again"))
+    assert seeds_apart(pl.concat([one, other])) == []
+    told = seeds_apart(pl.concat([one, other.filter(pl.col("persona") != "p3")]))
+    assert len(told) == 1 and "capability of s" in told[0] and "(29 in all of them)" in told[0]
+
+
+def test_a_behavior_read_from_rates_for_want_of_some_baselines_says_so():
+    whole = made_rates(sources=("s",))
+    assert partial(whole) == []
+    some = whole.with_columns(baseline=pl.when(pl.col("persona") != "p3").then("baseline"))
+    assert "1 of 30 rates of bystanders have no baseline" in partial(some)[0]
 
 
 def test_one_broken_centroid_is_named_and_takes_no_other_with_it(tiny_qwen2, adapter, tmp_path):

@@ -11,6 +11,7 @@ from scipy.stats import rankdata
 from leakfast.stats import confounds
 from leakfast.stats import transfer as between
 from leakfast.stats.collect import People
+from leakfast.stats.rates import table, totals
 from leakfast.storage import schema
 from tests.rates_made import made_rates
 
@@ -147,7 +148,7 @@ def test_leaving_out_is_leaving_out():
 
 def test_crossed_is_spearman_without_the_two_sources():
     rates = made_rates(behaviors=("capability", "refusal"))
-    found = between.crossed(rates, 99, 200)
+    found = between.crossed(rates, schema.empty("question_counts"), 99, 200)
     assert found["between"].to_list().count("sources") == 2
     assert found["between"].to_list().count("behaviors") == 2
     row = found.filter((pl.col("between") == "sources") & (pl.col("behavior") == "refusal")).row(
@@ -165,6 +166,43 @@ def test_crossed_is_spearman_without_the_two_sources():
     assert (row["n"], row["y"]) == (30, "delta")
     assert row["spearman"] == pytest.approx(told.statistic, abs=1e-12)
     assert row["spearman_ci_low"] <= row["spearman"] <= row["spearman_ci_high"]
+
+
+def test_two_changes_do_not_share_the_noise_of_one_baseline():
+    """Independent true changes, 20 questions × 10 samples: against one baseline the mean ρ is far from 0."""
+    rng, split, shared = np.random.default_rng(3), [], []
+    people = [f"p{i}" for i in range(100)]
+    none = schema.empty("question_counts")
+    for _ in range(12):
+        frames = []
+        for adapter in ("base", "s", "t"):
+            true = np.full(100, 0.3) if adapter == "base" else 0.3 + 0.03 * rng.normal(size=100)
+            hits = rng.binomial(10, true[:, None], size=(100, 20))
+            frames.append(
+                pl.DataFrame(
+                    {
+                        "behavior": "marker",
+                        "adapter": adapter,
+                        "persona": np.repeat(people, 20),
+                        "question": np.tile(np.arange(20), 100),
+                        "hits": hits.ravel(),
+                        "total": 10,
+                    },
+                    schema_overrides={"question": pl.Int32},
+                )
+            )
+        counts = pl.concat(frames)
+        rates = table(totals(counts), {"s": ("s", 1), "t": ("t", 1)}, {})
+        split.append(between.crossed(rates, counts, 0, 0)["spearman"].item())
+        shared.append(between.crossed(rates, none, 0, 0)["spearman"].item())
+    assert np.mean(shared) > 0.2 and abs(np.mean(split)) < 0.08
+
+
+def test_a_control_that_is_the_same_for_all_says_so():
+    frame = _frame().with_columns(baseline=pl.lit(0.25))
+    found = confounds.partials(frame).filter(control="baseline", y="rate")
+    assert found["partial"].null_count() == found.height
+    assert "baseline is 0.25 for all" in found["reason"][0]
 
 
 def test_predictions_never_see_the_source_left_out():
