@@ -87,9 +87,8 @@ def collect(run: Run) -> Collected:
         asked = pl.concat([counts.select(_ASKED), *(frame.select(_ASKED) for frame in judged.asked)])
         unlike, told = baselines.unlike(run, asked)
         missing += told
-        rates = rate_tables.table(
-            whole.filter(_is_one_of(fresh)), adapters, people.categories, outsiders, unlike
-        )
+        ours = whole.filter(_is_one_of(fresh))
+        rates = rate_tables.table(ours, adapters, people.categories, outsiders, unlike)
         rates = rates.drop("value", strict=False)
     if imported is not None:
         rates = pl.concat([imported, rates], how="diagonal") if rates.height else imported
@@ -106,9 +105,8 @@ def collect(run: Run) -> Collected:
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
     published = read_imported(run, "published")
     labels = pl.DataFrame() if scores is None else accuracy.chosen_labels(scores)
-    return Collected(
-        rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base, labels
-    )
+    found = (published, missing, judged.questions, shifts, sets, base, labels)
+    return Collected(rates, pairs, counts, people, *found)
 
 
 def _with_taught(run: Run, rates: pl.DataFrame) -> pl.DataFrame:

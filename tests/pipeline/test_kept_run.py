@@ -48,5 +48,15 @@ def test_the_tables_of_the_kept_run_are_what_they_were(kept: Path):
         file.unlink()
     leakfast.run(kept / "study.toml", out=kept / "run")
     for name, table in tables.items():
-        again = pl.read_parquet(kept / "run" / "tables" / f"{name}.parquet")
+        again = pl.read_parquet(kept / "run" / "tables" / f"{name}.parquet").select(table.columns)
+        if name == "verdicts":  # claims about the source came later
+            again = again.filter(pl.col("claim").is_in(table["claim"].unique().to_list()))
+        if name == "partials":  # a control that is the same for all took nothing out, and did not say so
+            keep = ~again["reason"].str.ends_with("nothing to take out").fill_null(False)
+            again, table = again.filter(keep), table.filter(keep)
+        if "source" in table.columns and "spearman" in table.columns:
+            # a pool of one source had draws of its own; its ρ was, and is, the source's
+            old, new = (frame.filter(source="pooled").select("n", "spearman") for frame in (table, again))
+            assert_frame_equal(new, old, check_exact=False, abs_tol=1e-9)
+            again, table = (frame.filter(pl.col("source") != "pooled") for frame in (again, table))
         assert_frame_equal(again, table, check_exact=False, abs_tol=1e-9)

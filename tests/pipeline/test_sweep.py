@@ -215,7 +215,8 @@ def test_a_judged_behavior_is_swept_with_the_studys_rules(tmp_path):
     effect = {p.name: of["base", p.name] - of[row["adapter"], p.name] for p in PEOPLE}
     assert row["source_effect"] == pytest.approx(effect.pop("villain")) and row["source_effect"] > 10
     assert row["mean_bystander_effect"] == pytest.approx(sum(effect.values()) / 4)
-    told = {r["quantity"]: r for r in found.verdicts.rows(named=True)}
+    of_the_study = ~pl.col("claim").str.ends_with("of its own source")
+    told = {r["quantity"]: r for r in found.verdicts.filter(of_the_study).rows(named=True)}
     assert told["source_drop"]["value"] == pytest.approx(row["source_effect"]) and told["source_drop"]["met"]
     assert told["spearman_drop"]["value"] == pytest.approx(row["spearman"])
     assert len({r["verdict"] for r in told.values()}) == 1
