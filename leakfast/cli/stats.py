@@ -278,6 +278,7 @@ def _headline(row: Mapping, seeds: bool, y: str, unit: str, looked: bool) -> dic
     if seeds:
         cells["seed"] = row["seed"]
     cells[f"source {sign}"] = _amount(row["source_rate"], scale)
+    cells["its 95 %"] = _range(row["source_ci_low"], row["source_ci_high"], scale)
     cells[f"mean bystander {sign}"] = _amount(row["mean_bystander"], scale)
     if y == "delta":
         cells["source Δ"] = _amount(row["source_delta"], scale, "+.1f")
@@ -335,6 +336,10 @@ def _p(p: float | None) -> str | None:
 
 def _interval(low: float | None, high: float | None) -> str | None:
     return None if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
+
+
+def _range(low: float | None, high: float | None, scale: int) -> str | None:
+    return None if low is None or high is None else f"{scale * low:.0f} to {scale * high:.0f}"
 
 
 def _amount(value: float | None, scale: int, form: str = "5.1f") -> str | None:

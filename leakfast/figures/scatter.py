@@ -125,7 +125,10 @@ def _dots(axis: Axes, mine: pl.DataFrame, styles: dict, cosine: str, y: str, sta
         axis.scatter(some[f"cosine_{cosine}"].to_list(), some[y].to_list(), c=colour, marker=shape, **style)
     if star is not None:
         if y == "rate":
-            axis.plot([1, 1], [star["ci_low"], star["ci_high"]], color=STAR, linewidth=0.9, zorder=3)
+            ends = [star.get(f"bb_{end}") for end in ("low", "high")]
+            if None in ends:  # not counted by question
+                ends = [star["ci_low"], star["ci_high"]]
+            axis.plot([1, 1], ends, color=STAR, linewidth=0.9, zorder=3)
         edge = {"markeredgecolor": "white", "markeredgewidth": 0.5}
         axis.plot([1], [star[y]], "*", color=STAR, markersize=9, clip_on=False, zorder=4, **edge)
 

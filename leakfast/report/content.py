@@ -18,6 +18,7 @@ from leakfast.stats import specificity
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.health import read_ratio, without_content
 from leakfast.stats.rates import BASE
+from leakfast.stats.summary import rate_interval
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
 from leakfast.storage.run import Run
@@ -291,6 +292,7 @@ def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
         "cosine_centered",
         place=pl.col("cosine_centered").rank("min", descending=True).cast(pl.Int64),
     )
+    mine = mine.with_columns(side.alias(f"shown_{end}") for end, side in rate_interval(mine).items())
     top = mine.join(near.unique("persona"), on="persona", how="left").sort(
         ["rate", "persona"], descending=[True, False], nulls_last=True
     )

@@ -61,15 +61,30 @@ def wilson_share(share, total, confidence: float = CONFIDENCE) -> tuple[np.ndarr
     return low, np.where(p >= 1, 1.0, np.clip((center + half) / scale, 0, 1))
 
 
-def difference(a, a_low, a_high, b, b_low, b_high) -> tuple[np.ndarray, np.ndarray]:
-    """Interval of a − b from the intervals of two independent estimates, none of whose errors is left out.
+def difference(a, a_low, a_high, b, b_low, b_high, r=0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Interval of a − b from the intervals of two estimates whose errors correlate by r, none of them left out.
 
-    Square-and-add (Newcombe 1998, method 10): a − b − √((a − a_low)² + (b_high − b)²) and its mirror."""
-    a, a_low, a_high, b, b_low, b_high = (
-        np.asarray(v, np.float64) for v in (a, a_low, a_high, b, b_low, b_high)
+    Square-and-add (Newcombe 1998, method 10; with r, Zou and Donner 2008): with d = a − a_low and e = b_high − b,
+    a − b − √(d² + e² − 2rde), and its mirror."""
+    a, a_low, a_high, b, b_low, b_high, r = (
+        np.asarray(v, np.float64) for v in (a, a_low, a_high, b, b_low, b_high, r)
     )
-    low = a - b - np.sqrt((a - a_low) ** 2 + (b_high - b) ** 2)
-    return low, a - b + np.sqrt((a_high - a) ** 2 + (b - b_low) ** 2)
+
+    def half(one, other):
+        return np.sqrt(np.maximum(one * one + other * other - 2 * r * one * other, 0.0))
+
+    return a - b - half(a - a_low, b_high - b), a - b + half(a_high - a, b - b_low)
+
+
+def paired_r(one, other, group) -> float:
+    """Correlation of two means over the same questions: of the questions' values one and other (G,), each less its mean
+    within the group (G,) codes, over all groups together; 0 where a side does not vary."""
+    one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    _, code = np.unique(np.asarray(group), return_inverse=True)
+    count = np.bincount(code)
+    x, y = (side - (np.bincount(code, side) / count)[code] for side in (one, other))
+    size = float(np.sqrt((x @ x) * (y @ y)))
+    return float(np.clip(x @ y / size, -1, 1)) if size > 0 else 0.0
 
 
 def spearman_z_se(rho, n, controls: int = 0) -> np.ndarray:

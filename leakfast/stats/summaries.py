@@ -27,8 +27,9 @@ def with_intervals(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame
     behavior. Samples of one question are not independent: a beta-binomial with one intraclass
     correlation for all personas of an adapter (`intervals.question_icc`) says how many independent
     samples they are worth, and Wilson's interval is taken over these. delta_*: 95 % interval of
-    rate − baseline that adds the variances of both (Newcombe's square-and-add), over questions where
-    they are known; both rates rest on the same questions, which makes it, if anything, too wide. Judged means
+    rate − baseline that adds the variances of both (square-and-add), over questions where they are known, less what
+    both share because they answer the same questions: the correlation of the two over questions, one value for all
+    personas of an adapter (`intervals.paired_r`). Judged means
     come with intervals of their own (`stats.judged`), over samples and over questions."""
     worth = _effective(questions)
     table = rates.join(worth, on=[*_ONE, "persona"], how="left", maintain_order="left", suffix="_q")
@@ -54,7 +55,23 @@ def with_intervals(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame
         .then(pl.lit("no counts per question"))
         .otherwise(pl.lit("no question has two samples, or no persona two questions"))
     )
-    return _with_delta(table.with_columns(bb_reason=why))
+    return _with_delta(table.with_columns(bb_reason=why), _paired(questions))
+
+
+def _paired(questions: pl.DataFrame) -> pl.DataFrame:
+    """behavior, adapter, _r: how the rates of an adapter and of the base correlate over the questions both were asked."""
+    columns = {"behavior": pl.String, "adapter": pl.String, "_r": pl.Float64}
+    if questions.is_empty():
+        return pl.DataFrame(schema=columns)
+    share = pl.when(pl.col("total") > 0).then(pl.col("hits") / pl.col("total"))
+    asked = questions.select(*_ONE, "persona", "question", share.alias("x")).drop_nulls("x")
+    base = asked.filter(adapter=BASE).select("behavior", "persona", "question", y="x")
+    both = asked.filter(pl.col("adapter") != BASE).join(base, on=["behavior", "persona", "question"])
+    rows = [
+        (*key, intervals.paired_r(group["x"], group["y"], group["persona"]))
+        for key, group in both.group_by(_ONE, maintain_order=True)
+    ]
+    return pl.DataFrame(rows, schema=columns, orient="row")
 
 
 def _effective(questions: pl.DataFrame) -> pl.DataFrame:
@@ -87,14 +104,16 @@ def _effective(questions: pl.DataFrame) -> pl.DataFrame:
     return pl.concat(parts) if parts else pl.DataFrame(schema=columns)
 
 
-def _with_delta(table: pl.DataFrame) -> pl.DataFrame:
+def _with_delta(table: pl.DataFrame, paired: pl.DataFrame) -> pl.DataFrame:
     whole = table.with_columns(_low=pl.coalesce("bb_low", "ci_low"), _high=pl.coalesce("bb_high", "ci_high"))
     base = whole.filter(adapter=BASE).select(
         "behavior", "persona", _base_low=pl.col("_low"), _base_high=pl.col("_high")
     )
     whole = whole.join(base, on=["behavior", "persona"], how="left", maintain_order="left")
     names = ("rate", "_low", "_high", "baseline", "_base_low", "_base_high")
-    low, high = intervals.difference(*(whole[name].to_numpy().astype(float) for name in names))
+    whole = whole.join(paired, on=_ONE, how="left", maintain_order="left")
+    r = whole["_r"].fill_null(0.0).to_numpy()
+    low, high = intervals.difference(*(whole[name].to_numpy().astype(float) for name in names), r)
     ours = pl.col("adapter") != BASE
     whole = whole.with_columns(intervals.columns("delta", low, high))
     whole = whole.with_columns(pl.when(ours).then(pl.col("delta_low", "delta_high")))
@@ -112,10 +131,16 @@ def _with_delta(table: pl.DataFrame) -> pl.DataFrame:
         .then(pl.lit("the unadapted model was not measured on the same prompts"))
         .otherwise(pl.lit("no interval of the rate or of its baseline")),
         delta_method=pl.when(pl.col("delta_low").is_not_null()).then(
-            pl.concat_str(pl.lit("square-and-add of "), kind, pl.lit(" intervals over "), over)
+            pl.concat_str(
+                pl.lit("square-and-add of "),
+                kind,
+                pl.lit(" intervals over "),
+                over,
+                pl.when(pl.col("_r").is_null()).then(pl.lit("")).otherwise(pl.lit(", paired by question")),
+            )
         ),
         method=method,
-    ).drop("_low", "_high", "_base_low", "_base_high", "value_method", strict=False)
+    ).drop("_low", "_high", "_base_low", "_base_high", "_r", "value_method", strict=False)
 
 
 def layers(correlations: pl.DataFrame) -> pl.DataFrame:

@@ -20,6 +20,15 @@ def outcome(rates: pl.DataFrame, behavior: str) -> str:
     return "delta" if known.len() and known.null_count() == 0 and (known != 0).any() else "rate"
 
 
+def rate_interval(rates: pl.DataFrame) -> dict[str, pl.Expr]:
+    """low and high: the 95 % interval of a rate that is shown, over questions where counts of them are known, since
+    samples of one question are alike; else over samples (Wilson)."""
+    return {
+        end: pl.coalesce(f"bb_{end}", f"ci_{end}") if f"bb_{end}" in rates.columns else pl.col(f"ci_{end}")
+        for end in ("low", "high")
+    }
+
+
 def unit(rates: pl.DataFrame, behavior: str) -> str:
     """`share` (0–1) or `points` (of a judge's 0–100): the behavior's own; of one that is not registered, points
     where some value lies outside 0–1."""
@@ -52,8 +61,8 @@ def summarize(
     rates: pl.DataFrame, correlations: pl.DataFrame, cosine: str, y: str | None = None
 ) -> pl.DataFrame:
     """behavior, adapter, source, seed, layer, cosine, y, best_layer (Boolean), source_rate with its
-    interval, source_delta with its interval, learned, mean_bystander, mean_delta, max_bystander and whose, chance
-    (what guessing gives, of choices alone), then n,
+    interval (`rate_interval`), source_delta with its interval, learned, mean_bystander, mean_delta, max_bystander and
+    whose, chance (what guessing gives, of choices alone), then n,
     ρ with its interval, r and their p-values. learned: the source's Δ goes the way it was trained, its 95 % interval
     excludes 0, and it covers at least LEARNED of the behavior's scale; null for controls, without that
     interval, and for an adapter that was taught another behavior.
@@ -115,8 +124,7 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
     own = rates.filter(role="source").select(
         *_KEYS,
         pl.col("rate").alias("source_rate"),
-        pl.col("ci_low").alias("source_ci_low"),
-        pl.col("ci_high").alias("source_ci_high"),
+        *[side.alias(f"source_ci_{end}") for end, side in rate_interval(rates).items()],
         pl.col("delta").alias("source_delta"),
         *[
             (pl.col(f"delta_{end}") if f"delta_{end}" in rates.columns else pl.lit(None, pl.Float64)).alias(

@@ -76,7 +76,7 @@ MEANINGS = {
     "bb_low": "95 % interval of the rate over questions: Wilson's, over effective_total",
     "bb_high": "its upper end",
     "bb_reason": "why there is no interval over questions",
-    "delta_low": "95 % interval of delta: the variances of both rates added (Newcombe)",
+    "delta_low": "95 % interval of delta: the variances of both rates added (Newcombe), less what they share over the questions",
     "delta_high": "its upper end",
     "delta_reason": "why there is no interval of delta",
     "delta_method": "which intervals it was made of",

@@ -60,6 +60,38 @@ def test_delta_of_two_rates():
         _held((low <= a - b) & (a - b <= high))
 
 
+@pytest.mark.parametrize(("base", "now"), [(0.1, 0.3), (0.4, 0.5), (0.2, 0.2)])
+@pytest.mark.parametrize(("asked", "drawn"), [(8, 50), (20, 10)])
+def test_delta_is_paired_by_question(base, now, asked, drawn):
+    """Questions that are easy on both sides: unpaired, the interval is far too wide."""
+    rng = np.random.default_rng(12)
+    inside, unpaired = [], []
+    who = np.repeat(np.arange(60), asked)
+    for _ in range(60):
+        sides, rates_of = [], []
+        shared = rng.normal(size=(60, asked))
+        for mean in (now, base):
+            logit = np.log(mean / (1 - mean)) + 1.0 * shared + 0.4 * rng.normal(size=(60, asked))
+            hits = rng.binomial(drawn, 1 / (1 + np.exp(-logit)))
+            icc = intervals.question_icc(hits.ravel(), np.full(hits.size, drawn), who)
+            whole = np.full(60, float(asked * drawn))
+            worth = intervals.effective_total(whole, np.full(60, float(asked * drawn**2)), icc)
+            share = hits.mean(1) / drawn
+            sides += [share, *intervals.wilson_share(share, worth)]
+            rates_of.append(hits.ravel() / drawn)
+        # the true rates: means over many questions
+        z = np.random.default_rng(1).normal(size=400_000) * np.hypot(1.0, 0.4)
+        true = [float(np.mean(1 / (1 + np.exp(-(np.log(m / (1 - m)) + z))))) for m in (now, base)]
+        apart = true[0] - true[1]
+        r = intervals.paired_r(*rates_of, who)
+        for into, corr in ((inside, r), (unpaired, 0.0)):
+            low, high = intervals.difference(*sides, corr)
+            into.append((low <= apart) & (apart <= high))
+    assert np.mean(unpaired) > 0.98
+    assert 0.93 <= np.mean(inside) <= 0.97, f"{np.mean(inside):.4f}"
+    print(base, now, asked, drawn, f"{np.mean(inside):.4f} paired, {np.mean(unpaired):.4f} unpaired")
+
+
 def _latent(rng, r: float, shape) -> tuple[np.ndarray, np.ndarray]:
     x = rng.normal(size=shape)
     return x, r * x + np.sqrt(1 - r * r) * rng.normal(size=shape)
