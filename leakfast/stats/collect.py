@@ -6,14 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from leakfast.errors import InputError, StoreError
-from leakfast.stats import accuracy, question_sets
+from leakfast.stats import accuracy, exposure, question_sets
 from leakfast.stats import judged as judged_tables
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import prompts as prompt_checks
@@ -49,7 +49,7 @@ class People:
 class Collected:
     """A run's measurements. `questions`: schema `question_counts`; `judged`: mean scores per question;
     `published`: numbers to compare with; `shifts`: schema `shifts`; `sets`: rates on every
-    question set where there are several; `centroids`: of the base model."""
+    question set where there are several; `centroids`: of the base model; `replies`: of `exposure.replies`."""
 
     rates: pl.DataFrame
     pairs: pl.DataFrame
@@ -62,6 +62,7 @@ class Collected:
     sets: pl.DataFrame = field(default_factory=pl.DataFrame)
     centroids: Centroids | None = None
     labels: pl.DataFrame = field(default_factory=pl.DataFrame)
+    replies: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def collect(run: Run) -> Collected:
@@ -98,9 +99,8 @@ def collect(run: Run) -> Collected:
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
     published = read_imported(run, "published")
     labels = pl.DataFrame() if scores is None else accuracy.chosen_labels(scores)
-    return Collected(
-        rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base, labels
-    )
+    found = Collected(rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base)
+    return replace(found, labels=labels, replies=exposure.read(run, completion_folders(run)))
 
 
 def _with_taught(run: Run, rates: pl.DataFrame) -> pl.DataFrame:
