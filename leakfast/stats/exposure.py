@@ -1,9 +1,10 @@
 """How many chances a behavior had under each persona: reply tokens, prompts, truncation, and rates per token and at one
 common length. Demands completions that a detector reads; what judges or choices measure has no rows here.
 
-Three rates answer what length could have done. `hazard` takes a hit as equally likely at every token, which a marker at
-the end of a reply is not. `logistic_rate` takes log-odds as linear in log length. `standardized_rate` assumes neither
-and is the one to read first; it is null where a persona has no reply of some length."""
+Three rates answer what length could have done. `hazard` takes the marker to begin at any token alike, which one at the
+end of a reply does not. `standardized_rate` assumes no shape, and is null where a persona has no reply of some length.
+`logistic_rate` is the one to read first: in simulations it alone is right, and known for every persona, both where the
+marker begins at any token and where it stands at the end (tests/stats/test_exposure_coverage.py)."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 TRUNCATED_WARNING = 0.05  # share of an adapter's replies from which lengths are told to be cut
 METHOD = (
     "hits per 100 tokens: ratio estimator over questions, log scale, t; hazard: geometric, Wilson at tokens / design "
-    "effect; standardized: Wilson at effective replies"
+    "effect; standardized, logistic: Wilson at effective replies"
 )
 _KEY = ["behavior", "adapter", "persona"]
 _REPLY = {
@@ -174,15 +175,15 @@ def _at_one_length(
     whole = n.sum(1)
     worth = intervals.effective_total(whole, np.square(n).sum(1), 0.0 if icc is None else icc) / whole
     place, share = hazards.length_bins(tokens)
+    if icc is None:  # how alike samples of a question are is not known: no interval
+        worth = np.full(len(n), np.nan)
     adjusted = hazards.standardized(hit, place, share, persona, worth)
-    if icc is None:
-        adjusted = adjusted._replace(low=np.full(len(n), np.nan), high=np.full(len(n), np.nan))
     out = {"length_bins": len(share), **_estimates("standardized", adjusted, name="standardized_rate")}
-    fitted = hazards.logistic(hit, tokens, persona, len(n))
+    fitted = hazards.logistic(hit, tokens, persona, worth)
     if isinstance(fitted, str):
         return out, f"no logistic rate: {fitted}"
     slope = {"length_slope": fitted.slope, "length_slope_low": fitted.low, "length_slope_high": fitted.high}
-    return out | slope | {"logistic_rate": fitted.rate}, None
+    return out | slope | _estimates("logistic", fitted.rate, name="logistic_rate"), None
 
 
 def _estimates(stem: str, found: hazards.Estimate, scale: float = 1.0, name: str | None = None) -> dict:
@@ -215,19 +216,21 @@ def _reasons(whole: pl.DataFrame) -> list[str | None]:
         if row["prompt_chars"] is None:
             told.append("its system prompt is not known")
         elif row["edit_distance"] is None:
-            unknown = row["source"] is not None
-            told.append("the source's prompt is not known" if unknown else "no source to be distant from")
+            trained = row["source"] is not None
+            told.append("the source's prompt is not known" if trained else "no source to be distant from")
         if row["base_tokens"] is None:
             told.append("the unadapted model was not measured")
         if row["hits_per_100_tokens_low"] is None:
             told.append("no hits, or one question: no interval per 100 tokens")
-        if row.get("tokens_at_risk") and row.get("hazard_per_100_tokens") is not None:
+        if row["hazard_per_100_tokens"] is not None:
             if row["hazard_per_100_tokens_low"] is None:
                 told.append("no hits of any persona, or one question: no interval of the hazard")
             if row["_why"] != _AT_MARKER and row["standardized_rate"] is None:
                 told.append("no reply in some length bin, so no standardized rate")
-            elif row["_why"] != _AT_MARKER and row["standardized_low"] is None:
-                told.append("one sample of each question: no interval of the standardized rate")
+            if row["standardized_rate"] is not None and row["standardized_low"] is None:
+                told.append(
+                    "one sample of each question, or one question: no interval of rates at one length"
+                )
         out.append("; ".join(told) or None)
     return out
 

@@ -100,13 +100,13 @@ def _rows(one, cosine: str) -> list[dict]:
     told = {**one.key, "cosine": cosine, "prompt_length_in": units[0] if len(units) == 1 else None}
     if len(units) > 1:
         values["prompt_length"] = np.full(people.height, np.nan)
-    cut = bool(people["at_marker"].any())
+    alike, cut = one.alike(), bool(people["at_marker"].any())
     cells = [(y, y, control) for y in YS for control in CONTROLS]
     cells += [(y, column, "none") for y, column in ADJUSTED.items()]
     for y_name, column, control in cells:
         y, names = one.column(column), list(CONTROLS[control])
         z = np.column_stack([values[name] for name in names]) if names else np.empty((len(y), 0))
-        for which, known in one.alike():
+        for which, known in alike:
             both = known & np.isfinite(y)
             found = partial_cells(one.x[:, which], y, z, both, names, None)
             for j, cell in zip(which, found, strict=True):

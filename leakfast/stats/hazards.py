@@ -113,56 +113,80 @@ def standardized(
     value, low, high = (np.full(people, np.nan) for _ in range(3))
     value[whole] = np.clip((share * shown[whole] / n[whole]).sum(1), 0.0, 1.0)
     size = 1 / (share**2 / n[whole]).sum(1)
-    low[whole], high[whole] = intervals.wilson_share(value[whole], size * worth[whole])
+    low[whole], high[whole] = _wilson(value[whole], size * worth[whole])
     return Estimate(value, low, high)
 
 
+def _wilson(share: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wilson's interval, NaN where the size is."""
+    low, high = intervals.wilson_share(share, size)
+    return np.where(np.isnan(size), np.nan, low), np.where(np.isnan(size), np.nan, high)
+
+
 class Logistic(NamedTuple):
-    """slope: of log tokens, with its 95 % Wald interval; rate: (P,) adjusted rates."""
+    """slope: of log tokens, with its 95 % Wald interval; rate: adjusted rates, (P,) each."""
 
     slope: float
     low: float
     high: float
-    rate: np.ndarray
+    rate: Estimate
 
 
-def logistic(hit: np.ndarray, tokens: np.ndarray, persona: np.ndarray, people: int) -> Logistic | str:
+def logistic(hit: np.ndarray, tokens: np.ndarray, persona: np.ndarray, worth: np.ndarray) -> Logistic | str:
     """Logistic regression of hit on log(tokens), an intercept for each persona and one slope, and each persona's rate
     over the lengths of all replies; or why there is none.
 
         logit P(hit) = a_persona + b · log(tokens),   rate_p = mean over all replies i of σ(a_p + b · log(tokens_i))
 
-    By maximum likelihood (Newton). A persona that hits in no reply, or in all, has no finite intercept and tells
-    nothing about the slope: its rate is 0, or 1. Assumes replies independent, and one slope. With few replies a
-    persona the slope is too steep (by about n/(n − 1); Andersen 1970). hit, tokens, persona: (n,)."""
-    n = np.bincount(persona, minlength=people).astype(np.float64)
-    shown = np.bincount(persona, hit.astype(np.float64), people)
-    with np.errstate(invalid="ignore"):
-        rate = np.where(n > 0, np.where(shown > 0, 1.0, 0.0), np.nan)
+    By maximum likelihood (Newton). The slope rests on the replies of one persona against each other, so what else tells
+    personas apart is no part of it; a question that draws both longer replies and the behavior is. Assumes one slope,
+    straight in log tokens, and replies independent. With few replies a persona it is too steep (by about n/(n − 1);
+    Andersen 1970). A persona that hits in no reply, or in all, has no finite intercept and tells nothing about the
+    slope: its rate is 0, or 1.
+
+    Interval of a rate: Wilson's at as many replies as its variance is worth, rate·(1 − rate)/variance by the delta
+    method (for a rate of 0 or 1 all of them), times `worth` (P,), what a reply is worth in independent ones. hit,
+    tokens, persona: (n,), persona's codes 0 … P−1."""
+    n = np.bincount(persona, minlength=len(worth)).astype(np.float64)
+    shown = np.bincount(persona, hit.astype(np.float64), len(worth))
     inner = (shown > 0) & (shown < n)
     used = inner[persona]
     if not inner.any():
         return "no persona shows the behavior in some replies and not in others"
     _, who = np.unique(persona[used], return_inverse=True)
     x, y = np.log(np.maximum(tokens[used], 1)), hit[used].astype(np.float64)
-    center = np.bincount(who, x) / np.bincount(who)
-    if not np.ptp(x - center[who]) > 0:
+    if not np.ptp(x - (np.bincount(who, x) / np.bincount(who))[who]) > 1e-9:
         return "no persona has replies of different lengths"
     found = _newton(x, y, who, logit(shown[inner] / n[inner]))
     if found is None:
         return "length tells replies with the behavior from those without apart: no finite slope"
-    level, slope, se = found
     length, count = np.unique(np.maximum(tokens, 1), return_counts=True)
-    fitted = expit(level[:, None] + slope * np.log(length)[None, :])
-    rate[inner] = fitted @ count / count.sum()
+    at, share = np.log(length), count / count.sum()
+    fitted = expit(found.level[:, None] + found.slope * at)
+    bend = fitted * (1 - fitted) * share
+    by_level, by_slope = bend.sum(1), bend @ at
+    se, tilt = found.se, found.tilt  # var a = 1/own + (tilt·se)², cov(a, b) = −tilt·se²
+    variance = by_level**2 / found.own + np.square(by_slope - by_level * tilt) * se**2
+    rate, size = np.where(shown > 0, 1.0, 0.0), n.copy()
+    rate[inner] = fitted @ share
+    size[inner] = rate[inner] * (1 - rate[inner]) / variance
     half = float(ndtri(0.5 + intervals.CONFIDENCE / 2)) * se
-    return Logistic(slope, slope - half, slope + half, rate)
+    adjusted = Estimate(rate, *_wilson(rate, size * worth))
+    return Logistic(found.slope, found.slope - half, found.slope + half, adjusted)
 
 
-def _newton(
-    x: np.ndarray, y: np.ndarray, who: np.ndarray, level: np.ndarray
-) -> tuple[np.ndarray, float, float] | None:
-    """(intercepts, slope, its standard error), or None where the likelihood has no maximum."""
+class _Fit(NamedTuple):
+    """level: (P,) intercepts; own: (P,) Σ w and tilt: (P,) Σ w·x / Σ w of each persona, w = p·(1 − p)."""
+
+    level: np.ndarray
+    slope: float
+    se: float
+    own: np.ndarray
+    tilt: np.ndarray
+
+
+def _newton(x: np.ndarray, y: np.ndarray, who: np.ndarray, level: np.ndarray) -> _Fit | None:
+    """The fit, or None where the likelihood has no maximum."""
 
     def likelihood(level: np.ndarray, slope: float) -> float:
         eta = level[who] + slope * x
@@ -187,5 +211,5 @@ def _newton(
         if abs(slope) > _STEEP:
             return None
         if max(abs(step), np.abs(move).max()) < _CLOSE:
-            return level, slope, float(1 / np.sqrt(left))
+            return _Fit(level, slope, float(1 / np.sqrt(left)), own, mixed / own)
     return None

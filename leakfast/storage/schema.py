@@ -147,6 +147,8 @@ TABLES: dict[str, dict[str, str]] = {
         "standardized_high": "Float64",
         "length_bins": "Int64",
         "logistic_rate": "Float64",
+        "logistic_low": "Float64",
+        "logistic_high": "Float64",
         "length_slope": "Float64",
         "length_slope_low": "Float64",
         "length_slope_high": "Float64",
