@@ -41,6 +41,7 @@ _REPLY = {
     "at_marker": pl.Boolean,
 }
 _NO_HAZARD = "hazard and rates at one length are of behaviors that a marker's presence measures"
+_FITTED = ("standardized", "logistic")
 _AT_MARKER = "replies end at the marker, so their whole length is not known"
 
 
@@ -227,7 +228,7 @@ def _reasons(whole: pl.DataFrame) -> list[str | None]:
                 told.append("no hits of any persona, or one question: no interval of the hazard")
             if row["_why"] != _AT_MARKER and row["standardized_rate"] is None:
                 told.append("no reply in some length bin, so no standardized rate")
-            if row["standardized_rate"] is not None and row["standardized_low"] is None:
+            if any(row[f"{kind}_rate"] is not None and row[f"{kind}_low"] is None for kind in _FITTED):
                 told.append(
                     "one sample of each question, or one question: no interval of rates at one length"
                 )

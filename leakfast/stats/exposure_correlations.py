@@ -40,6 +40,8 @@ def correlated(pairs: pl.DataFrame, exposure: pl.DataFrame) -> pl.DataFrame:
 
     Estimand: rank association over the bystanders. p and the 95 % interval take pairs as independent draws, pooled ones
     too, where a persona stands once a source: there they are too good. No rows for adapters without exposure."""
+    if "adapter" not in pairs.columns:
+        pairs = pairs.with_columns(adapter=pl.col("source"))
     measured = exposure.select("behavior", "adapter").unique()
     here = pairs.join(measured, on=["behavior", "adapter"], how="semi")
     if here.is_empty():
