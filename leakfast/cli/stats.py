@@ -81,7 +81,7 @@ def cli(
 
     RUN is a run directory of `leakfast run`, `leakfast eval` or `leakfast import`. Prints which adapters damaged the
     model, if any, then the headline rows and the verdicts; --table shows any one table: health, rates, pairs,
-    correlations, layers, means, disattenuated,
+    correlations, layers, means, disattenuated, exposure, exposure_correlations,
     partials, commonality, without_category, influence, gradients, widths, matrix, crossed, predicted,
     verdicts, and others that the run gives rise to. A table without rows is not made (verdicts where no rule is
     about the run's behaviors). All are kept in full precision in RUN/tables; --table reads them there, computes them
@@ -190,6 +190,8 @@ def _show_behavior(tables, behavior: str, layer: int | None, cosine: str) -> Non
     told = {"seeds": seeds, "y": y, "unit": unit, "looked": tables.health is not None}
     head = list(_headline(defaultdict(lambda: None), **told))
     print_table(head, [list(_headline(row, **told).values()) for row in shown], title=title)
+    if line := tables.length_out(behavior, cosine, at, y):
+        click.echo(line)
     if guess := next((row["chance"] for row in shown if row["chance"] is not None), None):
         click.echo(f"chance: {100 * guess:.1f} % (mean of 1 / number of choices).")
     for row in shown:

@@ -48,6 +48,7 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
         "headline": headline,
         "pooled": next((row for row in headline if row["source"] == POOLED), None),
         "sources": adapters,
+        "length_out": stats.length_out(behavior, layer=layer),
         "undefined": list(dict.fromkeys(row["reason"] for row in headline if row["reason"])),
         "chance": next((row["chance"] for row in headline if row["chance"] is not None), None),
         "labels": _labels(stats, behavior),

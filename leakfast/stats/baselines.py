@@ -1,6 +1,6 @@
 """Whether a rate and the unadapted model's rate that it is taken from answer the same prompts, drawn alike, and
-whether seeds are of the same bystanders. Demands a run's manifest and counts per question; a baseline of other prompts is no
-baseline."""
+whether seeds are of the same bystanders, and what was not measured at all. Demands a run's manifest, counts per question and
+rates; a baseline of other prompts is no baseline."""
 
 from __future__ import annotations
 
@@ -83,6 +83,38 @@ def seeds_apart(rates: pl.DataFrame) -> list[str]:
                 f"{behavior} of {source}: its seeds were measured on different bystanders ({shared} in all of them), so that "
                 "means over seeds mix personas with seeds"
             )
+    return out
+
+
+def gaps(rates: pl.DataFrame) -> list[str]:
+    """Sentences on what was not measured: fewer draws than for other adapters, errors, a missing source."""
+    out = []
+    if "n_error" not in rates.columns:
+        return out
+    by = rates.with_columns(drawn=(pl.col("total") + pl.col("n_error")))
+    choices = pl.col("n_empty").is_null() if "n_empty" in rates.columns else pl.lit(True)
+    for (behavior,), group in by.group_by("behavior", maintain_order=True):
+        if group["drawn"].null_count() == group.height:
+            continue
+        whole = group["persona"].n_unique() * group["drawn"].max()
+        what = "items" if group.select(choices.all()).item() else "completions"
+        for (adapter,), mine in group.group_by("adapter", maintain_order=True):
+            name, drawn = f"{behavior}/{adapter}", mine["drawn"].sum()
+            if mine["drawn"].null_count() == mine.height:
+                continue
+            if drawn < whole:
+                out.append(f"{name}: {drawn} of {whole} {what} (what every persona has elsewhere)")
+            errors, unclosed = mine["n_error"].sum(), 0
+            if "n_unclosed" in mine.columns and (unclosed := mine["n_unclosed"].sum()):
+                share = 100 * unclosed / max(1, mine["drawn"].sum())
+                out.append(
+                    f"{name}: {unclosed} completions ({share:.1f} %) ended inside their reasoning and are not counted: "
+                    "they have no answer (raise max_reasoning_tokens)"
+                )
+            if errors := errors - unclosed:
+                out.append(f"{name}: {errors} {what} have an error status and are not counted")
+            if adapter != BASE and not (mine["role"] == "source").any():
+                out.append(f"{name}: the source {mine['source'][0]} itself was not measured")
     return out
 
 

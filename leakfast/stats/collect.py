@@ -6,14 +6,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import polars as pl
 
 from leakfast.errors import InputError, StoreError
-from leakfast.stats import accuracy, baselines, question_sets
+from leakfast.stats import accuracy, baselines, exposure, question_sets
 from leakfast.stats import judged as judged_tables
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import prompts as prompt_checks
@@ -52,7 +52,7 @@ class People:
 class Collected:
     """A run's measurements. `questions`: schema `question_counts`; `judged`: mean scores per question;
     `published`: numbers to compare with; `shifts`: schema `shifts`; `sets`: rates on every
-    question set where there are several; `centroids`: of the base model."""
+    question set where there are several; `centroids`: of the base model; `replies`: of `exposure.replies`."""
 
     rates: pl.DataFrame
     pairs: pl.DataFrame
@@ -65,6 +65,7 @@ class Collected:
     sets: pl.DataFrame = field(default_factory=pl.DataFrame)
     centroids: Centroids | None = None
     labels: pl.DataFrame = field(default_factory=pl.DataFrame)
+    replies: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def collect(run: Run) -> Collected:
@@ -93,7 +94,7 @@ def collect(run: Run) -> Collected:
     if imported is not None:
         rates = pl.concat([imported, rates], how="diagonal") if rates.height else imported
     rates = _with_taught(run, rates)
-    missing += [*_gaps(rates), *baselines.partial(rates), *baselines.seeds_apart(rates)]
+    missing += [*baselines.gaps(rates), *baselines.partial(rates), *baselines.seeds_apart(rates)]
     base = _base_centroids(run)
     prompt_checks.check(run, base, layout.centroids())
     pairs = _pairs(run, rates, people, base, bool(adapters) or imported is not None, missing)
@@ -105,8 +106,8 @@ def collect(run: Run) -> Collected:
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
     published = read_imported(run, "published")
     labels = pl.DataFrame() if scores is None else accuracy.chosen_labels(scores)
-    found = (published, missing, judged.questions, shifts, sets, base, labels)
-    return Collected(rates, pairs, counts, people, *found)
+    found = Collected(rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base)
+    return replace(found, labels=labels, replies=exposure.read(run, completion_folders(run)))
 
 
 def _with_taught(run: Run, rates: pl.DataFrame) -> pl.DataFrame:
@@ -366,35 +367,3 @@ def origin(run: Run, adapter: str, rows: pl.DataFrame) -> tuple[str, int | None]
             "Run `leakfast eval --adapter DIR --source NAME` again."
         )
     return found[0], None
-
-
-def _gaps(rates: pl.DataFrame) -> list[str]:
-    """Sentences on what was not measured: fewer draws than for other adapters, errors, a missing source."""
-    out = []
-    if "n_error" not in rates.columns:
-        return out
-    by = rates.with_columns(drawn=(pl.col("total") + pl.col("n_error")))
-    choices = pl.col("n_empty").is_null() if "n_empty" in rates.columns else pl.lit(True)
-    for (behavior,), group in by.group_by("behavior", maintain_order=True):
-        if group["drawn"].null_count() == group.height:
-            continue
-        whole = group["persona"].n_unique() * group["drawn"].max()
-        what = "items" if group.select(choices.all()).item() else "completions"
-        for (adapter,), mine in group.group_by("adapter", maintain_order=True):
-            name, drawn = f"{behavior}/{adapter}", mine["drawn"].sum()
-            if mine["drawn"].null_count() == mine.height:
-                continue
-            if drawn < whole:
-                out.append(f"{name}: {drawn} of {whole} {what} (what every persona has elsewhere)")
-            errors, unclosed = mine["n_error"].sum(), 0
-            if "n_unclosed" in mine.columns and (unclosed := mine["n_unclosed"].sum()):
-                share = 100 * unclosed / max(1, mine["drawn"].sum())
-                out.append(
-                    f"{name}: {unclosed} completions ({share:.1f} %) ended inside their reasoning and are not counted: "
-                    "they have no answer (raise max_reasoning_tokens)"
-                )
-            if errors := errors - unclosed:
-                out.append(f"{name}: {errors} {what} have an error status and are not counted")
-            if adapter != BASE and not (mine["role"] == "source").any():
-                out.append(f"{name}: the source {mine['source'][0]} itself was not measured")
-    return out

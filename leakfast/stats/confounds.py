@@ -153,7 +153,8 @@ class _Adapter:
         ]
 
 
-def _adapters(table: pl.DataFrame, cosine: str) -> list[_Adapter]:
+def by_adapter(table: pl.DataFrame, cosine: str) -> list[_Adapter]:
+    """The pairs of each behavior, training seed and adapter, one row a persona, all layers beside each other."""
     keys = ["behavior", "seed", "adapter"]
     out = []
     for group in table.partition_by(keys, maintain_order=True) if table.height else []:
@@ -174,7 +175,7 @@ def partials(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
     and all that is known together (`control`; `none` is plain ρ). 95 % interval by Fisher's z with Bonett
     and Wright's variance; a reason where a value is null."""
     rows = []
-    for one in _adapters(table, cosine):
+    for one in by_adapter(table, cosine):
         values, found = {c: one.column(c) for c in CONTROLS if c != "category"}, {}
         kinds = one.people["category"].to_numpy()
         for which, known in one.alike():
@@ -187,7 +188,7 @@ def partials(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
                 sets += [("category", [], True), ("all", vary, one.people["category"].null_count() == 0)]
                 for name, columns, by_category in sets:
                     z = np.column_stack([values[c] for c in columns]) if columns else np.empty((len(y), 0))
-                    told = _partial(one.x[:, which], y, z, both, columns, kinds if by_category else None)
+                    told = partial_cells(one.x[:, which], y, z, both, columns, kinds if by_category else None)
                     for j, cell in zip(which, told, strict=True):
                         cell |= {"control": name, "words_of": one.people["words_of"][0]}
                         found[int(j), y_name, name] = cell
@@ -199,8 +200,9 @@ def partials(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
     return pl.DataFrame(rows, schema=columns)
 
 
-def _partial(x, y, z, both, names: list[str], kinds) -> list[dict]:
-    """The cells of some layers, whose cosines x (n, K) are known for the same personas."""
+def partial_cells(x, y, z, both, names: list[str], kinds) -> list[dict]:
+    """The cells of some layers, whose cosines x (n, K) are known for the same personas `both` (n,): n, partial, low,
+    high, p_t, controls and method, or a reason. z (n, C): the controls called `names`; kinds (n,): groups, or None."""
     keep = both & np.isfinite(z).all(1)
     if kinds is not None:
         keep = keep & np.array([kind is not None for kind in kinds])
@@ -237,7 +239,7 @@ def commonality(table: pl.DataFrame, cosine: str = "centered", against: str = "j
     R² of least squares on ranks (Mood 1971): unique_cosine = R²(both) − R²(words), unique_words likewise,
     common = R²(cosine) + R²(words) − R²(both), which can be negative. No interval is given."""
     rows = []
-    for one in _adapters(table, cosine):
+    for one in by_adapter(table, cosine):
         w, found = one.column(against), {}
         for which, known in one.alike():
             for y_name in YS:
@@ -279,7 +281,7 @@ def left_out(table: pl.DataFrame, by: str, cosine: str = "centered") -> pl.DataF
     """ρ without each category (by="category") or without each persona (by="persona"), and `change`, by how
     much leaving it out moves ρ. Exact, ranks made anew without it."""
     rows = []
-    for one in _adapters(table, cosine):
+    for one in by_adapter(table, cosine):
         names, found = one.people[by].to_numpy(), {}
         for which, known in one.alike():
             for y_name in YS:

