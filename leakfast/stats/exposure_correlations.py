@@ -39,7 +39,8 @@ def correlated(pairs: pl.DataFrame, exposure: pl.DataFrame) -> pl.DataFrame:
     tokens, prompt length and edit distance. y hazard, standardized, logistic: the rates of `exposure`, control none.
 
     Estimand: rank association over the bystanders, pooled of ranks within each source. p and the 95 % interval take pairs
-    as independent draws, pooled ones too, where a persona stands once a source: there they are too good. No rows for adapters without exposure."""
+    as independent draws, pooled ones too, where a persona stands once a source: there they are too good. No rows for
+    adapters without exposure."""
     if "adapter" not in pairs.columns:
         pairs = pairs.with_columns(adapter=pl.col("source"))
     measured = exposure.select("behavior", "adapter").unique()
