@@ -319,9 +319,5 @@ def test_detectable_of_the_disattenuated_table_pays_for_the_noise():
     assert (
         row["detectable"] == pytest.approx(exact / np.sqrt(row["reliability"])) and row["detectable"] > exact
     )
-    few = (
-        summaries.disattenuated(pairs.head(10), asked, 0)
-        .filter(y="rate", cosine="centered")
-        .row(0, named=True)
-    )
-    assert (few["detectable"] is None) == (few["reason"] is not None)
+    assert summaries._detectable(n, 0.04)["reason"].startswith("too few personas, or rates too noisy")
+    assert summaries._detectable(4, 1.0)["detectable"] is None, "no closed form below five"
