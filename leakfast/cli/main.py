@@ -24,6 +24,7 @@ from leakfast.version import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("leakfast.cli.run", "Run all stages of a study file, skipping what is done."),
     "plan": ("leakfast.cli.plan", "Show what a study will ask for before anything is spent."),
+    "power": ("leakfast.cli.power", "Simulate how likely a study is to find what it looks for."),
     "personas": ("leakfast.cli.personas", "List, show and check persona and question sets."),
     "centroids": ("leakfast.cli.centroids", "Average last-token states per persona and layer."),
     "data": ("leakfast.cli.data", "Build the contrastive training set of a behavior and source."),

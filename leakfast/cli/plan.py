@@ -3,10 +3,17 @@ draws completions only where a calibration is asked for, and writes nothing."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from leakfast.study.config import Study
+
+RHOS = (0.3, 0.5)  # assumed, at which the power is told
+TRIALS = 400
 
 
 @click.command()
@@ -43,7 +50,7 @@ def cli(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Show prompts, tokens, seconds, disk and judge's price of a study's measurements.
+    """Show prompts, tokens, seconds, disk, judge's price and power of a study's measurements.
 
     Example: leakfast plan configs/demo.toml --calibrate 64
     """
@@ -64,9 +71,8 @@ def cli(
             progress=progress,
         )
     if as_json:
-        print_json(
-            {"study": checked.name, "run": str(checked.run_dir), "stages": [asdict(s) for s in stages]}
-        )
+        told = {"study": checked.name, "run": str(checked.run_dir), "stages": [asdict(s) for s in stages]}
+        print_json(told | {"power": powers(checked)})
         return
     rows = [
         [
@@ -107,3 +113,69 @@ def cli(
     starts = [stage.start_s for stage in stages if stage.start_s is not None]
     if starts:
         click.echo(f"starting the engine took {max(starts):.1f} s; no seconds above hold it")
+    rows = powers(checked)
+    for row in rows:
+        _show_power(row)
+    if any(row["at"] for row in rows):
+        from leakfast.cli.power import assumptions
+        from leakfast.stats.power import Assumed
+
+        click.echo(f"power {assumptions(Assumed())}; {TRIALS} simulated studies. Others: `leakfast power`.")
+
+
+def powers(study: Study) -> list[dict[str, Any]]:
+    """One entry for the trained behaviors of equal sizes that a detector reads: their names, sizes, what is assumed,
+    and the power at each of RHOS, pooled and for one source; `reason` where there are too few bystanders. Judged scores
+    and multiple choice have another noise and no entry."""
+    from leakfast.behaviors.registry import get
+    from leakfast.pipeline import asks
+    from leakfast.prompts.personas import load_personas
+    from leakfast.stats import power as model
+
+    bystanders = len(load_personas(study.personas)) - 1  # a source is one of them
+    alike: dict[model.Design, list[str]] = {}
+    for behavior in asks.trained(study):
+        if get(behavior).detector is None or not get(behavior).by_completions:
+            continue
+        asked = next(one for one in asks.asked(study, behavior) if not one.beside)
+        design = model.Design(
+            bystanders,
+            len(getattr(asked.questions, "questions", asked.questions)),
+            asked.config.samples,
+            len(study.sources),
+            len(study.seeds),
+        )
+        alike.setdefault(design, []).append(behavior)
+    rows: list[dict[str, Any]] = []
+    assumed = model.Assumed()
+    for design, behaviors in alike.items():
+        row = {"behaviors": behaviors, "design": asdict(design), "assumed": asdict(assumed), "trials": TRIALS}
+        if bystanders < model.FEWEST:
+            why = f"{bystanders} bystanders; a rank correlation needs {model.FEWEST}"
+            rows.append(row | {"at": [], "reason": why})
+            continue
+        alone = replace(design, sources=1)
+        at = [
+            {"rho": rho, "one_source": asdict(model.power(rho, alone, assumed, TRIALS))}
+            | asdict(model.power(rho, design, assumed, TRIALS))
+            for rho in RHOS
+        ]
+        rows.append(row | {"at": at, "reason": None})
+    return rows
+
+
+def _show_power(row: dict[str, Any]) -> None:
+    from leakfast.cli.power import sizes
+    from leakfast.stats.power import Design
+
+    names, design = ", ".join(row["behaviors"]), Design(**row["design"])
+    if row["reason"]:
+        click.echo(f"{names}: no power: {row['reason']}")
+        return
+    told = []
+    for one in row["at"]:
+        pooled = f", {100 * one['power']:.0f} % for all pooled" if design.sources > 1 else ""
+        told.append(
+            f"at an assumed rho of {one['rho']:g} {100 * one['one_source']['power']:.0f} % for one source{pooled}"
+        )
+    click.echo(f"{names}: power {'; '.join(told)} ({sizes(design)})")

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from leakfast.stats import intervals, resample, ties
-from leakfast.stats.correlations import COSINES, MIN_BOOTSTRAP, POOLED, YS
+from leakfast.stats.correlations import ALPHA, COSINES, MIN_BOOTSTRAP, POOLED, POWER, YS
 from leakfast.stats.rates import BASE
 from leakfast.storage.seeds import derive_seed
 
@@ -214,13 +214,18 @@ def disattenuated(
     bystanders' rates between halves is averaged and stepped up to the full number of questions (Spearman
     1910, Brown 1910: 2r/(1+r)). The cosine is taken as exact. Interval: percentile bootstrap over
     personas of the whole ratio, halvings fixed. `delta` splits the base model's rates alike. Estimand:
-    the rank correlation with each bystander's expected rate over questions of this kind."""
+    the rank correlation with each bystander's expected rate over questions of this kind. `detectable`: the
+    true |ρ| that is found with 80 % power at level 0.05 over rates as noisy as these, `intervals.detectable` / √reliability;
+    null, with a reason, where that is 1 or more."""
     rows: list[dict] = []
     if questions.height and pairs.height:
         for group in pairs.partition_by("behavior", "adapter", maintain_order=True):
             rows += _one_adapter(group, questions, bootstraps, seed, workers)
     values = dict.fromkeys(
-        "spearman reliability reliability_low reliability_high disattenuated disattenuated_low disattenuated_high".split(),
+        (
+            "spearman reliability reliability_low reliability_high disattenuated disattenuated_low "
+            "disattenuated_high detectable"
+        ).split(),
         pl.Float64,
     )
     columns = {name: pairs.schema.get(name, pl.String) for name in ("behavior", "source", "adapter", "seed")}
@@ -334,7 +339,7 @@ def _ratio(x, y, first, second, bootstraps: int, seed: int, workers: int | None,
         "spearman": rho,
         "reliability": reliability,
         "disattenuated": rho / np.sqrt(reliability),
-        "reason": None,
+        **_detectable(n, reliability),
     }
     if bootstraps < 2:
         return out
@@ -349,7 +354,8 @@ def _ratio(x, y, first, second, bootstraps: int, seed: int, workers: int | None,
         stepped = np.where(half > 0, 2 * half / (1 + half), np.nan)
         both = np.column_stack([stepped, drawn / np.sqrt(stepped)])
     if np.isnan(both).any(axis=1).mean() > intervals.TOO_FEW_DRAWS:
-        return out | {"reason": "the halves do not agree in over 5 % of the resamples: no interval"}
+        why = "the halves do not agree in over 5 % of the resamples: no interval"
+        return out | {"reason": "; ".join(filter(None, (why, out["reason"])))}
     low, high = intervals.percentiles(both)
     names = ("reliability", "disattenuated")
     return (
@@ -357,3 +363,15 @@ def _ratio(x, y, first, second, bootstraps: int, seed: int, workers: int | None,
         | {f"{k}_low": float(v) for k, v in zip(names, low, strict=True)}
         | {f"{k}_high": float(v) for k, v in zip(names, high, strict=True)}
     )
+
+
+def _detectable(n: int, reliability: float) -> dict:
+    """detectable, and the reason where it is null."""
+    exact = intervals.detectable(n, POWER, ALPHA)
+    true = None if exact is None else exact / float(np.sqrt(reliability))
+    if true is not None and true < 1:
+        return {"detectable": true, "reason": None}
+    return {
+        "detectable": None,
+        "reason": "too few personas, or rates too noisy, to find even a true ρ of 1 with 80 % power",
+    }

@@ -82,7 +82,7 @@ FURTHER = {
     "disattenuated": (
         "an adapter, layer, cosine and y",
         "behavior source adapter seed layer cosine y n questions spearman reliability reliability_low reliability_high "
-        "disattenuated disattenuated_low disattenuated_high reason bootstraps bootstrap_seed resampling_unit method",
+        "disattenuated disattenuated_low disattenuated_high detectable reason bootstraps bootstrap_seed resampling_unit method",
     ),
     "related": ("as in `correlations`, over the bystanders whose related_to names the source", _CORRELATION),
     "partials": (

@@ -135,7 +135,7 @@ MEANINGS = {
     "layers_tested": "how many layers spearman_p_max pays for",
     "family": "the tests that spearman_p_bh is adjusted over",
     "family_size": "how many they are",
-    "detectable": "the |ρ| that would be found with 80 % power at level 0.05",
+    "detectable": "the |ρ| that would be found with 80 % power at level 0.05, were the rates exact",
     "personas": "different personas behind the row",
     "permutations": "shuffles drawn",
     "permutation_seed": "seed of the shuffles",
@@ -193,6 +193,8 @@ MEANINGS = {
     "disattenuated": "ρ / √reliability: what ρ would be without noise in the rates",
     "disattenuated_low": "95 % percentile interval of the ratio, bootstrap over personas",
     "disattenuated_high": "its upper end",
+    "disattenuated.detectable": "the true |ρ| found with 80 % power at level 0.05, the rates being as noisy as they are: "
+    "detectable of exact rates / √reliability",
     # other explanations
     "control": "what is taken out: none, prompt_words, baseline, jaccard, shared_word, tfidf, similarity, category, all",
     "controls": "how many columns were taken out",
