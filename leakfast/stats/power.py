@@ -30,7 +30,8 @@ from scipy.special import expit, ndtr
 
 from leakfast.errors import InputError
 from leakfast.stats import intervals, resample
-from leakfast.stats.correlations import ALPHA, p_by_t
+from leakfast.stats.association import p_by_t
+from leakfast.stats.correlations import ALPHA
 from leakfast.storage.seeds import derive_seed
 
 BLOCK = 256  # trials that are drawn together
