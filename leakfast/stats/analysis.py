@@ -15,7 +15,7 @@ from leakfast.stats import (
     confounds,
     gradient_tables,
     judged,
-    matrices,
+    matrix_tests,
     question_sets,
     relations,
     restricted,
@@ -119,7 +119,7 @@ def further(
         "relations_alike": relations.alike(rates, related, *draws[:3]),
         "variants": variants.compare(rates),
         "restricted": restricted.correlate_within(pairs, found.centroids, *_shuffled(draws)),
-        "matrix_tests": matrices.table(pairs, rates, found.people, found.centroids, *_shuffled(draws)),
+        "matrix_tests": matrix_tests.table(pairs, rates, found.people, found.centroids, *_shuffled(draws)),
     }
     if found.shifts.height:
         tables["shift_correlations"] = shifts.correlated(pairs, found.shifts, *draws)

@@ -232,19 +232,22 @@ def relabelled(rows, weights, near, sizes, seed, first, total, length):
     rows: (S,) persona of each source; weights: (S, P, M, L), 0 where a source meets itself; near: (P, P, L); sizes:
     (P, L). Fills total (count, M, L) and length (count, L). A layer's sum is made in one order, whatever the others."""
     people, columns, layers = near.shape[0], weights.shape[2], near.shape[2]
-    sent = np.empty(people, np.int64)
+    sent, whole = np.empty(people, np.int64), np.empty((columns, layers))
     for number in range(total.shape[0]):
         shuffle(seed, first + number, sent)
-        total[number] = 0.0
+        whole[:] = 0.0
         length[number] = 0.0
         for s in range(len(rows)):
             row = sent[rows[s]]
             for k in range(layers):
                 length[number, k] += sizes[row, k]
             for b in range(people):
+                here = near[row, sent[b]]
                 for m in range(columns):
+                    weight, found = weights[s, b, m], whole[m]
                     for k in range(layers):
-                        total[number, m, k] += weights[s, b, m, k] * near[row, sent[b], k]
+                        found[k] += weight[k] * here[k]
+        total[number] = whole
 
 
 @compiled

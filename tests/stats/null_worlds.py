@@ -1,0 +1,106 @@
+"""Invented and real geometries with leakage of known cause, and how often each permutation test rejects at 0.05. Demands
+numpy and the tests of `leakfast.stats`; asserts nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from leakfast.geometry import Centroids
+from leakfast.stats import matrices, resample, restricted
+
+SHUFFLES = 199
+
+
+@dataclass(frozen=True)
+class World:
+    """P personas: centroids less their mean (P, D), centered cosines (P, P), strata (P,), words and length (P, P)."""
+
+    center: np.ndarray
+    cosine: np.ndarray
+    category: np.ndarray
+    cluster: np.ndarray
+    words: np.ndarray
+    length: np.ndarray
+
+
+def synthetic(people: int = 111, dimensions: int = 8, groups: int = 11, seed: int = 0) -> World:
+    """Centroids in `dimensions` equal dimensions, drawn about the means of `groups` categories; shared words are half
+    the cosine's doing."""
+    rng = np.random.default_rng(seed)
+    category = np.arange(people) % groups
+    center = rng.normal(size=(groups, dimensions))[category] + rng.normal(size=(people, dimensions))
+    named = [f"p{i}" for i in range(people)]
+    made = Centroids(named, [0], {"centered_on": named}, {0: center.astype(np.float32)})
+    cosine, noise = made.cosine(0), rng.normal(size=(people, people))
+    grouped = restricted.clusters(made)
+    words = z(cosine) + (noise + noise.T) / np.sqrt(2)
+    length = np.tile(rng.integers(5, 30, people).astype(float), (people, 1))
+    own = np.array([grouped[name] for name in named])
+    return World(center - center.mean(0), cosine, category, own, words, length)
+
+
+def z(values: np.ndarray) -> np.ndarray:
+    return (values - values.mean()) / values.std()
+
+
+def leakage(world: World, rows: np.ndarray, cause: str, noise: float, rng: np.random.Generator) -> np.ndarray:
+    """(S, P): a signal of variance 1 under each source, and `noise` (its standard deviation) of each pair's own.
+
+    cause: `category`, `cluster`: the strata's mean cosine to the source; `susceptible`: a persona leaks alike under all
+    sources, and sources differ; `words`: the words shared with the source; `direction`: the same random direction of the
+    centroids' space for all sources; `persona`: the cosine to one other persona; `source`: the cosine to the source."""
+    people = len(world.cosine)
+    own = noise * rng.normal(size=(len(rows), people))
+    if cause == "susceptible":
+        return z(rng.normal(size=people)) + rng.normal(size=(len(rows), 1)) + own
+    if cause == "direction":
+        return z(world.center @ rng.normal(size=world.center.shape[1])) + own
+    if cause == "persona":
+        other = rng.choice(np.setdiff1d(np.arange(people), rows))
+        return z(world.cosine[other]) + own
+    if cause in ("category", "cluster"):
+        strata = getattr(world, cause)
+        same = strata[:, None] == strata[None, :]
+        signal = []
+        for row in rows:
+            there = same & (np.arange(people) != row)  # the source itself is no bystander
+            counts = np.maximum(there.sum(1), 1)
+            signal.append(z((there @ world.cosine[row]) / counts))
+        return np.array(signal) + own
+    signal = (world.words if cause == "words" else world.cosine)[rows]
+    out = np.empty(signal.shape)
+    for k, row in enumerate(rows):
+        others = np.arange(people) != row
+        out[k, others], out[k, row] = z(signal[k, others]), 0.0
+    return out + own
+
+
+def p_values(world: World, rows: np.ndarray, y: np.ndarray, seed: int) -> dict[str, float]:
+    """p of every test, two-sided, of one simulated study."""
+    people = len(world.cosine)
+    block, person = np.nonzero(np.arange(people)[None, :] != rows[:, None])
+    x, flat = world.cosine[rows[block], person][None], y[block, person]
+    shared = {"person": person, "block": block, "workers": 1}
+    found = {"free": resample.permute_spearman(x, flat, SHUFFLES, seed, **shared).p[0]}
+    for name in restricted.WITHIN:
+        strata = getattr(world, name)[person]
+        found[name] = resample.permute_within(x, flat, SHUFFLES, seed, stratum=strata, **shared).p[0]
+    near = world.cosine[None]
+    found["qap"] = matrices.qap(y, near, rows, SHUFFLES, seed, 1).p[0]
+    others = [world.words[None], world.length[None]]
+    found["mrqap"] = matrices.mrqap(y, near, others, rows, SHUFFLES, seed, 1).p[0]
+    return found
+
+
+def rejected(world: World, cause: str, sources: int, noise: float, trials: int, seed: int = 0) -> dict[str, float]:
+    """Share of trials with p ≤ 0.05 of each test; sources are drawn uniformly among the personas in each."""
+    rng = np.random.default_rng([seed, sources, sum(cause.encode())])
+    found: dict[str, list[float]] = {}
+    for trial in range(trials):
+        rows = rng.choice(len(world.cosine), sources, replace=False)
+        y = leakage(world, rows, cause, noise, rng)
+        for name, p in p_values(world, rows, y, trial).items():
+            found.setdefault(name, []).append(p)
+    return {name: float(np.mean(np.array(p) <= 0.05)) for name, p in found.items()}
