@@ -143,8 +143,9 @@ def permute_spearman(
 
 @dataclass(frozen=True)
 class Within:
-    """A test whose shuffles stay inside strata. `expected` (K,): mean of ρ over such shuffles, what the strata alone
-    give; p and p_max (K,) are of the distance of ρ from it; `movable`: persons that have someone to change with."""
+    """A test whose shuffles stay inside strata. `expected` (K,): mean of ρ over such shuffles, what the means of strata
+    (and of blocks) alone give; p and p_max (K,) are of the distance of ρ from it; `movable`: persons that have someone to
+    change with."""
 
     p: np.ndarray
     p_max: np.ndarray

@@ -240,7 +240,7 @@ MEANINGS = {
     # shuffles inside strata, and of whole matrices
     "within": "what personas are shuffled inside of: their category, or a cluster of the geometry",
     "rho": "Spearman's ρ of cosine and leakage; in matrix_tests of ranks within each source, over all sources",
-    "expected": "mean of ρ over such shuffles: what the strata's means alone give",
+    "expected": "mean of ρ over such shuffles: what the means of strata (pooled: and of sources) alone give",
     "restricted.p": "(1 + shuffles whose ρ is as far from expected) / (1 + shuffles), two-sided",
     "p_max": "the same against the largest distance over all layers of the same shuffle: it pays for picking a layer",
     "movable": "personas that have another in their stratum; below 4 there is no p",

@@ -94,7 +94,9 @@ def p_values(world: World, rows: np.ndarray, y: np.ndarray, seed: int) -> dict[s
     return found
 
 
-def rejected(world: World, cause: str, sources: int, noise: float, trials: int, seed: int = 0) -> dict[str, float]:
+def rejected(
+    world: World, cause: str, sources: int, noise: float, trials: int, seed: int = 0
+) -> dict[str, float]:
     """Share of trials with p ≤ 0.05 of each test; sources are drawn uniformly among the personas in each."""
     rng = np.random.default_rng([seed, sources, sum(cause.encode())])
     found: dict[str, list[float]] = {}
