@@ -1,4 +1,5 @@
-"""How often restricted permutations, QAP and MRQAP reject at 0.05 under their own nulls (5 % ± 1), and that permutation is fooled by leakage along a direction that has nothing to do with the source. Slow tier; the figures are in
+"""How often restricted permutations, QAP and MRQAP reject at 0.05 under their own nulls (5 % ± 1), and that a free
+permutation is fooled by leakage along a direction that has nothing to do with the source. Slow tier; the figures are in
 docs/tests.md."""
 
 from __future__ import annotations
