@@ -17,8 +17,10 @@ from leakfast.stats import (
     exposure_correlations,
     gradient_tables,
     judged,
+    matrix_tests,
     question_sets,
     relations,
+    restricted,
     shifts,
     specificity,
     summaries,
@@ -59,6 +61,8 @@ TABLES = {
     "variants": "differences of bystanders' change between variants of a behavior, over the same personas",
     "relations": "mean change by category of the bystander, per behavior, and how much categories explain",
     "relations_alike": "rank correlation of the categories' mean leakage between behaviors",
+    "restricted": "ρ with p of shuffles inside categories, and inside clusters of the geometry",
+    "matrix_tests": "QAP and multiple-regression QAP of leakage on cosine, shared words and length",
     "predicted": "leave-one-source-out prediction from geometry, against the mean and shared words",
     "verdicts": "the study's rules with the numbers that decide them",
     "published": "each number the published study stored, beside ours",
@@ -122,6 +126,8 @@ def further(
         "relations": relations.categories(rates, related, draws.permutations, draws.seed),
         "relations_alike": relations.alike(rates, related, *draws[:3]),
         "variants": variants.compare(rates),
+        "restricted": restricted.correlate_within(pairs, found.centroids, *_shuffled(draws)),
+        "matrix_tests": matrix_tests.table(pairs, rates, found.people, found.centroids, *_shuffled(draws)),
     }
     if found.shifts.height:
         tables["shift_correlations"] = shifts.correlated(pairs, found.shifts, *draws)
@@ -152,6 +158,10 @@ def further(
             found.published, rates, correlations, tables.get("related", correlations.clear()), "marker"
         )
     return {name: tables[name] for name in TABLES if name in tables and tables[name].height}
+
+
+def _shuffled(draws: Draws) -> tuple[int, int, int | None]:
+    return draws.permutations, draws.seed, draws.workers
 
 
 def _looked_at_closely(

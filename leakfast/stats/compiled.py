@@ -194,6 +194,63 @@ def moved_ranks(y_rank, person, block, position, seed, first, out):
 
 
 @compiled
+def shuffle_within(seed, resample, members, starts, sent):
+    """A uniform permutation inside each stratum in `sent` (people,): a person is sent to one of its own stratum.
+
+    members: (people,) persons in order of their strata; starts: (strata + 1,) where each begins among them. With one
+    stratum and members 0 … people−1 it is `shuffle`."""
+    start = stream(seed, resample)
+    for k in range(len(sent)):
+        sent[k] = k
+    for g in range(len(starts) - 1):
+        first = starts[g]
+        for k in range(starts[g + 1] - 1, first, -1):
+            one, other = members[k], members[first + below(start, k, k - first + 1)]
+            sent[one], sent[other] = sent[other], sent[one]
+
+
+@compiled
+def moved_within(y_rank, cells, strata, seed, first, out):
+    """`moved_ranks` with shuffles inside strata. cells: (person, block, position); strata: (members, starts)."""
+    person, block, position = cells
+    members, starts = strata
+    n, people = len(person), position.shape[1]
+    sent, rows = np.empty(people, np.int64), np.empty(n, np.int64)
+    for number in range(out.shape[0]):
+        shuffle_within(seed, first + number, members, starts, sent)
+        follow(sent, person, block, position, rows)
+        for i in range(n):
+            out[number, i] = y_rank[rows[i]]
+
+
+@compiled
+def relabelled(rows, weights, near, sizes, seed, first, total, length):
+    """Sums over sources and bystanders after all personas are relabelled, numbers first, first + 1, … of `shuffle`:
+
+        total[r, m, l] = Σ_s Σ_b weights[s, b, m, l] · near[π(rows[s]), π(b), l],   length[r, l] = Σ_s sizes[π(rows[s]), l]
+
+    rows: (S,) persona of each source; weights: (S, P, M, L), 0 where a source meets itself; near: (P, P, L); sizes:
+    (P, L). Fills total (count, M, L) and length (count, L). A layer's sum is made in one order, whatever the others."""
+    people, columns, layers = near.shape[0], weights.shape[2], near.shape[2]
+    sent, whole = np.empty(people, np.int64), np.empty((columns, layers))
+    for number in range(total.shape[0]):
+        shuffle(seed, first + number, sent)
+        whole[:] = 0.0
+        length[number] = 0.0
+        for s in range(len(rows)):
+            row = sent[rows[s]]
+            for k in range(layers):
+                length[number, k] += sizes[row, k]
+            for b in range(people):
+                here = near[row, sent[b]]
+                for m in range(columns):
+                    weight, found = weights[s, b, m], whole[m]
+                    for k in range(layers):
+                        found[k] += weight[k] * here[k]
+        total[number] = whole
+
+
+@compiled
 def tally(total, scale, family, observed, single, best):
     """Counts, over shuffles, of |ρ*| ≥ |ρ| in each column (single) and of the largest |ρ*| of the column's
     family ≥ |ρ| (best); both (K,) and added to.

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 
 import numpy as np
@@ -138,6 +139,133 @@ def permute_spearman(
     p = (1 + single.sum(0)) / (1 + resamples)
     p_max = (1 + best.sum(0)) / (1 + resamples)
     return Permuted(np.where(usable, p, np.nan), np.where(usable, p_max, np.nan))
+
+
+@dataclass(frozen=True)
+class Within:
+    """A test whose shuffles stay inside strata. `expected` (K,): mean of ρ over such shuffles, what the means of strata
+    (and of blocks) alone give; p and p_max (K,) are of the distance of ρ from it; `movable`: persons that have someone to
+    change with."""
+
+    p: np.ndarray
+    p_max: np.ndarray
+    expected: np.ndarray
+    movable: int
+
+
+def permute_within(
+    x: np.ndarray,
+    y: np.ndarray,
+    resamples: int,
+    seed: int,
+    *,
+    stratum: np.ndarray,
+    person: np.ndarray | None = None,
+    block: np.ndarray | None = None,
+    workers: int | None = None,
+) -> Within:
+    """`permute_spearman` with shuffles inside strata: persons of one stratum are exchangeable, others are not.
+
+    `stratum` (n,) integer codes, one for all rows of a person; a stratum of one does not move. Two-sided about what the
+    strata alone give: p = (1 + #{|ρ* − ρ̄| ≥ |ρ − ρ̄|}) / (1 + R), where ρ̄ = `expected` is the exact mean over all such
+    shuffles (ρ* scatters around it and not around 0, as the strata's means stay where they are); p_max with the largest
+    |ρ* − ρ̄| over all columns. Ranks are over all rows, doubled and whole, and ρ̄ is made of fractions, so that equal
+    distances are equal. A column that varies together with y inside no stratum has p NaN.
+    Assumes that within a stratum y is exchangeable (Good 2005, ch. 3: restricted randomization; Winkler et al. 2015).
+    Raises ValueError for a person in two strata, and as `permute_spearman` does."""
+    from leakfast.stats.compiled import moved_within, tally
+
+    x, y, codes, blocks = _checked(x, y, person, block)
+    kinds = np.unique(np.asarray(stratum), return_inverse=True)[1].astype(np.int64)
+    if kinds.shape != y.shape:
+        raise ValueError(f"stratum must be ({len(y)},), got {kinds.shape}")
+    own = np.zeros(int(codes.max()) + 1, np.int64)
+    own[codes] = kinds
+    if (own[codes] != kinds).any():
+        raise ValueError("a person stands in two strata")
+    cells = (codes, blocks, positions(codes, blocks))
+    strata = np.argsort(own, kind="stable"), np.searchsorted(np.sort(own), np.arange(own.max() + 2))
+    xs, ys = ordered(x).rank, ordered(y).rank[0]
+    length = np.sqrt((xs * xs).sum(1) * (ys @ ys))
+    expected, usable, several = _within(xs, ys, blocks * (int(kinds.max()) + 1) + kinds)
+    scale = 1 / np.where(usable, length, 1.0)
+    observed = np.where(usable, np.abs(xs @ ys - expected) * scale, np.inf)
+    scale[~usable] = 0.0  # a column that cannot move is no rival for the largest
+    tries = -(-resamples // _PART)
+    single, best = np.zeros((tries, len(xs)), np.int64), np.zeros((tries, len(xs)), np.int64)
+    family = np.zeros(len(xs), np.int64)
+
+    def part(first: int, count: int) -> None:
+        k, moved = first // _PART, np.empty((count, len(ys)))
+        moved_within(ys, cells, strata, _word(seed), first, moved)
+        tally(moved @ xs.T - expected, scale, family, observed, single[k], best[k])
+
+    with _blas().limit(limits=1, user_api="blas"):
+        _spread(part, resamples, workers, x.shape[0] * x.shape[1])
+    p, p_max = ((1 + counts.sum(0)) / (1 + resamples) for counts in (single, best))
+    mean = np.divide(expected, length, out=np.full(len(xs), np.nan), where=length > 0)
+    movable = len(np.unique(codes[several]))
+    return Within(np.where(usable, p, np.nan), np.where(usable, p_max, np.nan), mean, movable)
+
+
+def _within(xs: np.ndarray, ys: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of doubled ranks xs (K, n), ys (n,) and the stratum in a block of each row: (K,) mean of Σ xs·ys over shuffles
+    inside the cells, the float next to Σ_cells Σxs·Σys / n; (K,) whether xs and ys vary together in one of them; (n,)
+    whether a row has another in its cell."""
+    cell = np.unique(cell, return_inverse=True)[1]
+    size = np.bincount(cell)
+    whole = np.zeros((len(size), len(cell)), np.int64)
+    whole[cell, np.arange(len(cell))] = 1
+    a, b = xs.astype(np.int64), ys.astype(np.int64)
+    sums, spread = a @ whole.T, size * ((a * a) @ whole.T)
+    own, own_spread = whole @ b, size * (whole @ (b * b))
+    usable = ((spread > sums * sums) & (own_spread > own * own)).any(1)
+    products = {int(n): (sums[:, size == n] @ own[size == n]).tolist() for n in np.unique(size)}
+    mean = [
+        float(sum((Fraction(found[k], n) for n, found in products.items()), Fraction()))
+        for k in range(len(xs))
+    ]
+    return np.array(mean), usable, size[cell] > 1
+
+
+def relabel(
+    rows: np.ndarray,
+    weights: np.ndarray,
+    near: np.ndarray,
+    resamples: int,
+    seed: int,
+    workers: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of weights times a matrix of pairs whose personas are relabelled, rows and columns by one bijection π:
+
+        total[r, m, l] = Σ_s Σ_b weights[s, b, m, l] · near[π(rows[s]), π(b), l]   (R, M, L)
+        length[r, l]  = Σ_s Σ_c near[π(rows[s]), c, l]²                             (R, L)
+
+    rows (S,): persona of each source, no two the same; weights (S, P, M, L) float64; near (P, P, L) float64, its diagonal
+    0. π(s) = π(b) only where s = b, so a source never meets itself. Sums of whole numbers below 2⁵³ are exact.
+    Raises ValueError for shapes that do not fit, values that are not finite and a diagonal that is not 0."""
+    from leakfast.stats.compiled import relabelled
+
+    rows, weights = np.asarray(rows, np.int64), np.ascontiguousarray(weights, np.float64)
+    near = np.ascontiguousarray(near, np.float64)
+    people, layers = near.shape[0], near.shape[2]
+    if near.shape[1] != people or weights.shape != (len(rows), people, weights.shape[2], layers):
+        raise ValueError(
+            f"weights must be (S, P, M, L) and near (P, P, L), got {weights.shape} and {near.shape}"
+        )
+    if len(np.unique(rows)) != len(rows) or not ((rows >= 0) & (rows < people)).all():
+        raise ValueError("rows must be personas of the matrix, each once")
+    if not (np.isfinite(near).all() and np.isfinite(weights).all()) or near[np.diag_indices(people)].any():
+        raise ValueError("relabelling needs finite values, and 0 where a persona meets itself")
+    total, length = np.empty((resamples, weights.shape[2], layers)), np.empty((resamples, layers))
+    sizes = (near * near).sum(1)
+
+    def part(first: int, count: int) -> None:
+        chosen = slice(first, first + count)
+        relabelled(rows, weights, near, sizes, _word(seed), first, total[chosen], length[chosen])
+
+    _spread(part, resamples, workers, weights.size)
+    return total, length
 
 
 def joint_permutations(seed: int, person: np.ndarray, block: np.ndarray, count: int) -> np.ndarray:

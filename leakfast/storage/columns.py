@@ -133,6 +133,8 @@ FURTHER = {
         "scope seed behavior other_behavior n personas spearman spearman_ci_low spearman_ci_high spearman_p_perm "
         "spearman_p_grouping permutations bootstraps resampling_seed resampling_unit method reason",
     ),
+    "restricted": ("a source (or `pooled`), layer, cosine, y and kind of strata", ""),
+    "matrix_tests": ("a term of a test, at a layer, for a cosine and y", ""),
     "predicted": (
         "a model and a source left out (or `pooled`), at a layer",
         "behavior seed layer cosine y source model n r2 gain rmse reason method",

@@ -1,0 +1,249 @@
+"""Does ρ outlast shuffles that stay among alike personas: of one category, or of one cluster of the geometry? Demands pairs,
+and the base model's centroids for clusters; leaves the shuffles to `resample` and matrices of all pairs to `matrices`.
+
+A free shuffle takes personas as exchangeable. Their centroids have few effective dimensions, so leakage along ANY
+direction of that space lies along the cosine to some source by chance, far more often than free shuffles say. Shuffles
+inside a stratum keep the strata's means where they are and ask about the order within. What they do not answer: a
+direction that differs inside strata too (docs/tests.md has how often each test is fooled)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+from leakfast.stats import resample, ties
+from leakfast.stats.correlations import COSINES, MIN_PAIRS, POOLED, YS, spearman_and_pearson
+from leakfast.storage import schema
+from leakfast.storage.seeds import derive_seed
+
+if TYPE_CHECKING:
+    from leakfast.geometry import Centroids
+
+HEIGHT = 0.5  # cosine distance at which the tree of personas is cut
+WITHIN = ("category", "cluster")
+_METHOD = "permutation of personas inside strata, two-sided about the mean of ρ over such shuffles"
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """The pairs of one behavior and training seed, wide: row = (adapter, persona), by name."""
+
+    adapters: list[tuple[str, str]]  # (adapter, source), by the adapters' names
+    layers: list[int]
+    adapter: np.ndarray  # (n,) int codes
+    persona: np.ndarray  # (n,) names
+    category: np.ndarray  # (n,) object, None where a persona has none
+    x: dict[str, np.ndarray]  # cosine → (n, L) float64, NaN where null
+    y: dict[str, np.ndarray]  # rate, delta → (n,) float64, NaN where null
+
+    def twins(self) -> list[str]:
+        """Sources with more than one adapter."""
+        return [source for source, n in Counter(source for _, source in self.adapters).items() if n > 1]
+
+
+def leaks(pairs: pl.DataFrame) -> Iterator[tuple[str, int | None, Leaks]]:
+    """(behavior, training seed, pairs) of a table of schema `pairs`; without `adapter` the source names it."""
+    schema.check(pairs, "pairs")
+    if "adapter" not in pairs.columns:
+        pairs = pairs.with_columns(adapter=pl.col("source"))
+    for group in pairs.partition_by("behavior", "seed", maintain_order=True) if pairs.height else ():
+        layers = sorted(group["layer"].unique())
+        base = group.unique(["adapter", "persona"], keep="first").sort("adapter", "persona")
+        columns: dict[str, list[np.ndarray]] = {cosine: [] for cosine in COSINES}
+        for layer in layers:
+            at = base.select("adapter", "persona").join(
+                group.filter(layer=layer), on=["adapter", "persona"], how="left", maintain_order="left"
+            )
+            for cosine in COSINES:
+                columns[cosine].append(ties.floats(at[f"cosine_{cosine}"]))
+        adapters = base.select("adapter", "source").unique(maintain_order=True).rows()
+        code = {adapter: i for i, (adapter, _) in enumerate(adapters)}
+        rate, delta = ties.floats(base["rate"]), ties.floats(base["delta"])
+        scale = float(np.nanmax(np.abs(np.concatenate([rate, rate - delta, delta, [0.0]]))))
+        yield (
+            group["behavior"][0],
+            group["seed"][0],
+            Leaks(
+                adapters,
+                layers,
+                np.array([code[name] for name in base["adapter"]], dtype=np.int64),
+                base["persona"].to_numpy(),
+                np.array(base["category"].to_list(), dtype=object),
+                {cosine: np.column_stack(values) for cosine, values in columns.items()},
+                {"rate": rate, "delta": ties.merged(delta, scale)},
+            ),
+        )
+
+
+def clusters(centroids: Centroids, height: float = HEIGHT) -> dict[str, int]:
+    """Persona → cluster: average linkage of cosine distance, the tree cut at `height` (scipy's fcluster, `distance`).
+
+    The distance of two personas is 1 − their centered cosine, averaged over all layers: one grouping for all, since a p
+    that pays for the best layer needs one and the same shuffle everywhere, and one that no look at leakage has chosen.
+    It is the cosine distance of unit-length centroids of all layers laid end to end. A persona whose centroid has length
+    0 at a layer is a cluster of its own. Raises ValueError for a height that is not above 0."""
+    if not height > 0:
+        raise ValueError(f"height {height}: a cosine distance above 0 is needed, at most 2")
+    if len(centroids.metadata["centered_on"]) < 2:
+        return {name: number for number, name in enumerate(centroids.personas)}
+    near = np.mean([centroids.cosine(layer, "centered") for layer in centroids.layers], axis=0)
+    known = np.isfinite(np.diag(near))
+    own = {name: -1 - number for number, name in enumerate(centroids.personas)}
+    if known.sum() > 1:
+        apart = np.clip(1 - near[np.ix_(known, known)], 0, 2)
+        apart = (apart + apart.T) / 2
+        np.fill_diagonal(apart, 0)
+        found = fcluster(linkage(squareform(apart), "average"), height, "distance")
+        names = np.array(centroids.personas, dtype=object)[known]
+        own |= {name: int(code) for name, code in zip(names, found, strict=True)}
+    return own
+
+
+def correlate_within(
+    pairs: pl.DataFrame,
+    centroids: Centroids | None,
+    permutations: int,
+    seed: int = 0,
+    workers: int | None = None,
+    height: float = HEIGHT,
+) -> pl.DataFrame:
+    """Schema `restricted`: ρ of cosine and leakage with p of shuffles inside categories, and inside clusters.
+
+    One row per behavior, training seed, source (and `pooled`: one shuffle moves a persona's rates under all sources),
+    layer, cosine, y and `within`. `rho` is Spearman's over all bystanders; `expected` its exact mean over such shuffles
+    (what the strata's means alone give); `p` and `p_max` are of the distance between the two (`resample.permute_within`).
+    Null hypothesis: within a stratum, which persona has which leakage is exchangeable; strata may differ in any way.
+    Resampling unit: the persona, inside its stratum. `movable`: personas that have another in their stratum; below 4 all
+    is null with a reason. A persona without a category is a stratum of its own. `height` and `sizes` say what the
+    clusters are (`clusters`). Same pairs and seed, same bits, whatever the order of rows and the number of threads."""
+    grouped = None if centroids is None else clusters(centroids, height)
+    rows: list[dict] = []
+    for behavior, train_seed, whole in leaks(pairs):
+        scopes: list[tuple[str | None, str, np.ndarray]] = [
+            (adapter, source, whole.adapter == code) for code, (adapter, source) in enumerate(whole.adapters)
+        ]
+        scopes.append((None, POOLED, np.ones(len(whole.adapter), dtype=bool)))
+        for adapter, source, inside in scopes:
+            for within in WITHIN:
+                strata = _strata(whole, within, grouped)
+                drawn = derive_seed("restricted", seed, behavior, train_seed, adapter or POOLED, within)
+                told = {
+                    "behavior": behavior,
+                    "seed": train_seed,
+                    "source": source,
+                    "adapter": adapter,
+                    "within": within,
+                    "height": height if within == "cluster" and grouped is not None else None,
+                    "resampling_unit": "persona inside its " + within,
+                    "method": _METHOD,
+                }
+                why = None
+                if source == POOLED and (twins := whole.twins()):
+                    why = f"{', '.join(twins)} has more than one adapter: a pool takes one for each source"
+                if strata is None:
+                    why = "the run has no centroids to make clusters of"
+                for cell in _cells(whole, inside, strata, (permutations, drawn, workers), why):
+                    rows.append(told | cell)
+    columns = schema.columns("restricted")
+    return schema.check(pl.DataFrame(rows, schema=columns), "restricted")
+
+
+def _strata(whole: Leaks, within: str, grouped: dict[str, int] | None) -> np.ndarray | None:
+    """(n,) codes; None for clusters without centroids. What has no stratum is one of its own."""
+    if within == "cluster" and grouped is None:
+        return None
+    kinds = (
+        whole.category
+        if within == "category"
+        else [None if (g := grouped.get(p)) is None else g for p in whole.persona]
+    )
+    named = [f"in {k}" if k is not None else f"alone {p}" for k, p in zip(kinds, whole.persona, strict=True)]
+    return np.unique(np.array(named), return_inverse=True)[1]
+
+
+def _cells(
+    whole: Leaks,
+    inside: np.ndarray,
+    strata: np.ndarray | None,
+    draws: tuple[int, int, int | None],
+    why: str | None,
+) -> Iterator[dict]:
+    """Every layer × cosine × y over the rows `inside`; layers known for the same rows are solved together."""
+    for cosine in COSINES:
+        for y_name in YS:
+            x, y = whole.x[cosine], whole.y[y_name]
+            usable = np.isfinite(x) & (np.isfinite(y) & inside)[:, None]
+            patterns, which = np.unique(usable, axis=1, return_inverse=True)
+            solved: dict[int, dict] = {}
+            for k in range(patterns.shape[1]):
+                members, rows = np.nonzero(which.ravel() == k)[0], np.nonzero(patterns[:, k])[0]
+                cells = _solve(whole, rows, x[np.ix_(rows, members)], (y_name, y[rows]), strata, draws, why)
+                solved.update(zip(members.tolist(), cells, strict=True))
+            for j, layer in enumerate(whole.layers):
+                yield {"layer": layer, "cosine": cosine, "y": y_name, **solved[j]}
+
+
+def _solve(
+    whole: Leaks,
+    rows: np.ndarray,
+    x: np.ndarray,
+    y: tuple[str, np.ndarray],
+    strata: np.ndarray | None,
+    draws: tuple[int, int, int | None],
+    why: str | None,
+) -> list[dict]:
+    """The values of some layers, x (n, K), all over the same rows."""
+    permutations, seed, workers = draws
+    name, values = y
+    told: dict = {"n": len(rows)}
+    if why is None and len(rows) < MIN_PAIRS:
+        why = f"{len(rows)} pairs with both values; at least {MIN_PAIRS} are needed"
+    if why is None and np.ptp(values) == 0:
+        why = f"{name} is {values[0]:g} for all {len(rows)} bystanders"
+    if why is not None or strata is None:
+        return [told | {"reason": why}] * x.shape[1]
+    people = np.unique(whole.persona[rows], return_inverse=True)[1]
+    one_each = np.unique(people, return_index=True)[1]
+    sizes = np.sort(np.unique(strata[rows][one_each], return_counts=True)[1])[::-1]
+    told |= {"personas": len(one_each), "strata": len(sizes), "sizes": _listed(sizes)}
+    rho = spearman_and_pearson(x, values)[0]
+    found = resample.permute_within(
+        x.T,
+        values,
+        permutations,
+        seed,
+        stratum=strata[rows],
+        person=people,
+        block=whole.adapter[rows],
+        workers=workers,
+    )
+    told["movable"] = found.movable
+    out = []
+    for j in range(x.shape[1]):
+        if np.isnan(rho[j]):
+            out.append(told | {"reason": f"the cosine is the same for all {len(rows)} bystanders"})
+            continue
+        cell = told | {"rho": float(rho[j]), "expected": float(found.expected[j])}
+        if found.movable < MIN_PAIRS:
+            cell["reason"] = f"{found.movable} personas can move; at least {MIN_PAIRS} are needed"
+        elif np.isnan(found.p[j]):
+            cell["reason"] = f"cosine and {name} vary together inside no stratum"
+        elif not permutations:
+            cell["reason"] = "no permutation was asked for"
+        else:
+            cell |= {"p": float(found.p[j]), "p_max": float(found.p_max[j])}
+            cell |= {"permutations": permutations, "permutation_seed": seed}
+        out.append(cell)
+    return out
+
+
+def _listed(sizes: np.ndarray) -> str:
+    """Sizes, largest first: `22, 11, 7 × 3, 1 × 30`."""
+    return ", ".join(f"{size} × {n}" if n > 1 else f"{size}" for size, n in Counter(sizes.tolist()).items())
