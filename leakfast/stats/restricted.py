@@ -19,7 +19,8 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from leakfast.stats import resample, ties
-from leakfast.stats.correlations import COSINES, MIN_PAIRS, POOLED, YS, spearman_and_pearson
+from leakfast.stats.association import spearman_and_pearson, within
+from leakfast.stats.correlations import COSINES, MIN_PAIRS, POOLED, YS
 from leakfast.storage import schema
 from leakfast.storage.seeds import derive_seed
 
@@ -117,7 +118,8 @@ def correlate_within(
     """Schema `restricted`: ρ of cosine and leakage with p of shuffles inside categories, and inside clusters.
 
     One row per behavior, training seed, source (and `pooled`: one shuffle moves a persona's rates under all sources),
-    layer, cosine, y and `within`. `rho` is Spearman's over all bystanders; `expected` its exact mean over such shuffles
+    layer, cosine, y and `within`. `rho` is Spearman's over all bystanders (pooled, of ranks within each source); `expected` its
+    exact mean over such shuffles
     (what the strata's means alone give); `p` and `p_max` are of the distance between the two (`resample.permute_within`).
     Null hypothesis: within a stratum, which persona has which leakage is exchangeable; strata may differ in any way.
     Resampling unit: the persona, inside its stratum. `movable`: personas that have another in their stratum; below 4 all
@@ -131,17 +133,17 @@ def correlate_within(
         ]
         scopes.append((None, POOLED, np.ones(len(whole.adapter), dtype=bool)))
         for adapter, source, inside in scopes:
-            for within in WITHIN:
-                strata = _strata(whole, within, grouped)
-                drawn = derive_seed("restricted", seed, behavior, train_seed, adapter or POOLED, within)
+            for kind in WITHIN:
+                strata = _strata(whole, kind, grouped)
+                drawn = derive_seed("restricted", seed, behavior, train_seed, adapter or POOLED, kind)
                 told = {
                     "behavior": behavior,
                     "seed": train_seed,
                     "source": source,
                     "adapter": adapter,
-                    "within": within,
-                    "height": height if within == "cluster" and grouped is not None else None,
-                    "resampling_unit": "persona inside its " + within,
+                    "within": kind,
+                    "height": height if kind == "cluster" and grouped is not None else None,
+                    "resampling_unit": "persona inside its " + kind,
                     "method": _METHOD,
                 }
                 why = None
@@ -155,13 +157,13 @@ def correlate_within(
     return schema.check(pl.DataFrame(rows, schema=columns), "restricted")
 
 
-def _strata(whole: Leaks, within: str, grouped: dict[str, int] | None) -> np.ndarray | None:
+def _strata(whole: Leaks, kind: str, grouped: dict[str, int] | None) -> np.ndarray | None:
     """(n,) codes; None for clusters without centroids. What has no stratum is one of its own."""
-    if within == "cluster" and grouped is None:
+    if kind == "cluster" and grouped is None:
         return None
     kinds = (
         whole.category
-        if within == "category"
+        if kind == "category"
         else [None if (g := grouped.get(p)) is None else g for p in whole.persona]
     )
     named = [f"in {k}" if k is not None else f"alone {p}" for k, p in zip(kinds, whole.persona, strict=True)]
@@ -212,17 +214,13 @@ def _solve(
     people = np.unique(whole.persona[rows], return_inverse=True)[1]
     one_each = np.unique(people, return_index=True)[1]
     sizes = np.sort(np.unique(strata[rows][one_each], return_counts=True)[1])[::-1]
+    block = whole.adapter[rows]
+    if len(np.unique(block)) > 1:  # pooled: of ranks within each source, as in the correlations
+        x, values = within(x, block), within(values[:, None], block)[:, 0]
     told |= {"personas": len(one_each), "strata": len(sizes), "sizes": _listed(sizes)}
     rho = spearman_and_pearson(x, values)[0]
     found = resample.permute_within(
-        x.T,
-        values,
-        permutations,
-        seed,
-        stratum=strata[rows],
-        person=people,
-        block=whole.adapter[rows],
-        workers=workers,
+        x.T, values, permutations, seed, stratum=strata[rows], person=people, block=block, workers=workers
     )
     told["movable"] = found.movable
     out = []
