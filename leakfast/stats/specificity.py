@@ -115,10 +115,10 @@ def candidate_rhos(cosines: np.ndarray, y: np.ndarray, source: int) -> np.ndarra
 
     cosines: (P, P) finite; y: (P,), the source's own is not read. Equal to scipy.stats.spearmanr candidate by candidate;
     NaN where a side does not vary."""
-    return _rhos(_ranks(cosines, source), _ranks(np.broadcast_to(y, cosines.shape), source))
+    return rank_rhos(ranks_without(cosines, source), ranks_without(np.broadcast_to(y, cosines.shape), source))
 
 
-def _ranks(values: np.ndarray, source: int) -> np.ndarray:
+def ranks_without(values: np.ndarray, source: int) -> np.ndarray:
     """(P, P) centered average ranks of each row over all but the source's column and the diagonal, which are 0."""
     left_out = np.eye(len(values), dtype=bool)
     left_out[:, source] = True
@@ -127,7 +127,8 @@ def _ranks(values: np.ndarray, source: int) -> np.ndarray:
     return np.where(left_out, 0.0, ranks - (len(values) - n) - (n + 1) / 2)
 
 
-def _rhos(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def rank_rhos(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Correlation of centered ranks along the last axis, NaN where a side does not vary."""
     length = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
     with np.errstate(invalid="ignore"):
         return np.where(length > 0, np.clip((x * y).sum(-1) / length, -1, 1), np.nan)
@@ -248,7 +249,7 @@ def _difference(cell: _Cell, draws: Draws, scope: tuple) -> dict[str, Any]:
     both[[0, best]] = False
     x, y = cell.cosines[[0, best]][:, both], cell.y[both]
     ranks = rankdata(np.vstack([x, y]), axis=1) - (both.sum() + 1) / 2
-    rho = _rhos(ranks[:2], ranks[2])
+    rho = rank_rhos(ranks[:2], ranks[2])
     signs = np.where(rho < 0, -1.0, 1.0)
     if not np.isfinite(rho).all():
         return {"ci_reason": "over the bystanders that both have, a side does not vary"}

@@ -169,6 +169,7 @@ def test_type_one_error_with_sources_drawn_uniformly(null, sources):
     centroids = geometry(rng, people, layers=(0, 1, 2))
     centered = [centroids.means[k] - centroids.means[k].mean(0) for k in (0, 1, 2)]
     cosines = [centroids.cosine(k) for k in (0, 1, 2)]
+    ranked = [[specificity.ranks_without(c, source) for c in cosines] for source in range(people)]
     hits = dict.fromkeys(("single", "max"), 0)
     for _ in range(trials):
         singles, best, at = [], [], rng.integers(3)  # the pattern lies in one of three layers
@@ -179,7 +180,8 @@ def test_type_one_error_with_sources_drawn_uniformly(null, sources):
             pattern = cosines[at][rng.integers(people)] / cosines[at].std()
         for source in rng.choice(people, sources, replace=False):
             y = pattern + 0.5 * rng.normal(size=people)
-            rho = np.abs([specificity.candidate_rhos(c, y, source) for c in cosines])
+            ours = specificity.ranks_without(np.broadcast_to(y, (people, people)), source)
+            rho = np.abs([specificity.rank_rhos(x, ours) for x in ranked[source]])
             singles.append((rho[1] >= rho[1][source] - 1e-12).mean())
             top = rho.max(0)
             best.append((top >= top[source] - 1e-12).mean())
