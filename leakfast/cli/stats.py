@@ -280,8 +280,9 @@ def _headline(row: Mapping, seeds: bool, y: str, unit: str, looked: bool) -> dic
     if seeds:
         cells["seed"] = row["seed"]
     cells[f"source {sign}"] = _amount(row["source_rate"], scale)
-    cells["its 95 %"] = _range(row["source_ci_low"], row["source_ci_high"], scale)
+    cells["source 95 %"] = _range(row["source_ci_low"], row["source_ci_high"], scale)
     cells[f"mean bystander {sign}"] = _amount(row["mean_bystander"], scale)
+    cells["mean 95 %"] = _range(row["mean_bystander_low"], row["mean_bystander_high"], scale)
     if y == "delta":
         cells["source Δ"] = _amount(row["source_delta"], scale, "+.1f")
         cells["mean bystander Δ"] = _amount(row["mean_delta"], scale, "+.1f")
@@ -289,8 +290,7 @@ def _headline(row: Mapping, seeds: bool, y: str, unit: str, looked: bool) -> dic
     cells |= {
         "who": row["max_persona"],
         "ρ": _signed(row["spearman"]),
-        "95 % interval": _interval(row["spearman_ci_low"], row["spearman_ci_high"]),
-        "p (t)": _p(row["spearman_p_t"]),
+        "95 % interval": _interval(*_shown(row)),
         "p (perm)": _p(row["spearman_p_perm"]),
         "p (max)": _p(row["spearman_p_max"]),
         "rank of source": place(row["rank"], row["candidates"]),
@@ -334,6 +334,12 @@ def _p(p: float | None) -> str | None:
     if p is None:
         return None
     return f"{p:>7.1e}" if p < 1e-3 else f"{p:>7.2g}"
+
+
+def _shown(row: Mapping) -> tuple[float | None, float | None]:
+    """The interval of ρ over personas and questions; over personas alone where there are no counts per question."""
+    kind = "ci" if row["spearman_both_low"] is None else "both"
+    return row[f"spearman_{kind}_low"], row[f"spearman_{kind}_high"]
 
 
 def _interval(low: float | None, high: float | None) -> str | None:

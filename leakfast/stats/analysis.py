@@ -25,6 +25,7 @@ from leakfast.stats import (
     specificity,
     summaries,
     transfer,
+    two_way,
     variants,
     verdicts,
 )
@@ -44,6 +45,7 @@ TABLES = {
     "set_rates": "rates on each question set, where there are several",
     "layers": "ρ at every layer, with a p-value that has paid for picking one",
     "specificity": "the source's own cosine against every other persona's in its place: rank, p_source",
+    "bystanders": "mean rate and change of the bystanders with intervals over personas and questions",
     "means": "random-effects means of ρ over sources and over training seeds",
     "disattenuated": "ρ freed of the noise in the rates, with the rates' reliability",
     "related": "correlations over the bystanders whose related_to names the source",
@@ -123,6 +125,7 @@ def further(
         "disattenuated": summaries.disattenuated(pairs, found.questions, *draws[1:]),
         "matrix": transfer.leakage_matrix(rates),
         "crossed": transfer.crossed(rates, found.questions, *draws),
+        "bystanders": two_way.mean_bystanders(rates, found.questions),
         "relations": relations.categories(rates, related, draws.permutations, draws.seed),
         "relations_alike": relations.alike(rates, related, *draws[:3]),
         "variants": variants.compare(rates),

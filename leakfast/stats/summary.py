@@ -9,6 +9,7 @@ from leakfast.behaviors.registry import get, is_known
 from leakfast.stats.correlations import POOLED
 
 LEARNED = 0.3  # of the scale (1 for a share, 100 points)
+_BOTH = ("spearman_both_low", "spearman_both_high")
 _KEYS = ["behavior", "adapter", "source", "seed"]
 
 
@@ -74,7 +75,18 @@ def summarize(
     ys = {b: y or outcome(rates, b) for b in people["behavior"].unique()}
     its_y = pl.col("behavior").replace_strict(ys, default=None, return_dtype=pl.String)
     chosen = correlations.filter(pl.col("category").is_null(), cosine=cosine, y=its_y)
-    values = ["n", "spearman", "spearman_ci_low", "spearman_ci_high", "spearman_p_t", "spearman_p_perm"]
+    chosen = chosen.with_columns(  # tables of earlier versions have no interval over questions
+        pl.lit(None, pl.Float64).alias(name) for name in _BOTH if name not in chosen.columns
+    )
+    values = [
+        "n",
+        "spearman",
+        "spearman_ci_low",
+        "spearman_ci_high",
+        *_BOTH,
+        "spearman_p_t",
+        "spearman_p_perm",
+    ]
     values += ["spearman_p_max", "pearson", "pearson_p", "reason"]
     if chosen.is_empty():
         people = people.filter(pl.col("source") != POOLED)

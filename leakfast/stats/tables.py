@@ -23,6 +23,7 @@ from leakfast.stats import (
     similarity,
     specificity,
     summaries,
+    two_way,
     verdicts,
 )
 from leakfast.stats import summary as summary_tables
@@ -91,6 +92,7 @@ class Stats:
         that are not ok. `y`: rate or delta, each behavior's own (`outcome`) without it."""
         table = summary_tables.summarize(self.rates, self.correlations, cosine, y)
         table = specificity.beside(table, self.more.get("specificity"))
+        table = two_way.beside(table, self.more.get("bystanders"))
         return marks.mark(table, marks.verdicts(self.health, self.rates))
 
     def length_out(
@@ -143,6 +145,7 @@ def stats(
     rates = summaries.with_intervals(found.rates, found.questions)
     correlations = correlate(found.pairs, **drawn._asdict(), progress=progress)
     with threadpool_limits(1, user_api="blas"):  # systems of five numbers: a BLAS's threads only wait
+        correlations = two_way.with_questions(correlations, found.pairs, found.questions, drawn.seed)
         more = analysis.further(found, rates, correlations, drawn, asked)
     result = _marked(run, Stats(rates, found.pairs, correlations, tuple(found.missing), more))
     for sentence in found.missing:

@@ -42,7 +42,10 @@ RESULTS = {
         "delta_method method",
     ),
     "pairs": ("a source with a bystander at a layer", "adapter related"),
-    "correlations": ("a source (or `pooled`), category (or all), layer, cosine and y", _CORRELATION),
+    "correlations": (
+        "a source (or `pooled`), category (or all), layer, cosine and y",
+        f"{_CORRELATION} questions spearman_question_se_z spearman_cell_se_z spearman_both_low spearman_both_high both_reason",
+    ),
 }
 FURTHER = {
     "health": ("an adapter (persona null), or a persona under it", ""),
@@ -72,6 +75,11 @@ FURTHER = {
         "a mean of ρ over sources (source null), or over training seeds (seed null)",
         "behavior layer cosine y seed source over k mean low high tau2 i2 q q_p predict_low predict_high se_from reason "
         "method",
+    ),
+    "bystanders": (
+        "an adapter",
+        "behavior adapter mean_bystander mean_bystander_low mean_bystander_high mean_delta mean_delta_low mean_delta_high "
+        "personas questions",
     ),
     "specificity": (
         "a source (or `pooled`), layer, cosine and y",
@@ -170,7 +178,7 @@ _KINDS = {
     "reached_is_enough",
     "String": "behavior adapter persona source category role taught text finish_reason status item items scoring label "
     "judge prompt_version raw detail text_sha256 health health_of reason ci_reason bb_reason delta_reason delta_method "
-    "difference_reason interval_reason method resampling_unit family cosine y over se_from control words_of against "
+    "difference_reason both_reason interval_reason method resampling_unit family cosine y over se_from control words_of against "
     "left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
     "file subset compared geometry prompt_length_in",
 }

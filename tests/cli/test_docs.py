@@ -297,9 +297,11 @@ def measured():
         replies=pl.concat(exposure.replies(frame, frame["behavior"][0]) for frame in completions),
     )
     whole = summaries.with_intervals(found.rates, found.questions)
+    from leakfast.stats import two_way
     from leakfast.stats.correlations import correlate
 
     correlations = correlate(found.pairs, 19, bootstraps=20, workers=1)
+    correlations = two_way.with_questions(correlations, found.pairs, found.questions)
     test = verdicts.Test(quantity="source_drop", above=0.0)
     rule = verdicts.Rule(claim="it falls", behaviors=["marker"], unit="share", test=[test])
     draws, asked = analysis.Draws(19, 20, workers=1), analysis.Asked(None, verdicts.Rules(rule=[rule]))

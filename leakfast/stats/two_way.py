@@ -1,0 +1,283 @@
+"""Intervals that hold for other personas *and* other questions. Demands pairs, their correlations and counts per question;
+leaves intervals over personas alone to `correlations`.
+
+Both personas and questions are drawn, crossed. The variance of an estimate is then V = V_p + V_q − V_pq: what resampling
+personas gives, what leaving out questions gives, less the noise of single cells, which is in both (Owen 2007). On Fisher's z
+scale V_p is the bootstrap's, V_q the delete-one jackknife over questions, and V_pq the variance under noise of the size that
+a persona-by-question table leaves over its margins. Degrees of freedom after Satterthwaite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.stats import rankdata
+
+from leakfast.stats import intervals, ties
+from leakfast.stats.correlations import COSINES, POOLED, YS
+from leakfast.stats.rates import BASE
+from leakfast.storage.seeds import derive_seed
+
+MIN_QUESTIONS = 3
+_NOISES = 200
+_KEY = ["behavior", "seed", "source", "adapter", "layer", "cosine", "y"]
+_VALUES = {
+    "questions": pl.Int64,
+    "spearman_question_se_z": pl.Float64,
+    "spearman_cell_se_z": pl.Float64,
+    "spearman_both_low": pl.Float64,
+    "spearman_both_high": pl.Float64,
+    "both_reason": pl.String,
+}
+
+
+def with_questions(
+    correlations: pl.DataFrame, pairs: pl.DataFrame, questions: pl.DataFrame, seed: int = 0
+) -> pl.DataFrame:
+    """`correlations` + questions, spearman_question_se_z, spearman_cell_se_z, spearman_both_low, spearman_both_high,
+    both_reason: the 95 % interval of ρ over personas and questions; for rows over all categories.
+
+    Estimand: the mean of ρ over studies with other personas and as many other questions of the same kinds, with as many
+    samples. pairs: as `correlate` takes them; questions: schema `question_counts`."""
+    if "adapter" not in pairs.columns:
+        pairs = pairs.with_columns(adapter=pl.col("source"))
+    rows = [row for group in pairs.partition_by("behavior", "seed") for row in _one(group, questions, seed)]
+    found = pl.DataFrame(rows, schema={**{k: correlations.schema[k] for k in _KEY}, **_FOUND})
+    table = correlations.join(found, on=_KEY, how="left", nulls_equal=True, maintain_order="left")
+    whole = pl.col("category").is_null()
+    table = table.with_columns(pl.when(whole).then(pl.col(name)) for name in _FOUND)
+    rho, of_people, of_questions, of_cells = (
+        ties.floats(table[name])
+        for name in ("spearman", "spearman_se_z", "spearman_question_se_z", "spearman_cell_se_z")
+    )
+    df = (ties.floats(table["personas"]) - 1, ties.floats(table["questions"]) - 1)
+    low, high = both(rho, (of_people, of_questions, of_cells), df)
+    known = np.isfinite(low)
+    why = (
+        pl.when(pl.Series(known))
+        .then(None)
+        .otherwise(pl.coalesce("both_reason", "ci_reason", pl.lit("no counts per question, or ρ is ±1")))
+    )
+    return table.with_columns(
+        *intervals.columns("spearman_both", low, high), both_reason=pl.when(whole).then(why)
+    ).select(*correlations.columns, *_VALUES)
+
+
+_FOUND = {name: kind for name, kind in _VALUES.items() if "both_low" not in name and "both_high" not in name}
+
+
+def both(rho, errors, df) -> tuple[np.ndarray, np.ndarray]:
+    """95 % interval of ρ: tanh(atanh ρ ± t·√V), V = V_p + V_q − V_pq, no smaller than V_p and V_q.
+
+    errors: standard errors on the z scale over personas, over questions and of cells; df: personas − 1, questions − 1."""
+    people, asked, cells = (np.square(error) for error in errors)
+    variance = np.maximum(people + asked - cells, np.maximum(people, asked))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        free = np.square(people + asked) / (np.square(people) / df[0] + np.square(asked) / df[1])
+        half = intervals.t_half(np.sqrt(variance), free)
+        center = np.arctanh(rho)
+        return np.tanh(center - half), np.tanh(center + half)
+
+
+def of_mean(values: np.ndarray) -> tuple[float, float, float]:
+    """(mean, low, high) of a table of values (P, Q), personas by questions, both drawn: 95 % interval of the mean over
+    other personas and questions. NaN ends for fewer than two of either."""
+    p, q = values.shape
+    mean = float(values.mean())
+    if min(p, q) < 2:
+        return mean, float("nan"), float("nan")
+    people, asked = values.mean(1), values.mean(0)
+    rest = values - people[:, None] - asked[None] + mean
+    of_people, of_questions = people.var(ddof=1) / p, asked.var(ddof=1) / q
+    of_cells = float((rest**2).sum()) / ((p - 1) * (q - 1)) / (p * q)
+    variance = max(of_people + of_questions - of_cells, of_people, of_questions)
+    if variance == 0:
+        return mean, mean, mean
+    free = (of_people + of_questions) ** 2 / (of_people**2 / (p - 1) + of_questions**2 / (q - 1))
+    half = float(intervals.t_half(np.sqrt(variance), free))
+    return mean, mean - half, mean + half
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One adapter: names of its bystanders (P,), cosines (P, K), and y → its value without each question (P, Q) and the
+    noise of a persona's mean (P,); or why a y has none."""
+
+    people: list[str]
+    x: np.ndarray
+    values: dict[str, tuple[np.ndarray, np.ndarray] | str]
+    questions: list[int]
+
+
+def _one(group: pl.DataFrame, questions: pl.DataFrame, seed: int) -> Iterator[dict]:
+    """The rows of one behavior and training seed."""
+    behavior, train_seed = group["behavior"][0], group["seed"][0]
+    layers = sorted(group["layer"].unique())
+    counts = questions.filter(behavior=behavior) if questions.height else questions
+    asked = {
+        key: _asked(part, counts, layers)
+        for key, part in group.group_by("adapter", "source", maintain_order=True)
+    }
+    scopes = [(adapter, source, [one]) for (adapter, source), one in asked.items()]
+    scopes.append((None, POOLED, list(asked.values())))
+    cells = [(layer, cosine) for layer in layers for cosine in COSINES]
+    for adapter, source, parts in scopes:
+        for y in YS:
+            drawn = derive_seed("two-way", seed, behavior, train_seed, adapter or POOLED, y)
+            told = {"behavior": behavior, "seed": train_seed, "source": source, "adapter": adapter, "y": y}
+            found = _errors(parts, y, drawn)
+            for k, (layer, cosine) in enumerate(cells):
+                row = {**told, "layer": layer, "cosine": cosine}
+                if isinstance(found, str):
+                    yield row | {"both_reason": found}
+                    continue
+                of_questions, of_cells = (float(side[k]) if np.isfinite(side[k]) else None for side in found)
+                yield row | {
+                    "questions": len(parts[0].questions),
+                    "spearman_question_se_z": of_questions,
+                    "spearman_cell_se_z": of_cells,
+                }
+
+
+def _asked(part: pl.DataFrame, counts: pl.DataFrame, layers: list[int]) -> _Asked:
+    adapter = part["adapter"][0]
+    people = sorted(part["persona"].unique())
+    place = {name: i for i, name in enumerate(people)}
+    x = np.full((len(people), len(layers) * len(COSINES)), np.nan)
+    for name, layer, *values in part.select("persona", "layer", *(f"cosine_{c}" for c in COSINES)).rows():
+        at = layers.index(layer) * len(COSINES)
+        x[place[name], at : at + len(COSINES)] = [np.nan if v is None else v for v in values]
+    mine = counts.filter(adapter=adapter) if counts.height else counts
+    numbers = sorted(mine["question"].unique()) if mine.height else []
+    own, base = (
+        _table(frame, people, numbers)
+        for frame in (mine, counts.filter(adapter=BASE) if counts.height else counts)
+    )
+    values: dict[str, tuple[np.ndarray, np.ndarray] | str] = {}
+    for y in YS:
+        whole = ties.floats(part.unique("persona").sort("persona")[y])
+        if len(numbers) < MIN_QUESTIONS:
+            values[y] = f"{len(numbers)} questions with counts; at least {MIN_QUESTIONS} are needed"
+        elif y == "delta" and not np.isfinite(whole).any():
+            values[y] = "the unadapted model was not measured on the same prompts"
+        else:
+            values[y] = _left_out(own, base if y == "delta" else None, np.isfinite(whole))
+    return _Asked(people, x, values, numbers)
+
+
+def _table(frame: pl.DataFrame, people: list[str], numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """hits and totals (P, Q)."""
+    hits, total = (np.zeros((len(people), len(numbers))) for _ in range(2))
+    if not frame.height or not numbers:
+        return hits, total
+    who, what = {n: i for i, n in enumerate(people)}, {n: i for i, n in enumerate(numbers)}
+    for name, number, h, t in frame.select("persona", "question", "hits", "total").rows():
+        if name in who and number in what:
+            hits[who[name], what[number]], total[who[name], what[number]] = h, t
+    return hits, total
+
+
+def _left_out(
+    own: tuple[np.ndarray, np.ndarray], base: tuple[np.ndarray, np.ndarray] | None, known: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values without each question (P, Q), and the standard error of a persona's mean that its cells give (P,); NaN rows
+    for personas that are not known."""
+    rest = [side.sum(1, keepdims=True) - side for side in own]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if base is None:
+            values, cell = rest[0] / rest[1], own[0] / own[1]
+        else:
+            others = [side.sum(1, keepdims=True) - side for side in base]
+            values, cell = ties.difference(*rest, *others), own[0] / own[1] - base[0] / base[1]
+    p, q = cell.shape
+    margin = (
+        np.nanmean(cell, axis=1, keepdims=True) + np.nanmean(cell, axis=0, keepdims=True) - np.nanmean(cell)
+    )
+    noise = np.sqrt(np.nansum((cell - margin) ** 2, axis=1) / max(1, q - 1) / q * p / max(1, p - 1))
+    values = np.where(known[:, None], values, np.nan)
+    return values, np.where(known, noise, np.nan)
+
+
+def _errors(parts: list[_Asked], y: str, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
+    """(standard error of z over questions (K,), that of cells (K,)), or why there is none."""
+    for part in parts:
+        if isinstance(found := part.values[y], str):
+            return found
+    if any(part.questions != parts[0].questions for part in parts):
+        return "the sources were asked different questions"
+    sides = [part.values[y] for part in parts]
+    x = np.concatenate([part.x for part in parts])
+    without = np.concatenate([side[0] for side in sides])
+    noise = np.concatenate([side[1] for side in sides])
+    block = np.repeat(np.arange(len(parts)), [len(part.people) for part in parts])
+    q = without.shape[1]
+    # the value itself, to which noise is added: the mean of those without one question each
+    draws = np.random.Generator(np.random.PCG64(seed)).normal(size=(len(noise), _NOISES)) * noise[:, None]
+    noisy = without.mean(1, keepdims=True) + draws
+    of_questions, of_cells = np.full(x.shape[1], np.nan), np.full(x.shape[1], np.nan)
+    usable = np.isfinite(x) & np.isfinite(without).all(1)[:, None]
+    patterns, which = np.unique(usable, axis=1, return_inverse=True)
+    for k in range(patterns.shape[1]):
+        rows, members = patterns[:, k], np.nonzero(which.ravel() == k)[0]
+        if rows.sum() < 4:
+            continue
+        ranked = _unit_ranks(x[np.ix_(rows, members)], block[rows])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z, jitter = (
+                np.arctanh(np.clip(ranked.T @ _unit_ranks(side[rows], block[rows]), -1, 1))
+                for side in (without, noisy)
+            )
+            of_questions[members] = np.sqrt((q - 1) / q * np.square(z - z.mean(1, keepdims=True)).sum(1))
+            of_cells[members] = jitter.std(1, ddof=1)
+    return of_questions, of_cells
+
+
+def _unit_ranks(values: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """Ranks of each column within blocks, (rank − ½) / n, centered and of length 1; NaN for a column that does not vary."""
+    out = np.empty(values.shape)
+    for one in np.unique(block):
+        mine = block == one
+        out[mine] = (rankdata(values[mine], axis=0) - 0.5) / mine.sum()
+    out -= out.mean(0)
+    length = np.linalg.norm(out, axis=0)
+    return np.divide(out, length, out=np.full_like(out, np.nan), where=length > 0)
+
+
+def beside(summary: pl.DataFrame, bystanders: pl.DataFrame | None) -> pl.DataFrame:
+    """`summary` + the ends of the mean bystander's interval; null where `bystanders` has no row."""
+    ends = ["mean_bystander_low", "mean_bystander_high"]
+    if bystanders is None:
+        return summary.with_columns(pl.lit(None, pl.Float64).alias(name) for name in ends)
+    ours = bystanders.select("behavior", "adapter", *ends)
+    return summary.join(ours, on=["behavior", "adapter"], how="left", maintain_order="left")
+
+
+def mean_bystanders(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
+    """A row per behavior and adapter: mean_bystander and mean_delta over its bystanders with 95 % intervals over other
+    personas and questions (`of_mean`), personas, questions; null ends where a bystander lacks a question."""
+    rows: list[dict[str, Any]] = []
+    trained = rates.filter(role="bystander").group_by("behavior", "adapter", maintain_order=True)
+    for (behavior, adapter), mine in trained if questions.height else ():
+        counts = questions.filter(behavior=behavior)
+        people, numbers = sorted(mine["persona"]), sorted(counts.filter(adapter=adapter)["question"].unique())
+        own, base = (_table(counts.filter(adapter=name), people, numbers) for name in (adapter, BASE))
+        row: dict[str, Any] = {"behavior": behavior, "adapter": adapter, "personas": len(people)}
+        row |= {
+            "questions": len(numbers),
+            "mean_bystander": mine["rate"].mean(),
+            "mean_delta": mine["delta"].mean(),
+        }
+        for name, sides in (("mean_bystander", (own,)), ("mean_delta", (own, base))):
+            whole = numbers and all((total > 0).all() for _, total in sides)
+            if whole and (name == "mean_bystander" or not mine["delta"].null_count()):
+                shares = [hits / total for hits, total in sides]
+                _, low, high = of_mean(shares[0] if len(shares) == 1 else shares[0] - shares[1])
+                row |= {f"{name}_low": low, f"{name}_high": high}
+        rows.append(row)
+    values = [f"{name}{end}" for name in ("mean_bystander", "mean_delta") for end in ("", "_low", "_high")]
+    columns = {"behavior": pl.String, "adapter": pl.String, **dict.fromkeys(values, pl.Float64)}
+    columns |= dict.fromkeys(("personas", "questions"), pl.Int64)
+    return pl.DataFrame(rows, schema=columns).with_columns(pl.col(values).fill_nan(None))
