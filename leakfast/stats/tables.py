@@ -27,7 +27,7 @@ from leakfast.stats import (
     verdicts,
 )
 from leakfast.stats import summary as summary_tables
-from leakfast.stats.collect import collect, completion_folders, inputs_hash
+from leakfast.stats.collect import collect, inputs_hash
 from leakfast.stats.correlations import correlate
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
@@ -168,6 +168,7 @@ def stats(
                 missing=found.missing,
                 layer=layer,
                 own_files=bool(rules or embeddings),
+                known=_known(),
             )
     return result
 
@@ -207,14 +208,23 @@ def kept(run: str | Path | Run, **asked: Any) -> Stats | None:
     theirs = {"rules", "embeddings"} & set(asked)  # whose content is not kept
     if theirs or told.get("own_files") or any(told.get(name) != value for name, value in asked.items()):
         return None
-    return read(run) if run.stage_done("stats", inputs_hash(run)) else None
+    return read(run) if _is_current(run) else None
+
+
+def _known() -> list[str]:
+    """The tables that this version makes: those of a version that made fewer are not current."""
+    return sorted(analysis.TABLES)
+
+
+def _is_current(run: Run) -> bool:
+    told = run.manifest["stages"].get("stats", {}).get("outputs", {})
+    return told.get("known") == _known() and run.stage_done("stats", inputs_hash(run))
 
 
 def current(run: str | Path | Run) -> Stats:
     """The tables of a run: read where nothing they rest on has changed, else computed (and written)."""
     run = (run if isinstance(run, Run) else Run(run)).open()
-    looked = run.has(layout.table("health")) or not completion_folders(run)  # older tables have no verdicts
-    if looked and run.stage_done("stats", inputs_hash(run)):
+    if _is_current(run):
         return read(run)
     log.info("%s: tables are absent or older than what they rest on; computing them", run.path)
     return stats(run)

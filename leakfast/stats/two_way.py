@@ -4,11 +4,12 @@ leaves intervals over personas alone to `correlations`.
 Both personas and questions are drawn, crossed. The variance of an estimate is then V = V_p + V_q − V_pq: what resampling
 personas gives, what leaving out questions gives, less the noise of single cells, which is in both (Owen 2007). On Fisher's z
 scale V_p is the bootstrap's, V_q the delete-one jackknife over questions, and V_pq the variance under noise of the size that
-a persona-by-question table leaves over its margins. Degrees of freedom after Satterthwaite."""
+a persona-by-question table leaves over its margins. Degrees of freedom are those of whatever there are fewer of: with 8
+questions Satterthwaite's gave 92 % coverage where these give 95 %."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +77,7 @@ def both(rho, errors, df) -> tuple[np.ndarray, np.ndarray]:
     people, asked, cells = (np.square(error) for error in errors)
     variance = np.maximum(people + asked - cells, np.maximum(people, asked))
     with np.errstate(divide="ignore", invalid="ignore"):
-        free = np.square(people + asked) / (np.square(people) / df[0] + np.square(asked) / df[1])
-        half = intervals.t_half(np.sqrt(variance), free)
+        half = intervals.t_half(np.sqrt(variance), np.minimum(*df))
         center = np.arctanh(rho)
         return np.tanh(center - half), np.tanh(center + half)
 
@@ -152,10 +152,7 @@ def _asked(part: pl.DataFrame, counts: pl.DataFrame, layers: list[int]) -> _Aske
         x[place[name], at : at + len(COSINES)] = [np.nan if v is None else v for v in values]
     mine = counts.filter(adapter=adapter) if counts.height else counts
     numbers = sorted(mine["question"].unique()) if mine.height else []
-    own, base = (
-        _table(frame, people, numbers)
-        for frame in (mine, counts.filter(adapter=BASE) if counts.height else counts)
-    )
+    own, base = (counts_table(counts, [name] * len(people), people, numbers) for name in (adapter, BASE))
     values: dict[str, tuple[np.ndarray, np.ndarray] | str] = {}
     for y in YS:
         whole = ties.floats(part.unique("persona").sort("persona")[y])
@@ -168,15 +165,24 @@ def _asked(part: pl.DataFrame, counts: pl.DataFrame, layers: list[int]) -> _Aske
     return _Asked(people, x, values, numbers)
 
 
-def _table(frame: pl.DataFrame, people: list[str], numbers: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """hits and totals (P, Q)."""
+def counts_table(
+    counts: pl.DataFrame, adapters: Sequence[str], people: Sequence[str], numbers: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """hits and totals, two (P, Q) float64 arrays of rows (adapter, persona) by question; 0 where nothing was counted.
+    counts: schema `question_counts` of one behavior."""
     hits, total = (np.zeros((len(people), len(numbers))) for _ in range(2))
-    if not frame.height or not numbers:
+    if not counts.height or not len(numbers):
         return hits, total
-    who, what = {n: i for i, n in enumerate(people)}, {n: i for i, n in enumerate(numbers)}
-    for name, number, h, t in frame.select("persona", "question", "hits", "total").rows():
-        if name in who and number in what:
-            hits[who[name], what[number]], total[who[name], what[number]] = h, t
+    who: dict[tuple[str, str], list[int]] = {}
+    for row, key in enumerate(zip(adapters, people, strict=True)):
+        who.setdefault(key, []).append(row)
+    what = {number: i for i, number in enumerate(numbers)}
+    for adapter, name, number, h, t in counts.select(
+        "adapter", "persona", "question", "hits", "total"
+    ).rows():
+        for row in who.get((adapter, name), ()):
+            if number in what:
+                hits[row, what[number]], total[row, what[number]] = h, t
     return hits, total
 
 
@@ -263,7 +269,7 @@ def mean_bystanders(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFram
     for (behavior, adapter), mine in trained if questions.height else ():
         counts = questions.filter(behavior=behavior)
         people, numbers = sorted(mine["persona"]), sorted(counts.filter(adapter=adapter)["question"].unique())
-        own, base = (_table(counts.filter(adapter=name), people, numbers) for name in (adapter, BASE))
+        own, base = (counts_table(counts, [name] * len(people), people, numbers) for name in (adapter, BASE))
         row: dict[str, Any] = {"behavior": behavior, "adapter": adapter, "personas": len(people)}
         row |= {
             "questions": len(numbers),

@@ -76,6 +76,11 @@ FURTHER = {
         "behavior layer cosine y seed source over k mean low high tau2 i2 q q_p predict_low predict_high se_from reason "
         "method",
     ),
+    "picked": (
+        "a source (or `pooled`), cosine and y, where there are several layers",
+        f"{_HEAD} cosine y layer layers_tested n spearman optimism picked_low picked_high cross_fitted cross_fitted_layer "
+        "cross_fitted_share questions reason cross_fitted_reason bootstraps bootstrap_seed resampling_unit method",
+    ),
     "bystanders": (
         "an adapter",
         "behavior adapter mean_bystander mean_bystander_low mean_bystander_high mean_delta mean_delta_low mean_delta_high "
@@ -168,7 +173,7 @@ SOMETIMES = (
 ).split()
 
 _KINDS = {
-    "Int32": "question sample layer n_tokens",
+    "Int32": "question sample layer cross_fitted_layer n_tokens",
     "Int64": "seed hits total n n_right n_empty n_bare n_truncated n_other n_repeated n_same n_error n_unclosed n_judged "
     "n_incoherent n_unscored length_pairs length_pairs_all questions personas pairs k controls sources degrees direction "
     "layers_tested family_size permutations permutation_seed bootstraps bootstrap_seed resampling_seed hits_per_byte "
@@ -178,7 +183,8 @@ _KINDS = {
     "reached_is_enough",
     "String": "behavior adapter persona source category role taught text finish_reason status item items scoring label "
     "judge prompt_version raw detail text_sha256 health health_of reason ci_reason bb_reason delta_reason delta_method "
-    "difference_reason both_reason interval_reason method resampling_unit family cosine y over se_from control words_of against "
+    "difference_reason both_reason cross_fitted_reason interval_reason method resampling_unit family cosine y over se_from "
+    "control words_of against "
     "left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
     "file subset compared geometry prompt_length_in",
 }

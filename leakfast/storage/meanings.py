@@ -167,6 +167,17 @@ MEANINGS = {
     "difference_low": "95 % percentile interval of the difference, the same resamples on both sets",
     "difference_high": "its upper end",
     "difference_reason": "why there is no difference, or no interval of it",
+    # a layer that was picked
+    "picked.layer": "the layer with the largest |ρ| of this row",
+    "picked.layers_tested": "how many layers it was picked from",
+    "picked.spearman": "ρ at that layer; pooled, of ranks within each source",
+    "optimism": "how much larger |ρ| is for being picked, by a bootstrap over personas that picks again",
+    "picked_low": "95 % interval of ρ at the picked layer that has paid for the pick",
+    "picked_high": "its upper end",
+    "cross_fitted": "ρ on one half of the questions at the layer picked on the other, the mean over halvings and both ways",
+    "cross_fitted_layer": "the layer picked most",
+    "cross_fitted_share": "share of the picks that it is",
+    "cross_fitted_reason": "why there is no cross-fitted ρ",
     # the source among all personas
     "candidates": "the source and its bystanders, each put in the source's place",
     "rank": "place of the source's |ρ| among the candidates', 1 the largest; pooled the mean place",
