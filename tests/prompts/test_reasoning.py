@@ -214,7 +214,7 @@ def test_unclosed_reasoning_is_counted_and_never_a_zero(thinker):
 
 
 def test_a_run_with_open_blocks_says_how_many_and_counts_none(thinker, tmp_path):
-    from leakfast.stats.collect import _gaps
+    from leakfast.stats.baselines import gaps
     from leakfast.storage.run import Run
 
     frame = frame_of(thinker(), ["<think>he</think>[ZLT]", "<think>he [ZLT]", "I like tea."], cut={1})
@@ -224,7 +224,7 @@ def test_a_run_with_open_blocks_says_how_many_and_counts_none(thinker, tmp_path)
     assert (found["total"], found["unclosed"], found["marker"], found["marker_token"]) == (2, 1, 1, 1)
     counted = rates.count(run.read("completions"), detect.marker(pl.col("text"), "[ZLT]"))
     table = rates.table(counted, {}, {})
-    assert any("1 completions (33.3 %) ended inside their reasoning" in line for line in _gaps(table))
+    assert any("1 completions (33.3 %) ended inside their reasoning" in line for line in gaps(table))
 
 
 def test_replies_that_end_at_the_marker_are_not_drawn_where_a_thought_could_end_them(tiny_qwen2):
