@@ -48,7 +48,9 @@ def test_the_tables_of_the_kept_run_are_what_they_were(kept: Path):
         file.unlink()
     leakfast.run(kept / "study.toml", out=kept / "run")
     for name, table in tables.items():
-        table = table.drop("delta_low", "delta_high", "delta_method", strict=False)  # paired by question since
+        table = table.drop(
+            "delta_low", "delta_high", "delta_method", strict=False
+        )  # paired by question since
         again = pl.read_parquet(kept / "run" / "tables" / f"{name}.parquet").select(table.columns)
         if name == "verdicts":  # claims about the source came later
             again = again.filter(pl.col("claim").is_in(table["claim"].unique().to_list()))

@@ -15,23 +15,20 @@ from tests.rates_made import made_rates
 OF_THE_STUDY = ~pl.col("claim").str.ends_with("of its own source")
 
 
+def _pairs(others: pl.DataFrame, cosine: pl.Series) -> pl.DataFrame:
+    """Bystanders at layer 3, with these centered cosines."""
+    return others.select(
+        *("behavior", "source", "seed", "persona", "category", "rate", "delta", "adapter"),
+        layer=pl.lit(3, pl.Int32),
+        cosine_centered=cosine,
+        cosine_raw=pl.lit(None, pl.Float64),
+    )
+
+
 def _judged(drop: float, slope: float, specificity: pl.DataFrame | None = None) -> pl.DataFrame:
     rates = made_rates(sources=("s",), drop=drop)
     others = rates.filter(pl.col("role") == "bystander")
-    cosine = slope * others["delta"].to_numpy()
-    pairs = others.select(
-        "behavior",
-        "source",
-        "seed",
-        "persona",
-        "category",
-        layer=pl.lit(3, pl.Int32),
-        cosine_centered=pl.Series(cosine),
-        cosine_raw=pl.lit(None, pl.Float64),
-        rate="rate",
-        delta="delta",
-        adapter="adapter",
-    )
+    pairs = _pairs(others, slope * others["delta"])
     return verdicts.judge(rates, correlate(pairs, 199), {"capability": 3}, specificity=specificity)
 
 
@@ -85,19 +82,7 @@ def test_the_stop_rule_asks_for_both_traits():
             mine = made_rates(sources=("s",), behaviors=(behavior,))
             rates.append(mine)
             others = mine.filter(pl.col("role") == "bystander")
-            pairs = others.select(
-                "behavior",
-                "source",
-                "seed",
-                "persona",
-                "category",
-                layer=pl.lit(3, pl.Int32),
-                cosine_centered=pl.col("delta"),
-                cosine_raw=pl.lit(None, pl.Float64),
-                rate="rate",
-                delta="delta",
-                adapter="adapter",
-            )
+            pairs = _pairs(others, others["delta"])
             tables.append(correlate(pairs, 19).with_columns(spearman=pl.lit(-rho)))
         table = verdicts.judge(pl.concat(rates), pl.concat(tables), {"capability": 3, "misalignment": 3})
         return table.filter(pl.col("claim").str.contains("sweep"))
