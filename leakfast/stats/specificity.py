@@ -9,8 +9,9 @@ of leakage, whatever its direction, p_source is uniform on 1/P … 1 but for tie
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import comb, factorial
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +90,9 @@ def table(
     paid for). Pooled: means over the sources, and p from the sum of their p, which takes the sources as drawn
     independently (without replacement it is, if anything, too large)."""
     draws, rows = Draws(bootstraps, seed, workers), []
+    near = cache(centroids.cosine)  # the same for all adapters
     for group in pairs.partition_by(*_KEYS, maintain_order=True):
-        rows += _one_adapter(group, centroids, related_to, draws)
+        rows += _one_adapter(group, centroids, near, related_to, draws)
     singles = pl.DataFrame(rows, schema=COLUMNS)
     return pl.concat([singles, _pooled(singles)]) if singles.height else singles
 
@@ -135,7 +137,11 @@ def rank_rhos(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _one_adapter(
-    group: pl.DataFrame, centroids: Centroids, related_to: Mapping[str, Collection[str]], draws: Draws
+    group: pl.DataFrame,
+    centroids: Centroids,
+    near: Callable[..., np.ndarray],
+    related_to: Mapping[str, Collection[str]],
+    draws: Draws,
 ) -> Iterator[dict]:
     key = {name: group[name][0] for name in _KEYS}
     source = key["source"]
@@ -146,7 +152,10 @@ def _one_adapter(
         names = [source, *people["persona"].filter(pl.Series(known))]
         y = np.concatenate([[0.0], value[known]])
         for cosine in COSINES:
-            cells = {layer: _cell(centroids, layer, cosine, names, y) for layer in _layers(group, centroids)}
+            cells = {
+                layer: _cell(centroids, near, (layer, cosine), names, y)
+                for layer in _layers(group, centroids)
+            }
             tops = _tops([cell for cell in cells.values() if not isinstance(cell, str)])
             for layer, cell in cells.items():
                 told = {**key, "layer": layer, "cosine": cosine, "y": y_name, "method": _METHOD}
@@ -175,14 +184,21 @@ class _Cell:
     rho: np.ndarray
 
 
-def _cell(centroids: Centroids, layer: int, cosine: str, names: list[str], y: np.ndarray) -> _Cell | str:
-    """The candidates' ρ at a layer, or why there is none."""
+def _cell(
+    centroids: Centroids,
+    near: Callable[..., np.ndarray],
+    at: tuple[int, str],
+    names: list[str],
+    y: np.ndarray,
+) -> _Cell | str:
+    """The candidates' ρ at a layer of a cosine, or why there is none."""
+    layer, cosine = at
     if names[0] not in centroids.personas:
         return "the source has no centroid"
     if cosine == "centered" and len(centroids.metadata["centered_on"]) < 2:
         return "no mean to take away"
     rows = [centroids.personas.index(name) for name in names]
-    whole = centroids.cosine(layer, cosine)[np.ix_(rows, rows)]  # type: ignore[arg-type]
+    whole = near(layer, cosine)[np.ix_(rows, rows)]
     kept = np.isfinite(np.diag(whole))
     if not kept[0]:
         return "the source's centroid has no direction"
