@@ -46,7 +46,8 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
         "outcome": stats.outcome(behavior),
         "unit": stats.unit(behavior),
         "headline": headline,
-        "pooled": next((row for row in headline if row["source"] == POOLED), None),
+        # of a single source there is no pool: it speaks for itself
+        "pooled": next((row for row in headline if row["source"] == POOLED), next(iter(adapters), None)),
         "sources": adapters,
         "length_out": stats.length_out(behavior, layer=layer),
         "undefined": list(dict.fromkeys(row["reason"] for row in headline if row["reason"])),
