@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+from scipy.special import ndtr
 from scipy.stats import rankdata
 
 from leakfast.stats import intervals, resample, ties
@@ -319,11 +320,10 @@ def _pooled(singles: pl.DataFrame) -> pl.DataFrame:
 
 
 def edgington(p: np.ndarray) -> float:
-    """P(U₁ + … + U_k ≤ Σ p) of k independent uniforms on 0–1 (Edgington 1972): one p of k ≥ 1 independent ones.
-
-    Raises ValueError for more than 20, where the alternating sum loses its digits in float64."""
+    """P(U₁ + … + U_k ≤ Σ p) of k ≥ 1 independent uniforms on 0–1 (Edgington 1972): one p of k independent ones. From 21
+    on by the normal distribution of that mean and variance, since the alternating sum loses its digits in float64."""
     k, total = len(p), float(np.sum(p))
-    if not 1 <= k <= 20:
-        raise ValueError(f"1 to 20 p-values are needed, not {k}")
+    if k > 20:
+        return float(ndtr((total - k / 2) / np.sqrt(k / 12)))
     terms = ((-1) ** j * comb(k, j) * (total - j) ** k for j in range(int(min(total, k)) + 1))
     return float(min(1.0, max(0.0, sum(terms) / factorial(k))))

@@ -144,8 +144,14 @@ def test_edgington_is_the_distribution_of_a_sum_of_uniforms():
     assert specificity.edgington(np.array([0.3])) == pytest.approx(0.3)
     assert specificity.edgington(np.array([0.6, 0.9])) == pytest.approx(1 - 0.5**2 / 2)
     assert specificity.edgington(np.full(12, 0.5)) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="1 to 20"):
-        specificity.edgington(np.zeros(21))
+    rng = np.random.default_rng(0)
+    sums = rng.random((200_000, 25)).sum(1)
+    for p in (0.4, 0.45):  # more sources than the exact sum can bear
+        assert specificity.edgington(np.full(25, p)) == pytest.approx((sums <= 25 * p).mean(), abs=4e-3)
+    twenty = np.full(20, 0.42)
+    assert specificity.edgington(twenty) == pytest.approx(
+        (rng.random((200_000, 20)).sum(1) <= 8.4).mean(), abs=4e-3
+    )
 
 
 def test_a_source_without_a_direction_says_so():
