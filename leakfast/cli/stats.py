@@ -194,6 +194,15 @@ def _show_behavior(tables, behavior: str, layer: int | None, cosine: str) -> Non
         click.echo(line)
     if guess := next((row["chance"] for row in shown if row["chance"] is not None), None):
         click.echo(f"chance: {100 * guess:.1f} % (mean of 1 / number of choices).")
+    alone = [
+        row["source"]
+        for row in shown
+        if row["spearman_both_low"] is None and row["spearman_ci_low"] is not None
+    ]
+    if alone:
+        click.echo(
+            f"95 % intervals of ρ over personas alone, for want of one over questions: {', '.join(alone)}."
+        )
     for row in shown:
         if row["reason"]:
             click.echo(f"{row['source']}: no ρ: {row['reason']}.")

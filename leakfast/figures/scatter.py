@@ -30,6 +30,7 @@ from leakfast.figures.style import (
     source_words,
     words,
 )
+from leakfast.stats.summary import rate_interval
 from leakfast.stats.summary import unit as unit_of
 
 
@@ -115,6 +116,7 @@ def _styles(categories: pl.Series) -> dict[str | None, tuple[str, str]]:
 
 def _stars(rates: pl.DataFrame, behavior: str, y: str) -> dict[str, dict]:
     own = rates.filter(behavior=behavior, role="source")
+    own = own.with_columns(side.alias(f"shown_{end}") for end, side in rate_interval(own).items())
     return {row["adapter"]: row for row in own.rows(named=True) if row[y] is not None}
 
 
@@ -125,10 +127,7 @@ def _dots(axis: Axes, mine: pl.DataFrame, styles: dict, cosine: str, y: str, sta
         axis.scatter(some[f"cosine_{cosine}"].to_list(), some[y].to_list(), c=colour, marker=shape, **style)
     if star is not None:
         if y == "rate":
-            ends = [star.get(f"bb_{end}") for end in ("low", "high")]
-            if None in ends:  # not counted by question
-                ends = [star["ci_low"], star["ci_high"]]
-            axis.plot([1, 1], ends, color=STAR, linewidth=0.9, zorder=3)
+            axis.plot([1, 1], [star["shown_low"], star["shown_high"]], color=STAR, linewidth=0.9, zorder=3)
         edge = {"markeredgecolor": "white", "markeredgewidth": 0.5}
         axis.plot([1], [star[y]], "*", color=STAR, markersize=9, clip_on=False, zorder=4, **edge)
 

@@ -24,8 +24,8 @@ def spearman_and_pearson(x, y) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
         raise ValueError(f"a correlation needs at least 3 pairs, got {len(y)}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("a correlation needs finite values")
-    spearman = np.clip(_unit(rankdata(x, axis=0)).T @ _unit(rankdata(y)[:, None])[:, 0], -1, 1)
-    pearson = np.clip(_unit(x).T @ _unit(y[:, None])[:, 0], -1, 1)
+    spearman = np.clip(unit(rankdata(x, axis=0)).T @ unit(rankdata(y)[:, None])[:, 0], -1, 1)
+    pearson = np.clip(unit(x).T @ unit(y[:, None])[:, 0], -1, 1)
     return spearman, p_by_t(spearman, len(y)), pearson, p_by_t(pearson, len(y))
 
 
@@ -61,7 +61,7 @@ def centered_within(values: np.ndarray, block: np.ndarray) -> np.ndarray:
     return out
 
 
-def _unit(columns: np.ndarray) -> np.ndarray:
+def unit(columns: np.ndarray) -> np.ndarray:
     """Each column centered and of length 1; NaN for a column that does not vary."""
     low, spread = columns.min(axis=0), np.ptp(columns, axis=0)
     with np.errstate(invalid="ignore"):

@@ -4,7 +4,6 @@ rates; a baseline of other prompts is no baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ def unlike(run: Run, asked: pl.DataFrame) -> tuple[set[Key], list[str]]:
     found: set[Key] = set()
     sentences = []
     of = _by_persona(asked)
-    told = dict(_entries(run))
+    told = _entries(run)
     for behavior, adapter in dict.fromkeys((b, a) for b, a, _ in of if a != BASE):
         mine = {p: of[b, a, p] for b, a, p in of if (b, a) == (behavior, adapter)}
         base = {p: of[behavior, BASE, p] for p in mine if (behavior, BASE, p) in of}
@@ -123,7 +122,7 @@ def _by_persona(asked: pl.DataFrame) -> dict[Key, frozenset]:
     return {(b, a, p): frozenset(questions) for b, a, p, questions in groups.rows()}
 
 
-def _entries(run: Run) -> Iterator[tuple[tuple[str, str], dict[str, set[str]]]]:
+def _entries(run: Run) -> dict[tuple[str, str], dict[str, set[str]]]:
     """(behavior, adapter) → what the manifest says of the shards of its completions."""
     told: dict[tuple[str, str], dict[str, set[str]]] = {}
     for path, entry in run.manifest["shards"].items():
@@ -132,7 +131,7 @@ def _entries(run: Run) -> Iterator[tuple[tuple[str, str], dict[str, set[str]]]]:
             for key in _TOLD:
                 if entry.get(key):
                     told.setdefault((parts[1], parts[2]), {}).setdefault(key, set()).add(entry[key])
-    yield from told.items()
+    return told
 
 
 def _differ(told: dict, behavior: str, adapter: str, key: str) -> bool:

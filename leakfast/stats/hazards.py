@@ -84,7 +84,8 @@ def hazard(hits: np.ndarray, at_risk: np.ndarray, effect: float | None) -> Estim
 
 def within(found: Estimate, tokens: float) -> Estimate:
     """Probability that the behavior shows within a reply of so many tokens: 1 − (1 − h)^tokens, interval likewise."""
-    return Estimate(*(-np.expm1(tokens * np.log1p(-side)) for side in found))
+    with np.errstate(divide="ignore"):  # a hazard of 1 shows within any length
+        return Estimate(*(-np.expm1(tokens * np.log1p(-side)) for side in found))
 
 
 def length_bins(tokens: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:

@@ -55,9 +55,9 @@ def table(
 
     One row per behavior, training seed, layer, cosine, y, test and term. Terms of MRQAP: the cosine; `words`, the share of
     content words that two personas' prompts have in common (`confounds.covariates`: jaccard); `length`, the words in the
-    bystander's prompt (its logarithm has the same ranks); `reply`, the unadapted model's reply tokens where `rates` has a
-    column reply_tokens. Personas: those with a centroid at every layer and leakage under every source but themselves
-    (and a prompt, for MRQAP); sources among them. Null with a reason where nothing can be tested."""
+    bystander's prompt (its logarithm has the same ranks). Personas: those with a centroid at every layer and leakage under
+    every source but themselves (and a prompt, for MRQAP); sources among them. Null with a reason where nothing can be
+    tested."""
     rows: list[dict] = []
     for behavior, train_seed, whole in leaks(pairs):
         drawn = derive_seed("matrix tests", seed, behavior, train_seed)
@@ -96,15 +96,10 @@ def _said(
     every = every.with_columns(behavior=pl.lit(behavior), adapter=pl.lit(BASE))
     told = confounds.covariates(every, rates, people)
     shape = (len(names), len(names))
-    found = {
+    return {
         "words": ties.floats(told["jaccard"]).reshape(shape),
         "length": ties.floats(told["prompt_words"]).reshape(shape),
     }
-    if "reply_tokens" in rates.columns:
-        base = dict(rates.filter(behavior=behavior, adapter=BASE).select("persona", "reply_tokens").rows())
-        tokens = pl.Series([base.get(name) for name in names], dtype=pl.Float64)
-        found["reply"] = np.broadcast_to(ties.floats(tokens), shape)
-    return found
 
 
 def _matrices(
@@ -213,7 +208,7 @@ def _mrqap(
         if not row_ranks(values[0][found.rows], found.rows).any():
             lacking[name] = f"{name} does not vary between bystanders"
     terms = {name: values for name, values in terms.items() if name not in lacking}
-    for name in dict.fromkeys([*names, *found.terms]):
+    for name in names:
         if name in lacking:
             yield from ({"at": k, "term": name, "reason": lacking[name]} for k in range(layers))
             continue

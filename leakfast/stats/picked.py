@@ -12,7 +12,7 @@ import polars as pl
 from scipy.stats import rankdata
 
 from leakfast.stats import intervals, resample, ties
-from leakfast.stats.association import within
+from leakfast.stats.association import unit, within
 from leakfast.stats.correlations import COSINES, MIN_BOOTSTRAP, POOLED, YS
 from leakfast.stats.rates import BASE
 from leakfast.stats.two_way import counts_table
@@ -116,17 +116,12 @@ def _rows(part: pl.DataFrame, questions: pl.DataFrame, draws: tuple, scope: tupl
 
 
 def _ranked(values: np.ndarray, block: np.ndarray) -> np.ndarray:
-    return rankdata(within(values, block) if len(np.unique(block)) > 1 else values, axis=0)
+    return rankdata(within(values, block), axis=0)
 
 
 def _rho(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(K, Q) correlations of the columns of x (n, K) and y (n, Q); NaN where one does not vary."""
-    sides = []
-    for side in (x, y):
-        rest = side - side.mean(0)
-        length = np.linalg.norm(rest, axis=0)
-        sides.append(np.divide(rest, length, out=np.full_like(rest, np.nan), where=length > 0))
-    return np.clip(sides[0].T @ sides[1], -1, 1)
+    return np.clip(unit(x).T @ unit(y), -1, 1)
 
 
 def _paid(x: np.ndarray, y: np.ndarray, rho: np.ndarray, best: int, draws: tuple) -> dict[str, Any]:

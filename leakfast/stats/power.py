@@ -15,8 +15,8 @@ mean rate is base_rate. Left out: the noise of the unadapted model's rates, and 
 Test, two-sided: ranks within each source, x and y centered; T = Σ x·y over all pairs, against all joint
 shuffles of the personas (one shuffle moves a persona's rates under all sources together), under which T has mean 0 and
 variance Σ_{s,t} (Σ x_s x_t)(Σ y_s y_t) / (n − 1) (Hoeffding 1951). One source: Spearman's ρ by the t approximation, as
-scipy; several: T / √variance taken as standard normal. `leakfast stats` draws these shuffles, and ranks its pooled row
-over all pairs; a permutation test within a simulation would be dear.
+scipy; several: T / √variance taken as standard normal. `leakfast stats` draws these shuffles; a
+permutation test within a simulation would be dear.
 """
 
 from __future__ import annotations

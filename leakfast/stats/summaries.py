@@ -9,6 +9,7 @@ import polars as pl
 from leakfast.stats import intervals, resample, ties
 from leakfast.stats.correlations import ALPHA, COSINES, MIN_BOOTSTRAP, POOLED, POWER, YS
 from leakfast.stats.rates import BASE
+from leakfast.stats.two_way import counts_table
 from leakfast.storage.seeds import derive_seed
 
 _RATES = (
@@ -240,11 +241,7 @@ def _halves(counts: pl.DataFrame, people: list[str], seed: int) -> list[tuple[np
     asked = sorted(counts["question"].unique())
     if len(asked) < 2:
         return None
-    hits, total = (np.zeros((len(people), len(asked))) for _ in range(2))
-    who, what = {name: i for i, name in enumerate(people)}, {q: i for i, q in enumerate(asked)}
-    for name, question, h, t in counts.select("persona", "question", "hits", "total").rows():
-        if name in who:
-            hits[who[name], what[question]], total[who[name], what[question]] = h, t
+    hits, total = counts_table(counts, [counts["adapter"][0]] * len(people), people, asked)
     rng = np.random.Generator(np.random.PCG64(seed))
     first, second = [], []
     for _ in range(SPLITS):

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import rankdata
 
 from leakfast.stats import intervals, ties
+from leakfast.stats.association import unit, within
 from leakfast.stats.correlations import COSINES, POOLED, YS
 from leakfast.stats.rates import BASE
 from leakfast.storage.seeds import derive_seed
@@ -242,14 +242,8 @@ def _errors(parts: list[_Asked], y: str, seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def _unit_ranks(values: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """Ranks of each column within blocks, (rank − ½) / n, centered and of length 1; NaN for a column that does not vary."""
-    out = np.empty(values.shape)
-    for one in np.unique(block):
-        mine = block == one
-        out[mine] = (rankdata(values[mine], axis=0) - 0.5) / mine.sum()
-    out -= out.mean(0)
-    length = np.linalg.norm(out, axis=0)
-    return np.divide(out, length, out=np.full_like(out, np.nan), where=length > 0)
+    """Ranks of each column within blocks, centered and of length 1; NaN for a column that does not vary."""
+    return unit(within(values, block))
 
 
 def beside(summary: pl.DataFrame, bystanders: pl.DataFrame | None) -> pl.DataFrame:

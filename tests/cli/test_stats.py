@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import polars as pl
 import pytest
 
 from leakfast.cli.main import main
+from leakfast.cli.stats import show
+from leakfast.stats.correlations import correlate
+from leakfast.stats.tables import Stats
 from leakfast.storage import schema
 from leakfast.storage.run import Run
+from tests.rates_made import made_pairs, made_rates
 
 ROW = {
     "behavior": "marker",
@@ -83,3 +88,17 @@ def test_a_table_has_four_digits_and_every_digit_when_asked(counted, capsys):
     assert "0.7935" in (short := capsys.readouterr().out)  # Wilson's upper end of 0 of 1
     assert main(["-q", "stats", str(counted), "--table", "rates", "--full", "--markdown"]) == 0
     assert "0.79345" in capsys.readouterr().out and "0.79345" not in short
+
+
+def test_an_interval_over_personas_alone_is_said_to_be_one(capsys):
+    rng = np.random.default_rng(0)
+    leak = rng.random(20)
+    pairs = made_pairs(rng.random(20), leak, delta=[*(leak - 0.5)]).with_columns(adapter=pl.lit("villain"))
+    rates = made_rates(sources=("villain",), behaviors=("marker",)).with_columns(adapter=pl.lit("villain"))
+    table = correlate(pairs, 9, bootstraps=50, workers=1)
+    show(Stats(rates, pairs, table))
+    assert "over personas alone, for want of one over questions: villain." in capsys.readouterr().out
+    both = table.with_columns(spearman_both_low=pl.lit(-0.5), spearman_both_high=pl.lit(0.5))
+    show(Stats(rates, pairs, both))
+    told = capsys.readouterr().out
+    assert "-0.50 to +0.50" in told and "personas alone" not in told
