@@ -18,6 +18,7 @@ from leakfast.stats import (
     gradient_tables,
     judged,
     matrix_tests,
+    mixed,
     picked,
     question_sets,
     relations,
@@ -67,6 +68,7 @@ TABLES = {
     "relations_alike": "rank correlation of the categories' mean leakage between behaviors",
     "restricted": "ρ with p of shuffles inside categories, and inside clusters of the geometry",
     "matrix_tests": "QAP and multiple-regression QAP of leakage on cosine, shared words and length",
+    "mixed": "logistic mixed model: log-odds per 0.1 of cosine with length, baseline and words beside it; each source's slope",
     "predicted": "leave-one-source-out prediction from geometry, against the mean and shared words",
     "verdicts": "the study's rules with the numbers that decide them",
     "published": "each number the published study stored, beside ours",
@@ -148,6 +150,7 @@ def further(
     if pairs.height:
         said = confounds.covariates(pairs, rates, found.people, asked.similarity)
         tables |= _looked_at_closely(said, rates, best, asked.similarity is not None)
+        tables["mixed"] = mixed.table(said, found.questions, exposed, correlations, best)
     if pairs.height and found.centroids is not None:
         tables["specificity"] = specificity.table(pairs, found.centroids, related, *draws[1:])
     at = {behavior: layer for behavior, (_, layer) in best.items()}

@@ -148,6 +148,7 @@ FURTHER = {
     ),
     "restricted": ("a source (or `pooled`), layer, cosine, y and kind of strata", ""),
     "matrix_tests": ("a term of a test, at a layer, for a cosine and y", ""),
+    "mixed": ("a term, a source's slope or a standard deviation of a behavior's model", ""),
     "predicted": (
         "a model and a source left out (or `pooled`), at a layer",
         "behavior seed layer cosine y source model n r2 gain rmse reason method",
