@@ -303,6 +303,12 @@ def _degrees(counts: Counts, kinds: tuple[str, ...]) -> np.ndarray:
     return np.array([fewest, fewest] + [people] * (counts.fixed.shape[1] - 2), dtype=float)
 
 
+def slope_df(counts: Counts, found: Fitted) -> float:
+    """Degrees of freedom of each source's slope: personas − 1; of a single source, whose slope is the fixed one, those."""
+    people = float(len(np.unique(counts.persona)) - 1)
+    return people if len(found.slope) > 1 else float(found.beta_df[1])
+
+
 def interval(value: np.ndarray, se: np.ndarray, df: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
     """95 % t interval."""
     half = intervals.t_half(se, df)

@@ -213,7 +213,7 @@ def _rows(found: _Design | str, rho: Mapping[tuple[str, str | None], float | Non
         values = (fitted.beta[i], fitted.beta_se[i], low[i], high[i])
         yield row | _scaled(values, _UNITS[term][1] / found.scale[i]) | {"df": float(fitted.beta_df[i])}
     per = _UNITS["cosine"][1] / found.scale[1]
-    df = float(len(np.unique(found.counts.persona)) - 1)
+    df = logistic_mixed.slope_df(found.counts, fitted)
     low, high = logistic_mixed.interval(fitted.slope, fitted.slope_se, df)
     for i, (source, adapter) in enumerate(found.who):
         row = told | {"part": "source", "term": "cosine", "source": source, "adapter": adapter}

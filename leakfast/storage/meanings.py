@@ -3,6 +3,8 @@ which table has which."""
 
 from __future__ import annotations
 
+from leakfast.storage.meanings_mixed import MIXED
+
 MEANINGS = {
     # who and what
     "behavior": "the behavior that is measured; with a variant, `marker+few`",
@@ -338,22 +340,7 @@ MEANINGS = {
     "t": "mrqap: t of the coefficient; its p is by relabelling, not by the t distribution",
     "matrix_tests.p": "(1 + relabellings with as large a |ρ| or |t|) / (1 + relabellings), two-sided",
     "matrix_tests.p_max": "against the largest over all layers of the same relabelling; of the term cosine alone",
-    # one model of all replies
-    "part": "fixed (a term for all), source (the cosine's slope of one source) or spread (a standard deviation)",
-    "mixed.term": "fixed: intercept, cosine, length (log2 of the bystander's mean reply tokens), baseline (its log-odds, with ½ "
-    "added to hits and misses), words (share that two prompts have in common); spread: what differs by that much",
-    "mixed.unit": "of coefficient, se, low, high and sd",
-    "mixed.coefficient": "change of a reply's log-odds with the term, the others and all effects held; of a source: its slope, "
-    "drawn towards the others'",
-    "se": "its standard error",
-    "mixed.low": "95 % t interval with df degrees of freedom",
-    "df": "of intercept and cosine: the fewest of sources, questions and personas, less 1; of others personas - 1",
-    "sd": "standard deviation of the effect over personas, questions, sources, or pairs of both",
-    "mixed.spearman": "plain ρ of cosine and rate, to set beside the slope; pooled, of ranks within each source",
-    "mixed.n": "pairs of source and bystander in the model, or of the source",
-    "n_without": "pairs with a cosine that lack a term, and are not in the model",
-    "mixed.sources": "sources in the model",
-    "replies": "completions (items) in the model",
+    **MIXED,
     # verdicts
     "claim": "the claim that the rule is about",
     "quantity": "what is tested or compared, such as source_drop, mean_bystander_drop, spearman_drop",

@@ -157,7 +157,8 @@ def test_one_source_has_no_spread_over_sources():
     found = mixed.table(*_made(sources=("s0",)), AT)
     assert found["part"].to_list() == ["fixed"] * 5 + ["source"] + ["spread"] * 6
     fixed, own = _row(found, part="fixed", term="cosine"), _row(found, part="source")
-    assert fixed["coefficient"] == own["coefficient"] and fixed["spearman"] == 0.6 and own["spearman"] == 0.5
+    assert all(fixed[name] == own[name] for name in ("coefficient", "se", "low", "high", "df"))
+    assert fixed["spearman"] == 0.6 and own["spearman"] == 0.5
     assert _row(found, term="source", part="spread")["reason"] == "one source"
     assert _row(found, term="persona")["sd"] is None and _row(found, term="pair")["sd"] > 0
 
