@@ -193,15 +193,16 @@ def follow(sent, person, block, position, out):
 
 
 @compiled
-def moved_ranks(y_rank, person, block, position, seed, first, out):
-    """y_rank (n,) under joint shuffles number first, first + 1, …: fills out (count, n)."""
+def moved_ranks(y_ranks, person, block, position, seed, first, out):
+    """y_ranks (Y, n) under joint shuffles number first, first + 1, …: fills out (count, Y, n)."""
     n, people = len(person), position.shape[1]
     sent, rows = np.empty(people, np.int64), np.empty(n, np.int64)
     for number in range(out.shape[0]):
         shuffle(seed, first + number, sent)
         follow(sent, person, block, position, rows)
-        for i in range(n):
-            out[number, i] = y_rank[rows[i]]
+        for y in range(len(y_ranks)):
+            for i in range(n):
+                out[number, y, i] = y_ranks[y, rows[i]]
 
 
 @compiled
@@ -291,13 +292,11 @@ def tally(total, scale, family, observed, single, best):
         top[:] = 0.0
         for j in range(columns):
             found[j] = abs(total[number, j]) * scale[j]
-            if found[j] > top[family[j]]:
-                top[family[j]] = found[j]
+            single[j] += found[j] >= observed[j]
         for j in range(columns):
-            if found[j] >= observed[j]:
-                single[j] += 1
-            if top[family[j]] >= observed[j]:
-                best[j] += 1
+            top[family[j]] = max(top[family[j]], found[j])
+        for j in range(columns):
+            best[j] += top[family[j]] >= observed[j]
 
 
 @compiled

@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 
 from leakfast.stats import confounds, ties
-from leakfast.stats.correlations import COSINES, MIN_PAIRS, YS
+from leakfast.stats.correlations import MIN_PAIRS
 from leakfast.stats.matrices import Tested, mrqap_each, qap_each, row_ranks
 from leakfast.stats.rates import BASE
-from leakfast.stats.restricted import Leaks, leaks
+from leakfast.stats.wide import COSINES, YS, Leaks, leaks
 from leakfast.storage import schema
 from leakfast.storage.seeds import derive_seed
 

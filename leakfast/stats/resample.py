@@ -142,30 +142,48 @@ def permute_spearman(
     columns among which one would pick (the layers); one family without it. The comparison is exact,
     because doubled ranks are integers. A column that does not vary has p NaN.
     """
+    return permute_each(
+        x, np.asarray(y)[None], resamples, seed, person=person, block=block, family=family, workers=workers
+    )[0]
+
+
+def permute_each(
+    x: np.ndarray,
+    ys: np.ndarray,
+    resamples: int,
+    seed: int,
+    *,
+    person: np.ndarray | None = None,
+    block: np.ndarray | None = None,
+    family: np.ndarray | None = None,
+    workers: int | None = None,
+) -> list[Permuted]:
+    """`permute_spearman` of x (K, n) with each row of ys (Y, n), all by the same shuffles."""
     from leakfast.stats.compiled import moved_ranks, tally
 
-    x, y, codes, blocks = _checked(x, y, person, block)
-    xs, ys = ordered(x).rank, ordered(y).rank[0]
-    length = np.sqrt((xs * xs).sum(1) * (ys @ ys))
+    x, ys, codes, blocks = _checked(x, ys, person, block)
+    xs, ranks = ordered(x).rank, ordered(ys).rank
     family = np.zeros(len(xs), np.int64) if family is None else np.asarray(family, np.int64)
     position = positions(codes, blocks)
-    usable = length > 0
-    scale = 1 / np.where(usable, length, 1.0)
-    observed = np.where(usable, np.abs(xs @ ys) * scale, np.inf)
-    tries = [(first, min(_PART, resamples - first)) for first in range(0, resamples, _PART)]
-    single, best = np.zeros((len(tries), len(xs)), np.int64), np.zeros((len(tries), len(xs)), np.int64)
+    products = [np.sqrt((xs * xs).sum(1) * (one @ one)) for one in ranks]
+    usable = np.array(products) > 0
+    scale = 1 / np.where(usable, products, 1.0)
+    observed = np.where(usable, np.abs([xs @ one for one in ranks]) * scale, np.inf)
+    tries = -(-resamples // _PART)
+    single, best = (np.zeros((tries, *usable.shape), np.int64) for _ in range(2))
 
     def part(first: int, count: int) -> None:
-        k, moved = first // _PART, np.empty((count, len(ys)))
-        moved_ranks(ys, codes, blocks, position, word(seed), first, moved)
+        k, moved = first // _PART, np.empty((count, *ranks.shape))
+        moved_ranks(ranks, codes, blocks, position, word(seed), first, moved)
         # sums of whole numbers below 2⁵³, so exact in whatever order the matrix product adds them
-        tally(moved @ xs.T, scale, family, observed, single[k], best[k])
+        total = (moved.reshape(-1, moved.shape[2]) @ xs.T).reshape(count, *usable.shape)
+        for y in range(len(ranks)):
+            tally(total[:, y], scale[y], family, observed[y], single[k, y], best[k, y])
 
     with one_blas_thread():
-        spread(part, resamples, workers, x.shape[0] * x.shape[1])
-    p = (1 + single.sum(0)) / (1 + resamples)
-    p_max = (1 + best.sum(0)) / (1 + resamples)
-    return Permuted(np.where(usable, p, np.nan), np.where(usable, p_max, np.nan))
+        spread(part, resamples, workers, x.size)
+    p, p_max = (np.where(usable, (1 + n.sum(0)) / (1 + resamples), np.nan) for n in (single, best))
+    return [Permuted(*one) for one in zip(p, p_max, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -301,8 +319,8 @@ def kendall_tau(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _checked(x, y, person, block=None):
     x = np.ascontiguousarray(np.atleast_2d(np.asarray(x, dtype=np.float64)))
     y = np.ascontiguousarray(np.asarray(y, dtype=np.float64))
-    n = len(y)
-    if x.ndim != 2 or y.ndim != 1 or x.shape[1] != n or n == 0:
+    n = y.shape[-1] if y.ndim else 0
+    if x.ndim != 2 or y.ndim not in (1, 2) or x.shape[1] != n or n == 0:
         raise ValueError(f"x must be (K, n) and y (n,), n ≥ 1; got {x.shape} and {y.shape}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("resampling needs finite values")
