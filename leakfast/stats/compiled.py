@@ -90,73 +90,84 @@ def weighted_ranks(order, begins, weight, total, rank):
 
 
 @compiled
-def _cross(order, begins, tied, weight, weighted_y, total, sxy, sxx):
-    """Σ w·rx·ry and Σ w·rx² with the ranks of x made on the way; both (LANES,)."""
-    n = len(order)
-    below_here = np.zeros(LANES)
-    for lane in range(LANES):
-        sxy[lane] = 0.0
-        sxx[lane] = 0.0
+def _cross(column, weight, weighted_y, total, sxy, sxx):
+    """Σ w·rx·ry of every y and Σ w·rx² with the ranks of x made on the way; (Y, LANES) and (LANES,).
+
+    column: (order, begins, tied) of x; weight (n, LANES), weighted_y (Y, n, LANES)."""
+    order, begins, tied = column
+    n, several = len(order), weighted_y.shape[0]
+    below_here, c = np.zeros(LANES), np.empty(LANES)
+    sxy[:] = 0.0
+    sxx[:] = 0.0
     if not tied:
         for k in range(n):
             i = order[k]
             for lane in range(LANES):
                 w = weight[i, lane]
-                c = 2.0 * below_here[lane] + w - total[lane]
+                c[lane] = 2.0 * below_here[lane] + w - total[lane]
                 below_here[lane] += w
-                sxy[lane] += c * weighted_y[i, lane]
-                sxx[lane] += w * c * c
+                sxx[lane] += w * c[lane] * c[lane]
+            for y in range(several):
+                for lane in range(LANES):
+                    sxy[y, lane] += c[lane] * weighted_y[y, i, lane]
         return
-    group = np.zeros(LANES)
-    held = np.zeros(LANES)
+    group, held = np.zeros(LANES), np.zeros((several, LANES))
     for k in range(n):
         i = order[k]
         for lane in range(LANES):
             group[lane] += weight[i, lane]
-            held[lane] += weighted_y[i, lane]
+        for y in range(several):
+            for lane in range(LANES):
+                held[y, lane] += weighted_y[y, i, lane]
         if k + 1 == n or begins[k + 1]:
             for lane in range(LANES):
-                c = 2.0 * below_here[lane] + group[lane] - total[lane]
-                sxy[lane] += c * held[lane]
-                sxx[lane] += group[lane] * c * c
+                c[lane] = 2.0 * below_here[lane] + group[lane] - total[lane]
+                sxx[lane] += group[lane] * c[lane] * c[lane]
                 below_here[lane] += group[lane]
                 group[lane] = 0.0
-                held[lane] = 0.0
+            for y in range(several):
+                for lane in range(LANES):
+                    sxy[y, lane] += c[lane] * held[y, lane]
+                    held[y, lane] = 0.0
 
 
 @compiled
-def bootstrap(x, y, person, people, seed, first, out):
-    """Spearman ρ of K columns with y in each resample of persons; fills out (count, K).
+def bootstrap(x, ys, person, people, seed, first, out):
+    """Spearman ρ of K columns with Y others in each resample of persons, in each of G groups that see the same resamples;
+    fills out (count, G, Y, K).
 
-    x: (order, begins, tied) of (K, n), (K, n) and (K,); y: (order, begins), (n,) each; person: (n,) codes below
-    `people`. A resample in which a side does not vary gives NaN. `first` is a multiple of LANES."""
+    x: (order, begins, tied) of (G, K, n), (G, K, n) and (G, K); ys: (order, begins), (G, Y, n) each; person: (n,) codes
+    below `people`. A resample in which a side does not vary gives NaN. `first` is a multiple of LANES."""
     order, begins, tied = x
-    y_order, y_begins = y
-    n, columns, count = len(person), order.shape[0], out.shape[0]
-    weight, rank = np.empty((n, LANES)), np.empty((n, LANES))
-    total, syy = np.empty(LANES), np.empty(LANES)
-    sxy, sxx = np.empty(LANES), np.empty(LANES)
+    y_order, y_begins = ys
+    n, count = len(person), out.shape[0]
+    groups, columns, several = order.shape[0], order.shape[1], y_order.shape[1]
+    weight, rank = np.empty((n, LANES)), np.empty((several, n, LANES))
+    total, syy = np.empty(LANES), np.empty((several, LANES))
+    sxy, sxx = np.empty((several, LANES)), np.empty(LANES)
     for at in range(0, count, LANES):
         draw_weights(seed, first + at, people, person, weight)
-        for lane in range(LANES):
-            total[lane] = 0.0
-            syy[lane] = 0.0
+        total[:] = 0.0
         for i in range(n):
             for lane in range(LANES):
                 total[lane] += weight[i, lane]
-        weighted_ranks(y_order, y_begins, weight, total, rank)
-        for i in range(n):
-            for lane in range(LANES):
-                w, r = weight[i, lane], rank[i, lane]
-                syy[lane] += w * r * r
-                rank[i, lane] = w * r
-        for j in range(columns):
-            _cross(order[j], begins[j], tied[j], weight, rank, total, sxy, sxx)
-            for lane in range(min(LANES, count - at)):
-                if sxx[lane] > 0.0 and syy[lane] > 0.0:
-                    out[at + lane, j] = sxy[lane] / np.sqrt(sxx[lane] * syy[lane])
-                else:
-                    out[at + lane, j] = np.nan
+        for g in range(groups):
+            syy[:] = 0.0
+            for y in range(several):
+                weighted_ranks(y_order[g, y], y_begins[g, y], weight, total, rank[y])
+                for i in range(n):
+                    for lane in range(LANES):
+                        w, r = weight[i, lane], rank[y, i, lane]
+                        syy[y, lane] += w * r * r
+                        rank[y, i, lane] = w * r
+            for j in range(columns):
+                _cross((order[g, j], begins[g, j], tied[g, j]), weight, rank, total, sxy, sxx)
+                for y in range(several):
+                    for lane in range(min(LANES, count - at)):
+                        if sxx[lane] > 0.0 and syy[y, lane] > 0.0:
+                            out[at + lane, g, y, j] = sxy[y, lane] / np.sqrt(sxx[lane] * syy[y, lane])
+                        else:
+                            out[at + lane, g, y, j] = np.nan
 
 
 @compiled
@@ -182,15 +193,16 @@ def follow(sent, person, block, position, out):
 
 
 @compiled
-def moved_ranks(y_rank, person, block, position, seed, first, out):
-    """y_rank (n,) under joint shuffles number first, first + 1, …: fills out (count, n)."""
+def moved_ranks(y_ranks, person, block, position, seed, first, out):
+    """y_ranks (Y, n) under joint shuffles number first, first + 1, …: fills out (count, Y, n)."""
     n, people = len(person), position.shape[1]
     sent, rows = np.empty(people, np.int64), np.empty(n, np.int64)
     for number in range(out.shape[0]):
         shuffle(seed, first + number, sent)
         follow(sent, person, block, position, rows)
-        for i in range(n):
-            out[number, i] = y_rank[rows[i]]
+        for y in range(len(y_ranks)):
+            for i in range(n):
+                out[number, y, i] = y_ranks[y, rows[i]]
 
 
 @compiled
@@ -224,30 +236,47 @@ def moved_within(y_rank, cells, strata, seed, first, out):
 
 
 @compiled
-def relabelled(rows, weights, near, sizes, seed, first, total, length):
+def relabelled(rows, single, layered, near, seed, first, total):
     """Sums over sources and bystanders after all personas are relabelled, numbers first, first + 1, … of `shuffle`:
 
-        total[r, m, l] = Σ_s Σ_b weights[s, b, m, l] · near[π(rows[s]), π(b), l],   length[r, l] = Σ_s sizes[π(rows[s]), l]
+        total[r, u, l] = Σ_s Σ_b left_u[s, b, l] · near[π(rows[s]), π(b), l]
 
-    rows: (S,) persona of each source; weights: (S, P, M, L), 0 where a source meets itself; near: (P, P, L); sizes:
-    (P, L). Fills total (count, M, L) and length (count, L). A layer's sum is made in one order, whatever the others."""
-    people, columns, layers = near.shape[0], weights.shape[2], near.shape[2]
-    sent, whole = np.empty(people, np.int64), np.empty((columns, layers))
+    rows: (S,) persona of each source; single: (S, P, U₁) the left sides that are the same at all layers, layered:
+    (S, P, U₂, L) the others, numbered after them; near: (P, P, L). Fills total (count, U₁ + U₂, L). A layer's sum is made
+    in one order, whatever the others."""
+    people, layers = near.shape[0], near.shape[2]
+    columns, others = single.shape[2], layered.shape[2]
+    sent = np.empty(people, np.int64)
     for number in range(total.shape[0]):
         shuffle(seed, first + number, sent)
+        whole = total[number]
         whole[:] = 0.0
-        length[number] = 0.0
         for s in range(len(rows)):
             row = sent[rows[s]]
-            for k in range(layers):
-                length[number, k] += sizes[row, k]
             for b in range(people):
-                here = near[row, sent[b]]
-                for m in range(columns):
-                    weight, found = weights[s, b, m], whole[m]
+                to = sent[b]
+                for u in range(columns):
+                    weight = single[s, b, u]
                     for k in range(layers):
-                        found[k] += weight[k] * here[k]
-        total[number] = whole
+                        whole[u, k] += weight * near[row, to, k]
+                for u in range(others):
+                    for k in range(layers):
+                        whole[columns + u, k] += layered[s, b, u, k] * near[row, to, k]
+
+
+@compiled
+def relabelled_rows(rows, near, seed, first, sources, moved):
+    """Where relabellings number first, first + 1, … send the sources, and the rows of near (P, P) they then have: fills
+    sources (count, S) with π(rows[s]), and moved (count, S, P) with near[π(rows[s]), π(b)]."""
+    people = near.shape[0]
+    sent = np.empty(people, np.int64)
+    for number in range(moved.shape[0]):
+        shuffle(seed, first + number, sent)
+        for s in range(len(rows)):
+            row = sent[rows[s]]
+            sources[number, s] = row
+            for b in range(people):
+                moved[number, s, b] = near[row, sent[b]]
 
 
 @compiled
@@ -263,13 +292,11 @@ def tally(total, scale, family, observed, single, best):
         top[:] = 0.0
         for j in range(columns):
             found[j] = abs(total[number, j]) * scale[j]
-            if found[j] > top[family[j]]:
-                top[family[j]] = found[j]
+            single[j] += found[j] >= observed[j]
         for j in range(columns):
-            if found[j] >= observed[j]:
-                single[j] += 1
-            if top[family[j]] >= observed[j]:
-                best[j] += 1
+            top[family[j]] = max(top[family[j]], found[j])
+        for j in range(columns):
+            best[j] += top[family[j]] >= observed[j]
 
 
 @compiled

@@ -25,13 +25,12 @@ import numpy as np
 import polars as pl
 
 from leakfast.progress import Progress
-from leakfast.stats import intervals, resample, ties
+from leakfast.stats import intervals, resample
 from leakfast.stats.association import centered_within, spearman_and_pearson, within
+from leakfast.stats.wide import COSINES, YS, Leaks, leaks
 from leakfast.storage import schema
 from leakfast.storage.seeds import derive_seed
 
-COSINES = ("centered", "raw")
-YS = ("rate", "delta")
 POOLED = "pooled"
 PERMUTATIONS = 9_999
 BOOTSTRAPS = 2_000
@@ -70,19 +69,6 @@ _PLAIN = ("spearman_plain", "spearman_plain_p_t", "pearson_plain", "pearson_plai
 _METHOD = "percentile bootstrap over personas; permutation of personas; t approximation in spearman_p_t"
 
 
-@dataclass(frozen=True)
-class _Points:
-    """The pairs of one behavior and training seed, wide: row = (adapter, persona)."""
-
-    adapter: np.ndarray  # (n,) int codes, in order of appearance
-    persona: np.ndarray  # (n,) int codes
-    category: np.ndarray  # (n,) object, None where a persona has none
-    x: np.ndarray  # (n, layers × cosines) float64, NaN where null
-    y: np.ndarray  # (n, 2) float64, NaN where null
-    adapters: list[tuple[str, str]]  # code → (adapter, source)
-    layers: list[int]
-
-
 def correlate(
     pairs: pl.DataFrame,
     permutations: int = PERMUTATIONS,
@@ -116,16 +102,14 @@ def correlate(
     if "adapter" not in pairs.columns:
         pairs = pairs.with_columns(adapter=pl.col("source"))
     _refuse(pairs)
-    groups = pairs.partition_by("behavior", "seed", maintain_order=True, include_key=True)
+    count = pairs.select("behavior", "seed").n_unique()
     rows: list[dict] = []
-    for number, group in enumerate(groups):
-        behavior, train_seed = group["behavior"][0], group["seed"][0]
-        points = _widen(group)
+    for number, (behavior, train_seed, points) in enumerate(leaks(pairs)):
         draws = _Draws(permutations, bootstraps, (seed, behavior, train_seed), workers)
         for cell in _cells(points, draws):
             rows.append({"behavior": behavior, "seed": train_seed, **cell})
         if progress:
-            progress(number + 1, len(groups), f"correlations of {behavior}")
+            progress(number + 1, count, f"correlations of {behavior}")
     columns = schema.columns("correlations")
     columns |= {name: dtype() for name, dtype in _EXTRA.items()}
     return schema.check(_with_families(pl.DataFrame(rows, schema=columns)), "correlations")
@@ -166,13 +150,10 @@ class _Draws:
         return derive_seed(kind, *self.parts, *names)
 
 
-def _cells(points: _Points, draws: _Draws) -> Iterator[dict]:
+def _cells(points: Leaks, draws: _Draws) -> Iterator[dict]:
     everyone = np.ones(len(points.persona), dtype=bool)
     categories = list(dict.fromkeys(c for c in points.category if c is not None))
-    scopes = [
-        (adapter, source, points.adapter == code, "persona")
-        for code, (adapter, source) in enumerate(points.adapters)
-    ]
+    scopes = [(*points.adapters[code], points.adapter == code, "persona") for code in points.appearance]
     sources = [source for _, source in points.adapters]
     twins = sorted({source for source in sources if sources.count(source) > 1})
     scopes.append((None, POOLED, everyone, "persona across sources"))
@@ -198,19 +179,26 @@ def _cells(points: _Points, draws: _Draws) -> Iterator[dict]:
 
 
 def _grid(
-    points: _Points, inside: np.ndarray, draws: _Draws, scope: tuple[str, str], why: str | None
+    points: Leaks, inside: np.ndarray, draws: _Draws, scope: tuple[str, str], why: str | None
 ) -> Iterator[dict]:
     """Every layer × cosine × y over the rows `inside`."""
     cells = [(layer, cosine) for layer in points.layers for cosine in COSINES]
     solved: dict[tuple[int, int], dict] = {}
+    alike: dict[
+        tuple[bytes, tuple[int, ...]], list[int]
+    ] = {}  # what is over the same rows is solved together
     for k in range(len(YS)):
-        usable = np.isfinite(points.x) & (np.isfinite(points.y[:, k]) & inside)[:, None]
-        patterns: dict[bytes, list[int]] = {}  # columns over the same rows are solved together
+        usable = np.isfinite(points.cosines) & (np.isfinite(points.y[YS[k]]) & inside)[:, None]
+        patterns: dict[bytes, list[int]] = {}
         for j, column in enumerate(np.ascontiguousarray(usable.T)):
             patterns.setdefault(column.tobytes(), []).append(j)
-        for members in patterns.values():
-            rows = np.nonzero(usable[:, members[0]])[0]
-            part = _solve(points, rows, np.array(members), k, draws, scope, why, [cells[j] for j in members])
+        for pattern, members in patterns.items():
+            alike.setdefault((pattern, tuple(members)), []).append(k)
+    for (pattern, members), ks in alike.items():
+        rows, which = np.nonzero(np.frombuffer(pattern, dtype=bool))[0], (np.array(members), ks)
+        for k, part in zip(
+            ks, _solve(points, rows, which, draws, scope, why, [cells[j] for j in members]), strict=True
+        ):
             solved.update({(j, k): cell for j, cell in zip(members, part, strict=True)})
     for j, (layer, cosine) in enumerate(cells):
         for k, y_name in enumerate(YS):
@@ -218,95 +206,164 @@ def _grid(
 
 
 def _solve(
-    points: _Points,
+    points: Leaks,
     rows: np.ndarray,
-    members: np.ndarray,
-    k: int,
+    which: tuple[np.ndarray, list[int]],
     draws: _Draws,
     scope: tuple[str, str],
     why: str | None,
     cells: list[tuple[int, str]],
-) -> list[dict]:
-    """The values of some columns of x, all over the same rows."""
-    n = len(rows)
-    x, y = points.x[np.ix_(rows, members)], points.y[rows, k]
+) -> list[list[dict]]:
+    """The values of some columns of x with some of y (`which`), all over the same rows: a list for each y."""
+    (members, ks), n = which, len(rows)
+    x = points.cosines[np.ix_(rows, members)]
     if why is None and n < MIN_PAIRS:
         why = f"{n} pairs with both values; at least {MIN_PAIRS} are needed"
+    people, block = points.codes[rows], points.adapter[rows]
+    several = len(np.unique(block)) > 1
+    ranked = (within(x, block), centered_within(x, block)) if several and why is None else None
+    sides = [_one_y((x, ranked), points.y[YS[k]][rows], YS[k], block, why) for k in ks]
+    found = [side for side in sides if not isinstance(side, str)]
+    resampled = iter(())
+    if found:
+        x = x if ranked is None else ranked[0]
+        resampled = _resampled(x, found, (people, block), cells, draws, scope)
+    return [
+        [_empty(n, side)] * len(members) if isinstance(side, str) else _told(n, side, cells, next(resampled))
+        for side in sides
+    ]
+
+
+@dataclass(frozen=True)
+class _Values:
+    """One y (n,) as it is resampled; (ρ, its p, r, its p) with each column, and of pooled rows the plain ones."""
+
+    y: np.ndarray
+    values: tuple[np.ndarray, ...]
+    plain: dict[str, np.ndarray | None]
+
+
+def _one_y(sides: tuple, y: np.ndarray, name: str, block: np.ndarray, why: str | None) -> _Values | str:
+    """sides: x (n, K), and of pooled rows it ranked within sources and less its sources' means; or why there is none."""
+    x, ranked = sides
     if why is None and np.ptp(y) == 0:
-        why = f"{YS[k]} is {y[0]:g} for all {n} bystanders"
+        why = f"{name} is {y[0]:g} for all {len(y)} bystanders"
     if why is not None:
-        return [_empty(n, why) for _ in members]
-    people, block = points.persona[rows], points.adapter[rows]
-    plain = dict.fromkeys(_PLAIN)
+        return why
     values = spearman_and_pearson(x, y)
-    if len(np.unique(block)) > 1:
-        plain = dict(zip(_PLAIN, values, strict=True))
-        x, y, values = _within_sources(x, y, block)
-        if np.ptp(y) == 0:
-            return [_empty(n, f"{YS[k]} is the same for all bystanders of each source") for _ in members]
-    spearman, p_t, pearson, pearson_p = values
-    tau = resample.kendall_tau(x.T, y)
+    if ranked is None:
+        return _Values(y, values, dict.fromkeys(_PLAIN))
+    plain = dict(zip(_PLAIN, values, strict=True))
+    level = centered_within(y[:, None], block)[:, 0]
+    y = within(y[:, None], block)[:, 0]
+    if np.ptp(y) == 0:
+        return f"{name} is the same for all bystanders of each source"
+    values = (*spearman_and_pearson(ranked[0], y)[:2], *spearman_and_pearson(ranked[1], level)[2:])
+    return _Values(y, values, plain)
+
+
+@dataclass(frozen=True)
+class _Resampled:
+    """What is drawn for one y with each column: Kendall's τ beside it, p of shuffles, the interval."""
+
+    tau: np.ndarray
+    shuffled: resample.Permuted
+    interval: tuple
+    persons: int
+    settings: dict
+
+
+def _resampled(
+    x: np.ndarray,
+    sides: list[_Values],
+    who: tuple[np.ndarray, np.ndarray],
+    cells: list[tuple[int, str]],
+    draws: _Draws,
+    scope: tuple[str, str],
+) -> Iterator[_Resampled]:
+    """Of each y, by the same draws; of one whose ranks are another's (a baseline of 0) it is made once."""
+    people, block = who
     persons = len(np.unique(people))
-    shuffled = resample.permute_spearman(
+    ranks = resample.ordered(np.stack([side.y for side in sides])).rank
+    first = [next(j for j in range(k + 1) if np.array_equal(ranks[j], ranks[k])) for k in range(len(sides))]
+    chosen = sorted(set(first))
+    ys = np.stack([sides[k].y for k in chosen])
+    seeds = {kind: draws.seed(kind, *scope) for kind in ("permutation", "bootstrap")}
+    family = np.array([COSINES.index(cosine) for _, cosine in cells])
+    shuffled = resample.permute_each(
         x.T,
-        y,
+        ys,
         draws.permutations,
-        seed := draws.seed("permutation", *scope),
+        seeds["permutation"],
         person=people,
         block=block,
-        family=np.array([COSINES.index(cosine) for _, cosine in cells]),
+        family=family,
         workers=draws.workers,
     )
-    low, high, se, ci_why = _interval(x.T, y, people, persons, spearman, draws, scope)
+    drawn = None
+    if draws.bootstraps >= 2 and persons >= MIN_BOOTSTRAP:
+        drawn = resample.bootstrap_each(
+            x.T[None], ys[None], draws.bootstraps, seeds["bootstrap"], person=people, workers=draws.workers
+        )[:, 0]
+    settings = {"permutations": draws.permutations or None, "bootstraps": draws.bootstraps}
+    settings |= {"permutation_seed": seeds["permutation"] if draws.permutations else None}
+    settings |= {"bootstrap_seed": seeds["bootstrap"]}
+    made = [
+        _Resampled(
+            resample.kendall_tau(x.T, ys[i]),
+            shuffled[i],
+            _interval(None if drawn is None else drawn[:, i], sides[k].values[0], persons, draws),
+            persons,
+            settings,
+        )
+        for i, k in enumerate(chosen)
+    ]
+    return iter([made[chosen.index(k)] for k in first])
+
+
+def _told(n: int, side: _Values, cells: list[tuple[int, str]], found: _Resampled) -> list[dict]:
+    """A cell for each column of one y."""
+    spearman, p_t, pearson, pearson_p = side.values
+    low, high, se, ci_why = found.interval
+    drawn = found.settings["permutations"] is not None
     defined = [cosine for (_, cosine), rho in zip(cells, spearman, strict=True) if not np.isnan(rho)]
+    empty, detectable = _empty(n, None), intervals.detectable(found.persons, POWER, ALPHA)
     out = []
     for j, (layer, cosine) in enumerate(cells):
         if np.isnan(spearman[j]):
             out.append(_empty(n, f"{cosine} cosine at layer {layer} is the same for all {n} bystanders"))
             continue
-        drawn = draws.permutations > 0
-        cell = _empty(n, None) | {
+        cell = empty | {
             "spearman": float(spearman[j]),
             "spearman_p_t": float(p_t[j]),
-            "spearman_p_perm": float(shuffled.p[j]) if drawn else None,
-            "spearman_p_max": float(shuffled.p_max[j]) if drawn else None,
+            "spearman_p_perm": float(found.shuffled.p[j]) if drawn else None,
+            "spearman_p_max": float(found.shuffled.p_max[j]) if drawn else None,
             "layers_tested": defined.count(cosine) if drawn else None,
             "pearson": float(pearson[j]),
             "pearson_p": float(pearson_p[j]),
-            "kendall": float(tau[j]),
-            **{name: None if value is None else float(value[j]) for name, value in plain.items()},
-            "detectable": intervals.detectable(persons, POWER, ALPHA),
-            "personas": persons,
-            "permutations": draws.permutations or None,
-            "permutation_seed": seed if drawn else None,
+            "kendall": float(found.tau[j]),
+            **{name: None if value is None else float(value[j]) for name, value in side.plain.items()},
+            "detectable": detectable,
+            "personas": found.persons,
+            "permutations": found.settings["permutations"],
+            "permutation_seed": found.settings["permutation_seed"],
             "ci_reason": ci_why[j],
         }
         if ci_why[j] is None:
             known = {"spearman_ci_low": low[j], "spearman_ci_high": high[j], "spearman_se_z": se[j]}
             cell |= {name: float(value) if np.isfinite(value) else None for name, value in known.items()}
-            cell |= {"bootstraps": draws.bootstraps, "bootstrap_seed": draws.seed("bootstrap", *scope)}
+            cell |= {name: found.settings[name] for name in ("bootstraps", "bootstrap_seed")}
         out.append(cell)
     return out
 
 
-def _within_sources(x: np.ndarray, y: np.ndarray, block: np.ndarray):
-    """x, y ranked within each source, and (ρ of these, its p, r of values less their source's mean, its p)."""
-    level = [centered_within(side, block) for side in (x, y[:, None])]
-    x, y = within(x, block), within(y[:, None], block)[:, 0]
-    return x, y, (*spearman_and_pearson(x, y)[:2], *spearman_and_pearson(level[0], level[1][:, 0])[2:])
-
-
-def _interval(x, y, people, persons: int, spearman: np.ndarray, draws: _Draws, scope: tuple[str, str]):
-    """(low, high, se of atanh ρ, why not) per column, from a bootstrap over persons."""
-    nothing = np.full(len(x), np.nan)
-    if draws.bootstraps < 2:
-        return nothing, nothing, nothing, ["no bootstrap was asked for"] * len(x)
-    if persons < MIN_BOOTSTRAP:
+def _interval(drawn: np.ndarray | None, spearman: np.ndarray, persons: int, draws: _Draws):
+    """(low, high, se of atanh ρ, why not) per column, of drawn (R, K) from a bootstrap over persons."""
+    if drawn is None:
+        nothing = np.full(len(spearman), np.nan)
         why = f"{persons} personas; a bootstrap needs at least {MIN_BOOTSTRAP}"
-        return nothing, nothing, nothing, [why] * len(x)
-    drawn = resample.bootstrap_spearman(
-        x, y, draws.bootstraps, draws.seed("bootstrap", *scope), person=people, workers=draws.workers
-    )
+        why = "no bootstrap was asked for" if draws.bootstraps < 2 else why
+        return nothing, nothing, nothing, [why] * len(spearman)
     se, lost = intervals.bootstrap_z(spearman, drawn)
     low, high = intervals.percentiles(drawn)
     same = np.fmin.reduce(drawn) == np.fmax.reduce(drawn)  # these two pass over NaN
@@ -339,34 +396,3 @@ def _refuse(pairs: pl.DataFrame) -> None:
     same = pairs.group_by(key[:-1]).agg(pl.col(YS).n_unique())
     if (same.select(pl.max_horizontal(YS)).to_series() > 1).any():
         raise ValueError("pairs: the rate of a bystander differs between layers; it is one measurement")
-
-
-def _widen(group: pl.DataFrame) -> _Points:
-    """Long pairs of one behavior and seed → one row per (adapter, persona), all layers beside each other."""
-    layers = sorted(group["layer"].unique().to_list())
-    adapters = group.select("adapter", "source").unique(maintain_order=True).rows()
-    base = group.unique(["adapter", "persona"], keep="first").sort("adapter", "persona")
-    columns = []
-    for layer in layers:
-        at = base.select("adapter", "persona").join(
-            group.filter(layer=layer), on=["adapter", "persona"], how="left", maintain_order="left"
-        )
-        columns += [ties.floats(at[f"cosine_{cosine}"]) for cosine in COSINES]
-    code = {adapter: i for i, (adapter, _) in enumerate(adapters)}
-    people = {name: i for i, name in enumerate(sorted(base["persona"].unique()))}
-    return _Points(
-        adapter=np.array([code[name] for name in base["adapter"]], dtype=np.int64),
-        persona=np.array([people[name] for name in base["persona"]], dtype=np.int64),
-        category=np.array(base["category"].to_list(), dtype=object),
-        x=np.column_stack(columns),
-        y=_settled(ties.floats(base["rate"]), ties.floats(base["delta"])),
-        adapters=adapters,
-        layers=layers,
-    )
-
-
-def _settled(rate: np.ndarray, delta: np.ndarray) -> np.ndarray:
-    """(n, 2) of YS. A table of another maker may hold deltas as differences of floats: their ties are made whole."""
-    sizes = np.abs(np.concatenate([rate, rate - delta, delta]))
-    scale = np.nanmax(sizes, initial=0.0) if np.isfinite(sizes).any() else 0.0
-    return np.column_stack([rate, ties.merged(delta, scale)])

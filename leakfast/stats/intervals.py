@@ -108,13 +108,14 @@ def bootstrap_z(rho, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(draws) < 2:
         return np.full(draws.shape[1], np.nan), np.ones(draws.shape[1])
     gone = np.isnan(draws)
-    lost = gone.mean(axis=0)
+    lost, holes = gone.mean(axis=0), gone.any()
     at_edge = (np.abs(draws) >= 1 - 1e-12).any(axis=0) | (np.abs(np.asarray(rho)) >= 1 - 1e-12)
     z = np.arctanh(np.clip(draws, -1 + 1e-12, 1 - 1e-12))
     count = len(draws) - gone.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
-        apart = z - np.where(gone, 0.0, z).sum(axis=0) / count
-        spread = np.sqrt(np.where(gone, 0.0, apart * apart).sum(axis=0) / (count - 1))
+        apart = z - (np.where(gone, 0.0, z) if holes else z).sum(axis=0) / count
+        apart *= apart
+        spread = np.sqrt((np.where(gone, 0.0, apart) if holes else apart).sum(axis=0) / (count - 1))
     bad = (lost > TOO_FEW_DRAWS) | at_edge | ~(spread > 0)
     return np.where(bad, np.nan, spread), lost
 

@@ -19,11 +19,13 @@ Leakage along one direction that has nothing to do with the source is not in thi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from leakfast.stats import resample
+from leakfast.stats.relabelling import relabel
 
 _SAME = 1e-12  # two t that differ by less (as correlations) are one
 
@@ -68,18 +70,32 @@ def qap(
     personas (top of the module), p_max with the largest |ρ*| over layers. What leakage[s, rows[s]] holds is not read. A
     source whose leakage does not vary adds to no sum. Sums are of whole numbers, so equal statistics are equal. float64,
     finite. Resampling unit: the persona."""
-    ry = row_ranks(leakage, rows)
-    varies = ry.any(1)
-    ry, rows = ry[varies], np.asarray(rows)[varies]
+    return qap_each(leakage[None], cosine, rows, permutations, seed, workers)[0]
+
+
+def qap_each(
+    leakage: np.ndarray,
+    cosine: np.ndarray,
+    rows: np.ndarray,
+    permutations: int,
+    seed: int,
+    workers: int | None = None,
+) -> list[Tested]:
+    """`qap` of each of leakage (Y, S, P), all with the same relabellings."""
     near = np.stack([row_ranks(one, np.arange(len(one))) for one in cosine], axis=-1)
-    weights = np.repeat(ry[:, :, None, None], near.shape[2], axis=3)
-    size, pairs = float((ry * ry).sum()), len(rows) * (near.shape[0] - 1)
-    own = (ry[:, :, None] * near[rows]).sum((0, 1))
-    spread = (near[rows] ** 2).sum((0, 1)) * size
-    rho = np.where(spread > 0, _ratio(own, (near[rows] ** 2).sum((0, 1)), size), np.nan)
-    total, length = resample.relabel(rows, weights, near, permutations, seed, workers)
-    p, p_max = _tail(np.abs(rho), np.abs(_ratio(total[:, 0], length, size)), 0.0)
-    return Tested(rho, None, p, p_max, pairs)
+    sizes, out = (near * near).sum(1), {}
+    for members, ry, held in _by_sources(leakage, rows):
+        total, sources = relabel(held, list(ry[..., None]), [near], permutations, seed, workers)
+        length = sum(
+            (sizes[sources[:, s]] for s in range(len(held))), np.zeros((permutations, near.shape[2]))
+        )
+        own_length = (near[held] ** 2).sum((0, 1))
+        for y, member in enumerate(members):
+            size, own = float((ry[y] ** 2).sum()), (ry[y][:, :, None] * near[held]).sum((0, 1))
+            rho = np.where(own_length * size > 0, _ratio(own, own_length, size), np.nan)
+            p, p_max = _tail(np.abs(rho), np.abs(_ratio(total[:, y, 0], length, size)), 0.0)
+            out[member] = Tested(rho, None, p, p_max, len(held) * (near.shape[0] - 1))
+    return [out[y] for y in range(len(leakage))]
 
 
 def mrqap(
@@ -99,34 +115,102 @@ def mrqap(
     over the S rows; t of ε's coefficient is set against that with ε[π(s), π(b)] in its place. The observed t and the
     coefficient (ranks of leakage a rank of the term) are those of the term itself. Two-sided, S(P − 1) − S − k degrees of
     freedom for k terms. Linear in ranks: a term that acts in another shape is not wholly taken out."""
-    layers, people = max(len(one) for one in (term, *others)), term.shape[1]
-    ry = row_ranks(leakage, rows)
-    varies = ry.any(1)
-    ry, rows = ry[varies], np.asarray(rows)[varies]
+    return mrqap_each(leakage[None], [term, *others], rows, permutations, seed, workers)[0][0]
+
+
+def mrqap_each(
+    leakage: np.ndarray,
+    terms: list[np.ndarray],
+    rows: np.ndarray,
+    permutations: int,
+    seed: int,
+    workers: int | None = None,
+) -> list[list[Tested]]:
+    """`mrqap` of each of leakage (Y, S, P) and each term given all others, with the same relabellings: [y][term].
+
+    Ranks of leakage and terms are multiplied with relabelled ranks of terms once (`relabel`, whole numbers); what least
+    squares take out is taken out of these products."""
     # a term given by one matrix is ranked once, and seen at every layer
-    ranks = [np.stack([row_ranks(m, np.arange(people)) for m in one], axis=-1) for one in (term, *others)]
-    ranks = [np.broadcast_to(one, (people, people, layers)) for one in ranks]
+    people = terms[0].shape[1]
+    ranks = [np.stack([row_ranks(m, np.arange(people)) for m in one], axis=-1) for one in terms]
+    out: dict[int, list[Tested]] = {}
+    for members, ry, held in _by_sources(leakage, rows):
+        left = [*ry[..., None], *(one[held] for one in ranks)]
+        drawn = relabel(held, left, ranks, permutations, seed, workers)
+        for j in range(len(terms)):
+            tested = _one_term(ry, ranks, j, held, drawn)
+            for member, found in zip(members, tested, strict=True):
+                out.setdefault(member, []).append(found)
+    return [out[y] for y in range(len(leakage))]
+
+
+def _by_sources(leakage: np.ndarray, rows: np.ndarray) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    """(numbers of the y, their ranks (Y, S, P), rows (S,)) of leakages that vary under the same sources."""
+    ranked = [row_ranks(values, rows) for values in leakage]
+    alike: dict[bytes, list[int]] = {}
+    for y, ry in enumerate(ranked):
+        alike.setdefault(ry.any(1).tobytes(), []).append(y)
+    for members in alike.values():
+        varies = ranked[members[0]].any(1)
+        yield members, np.stack([ranked[y][varies] for y in members]), np.asarray(rows)[varies]
+
+
+def _one_term(
+    ry: np.ndarray, ranks: list[np.ndarray], term: int, rows: np.ndarray, drawn: tuple[np.ndarray, np.ndarray]
+) -> list[Tested]:
+    """One term given all others, with each of ry (Y, S, P). ranks: (P, P, L) or (P, P, 1) of each term; drawn: what
+    `relabel` gives of ry and the terms with the terms."""
+    total, sources = drawn
+    count, people, layers = len(ry), ranks[0].shape[0], max(one.shape[2] for one in ranks)
+    wide = [np.broadcast_to(one, (people, people, layers)) for one in ranks]
     left = np.empty((people, people, layers))
-    weights = np.empty((len(rows), people, 1 + len(others), layers))
-    size = np.empty(layers)
+    weights = np.zeros((count, len(rows), people, len(ranks), layers))
+    size = np.empty((count, layers))
+    own_share = np.zeros((len(ranks), layers))  # of the terms' ranks in ε
+    basis_share = np.zeros((len(ranks) - 1, len(ranks), layers))  # and in each column of the basis
+    y_share = np.zeros((count, len(ranks) - 1, layers))  # of the basis in y
+    others = [j for j in range(len(ranks)) if j != term]
     for k in range(layers):
-        rest = [one[:, :, k] for one in ranks[1:]]
-        left[:, :, k] = _residual(ranks[0][:, :, k], rest)
+        rest = [wide[j][:, :, k] for j in others]
+        left[:, :, k], own_share[others, k] = _residual(wide[term][:, :, k], rest)
+        own_share[term, k] = 1.0
         basis = _basis([one[rows] for one in rest])
-        y = ry - sum((q * (q * ry).sum() for q in basis), np.zeros_like(ry))
-        size[k] = (y * y).sum()
-        weights[:, :, :, k] = np.stack([y, *basis, *[np.zeros_like(y)] * (len(others) - len(basis))], axis=2)
-    own = np.einsum("sbmk,sbk->mk", weights, left[rows])[None]
-    free = (left[rows] ** 2).sum((0, 1))[None] - (own[:, 1:] ** 2).sum(1)
-    still = free[0] <= 1e-9 * np.maximum(1.0, (left[rows] ** 2).sum((0, 1)))
-    degrees = len(rows) * (people - 1) - len(rows) - 1 - len(others)
+        for m, (column, made) in enumerate(basis):
+            basis_share[m, others, k] = made
+            weights[:, :, :, 1 + m, k] = column
+        for y, values in enumerate(ry):
+            shares = [(q * values).sum() for q, _ in basis]
+            y_share[y, : len(basis), k] = shares
+            rest_y = values - sum(
+                (q * share for (q, _), share in zip(basis, shares, strict=True)), 0 * values
+            )
+            size[y, k], weights[y, :, :, 0, k] = (rest_y * rest_y).sum(), rest_y
+    sizes = (left * left).sum(1)
+    length = sum((sizes[sources[:, s]] for s in range(len(rows))), np.zeros((len(sources), layers)))
+    with_left = np.einsum("ruvl,vl->rul", total, own_share)  # each left side's product with relabelled ε
+    with_basis = np.einsum("mvl,rvl->rml", basis_share, with_left[:, count:])
+    free = length - (with_basis**2).sum(1)
+    out = []
+    for y in range(count):
+        moved = with_left[:, y] - (y_share[y] * with_basis).sum(1)
+        out.append(_tested(weights[y], left[rows], size[y], np.abs(_ratio(moved, free, size[y]))))
+    return out
+
+
+def _tested(weights: np.ndarray, own_left: np.ndarray, size: np.ndarray, drawn: np.ndarray) -> Tested:
+    """The observed value beside those of the relabellings, drawn (R, L). weights (S, P, columns, L): y's residuals and the
+    others' basis; own_left (S, P, L): ε of the sources; size (L,): Σ of y's squared residuals."""
+    sources, people = weights.shape[:2]
+    own = np.einsum("sbmk,sbk->mk", weights, own_left)[None]
+    whole = (own_left**2).sum((0, 1))
+    free = whole[None] - (own[:, 1:] ** 2).sum(1)
+    still = free[0] <= 1e-9 * np.maximum(1.0, whole)
+    degrees = sources * (people - 1) - sources - weights.shape[2]
     r = np.where(still, np.nan, _ratio(own[:, 0], free, size)[0])
     with np.errstate(divide="ignore", invalid="ignore"):
         t, slope = r * np.sqrt(degrees / ((1 + r) * (1 - r))), own[0, 0] / free[0]
-    total, length = resample.relabel(rows, weights, left, permutations, seed, workers)
-    drawn = np.abs(_ratio(total[:, 0], length - (total[:, 1:] ** 2).sum(1), size))
     p, p_max = _tail(np.abs(r), drawn, _SAME)
-    return Tested(np.where(still, np.nan, slope), t, p, p_max, len(rows) * (people - 1))
+    return Tested(np.where(still, np.nan, slope), t, p, p_max, sources * (people - 1))
 
 
 def _ratio(total: np.ndarray, length: np.ndarray, size) -> np.ndarray:
@@ -142,15 +226,25 @@ def _tail(observed: np.ndarray, drawn: np.ndarray, tolerance: float) -> tuple[np
     return np.where(np.isnan(observed), np.nan, p), np.where(np.isnan(observed), np.nan, p_max)
 
 
-def _basis(columns: list[np.ndarray]) -> list[np.ndarray]:
-    """Orthonormal matrices that span `columns`, what depends on the others left out."""
-    found: list[np.ndarray] = []
-    for column in columns:
-        rest = column - sum((q * (q * column).sum() for q in found), np.zeros_like(column))
+def _basis(columns: list[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Orthonormal matrices that span `columns`, what depends on the others left out, each with its shares of them."""
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for j, column in enumerate(columns):
+        shares = [(q * column).sum() for q, _ in found]
+        rest = column - sum((q * s for (q, _), s in zip(found, shares, strict=True)), np.zeros_like(column))
         if (rest * rest).sum() > 1e-12 * max(1.0, (column * column).sum()):
-            found.append(rest / np.linalg.norm(rest))
+            made = np.eye(len(columns))[j]
+            made = made - sum(
+                (one * s for (_, one), s in zip(found, shares, strict=True)), np.zeros_like(made)
+            )
+            length = np.linalg.norm(rest)
+            found.append((rest / length, made / length))
     return found
 
 
-def _residual(value: np.ndarray, columns: list[np.ndarray]) -> np.ndarray:
-    return value - sum((q * (q * value).sum() for q in _basis(columns)), np.zeros_like(value))
+def _residual(value: np.ndarray, columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """What `columns` leave of `value`, and the (negative) share of each column in it."""
+    basis = _basis(columns)
+    shares = [(q * value).sum() for q, _ in basis]
+    rest = value - sum((q * s for (q, _), s in zip(basis, shares, strict=True)), np.zeros_like(value))
+    return rest, -sum((made * s for (_, made), s in zip(basis, shares, strict=True)), np.zeros(len(columns)))

@@ -11,10 +11,10 @@ import numpy as np
 import polars as pl
 
 from leakfast.stats import confounds, ties
-from leakfast.stats.correlations import COSINES, MIN_PAIRS, YS
-from leakfast.stats.matrices import Tested, mrqap, qap, row_ranks
+from leakfast.stats.correlations import MIN_PAIRS
+from leakfast.stats.matrices import Tested, mrqap_each, qap_each, row_ranks
 from leakfast.stats.rates import BASE
-from leakfast.stats.restricted import Leaks, leaks
+from leakfast.stats.wide import COSINES, YS, Leaks, leaks
 from leakfast.storage import schema
 from leakfast.storage.seeds import derive_seed
 
@@ -73,13 +73,13 @@ def table(
             said = _said(whole, behavior, rates, people, centroids) if test == "mrqap" else None
             found = _matrices(whole, centroids, said)
             tests = _mrqap if test == "mrqap" else _qap
+            ys = YS[:1] if _same_ranks(found) else YS
             for cosine in COSINES:
-                cells: list[dict] = []
+                cells = tests(found, cosine, ys, draws, len(whole.layers))
                 for y_name in YS:
-                    if not (cells and _same_ranks(found)):
-                        cells = list(tests(found, cosine, y_name, draws, len(whole.layers)))
                     here = told | {"cosine": cosine, "y": y_name}
-                    rows += [here | {**cell, "layer": whole.layers[cell["at"]]} for cell in cells]
+                    at = cells.get(y_name, cells[YS[0]])
+                    rows += [here | {**cell, "layer": whole.layers[cell["at"]]} for cell in at]
     for row in rows:
         row.pop("at")
     return schema.check(pl.DataFrame(rows, schema=schema.columns("matrix_tests")), "matrix_tests")
@@ -186,35 +186,50 @@ def _same_ranks(found: _Matrices | str) -> bool:
 
 
 def _qap(
-    found: _Matrices | str, cosine: str, y_name: str, draws: tuple[int, int, int | None], layers: int
-) -> Iterator[dict]:
-    if (why := _why(found, cosine, y_name)) is not None or isinstance(found, str):
-        yield from ({"at": k, "term": "cosine", "reason": why} for k in range(layers))
-        return
-    tested = qap(found.leakage[y_name], found.cosine[cosine], found.rows, *draws)
-    yield from _told(found, y_name, "cosine", tested, draws, layers)
+    found: _Matrices | str, cosine: str, ys: tuple[str, ...], draws: tuple[int, int, int | None], layers: int
+) -> dict[str, list[dict]]:
+    """y → its cells."""
+    why = {y: _why(found, cosine, y) for y in ys}
+    cells = {y: [{"at": k, "term": "cosine", "reason": why[y]} for k in range(layers)] for y in ys if why[y]}
+    usable = [y for y in ys if not why[y]]
+    if isinstance(found, str) or not usable:
+        return cells
+    leakage = np.stack([found.leakage[y] for y in usable])
+    each = qap_each(leakage, found.cosine[cosine], found.rows, *draws)
+    for y, tested in zip(usable, each, strict=True):
+        cells[y] = list(_told(found, y, "cosine", tested, draws, layers))
+    return cells
 
 
 def _mrqap(
-    found: _Matrices | str, cosine: str, y_name: str, draws: tuple[int, int, int | None], layers: int
-) -> Iterator[dict]:
+    found: _Matrices | str, cosine: str, ys: tuple[str, ...], draws: tuple[int, int, int | None], layers: int
+) -> dict[str, list[dict]]:
     names = ["cosine", *TERMS]
-    if (why := _why(found, cosine, y_name)) is not None or isinstance(found, str):
-        yield from ({"at": k, "term": term, "reason": why} for term in names for k in range(layers))
-        return
-    terms = {"cosine": found.cosine[cosine], **found.terms}
+    why = {y: _why(found, cosine, y) for y in ys}
+    cells = {
+        y: [{"at": k, "term": term, "reason": why[y]} for term in names for k in range(layers)]
+        for y in ys
+        if why[y]
+    }
+    usable = [y for y in ys if not why[y]]
+    if isinstance(found, str) or not usable:
+        return cells
     lacking = dict(found.lacking)
     for name, values in found.terms.items():
         if not row_ranks(values[0][found.rows], found.rows).any():
             lacking[name] = f"{name} does not vary between bystanders"
+    terms = {"cosine": found.cosine[cosine], **found.terms}
     terms = {name: values for name, values in terms.items() if name not in lacking}
-    for name in names:
-        if name in lacking:
-            yield from ({"at": k, "term": name, "reason": lacking[name]} for k in range(layers))
-            continue
-        others = [values for other, values in terms.items() if other != name]
-        tested = mrqap(found.leakage[y_name], terms[name], others, found.rows, *draws)
-        yield from _told(found, y_name, name, tested, draws, layers)
+    leakage = np.stack([found.leakage[y] for y in usable])
+    each = mrqap_each(leakage, list(terms.values()), found.rows, *draws)
+    for y, tested in zip(usable, each, strict=True):
+        by_term, cells[y] = dict(zip(terms, tested, strict=True)), []
+        for name in names:
+            if name in lacking:
+                cells[y] += [{"at": k, "term": name, "reason": lacking[name]} for k in range(layers)]
+            else:
+                cells[y] += _told(found, y, name, by_term[name], draws, layers)
+    return cells
 
 
 def _why(found: _Matrices | str, cosine: str, y_name: str) -> str | None:

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -74,17 +76,43 @@ def bootstrap_spearman(
     All columns see the same resamples. NaN where a side does not vary in a resample.
     Equal to `scipy.stats.spearmanr` of each resampled column. Raises ValueError for shapes that do not fit.
     """
+    x, y = np.atleast_2d(np.asarray(x, dtype=np.float64)), np.asarray(y, dtype=np.float64)
+    if x.ndim != 2 or y.ndim != 1:
+        raise ValueError(f"x must be (K, n) and y (n,), got {x.shape} and {y.shape}")
+    return bootstrap_each(x[None], y[None, None], resamples, seed, person=person, workers=workers)[:, 0, 0]
+
+
+def bootstrap_each(
+    x: np.ndarray,
+    ys: np.ndarray,
+    resamples: int,
+    seed: int,
+    *,
+    person: np.ndarray | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """`bootstrap_spearman` of every row of x (G, K, n) with every row of ys (G, Y, n) of its group: (R, G, Y, K) float64.
+
+    All see the same resamples, which are those that one of them alone would see: row i is of the same person everywhere."""
     from leakfast.stats.compiled import bootstrap
 
-    x, y, codes, _ = _checked(x, y, person)
-    xs, ys = ordered(x), ordered(y)
-    columns, against = (xs.order, xs.begins, xs.tied), (ys.order[0], ys.begins[0])
-    out, people = np.empty((resamples, x.shape[0])), int(codes.max()) + 1
+    x, ys = np.asarray(x, dtype=np.float64), np.asarray(ys, dtype=np.float64)
+    if x.ndim != 3 or ys.ndim != 3 or x.shape[::2] != ys.shape[::2] or not x.shape[2]:
+        raise ValueError(f"x must be (G, K, n) and ys (G, Y, n), n ≥ 1; got {x.shape} and {ys.shape}")
+    codes = _codes("person", person, x.shape[2])
+    columns, others = (ordered(side.reshape(-1, side.shape[2])) for side in (x, ys))
+    of_x = (
+        columns.order.reshape(x.shape),
+        columns.begins.reshape(x.shape),
+        columns.tied.reshape(x.shape[:2]),
+    )
+    of_y = (others.order.reshape(ys.shape), others.begins.reshape(ys.shape))
+    out, people = np.empty((resamples, len(x), ys.shape[1], x.shape[1])), int(codes.max()) + 1
 
     def part(first: int, count: int) -> None:
-        bootstrap(columns, against, codes, people, _word(seed), first, out[first : first + count])
+        bootstrap(of_x, of_y, codes, people, word(seed), first, out[first : first + count])
 
-    _spread(part, resamples, workers, x.shape[0] * x.shape[1])
+    spread(part, resamples, workers, x.size)
     return out
 
 
@@ -115,30 +143,48 @@ def permute_spearman(
     columns among which one would pick (the layers); one family without it. The comparison is exact,
     because doubled ranks are integers. A column that does not vary has p NaN.
     """
+    return permute_each(
+        x, np.asarray(y)[None], resamples, seed, person=person, block=block, family=family, workers=workers
+    )[0]
+
+
+def permute_each(
+    x: np.ndarray,
+    ys: np.ndarray,
+    resamples: int,
+    seed: int,
+    *,
+    person: np.ndarray | None = None,
+    block: np.ndarray | None = None,
+    family: np.ndarray | None = None,
+    workers: int | None = None,
+) -> list[Permuted]:
+    """`permute_spearman` of x (K, n) with each row of ys (Y, n), all by the same shuffles."""
     from leakfast.stats.compiled import moved_ranks, tally
 
-    x, y, codes, blocks = _checked(x, y, person, block)
-    xs, ys = ordered(x).rank, ordered(y).rank[0]
-    length = np.sqrt((xs * xs).sum(1) * (ys @ ys))
+    x, ys, codes, blocks = _checked(x, ys, person, block)
+    xs, ranks = ordered(x).rank, ordered(ys).rank
     family = np.zeros(len(xs), np.int64) if family is None else np.asarray(family, np.int64)
     position = positions(codes, blocks)
-    usable = length > 0
-    scale = 1 / np.where(usable, length, 1.0)
-    observed = np.where(usable, np.abs(xs @ ys) * scale, np.inf)
-    tries = [(first, min(_PART, resamples - first)) for first in range(0, resamples, _PART)]
-    single, best = np.zeros((len(tries), len(xs)), np.int64), np.zeros((len(tries), len(xs)), np.int64)
+    products = [np.sqrt((xs * xs).sum(1) * (one @ one)) for one in ranks]
+    usable = np.array(products) > 0
+    scale = 1 / np.where(usable, products, 1.0)
+    observed = np.where(usable, np.abs([xs @ one for one in ranks]) * scale, np.inf)
+    tries = -(-resamples // _PART)
+    single, best = (np.zeros((tries, *usable.shape), np.int64) for _ in range(2))
 
     def part(first: int, count: int) -> None:
-        k, moved = first // _PART, np.empty((count, len(ys)))
-        moved_ranks(ys, codes, blocks, position, _word(seed), first, moved)
+        k, moved = first // _PART, np.empty((count, *ranks.shape))
+        moved_ranks(ranks, codes, blocks, position, word(seed), first, moved)
         # sums of whole numbers below 2⁵³, so exact in whatever order the matrix product adds them
-        tally(moved @ xs.T, scale, family, observed, single[k], best[k])
+        total = (moved.reshape(-1, moved.shape[2]) @ xs.T).reshape(count, *usable.shape)
+        for y in range(len(ranks)):
+            tally(total[:, y], scale[y], family, observed[y], single[k, y], best[k, y])
 
-    with _blas().limit(limits=1, user_api="blas"):  # the threads are ours
-        _spread(part, resamples, workers, x.shape[0] * x.shape[1])
-    p = (1 + single.sum(0)) / (1 + resamples)
-    p_max = (1 + best.sum(0)) / (1 + resamples)
-    return Permuted(np.where(usable, p, np.nan), np.where(usable, p_max, np.nan))
+    with one_blas_thread():
+        spread(part, resamples, workers, x.size)
+    p, p_max = (np.where(usable, (1 + n.sum(0)) / (1 + resamples), np.nan) for n in (single, best))
+    return [Permuted(*one) for one in zip(p, p_max, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -197,11 +243,11 @@ def permute_within(
 
     def part(first: int, count: int) -> None:
         k, moved = first // _PART, np.empty((count, len(ys)))
-        moved_within(ys, cells, strata, _word(seed), first, moved)
+        moved_within(ys, cells, strata, word(seed), first, moved)
         tally(moved @ xs.T - expected, scale, family, observed, single[k], best[k])
 
-    with _blas().limit(limits=1, user_api="blas"):
-        _spread(part, resamples, workers, x.shape[0] * x.shape[1])
+    with one_blas_thread():
+        spread(part, resamples, workers, x.shape[0] * x.shape[1])
     p, p_max = ((1 + counts.sum(0)) / (1 + resamples) for counts in (single, best))
     mean = np.divide(expected, length, out=np.full(len(xs), np.nan), where=length > 0)
     movable = len(np.unique(codes[several]))
@@ -228,46 +274,6 @@ def _within(xs: np.ndarray, ys: np.ndarray, cell: np.ndarray) -> tuple[np.ndarra
     return np.array(mean), usable, size[cell] > 1
 
 
-def relabel(
-    rows: np.ndarray,
-    weights: np.ndarray,
-    near: np.ndarray,
-    resamples: int,
-    seed: int,
-    workers: int | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of weights times a matrix of pairs whose personas are relabelled, rows and columns by one bijection π:
-
-        total[r, m, l] = Σ_s Σ_b weights[s, b, m, l] · near[π(rows[s]), π(b), l]   (R, M, L)
-        length[r, l]  = Σ_s Σ_c near[π(rows[s]), c, l]²                             (R, L)
-
-    rows (S,): persona of each source, no two the same; weights (S, P, M, L) float64; near (P, P, L) float64, its diagonal
-    0. π(s) = π(b) only where s = b, so a source never meets itself. Sums of whole numbers below 2⁵³ are exact.
-    Raises ValueError for shapes that do not fit, values that are not finite and a diagonal that is not 0."""
-    from leakfast.stats.compiled import relabelled
-
-    rows, weights = np.asarray(rows, np.int64), np.ascontiguousarray(weights, np.float64)
-    near = np.ascontiguousarray(near, np.float64)
-    people, layers = near.shape[0], near.shape[2]
-    if near.shape[1] != people or weights.shape != (len(rows), people, weights.shape[2], layers):
-        raise ValueError(
-            f"weights must be (S, P, M, L) and near (P, P, L), got {weights.shape} and {near.shape}"
-        )
-    if len(np.unique(rows)) != len(rows) or not ((rows >= 0) & (rows < people)).all():
-        raise ValueError("rows must be personas of the matrix, each once")
-    if not (np.isfinite(near).all() and np.isfinite(weights).all()) or near[np.diag_indices(people)].any():
-        raise ValueError("relabelling needs finite values, and 0 where a persona meets itself")
-    total, length = np.empty((resamples, weights.shape[2], layers)), np.empty((resamples, layers))
-    sizes = (near * near).sum(1)
-
-    def part(first: int, count: int) -> None:
-        chosen = slice(first, first + count)
-        relabelled(rows, weights, near, sizes, _word(seed), first, total[chosen], length[chosen])
-
-    _spread(part, resamples, workers, weights.size)
-    return total, length
-
-
 def joint_permutations(seed: int, person: np.ndarray, block: np.ndarray, count: int) -> np.ndarray:
     """`count` shuffles of persona identity, the same one in every block: (count, n) row indices.
 
@@ -285,7 +291,7 @@ def joint_permutations(seed: int, person: np.ndarray, block: np.ndarray, count: 
     position = positions(codes, blocks)
     sent, out = np.empty(position.shape[1], np.int64), np.empty((count, len(codes)), np.int64)
     for number in range(count):
-        shuffle(_word(seed), number, sent)
+        shuffle(word(seed), number, sent)
         follow(sent, codes, blocks, position, out[number])
     return out
 
@@ -314,16 +320,21 @@ def kendall_tau(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _checked(x, y, person, block=None):
     x = np.ascontiguousarray(np.atleast_2d(np.asarray(x, dtype=np.float64)))
     y = np.ascontiguousarray(np.asarray(y, dtype=np.float64))
-    n = len(y)
-    if x.ndim != 2 or y.ndim != 1 or x.shape[1] != n or n == 0:
+    n = y.shape[-1] if y.ndim else 0
+    if x.ndim != 2 or y.ndim not in (1, 2) or x.shape[1] != n or n == 0:
         raise ValueError(f"x must be (K, n) and y (n,), n ≥ 1; got {x.shape} and {y.shape}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("resampling needs finite values")
-    codes = np.arange(n) if person is None else np.unique(np.asarray(person), return_inverse=True)[1]
-    blocks = np.zeros(n, np.int64) if block is None else np.unique(np.asarray(block), return_inverse=True)[1]
-    if codes.shape != (n,) or blocks.shape != (n,):
-        raise ValueError(f"person and block must be ({n},), got {codes.shape} and {blocks.shape}")
-    return x, y, codes.astype(np.int64), blocks.astype(np.int64)
+    blocks = np.zeros(n, np.int64) if block is None else _codes("block", block, n)
+    return x, y, _codes("person", person, n), blocks
+
+
+def _codes(name: str, given, n: int) -> np.ndarray:
+    """(n,) codes from 0 on; each row its own where none are given."""
+    codes = np.arange(n) if given is None else np.unique(np.asarray(given), return_inverse=True)[1]
+    if codes.shape != (n,):
+        raise ValueError(f"{name} must be ({n},), got {codes.shape}")
+    return codes.astype(np.int64)
 
 
 @cache
@@ -331,17 +342,28 @@ def _blas() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def _word(seed: int) -> np.uint64:
+def one_blas_thread() -> AbstractContextManager[Any]:
+    """Inside, BLAS starts no threads: they are ours."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="resample")
+
+
+def word(seed: int) -> np.uint64:
+    """A seed as the counter streams take it."""
     return np.uint64(int(seed) & 0xFFFFFFFFFFFFFFFF)
 
 
-def _spread(part: Callable[[int, int], None], total: int, workers: int | None, size: int) -> None:
-    """Call part(first, count) over `total` resamples in steps of _PART, in threads where it pays."""
+def spread(part: Callable[[int, int], None], total: int, workers: int | None, size: int) -> None:
+    """Call part(first, count) over `total` resamples in steps of _PART, in threads where it pays (size: values that a
+    resample goes through). The threads are kept for the next call."""
     tries = [(first, min(_PART, total - first)) for first in range(0, total, _PART)]
     workers = min(threads(workers), len(tries))
     if workers < 2 or size * total < 2_000_000:
         for first, count in tries:
             part(first, count)
         return
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda one: part(*one), tries))
+    list(_pool(workers).map(lambda one: part(*one), tries))

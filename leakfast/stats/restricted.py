@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,9 +17,10 @@ import polars as pl
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from leakfast.stats import resample, ties
+from leakfast.stats import resample
 from leakfast.stats.association import spearman_and_pearson, within
-from leakfast.stats.correlations import COSINES, MIN_PAIRS, POOLED, YS
+from leakfast.stats.correlations import MIN_PAIRS, POOLED
+from leakfast.stats.wide import COSINES, YS, Leaks, leaks
 from leakfast.storage import schema
 from leakfast.storage.seeds import derive_seed
 
@@ -30,57 +30,6 @@ if TYPE_CHECKING:
 HEIGHT = 0.5  # cosine distance at which the tree of personas is cut
 WITHIN = ("category", "cluster")
 _METHOD = "permutation of personas inside strata, two-sided about the mean of ρ over such shuffles"
-
-
-@dataclass(frozen=True)
-class Leaks:
-    """The pairs of one behavior and training seed, wide: row = (adapter, persona), by name."""
-
-    adapters: list[tuple[str, str]]  # (adapter, source), by the adapters' names
-    layers: list[int]
-    adapter: np.ndarray  # (n,) int codes
-    persona: np.ndarray  # (n,) names
-    category: np.ndarray  # (n,) object, None where a persona has none
-    x: dict[str, np.ndarray]  # cosine → (n, L) float64, NaN where null
-    y: dict[str, np.ndarray]  # rate, delta → (n,) float64, NaN where null
-
-    def twins(self) -> list[str]:
-        """Sources with more than one adapter."""
-        return [source for source, n in Counter(source for _, source in self.adapters).items() if n > 1]
-
-
-def leaks(pairs: pl.DataFrame) -> Iterator[tuple[str, int | None, Leaks]]:
-    """(behavior, training seed, pairs) of a table of schema `pairs`; without `adapter` the source names it."""
-    schema.check(pairs, "pairs")
-    if "adapter" not in pairs.columns:
-        pairs = pairs.with_columns(adapter=pl.col("source"))
-    for group in pairs.partition_by("behavior", "seed", maintain_order=True) if pairs.height else ():
-        layers = sorted(group["layer"].unique())
-        base = group.unique(["adapter", "persona"], keep="first").sort("adapter", "persona")
-        columns: dict[str, list[np.ndarray]] = {cosine: [] for cosine in COSINES}
-        for layer in layers:
-            at = base.select("adapter", "persona").join(
-                group.filter(layer=layer), on=["adapter", "persona"], how="left", maintain_order="left"
-            )
-            for cosine in COSINES:
-                columns[cosine].append(ties.floats(at[f"cosine_{cosine}"]))
-        adapters = base.select("adapter", "source").unique(maintain_order=True).rows()
-        code = {adapter: i for i, (adapter, _) in enumerate(adapters)}
-        rate, delta = ties.floats(base["rate"]), ties.floats(base["delta"])
-        scale = float(np.nanmax(np.abs(np.concatenate([rate, rate - delta, delta, [0.0]]))))
-        yield (
-            group["behavior"][0],
-            group["seed"][0],
-            Leaks(
-                adapters,
-                layers,
-                np.array([code[name] for name in base["adapter"]], dtype=np.int64),
-                base["persona"].to_numpy(),
-                np.array(base["category"].to_list(), dtype=object),
-                {cosine: np.column_stack(values) for cosine, values in columns.items()},
-                {"rate": rate, "delta": ties.merged(delta, scale)},
-            ),
-        )
 
 
 def clusters(centroids: Centroids, height: float = HEIGHT) -> dict[str, int]:

@@ -9,9 +9,9 @@ of leakage, whatever its direction, p_source is uniform on 1/P … 1 but for tie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from math import comb, factorial
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from leakfast.geometry import Centroids
 
 _METHOD = "every persona in the source's place, by |ρ|; percentile bootstrap over personas of the difference"
+_KEPT = 600  # rankings of cosines: 50 KB each with 112 personas
 _METHOD_POOLED = "sum of the sources' p_source, against sums of uniforms (Edgington)"
 _KEYS = ("behavior", "seed", "source", "adapter")
 COLUMNS: dict[str, Any] = {
@@ -91,9 +92,9 @@ def table(
     paid for). Pooled: means over the sources, and p from the sum of their p, which takes the sources as drawn
     independently (without replacement it is, if anything, too large)."""
     draws, rows = Draws(bootstraps, seed, workers), []
-    near = cache(centroids.cosine)  # the same for all adapters
+    geometry = _Geometry(centroids)
     for group in pairs.partition_by(*_KEYS, maintain_order=True):
-        rows += _one_adapter(group, centroids, near, related_to, draws)
+        rows += _one_adapter(group, geometry, related_to, draws)
     singles = pl.DataFrame(rows, schema=COLUMNS)
     return pl.concat([singles, _pooled(singles)]) if singles.height else singles
 
@@ -137,79 +138,102 @@ def rank_rhos(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.where(length > 0, np.clip((x * y).sum(-1) / length, -1, 1), np.nan)
 
 
+class _Geometry:
+    """Cosines of all personas and their ranks, each made once: they are the same for every adapter of a source."""
+
+    def __init__(self, centroids: Centroids) -> None:
+        self.centroids = centroids
+        self.cosine = cache(centroids.cosine)
+        self.place = {name: i for i, name in enumerate(centroids.personas)}
+        self.ranked = lru_cache(maxsize=_KEPT)(self._ranked)
+
+    def _ranked(self, layer: int, cosine: str, rows: tuple[int, ...]) -> np.ndarray:
+        """`ranks_without` the first of `rows` at a layer: (P, P); halves of whole numbers, so exact in float32."""
+        return ranks_without(self.cosine(layer, cosine)[np.ix_(rows, rows)], 0).astype(np.float32)
+
+
 def _one_adapter(
-    group: pl.DataFrame,
-    centroids: Centroids,
-    near: Callable[..., np.ndarray],
-    related_to: Mapping[str, Collection[str]],
-    draws: Draws,
+    group: pl.DataFrame, geometry: _Geometry, related_to: Mapping[str, Collection[str]], draws: Draws
 ) -> Iterator[dict]:
     key = {name: group[name][0] for name in _KEYS}
     source = key["source"]
     people = group.unique("persona", maintain_order=True).sort("persona")
+    layers = [layer for layer in sorted(group["layer"].unique()) if layer in geometry.centroids.layers]
     for y_name in YS:
         value = ties.floats(people[y_name])
-        known = np.isfinite(value) & np.array([name in centroids.personas for name in people["persona"]])
-        names = [source, *people["persona"].filter(pl.Series(known))]
-        y = np.concatenate([[0.0], value[known]])
+        known = np.isfinite(value) & np.array([name in geometry.place for name in people["persona"]])
+        side = _Side(
+            [source, *people["persona"].filter(pl.Series(known))], np.concatenate([[0.0], value[known]])
+        )
+        cells = {
+            (cosine, layer): _cell(geometry, layer, cosine, side) for cosine in COSINES for layer in layers
+        }
+        found = [cell for cell in cells.values() if not isinstance(cell, str)]
+        differences = iter(_differences(found, draws, (*key.values(), y_name)))
         for cosine in COSINES:
-            cells = {
-                layer: _cell(centroids, near, (layer, cosine), names, y)
-                for layer in _layers(group, centroids)
-            }
-            tops = _tops([cell for cell in cells.values() if not isinstance(cell, str)])
-            for layer, cell in cells.items():
+            here = [cells[cosine, layer] for layer in layers]
+            tops = _tops([cell for cell in here if not isinstance(cell, str)])
+            for layer, cell in zip(layers, here, strict=True):
                 told = {**key, "layer": layer, "cosine": cosine, "y": y_name, "method": _METHOD}
                 if isinstance(cell, str):
-                    yield {**told, "n": len(names) - 1, "reason": cell, "ci_reason": cell}
+                    yield {**told, "n": len(side.names) - 1, "reason": cell, "ci_reason": cell}
                     continue
                 told |= _ranked(cell, _tied(source, cell.names, related_to))
                 told |= {
                     "p_source_max": float(_at_least(tops, abs(cell.rho[0])).mean()),
-                    "layers_tested": sum(not isinstance(one, str) for one in cells.values()),
+                    "layers_tested": sum(not isinstance(one, str) for one in here),
                 }
-                yield told | _difference(cell, draws, (*key.values(), y_name))
+                yield told | next(differences)
 
 
-def _layers(group: pl.DataFrame, centroids: Centroids) -> list[int]:
-    return [layer for layer in sorted(group["layer"].unique()) if layer in centroids.layers]
+class _Side:
+    """A y of one adapter: names, the source first, and values (P,), the source's own 0; its ranks without each candidate,
+    made once for each set of personas."""
+
+    def __init__(self, names: list[str], y: np.ndarray) -> None:
+        self.names, self.y = names, y
+        self._ranks: dict[bytes, np.ndarray] = {}
+
+    def ranks(self, kept: np.ndarray) -> np.ndarray:
+        """(P', P') `ranks_without` the source, of the personas `kept` (P,)."""
+        if (key := kept.tobytes()) not in self._ranks:
+            y = self.y[kept]
+            self._ranks[key] = ranks_without(np.broadcast_to(y, (len(y), len(y))), 0)
+        return self._ranks[key]
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """A layer and cosine: candidates by name, the source first; their cosines (P, P), y (P,), ρ (P,)."""
+    """A layer and cosine: candidates by name, the source first; y (P,), ρ (P,), the best candidate beside the source, and
+    the cosines (2, P) to the source and to it."""
 
     names: list[str]
-    cosines: np.ndarray
     y: np.ndarray
     rho: np.ndarray
+    best: int
+    cosines: np.ndarray
 
 
-def _cell(
-    centroids: Centroids,
-    near: Callable[..., np.ndarray],
-    at: tuple[int, str],
-    names: list[str],
-    y: np.ndarray,
-) -> _Cell | str:
+def _cell(geometry: _Geometry, layer: int, cosine: str, side: _Side) -> _Cell | str:
     """The candidates' ρ at a layer of a cosine, or why there is none."""
-    layer, cosine = at
-    if names[0] not in centroids.personas:
+    if side.names[0] not in geometry.place:
         return "the source has no centroid"
-    if cosine == "centered" and len(centroids.metadata["centered_on"]) < 2:
+    if cosine == "centered" and len(geometry.centroids.metadata["centered_on"]) < 2:
         return "no mean to take away"
-    rows = [centroids.personas.index(name) for name in names]
-    whole = near(layer, cosine)[np.ix_(rows, rows)]
-    kept = np.isfinite(np.diag(whole))
+    near = geometry.cosine(layer, cosine)
+    rows = np.array([geometry.place[name] for name in side.names])
+    kept = np.isfinite(np.diagonal(near)[rows])
     if not kept[0]:
         return "the source's centroid has no direction"
     if kept.sum() - 1 < MIN_PAIRS + 1:
         return f"{kept.sum() - 1} bystanders with both values; at least {MIN_PAIRS + 1} are needed"
-    whole, y = whole[np.ix_(kept, kept)], y[kept]
-    rho = candidate_rhos(whole, y, 0)
+    rows = rows[kept]
+    rho = rank_rhos(geometry.ranked(layer, cosine, tuple(rows.tolist())).astype(np.float64), side.ranks(kept))
     if not np.isfinite(rho[0]):
         return "the cosine or the rate is the same for all bystanders"
-    return _Cell([name for name, one in zip(names, kept, strict=True) if one], whole, y, rho)
+    best = 1 + int(np.argmax(np.abs(np.nan_to_num(rho[1:]))))
+    names = [name for name, one in zip(side.names, kept, strict=True) if one]
+    return _Cell(names, side.y[kept], rho, best, near[rows[[0, best]]][:, rows])
 
 
 def _tops(cells: list[_Cell]) -> np.ndarray:
@@ -227,7 +251,7 @@ def _ranked(cell: _Cell, tied: np.ndarray) -> dict[str, Any]:
     as_large = _at_least(size, own)
     signed = _at_least(np.nan_to_num(cell.rho, nan=-1.0), cell.rho[0])
     count, free = len(size), ~tied
-    best = 1 + int(np.argmax(size[1:]))
+    best = cell.best
     return {
         "n": count - 1,
         "spearman": float(cell.rho[0]),
@@ -258,30 +282,48 @@ def _tied(source: str, names: list[str], related_to: Mapping[str, Collection[str
     )
 
 
-def _difference(cell: _Cell, draws: Draws, scope: tuple) -> dict[str, Any]:
-    """|ρ| of the source less that of the best other candidate, over bystanders that both have."""
-    size = np.abs(np.nan_to_num(cell.rho))
-    best = 1 + int(np.argmax(size[1:]))
-    both = np.ones(len(size), dtype=bool)
-    both[[0, best]] = False
-    x, y = cell.cosines[[0, best]][:, both], cell.y[both]
-    ranks = rankdata(np.vstack([x, y]), axis=1) - (both.sum() + 1) / 2
-    rho = rank_rhos(ranks[:2], ranks[2])
-    signs = np.where(rho < 0, -1.0, 1.0)
-    if not np.isfinite(rho).all():
-        return {"ci_reason": "over the bystanders that both have, a side does not vary"}
-    out: dict[str, Any] = {"difference": float(abs(rho[0]) - abs(rho[1]))}
-    if draws.bootstraps < 2 or both.sum() < MIN_BOOTSTRAP:
-        few = f"{both.sum()} bystanders; a bootstrap needs at least {MIN_BOOTSTRAP}"
-        return {**out, "ci_reason": "no bootstrap was asked for" if draws.bootstraps < 2 else few}
+def _differences(cells: list[_Cell], draws: Draws, scope: tuple) -> list[dict[str, Any]]:
+    """|ρ| of the source less that of the best other candidate, over bystanders that both have: of each cell. Cells of as
+    many bystanders see the same resamples."""
+    out: list[dict[str, Any]] = [{} for _ in cells]
+    sides: dict[int, list[tuple[int, np.ndarray, np.ndarray]]] = {}
+    for k, cell in enumerate(cells):
+        both = np.ones(len(cell.y), dtype=bool)
+        both[[0, cell.best]] = False
+        sides.setdefault(int(both.sum()), []).append((k, cell.cosines[:, both], cell.y[both]))
+    for count, members in sides.items():
+        x, y = (np.stack([member[i] for member in members]) for i in (1, 2))
+        ranks = [resample.ordered(one.reshape(-1, count)).rank.reshape(one.shape) for one in (x, y)]
+        rho = rank_rhos(ranks[0] / 2, ranks[1][:, None] / 2)
+        told = _intervals(x, y, np.where(rho < 0, -1.0, 1.0), draws, scope)
+        for (k, *_), own, interval in zip(members, rho, told, strict=True):
+            if not np.isfinite(own).all():
+                out[k] = {"ci_reason": "over the bystanders that both have, a side does not vary"}
+            else:
+                out[k] = {"difference": float(abs(own[0]) - abs(own[1])), **interval}
+    return out
+
+
+def _intervals(
+    x: np.ndarray, y: np.ndarray, signs: np.ndarray, draws: Draws, scope: tuple
+) -> list[dict[str, Any]]:
+    """Of the difference of each cell, x (cells, 2, n), y (cells, n), signs (cells, 2): its ends, or why there are none."""
+    cells, _, n = x.shape
+    if draws.bootstraps < 2 or n < MIN_BOOTSTRAP:
+        few = f"{n} bystanders; a bootstrap needs at least {MIN_BOOTSTRAP}"
+        return [{"ci_reason": "no bootstrap was asked for" if draws.bootstraps < 2 else few}] * cells
     seed = derive_seed("specificity", draws.seed, *scope)
-    drawn = resample.bootstrap_spearman(x, y, draws.bootstraps, seed, workers=draws.workers)
-    drawn = (drawn * signs) @ np.array([[1.0], [-1.0]])
-    if np.isnan(drawn).mean() > intervals.TOO_FEW_DRAWS:
-        return {**out, "ci_reason": "too many resamples do not vary"}
-    low, high = intervals.percentiles(drawn)
+    drawn = resample.bootstrap_each(x, y[:, None], draws.bootstraps, seed, workers=draws.workers)[:, :, 0]
+    apart = drawn[:, :, 0] * signs[:, 0] - drawn[:, :, 1] * signs[:, 1]
+    lost = np.isnan(apart).mean(0)
+    low, high = intervals.percentiles(apart)
     told = {"bootstraps": draws.bootstraps, "bootstrap_seed": seed, "resampling_unit": "persona"}
-    return {**out, "difference_low": float(low[0]), "difference_high": float(high[0]), **told}
+    return [
+        {"ci_reason": "too many resamples do not vary"}
+        if lost[k] > intervals.TOO_FEW_DRAWS
+        else {"difference_low": float(low[k]), "difference_high": float(high[k]), **told}
+        for k in range(cells)
+    ]
 
 
 def _pooled(singles: pl.DataFrame) -> pl.DataFrame:

@@ -169,10 +169,9 @@ def means(correlations: pl.DataFrame) -> pl.DataFrame:
     key = ["behavior", "layer", "cosine", "y"]
     singles = whole.filter(pl.col("source") != POOLED)
     rows = []
-    for over, frame, more in (("sources", singles, "seed"), ("seeds", whole, "source")):
+    several = whole.filter(pl.col("seed").n_unique().over([*key, "source"]) > 1)
+    for over, frame, more in (("sources", singles, "seed"), ("seeds", several, "source")):
         for names, group in frame.group_by([*key, more], maintain_order=True):
-            if over == "seeds" and group["seed"].n_unique() < 2:
-                continue
             rows.append({**dict(zip([*key, more], names, strict=True)), "over": over, **_mean(group)})
     columns = {name: correlations.schema[name] for name in [*key, "seed", "source"]}
     values = {"k": pl.Int64, **dict.fromkeys(_MEAN_VALUES, pl.Float64)}

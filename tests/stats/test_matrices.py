@@ -13,6 +13,7 @@ from leakfast.geometry import Centroids
 from leakfast.stats import compiled, matrices, matrix_tests, resample
 from leakfast.stats.collect import People
 from leakfast.stats.pairs import table as pair_table
+from leakfast.stats.relabelling import relabel
 
 
 def _case(sources: int, people: int, layers: int, seed: int, levels: int = 0):
@@ -106,19 +107,56 @@ def test_what_a_source_has_of_itself_and_sources_that_do_not_vary_are_not_read()
     assert (flat.value, flat.p, flat.pairs) == (told.value, told.p, told.pairs)
 
 
+def _products() -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Rows, left sides and matrices of ranks, whole numbers: with several layers and with one of each."""
+    y, cosine, rows = _case(5, 60, 6, 6)
+    words = matrices.row_ranks(np.random.default_rng(1).normal(size=(60, 60)), np.arange(60))[:, :, None]
+    near = [np.stack([matrices.row_ranks(one, np.arange(60)) for one in cosine], axis=-1), words]
+    return rows, [matrices.row_ranks(y, rows)[:, :, None], near[0][rows], words[rows]], near
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])  # sums beyond 2²⁴ are no longer of float32
+def test_products_of_relabelled_matrices_are_einsums(scale):
+    rows, left, near = _products()
+    left = [scale * one for one in left]
+    total, sources = relabel(rows, left, near, 40, 3)
+    for r, sent in enumerate(_relabellings(60, 3, 40)):
+        assert (sources[r] == sent[rows]).all()
+        for u, one in enumerate(left):
+            for v, other in enumerate(near):
+                moved = other[np.ix_(sent[rows], sent)]
+                assert np.array_equal(total[r, u, v], np.broadcast_to((one * moved).sum((0, 1)), 6))
+
+
 def test_threads_change_no_bit_and_fewer_is_a_prefix():
-    _, cosine, rows = _case(5, 60, 6, 6)
-    near = np.stack([matrices.row_ranks(one, np.arange(60)) for one in cosine], axis=-1)
-    weights = np.random.default_rng(0).normal(size=(5, 60, 2, 6))
-    total, length = resample.relabel(rows, weights, near, 3_000, 3, workers=1)
+    rows, left, near = _products()
+    total, sources = relabel(rows, left, near, 3_000, 3, workers=1)
     for workers in (2, 5):
-        again = resample.relabel(rows, weights, near, 3_000, 3, workers=workers)
-        assert np.array_equal(total, again[0]) and np.array_equal(length, again[1])
-    assert np.array_equal(total[:50], resample.relabel(rows, weights, near, 50, 3)[0])
+        again = relabel(rows, left, near, 3_000, 3, workers=workers)
+        assert np.array_equal(total, again[0]) and np.array_equal(sources, again[1])
+    assert np.array_equal(total[:50], relabel(rows, left, near, 50, 3)[0])
     with pytest.raises(ValueError, match="meets itself"):
-        resample.relabel(rows, weights, near + 1, 9, 3)
+        relabel(rows, left, [near[0] + 1], 9, 3)
     with pytest.raises(ValueError, match="each once"):
-        resample.relabel(np.zeros(5, int), weights, near, 9, 3)
+        relabel(np.zeros(5, int), left, near, 9, 3)
+    with pytest.raises(ValueError, match="must be"):
+        relabel(rows, left, [near[0][:, :, :4], near[0]], 9, 3)
+
+
+def test_each_y_and_term_is_as_if_asked_alone():
+    """Two leakages that vary under the same sources, and one that varies under fewer."""
+    y, cosine, rows = _case(4, 30, 3, 12)
+    words = np.random.default_rng(2).normal(size=(1, 30, 30))
+    several = np.stack([y, y[::-1] ** 2, y])
+    several[2, 1] = 0.5
+    whole = matrices.mrqap_each(several, [cosine, words], rows, 499, 1)
+    for k in range(3):
+        for j, (term, other) in enumerate([(cosine, words), (words, cosine)]):
+            alone = matrices.mrqap(several[k], term, [other], rows, 499, 1)
+            for name in ("value", "t", "p", "p_max"):
+                assert np.array_equal(getattr(whole[k][j], name), getattr(alone, name))
+        alone = matrices.qap(several[k], cosine, rows, 499, 1)
+        assert np.array_equal(matrices.qap_each(several, cosine, rows, 499, 1)[k].p_max, alone.p_max)
 
 
 def _least_squares(y, columns) -> tuple[float, float]:
