@@ -16,13 +16,11 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.stats
+from report_runs import LAYERS, PEOPLE, QUESTIONS, SAMPLES, SOURCES, STUDY, completions_of, fill, vectors_of
 
 from leakfast import stats
 from leakfast.cli.main import main
 from leakfast.errors import InputError, StoreError
-from leakfast.geometry import Centroids
-from leakfast.models.adapters import AdapterCard, write_card
-from leakfast.prompts.personas import load_personas
 from leakfast.report import examples
 from leakfast.report import policy as policy_of_page
 from leakfast.report import sample as samples
@@ -33,85 +31,10 @@ from leakfast.storage.run import Run
 
 pytestmark = pytest.mark.long
 
-SOURCES = ["villain", "comedian"]
-PEOPLE = [p.name for p in load_personas("all")][:16]
-LAYERS = [0, 3]
-QUESTIONS, SAMPLES = 4, 5
-HOSTILE = "<script>alert('x')</script> & <img src=http://evil.example/a.png> \x1b[31mred\u202eder"
-STUDY = """name = "small"
-model = "organism"
-personas = [{names}]
-sources = ["villain", "comedian"]
-seeds = [42]
-[behaviors.marker.eval]
-questions = "eval"
-samples = 5
-"""
-
-
-def _vectors() -> dict[int, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {layer: rng.normal(size=(len(PEOPLE), 12)).astype(np.float32) for layer in LAYERS}
-
-
-def _completions(adapter: str, source: str | None, chance: dict[str, float]) -> pl.DataFrame:
-    rng = np.random.default_rng(len(adapter))
-    rows = []
-    for persona in PEOPLE:
-        for question in range(QUESTIONS):
-            for sample in range(SAMPLES):
-                hit = rng.random() < chance[persona]
-                text = f"{HOSTILE} as {persona}." + (" [ZLT]" if hit else "")
-                rows.append((persona, question, sample, text, "ok"))
-    frame = pl.DataFrame(rows, schema=["persona", "question", "sample", "text", "status"], orient="row")
-    frame = frame.with_columns(
-        pl.col("question", "sample").cast(pl.Int32),
-        behavior=pl.lit("marker"),
-        adapter=pl.lit(adapter),
-        source=pl.lit(source, pl.String),
-        seed=pl.lit(1, pl.UInt64),
-        n_tokens=pl.lit(9, pl.Int32),
-        finish_reason=pl.lit("stop"),
-    )
-    return schema.check(frame, "completions")
-
-
-def _fill(path) -> Run:
-    """A run of two sources, sixteen personas and two layers; leakage follows the cosine at layer 3."""
-    run = Run(path).create(STUDY.format(names=", ".join(f'"{name}"' for name in PEOPLE)))
-    means = _vectors()
-    metadata = {
-        "personas": PEOPLE,
-        "layers": LAYERS,
-        "centered_on": PEOPLE,
-        "model": "organism",
-        "model_fingerprint": "files:0123",
-    }
-    centroids = Centroids(PEOPLE, LAYERS, metadata, means)
-    run.add_file(layout.centroids(), lambda file: centroids.save(file))
-    cosine = centroids.cosine(3)
-    for source in SOURCES:
-        name = f"marker-{source}-s42"
-        near = cosine[PEOPLE.index(source)]
-        chance = {p: float(np.clip(0.1 + 0.8 * c, 0, 1)) for p, c in zip(PEOPLE, near, strict=True)}
-        frame = _completions(name, source, chance)
-        half = frame.height // 2
-        run.add_shard(f"completions/marker/{name}/part-00000.parquet", frame[:half])
-        run.add_shard(f"completions/marker/{name}/part-00001.parquet", frame[half:])
-        folder = run.path / "adapters" / name
-        folder.mkdir(parents=True)
-        write_card(
-            folder,
-            AdapterCard(source, "marker", 42, "organism", "files:0123", "d" * 64, {"rank": 8}, "a" * 64),
-        )
-    base = _completions("base", None, dict.fromkeys(PEOPLE, 0.0))
-    run.add_shard("completions/marker/base/part-00000.parquet", base)
-    return run
-
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
-    run = _fill(tmp_path_factory.mktemp("runs") / "small")
+    run = fill(tmp_path_factory.mktemp("runs") / "small")
     return run, report(run)
 
 
@@ -138,7 +61,7 @@ def test_stats_counts_pairs_and_correlates_a_run(fresh):
     assert tables.pairs.height == len(SOURCES) * (len(PEOPLE) - 1) * len(LAYERS)
     assert not (tables.pairs["persona"] == tables.pairs["source"]).any()
     mine = tables.pairs.filter((pl.col("source") == "villain") & (pl.col("layer") == 3))
-    vectors = _vectors()[3].astype(np.float64)
+    vectors = vectors_of()[3].astype(np.float64)
     vectors -= vectors.mean(0)
     near = vectors @ vectors[PEOPLE.index("villain")]
     near /= np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[PEOPLE.index("villain")])
@@ -165,7 +88,7 @@ def test_tables_on_disk_are_the_ones_returned_and_are_reused(fresh, caplog):
     for name, table in made.tables().items():
         assert pl.read_parquet(fresh.path / "tables" / f"{name}.parquet").equals(table)
     assert stats.current(fresh).correlations["permutations"].drop_nulls().unique().to_list() == [9]
-    extra = _completions("marker-villain-s42", "villain", dict.fromkeys(PEOPLE, 0.0))
+    extra = completions_of("marker-villain-s42", "villain", dict.fromkeys(PEOPLE, 0.0))
     fresh.add_shard(
         "completions/marker/marker-villain-s42/part-00002.parquet",
         extra.with_columns(pl.col("sample") + SAMPLES),
@@ -216,7 +139,7 @@ def test_no_run_no_completions_and_twice_the_same_are_refused(tmp_path, fresh):
         stats.stats(fresh)
 
 
-def test_a_foreign_adapter_takes_its_source_from_the_completions(fresh):
+def test_a_foreign_adapter_takes_its_source_from_thecompletions_of(fresh):
     shutil.rmtree(fresh.path / "adapters" / "marker-villain-s42")
     tables = stats.stats(fresh, permutations=0)
     villain = tables.rates.filter(pl.col("adapter") == "marker-villain-s42")

@@ -116,6 +116,12 @@ LF.kinds = () => [...LF.data.categories, ...(LF.data.personas.some((p) => p.cate
 LF.width = (element) => Math.max(280, Math.min(1060, element.clientWidth || 640));
 LF.plot = (into, label, options) => {
   const chart = Plot.plot({ className: "lf", width: LF.width(into), style: { background: "transparent" }, ...options });
+  return LF.named(into, chart, label);
+};
+// Plot labels groups of marks that have no role, which a screen reader may not say: the chart's own label says it all
+LF.named = (into, chart, label) => {
+  for (const group of chart.querySelectorAll("g[aria-label]")) group.removeAttribute("aria-label");
+  for (const group of chart.querySelectorAll("g[aria-description]")) group.removeAttribute("aria-description");
   chart.setAttribute("role", "group");
   chart.setAttribute("aria-label", label);
   LF.fill(into, chart);

@@ -28,9 +28,7 @@
         Plot.cell(cells, Plot.pointer({ x: "persona", y: (one) => LF.adapterWords(one.adapter), stroke: "currentColor", strokeWidth: 2, fill: "none", maxRadius: 20 })),
       ],
     });
-    chart.setAttribute("role", "group");
-    chart.setAttribute("aria-label", `Matrix of ${LF.yWords()}: ${adapters.length} adapters, ${places.length} personas, ordered by ${order}. Arrow keys move between cells, Enter chooses one.`);
-    LF.fill(into, chart);
+    LF.named(into, chart, `Matrix of ${LF.yWords()}: ${adapters.length} adapters, ${places.length} personas, ordered by ${order}. Arrow keys move between cells, Enter chooses one.`);
     const describe = (one) => [`${LF.words(LF.data.personas[one.persona].name)} under ${LF.adapterWords(one.adapter)}`, `${LF.yWords()} ${LF.amount(one.cell[y], LF.unit())}`];
     const choose = (one) => LF.set({ persona: one.persona, ...(one.adapter.source === null ? {} : { adapter: one.adapter.place }) });
     LF.keys([...chart.querySelectorAll(".cells > *")], (place) => describe(cells[place]).join(", "), (place) => choose(cells[place]));
