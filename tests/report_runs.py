@@ -74,8 +74,8 @@ def fill(path) -> Run:
         chance = {p: float(np.clip(0.1 + 0.8 * c, 0, 1)) for p, c in zip(PEOPLE, near, strict=True)}
         frame = completions_of(name, source, chance)
         half = frame.height // 2
-        run.add_shard(f"completions/marker/{name}/part-00000.parquet", frame[:half])
-        run.add_shard(f"completions/marker/{name}/part-00001.parquet", frame[half:])
+        run.add_shard(f"completions/marker/{name}/part-00000.parquet", frame[:half], questions_sha256="a")
+        run.add_shard(f"completions/marker/{name}/part-00001.parquet", frame[half:], questions_sha256="a")
         folder = run.path / "adapters" / name
         folder.mkdir(parents=True)
         write_card(
@@ -83,5 +83,5 @@ def fill(path) -> Run:
             AdapterCard(source, "marker", 42, "organism", "files:0123", "d" * 64, {"rank": 8}, "a" * 64),
         )
     base = completions_of("base", None, dict.fromkeys(PEOPLE, 0.0))
-    run.add_shard("completions/marker/base/part-00000.parquet", base)
+    run.add_shard("completions/marker/base/part-00000.parquet", base, questions_sha256="a")
     return run

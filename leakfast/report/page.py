@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 from markupsafe import Markup, escape
 
 from leakfast import figures
@@ -21,12 +24,31 @@ from leakfast.storage.run import Run
 TEMPLATES = Path(__file__).parent
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Another run's name, and `stats.against.compare` of the two."""
+
+    name: str
+    table: pl.DataFrame
+
+    def sections(self) -> dict[str, list[dict[str, Any]]]:
+        """Behavior → its rows; a unit stands in each."""
+        out: dict[str, list[dict[str, Any]]] = {}
+        for row in self.table.rows(named=True):
+            out.setdefault(row["behavior"], []).append(row)
+        return out
+
+
 def report(
-    run: str | Path | Run, stats: Stats | None = None, progress: Callable[[int, int, str], None] | None = None
+    run: str | Path | Run,
+    stats: Stats | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    compared: Compared | None = None,
 ) -> Path:
     """Write report.html and figures/*.{png,pdf} of a run and return the report's path.
 
-    `stats`: the run's tables; those on disk if they are up to date, else they are computed. The same
+    `stats`: the run's tables; those on disk if they are up to date, else they are computed. `compared`: with another
+    run, which the page then opens with; it is report-against.html. The same
     run gives the same bytes under the same versions. Raises InputError if `run` is no run, StoreError
     if it cannot be written."""
     run = (run if isinstance(run, Run) else Run(run)).open()
@@ -52,9 +74,10 @@ def report(
         remarks=stats.remarks(),
         unwell=stats.warnings(),
         health_rule=health.rule(),
+        compared=compared,
         blobs=_blobs(run, stats, {s["name"]: s["questions"] for s in sections}),
     )
-    path = run.add_file(layout.REPORT, html.encode("utf-8"))
+    path = run.add_file(layout.REPORT_AGAINST if compared else layout.REPORT, html.encode("utf-8"))
     if progress:
         progress(steps, steps, "written")
     return path
