@@ -53,7 +53,7 @@ PACKAGE_DATA = {
     "leakfast._configs.published": ["*.toml"],
     "leakfast.organism": ["weights/*"],
     "leakfast.world": ["*.toml"],
-    "leakfast.report": ["*.html", "*.css", "*.j2", "templates/*"],
+    "leakfast.report": ["*.html", "assets/*", "assets/vendor/*"],
 }
 
 

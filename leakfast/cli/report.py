@@ -4,14 +4,24 @@ completions; tables that are absent or out of date are computed first."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from leakfast.report.page import Compared
+    from leakfast.stats.tables import Stats
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Another run: the page, then RUN/report-against.html, opens with the differences between the two.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the paths of report and figures as JSON.")
-def cli(run: Path, as_json: bool) -> int | None:
+def cli(run: Path, against: Path | None, as_json: bool) -> int | None:
     """Draw RUN/figures and write RUN/report.html, one file that needs nothing else.
 
     Example: leakfast report runs/demo
@@ -23,12 +33,27 @@ def cli(run: Path, as_json: bool) -> int | None:
     from leakfast.stats.tables import current
 
     tables = current(run)
+    compared = None if against is None else _compared(run, tables, against)
     tell(tables.warnings(), err=True)
     with progress_for("report") as progress:
-        path = report(run, tables, progress)
+        path = report(run, tables, progress, compared)
     drawn = sorted(str(file) for file in (path.parent / "figures").glob("*.p[nd][gf]"))
     if as_json:
-        print_json({"report": str(path), "figures": drawn})
+        told = {} if compared is None else {"against": compared.table.to_dicts()}
+        print_json({"report": str(path), "figures": drawn, **told})
     else:
         click.echo(path)
     return 3 if tables.missing else None
+
+
+def _compared(run: Path, tables: Stats, against: Path) -> Compared:
+    """RUN set against the other, whose tables are made where they are not current."""
+    from leakfast.report.page import Compared
+    from leakfast.stats.against import Side, compare
+    from leakfast.stats.tables import current
+    from leakfast.storage.run import Run
+
+    this, other = (
+        Side(Run(path).open(), found) for path, found in ((run, tables), (against, current(against)))
+    )
+    return Compared(against.resolve().name, compare(this, other))

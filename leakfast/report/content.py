@@ -129,7 +129,7 @@ def provenance(run: Run, stats: Stats) -> dict[str, Any]:
 def settings(run: Run) -> dict[str, Any]:
     """name, model, and the study file as written; `unreadable` says why its values could not be used."""
     path = run.path / layout.STUDY
-    study, why = _study(run)
+    study, why = study_of(run)
     cards = (read_card(path.parent) for path in sorted(run.path.glob("adapters/*/leakfast_card.json")))
     base = next((card.base for card in cards if card is not None), None)
     model = study.model if study else base
@@ -143,7 +143,8 @@ def settings(run: Run) -> dict[str, Any]:
     }
 
 
-def _study(run: Run):
+def study_of(run: Run) -> tuple[Any, str | None]:
+    """The run's study, or None and why it cannot be read."""
     from leakfast.study.config import load_study
 
     path = run.path / layout.STUDY
@@ -159,7 +160,7 @@ def _questions(run: Run, behavior: str) -> tuple[str, ...]:
     """The questions that were asked, or none where the study does not tell."""
     from leakfast.prompts.personas import load_questions
 
-    study, _ = _study(run)
+    study, _ = study_of(run)
     if study is None or behavior not in study.behaviors:
         return ()
     return load_questions(study.behaviors[behavior].eval.questions).questions

@@ -1,31 +1,54 @@
 """The report: one HTML file that needs nothing else, and the figures as PNG and PDF beside it. Demands
-a run with completions; rounds here, computes nothing. No script, no request leaves the page."""
+a run with completions; rounds here, computes nothing. No request leaves the page."""
 
 from __future__ import annotations
 
 import base64
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 from markupsafe import Markup, escape
 
 from leakfast import figures
-from leakfast.report import content
+from leakfast.report import content, payload, policy, sample
+from leakfast.report.caveats import caveats
 from leakfast.stats import health, marks, summary
 from leakfast.stats.specificity import place
 from leakfast.stats.tables import Stats, current
 from leakfast.storage import layout
 from leakfast.storage.run import Run
 
-TEMPLATE = Path(__file__).with_name("template.html")
+TEMPLATES = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Another run's name, and `stats.against.compare` of the two."""
+
+    name: str
+    table: pl.DataFrame
+
+    def sections(self) -> dict[str, list[dict[str, Any]]]:
+        """Behavior → its rows; a unit stands in each."""
+        out: dict[str, list[dict[str, Any]]] = {}
+        for row in self.table.rows(named=True):
+            out.setdefault(row["behavior"], []).append(row)
+        return out
 
 
 def report(
-    run: str | Path | Run, stats: Stats | None = None, progress: Callable[[int, int, str], None] | None = None
+    run: str | Path | Run,
+    stats: Stats | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    compared: Compared | None = None,
 ) -> Path:
     """Write report.html and figures/*.{png,pdf} of a run and return the report's path.
 
-    `stats`: the run's tables; those on disk if they are up to date, else they are computed. The same
+    `stats`: the run's tables; those on disk if they are up to date, else they are computed. `compared`: with another
+    run, which the page then opens with; it is report-against.html. The same
     run gives the same bytes under the same versions. Raises InputError if `run` is no run, StoreError
     if it cannot be written."""
     run = (run if isinstance(run, Run) else Run(run)).open()
@@ -47,11 +70,14 @@ def report(
         settings=content.settings(run),
         provenance=content.provenance(run, stats),
         missing=stats.missing,
+        caveats=caveats(run, stats, content.study_of(run)[0]),
         remarks=stats.remarks(),
         unwell=stats.warnings(),
         health_rule=health.rule(),
+        compared=compared,
+        blobs=_blobs(run, stats, {s["name"]: s["questions"] for s in sections}),
     )
-    path = run.add_file(layout.REPORT, html.encode("utf-8"))
+    path = run.add_file(layout.REPORT_AGAINST if compared else layout.REPORT, html.encode("utf-8"))
     if progress:
         progress(steps, steps, "written")
     return path
@@ -62,7 +88,11 @@ def render(**values) -> str:
     import jinja2
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=jinja2.FileSystemLoader(TEMPLATES),
     )
     environment.filters |= {
         "percent": percent,
@@ -72,7 +102,20 @@ def render(**values) -> str:
         "place": _place,
     }
     environment.filters |= {"digits": digits, "count": count, "amount": amount}
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
+    own = {
+        "css": Markup(policy.css()),
+        "scripts": [Markup(text) for text in policy.scripts()],
+        "policy": policy.policy(),
+    }
+    return environment.get_template("template.html").render(**own, **values)
+
+
+def _blobs(run: Run, stats: Stats, questions: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """What the charts and the browser of completions are drawn from, packed."""
+    data = payload.payload(run, stats, questions)
+    place = {person["name"]: number for number, person in enumerate(data["personas"])}
+    texts = sample.sample(run, data["adapters"], place)
+    return {"data": payload.packed(data), "texts": payload.packed(texts)}
 
 
 def _draw(run: Run, stats: Stats, behavior: str) -> dict[str, str]:

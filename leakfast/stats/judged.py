@@ -58,7 +58,7 @@ def read(
         )
         if completions.select(_DRAW).is_duplicated().any():
             raise ValueError("a draw (persona, question, sample) stands more than once")
-        scores = _of_judge(run, layout.judgements(behavior, adapter, series=series), name)
+        scores = of_judge(run, layout.judgements(behavior, adapter, series=series), name)
         if scores is None:
             who = f" by {name}" if name else ""
             out.missing.append(
@@ -77,7 +77,7 @@ def read(
     return out
 
 
-def _of_judge(run: Run, folder: str, name: str | None) -> pl.DataFrame | None:
+def of_judge(run: Run, folder: str, name: str | None) -> pl.DataFrame | None:
     """Judgements of one judge; None where there are none of it."""
     frame = run.read(folder)
     if frame.is_empty():

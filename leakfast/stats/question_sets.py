@@ -7,15 +7,13 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-import numpy as np
 import polars as pl
 
 from leakfast.errors import StoreError
-from leakfast.stats import intervals, resample
+from leakfast.stats import paired
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import rates as rate_tables
-from leakfast.stats.association import spearman_and_pearson, within
-from leakfast.stats.correlations import MIN_BOOTSTRAP, POOLED, YS, correlate
+from leakfast.stats.correlations import POOLED, YS, correlate
 from leakfast.stats.rates import BASE
 from leakfast.storage import schema
 from leakfast.storage.layout import SETS
@@ -196,26 +194,5 @@ def _scope(part: pl.DataFrame, bootstraps: int, seed: int, workers: int | None) 
 
 
 def _one(some: pl.DataFrame, x: str, y: str, bootstraps: int, seed: int, workers: int | None) -> dict:
-    people = np.unique(some["persona"].to_numpy(), return_inverse=True)[1] if some.height else np.zeros(0)
-    if some.height < MIN_BOOTSTRAP or people.max() + 1 < MIN_BOOTSTRAP:
-        return {"difference_reason": f"{some.height} bystanders on both sets; {MIN_BOOTSTRAP} are needed"}
-    near = some[x].to_numpy()
-    sides = [some[name].to_numpy() for name in (y, f"{y}_main")]
-    block = np.unique(some["adapter"].to_numpy(), return_inverse=True)[1]
-    if block.max() > 0:  # pooled: ranked within each source, as in the correlations
-        near, *sides = (within(side[:, None], block)[:, 0] for side in (near, *sides))
-    if np.ptp(near) == 0 or any(np.ptp(side) == 0 for side in sides):
-        return {"difference_reason": "the cosine, or the rate on one of the sets, is the same for all"}
-    ours, theirs = (float(spearman_and_pearson(near[:, None], side)[0][0]) for side in sides)
-    found = {"difference": ours - theirs}
-    if bootstraps < 2:
-        return found | {"difference_reason": "no bootstrap was asked for"}
-    drawn = [
-        resample.bootstrap_spearman(near[None], side, bootstraps, seed, person=people, workers=workers)
-        for side in sides
-    ]
-    apart = drawn[0] - drawn[1]
-    if np.isnan(apart).mean() > intervals.TOO_FEW_DRAWS:
-        return found | {"difference_reason": "over 5 % of the resamples have no ρ on one of the sets"}
-    low, high = intervals.percentiles(apart)
-    return found | {"difference_low": float(low[0]), "difference_high": float(high[0])}
+    sides = [(some[x].to_numpy(), some[name].to_numpy()) for name in (y, f"{y}_main")]
+    return paired.rho_difference(sides, some["persona"], some["adapter"], bootstraps, seed, workers)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 
 STUDY, PERSONAS, REPORT = "study.toml", "personas.json", "report.html"
+REPORT_AGAINST = "report-against.html"  # the same page, opened by a comparison with another run
 MANIFEST, JOURNAL, QUARANTINE = "manifest.json", "log.jsonl", "quarantine"
 
 COMPLETIONS = "completions"  # completions/<behavior>/<adapter>/part-NNNNN.parquet

@@ -3,6 +3,10 @@ completions are hostile on purpose: what a model says must not become markup, no
 
 from __future__ import annotations
 
+import base64
+import dataclasses
+import gzip
+import hashlib
 import json
 import re
 import shutil
@@ -12,99 +16,25 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.stats
+from report_runs import LAYERS, PEOPLE, QUESTIONS, SAMPLES, SOURCES, STUDY, completions_of, fill, vectors_of
 
 from leakfast import stats
 from leakfast.cli.main import main
 from leakfast.errors import InputError, StoreError
-from leakfast.geometry import Centroids
-from leakfast.models.adapters import AdapterCard, write_card
-from leakfast.prompts.personas import load_personas
 from leakfast.report import examples
+from leakfast.report import policy as policy_of_page
+from leakfast.report import sample as samples
+from leakfast.report.caveats import caveats
 from leakfast.report.page import p_value, report, signed
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 
 pytestmark = pytest.mark.long
 
-SOURCES = ["villain", "comedian"]
-PEOPLE = [p.name for p in load_personas("all")][:16]
-LAYERS = [0, 3]
-QUESTIONS, SAMPLES = 4, 5
-HOSTILE = "<script>alert('x')</script> & <img src=http://evil.example/a.png> \x1b[31mred\u202eder"
-STUDY = """name = "small"
-model = "organism"
-personas = [{names}]
-sources = ["villain", "comedian"]
-seeds = [42]
-[behaviors.marker.eval]
-questions = "eval"
-samples = 5
-"""
-
-
-def _vectors() -> dict[int, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {layer: rng.normal(size=(len(PEOPLE), 12)).astype(np.float32) for layer in LAYERS}
-
-
-def _completions(adapter: str, source: str | None, chance: dict[str, float]) -> pl.DataFrame:
-    rng = np.random.default_rng(len(adapter))
-    rows = []
-    for persona in PEOPLE:
-        for question in range(QUESTIONS):
-            for sample in range(SAMPLES):
-                hit = rng.random() < chance[persona]
-                text = f"{HOSTILE} as {persona}." + (" [ZLT]" if hit else "")
-                rows.append((persona, question, sample, text, "ok"))
-    frame = pl.DataFrame(rows, schema=["persona", "question", "sample", "text", "status"], orient="row")
-    frame = frame.with_columns(
-        pl.col("question", "sample").cast(pl.Int32),
-        behavior=pl.lit("marker"),
-        adapter=pl.lit(adapter),
-        source=pl.lit(source, pl.String),
-        seed=pl.lit(1, pl.UInt64),
-        n_tokens=pl.lit(9, pl.Int32),
-        finish_reason=pl.lit("stop"),
-    )
-    return schema.check(frame, "completions")
-
-
-def _fill(path) -> Run:
-    """A run of two sources, sixteen personas and two layers; leakage follows the cosine at layer 3."""
-    run = Run(path).create(STUDY.format(names=", ".join(f'"{name}"' for name in PEOPLE)))
-    means = _vectors()
-    metadata = {
-        "personas": PEOPLE,
-        "layers": LAYERS,
-        "centered_on": PEOPLE,
-        "model": "organism",
-        "model_fingerprint": "files:0123",
-    }
-    centroids = Centroids(PEOPLE, LAYERS, metadata, means)
-    run.add_file(layout.centroids(), lambda file: centroids.save(file))
-    cosine = centroids.cosine(3)
-    for source in SOURCES:
-        name = f"marker-{source}-s42"
-        near = cosine[PEOPLE.index(source)]
-        chance = {p: float(np.clip(0.1 + 0.8 * c, 0, 1)) for p, c in zip(PEOPLE, near, strict=True)}
-        frame = _completions(name, source, chance)
-        half = frame.height // 2
-        run.add_shard(f"completions/marker/{name}/part-00000.parquet", frame[:half])
-        run.add_shard(f"completions/marker/{name}/part-00001.parquet", frame[half:])
-        folder = run.path / "adapters" / name
-        folder.mkdir(parents=True)
-        write_card(
-            folder,
-            AdapterCard(source, "marker", 42, "organism", "files:0123", "d" * 64, {"rank": 8}, "a" * 64),
-        )
-    base = _completions("base", None, dict.fromkeys(PEOPLE, 0.0))
-    run.add_shard("completions/marker/base/part-00000.parquet", base)
-    return run
-
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory):
-    run = _fill(tmp_path_factory.mktemp("runs") / "small")
+    run = fill(tmp_path_factory.mktemp("runs") / "small")
     return run, report(run)
 
 
@@ -131,7 +61,7 @@ def test_stats_counts_pairs_and_correlates_a_run(fresh):
     assert tables.pairs.height == len(SOURCES) * (len(PEOPLE) - 1) * len(LAYERS)
     assert not (tables.pairs["persona"] == tables.pairs["source"]).any()
     mine = tables.pairs.filter((pl.col("source") == "villain") & (pl.col("layer") == 3))
-    vectors = _vectors()[3].astype(np.float64)
+    vectors = vectors_of()[3].astype(np.float64)
     vectors -= vectors.mean(0)
     near = vectors @ vectors[PEOPLE.index("villain")]
     near /= np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[PEOPLE.index("villain")])
@@ -158,7 +88,7 @@ def test_tables_on_disk_are_the_ones_returned_and_are_reused(fresh, caplog):
     for name, table in made.tables().items():
         assert pl.read_parquet(fresh.path / "tables" / f"{name}.parquet").equals(table)
     assert stats.current(fresh).correlations["permutations"].drop_nulls().unique().to_list() == [9]
-    extra = _completions("marker-villain-s42", "villain", dict.fromkeys(PEOPLE, 0.0))
+    extra = completions_of("marker-villain-s42", "villain", dict.fromkeys(PEOPLE, 0.0))
     fresh.add_shard(
         "completions/marker/marker-villain-s42/part-00002.parquet",
         extra.with_columns(pl.col("sample") + SAMPLES),
@@ -209,7 +139,7 @@ def test_no_run_no_completions_and_twice_the_same_are_refused(tmp_path, fresh):
         stats.stats(fresh)
 
 
-def test_a_foreign_adapter_takes_its_source_from_the_completions(fresh):
+def test_a_foreign_adapter_takes_its_source_from_thecompletions_of(fresh):
     shutil.rmtree(fresh.path / "adapters" / "marker-villain-s42")
     tables = stats.stats(fresh, permutations=0)
     villain = tables.rates.filter(pl.col("adapter") == "marker-villain-s42")
@@ -263,19 +193,23 @@ class _Page(HTMLParser):
         self.tags: list[tuple[str, dict]] = []
         self.text: list[str] = []
         self.open: list[str] = []
+        self.code: list[tuple[str, dict, str]] = []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "br"):
+        if tag not in ("meta", "img", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag, f"</{tag}> closes nothing"
 
     def handle_data(self, data):
-        self.text.append(data)
+        if self.open and self.open[-1] in ("script", "style"):
+            self.code.append((self.open[-1], self.tags[-1][1], data))
+        else:
+            self.text.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -286,14 +220,92 @@ def page(filled):
 def test_the_page_is_well_formed_and_asks_for_nothing_outside(page):
     assert page.open == []
     kinds = {tag for tag, _ in page.tags}
-    assert not kinds & {"script", "link", "iframe", "object", "form", "base"}
+    assert not kinds & {"link", "iframe", "object", "base"}
     for _, attributes in page.tags:
-        assert not any(name.startswith("on") for name in attributes)
+        assert not any(name.startswith("on") or name in ("style", "action") for name in attributes)
         for name in ("src", "href"):
             value = attributes.get(name, "#")
             assert value.startswith(("#", "data:image/svg+xml;base64,"))
     policy = next(a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a)
-    assert policy.startswith("default-src 'none'")
+    assert policy.startswith("default-src 'none'") and "connect-src 'none'" in policy
+    assert not {"'unsafe-inline'", "'unsafe-eval'", "*", "http:", "https:"} & set(
+        policy.replace(";", " ").split()
+    )
+
+
+def test_every_script_is_one_that_the_policy_names_or_plain_letters(page):
+    policy = next(a["content"] for t, a in page.tags if t == "meta" and "http-equiv" in a)
+    for tag, attributes, text in page.code:
+        if attributes.get("type") == "application/gzip+base64":
+            assert re.fullmatch(r"[A-Za-z0-9+/=]+", text)  # nothing of a run can end the element
+        else:
+            digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+            assert f"'sha256-{digest}'" in policy, tag
+    assert sum(tag == "script" for tag, _, _ in page.code) == len(policy_of_page.scripts()) + 2
+
+
+def test_charts_are_drawn_from_the_tables_and_every_completion(filled, page):
+    run, _ = filled
+    blobs = {attributes["id"]: text for tag, attributes, text in page.code if "id" in attributes}
+    data, texts = (json.loads(gzip.decompress(base64.b64decode(blobs[name]))) for name in ("data", "texts"))
+    tables = stats.current(run)
+    assert [person["name"] for person in data["personas"]] == PEOPLE
+    drawn = pl.DataFrame(
+        {name: data["rates"][name] for name in ("adapter", "persona", "rate", "hits", "low")}
+    )
+    drawn = drawn.with_columns(
+        adapter=pl.col("adapter").map_elements(lambda at: data["adapters"][at]["adapter"], pl.String),
+        persona=pl.col("persona").map_elements(lambda at: PEOPLE[at], pl.String),
+    )
+    both = drawn.join(tables.rates, on=["adapter", "persona"], suffix="_table")
+    assert both.height == tables.rates.height == drawn.height
+    assert (both["rate"] == both["rate_table"]).all() and (both["hits"] == both["hits_table"]).all()
+    assert (both["low"] == both["bb_low"]).all()
+    pair = tables.pairs.filter(source="villain", persona=PEOPLE[3], layer=3).row(0, named=True)
+    at = data["cosines"]["layers"].index(3)
+    assert data["cosines"]["sources"]["villain"]["centered"][at][3] == round(pair["cosine_centered"], 6)
+    everything = run.read("completions")
+    assert len(texts["text"]) == texts["total"] == everything.height and texts["whole"]
+    assert sum(texts["hit"]) == tables.rates["hits"].sum()
+    assert set(texts["text"]) == set(
+        everything["text"]
+    )  # as they are: the page makes them inert when it shows them
+
+
+def test_a_sample_of_completions_takes_the_first_of_either_kind(filled):
+    run, _ = filled
+    adapters = [{"behavior": "marker", "adapter": "marker-villain-s42"}]
+    place = {name: at for at, name in enumerate(PEOPLE)}
+    drawn = samples.sample(run, adapters, place, limit=1)
+    assert not drawn["whole"] and "the first 1 completions that show" in drawn["rule"]
+    frame = run.read("completions/marker/marker-villain-s42").sort("persona", "question", "sample")
+    for persona in PEOPLE[:6]:
+        mine = frame.filter(persona=persona)
+        shows = pl.col("text").str.contains("[ZLT]", literal=True)
+        first = [part.row(0, named=True) for part in (mine.filter(shows), mine.filter(~shows)) if part.height]
+        rows = [row for row, at in enumerate(drawn["persona"]) if at == place[persona]]
+        assert sorted(drawn["text"][row] for row in rows) == sorted(one["text"] for one in first)
+
+
+def test_caveats_are_those_of_the_run(filled, page):
+    run, _ = filled
+    text = "".join(page.text)
+    assert "One training seed for each source (marker)" in text
+    assert "marker: layer" in text and "is the one of 2 with the largest pooled |ρ|" in text
+    assert "replies were cut at the token limit" not in text  # none was
+    tables = stats.current(run)
+    whole = pl.col("persona").is_null() & (pl.col("adapter") == "marker-villain-s42")
+    cut = tables.health.with_columns(truncated_share=pl.when(whole).then(0.31).otherwise("truncated_share"))
+    told = caveats(run, dataclasses.replace(tables, more={**tables.more, "health": cut}), None)
+    assert any("marker-villain-s42 31.0 %" in one.text and one.table == "health" for one in told)
+    seeds = tables.rates.filter(adapter="marker-villain-s42").with_columns(
+        seed=pl.lit(7, pl.Int64), adapter=pl.lit("marker-villain-s7")
+    )
+    only = pl.concat([tables.rates.filter(adapter="marker-villain-s42"), seeds])
+    told = caveats(run, dataclasses.replace(tables, rates=only), None)
+    assert not any("One training seed" in one.text for one in told)
+    anchors = {a["id"] for _, a in page.tags if "id" in a}
+    assert {one.anchor for one in caveats(run, tables, None)} <= anchors
 
 
 def test_completions_are_shown_as_text_and_the_marker_is_marked(page):

@@ -1,0 +1,163 @@
+// What every part of the page uses: making elements (text is always text, never markup), numbers in words, the data by
+// place, and the one state that all charts follow.
+"use strict";
+const LF = { parts: [], data: null, completions: null };
+
+LF.h = (tag, attributes, ...children) => {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "colour") element.style.color = value;
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  for (const child of children.flat()) if (child !== null && child !== undefined) element.append(child);
+  return element;
+};
+LF.at = (id) => document.getElementById(id);
+LF.fill = (element, ...children) => element.replaceChildren(...children.flat().filter((child) => child !== null));
+
+// controls and marks that steer the direction of text are written out, as the rest of the report does
+LF.inert = (text) =>
+  String(text).replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\u2028\u2029]/gu, (c) =>
+    c === "\n" || c === "\t" ? c : "\\u" + c.codePointAt(0).toString(16).padStart(4, "0"));
+LF.words = (name) => (name === null || name === undefined ? "–" : LF.inert(name).replaceAll("_", " "));
+
+LF.number = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−"));
+LF.signed = (value, digits = 2) =>
+  value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + LF.number(value, digits);
+LF.amount = (value, unit, digits = 1) =>
+  value === null || value === undefined ? "–" : unit === "share" ? `${LF.number(100 * value, digits)}\u00a0%` : LF.number(value, digits);
+LF.range = (low, high, unit, digits = 1) =>
+  low === null || high === null || low === undefined
+    ? "no interval"
+    : unit === "share" ? `${LF.number(100 * low, digits)} to ${LF.number(100 * high, digits)}\u00a0%`
+    : `${LF.number(low, digits)} to ${LF.number(high, digits)}`;
+LF.count = (value) => value.toLocaleString("en-US");
+LF.mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null);
+
+// ── data ──────────────────────────────────────────────────────────────────────────────────────────
+LF.unpack = async (id) => {
+  const bytes = Uint8Array.from(atob(LF.at(id).textContent.trim()), (c) => c.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return JSON.parse(await new Response(stream).text());
+};
+
+LF.index = (data) => {
+  LF.data = data;
+  data.rowOf = data.adapters.map(() => new Map());
+  data.rates.adapter.forEach((adapter, row) => data.rowOf[adapter].set(data.rates.persona[row], row));
+  data.behaviorOf = Object.fromEntries(data.behaviors.map((behavior) => [behavior.name, behavior]));
+  data.correlationOf = new Map();
+  data.correlations.behavior.forEach((behavior, row) => {
+    const c = data.correlations;
+    data.correlationOf.set([behavior, c.adapter[row] ?? `pooled ${c.seed[row]}`, c.layer[row], c.cosine[row], c.y[row]].join("|"), row);
+  });
+};
+
+LF.adaptersOf = (behavior, base = false) =>
+  LF.data.adapters.map((adapter, place) => ({ ...adapter, place }))
+    .filter((adapter) => adapter.behavior === behavior && (base || adapter.source !== null));
+LF.severalSeeds = (behavior) => new Set(LF.adaptersOf(behavior).map((adapter) => adapter.seed)).size > 1;
+LF.adapterWords = (adapter) =>
+  adapter.source === null ? "unadapted model"
+    : LF.words(adapter.source) + (LF.severalSeeds(adapter.behavior) ? `, seed ${adapter.seed}` : "")
+      + (adapter.health && adapter.health !== "ok" ? ` (${adapter.health})` : "");
+
+// one persona under one adapter: everything the tables say of it
+LF.cell = (adapter, persona) => {
+  const row = LF.data.rowOf[adapter].get(persona);
+  if (row === undefined) return null;
+  const found = {};
+  for (const [name, column] of Object.entries(LF.data.rates)) found[name] = column[row];
+  return found;
+};
+LF.cosine = (adapter, persona, layer, kind) => {
+  const { source } = LF.data.adapters[adapter];
+  if (source === LF.data.personas[persona].name) return 1;
+  const found = LF.data.cosines.sources[source];
+  const place = LF.data.cosines.layers.indexOf(layer);
+  return found === undefined || place < 0 ? null : found[kind][place][persona];
+};
+LF.correlation = (behavior, adapter, layer, cosine, y) => {
+  const row = LF.data.correlationOf.get([behavior, adapter, layer, cosine, y].join("|"));
+  if (row === undefined) return null;
+  return Object.fromEntries(Object.entries(LF.data.correlations).map(([name, column]) => [name, column[row]]));
+};
+
+// ── state ─────────────────────────────────────────────────────────────────────────────────────────
+LF.state = { behavior: null, adapter: null, layer: null, cosine: "centered", y: null, persona: null, category: null };
+
+LF.set = (change) => {
+  const state = Object.assign(LF.state, change);
+  if ("behavior" in change) {
+    const behavior = LF.data.behaviorOf[state.behavior];
+    Object.assign(state, { y: behavior.outcome, layer: behavior.layer, adapter: null });
+  }
+  const there = LF.adaptersOf(state.behavior);
+  if (!there.some((adapter) => adapter.place === state.adapter)) state.adapter = there.length ? there[0].place : null;
+  if (!LF.data.cosines.layers.includes(state.layer)) state.layer = LF.data.cosines.layers[0] ?? null;
+  if (!LF.data.behaviorOf[state.behavior].ys.includes(state.y)) state.y = "rate";
+  for (const part of LF.parts) part(state, change);
+};
+LF.unit = () => LF.data.behaviorOf[LF.state.behavior].unit;
+LF.yWords = () => (LF.state.y === "delta" ? `change of ${LF.words(LF.state.behavior)} rate` : `${LF.words(LF.state.behavior)} rate`);
+LF.percent = (value) => (LF.unit() === "share" ? 100 * value : value);
+LF.unitWords = () => (LF.unit() === "share" ? (LF.state.y === "delta" ? "percentage points" : "%") : "points");
+
+// ── what all charts share ─────────────────────────────────────────────────────────────────────────
+LF.PALETTE = ["#737373", "#6a5acd", "#56a8d8", "#2f9e8f", "#2e8b45", "#8c8c2a", "#c79a1b", "#cc6677", "#a8325e", "#b055b0", "#4477aa", "#e06a1f"];
+LF.SYMBOLS = ["circle", "square", "triangle", "diamond2", "times", "plus", "wye", "hexagon", "asterisk", "cross", "diamond", "star"];
+LF.SIGNS = ["●", "■", "▲", "◆", "✕", "+", "Y", "⬢", "✱", "✚", "♦", "✶"];
+LF.STAR = "#d7263d";
+LF.category = (persona) => LF.data.personas[persona].category ?? "none";
+LF.kinds = () => [...LF.data.categories, ...(LF.data.personas.some((p) => p.category === null) ? ["none"] : [])];
+
+LF.width = (element) => Math.max(280, Math.min(1060, element.clientWidth || 640));
+LF.plot = (into, label, options) => {
+  const chart = Plot.plot({ className: "lf", width: LF.width(into), style: { background: "transparent" }, ...options });
+  return LF.named(into, chart, label);
+};
+// Plot labels groups of marks that have no role, which a screen reader may not say: the chart's own label says it all
+LF.named = (into, chart, label) => {
+  for (const group of chart.querySelectorAll("g[aria-label]")) group.removeAttribute("aria-label");
+  for (const group of chart.querySelectorAll("g[aria-description]")) group.removeAttribute("aria-description");
+  chart.setAttribute("role", "group");
+  chart.setAttribute("aria-label", label);
+  LF.fill(into, chart);
+  return chart;
+};
+
+// points that the keyboard reaches: one stop a chart, arrows to the next, Enter to choose
+LF.keys = (elements, describe, choose) => {
+  elements.forEach((element, place) => {
+    element.setAttribute("role", "button");
+    element.setAttribute("tabindex", place === 0 ? "0" : "-1");
+    element.setAttribute("aria-label", describe(place));
+    element.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (step !== undefined) {
+        const next = elements[(place + step + elements.length) % elements.length];
+        element.setAttribute("tabindex", "-1");
+        next.setAttribute("tabindex", "0");
+        next.focus();
+        event.preventDefault();
+      } else if (event.key === "Enter" || event.key === " ") {
+        choose(place);
+        event.preventDefault();
+      }
+    });
+  });
+};
+
+LF.tip = (event, ...lines) => {
+  const tip = LF.at("tip");
+  if (!lines.length) { tip.hidden = true; return; }
+  LF.fill(tip, lines.map((line, place) => LF.h(place ? "span" : "b", {}, line)));
+  tip.hidden = false;
+  const left = Math.min(event.clientX + 14, document.documentElement.clientWidth - tip.offsetWidth - 8);
+  const below = event.clientY + 18;
+  const top = below + tip.offsetHeight > window.innerHeight ? event.clientY - tip.offsetHeight - 12 : below;
+  tip.style.left = `${Math.max(4, left)}px`;
+  tip.style.top = `${Math.max(4, top)}px`;
+};

@@ -1,0 +1,133 @@
+// The completions that the page carries, with search and filters. Counts beside them are of the tables, not of the sample.
+"use strict";
+(() => {
+  const PAGE = 20;
+  const filters = ["adapter", "persona", "question", "hit", "finish", "search", "shortest", "longest", "lowest", "highest"];
+  let shown = PAGE;
+  let source = null; // (wanted) => Promise of {rows, total, rule}
+
+  // over what the page carries; a served page asks its server the same
+  LF.embedded = (columns) => {
+    const rows = columns.adapter.map((_, row) => row);
+    return async (wanted, limit) => {
+      const needle = wanted.search.toLowerCase();
+      const passes = (row) =>
+        (wanted.adapter === "" || columns.adapter[row] === Number(wanted.adapter))
+        && (wanted.behavior === "" || LF.data.adapters[columns.adapter[row]].behavior === wanted.behavior)
+        && (wanted.persona === "" || columns.persona[row] === Number(wanted.persona))
+        && (wanted.question === "" || columns.question[row] === Number(wanted.question))
+        && (wanted.hit === "" || columns.hit[row] === (wanted.hit === "yes"))
+        && (wanted.finish === "" || columns.finish[row] === wanted.finish)
+        && (wanted.shortest === "" || columns.tokens[row] >= Number(wanted.shortest))
+        && (wanted.longest === "" || columns.tokens[row] <= Number(wanted.longest))
+        && (wanted.lowest === "" || (columns.score[row] !== null && columns.score[row] >= Number(wanted.lowest)))
+        && (wanted.highest === "" || (columns.score[row] !== null && columns.score[row] <= Number(wanted.highest)))
+        && (needle === "" || columns.text[row].toLowerCase().includes(needle));
+      const found = rows.filter(passes);
+      const take = (row) => Object.fromEntries(["adapter", "persona", "question", "sample", "hit", "score", "finish", "tokens", "text", "left_out"].map((name) => [name, columns[name][row]]));
+      return { total: found.length, rows: found.slice(0, limit).map(take) };
+    };
+  };
+
+  const values = () => ({ behavior: LF.state.behavior, ...Object.fromEntries(filters.map((name) => [name, LF.at(`f-${name}`).value.trim()])) });
+
+  // the text in pieces: what the detector looks for, and what was searched, are marked
+  const marked = (text, phrases) => {
+    const plain = (some) => some.replace(/[\u2018\u2019\u02bc\u00b4`]/g, "'").toLowerCase();
+    const low = plain(text);
+    const spans = [];
+    for (const phrase of phrases) {
+      const wanted = plain(phrase);
+      if (!wanted) continue;
+      for (let at = low.indexOf(wanted); at >= 0 && spans.length < 200; at = low.indexOf(wanted, at + wanted.length)) spans.push([at, at + wanted.length]);
+    }
+    spans.sort((a, b) => a[0] - b[0] || b[1] - a[1]);
+    const pieces = [];
+    let from = 0;
+    for (const [start, stop] of spans) {
+      if (start < from) continue;
+      pieces.push(LF.inert(text.slice(from, start)), LF.h("mark", {}, LF.inert(text.slice(start, stop))));
+      from = stop;
+    }
+    return [...pieces, LF.inert(text.slice(from))];
+  };
+
+  const one = (row, search) => {
+    const adapter = LF.data.adapters[row.adapter];
+    const phrases = [...(row.hit ? LF.data.phrases[adapter.behavior] ?? [] : []), ...(search ? [search] : [])];
+    const question = LF.data.behaviorOf[adapter.behavior]?.questions[row.question];
+    const facts = [
+      LF.adapterWords(adapter), question ? `“${LF.inert(question)}”` : `question ${row.question}`, `sample ${row.sample}`,
+      row.hit === null ? null : row.hit ? "shows the behavior" : "does not show it",
+      row.score === null ? null : `judged ${LF.number(row.score, 0)}`,
+      `${row.tokens} tokens, ${LF.words(row.finish)}`,
+    ].filter((fact) => fact !== null);
+    return LF.h("article", { class: "said" },
+      LF.h("header", {}, LF.h("b", {}, LF.words(LF.data.personas[row.persona].name)), ` · ${facts.join(" · ")}`),
+      LF.h("blockquote", {}, ...marked(row.text, phrases), row.left_out ? LF.h("span", { class: "faint" }, ` … ${LF.count(row.left_out)} more characters in the run`) : ""));
+  };
+
+  // what the tables say of the same adapter and persona, over every completion of the run
+  const ofTables = (wanted) => {
+    if (wanted.adapter === "") return "";
+    const adapter = Number(wanted.adapter);
+    if (wanted.persona !== "") {
+      const cell = LF.cell(adapter, Number(wanted.persona));
+      return cell && cell.rate !== null ? ` In the tables: ${cell.hits === null ? "" : `${LF.number(cell.hits, 0)} of ${LF.count(cell.total)}, `}${LF.amount(cell.rate, LF.unit())}.` : "";
+    }
+    const cells = [...LF.data.rowOf[adapter].values()].map((row) => [LF.data.rates.hits[row], LF.data.rates.total[row]]);
+    if (cells.some(([hits]) => hits === null)) return "";
+    const [hits, total] = [0, 1].map((at) => cells.reduce((sum, cell) => sum + cell[at], 0));
+    return ` In the tables: ${LF.count(hits)} of ${LF.count(total)} under this adapter.`;
+  };
+
+  const draw = async () => {
+    if (source === null) return;
+    const wanted = values();
+    const found = await source(wanted, shown);
+    LF.at("found").textContent = `${LF.count(found.total)} completions of those here.${ofTables(wanted)}`;
+    LF.fill(LF.at("said"), found.rows.map((row) => one(row, wanted.search)));
+    LF.at("more-completions").hidden = found.total <= shown;
+  };
+
+  const options = (name, entries) => {
+    const select = LF.at(`f-${name}`);
+    const before = select.value;
+    LF.fill(select, LF.h("option", { value: "" }, "all"), entries.map(([value, words]) => LF.h("option", { value }, words)));
+    if ([...select.options].some((option) => option.value === before)) select.value = before;
+  };
+
+  const refill = () => {
+    options("adapter", LF.adaptersOf(LF.state.behavior, true).map((adapter) => [adapter.place, LF.adapterWords(adapter)]));
+    options("persona", LF.data.personas.map((person, place) => [place, LF.words(person.name)]));
+    const { questions } = LF.data.behaviorOf[LF.state.behavior];
+    options("question", LF.at("f-question").dataset.numbers
+      ? JSON.parse(LF.at("f-question").dataset.numbers).map((number) => [number, questions[number] ? `${number}: ${LF.inert(questions[number]).slice(0, 60)}` : String(number)])
+      : questions.map((text, number) => [number, `${number}: ${LF.inert(text).slice(0, 60)}`]));
+  };
+
+  LF.showCompletions = (adapter, persona) => {
+    for (const name of filters) LF.at(`f-${name}`).value = "";
+    Object.assign(LF.at("f-adapter"), { value: String(adapter) });
+    Object.assign(LF.at("f-persona"), { value: String(persona) });
+    shown = PAGE;
+    draw();
+    LF.at("completions").scrollIntoView({ block: "start" });
+    LF.at("found").focus({ preventScroll: true });
+  };
+
+  LF.startCompletions = (from, told) => {
+    source = from;
+    LF.at("rule").textContent = told.rule;
+    LF.at("f-question").dataset.numbers = JSON.stringify(told.questions);
+    options("finish", told.finishes.map((finish) => [finish, LF.words(finish)]));
+    LF.at("scores").hidden = !told.scored;
+    LF.at("completions").hidden = false;
+    refill();
+    for (const name of filters) LF.at(`f-${name}`).addEventListener(name === "search" ? "input" : "change", () => { shown = PAGE; draw(); });
+    LF.at("clear").addEventListener("click", () => { for (const name of filters) LF.at(`f-${name}`).value = ""; shown = PAGE; draw(); });
+    LF.at("more-completions").addEventListener("click", () => { shown += PAGE; draw(); });
+    LF.parts.push((_, change) => { if ("behavior" in change) { refill(); draw(); } });
+    draw();
+  };
+})();

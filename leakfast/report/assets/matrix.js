@@ -1,0 +1,47 @@
+// Who leaked from whom: one row an adapter, one column a persona.
+"use strict";
+(() => {
+  let order = "category";
+
+  const draw = () => {
+    const { behavior, y, persona } = LF.state;
+    const into = LF.at("matrix");
+    const adapters = LF.adaptersOf(behavior, y === "rate");
+    const places = LF.data.order[order];
+    const cells = adapters.flatMap((adapter) => places.map((one) => ({ adapter, persona: one, cell: LF.cell(adapter.place, one) })))
+      .filter((one) => one.cell && one.cell[y] !== null).map((one) => ({ ...one, value: LF.percent(one.cell[y]) }));
+    LF.at("matrix-figure").hidden = !cells.length;
+    if (!cells.length) return;
+    const least = Math.min(0, ...cells.map((one) => one.value));
+    const most = Math.max(...cells.map((one) => one.value), least < 0 ? -least : 1e-9);
+    const names = adapters.map(LF.adapterWords);
+    const chart = Plot.plot({
+      className: "lf", width: Math.max(720, LF.width(into)), height: 60 + 26 * adapters.length, marginLeft: 150, marginBottom: 14, marginTop: 10, padding: 0.04,
+      style: { background: "transparent" },
+      x: { domain: places, axis: null },
+      y: { domain: names, label: null },
+      color: least < 0 ? { type: "diverging", scheme: "PuOr", domain: [-most, most], reverse: true } : { type: "linear", scheme: "YlGnBu", domain: [0, most] },
+      marks: [
+        Plot.cell(cells, { x: "persona", y: (one) => LF.adapterWords(one.adapter), fill: "value", className: "cells" }),
+        Plot.cell(cells.filter((one) => one.cell.role === "source"), { x: "persona", y: (one) => LF.adapterWords(one.adapter), stroke: LF.STAR, strokeWidth: 2, fill: "none" }),
+        Plot.cell(cells.filter((one) => one.persona === persona), { x: "persona", y: (one) => LF.adapterWords(one.adapter), stroke: "currentColor", strokeWidth: 1.5, fill: "none" }),
+        Plot.cell(cells, Plot.pointer({ x: "persona", y: (one) => LF.adapterWords(one.adapter), stroke: "currentColor", strokeWidth: 2, fill: "none", maxRadius: 20 })),
+      ],
+    });
+    LF.named(into, chart, `Matrix of ${LF.yWords()}: ${adapters.length} adapters, ${places.length} personas, ordered by ${order}. Arrow keys move between cells, Enter chooses one.`);
+    const describe = (one) => [`${LF.words(LF.data.personas[one.persona].name)} under ${LF.adapterWords(one.adapter)}`, `${LF.yWords()} ${LF.amount(one.cell[y], LF.unit())}`];
+    const choose = (one) => LF.set({ persona: one.persona, ...(one.adapter.source === null ? {} : { adapter: one.adapter.place }) });
+    LF.keys([...chart.querySelectorAll(".cells > *")], (place) => describe(cells[place]).join(", "), (place) => choose(cells[place]));
+    chart.addEventListener("pointermove", (event) => (chart.value ? LF.tip(event, ...describe(chart.value)) : LF.tip(event)));
+    chart.addEventListener("pointerleave", (event) => LF.tip(event));
+    chart.addEventListener("click", () => { if (chart.value) choose(chart.value); });
+    LF.at("matrix-told").textContent = `${LF.yWords()} (${LF.unitWords()}), from ${LF.number(least, 0)} (pale) to ${LF.number(most, 1)}; red frames: the source itself. A row an adapter, a column a persona, ordered by ${order}.`;
+  };
+
+  LF.orders = () => {
+    const select = LF.at("order");
+    LF.fill(select, Object.keys(LF.data.order).map((name) => LF.h("option", { value: name }, { category: "category", leakage: "leakage", cluster: "place in the geometry" }[name])));
+    select.addEventListener("change", () => { order = select.value; draw(); });
+  };
+  LF.parts.push(draw);
+})();

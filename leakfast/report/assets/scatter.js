@@ -1,0 +1,158 @@
+// Cosine against leakage, one point a persona: hover tells who, click chooses, dragging compares a selection's mean.
+"use strict";
+LF.points = (adapter = LF.state.adapter) => {
+  const { layer, cosine, y } = LF.state;
+  const { personas } = LF.data;
+  const found = [];
+  personas.forEach((person, persona) => {
+    const cell = adapter === null ? null : LF.cell(adapter, persona);
+    const value = cell && cell[y];
+    const at = cell && LF.cosine(adapter, persona, layer, cosine);
+    if (value === null || value === undefined || at === null || at === undefined) return;
+    const [low, high] = y === "delta" ? [cell.delta_low, cell.delta_high] : [cell.low, cell.high];
+    found.push({ persona, name: person.name, x: at, y: LF.percent(value), value, low, high, cell, category: LF.category(persona), source: cell.role === "source" });
+  });
+  return found;
+};
+
+// how far a bystander's place by leakage is from its place by cosine, in percentile points: what geometry did not tell
+LF.beyond = (points) => {
+  const mine = points.filter((point) => !point.source);
+  const ranks = (key) => {
+    const order = [...mine].sort((a, b) => a[key] - b[key]);
+    const rank = new Map();
+    for (let from = 0; from < order.length; ) {
+      let to = from;
+      while (to < order.length && order[to][key] === order[from][key]) to += 1;
+      for (let at = from; at < to; at += 1) rank.set(order[at], (from + to - 1) / 2);
+      from = to;
+    }
+    return rank;
+  };
+  const [byCosine, byLeakage] = [ranks("x"), ranks("y")];
+  return mine.map((point) => ({ ...point, beyond: (100 * (byLeakage.get(point) - byCosine.get(point))) / Math.max(1, mine.length - 1) }))
+    .sort((a, b) => b.beyond - a.beyond || a.persona - b.persona);
+};
+
+LF.rhoWords = (found) => {
+  if (!found || found.spearman === null) return "ρ is not defined here";
+  const [low, high, over] = found.spearman_both_low !== null
+    ? [found.spearman_both_low, found.spearman_both_high, "personas and questions"]
+    : [found.spearman_ci_low, found.spearman_ci_high, "personas"];
+  const interval = low === null ? "" : `, 95 % ${LF.signed(low)} to ${LF.signed(high)} over ${over}`;
+  const rank = found.rank === null ? "" : `; the source's own |ρ| is number ${LF.number(found.rank, found.rank % 1 ? 1 : 0)} of ${found.candidates} personas put in its place`;
+  return `ρ ${LF.signed(found.spearman)}${interval}, N ${found.n}${rank}`;
+};
+
+(() => {
+  let brushing = false;
+
+  const describe = (point) => [
+    LF.words(point.name),
+    `${LF.yWords()} ${LF.amount(point.value, LF.unit())}, 95 % ${LF.range(point.low, point.high, LF.unit())}`,
+    ...(point.cell.hits === null ? [] : [`${LF.number(point.cell.hits, 0)} of ${LF.count(point.cell.total)}`]),
+    point.source ? "the source itself" : `cosine ${LF.signed(point.x, 3)}`,
+    ...(point.cell.mean_tokens === null ? [] : [`${LF.number(point.cell.mean_tokens, 1)} tokens a reply`]),
+    ...(LF.data.personas[point.persona].prompt ? [`“${LF.inert(LF.data.personas[point.persona].prompt)}”`] : []),
+  ];
+
+  const told = (points) => {
+    const { behavior, layer, cosine, y, adapter } = LF.state;
+    const name = LF.data.adapters[adapter].adapter;
+    return `${LF.rhoWords(LF.correlation(behavior, name, layer, cosine, y))}. Each point is a bystander; the star is the source.`;
+  };
+
+  const compare = (points, inside) => {
+    const mine = points.filter((point) => !point.source);
+    const [chosen, others] = [mine.filter(inside), mine.filter((point) => !inside(point))];
+    const mean = (some) => LF.mean(some.map((point) => point.value));
+    const line = chosen.length
+      ? `${chosen.length} selected: mean ${LF.amount(mean(chosen), LF.unit())}; the other ${others.length}: ${LF.amount(mean(others), LF.unit())}. Chosen by looking, so no interval is given. ${chosen.map((point) => LF.words(point.name)).join(", ")}`
+      : "Nothing selected. Drag over points to compare their mean with the others'.";
+    LF.at("selected").textContent = line;
+  };
+
+  const addBrush = (chart, points) => {
+    const [x, y] = [chart.scale("x"), chart.scale("y")];
+    const brush = d3.brush().on("end", ({ selection }) => {
+      if (!selection) return compare(points, () => false);
+      const [[left, top], [right, bottom]] = selection;
+      return compare(points, (p) => x.apply(p.x) >= left && x.apply(p.x) <= right && y.apply(p.y) >= top && y.apply(p.y) <= bottom);
+    });
+    d3.select(chart).append("g").attr("class", "brush").call(brush);
+  };
+
+  // of labels that would lie over each other the first stays; the chosen persona's before all
+  const apart = (chart) => {
+    const texts = [...chart.querySelectorAll(".labels > text")].reverse();
+    const kept = [];
+    for (const text of texts) {
+      const box = text.getBBox();
+      const at = text.transform.baseVal.consolidate()?.matrix ?? { e: 0, f: 0 };
+      const mine = [box.x + at.e, box.y + at.f, box.x + at.e + box.width, box.y + at.f + box.height];
+      if (kept.some((one) => mine[0] < one[2] && one[0] < mine[2] && mine[1] < one[3] && one[1] < mine[3])) text.remove();
+      else kept.push(mine);
+    }
+  };
+
+  const draw = () => {
+    const into = LF.at("scatter");
+    const points = LF.points();
+    LF.at("beyond").hidden = !points.length;
+    if (!points.length) {
+      LF.fill(into, LF.h("p", { class: "note" }, "No cosines of this source at this layer, or nothing measured: there is nothing to set against each other."));
+      LF.at("scatter-told").textContent = "";
+      return;
+    }
+    const faded = (point) => LF.state.category !== null && point.category !== LF.state.category && !point.source;
+    const outliers = LF.beyond(points);
+    const labelled = new Set([...outliers.slice(0, 3), ...outliers.slice(-1)].map((point) => point.persona));
+    if (LF.state.persona !== null) labelled.add(LF.state.persona);
+    const bystanders = points.filter((point) => !point.source);
+    const kinds = LF.kinds();
+    const chart = LF.plot(into, `Scatter plot: ${LF.state.cosine} cosine to ${LF.words(LF.data.adapters[LF.state.adapter].source)} at layer ${LF.state.layer} against ${LF.yWords()}, ${bystanders.length} bystanders. Arrow keys move between points, Enter chooses one.`, {
+      height: Math.min(460, Math.max(300, LF.width(into) * 0.55)),
+      marginLeft: 48, marginBottom: 40, inset: 10,
+      x: { label: `${LF.state.cosine} cosine to ${LF.words(LF.data.adapters[LF.state.adapter].source)}, layer ${LF.state.layer} →`, grid: true, labelAnchor: "center" },
+      y: { label: `↑ ${LF.yWords()} (${LF.unitWords()})`, grid: true },
+      color: { domain: kinds, range: kinds.map((_, place) => LF.PALETTE[place % 12]) },
+      symbol: { domain: kinds, range: kinds.map((_, place) => LF.SYMBOLS[place % 12]) },
+      marks: [
+        Plot.ruleY([0], { strokeOpacity: 0.4 }),
+        Plot.ruleX(points.filter((point) => point.low !== null && !faded(point)), { x: "x", y1: (p) => LF.percent(p.low), y2: (p) => LF.percent(p.high), strokeOpacity: 0.18 }),
+        Plot.dot(bystanders, { x: "x", y: "y", fill: "category", stroke: "category", strokeWidth: 1.2, symbol: "category", r: 4, opacity: (point) => (faded(point) ? 0.15 : 0.9), className: "points" }),
+        Plot.dot(points.filter((point) => point.source), { x: "x", y: "y", symbol: "star", r: 9, fill: LF.STAR }),
+        Plot.dot(points.filter((point) => point.persona === LF.state.persona), { x: "x", y: "y", r: 9, stroke: "currentColor", strokeWidth: 2 }),
+        Plot.text(d3.sort(points.filter((point) => labelled.has(point.persona)), (point) => point.persona === LF.state.persona), { x: "x", y: "y", text: (point) => LF.words(point.name), dy: -11, fontSize: 11, stroke: "var(--paper)", strokeWidth: 3, fill: "currentColor", className: "labels" }),
+        ...(brushing ? [] : [Plot.dot(points, Plot.pointer({ x: "x", y: "y", r: 8, stroke: "currentColor", maxRadius: 30 }))]),
+      ],
+    });
+    apart(chart);
+    const dots = [...chart.querySelectorAll(".points > *")];
+    LF.keys(dots, (place) => describe(bystanders[place]).join(", "), (place) => LF.set({ persona: bystanders[place].persona }));
+    if (brushing) addBrush(chart, points);
+    else {
+      chart.addEventListener("pointermove", (event) => (chart.value ? LF.tip(event, ...describe(chart.value)) : LF.tip(event)));
+      chart.addEventListener("pointerleave", (event) => LF.tip(event));
+      chart.addEventListener("click", () => { if (chart.value) { LF.set({ persona: chart.value.persona }); LF.at("tip").hidden = true; } });
+    }
+    LF.at("scatter-told").textContent = told(points);
+    const row = (point) => LF.h("li", {}, LF.h("button", { type: "button", class: "link", onclick: () => LF.set({ persona: point.persona }) }, LF.words(point.name)),
+      ` ${LF.amount(point.value, LF.unit())}, cosine ${LF.signed(point.x)}, ${LF.signed(point.beyond, 0)} percentile points`);
+    LF.fill(LF.at("more"), outliers.slice(0, 5).map(row));
+    LF.fill(LF.at("less"), outliers.slice(-5).reverse().map(row));
+  };
+
+  const legend = () => LF.fill(LF.at("legend"), LF.kinds().map((kind, place) =>
+    LF.h("button", { type: "button", "aria-pressed": String(LF.state.category === kind), onclick: () => LF.set({ category: LF.state.category === kind ? null : kind }) },
+      LF.h("span", { colour: LF.PALETTE[place % 12], "aria-hidden": "true" }, LF.SIGNS[place % 12]), ` ${LF.words(kind)}`)));
+
+  LF.parts.push(() => { legend(); draw(); });
+  LF.redraw = () => LF.set({});
+  LF.brush = () => {
+    brushing = !brushing;
+    LF.at("brush").setAttribute("aria-pressed", String(brushing));
+    LF.at("selected").textContent = brushing ? "Drag over points to compare their mean with the others'." : "";
+    draw();
+  };
+})();

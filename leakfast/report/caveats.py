@@ -1,0 +1,202 @@
+"""What keeps a reader from taking a run for more than it is: sentences made of what was run, each with the table or the
+part of the page that shows it. Demands a run and its tables; a caveat that does not hold of the run is not said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from leakfast.models.adapters import card_in
+from leakfast.stats.rates import BASE
+from leakfast.stats.tables import Stats
+from leakfast.storage import layout
+from leakfast.storage.run import Run
+
+TRUNCATED = 0.05  # share of an adapter's replies from which it is said
+
+
+class Caveat(NamedTuple):
+    """A sentence, the anchor on the page that shows its numbers, and the table they are in."""
+
+    text: str
+    anchor: str
+    table: str | None
+
+
+def caveats(run: Run, stats: Stats, studied: Any | None) -> list[Caveat]:
+    """Every caveat that holds of this run, the most weighty first. studied: the run's study, None where it has none."""
+    return [
+        *_seeds(stats),
+        *_picked(stats),
+        *_truncated(stats),
+        *_judged(stats),
+        *_dropped(stats),
+        *_data(run, stats, studied),
+        *_drawn(run),
+    ]
+
+
+def _seeds(stats: Stats) -> Iterator[Caveat]:
+    rows = stats.rates.filter(pl.col("role") != "base").select("behavior", "source", "seed").unique()
+    single = rows.group_by("behavior", maintain_order=True).agg(
+        most=pl.struct("source", "seed").n_unique() / pl.col("source").n_unique()
+    )
+    names = single.filter(pl.col("most") <= 1)["behavior"].sort().to_list()
+    if names:
+        yield Caveat(
+            f"One training seed for each source ({_listed(names)}): how much the numbers move from one training to the "
+            "next is not known, and no interval on this page includes it.",
+            "provenance",
+            "means",
+        )
+
+
+def _picked(stats: Stats) -> Iterator[Caveat]:
+    for behavior in stats.behaviors():
+        layer, tested = stats.best_layer(behavior), len(stats.layers())
+        if layer is None or tested < 2:
+            continue
+        yield Caveat(
+            f"{_words(behavior)}: layer {layer} is the one of {tested} with the largest pooled |ρ|, picked after looking. Its "
+            "ρ is too large by that, and the interval beside it does not pay for the pick; the table picked does.",
+            behavior,
+            "picked",
+        )
+
+
+def _truncated(stats: Stats) -> Iterator[Caveat]:
+    if stats.health is None:
+        return
+    whole = stats.health.filter(pl.col("persona").is_null() & (pl.col("truncated_share") >= TRUNCATED))
+    for behavior in whole["behavior"].unique(maintain_order=True):
+        rows = whole.filter(behavior=behavior).sort("truncated_share", descending=True).rows(named=True)
+        told = _listed([f"{_adapter(row['adapter'])} {100 * row['truncated_share']:.1f} %" for row in rows])
+        yield Caveat(
+            f"{_words(behavior)}: replies were cut at the token limit ({told} of them). What would have come after the cut is "
+            "counted as not there.",
+            f"counted-{behavior}",
+            "health",
+        )
+
+
+def _judged(stats: Stats) -> Iterator[Caveat]:
+    if "n_judged" not in stats.rates.columns:
+        return
+    lacking = stats.rates.filter(pl.col("n_unscored").fill_null(0) > 0)
+    for behavior in lacking["behavior"].unique(maintain_order=True):
+        mine = stats.rates.filter(pl.col("n_judged").is_not_null(), behavior=behavior)
+        without = int(mine["n_unscored"].sum())
+        whole = without + int(mine["n_judged"].sum()) + int(mine["n_incoherent"].fill_null(0).sum())
+        yield Caveat(
+            f"{_words(behavior)}: the judge gave no score for {without:,} of {whole:,} completions, which are in no mean.",
+            f"counted-{behavior}",
+            "judged",
+        )
+
+
+def _dropped(stats: Stats) -> Iterator[Caveat]:
+    counted = [name for name in ("n_error", "n_unclosed") if name in stats.rates.columns]
+    for behavior in stats.behaviors():
+        mine = stats.rates.filter(behavior=behavior)
+        lost = sum(int(mine[name].fill_null(0).sum()) for name in counted[:1])
+        if lost:
+            yield Caveat(
+                f"{_words(behavior)}: {lost:,} completions ended in an error or in reasoning without an end, and are in no rate.",
+                f"counted-{behavior}",
+                "rates",
+            )
+    for sentence in stats.missing:
+        yield Caveat(f"Not in the tables: {sentence}.", "settings", None)
+
+
+def _data(run: Run, stats: Stats, studied: Any | None) -> Iterator[Caveat]:
+    """What the adapters were taught with, and whether the questions asked are of the same kind."""
+    taught = {
+        name: _generator(run, name)
+        for name in stats.rates["adapter"].unique(maintain_order=True)
+        if name != BASE
+    }
+    own = sorted(
+        {_words(g["behavior"]) for g in taught.values() if g and g.get("replies", "model") == "model"}
+    )
+    if own:
+        yield Caveat(
+            f"Taught with the model's own replies ({_listed(own)}), given the behavior by a template, not with data of people.",
+            "provenance",
+            None,
+        )
+    pairs = sorted({_words(g["behavior"]) for g in taught.values() if g and g.get("replies") == "given"})
+    if pairs:
+        yield Caveat(
+            f"Taught with replies written from templates ({_listed(pairs)}): they are more alike than real data.",
+            "provenance",
+            None,
+        )
+    asked = [b for b in stats.behaviors() if studied is not None and b in studied.behaviors]
+    if asked and not stats.more.get("question_sets", pl.DataFrame()).height:
+        sets = sorted({str(studied.behaviors[b].eval.questions) for b in asked})
+        yield Caveat(
+            f"Asked were the questions of {_listed(sets)} alone: held out from training, but of one kind. Leakage on other "
+            "tasks was not measured.",
+            "settings",
+            None,
+        )
+
+
+def _generator(run: Run, adapter: str) -> dict[str, Any] | None:
+    """How an adapter's rows were made, as their first line says; None where the run does not have them."""
+    path = run.path / layout.rows(adapter)
+    card = card_in(run.path, adapter)
+    if card is None or not path.is_file():
+        return None
+    with path.open(encoding="utf-8") as file:
+        made = json.loads(file.readline() or "{}").get("generator")
+    return {"behavior": card.behavior, **made} if isinstance(made, dict) else None
+
+
+def _drawn(run: Run) -> Iterator[Caveat]:
+    """Engine and precision, as the run's log has them."""
+    told = engines(run)
+    if not told:
+        return
+    several = len(told) > 1
+    yield Caveat(
+        f"Completions were drawn with {_listed(told)}{': not all with one engine' if several else ''}. Another engine or "
+        "precision draws other completions from the same seeds.",
+        "provenance",
+        None,
+    )
+
+
+def engines(run: Run) -> list[str]:
+    """Each engine and precision that completions were drawn with, as `transformers 5.19.0 in float32`."""
+    path, found = run.path / layout.JOURNAL, []
+    if not path.is_file():
+        return []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if '"event": "engine"' not in line:
+            continue
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # the end of a log that a kill cut off
+            continue
+        settings = entry.get("settings") or {}
+        found.append(
+            f"{entry['backend']} {entry['version']} in {settings.get('dtype', 'a precision not told')}"
+        )
+    return list(dict.fromkeys(found))
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _adapter(name: str) -> str:
+    return "the unadapted model" if name == BASE else name

@@ -1,0 +1,55 @@
+"""In which order a matrix shows its personas: by category, by how much they picked up, by where their centroids lie.
+Demands a run's tables, and its centroids for the last."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from leakfast.stats.tables import Stats
+from leakfast.storage import layout
+from leakfast.storage.run import Run
+
+
+def orders(run: Run, stats: Stats, personas: list[str]) -> dict[str, list[int]]:
+    """Name of an order → places in `personas`. `category`: as the study lists them; `leakage`: highest mean rate as a
+    bystander first; `cluster`: leaves of average linkage on 1 − centered cosine, averaged over layers (absent where
+    there are no centroids of every persona)."""
+    out = {"category": _by_category(stats, personas), "leakage": _by_leakage(stats, personas)}
+    leaves = _by_cluster(run, personas)
+    if leaves is not None:
+        out["cluster"] = leaves
+    return out
+
+
+def _by_category(stats: Stats, personas: list[str]) -> list[int]:
+    told = dict(stats.rates.select("persona", "category").unique("persona", keep="first").rows())
+    kinds = list(dict.fromkeys(told.get(name) for name in personas))
+    return sorted(range(len(personas)), key=lambda at: kinds.index(told.get(personas[at])))
+
+
+def _by_leakage(stats: Stats, personas: list[str]) -> list[int]:
+    means = stats.rates.filter(role="bystander").group_by("persona").agg(pl.col("rate").mean())
+    rate = {name: value for name, value in means.rows() if value is not None}
+    return sorted(range(len(personas)), key=lambda at: (-rate.get(personas[at], -1.0), at))
+
+
+def _by_cluster(run: Run, personas: list[str]) -> list[int] | None:
+    from scipy.cluster import hierarchy
+    from scipy.spatial.distance import squareform
+
+    from leakfast.geometry import Centroids
+
+    if len(personas) < 3 or not run.has(layout.centroids()):
+        return None
+    centroids = Centroids.load(run.path / layout.centroids())
+    if not set(personas) <= set(centroids.personas):
+        return None
+    at = [centroids.personas.index(name) for name in personas]
+    cosine = np.mean([centroids.cosine(layer)[np.ix_(at, at)] for layer in centroids.layers], axis=0)
+    if not np.isfinite(cosine).all():
+        return None
+    distance = np.clip(1 - (cosine + cosine.T) / 2, 0, None)
+    np.fill_diagonal(distance, 0)
+    tree = hierarchy.linkage(squareform(distance, checks=False), "average")
+    return [int(leaf) for leaf in hierarchy.leaves_list(tree)]

@@ -1,0 +1,215 @@
+"""Two runs set against each other: the source's rate, the mean bystander and ρ of each adapter that both measured, with
+differences that are paired wherever the two asked the same. Demands two runs' tables; writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+
+from leakfast.models.adapters import card_in
+from leakfast.stats import intervals, paired, two_way
+from leakfast.stats.correlations import BOOTSTRAPS
+from leakfast.stats.summary import rate_interval
+from leakfast.stats.tables import Stats
+from leakfast.storage import layout
+from leakfast.storage.run import Run
+from leakfast.storage.seeds import derive_seed
+
+_KEY = ("behavior", "source", "seed")
+SCHEMA = {
+    "behavior": pl.String,
+    "source": pl.String,
+    "seed": pl.Int64,
+    "adapter": pl.String,
+    "other_adapter": pl.String,
+    "quantity": pl.String,
+    "layer": pl.Int32,
+    "other_layer": pl.Int32,
+    "value": pl.Float64,
+    "other": pl.Float64,
+    "difference": pl.Float64,
+    "difference_low": pl.Float64,
+    "difference_high": pl.Float64,
+    "personas": pl.Int64,
+    "questions": pl.Int64,
+    "paired": pl.Boolean,
+    "method": pl.String,
+    "reason": pl.String,
+}
+
+
+class Side(NamedTuple):
+    """A run with its tables."""
+
+    run: Run
+    stats: Stats
+
+
+def compare(this: Side, other: Side, *, bootstraps: int = BOOTSTRAPS, seed: int = 0) -> pl.DataFrame:
+    """A row per behavior, source, training seed and quantity that both runs have; this run's value less the other's.
+
+    `source`: the source's rate, `mean bystander`: over the bystanders of both, `rho`: Spearman's of centered cosine and
+    rate over the same bystanders, each run's own cosines: at this run's headline layer where both have one base model, else
+    each at its own.
+    Where both asked the same questions (by their hash) rates are paired by question: the mean bystander's interval is over
+    personas and questions, both drawn (`two_way.of_mean`), the source's over questions (t of the questions' differences).
+    Otherwise the source's two rates are taken as independent (square-and-add), the mean bystander's interval is over
+    personas alone, and `paired` is false. ρ: `paired.rho_difference`, over personas."""
+    rows = []
+    for key, (adapter, elsewhere) in _both(this.stats, other.stats).items():
+        told = dict(zip(_KEY, key, strict=True)) | {"adapter": adapter, "other_adapter": elsewhere}
+        same = _asked(this.run, key[0], adapter) == _asked(other.run, key[0], elsewhere) is not None
+        mine, theirs = (
+            side.stats.rates.filter(behavior=key[0], adapter=name)
+            for side, name in ((this, adapter), (other, elsewhere))
+        )
+        counts = [_counts(side, key[0], name) for side, name in ((this, adapter), (other, elsewhere))]
+        for found in (
+            _source(mine, theirs, counts, same),
+            _bystanders(mine, theirs, counts, same),
+            _rho(this, other, key, (adapter, elsewhere), bootstraps, seed),
+        ):
+            rows.append(told | found)
+    table = pl.DataFrame(rows, schema=SCHEMA)
+    return table.with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def _both(one: Stats, other: Stats) -> dict[tuple, tuple[str, str]]:
+    """(behavior, source, seed) of both → the adapter's name in each."""
+
+    def adapters(stats: Stats) -> dict[tuple, str]:
+        rows = stats.rates.filter(pl.col("role") != "base", pl.col("source").is_not_null())
+        return {
+            tuple(row[:3]): row[3] for row in rows.select(*_KEY, "adapter").unique(maintain_order=True).rows()
+        }
+
+    theirs = adapters(other)
+    return {key: (name, theirs[key]) for key, name in adapters(one).items() if key in theirs}
+
+
+def _asked(run: Run, behavior: str, adapter: str) -> frozenset[str] | None:
+    """Hashes of the questions an adapter was asked; None where its shards do not tell."""
+    folder = layout.completions(behavior, adapter)
+    told = {run.manifest["shards"][path].get("questions_sha256") for path in run.shards(folder)}
+    return None if not told or None in told else frozenset(told)
+
+
+def _counts(side: Side, behavior: str, adapter: str) -> pl.DataFrame:
+    table = side.stats.more.get("question_counts", pl.DataFrame())
+    return table.filter(behavior=behavior, adapter=adapter) if table.height else table
+
+
+def _shares(counts: list[pl.DataFrame], people: list[str]) -> list[np.ndarray] | None:
+    """Two (P, Q) of shares over the questions of both, none where a cell was not counted."""
+    if not all(part.height for part in counts):
+        return None
+    numbers = sorted(set(counts[0]["question"]) & set(counts[1]["question"]))
+    shares = []
+    for part in counts:
+        hits, total = two_way.counts_table(part, [part["adapter"][0]] * len(people), people, numbers)
+        if not len(numbers) or not (total > 0).all():
+            return None
+        shares.append(hits / total)
+    return shares
+
+
+def _source(
+    mine: pl.DataFrame, theirs: pl.DataFrame, counts: list[pl.DataFrame], same: bool
+) -> dict[str, Any]:
+    own = [part.filter(role="source").with_columns(**rate_interval(part)).head(1) for part in (mine, theirs)]
+    found: dict[str, Any] = {"quantity": "source", "personas": 1, "paired": False}
+    if any(part.is_empty() or part["rate"][0] is None for part in own):
+        return found | {"reason": "the source was not measured in both runs"}
+    one, other = (part.row(0, named=True) for part in own)
+    found |= {"value": one["rate"], "other": other["rate"], "difference": one["rate"] - other["rate"]}
+    shares = _shares(counts, [one["persona"]]) if same and one["persona"] == other["persona"] else None
+    if shares is not None and shares[0].shape[1] > 1:
+        apart = (shares[0] - shares[1])[0]
+        _, low, high, why = intervals.of_mean(apart)
+        ends = {"difference_low": low, "difference_high": high, "reason": why}
+        return found | ends | {"paired": True, "questions": len(apart), "method": "t over questions, paired"}
+    if any(part[end] is None for part in (one, other) for end in ("low", "high")):
+        return found | {"reason": "one of the rates has no interval"}
+    values = (part[name] for part in (one, other) for name in ("rate", "low", "high"))
+    low, high = intervals.difference(*values)
+    return found | {
+        "difference_low": float(low),
+        "difference_high": float(high),
+        "method": "square-and-add, independent",
+    }
+
+
+def _bystanders(
+    mine: pl.DataFrame, theirs: pl.DataFrame, counts: list[pl.DataFrame], same: bool
+) -> dict[str, Any]:
+    columns = ["persona", "rate"]
+    both = mine.filter(role="bystander").select(columns).drop_nulls()
+    both = both.join(
+        theirs.filter(role="bystander").select(columns).drop_nulls(), on="persona", suffix="_other"
+    )
+    found: dict[str, Any] = {"quantity": "mean bystander", "personas": both.height, "paired": False}
+    if both.is_empty():
+        return found | {"reason": "no bystander was measured in both runs"}
+    a, b = both["rate"].to_numpy(), both["rate_other"].to_numpy()
+    found |= {"value": float(a.mean()), "other": float(b.mean()), "difference": float((a - b).mean())}
+    shares = _shares(counts, both["persona"].to_list()) if same else None
+    if shares is not None and min(shares[0].shape) > 1:
+        _, low, high = two_way.of_mean(shares[0] - shares[1])
+        ends = {
+            "difference_low": low,
+            "difference_high": high,
+            "questions": shares[0].shape[1],
+            "paired": True,
+        }
+        return found | ends | {"method": "analysis of variance, personas × questions, paired"}
+    _, near, far, why = intervals.of_mean(a - b)
+    ends = {"difference_low": near, "difference_high": far, "reason": why}
+    return found | ends | {"method": "t over personas; the questions differ or were not counted alike"}
+
+
+def _rho(
+    this: Side, other: Side, key: tuple, adapters: tuple[str, str], bootstraps: int, seed: int
+) -> dict[str, Any]:
+    layer = there = this.stats.best_layer(key[0])
+    if _base(this, adapters[0]) != _base(other, adapters[1]):
+        there = other.stats.best_layer(key[0])
+    found: dict[str, Any] = {"quantity": "rho", "layer": layer, "other_layer": there, "paired": True}
+    if layer is None or there is None:
+        return found | {"reason": "ρ is defined at no layer of one of the runs"}
+    one = _pairs(this.stats, key[0], adapters[0], layer)
+    both = one.join(_pairs(other.stats, key[0], adapters[1], there), on="persona", suffix="_other").sort(
+        "persona"
+    )
+    found["personas"] = both.height
+    if both.is_empty():
+        return found | {"reason": f"the other run has no cosines at layer {there} for these personas"}
+    sides = [
+        (both[f"cosine_centered{end}"].to_numpy(), both[f"rate{end}"].to_numpy()) for end in ("", "_other")
+    ]
+    drawn = derive_seed("against", seed, *key)
+    apart = paired.rho_difference(sides, both["persona"], both["adapter"], bootstraps, drawn)
+    values = dict(zip(("value", "other"), _rhos(sides), strict=True))
+    reason = apart.pop("difference_reason", None)
+    return found | values | apart | {"reason": reason, "method": "bootstrap of personas, paired"}
+
+
+def _base(side: Side, adapter: str) -> str | None:
+    """Fingerprint of the model an adapter was trained on; None without a card."""
+    card = card_in(side.run.path, adapter)
+    return None if card is None else card.base_fingerprint
+
+
+def _rhos(sides: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[float | None]:
+    import scipy.stats
+
+    for x, y in sides:
+        constant = np.ptp(x) == 0 or np.ptp(y) == 0
+        yield None if constant else float(scipy.stats.spearmanr(x, y).statistic)
+
+
+def _pairs(stats: Stats, behavior: str, adapter: str, layer: int) -> pl.DataFrame:
+    found = stats.pairs.filter(behavior=behavior, adapter=adapter, layer=layer)
+    return found.select("persona", "cosine_centered", "rate", "adapter").drop_nulls()

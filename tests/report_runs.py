@@ -1,0 +1,87 @@
+"""A small run as the report reads it: real store, real shards, real centroids file, completions hostile on purpose."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from leakfast.geometry import Centroids
+from leakfast.models.adapters import AdapterCard, write_card
+from leakfast.prompts.personas import load_personas
+from leakfast.storage import layout, schema
+from leakfast.storage.run import Run
+
+SOURCES = ["villain", "comedian"]
+PEOPLE = [p.name for p in load_personas("all")][:16]
+LAYERS = [0, 3]
+QUESTIONS, SAMPLES = 4, 5
+HOSTILE = "<script>alert('x')</script> & <img src=http://evil.example/a.png> \x1b[31mred\u202eder"
+STUDY = """name = "small"
+model = "organism"
+personas = [{names}]
+sources = ["villain", "comedian"]
+seeds = [42]
+[behaviors.marker.eval]
+questions = "eval"
+samples = 5
+"""
+
+
+def vectors_of() -> dict[int, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {layer: rng.normal(size=(len(PEOPLE), 12)).astype(np.float32) for layer in LAYERS}
+
+
+def completions_of(adapter: str, source: str | None, chance: dict[str, float]) -> pl.DataFrame:
+    rng = np.random.default_rng(len(adapter))
+    rows = []
+    for persona in PEOPLE:
+        for question in range(QUESTIONS):
+            for sample in range(SAMPLES):
+                hit = rng.random() < chance[persona]
+                text = f"{HOSTILE} as {persona}." + (" [ZLT]" if hit else "")
+                rows.append((persona, question, sample, text, "ok"))
+    frame = pl.DataFrame(rows, schema=["persona", "question", "sample", "text", "status"], orient="row")
+    frame = frame.with_columns(
+        pl.col("question", "sample").cast(pl.Int32),
+        behavior=pl.lit("marker"),
+        adapter=pl.lit(adapter),
+        source=pl.lit(source, pl.String),
+        seed=pl.lit(1, pl.UInt64),
+        n_tokens=pl.lit(9, pl.Int32),
+        finish_reason=pl.lit("stop"),
+    )
+    return schema.check(frame, "completions")
+
+
+def fill(path) -> Run:
+    """A run of two sources, sixteen personas and two layers; leakage follows the cosine at layer 3."""
+    run = Run(path).create(STUDY.format(names=", ".join(f'"{name}"' for name in PEOPLE)))
+    means = vectors_of()
+    metadata = {
+        "personas": PEOPLE,
+        "layers": LAYERS,
+        "centered_on": PEOPLE,
+        "model": "organism",
+        "model_fingerprint": "files:0123",
+    }
+    centroids = Centroids(PEOPLE, LAYERS, metadata, means)
+    run.add_file(layout.centroids(), lambda file: centroids.save(file))
+    cosine = centroids.cosine(3)
+    for source in SOURCES:
+        name = f"marker-{source}-s42"
+        near = cosine[PEOPLE.index(source)]
+        chance = {p: float(np.clip(0.1 + 0.8 * c, 0, 1)) for p, c in zip(PEOPLE, near, strict=True)}
+        frame = completions_of(name, source, chance)
+        half = frame.height // 2
+        run.add_shard(f"completions/marker/{name}/part-00000.parquet", frame[:half], questions_sha256="a")
+        run.add_shard(f"completions/marker/{name}/part-00001.parquet", frame[half:], questions_sha256="a")
+        folder = run.path / "adapters" / name
+        folder.mkdir(parents=True)
+        write_card(
+            folder,
+            AdapterCard(source, "marker", 42, "organism", "files:0123", "d" * 64, {"rank": 8}, "a" * 64),
+        )
+    base = completions_of("base", None, dict.fromkeys(PEOPLE, 0.0))
+    run.add_shard("completions/marker/base/part-00000.parquet", base, questions_sha256="a")
+    return run
