@@ -95,16 +95,18 @@ def _write(material: Material, folder: Folder, path: Path, content: str) -> None
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.eval")
     scores = _Scores()
     try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive:
-            with tempfile.TemporaryFile() as summaries:
-                for sample in _samples(material, folder):
-                    scores.add(sample)
-                    name = f"samples/{sample.id}_epoch_{sample.epoch}.json"
-                    archive.writestr(name, sample.model_dump_json(exclude_none=True))
-                    _append(summaries, sample.summary().model_dump_json(exclude_none=True))
-                _finish(summaries)
-                with archive.open("summaries.json", "w", force_zip64=True) as member:
-                    shutil.copyfileobj(summaries, member)
+        with (
+            zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive,
+            tempfile.TemporaryFile() as summaries,
+        ):
+            for sample in _samples(material, folder):
+                scores.add(sample)
+                name = f"samples/{sample.id}_epoch_{sample.epoch}.json"
+                archive.writestr(name, sample.model_dump_json(exclude_none=True))
+                _append(summaries, sample.summary().model_dump_json(exclude_none=True))
+            _finish(summaries)
+            with archive.open("summaries.json", "w", force_zip64=True) as member:
+                shutil.copyfileobj(summaries, member)
         times = sorted(material.written[p] for p in folder.shards if p in material.written)
         log = EvalLog(
             status="success",
