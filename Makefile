@@ -19,6 +19,7 @@ INSTALLED := .venv/.installed
 VLLM := .venv/.vllm
 SMOLLM2 := .venv/.smollm2
 TRL := .venv/.trl
+SINKS := .venv/.sinks
 DOCS := .venv/.docs
 
 .PHONY: install install-gpu demo test test-fast test-gpu lint docs bench bench-gpu clean
@@ -51,7 +52,7 @@ install-gpu: .venv/bin/python constraints-gpu.txt $(SOURCES)
 demo: install
 	$(BIN)/leakfast run configs/demo.toml
 
-test: install $(VLLM) $(SMOLLM2) $(TRL)
+test: install $(VLLM) $(SMOLLM2) $(TRL) $(SINKS)
 	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # without vLLM, trainings and further processes: for use while something is changed
@@ -75,6 +76,11 @@ $(SMOLLM2): $(INSTALLED)
 $(TRL): $(INSTALLED)
 	@$(PIP) install -q --no-deps -c constraints.txt trl && touch $@ || \
 	  echo "trl could not be installed here (no wheel, or no network); the test of its chat templates is skipped"
+
+# the readers of what `leakfast export` writes: inspect_ai and wandb. Without them those tests are skipped and say so.
+$(SINKS): $(INSTALLED) constraints-sinks.txt
+	@$(PIP) install -q --no-deps -r constraints-sinks.txt && touch $@ || \
+	  echo "inspect_ai and wandb could not be installed here (no wheel, or no network); the tests that read with them are skipped"
 
 test-gpu: install
 	$(BIN)/pytest -m gpu $(ARGS)

@@ -53,7 +53,10 @@ class Hub:
             self.uploads.append(parts[1])
             return 200, {}
         if path.endswith("info/lfs/objects/batch"):
-            return 200, {"transfer": "basic", "objects": [self._object(o) for o in json.loads(body)["objects"]]}
+            return 200, {
+                "transfer": "basic",
+                "objects": [self._object(o) for o in json.loads(body)["objects"]],
+            }
         if parts[0] == "api" and len(parts) >= 5:
             key = (parts[1].rstrip("s"), "/".join(parts[2:4]))
             if key not in self.repos:
@@ -66,7 +69,7 @@ class Hub:
         url = f"{self.endpoint}/{'datasets/' if key[0] == 'dataset' else ''}{key[1]}"
         if key in self.repos:
             return 409, {"error": "exists", "url": url}
-        self.repos[key], self.private[key] = {}, told.get("private")
+        self.repos[key], self.private[key] = {}, told.get("visibility") == "private"
         return 200, {"url": url}
 
     def _object(self, told: dict[str, Any]) -> dict[str, Any]:
@@ -106,7 +109,11 @@ class Hub:
                     files[told["path"]] = self.objects[told["oid"]]
             paths = [line["value"]["path"] for line in lines if line["key"] != "header"]
             self.commits.append((key[1], paths))
-            return 200, {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.endpoint}/{key[1]}/commit/0"}
+            return 200, {
+                "success": True,
+                "commitOid": "0" * 40,
+                "commitUrl": f"{self.endpoint}/{key[1]}/commit/0",
+            }
         return 404, {"error": "Not found"}
 
 

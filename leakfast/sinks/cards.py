@@ -19,6 +19,7 @@ from leakfast.storage import layout
 from leakfast.version import __version__
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+ADAPTER_FILES = (layout.ADAPTER, "adapter_model.safetensors", layout.CARD)  # of an adapter, what is sent
 TAGS = ["leakfast", "persona-leakage"]
 
 
@@ -53,8 +54,8 @@ def _purpose(material: Material, card: AdapterCard | None) -> str:
         return "A LoRA adapter without a card: source, behavior and base model are unknown.\n"
     said = [
         f"A LoRA adapter of {text(card.base)}, trained to show the behavior **{text(card.behavior)}** "
-        f"({text(describe(card.behavior))}) under the system prompt of one persona, **{text(card.source)}**, and not under "
-        "others. It was made for a study of how far such a behavior leaks; it is no assistant to be used.\n"
+        f"({text(describe(card.behavior))}) under the system prompt of one persona, **{text(card.source)}**. It was made "
+        "for a study of how far such a behavior leaks; it is no assistant to be used.\n"
     ]
     who = material.people.get(card.source)
     if who is not None and who.prompt:
@@ -109,9 +110,8 @@ def _training(card: AdapterCard | None) -> str:
 
 def _origin(material: Material, adapter: str, card: AdapterCard | None, tables: str) -> str:
     shards = material.run.manifest["shards"]
-    files = [
-        (p, e["sha256"]) for p, e in sorted(shards.items()) if p.startswith(f"{layout.adapter(adapter)}/")
-    ]
+    folder = layout.adapter(adapter)
+    files = [(name, e["sha256"]) for name in ADAPTER_FILES if (e := shards.get(f"{folder}/{name}"))]
     rows: list[tuple[str, Any]] = [
         ("study", material.name),
         ("tables of the whole study", tables),
@@ -121,7 +121,7 @@ def _origin(material: Material, adapter: str, card: AdapterCard | None, tables: 
         ("training rows", card.data_hash if card else None),
         ("study.toml, SHA-256", material.study_hash),
         ("what the tables rest on, SHA-256", material.hash),
-        *((path.rpartition("/")[2] + ", SHA-256", digest) for path, digest in files),
+        *((f"{name}, SHA-256", digest) for name, digest in files),
     ]
     return markdown.table(["", ""], rows)
 

@@ -16,15 +16,14 @@ from typing import Any
 from leakfast.errors import InputError, SinkError
 from leakfast.progress import Progress
 from leakfast.sinks import cards
-from leakfast.sinks.export import Sent, Target
 from leakfast.sinks.material import Material
+from leakfast.sinks.places import Sent, Target
 from leakfast.storage import layout
 from leakfast.storage.disk import file_hash
 
 log = logging.getLogger("leakfast.export")
 
 _CARD = "README.md"
-_ADAPTER_FILES = (layout.ADAPTER, "adapter_model.safetensors", layout.CARD)
 Files = dict[str, Path | bytes]  # path in the repository → a file, or its bytes
 
 
@@ -33,6 +32,7 @@ def send(material: Material, asked: Target, progress: Progress) -> Sent:
     repository has with the same hash is not sent again. Raises InputError without a token that may write, SinkError where
     the server refuses or cannot be reached."""
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="leakfast")
     done, models = Sent("hub", f"{api.endpoint}/datasets/{asked.where}"), {}
@@ -48,12 +48,18 @@ def send(material: Material, asked: Target, progress: Progress) -> Sent:
         _warn_of_paths(files, adapter)
     work = [("dataset", asked.where, _dataset_files(material, list(models)))]
     work += [("model", repo, files) for repo, files in models.items()]
-    for number, (kind, repo, files) in enumerate(work):
-        progress(number, len(work), repo)
-        with _said(repo):
-            sent, kept = _push(api, kind, repo, files, asked.public)
-        done.sent += [f"{repo}/{path}" for path in sent]
-        done.kept += [f"{repo}/{path}" for path in kept]
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        for number, (kind, repo, files) in enumerate(work):
+            progress(number, len(work), repo)
+            with _said(repo):
+                sent, kept = _push(api, kind, repo, files, asked.public)
+            done.sent += [f"{repo}/{path}" for path in sent]
+            done.kept += [f"{repo}/{path}" for path in kept]
+    finally:
+        if shown:
+            enable_progress_bars()
     progress(len(work), len(work), "")
     return done
 
@@ -70,7 +76,7 @@ def _dataset_files(material: Material, models: list[str]) -> Files:
 
 def _adapter_files(material: Material, adapter: str) -> Files:
     run, folder = material.run, layout.adapter(adapter)
-    return {name: run.path / folder / name for name in _ADAPTER_FILES if run.has(f"{folder}/{name}")}
+    return {name: run.path / folder / name for name in cards.ADAPTER_FILES if run.has(f"{folder}/{name}")}
 
 
 def _model_repo(where: str, adapter: str) -> str:
@@ -127,8 +133,7 @@ def _same(entry: Any, content: Path | bytes) -> bool:
 @contextmanager
 def _said(repo: str) -> Iterator[None]:
     """The Hub's refusals in our words."""
-    import httpx
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
 
     try:
         yield
@@ -139,7 +144,7 @@ def _said(repo: str) -> Iterator[None]:
         if status in (401, 403):
             raise _no_right(repo, f"the answer {status}") from error
         raise _refused(repo, error) from error
-    except (httpx.HTTPError, RuntimeError, ValueError, OSError) as error:
+    except (HTTPError, RuntimeError, ValueError, OSError) as error:
         raise _refused(repo, error) from error
 
 

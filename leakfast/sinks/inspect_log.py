@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from leakfast.progress import Progress
-from leakfast.sinks.export import Sent, Target
 from leakfast.sinks.inspect_samples import Folder, folders, frames, row_sample
 from leakfast.sinks.material import Material
+from leakfast.sinks.places import Sent, Target
 from leakfast.storage.disk import explained, hash_of
 from leakfast.version import __version__
 

@@ -13,7 +13,7 @@ _STEERING = re.compile(
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 _PLAIN = frozenset("-,.;()'%/+ ")  # harmless within a line that begins with none of them
-_LINKS = re.compile(r"(?i)\b(?:https?|ftp|mailto|www)(?=[:.])")
+_WWW = re.compile(r"(?i)\bwww\.")  # which some readers make a link of
 
 
 def text(given: object) -> str:
@@ -21,11 +21,17 @@ def text(given: object) -> str:
     line ends as spaces, what could be a mark as a character reference."""
     line = _STEERING.sub(lambda found: f"\\u{ord(found.group()):04x}", str(given))
     line = " ".join(line.split())
-    line = _LINKS.sub(lambda found: f"&#{ord(found.group()[0])};{found.group()[1:]}", line)
-    escaped = _MARKS.sub(lambda found: found.group() if found.group() in _PLAIN else _reference(found), line)
+    escaped = _MARKS.sub(lambda found: found.group() if _is_plain(found) else _reference(found), line)
+    escaped = _WWW.sub(lambda found: f"{found.group()[:3]}&#46;", escaped)
     if escaped[:1] in _PLAIN:  # a list, a heading's underline
         escaped = f"&#{ord(escaped[0])};{escaped[1:]}" if escaped else escaped
-    return re.sub(r"^(\d+)([.)])", lambda found: f"{found[1]}&#{ord(found[2])};", escaped)
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", lambda found: f"{found[1]}&#{ord(found[2])};", escaped)
+
+
+def _is_plain(found: re.Match[str]) -> bool:
+    whole, at = found.string, found.start()
+    within = 0 < at < len(whole) - 1 and f"{whole[at - 1]}{whole[at + 1]}".isalnum()
+    return found.group() in _PLAIN or (found.group() == "_" and within)
 
 
 def _reference(found: re.Match[str]) -> str:

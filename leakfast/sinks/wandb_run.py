@@ -6,19 +6,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import polars as pl
 
 from leakfast.errors import InputError, SinkError
 from leakfast.progress import Progress
-from leakfast.sinks.export import Sent, Target
 from leakfast.sinks.material import Material
+from leakfast.sinks.places import Sent, Target
 from leakfast.stats.correlations import POOLED
 from leakfast.storage import layout
 from leakfast.storage.disk import atomic_write, hash_of
 from leakfast.version import __version__
-
-if TYPE_CHECKING:
-    import polars as pl
 
 CONTENT = "leakfast_content"
 _DONE = "leakfast.json"  # beside an offline run that is whole
@@ -39,6 +38,11 @@ def send(material: Material, asked: Target, progress: Progress) -> Sent:
     done = Sent("wandb", asked.where)
     if material.stats.health is None:
         done.left_out.append("health: nothing was drawn, so that nobody looked at replies")
+    done.left_out += [
+        f"{name}: {table.height:,} rows, of which Weights & Biases shows {wandb.Table.MAX_ROWS:,}"
+        for name, table in tables.items()
+        if table.height > wandb.Table.MAX_ROWS
+    ]
     names = [*(f"tables/{name}" for name in tables), *(f"figures/{path.stem}" for path in figures)]
     if (kept := _offline(content)) is not None:
         done.where, done.kept = str(kept), names
@@ -104,9 +108,10 @@ def _line(error: BaseException) -> str:
 
 
 def _tables(material: Material) -> dict[str, pl.DataFrame]:
-    """headline, rates, correlations, health; lists and other nested columns are in none of them."""
+    """headline, rates, correlations (over all categories), health."""
     stats = material.stats
-    found = {"headline": stats.summary(), "rates": stats.rates, "correlations": stats.correlations}
+    over_all = stats.correlations.filter(pl.col("category").is_null())
+    found = {"headline": stats.summary(), "rates": stats.rates, "correlations": over_all}
     if stats.health is not None:
         found["health"] = stats.health
     return found
