@@ -220,7 +220,8 @@ def _span(row: dict[str, Any], name: str, ends: str, unit: str | None = None) ->
     if value is None:
         return None
     shown = [
-        None if one is None else _amount(one, unit) if unit else f"{one:.2f}" for one in (value, low, high)
+        None if one is None else _amount(one, unit) if unit else f"{one:.2f}".replace("-", "−")
+        for one in (value, low, high)
     ]
     return f"{shown[0]} ({shown[1]} to {shown[2]})" if None not in shown else f"{shown[0]} (no interval)"
 

@@ -66,11 +66,7 @@ def send(material: Material, asked: Target, progress: Progress) -> Sent:
             if run.resumed and run.summary.get(CONTENT) == content:
                 done.kept = names
             else:
-                for number, (name, table) in enumerate(tables.items()):
-                    progress(number, len(names), f"tables/{name}")
-                    run.log({f"tables/{name}": wandb.Table(columns=table.columns, data=table.rows())})
-                if figures:
-                    run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
+                _log(run, tables, figures, progress)
                 run.summary.update({**_numbers(material), CONTENT: content})
                 done.sent = names
         finally:
@@ -91,6 +87,16 @@ def send(material: Material, asked: Target, progress: Progress) -> Sent:
     done.where = where
     progress(len(names), len(names), "")
     return done
+
+
+def _log(run: Any, tables: dict[str, pl.DataFrame], figures: list[Path], progress: Progress) -> None:
+    import wandb
+
+    for number, (name, table) in enumerate(tables.items()):
+        progress(number, len(tables) + len(figures), f"tables/{name}")
+        run.log({f"tables/{name}": wandb.Table(columns=table.columns, data=table.rows())})
+    if figures:
+        run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
 
 
 def _private() -> dict[str, Any]:

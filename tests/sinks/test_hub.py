@@ -80,8 +80,8 @@ def test_an_export_that_broke_off_goes_on(run, hub):
     assert taken
     hub.refuse = {}
     done = export(run, target("hub:me/leaks", run.path))
-    assert {path.rpartition("/")[0] for path in done.sent} == {MODEL}
-    assert [repo for repo, _ in hub.commits[taken:]] == [MODEL]
+    assert {path.rpartition("/")[0] for path in done.sent} == {MODEL, "me/leaks-marker-mean-s42"}
+    assert [repo for repo, _ in hub.commits[taken:]] == [MODEL, "me/leaks-marker-mean-s42"]
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -99,7 +99,7 @@ def test_the_model_card_says_what_the_run_says(run, hub):
     assert card.startswith("---\nbase_model: org/tiny\n")
     assert f"| counted under the source | {row['hits']} of {row['total']} completions |" in card
     assert f"{100 * found['source_rate']:.1f} %" in card
-    assert f"| {found['spearman']:.2f} (" in card
+    assert f"| {found['spearman']:.2f} (".replace("-", "−") in card
     digest = hashlib.sha256((run.path / "adapters/marker-villain-s42/adapter_model.safetensors").read_bytes())
     for told in (digest.hexdigest(), "a" * 64, "d" * 64, run.manifest["study"], "0.0001", "You are a"):
         assert told in card
