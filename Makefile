@@ -19,6 +19,8 @@ INSTALLED := .venv/.installed
 VLLM := .venv/.vllm
 SMOLLM2 := .venv/.smollm2
 TRL := .venv/.trl
+SINKS := .venv/.sinks
+BROWSER := .venv/.browser
 DOCS := .venv/.docs
 
 .PHONY: install install-gpu demo test test-fast test-gpu lint docs bench bench-gpu clean
@@ -51,7 +53,7 @@ install-gpu: .venv/bin/python constraints-gpu.txt $(SOURCES)
 demo: install
 	$(BIN)/leakfast run configs/demo.toml
 
-test: install $(VLLM) $(SMOLLM2) $(TRL)
+test: install $(VLLM) $(SMOLLM2) $(TRL) $(SINKS) $(BROWSER)
 	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # without vLLM, trainings and further processes: for use while something is changed
@@ -75,6 +77,19 @@ $(SMOLLM2): $(INSTALLED)
 $(TRL): $(INSTALLED)
 	@$(PIP) install -q --no-deps -c constraints.txt trl && touch $@ || \
 	  echo "trl could not be installed here (no wheel, or no network); the test of its chat templates is skipped"
+
+# the readers of what `leakfast export` writes: inspect_ai and wandb. Without them those tests are skipped and say so.
+$(SINKS): $(INSTALLED) constraints-sinks.txt
+	@$(PIP) install -q --no-deps -r constraints-sinks.txt && touch $@ || \
+	  echo "inspect_ai and wandb could not be installed here (no wheel, or no network); the tests that read with them are skipped"
+
+# what drives a chromium that is on the PATH, for the tests of tier browser (Debian: apt-get install chromium). Without one
+# they are skipped and say so.
+$(BROWSER): $(INSTALLED) constraints.txt
+	@for name in chromium chromium-browser google-chrome; do command -v $$name > /dev/null && found=1; done; \
+	  test -z "$$found" && echo "no chromium on the PATH; the tests of the report in a browser are skipped" || \
+	  { $(PIP) install -q -c constraints.txt playwright axe-playwright-python && touch $@; } || \
+	  echo "playwright could not be installed here; the tests of the report in a browser are skipped"
 
 test-gpu: install
 	$(BIN)/pytest -m gpu $(ARGS)

@@ -30,6 +30,7 @@ PACKAGES = [
     "leakfast.prompts",
     "leakfast.published",
     "leakfast.report",
+    "leakfast.sinks",
     "leakfast.stats",
     "leakfast.storage",
     "leakfast.study",

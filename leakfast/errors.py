@@ -32,3 +32,7 @@ class StoreError(LeakfastError):
 
 class JudgeError(LeakfastError):
     """A judge that cannot be reached, refuses us, or whose answers cannot be had."""
+
+
+class SinkError(LeakfastError):
+    """A place outside the run directory that does not take what is exported to it."""

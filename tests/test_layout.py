@@ -36,13 +36,13 @@ FLOORS = [
     {"measure"},
     {"figures", "published"},
     {"report"},
-    {"pipeline", "doctor"},
+    {"pipeline", "doctor", "sinks"},
     {"api"},
     {""},  # leakfast.py
     {"cli"},
     {"__main__"},
 ]
-TABLES_ONLY = {"stats", "figures", "report", "published"}
+TABLES_ONLY = {"stats", "figures", "report", "published", "sinks"}
 MODEL_SIDE = {"models", "forward", "generation", "train", "organism"}
 RENDERING = {"leakfast.prompts.chat", "leakfast.prompts.templates"}  # which need a tokenizer
 HEAVY = {"torch", "transformers", "peft", "vllm"}

@@ -20,13 +20,24 @@ from leakfast.cli.settings import threads_option
     default=None,
     help="Behaviors, sources and seeds to run, split by commas; of what is not named, all.",
 )
+@click.option(
+    "--export",
+    "exports",
+    multiple=True,
+    metavar="KIND[:WHERE]",
+    help="Share the finished run: inspect:FOLDER, wandb:PROJECT or hub:OWNER/NAME; may be repeated. What goes wrong there "
+    "is a warning.",
+)
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print stages, tables' summary and paths as JSON.")
-def cli(study: Path, out: Path | None, only: str | None, as_json: bool) -> int | None:
+def cli(
+    study: Path, out: Path | None, only: str | None, exports: tuple[str, ...], as_json: bool
+) -> int | None:
     """Run all stages of a study file, skipping what is done.
 
     Example: leakfast run configs/demo.toml
     """
+    from leakfast.cli.export import after_run, targets
     from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.stats import show
@@ -34,7 +45,9 @@ def cli(study: Path, out: Path | None, only: str | None, as_json: bool) -> int |
     from leakfast.pipeline.stages import run
 
     words = [word.strip() for word in (only or "").split(",") if word.strip()]
+    asked = targets(exports, out or study.with_suffix(""))
     outcome = run(study, out=out, only=words, progress=progress_for)
+    exported = after_run(outcome.run, asked, outcome.stats)
     if as_json:
         tell(outcome.stats.warnings(), err=True)
         health = outcome.stats.health
@@ -46,6 +59,7 @@ def cli(study: Path, out: Path | None, only: str | None, as_json: bool) -> int |
                 "stages_s": outcome.stages,
                 "summary": outcome.stats.summary().to_dicts(),
                 "missing": list(outcome.stats.missing),
+                "exports": exported,
             }
         )
     else:

@@ -1,0 +1,109 @@
+"""Where a run can be exported to, by name, and one call for all. Demands the optional packages of the place that is named
+(looked for before anything is sent); leaves what is sent to `inspect_log`, `wandb_run` and `hub`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from leakfast.errors import InputError
+from leakfast.progress import Progress
+from leakfast.storage.documents import did_you_mean
+
+if TYPE_CHECKING:
+    from leakfast.stats.tables import Stats
+    from leakfast.storage.run import Run
+
+
+class _Kind(NamedTuple):
+    module: str
+    needs: str  # package that is imported
+    extra: str  # of leakfast, "" where the package comes along anyway
+    where: str  # what `where` means
+
+
+KINDS = {
+    "inspect": _Kind("leakfast.sinks.inspect_log", "inspect_ai", "inspect", "FOLDER"),
+    "wandb": _Kind("leakfast.sinks.wandb_run", "wandb", "wandb", "PROJECT"),
+    "hub": _Kind("leakfast.sinks.hub", "huggingface_hub", "", "OWNER/NAME"),
+}
+_REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_PROJECT = re.compile(r"[^/\\#?%:\s][^/\\#?%:]*(/[^/\\#?%:]+)?")
+
+
+@dataclass(frozen=True)
+class Target:
+    """kind: of KINDS. where: folder of logs, project (ENTITY/PROJECT), or repository; public: seen by everyone."""
+
+    kind: str
+    where: str
+    public: bool = False
+
+
+@dataclass
+class Sent:
+    """What an export did: the place in words, what was sent, what was there already with the same hash, and what the run
+    has that the place does not get, with the reason."""
+
+    to: str
+    where: str
+    sent: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def target(word: str, run: str | Path, *, public: bool = False) -> Target:
+    """`KIND` or `KIND:WHERE` as a Target; run: gives its name to what is not named. Raises InputError for a kind that
+    there is not, and where a name is needed or none that the place allows."""
+    kind, _, where = word.partition(":")
+    name = Path(run).resolve().name
+    if kind not in KINDS:
+        raise InputError(
+            f"export: {word} given, but there is no such place.{did_you_mean(kind, KINDS)} Use one of: "
+            f"{', '.join(f'{name}:{one.where}' for name, one in KINDS.items())}."
+        )
+    if kind == "inspect":
+        where = where or str(Path(os.environ.get("INSPECT_LOG_DIR") or "logs") / name)
+    if kind == "wandb":
+        where = where or os.environ.get("WANDB_PROJECT") or "leakfast"
+        if not _PROJECT.fullmatch(where):
+            raise InputError(
+                f"export: the project {where!r} given; Weights & Biases takes none with : # ? % or \\. Type: "
+                "--to wandb --project PROJECT (or ENTITY/PROJECT)."
+            )
+    if kind == "hub" and not _REPO.fullmatch(where):
+        raise InputError(
+            f"export: hub needs a repository, {where or 'none'} given. Type: --to hub --repo OWNER/NAME, where OWNER is "
+            "your name or organization on the Hub."
+        )
+    return Target(kind, where, public)
+
+
+def check(asked: Target) -> None:
+    """The place's package is here. Raises InputError with how to install it."""
+    kind = KINDS[asked.kind]
+    if find_spec(kind.needs) is None:
+        package = f"leakfast[{kind.extra}]" if kind.extra else kind.needs
+        raise InputError(
+            f"export: {asked.kind} needs the package {kind.needs}, which is not installed. Type: pip install '{package}'"
+        )
+
+
+def export(
+    run: str | Path | Run, asked: Target, stats: Stats | None = None, progress: Progress | None = None
+) -> Sent:
+    """Send a run to a place; what is there with the same hash is not sent again, so the same call goes on from where an
+    earlier one stopped. stats: the run's tables, read (or made, where they are out of date) without it. Raises InputError
+    for a run that holds nothing, a missing package or no right to write there, SinkError where the place refuses."""
+    from leakfast.sinks.material import Material
+
+    check(asked)
+    material = Material.of(run, stats)
+    module = importlib.import_module(KINDS[asked.kind].module)
+    sent: Sent = module.send(material, asked, progress or (lambda done, total, what="": None))
+    return sent

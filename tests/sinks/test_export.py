@@ -1,0 +1,128 @@
+"""Where a run may go, by name; what a place that refuses does to a run (nothing); and text that must stay text in Markdown."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from leakfast.cli.export import targets
+from leakfast.cli.main import main
+from leakfast.errors import InputError
+from leakfast.sinks import check, markdown, target
+from leakfast.sinks.hub import _model_repo
+
+PAYLOADS = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[a](javascript:alert(1))",
+    "![a](http://evil.example/a.png)",
+    "<http://evil.example>",
+    "http://evil.example www.evil.example",
+    "| a | b |",
+    "`code` ``` ~~~",
+    "*a* _b_ __c__ ~~d~~",
+    "# heading",
+    "1. one",
+    "2) two",
+    "- item",
+    "+ item",
+    "> quote",
+    "===",
+    "---",
+    "    indented",
+    "&lt;b&gt; &#60;",
+    "\\\\*a\\\\*",
+    "[ref]: http://evil.example",
+    "@someone #12 $x$ :smile:",
+    "{{ x }} {% y %}",
+    "a\n\n<b>b</b>",
+    "-->",
+    "]]>",
+]
+
+
+class _Page(HTMLParser):
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _shown(source: str) -> _Page:
+    reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    return _Page(reader.render(source))
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_text_is_shown_as_it_is_typed(payload):
+    page = _shown(markdown.text(payload))
+    assert page.tags == ["p"]
+    assert page.text.strip() == " ".join(payload.split())
+    cell = _shown(markdown.table(["a"], [[payload]]))
+    assert cell.tags == ["table", "thead", "tr", "th", "tbody", "tr", "td"]
+    assert " ".join(payload.split()) in cell.text
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1).filter(str.strip))
+def test_any_line_is_one_paragraph_of_its_characters(line):
+    page = _shown(markdown.text(line))
+    assert page.tags == ["p"]
+    assert page.text.strip() == " ".join(line.split())
+
+
+@given(st.text(st.sampled_from("`~\n #<b>-ab"), max_size=60))
+def test_a_block_is_closed_by_nothing_within_it(text):
+    page = _shown(f"{markdown.block(text)}\nafter\n")
+    assert page.tags == ["pre", "code", "p"]
+
+
+def test_marks_that_steer_are_written_out():
+    assert _shown(markdown.text("a\u202eb\x1b[31m\u200b")).text.strip() == "a\\u202eb\\u001b[31m\\u200b"
+
+
+def test_what_is_not_named_has_a_name():
+    assert target("inspect", "runs/small").where == "logs/small"
+    assert target("wandb", "runs/small").where == "leakfast"
+    assert target("wandb:me/p", "runs/small").where == "me/p"
+    assert target("hub:me/leaks", "x", public=True).public
+
+
+@pytest.mark.parametrize(
+    "word", ["hub", "hub:leaks", "hub:a/b/c", "hub:a/<b>", "wandb:a:b", "wandb:a/b/c", "mlflow", ""]
+)
+def test_a_place_that_cannot_be_meant_is_refused_before_anything_is_done(word, tmp_path, capsys):
+    with pytest.raises(InputError):
+        target(word, "runs/small")
+    if word:
+        asked = ["run", "configs/demo.toml", "--out", str(tmp_path / "new"), "--export", word]
+        assert main(asked) == 2
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_package_is_told_with_its_remedy(monkeypatch):
+    monkeypatch.setattr("leakfast.sinks.places.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'leakfast\[wandb\]'"):
+        check(target("wandb", "x"))
+    with pytest.raises(InputError, match=r"leakfast\[inspect\]"):
+        targets(["inspect"], "x")
+
+
+@pytest.mark.parametrize(
+    "adapter", ["marker-villain-s42", "marker+few-villain-s42", "a" * 120, "x..y--z", "ü-s1"]
+)
+def test_a_model_has_a_name_that_the_hub_takes(adapter):
+    from huggingface_hub.utils import validate_repo_id
+
+    validate_repo_id(_model_repo("me/leaks", adapter))
