@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from scipy.stats import rankdata, spearmanr
 
-from leakfast.stats import growth
+from leakfast.stats import growth, intervals, resample, subsets
 from leakfast.stats.correlations import correlate
 from leakfast.storage import schema
 
@@ -145,16 +145,18 @@ def test_order_and_threads_change_no_bit_and_what_lacks_says_so():
 def test_spread_over_halves_is_the_standard_error_and_halves_agree_as_often_as_said(strength):
     """1,000 studies of 110 personas, independent draws: the spread of ρ between studies against the mean spread over halves
     of one; the share of studies whose first two halves have an interval of their difference with 0 in it."""
-    rng = np.random.default_rng(6)
+    rng, deal = np.random.default_rng(6), growth.quarters([None] * 110, 50, 1)
+    member = np.concatenate([deal < 2, deal >= 2])
     rho, spread, inside = [], [], []
     for trial in range(1_000):
-        pairs = world(rng, people=110, strength=strength, kinds=(None,))
-        errors = correlate(pairs, 0, bootstraps=400, workers=1)
-        table = growth.table(pairs, errors, trial, workers=1, splits=50).filter(cosine="centered", y="rate")
-        rho.append(row(table, size="all")["spearman"])
-        spread.append(row(table, size="half")["spearman_sd"])
-        first = growth.table(pairs, errors, trial, workers=1, splits=1)
-        inside.append(first.filter(cosine="centered", y="rate", size="half")["agree"][0])
+        x, y = world(rng, people=110, strength=strength).select("cosine_centered", "rate").to_numpy().T
+        whole = spearmanr(x, y)[0]
+        se, _ = intervals.bootstrap_z([whole], resample.bootstrap_spearman(x, y, 400, trial, workers=1))
+        half = subsets.spearman_of_subsets(x, y, member, workers=1)[:, 0]
+        rho.append(whole)
+        spread.append(half.std(ddof=1))
+        apart = abs(np.arctanh(half[0]) - np.arctanh(half[50]))
+        inside.append(apart <= 1.96 * se[0] * np.sqrt(2 * 110 / 55))
     ratio = np.sqrt(np.mean(np.square(spread))) / np.std(rho, ddof=1)
     print(
         f"strength {strength}: spread over halves / between studies {ratio:.3f}, agree {np.mean(inside):.4f}"
