@@ -12,6 +12,7 @@ import polars as pl
 from leakfast.errors import InputError
 from leakfast.stats import (
     agreement,
+    among_sources,
     confounds,
     exposure,
     exposure_correlations,
@@ -153,6 +154,8 @@ def further(
         tables |= _looked_at_closely(said, rates, best, asked.similarity is not None)
     if pairs.height and found.centroids is not None:
         tables["specificity"] = specificity.table(pairs, found.centroids, related, *draws[1:])
+    elif pairs.height:
+        tables["specificity"] = among_sources.table(pairs, related, *draws[1:])
     at = {behavior: layer for behavior, (_, layer) in best.items()}
     tables["verdicts"] = verdicts.judge(
         rates,

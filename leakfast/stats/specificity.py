@@ -95,7 +95,7 @@ def table(
     for group in pairs.partition_by(*_KEYS, maintain_order=True):
         rows += _one_adapter(group, centroids, near, related_to, draws)
     singles = pl.DataFrame(rows, schema=COLUMNS)
-    return pl.concat([singles, _pooled(singles)]) if singles.height else singles
+    return pl.concat([singles, pooled(singles)]) if singles.height else singles
 
 
 def beside(summary: pl.DataFrame, table: pl.DataFrame | None) -> pl.DataFrame:
@@ -157,15 +157,15 @@ def _one_adapter(
                 layer: _cell(centroids, near, (layer, cosine), names, y)
                 for layer in _layers(group, centroids)
             }
-            tops = _tops([cell for cell in cells.values() if not isinstance(cell, str)])
+            tops = largest([cell for cell in cells.values() if not isinstance(cell, str)])
             for layer, cell in cells.items():
                 told = {**key, "layer": layer, "cosine": cosine, "y": y_name, "method": _METHOD}
                 if isinstance(cell, str):
                     yield {**told, "n": len(names) - 1, "reason": cell, "ci_reason": cell}
                     continue
-                told |= _ranked(cell, _tied(source, cell.names, related_to))
+                told |= ranked(cell, are_related(source, cell.names, related_to))
                 told |= {
-                    "p_source_max": float(_at_least(tops, abs(cell.rho[0])).mean()),
+                    "p_source_max": float(at_least(tops, abs(cell.rho[0])).mean()),
                     "layers_tested": sum(not isinstance(one, str) for one in cells.values()),
                 }
                 yield told | _difference(cell, draws, (*key.values(), y_name))
@@ -176,7 +176,7 @@ def _layers(group: pl.DataFrame, centroids: Centroids) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
     """A layer and cosine: candidates by name, the source first; their cosines (P, P), y (P,), ρ (P,)."""
 
     names: list[str]
@@ -191,7 +191,7 @@ def _cell(
     at: tuple[int, str],
     names: list[str],
     y: np.ndarray,
-) -> _Cell | str:
+) -> Cell | str:
     """The candidates' ρ at a layer of a cosine, or why there is none."""
     layer, cosine = at
     if names[0] not in centroids.personas:
@@ -209,10 +209,10 @@ def _cell(
     rho = candidate_rhos(whole, y, 0)
     if not np.isfinite(rho[0]):
         return "the cosine or the rate is the same for all bystanders"
-    return _Cell([name for name, one in zip(names, kept, strict=True) if one], whole, y, rho)
+    return Cell([name for name, one in zip(names, kept, strict=True) if one], whole, y, rho)
 
 
-def _tops(cells: list[_Cell]) -> np.ndarray:
+def largest(cells: list[Cell]) -> np.ndarray:
     """(P,) each candidate's largest |ρ| over the layers."""
     tops: dict[str, float] = {}
     for cell in cells:
@@ -221,11 +221,11 @@ def _tops(cells: list[_Cell]) -> np.ndarray:
     return np.array(list(tops.values()))
 
 
-def _ranked(cell: _Cell, tied: np.ndarray) -> dict[str, Any]:
+def ranked(cell: Cell, tied: np.ndarray) -> dict[str, Any]:
     """The source's places at one layer. tied: (P,) whether a candidate is related to the source."""
     size, own = np.abs(np.nan_to_num(cell.rho)), abs(cell.rho[0])
-    as_large = _at_least(size, own)
-    signed = _at_least(np.nan_to_num(cell.rho, nan=-1.0), cell.rho[0])
+    as_large = at_least(size, own)
+    signed = at_least(np.nan_to_num(cell.rho, nan=-1.0), cell.rho[0])
     count, free = len(size), ~tied
     best = 1 + int(np.argmax(size[1:]))
     return {
@@ -245,12 +245,12 @@ def _ranked(cell: _Cell, tied: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _at_least(values: np.ndarray, own: float) -> np.ndarray:
+def at_least(values: np.ndarray, own: float) -> np.ndarray:
     """Which are no smaller than `own` but for rounding."""
     return values >= own - 1e-12
 
 
-def _tied(source: str, names: list[str], related_to: Mapping[str, Collection[str]]) -> np.ndarray:
+def are_related(source: str, names: list[str], related_to: Mapping[str, Collection[str]]) -> np.ndarray:
     """(P,) whether each candidate's entry names the source, or the source's names it; False for the source itself."""
     of_source = related_to.get(source, ())
     return np.array(
@@ -258,21 +258,25 @@ def _tied(source: str, names: list[str], related_to: Mapping[str, Collection[str
     )
 
 
-def _difference(cell: _Cell, draws: Draws, scope: tuple) -> dict[str, Any]:
+def _difference(cell: Cell, draws: Draws, scope: tuple) -> dict[str, Any]:
     """|ρ| of the source less that of the best other candidate, over bystanders that both have."""
     size = np.abs(np.nan_to_num(cell.rho))
     best = 1 + int(np.argmax(size[1:]))
     both = np.ones(len(size), dtype=bool)
     both[[0, best]] = False
-    x, y = cell.cosines[[0, best]][:, both], cell.y[both]
-    ranks = rankdata(np.vstack([x, y]), axis=1) - (both.sum() + 1) / 2
+    return difference_of(cell.cosines[[0, best]][:, both], cell.y[both], draws, scope)
+
+
+def difference_of(x: np.ndarray, y: np.ndarray, draws: Draws, scope: tuple) -> dict[str, Any]:
+    """|ρ| of y (n,) with x[0] less that with x[1], x (2, n), and its interval over personas."""
+    ranks = rankdata(np.vstack([x, y]), axis=1) - (len(y) + 1) / 2
     rho = rank_rhos(ranks[:2], ranks[2])
     signs = np.where(rho < 0, -1.0, 1.0)
     if not np.isfinite(rho).all():
         return {"ci_reason": "over the bystanders that both have, a side does not vary"}
     out: dict[str, Any] = {"difference": float(abs(rho[0]) - abs(rho[1]))}
-    if draws.bootstraps < 2 or both.sum() < MIN_BOOTSTRAP:
-        few = f"{both.sum()} bystanders; a bootstrap needs at least {MIN_BOOTSTRAP}"
+    if draws.bootstraps < 2 or len(y) < MIN_BOOTSTRAP:
+        few = f"{len(y)} bystanders; a bootstrap needs at least {MIN_BOOTSTRAP}"
         return {**out, "ci_reason": "no bootstrap was asked for" if draws.bootstraps < 2 else few}
     seed = derive_seed("specificity", draws.seed, *scope)
     drawn = resample.bootstrap_spearman(x, y, draws.bootstraps, seed, workers=draws.workers)
@@ -284,7 +288,7 @@ def _difference(cell: _Cell, draws: Draws, scope: tuple) -> dict[str, Any]:
     return {**out, "difference_low": float(low[0]), "difference_high": float(high[0]), **told}
 
 
-def _pooled(singles: pl.DataFrame) -> pl.DataFrame:
+def pooled(singles: pl.DataFrame) -> pl.DataFrame:
     """The sources of a training seed together; none where there is one adapter, or a source has several."""
     rows = []
     key = ["behavior", "seed", "layer", "cosine", "y"]

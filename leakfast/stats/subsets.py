@@ -15,7 +15,14 @@ from leakfast.stats.resample import threads
 
 
 @compiled
-def _keys(order, begins, starts, member, key, size):
+def _keys(
+    order: np.ndarray,
+    begins: np.ndarray,
+    starts: np.ndarray,
+    member: np.ndarray,
+    key: np.ndarray,
+    size: np.ndarray,
+) -> None:
     """Fills key (n,): rows of the own block below, twice, and those equal; size (B,): members of each block."""
     for b in range(len(size)):
         below, at, stop = 0, starts[b], starts[b + 1]
@@ -32,7 +39,14 @@ def _keys(order, begins, starts, member, key, size):
 
 
 @compiled
-def _ranks(key, block, rows, size, counts, rank):
+def _ranks(
+    key: np.ndarray,
+    block: np.ndarray,
+    rows: np.ndarray,
+    size: np.ndarray,
+    counts: np.ndarray,
+    rank: np.ndarray,
+) -> None:
     """Twice the centered ranks of the rows (N,): of one block by key, of several by key / size of the block."""
     n = len(rows)
     for i in range(n):
@@ -61,7 +75,14 @@ def _ranks(key, block, rows, size, counts, rank):
 
 
 @compiled
-def _part(orders, begins, starts, block, member, out):
+def _part(
+    orders: np.ndarray,
+    begins: np.ndarray,
+    starts: np.ndarray,
+    block: np.ndarray,
+    member: np.ndarray,
+    out: np.ndarray,
+) -> None:
     """The last column against all others, for each row of member (M, n)."""
     n, last = len(block), len(orders) - 1
     key, size = np.zeros(n, np.int64), np.zeros(len(starts) - 1, np.int64)
