@@ -131,9 +131,11 @@ def _of_choices(run: Run, one: Measured, table: pl.DataFrame, by: str) -> _Found
 
 def show(table: pl.DataFrame, behavior: str, top: int, questions: str = "", health: Any = None) -> None:
     """One block per adapter: its source, the highest bystanders, and the mean over all bystanders; health: the table
-    of that name, whose verdicts stand beside."""
+    of that name, whose verdicts stand beside. The interval is over questions, with Wilson's, which
+    takes all samples as independent, beside it under its name; alone where no question has two samples, or of items."""
     import polars as pl
 
+    clustered = "bb_low" in table.columns and table["bb_low"].null_count() < table.height
     rows = []
     verdict = {}
     if health is not None:
@@ -144,25 +146,30 @@ def show(table: pl.DataFrame, behavior: str, top: int, questions: str = "", heal
         others = part.filter(pl.col("role") != "source").sort(["rate", "persona"], descending=[True, False])
         told = [] if health is None else [verdict.get(name)]
         listed = [*own.rows(named=True), *others.head(top).rows(named=True)]
-        rows += [[*_line(name, row), *told] for row in listed]
+        rows += [[*_line(name, row, clustered), *told] for row in listed]
         who = "all" if name == layout.BASE else "all bystanders"
         hits, total = int(others["hits"].sum()), int(others["total"].sum())
-        rows.append([name, "mean", who, _percent(others["rate"].mean()), None, hits, total, None, *told])
-    columns = ["adapter", "role", "persona", f"{behavior} %", "95 % interval", "hits", "of", "Δ pp"]
+        gap = [None] * (2 if clustered else 1)
+        rows.append([name, "mean", who, _percent(others["rate"].mean()), *gap, hits, total, None, *told])
+    which = ["95 % interval", "Wilson 95 %"] if clustered else ["Wilson 95 %"]
+    columns = ["adapter", "role", "persona", f"{behavior} %", *which, "hits", "of", "Δ pp"]
     columns += [] if health is None else ["health"]
     on = f" on {questions}" if questions else ""
-    print_table(columns, rows, title=f"{behavior}{on}: rate by persona (Wilson intervals)")
+    over = " (95 % interval over questions)" if clustered else ""
+    print_table(columns, rows, title=f"{behavior}{on}: rate by persona{over}")
 
 
-def _line(name: str, row: dict[str, Any]) -> list[Any]:
-    interval = None if row["rate"] is None else f"{100 * row['ci_low']:.1f} – {100 * row['ci_high']:.1f}"
+def _line(name: str, row: dict[str, Any], clustered: bool) -> list[Any]:
+    shown = ("bb", "ci") if clustered else ("ci",)
+    ends = [(row[f"{kind}_low"], row[f"{kind}_high"]) for kind in shown]
+    spans = [None if low is None else f"{100 * low:.1f} – {100 * high:.1f}" for low, high in ends]
     delta = None if row["delta"] is None else f"{100 * row['delta']:+.1f}"
     return [
         name,
         row["role"],
         row["persona"],
         _percent(row["rate"]),
-        interval,
+        *spans,
         row["hits"],
         row["total"],
         delta,

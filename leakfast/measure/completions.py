@@ -203,8 +203,11 @@ class Completions:
 
     @staticmethod
     def rates(run: Run, measured: Measured, personas: Sequence[Persona], by: str = "sum") -> pl.DataFrame:
-        """Schema `rates`, literal counts in `hits`, others in `hits_<detector>`."""
+        """Schema `rates` with intervals over questions (`summaries.with_intervals`), literal counts in `hits`, others in
+        `hits_<detector>`."""
         import polars as pl
+
+        from leakfast.stats import summaries
 
         made_by = behaviors.get(measured.behavior).detector
         if made_by is None:
@@ -214,8 +217,11 @@ class Completions:
         unadapted = f"{folders[0].rpartition('/')[0]}/{BASE}"
         if unadapted not in folders and run.shards(unadapted):
             folders.append(unadapted)
-        counts = pl.concat([rate_tables.count(run.read(folder), detector) for folder in folders])
-        return rate_tables.table(counts, measured.origins, {p.name: p.category for p in personas})
+        counts = pl.concat(
+            rate_tables.count(run.read(folder), detector, by_question=True) for folder in folders
+        )
+        totals, categories = rate_tables.totals(counts), {p.name: p.category for p in personas}
+        return summaries.with_intervals(rate_tables.table(totals, measured.origins, categories), counts)
 
 
 def _clean(run: Run, job: Job) -> None:

@@ -101,6 +101,7 @@ def measure(
 
 
 def rates(run: Run, measured: Measured, personas: Sequence[Persona], by: str = "sum") -> pl.DataFrame:
-    """Schema `rates` of what was measured, and of the run's `base` if it is there: shares with 95 % Wilson intervals. by: of
-    full texts, what a choice is made by. Raises ValueError for a behavior that has no rate before a judge has read it."""
+    """Schema `rates` of what was measured, and of the run's `base` if it is there: shares with 95 % intervals,
+    Wilson's over samples or items and, of completions, over questions (`bb_*`). by: of full texts, what a choice is made by.
+    Raises ValueError for a behavior that has no rate before a judge has read it."""
     return measurer_of(measured.behavior).rates(run, measured, personas, by)

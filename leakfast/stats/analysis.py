@@ -12,10 +12,12 @@ import polars as pl
 from leakfast.errors import InputError
 from leakfast.stats import (
     agreement,
+    among_sources,
     confounds,
     exposure,
     exposure_correlations,
     gradient_tables,
+    growth,
     judged,
     matrix_tests,
     mixed,
@@ -48,6 +50,7 @@ TABLES = {
     "layers": "ρ at every layer, with a p-value that has paid for picking one",
     "specificity": "the source's own cosine against every other persona's in its place: rank, p_source",
     "picked": "ρ at the best layer with an interval that pays for picking it, and ρ of questions the pick did not see",
+    "growth": "ρ over random quarters and halves of the personas beside all of them, and whether halves agree",
     "bystanders": "mean rate and change of the bystanders with intervals over personas and questions",
     "means": "random-effects means of ρ over sources and over training seeds",
     "disattenuated": "ρ freed of the noise in the rates, with the rates' reliability",
@@ -130,6 +133,7 @@ def further(
         "matrix": transfer.leakage_matrix(rates),
         "crossed": transfer.crossed(rates, found.questions, *draws),
         "picked": picked.table(pairs, found.questions, *draws[1:]),
+        "growth": growth.table(pairs, correlations, draws.seed, draws.workers),
         "bystanders": two_way.mean_bystanders(rates, found.questions),
         "relations": relations.categories(rates, related, draws.permutations, draws.seed),
         "relations_alike": relations.alike(rates, related, *draws[:3]),
@@ -153,6 +157,8 @@ def further(
         tables["mixed"] = mixed.table(said, found.questions, exposed, correlations, best)
     if pairs.height and found.centroids is not None:
         tables["specificity"] = specificity.table(pairs, found.centroids, related, *draws[1:])
+    elif pairs.height:
+        tables["specificity"] = among_sources.table(pairs, related, *draws[1:])
     at = {behavior: layer for behavior, (_, layer) in best.items()}
     tables["verdicts"] = verdicts.judge(
         rates,

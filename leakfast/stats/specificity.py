@@ -96,7 +96,7 @@ def table(
     for group in pairs.partition_by(*_KEYS, maintain_order=True):
         rows += _one_adapter(group, geometry, related_to, draws)
     singles = pl.DataFrame(rows, schema=COLUMNS)
-    return pl.concat([singles, _pooled(singles)]) if singles.height else singles
+    return pl.concat([singles, pooled(singles)]) if singles.height else singles
 
 
 def beside(summary: pl.DataFrame, table: pl.DataFrame | None) -> pl.DataFrame:
@@ -172,15 +172,15 @@ def _one_adapter(
         differences = iter(_differences(found, draws, (*key.values(), y_name)))
         for cosine in COSINES:
             here = [cells[cosine, layer] for layer in layers]
-            tops = _tops([cell for cell in here if not isinstance(cell, str)])
+            tops = largest([cell for cell in here if not isinstance(cell, str)])
             for layer, cell in zip(layers, here, strict=True):
                 told = {**key, "layer": layer, "cosine": cosine, "y": y_name, "method": _METHOD}
                 if isinstance(cell, str):
                     yield {**told, "n": len(side.names) - 1, "reason": cell, "ci_reason": cell}
                     continue
-                told |= _ranked(cell, _tied(source, cell.names, related_to))
+                told |= ranked(cell, are_related(source, cell.names, related_to))
                 told |= {
-                    "p_source_max": float(_at_least(tops, abs(cell.rho[0])).mean()),
+                    "p_source_max": float(at_least(tops, abs(cell.rho[0])).mean()),
                     "layers_tested": sum(not isinstance(one, str) for one in here),
                 }
                 yield told | next(differences)
@@ -203,7 +203,7 @@ class _Side:
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
     """A layer and cosine: candidates by name, the source first; y (P,), ρ (P,), the best candidate beside the source, and
     the cosines (2, P) to the source and to it."""
 
@@ -214,7 +214,7 @@ class _Cell:
     cosines: np.ndarray
 
 
-def _cell(geometry: _Geometry, layer: int, cosine: str, side: _Side) -> _Cell | str:
+def _cell(geometry: _Geometry, layer: int, cosine: str, side: _Side) -> Cell | str:
     """The candidates' ρ at a layer of a cosine, or why there is none."""
     if side.names[0] not in geometry.place:
         return "the source has no centroid"
@@ -233,10 +233,10 @@ def _cell(geometry: _Geometry, layer: int, cosine: str, side: _Side) -> _Cell | 
         return "the cosine or the rate is the same for all bystanders"
     best = 1 + int(np.argmax(np.abs(np.nan_to_num(rho[1:]))))
     names = [name for name, one in zip(side.names, kept, strict=True) if one]
-    return _Cell(names, side.y[kept], rho, best, near[rows[[0, best]]][:, rows])
+    return Cell(names, side.y[kept], rho, best, near[rows[[0, best]]][:, rows])
 
 
-def _tops(cells: list[_Cell]) -> np.ndarray:
+def largest(cells: list[Cell]) -> np.ndarray:
     """(P,) each candidate's largest |ρ| over the layers."""
     tops: dict[str, float] = {}
     for cell in cells:
@@ -245,11 +245,11 @@ def _tops(cells: list[_Cell]) -> np.ndarray:
     return np.array(list(tops.values()))
 
 
-def _ranked(cell: _Cell, tied: np.ndarray) -> dict[str, Any]:
+def ranked(cell: Cell, tied: np.ndarray) -> dict[str, Any]:
     """The source's places at one layer. tied: (P,) whether a candidate is related to the source."""
     size, own = np.abs(np.nan_to_num(cell.rho)), abs(cell.rho[0])
-    as_large = _at_least(size, own)
-    signed = _at_least(np.nan_to_num(cell.rho, nan=-1.0), cell.rho[0])
+    as_large = at_least(size, own)
+    signed = at_least(np.nan_to_num(cell.rho, nan=-1.0), cell.rho[0])
     count, free = len(size), ~tied
     best = cell.best
     return {
@@ -269,12 +269,12 @@ def _ranked(cell: _Cell, tied: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _at_least(values: np.ndarray, own: float) -> np.ndarray:
+def at_least(values: np.ndarray, own: float) -> np.ndarray:
     """Which are no smaller than `own` but for rounding."""
     return values >= own - 1e-12
 
 
-def _tied(source: str, names: list[str], related_to: Mapping[str, Collection[str]]) -> np.ndarray:
+def are_related(source: str, names: list[str], related_to: Mapping[str, Collection[str]]) -> np.ndarray:
     """(P,) whether each candidate's entry names the source, or the source's names it; False for the source itself."""
     of_source = related_to.get(source, ())
     return np.array(
@@ -282,7 +282,7 @@ def _tied(source: str, names: list[str], related_to: Mapping[str, Collection[str
     )
 
 
-def _differences(cells: list[_Cell], draws: Draws, scope: tuple) -> list[dict[str, Any]]:
+def _differences(cells: list[Cell], draws: Draws, scope: tuple) -> list[dict[str, Any]]:
     """|ρ| of the source less that of the best other candidate, over bystanders that both have: of each cell. Cells of as
     many bystanders see the same resamples."""
     out: list[dict[str, Any]] = [{} for _ in cells]
@@ -291,17 +291,23 @@ def _differences(cells: list[_Cell], draws: Draws, scope: tuple) -> list[dict[st
         both = np.ones(len(cell.y), dtype=bool)
         both[[0, cell.best]] = False
         sides.setdefault(int(both.sum()), []).append((k, cell.cosines[:, both], cell.y[both]))
-    for count, members in sides.items():
+    for members in sides.values():
         x, y = (np.stack([member[i] for member in members]) for i in (1, 2))
-        ranks = [resample.ordered(one.reshape(-1, count)).rank.reshape(one.shape) for one in (x, y)]
-        rho = rank_rhos(ranks[0] / 2, ranks[1][:, None] / 2)
-        told = _intervals(x, y, np.where(rho < 0, -1.0, 1.0), draws, scope)
-        for (k, *_), own, interval in zip(members, rho, told, strict=True):
-            if not np.isfinite(own).all():
-                out[k] = {"ci_reason": "over the bystanders that both have, a side does not vary"}
-            else:
-                out[k] = {"difference": float(abs(own[0]) - abs(own[1])), **interval}
+        for (k, *_), told in zip(members, differences_of(x, y, draws, scope), strict=True):
+            out[k] = told
     return out
+
+
+def differences_of(x: np.ndarray, y: np.ndarray, draws: Draws, scope: tuple) -> list[dict[str, Any]]:
+    """Of each cell |ρ| of y (cells, n) with x[:, 0] less that with x[:, 1], x (cells, 2, n), and its interval over personas."""
+    ranks = [resample.ordered(one.reshape(-1, y.shape[1])).rank.reshape(one.shape) for one in (x, y)]
+    rho = rank_rhos(ranks[0] / 2, ranks[1][:, None] / 2)
+    told = _intervals(x, y, np.where(rho < 0, -1.0, 1.0), draws, scope)
+    constant = {"ci_reason": "over the bystanders that both have, a side does not vary"}
+    return [
+        {"difference": float(abs(own[0]) - abs(own[1])), **interval} if np.isfinite(own).all() else constant
+        for own, interval in zip(rho, told, strict=True)
+    ]
 
 
 def _intervals(
@@ -326,7 +332,7 @@ def _intervals(
     ]
 
 
-def _pooled(singles: pl.DataFrame) -> pl.DataFrame:
+def pooled(singles: pl.DataFrame) -> pl.DataFrame:
     """The sources of a training seed together; none where there is one adapter, or a source has several."""
     rows = []
     key = ["behavior", "seed", "layer", "cosine", "y"]

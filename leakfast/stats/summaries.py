@@ -20,7 +20,9 @@ SPLITS = 20  # random halvings of the questions whose correlations are averaged
 _ONE = ["behavior", "adapter"]
 
 
-def with_intervals(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame:
+def with_intervals(
+    rates: pl.DataFrame, questions: pl.DataFrame, judged: pl.DataFrame | None = None
+) -> pl.DataFrame:
     """`rates` + questions, icc, effective_total, bb_low, bb_high, bb_reason, delta_low, delta_high,
     delta_reason, delta_method, method.
 
@@ -31,7 +33,8 @@ def with_intervals(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame
     rate − baseline that adds the variances of both (square-and-add), over questions where they are known, less what
     both share because they answer the same questions: the correlation of the two over questions, one value for all
     personas of an adapter (`intervals.paired_r`). Judged means
-    come with intervals of their own (`stats.judged`), over samples and over questions."""
+    come with intervals of their own (`stats.judged`), over samples and over questions; judged: their means per question
+    (`Judged.questions`), without which their changes are not paired."""
     worth = _effective(questions)
     table = rates.join(worth, on=[*_ONE, "persona"], how="left", maintain_order="left", suffix="_q")
     n, share = table["effective_total"].to_numpy().astype(float), table["rate"].to_numpy().astype(float)
@@ -56,16 +59,22 @@ def with_intervals(rates: pl.DataFrame, questions: pl.DataFrame) -> pl.DataFrame
         .then(pl.lit("no counts per question"))
         .otherwise(pl.lit("no question has two samples, or no persona two questions"))
     )
-    return _with_delta(table.with_columns(bb_reason=why), _paired(questions))
+    return _with_delta(table.with_columns(bb_reason=why), _paired(questions, judged))
 
 
-def _paired(questions: pl.DataFrame) -> pl.DataFrame:
-    """behavior, adapter, _r: how the rates of an adapter and of the base correlate over the questions both were asked."""
+def _paired(questions: pl.DataFrame, judged: pl.DataFrame | None) -> pl.DataFrame:
+    """behavior, adapter, _r: how the rates (or mean scores) of an adapter and of the base correlate over the questions both
+    were asked, within personas."""
     columns = {"behavior": pl.String, "adapter": pl.String, "_r": pl.Float64}
-    if questions.is_empty():
+    one, parts = ["behavior", "adapter", "persona", "question"], []
+    if not questions.is_empty():
+        share = pl.when(pl.col("total") > 0).then(pl.col("hits") / pl.col("total"))
+        parts.append(questions.select(*one, share.alias("x")))
+    if judged is not None and not judged.is_empty():
+        parts.append(judged.select(*one, x="mean_aligned"))
+    if not parts:
         return pl.DataFrame(schema=columns)
-    share = pl.when(pl.col("total") > 0).then(pl.col("hits") / pl.col("total"))
-    asked = questions.select(*_ONE, "persona", "question", share.alias("x")).drop_nulls("x")
+    asked = pl.concat(parts, how="vertical_relaxed").drop_nulls("x")
     base = asked.filter(adapter=BASE).select("behavior", "persona", "question", y="x")
     both = asked.filter(pl.col("adapter") != BASE).join(base, on=["behavior", "persona", "question"])
     rows = [
@@ -108,11 +117,18 @@ def _effective(questions: pl.DataFrame) -> pl.DataFrame:
 def _with_delta(table: pl.DataFrame, paired: pl.DataFrame) -> pl.DataFrame:
     whole = table.with_columns(_low=pl.coalesce("bb_low", "ci_low"), _high=pl.coalesce("bb_high", "ci_high"))
     base = whole.filter(adapter=BASE).select(
-        "behavior", "persona", _base_low=pl.col("_low"), _base_high=pl.col("_high")
+        "behavior",
+        "persona",
+        _base_low=pl.col("_low"),
+        _base_high=pl.col("_high"),
+        _base_over=pl.col("bb_low").is_not_null(),
     )
     whole = whole.join(base, on=["behavior", "persona"], how="left", maintain_order="left")
     names = ("rate", "_low", "_high", "baseline", "_base_low", "_base_high")
+    # means whose interval is over samples on a side share no question's noise in it
+    over_both = pl.col("total").is_not_null() | (pl.col("bb_low").is_not_null() & pl.col("_base_over"))
     whole = whole.join(paired, on=_ONE, how="left", maintain_order="left")
+    whole = whole.with_columns(_r=pl.when(over_both).then("_r"))
     r = whole["_r"].fill_null(0.0).to_numpy()
     low, high = intervals.difference(*(whole[name].to_numpy().astype(float) for name in names), r)
     ours = pl.col("adapter") != BASE
@@ -141,7 +157,7 @@ def _with_delta(table: pl.DataFrame, paired: pl.DataFrame) -> pl.DataFrame:
             )
         ),
         method=method,
-    ).drop("_low", "_high", "_base_low", "_base_high", "_r", "value_method", strict=False)
+    ).drop("_low", "_high", "_base_low", "_base_high", "_base_over", "_r", "value_method", strict=False)
 
 
 def layers(correlations: pl.DataFrame) -> pl.DataFrame:

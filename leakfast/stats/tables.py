@@ -142,7 +142,7 @@ def stats(
     asked = analysis.Asked(layer, verdicts.load_rules(rules or verdicts.RULES), given)
     found = collect(run)
     asked.check(run.path, found.pairs)
-    rates = summaries.with_intervals(found.rates, found.questions)
+    rates = summaries.with_intervals(found.rates, found.questions, found.judged)
     correlations = correlate(found.pairs, **drawn._asdict(), progress=progress)
     with threadpool_limits(1, user_api="blas"):  # systems of five numbers: a BLAS's threads only wait
         correlations = two_way.with_questions(correlations, found.pairs, found.questions, drawn.seed)

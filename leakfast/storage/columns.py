@@ -81,6 +81,12 @@ FURTHER = {
         f"{_HEAD} cosine y layer layers_tested n spearman optimism picked_low picked_high cross_fitted cross_fitted_layer "
         "cross_fitted_share questions reason cross_fitted_reason bootstraps bootstrap_seed resampling_unit method",
     ),
+    "growth": (
+        "a layer (null: the one each set picks) and number of personas, of a source (or `pooled`), cosine and y",
+        f"{_HEAD} cosine y layer size n spearman spearman_sd spearman_low spearman_high picked_share elsewhere change "
+        "change_low change_high difference difference_low difference_high same_sign agree splits split_seed reason "
+        "agree_reason resampling_unit method",
+    ),
     "bystanders": (
         "an adapter",
         "behavior adapter mean_bystander mean_bystander_low mean_bystander_high mean_delta mean_delta_low mean_delta_high "
@@ -178,7 +184,7 @@ _KINDS = {
     "Int64": "seed hits total n n_right n_empty n_bare n_truncated n_other n_repeated n_same n_error n_unclosed n_judged "
     "n_incoherent n_unscored length_pairs length_pairs_all questions personas pairs k controls sources degrees direction "
     "layers_tested family_size permutations permutation_seed bootstraps bootstrap_seed resampling_seed hits_per_byte "
-    "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens candidates unrelated "
+    "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens candidates unrelated splits split_seed "
     "input_tokens output_tokens",
     "Boolean": "chosen chosen_per_byte chosen_per_char correct related best best_other_related main mostly met agrees "
     "reached_is_enough",
@@ -187,7 +193,7 @@ _KINDS = {
     "difference_reason both_reason cross_fitted_reason interval_reason method resampling_unit family cosine y over se_from "
     "control words_of against "
     "left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
-    "file subset compared geometry prompt_length_in",
+    "file subset compared agree_reason size geometry prompt_length_in",
 }
 _DTYPES = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _OTHER_DTYPES = {

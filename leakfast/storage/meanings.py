@@ -3,6 +3,7 @@ which table has which."""
 
 from __future__ import annotations
 
+from leakfast.storage.meanings_growth import GROWTH
 from leakfast.storage.meanings_mixed import MIXED
 
 MEANINGS = {
@@ -180,6 +181,7 @@ MEANINGS = {
     "cross_fitted_layer": "the layer picked most",
     "cross_fitted_share": "share of the picks that it is",
     "cross_fitted_reason": "why there is no cross-fitted ρ",
+    **GROWTH,
     # the source among all personas
     "candidates": "the source and its bystanders, each put in the source's place",
     "rank": "place of the source's |ρ| among the candidates', 1 the largest; pooled the mean place",

@@ -3,6 +3,7 @@ p within 15 %. The stored cosines have four digits, so ties (and with them ρ) m
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import numpy as np
 import polars as pl
 import pytest
 from scipy.optimize import least_squares
+from scipy.stats import spearmanr
 
 from leakfast import published, stats
 from leakfast.errors import InputError
 from leakfast.geometry import Centroids
 from leakfast.published.files import CORRELATIONS
+from leakfast.stats import among_sources, growth, two_way
 from leakfast.stats.correlations import correlate
 from leakfast.stats.tables import Stats
-from leakfast.storage import layout
+from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 
 DATA = Path(__file__).parents[2] / "../shared/data/published/single_token_100_persona"
@@ -219,3 +222,64 @@ def test_a_run_with_the_published_geometry_gives_the_published_correlations(tmp_
         for source in [*SOURCES, "pooled"]:
             told = stored[f"layer{layer}"]["_aggregate" if source == "pooled" else source]
             _agrees(_row(tables.correlations, source, layer, None), told)
+
+
+@needs_data
+def test_what_the_stored_cosines_say_of_the_source():
+    """Among the five sources alone: ranks, and how many of the 120 ways to deal the five to each other's leakage do as well."""
+    pairs = published.read_pairs(DATA)
+    table = among_sources.table(pairs, {}, 0).filter(cosine="centered", y="rate")
+    ranks = {layer: dict(table.filter(layer=layer).select("source", "rank").rows()) for layer in LAYERS}
+    assert [[ranks[layer][source] for source in SOURCES] for layer in LAYERS] == [
+        [1, 1, 3, 1, 2],
+        [1, 1, 2, 1, 3],
+    ]
+    assert table.filter(source="pooled")["p_source"].to_list() == pytest.approx([0.0841, 0.0841], abs=5e-5)
+    as_good = []
+    for layer in LAYERS:
+        sides = {
+            source: {
+                name: (cosine, rate)
+                for name, cosine, rate in pairs.filter(layer=layer, source=source)
+                .select("persona", "cosine_centered", "rate")
+                .rows()
+            }
+            for source in SOURCES
+        }
+        rho = np.empty((5, 5))
+        for i, whose in enumerate(SOURCES):
+            for j, other in enumerate(SOURCES):
+                both = sides[whose].keys() & sides[other].keys()
+                rho[i, j] = spearmanr(
+                    *zip(*((sides[other][b][0], sides[whose][b][1]) for b in both), strict=True)
+                )[0]
+        sums = [sum(rho[i, j] for i, j in enumerate(dealt)) for dealt in itertools.permutations(range(5))]
+        as_good.append(sum(one >= np.trace(rho) - 1e-12 for one in sums))
+    assert as_good == [4, 1]
+
+
+@needs_data
+def test_what_halves_of_the_stored_personas_say():
+    pairs = published.read_pairs(DATA)
+    table = growth.table(pairs, correlate(pairs, 0)).filter(cosine="centered", y="rate", source="pooled")
+    row = table.filter(layer=20, size="half").row(0, named=True)
+    assert (round(row["spearman"], 2), round(row["spearman_sd"], 2)) == (0.73, 0.02)
+    assert row["same_sign"] == 1 and row["picked_share"] == 1
+
+
+@needs_data
+def test_what_the_stored_data_lack_for_questions_and_length():
+    """One count a persona, no question and no reply: no interval over questions and no exposure, and that is said."""
+    told = {
+        key
+        for source in SOURCES
+        for row in json.loads((DATA / source / "marker_eval.json").read_text()).values()
+        for key in row
+    }
+    assert told == {"rate", "found", "total", "category", "related_to"}
+    assert not list(DATA.rglob("raw_completions.json")) and not list(DATA.rglob("centroids_layer*.pt"))
+    pairs = published.read_pairs(DATA)
+    both = two_way.with_questions(correlate(pairs, 0), pairs, schema.empty("question_counts"))
+    both = both.filter(pl.col("category").is_null(), cosine="centered", y="rate")
+    assert both["spearman_both_low"].null_count() == both.height == 12
+    assert set(both["both_reason"]) == {"0 questions with counts; at least 3 are needed"}

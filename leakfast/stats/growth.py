@@ -1,0 +1,264 @@
+"""Does ρ stand when there are twice as many personas? ρ over random quarters and halves of the personas beside that over all.
+Demands pairs, and the correlations' standard errors; leaves kinds of personas that were never asked to nobody: no split
+of the personas at hand can speak for them (`without_category` leaves out one kind at a time).
+
+Each of SPLITS times the personas are dealt into four quarters alike in categories, of which two make a half. Halves are
+disjoint, so one half is to the other what a second study with other personas of the same kinds would be to a first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from leakfast.stats import intervals, ties
+from leakfast.stats.correlations import COSINES, MIN_PAIRS, POOLED, YS
+from leakfast.stats.subsets import spearman_of_subsets
+from leakfast.storage.seeds import derive_seed
+
+SPLITS = 200
+SIZES = {"quarter": 4, "half": 2, "all": 1}  # how many such sets the personas make
+_Z = 1.959963984540054
+_METHOD = "personas dealt into quarters at random, alike in categories; ranges over splits"
+_WHOLE = "all personas: there are none left to set beside them"
+_SPREAD = ("spearman", "spearman_sd", "spearman_low", "spearman_high")
+_BESIDE = (
+    "elsewhere change change_low change_high difference difference_low difference_high same_sign agree"
+).split()
+COLUMNS: dict[str, Any] = {
+    **dict.fromkeys(("behavior", "source", "adapter"), pl.String),
+    "seed": pl.Int64,
+    "cosine": pl.String,
+    "y": pl.String,
+    "layer": pl.Int32,
+    "size": pl.String,
+    "n": pl.Int64,
+    **dict.fromkeys((*_SPREAD, "picked_share", *_BESIDE), pl.Float64),
+    "splits": pl.Int64,
+    "split_seed": pl.Int64,
+    "reason": pl.String,
+    "agree_reason": pl.String,
+    "resampling_unit": pl.String,
+    "method": pl.String,
+}
+
+
+def table(
+    pairs: pl.DataFrame,
+    correlations: pl.DataFrame,
+    seed: int = 0,
+    workers: int | None = None,
+    splits: int = SPLITS,
+) -> pl.DataFrame:
+    """A row per behavior, training seed, source (and pooled), cosine, y, layer and size (quarter, half, all); and a row with
+    a null layer for the layer that each set of personas would pick, the one with its largest |ρ|.
+
+    `spearman`, `spearman_sd`, `spearman_low`, `spearman_high`: mean, standard deviation and 95 % range of ρ over all sets of
+    that size. Estimand of the standard deviation over halves: the standard error of ρ over all N personas, as personas of
+    the same mixture of categories vary (delete-half jackknife: Shao and Wu 1989), and 1/√2 of that of a study with N/2.
+    `change`: ρ of the set with its sibling, twice as many personas, less its own; `difference`: mean |ρ − its sibling's|,
+    and the 95 % range of ρ − its sibling's. Both orders are counted, so that of a fixed layer the range has 0 in its middle.
+    `same_sign`: share of siblings that both have the sign of ρ over all. `agree`: share of siblings whose difference has a
+    95 % interval with 0 in it, z ± 1.96·√(2N/n)·spearman_se_z, with n personas in each and the standard error
+    of `correlations` (bootstrap over personas); about 0.95 where personas are as good as drawn independently, above it where
+    categories differ, since the deal keeps their mixture. `picked_share`: of sets that pick this layer; with a null layer,
+    that pick the layer all personas do. There ρ is in its own direction (|ρ|), `elsewhere` is the sibling's ρ at that layer
+    and in that direction, and `change` is at that layer too: below 0 by what the pick had added.
+
+    It answers whether ρ and its layer hang on which personas of these kinds were asked, and how far two studies half as
+    large would differ. It does not say that ρ holds for other kinds of personas, questions or sources, nor that the
+    cosine is the cause. Resampling unit: the persona, with its rates under all sources. Same pairs and seed, same bits,
+    whatever the order of rows and the number of threads. Raises ValueError for splits below 1."""
+    if splits < 1:
+        raise ValueError(f"growth: {splits} splits; at least 1 is needed")
+    if "adapter" not in pairs.columns:
+        pairs = pairs.with_columns(adapter=pl.col("source"))
+    errors = _errors(correlations)
+    rows: list[dict] = []
+    for group in pairs.partition_by("behavior", "seed", maintain_order=True):
+        behavior, train_seed = group["behavior"][0], group["seed"][0]
+        drawn = derive_seed("growth", seed, behavior, train_seed)
+        people = group.unique("persona").sort("persona").select("persona", "category")
+        deal = quarters(people["category"].to_list(), splits, drawn)
+        place = dict(zip(people["persona"], range(people.height), strict=True))
+        told = {"splits": splits, "split_seed": drawn, "resampling_unit": "persona", "method": _METHOD}
+        for adapter, source, part in _scopes(group):
+            key = {"behavior": behavior, "seed": train_seed, "source": source, "adapter": adapter}
+            own = {cell[3:]: se for cell, se in errors.items() if cell[:3] == (behavior, train_seed, adapter)}
+            for row in _rows(part, (deal, place), own, workers):
+                rows.append(told | key | row)
+    return pl.DataFrame(rows, schema=COLUMNS)
+
+
+def quarters(categories: list[str | None], splits: int, seed: int) -> np.ndarray:
+    """(splits, P) int8: the quarter, 0 to 3, that each persona falls into; 0 and 1 make a half.
+
+    Personas are put in a random order, category by category, and every four in a row go to four different quarters: sizes
+    differ by one at most, and a category of c personas gives each half c/2, or up to one more or fewer. Personas without a
+    category are a category together."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    names = sorted({c or "" for c in categories})
+    code = np.array([names.index(c or "") for c in categories])
+    out = np.empty((splits, len(code)), np.int8)
+    for row in out:
+        order = np.lexsort((rng.random(len(code)), rng.permutation(len(names))[code]))
+        fours = -(-len(code) // 4)
+        dealt = np.argsort(rng.random((fours, 4)), axis=1).ravel()
+        row[order] = dealt[: len(code)]
+    return out
+
+
+def _scopes(group: pl.DataFrame) -> list[tuple[str | None, str, pl.DataFrame]]:
+    """Each adapter's pairs, and all together where every source has one adapter."""
+    adapters = group.select("adapter", "source").unique(maintain_order=True).rows()
+    scopes: list[tuple[str | None, str, pl.DataFrame]] = [
+        (adapter, source, group.filter(adapter=adapter)) for adapter, source in adapters
+    ]
+    if len(scopes) > 1 and group["source"].n_unique() == len(scopes):
+        scopes.append((None, POOLED, group))
+    return scopes
+
+
+def _rows(
+    part: pl.DataFrame, dealt: tuple[np.ndarray, dict[str, int]], errors: dict, workers: int | None
+) -> Iterator[dict[str, Any]]:
+    """errors: (layer, cosine, y) → standard error of atanh ρ over all personas."""
+    deal, place = dealt
+    one_each = part.unique(["adapter", "persona"]).sort("adapter", "persona")
+    block = one_each["adapter"].rank("dense").to_numpy().astype(np.int64)
+    at = np.array([place[name] for name in one_each["persona"]])
+    for cosine in COSINES:
+        wide = part.pivot("layer", index=["adapter", "persona"], values=f"cosine_{cosine}")
+        wide = wide.sort("adapter", "persona")
+        layers = [layer for layer in sorted(part["layer"].unique()) if wide[str(layer)].count()]
+        x = np.column_stack([np.empty((wide.height, 0)), *(ties.floats(wide[str(k)]) for k in layers)])
+        for y_name in YS:
+            y = ties.floats(one_each[y_name])
+            kept = np.isfinite(x).all(1) & np.isfinite(y)
+            told = {"cosine": cosine, "y": y_name}
+            why = None
+            if not layers or kept.sum() < MIN_PAIRS:
+                why = f"{kept.sum() if layers else 0} pairs with both values; at least {MIN_PAIRS} are needed"
+            elif np.ptp(y[kept]) == 0:
+                why = f"{y_name} is {y[kept][0]:g} for all {kept.sum()} bystanders"
+            if why is not None:
+                yield told | {"size": "all", "n": int(kept.sum()), "reason": why, "agree_reason": why}
+                continue
+            sets = _sets(x[kept], y[kept], (block[kept], at[kept], deal), workers)
+            ses = [errors.get((layer, cosine, y_name)) for layer in layers]
+            for row in _told(sets, layers, ses):
+                yield told | row
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """ρ at each layer: of quarters (S, 4, K), of halves (S, 2, K), of all (K,); people: personas of all, and of the smallest
+    quarter and half."""
+
+    quarter: np.ndarray
+    half: np.ndarray
+    all: np.ndarray
+    people: dict[str, int]
+
+
+def _sets(x: np.ndarray, y: np.ndarray, who: tuple, workers: int | None) -> _Sets:
+    block, at, deal = who
+    mine = deal[:, at]
+    member = np.concatenate(
+        [
+            (mine[:, None] == np.arange(4)[:, None]).reshape(-1, len(y)),
+            (mine[:, None] // 2 == np.arange(2)[:, None]).reshape(-1, len(y)),
+            np.ones((1, len(y)), dtype=bool),
+        ]
+    )
+    rho = spearman_of_subsets(x.T, y, member, block, workers)
+    persons = np.unique(at)
+    sizes = [np.array([(deal[:, persons] // d == k).sum(1) for k in range(4 // d)]) for d in (1, 2)]
+    s, k = len(deal), x.shape[1]
+    rho = np.where((member.sum(1) >= MIN_PAIRS)[:, None], rho, np.nan)
+    return _Sets(
+        rho[: 4 * s].reshape(s, 4, k),
+        rho[4 * s : 6 * s].reshape(s, 2, k),
+        rho[-1],
+        {"quarter": int(sizes[0].min()), "half": int(sizes[1].min()), "all": len(persons)},
+    )
+
+
+def _told(sets: _Sets, layers: list[int], ses: list[float | None]) -> Iterator[dict[str, Any]]:
+    """The rows of one source, cosine and y. ses: standard error of atanh ρ at each layer, over all personas."""
+    own = {"quarter": sets.quarter, "half": sets.half, "all": sets.all[None, None]}
+    larger = {"quarter": np.repeat(sets.half, 2, axis=1), "half": np.broadcast_to(sets.all, sets.half.shape)}
+    best = _pick(sets.all[None])[0]
+    for size, rho in own.items():
+        whole = size == "all"
+        pick = _pick(rho.reshape(-1, len(layers)))
+        other = rho if whole else rho.reshape(len(rho), -1, 2, len(layers))[:, :, ::-1].reshape(rho.shape)
+        told = {"size": size, "n": sets.people[size]}
+        wider = np.sqrt(2 * sets.people["all"] / sets.people[size])
+        flat, beside = rho.reshape(-1, len(layers)), other.reshape(-1, len(layers))
+        above = None if whole else larger[size].reshape(-1, len(layers))
+        for k, layer in enumerate(layers):
+            row = told | {"layer": layer, "picked_share": float((pick == k).mean())}
+            if np.isnan(sets.all[k]):
+                why = "the cosine is the same for all bystanders"
+                yield row | {"picked_share": None, "reason": why, "agree_reason": why}
+                continue
+            sides = (flat[:, k], beside[:, k], None if above is None else above[:, k])
+            row |= _values(sides, np.sign(sets.all[k]))
+            yield row | ({} if whole or row.get("reason") else _agreed(sides, ses[k], wider))
+        if len(layers) > 1 and best >= 0:
+            rows = np.arange(len(flat))
+            sign = np.sign(flat[rows, pick])
+            known = pick >= 0
+            sides = tuple(
+                None if side is None else np.where(known, sign * side[rows, pick], np.nan)
+                for side in (flat, beside, above)
+            )
+            row = told | {"layer": None, "picked_share": float((pick == best).mean())}
+            yield {**row, "agree_reason": "the layer is picked anew in each set", **_values(sides, 1.0)}
+
+
+def _pick(rho: np.ndarray) -> np.ndarray:
+    """(M,) the column of each row's largest |ρ|, -1 where there is none."""
+    size = np.nan_to_num(np.abs(rho), nan=-1.0)
+    return np.where(size.max(1) >= 0, size.argmax(1), -1)
+
+
+def _values(sides: tuple, sign: float) -> dict[str, Any]:
+    """Spread of the sets' own ρ, and what stands beside them: the sibling's, and that of both together. sides: (M,) each."""
+    own, other, above = sides
+    lost = np.isnan(own) | np.isnan(other)
+    if lost.mean() > intervals.TOO_FEW_DRAWS:
+        why = f"{lost.mean():.0%} of the sets are too small or do not vary"
+        return {"reason": why, "agree_reason": why, "picked_share": None}
+    own, other = own[~lost], other[~lost]
+    if above is None:
+        return {"spearman": float(own[0]), "reason": _WHOLE, "agree_reason": _WHOLE}
+    apart, grown = own - other, above[~lost] - own
+    out = {"spearman": own.mean(), "spearman_sd": own.std(ddof=1), "elsewhere": other.mean()}
+    out |= {"change": grown.mean(), "difference": np.abs(apart).mean()}
+    for name, values in (("spearman", own), ("change", grown), ("difference", apart)):
+        out |= dict(zip((f"{name}_low", f"{name}_high"), np.quantile(values, [0.025, 0.975]), strict=True))
+    out["same_sign"] = ((np.sign(own) == sign) & (np.sign(other) == sign)).mean()
+    return {name: float(value) for name, value in out.items()}
+
+
+def _agreed(sides: tuple, se: float | None, wider: float) -> dict[str, Any]:
+    """Share of siblings whose difference has an interval with 0 in it. se: over all personas; wider: times that, of the
+    difference of two such sets."""
+    if se is None:
+        return {"agree_reason": "no standard error of ρ over personas"}
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = np.abs(np.arctanh(sides[0]) - np.arctanh(sides[1]))
+    known = ~np.isnan(apart)  # both ±1 alike are no difference that has a size
+    return {"agree": float((apart[known] <= _Z * se * wider).mean())}
+
+
+def _errors(correlations: pl.DataFrame) -> dict[tuple, float]:
+    """(behavior, seed, adapter, layer, cosine, y) → standard error of atanh ρ over personas, where there is one."""
+    whole = correlations.filter(pl.col("category").is_null() & pl.col("spearman_se_z").is_not_null())
+    key = ["behavior", "seed", "adapter", "layer", "cosine", "y"]
+    return {tuple(row[:-1]): row[-1] for row in whole.select(*key, "spearman_se_z").rows()}
