@@ -1,5 +1,5 @@
-"""From many estimates to few, with their uncertainty: rates over questions, ρ freed of the rates' noise,
-means over sources and seeds, all layers in one table. Demands the tables of `rates` and `correlations`."""
+"""From many estimates to few, with their uncertainty: rates over questions, ρ freed of the rates' noise, all layers in
+one table. Demands the tables of `rates` and `correlations`; leaves means over sources and seeds to `means`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from leakfast.stats import intervals, resample, ties
-from leakfast.stats.correlations import ALPHA, COSINES, MIN_BOOTSTRAP, POOLED, POWER, YS
+from leakfast.stats.correlations import ALPHA, COSINES, MIN_BOOTSTRAP, POWER, YS
 from leakfast.stats.rates import BASE
 from leakfast.stats.two_way import counts_table
 from leakfast.storage.seeds import derive_seed
@@ -156,54 +156,6 @@ def layers(correlations: pl.DataFrame) -> pl.DataFrame:
         (size == size.max().over(names)).alias("best"),
         *"reason ci_reason resampling_unit permutations permutation_seed bootstraps bootstrap_seed method".split(),
     ).sort(["behavior", "seed", "source", "cosine", "y", "layer"], maintain_order=True)
-
-
-def means(correlations: pl.DataFrame) -> pl.DataFrame:
-    """Random-effects mean of ρ over sources (per training seed) and over seeds (per source, and of pooled ρ).
-
-    One row per behavior, layer, cosine, y and what is averaged (`over`: sources or seeds): k, mean, its
-    95 % interval (Hartung and Knapp), tau2 (z scale), i2, q and its p, the interval for one more source or
-    seed, and a reason where something is null. Standard errors come from the bootstrap over personas, or
-    Bonett and Wright's formula where there is none (`se_from`)."""
-    whole = correlations.filter(pl.col("category").is_null() & pl.col("spearman").is_not_null())
-    key = ["behavior", "layer", "cosine", "y"]
-    singles = whole.filter(pl.col("source") != POOLED)
-    rows = []
-    for over, frame, more in (("sources", singles, "seed"), ("seeds", whole, "source")):
-        for names, group in frame.group_by([*key, more], maintain_order=True):
-            if over == "seeds" and group["seed"].n_unique() < 2:
-                continue
-            rows.append({**dict(zip([*key, more], names, strict=True)), "over": over, **_mean(group)})
-    columns = {name: correlations.schema[name] for name in [*key, "seed", "source"]}
-    values = {"k": pl.Int64, **dict.fromkeys(_MEAN_VALUES, pl.Float64)}
-    columns |= {"over": pl.String, **values, "se_from": pl.String, "reason": pl.String, "method": pl.String}
-    return pl.DataFrame(rows, schema=columns)
-
-
-_MEAN_VALUES = ("mean", "low", "high", "tau2", "i2", "q", "q_p", "predict_low", "predict_high")
-
-
-def _mean(group: pl.DataFrame) -> dict:
-    rho, n = group["spearman"].to_numpy(), group["n"].to_numpy()
-    drawn = group["spearman_se_z"].is_not_null().all()
-    inside = np.abs(rho) < 1 - 1e-12
-    method = "Fisher z, Paule-Mandel tau2, Hartung-Knapp interval"
-    kept = {"k": int(inside.sum()), "se_from": None, "method": method, **dict.fromkeys(_MEAN_VALUES)}
-    if not inside.all() or (n < 5).any():
-        return kept | {"reason": "a ρ of ±1 or fewer than 5 pairs has no variance on Fisher's scale"}
-    se = group["spearman_se_z"].to_numpy() if drawn else intervals.spearman_z_se(rho, n)
-    found = intervals.random_effects(np.arctanh(rho), se)
-    why = "one estimate: no spread to judge by" if found.k == 1 else None
-    return (
-        kept
-        | {name: getattr(found, name) for name in _MEAN_VALUES}
-        | {
-            "se_from": "bootstrap over personas" if drawn else "Bonett-Wright",
-            "tau2": None if found.k == 1 else found.tau2,
-            "q": None if found.k == 1 else found.q,
-            "reason": why,
-        }
-    )
 
 
 def disattenuated(

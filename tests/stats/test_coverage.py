@@ -151,18 +151,6 @@ def test_partial_rho():
     _held(inside)
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.15, 0.4])
-@pytest.mark.parametrize("k", [3, 5, 12])
-def test_hartung_knapp_with_few_sources(k, tau):
-    rng = np.random.default_rng(6)
-    inside = []
-    for _ in range(4_000):
-        se = rng.uniform(0.08, 0.14, k)
-        found = intervals.random_effects(0.7 + tau * rng.normal(size=k) + se * rng.normal(size=k), se)
-        inside.append(found.low <= np.tanh(0.7) <= found.high)
-    _held(inside)
-
-
 def test_disattenuated_rho():
     """Bivariate normal cosine and expected rate (probit scale narrow enough not to saturate), noise from
     questions: the interval of ρ / √reliability covers ρ with the expected rates."""
