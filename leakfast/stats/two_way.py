@@ -177,16 +177,12 @@ def counts_table(
     hits, total = (np.zeros((len(people), len(numbers))) for _ in range(2))
     if not counts.height or not len(numbers):
         return hits, total
-    who: dict[tuple[str, str], list[int]] = {}
-    for row, key in enumerate(zip(adapters, people, strict=True)):
-        who.setdefault(key, []).append(row)
-    what = {number: i for i, number in enumerate(numbers)}
-    for adapter, name, number, h, t in counts.select(
-        "adapter", "persona", "question", "hits", "total"
-    ).rows():
-        for row in who.get((adapter, name), ()):
-            if number in what:
-                hits[row, what[number]], total[row, what[number]] = h, t
+    rows = pl.DataFrame({"adapter": adapters, "persona": people}).with_row_index("_row")
+    cells = counts.join(rows, on=["adapter", "persona"]).filter(pl.col("question").is_in(list(numbers)))
+    order = np.argsort(numbers, kind="stable")
+    column = order[np.searchsorted(np.asarray(numbers)[order], cells["question"].to_numpy())]
+    at = cells["_row"].to_numpy(), column
+    hits[at], total[at] = cells["hits"].to_numpy(), cells["total"].to_numpy()
     return hits, total
 
 

@@ -213,7 +213,7 @@ MEANINGS = {
     "reliability": "split-half reliability of the rates over questions (Spearman-Brown)",
     "reliability_low": "95 % percentile interval, bootstrap over personas",
     "reliability_high": "its upper end",
-    "disattenuated": "ρ / √reliability: what ρ would be without noise in the rates",
+    "disattenuated": "ρ / √reliability, within ±1: what ρ would be without noise in the rates; null where they tell too little",
     "disattenuated_low": "95 % percentile interval of the ratio, bootstrap over personas",
     "disattenuated_high": "its upper end",
     "disattenuated.detectable": "the true |ρ| found with 80 % power at level 0.05, the rates being as noisy as they are: "
