@@ -72,7 +72,7 @@ def _behavior(group: pl.DataFrame, pairs: pl.DataFrame, questions: pl.DataFrame,
     counts = questions.filter(behavior=group["behavior"][0]) if questions.height else questions
     people = sorted(pairs["persona"].unique())
     parts, of_seed = {}, {}
-    for (adapter, train_seed), part in pairs.group_by("adapter", "seed", maintain_order=True):
+    for (adapter, train_seed), part in pairs.sort("adapter").group_by("adapter", "seed", maintain_order=True):
         parts[adapter] = _Part(asked_of(part, counts, layers), people)
         of_seed.setdefault(train_seed, []).append(adapter)
     drawn = derive_seed("signs of cells", seed, group["behavior"][0])
@@ -90,7 +90,8 @@ def _groups(group: pl.DataFrame) -> Iterator[tuple[dict, list[dict]]]:
         for names, members in frame.group_by([*_KEY, more], maintain_order=True):
             if over == "seeds" and members["seed"].n_unique() < 2:
                 continue
-            yield dict(zip([*_KEY, more], names, strict=True)) | {"over": over}, members.to_dicts()
+            told = dict(zip([*_KEY, more], names, strict=True)) | {"over": over}
+            yield told, members.sort("source", "seed", "adapter").to_dicts()
 
 
 @dataclass(frozen=True)
