@@ -313,3 +313,24 @@ def kendall(x, y, out):
                 in_x += u * u
                 in_y += v * v
         out[j] = both / np.sqrt(float(in_x) * float(in_y)) if in_x > 0 and in_y > 0 else np.nan
+
+
+@compiled
+def leave_one_out(x, y, x_rank, y_rank, out):
+    """Σ of products of ranks of each row of x (K, n) with y (n,), and of squares of either, over all but one of the n:
+    fills out (3, K, n). Ranks are made anew, centered and over their number n − 1; x_rank, y_rank: average ranks of all."""
+    n = len(y)
+    middle = n / 2.0
+    for k in range(x.shape[0]):
+        for i in range(n):
+            xy, xx, yy = 0.0, 0.0, 0.0
+            for j in range(n):
+                if j == i:
+                    continue
+                a = x_rank[k, j] - 0.5 * ((x[k, j] > x[k, i]) + (x[k, j] >= x[k, i])) - middle
+                b = y_rank[j] - 0.5 * ((y[j] > y[i]) + (y[j] >= y[i])) - middle
+                xy += a * b
+                xx += a * a
+                yy += b * b
+            size = (n - 1.0) * (n - 1.0)
+            out[0, k, i], out[1, k, i], out[2, k, i] = xy / size, xx / size, yy / size

@@ -1,15 +1,14 @@
 """Intervals, combinations and designs in closed form: rates over questions, differences, ρ on Fisher's z
-scale, random effects, many tests at once. Demands counts or estimates; draws nothing at random."""
+scale, many tests at once. Demands counts or estimates; draws nothing at random."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import polars as pl
 from scipy.optimize import brentq
-from scipy.special import chdtrc, ndtr, ndtri, stdtrit
+from scipy.special import ndtr, ndtri, stdtrit
 from scipy.stats import false_discovery_control
 
 CONFIDENCE = 0.95
@@ -180,83 +179,6 @@ def detectable(n: int, power: float = 0.8, alpha: float = 0.05) -> float | None:
         return float(ndtr((np.arctanh(rho) - bar) / spearman_z_se(rho, n))) - power
 
     return float(brentq(short, 0.0, 0.999, xtol=1e-14)) if short(0.999) > 0 else None
-
-
-@dataclass(frozen=True)
-class Combined:
-    """A random-effects mean on Fisher's z scale, told as correlations. tau2 is on the z scale; `low` to
-    `high` is for the mean, `predict_low` to `predict_high` for one more source."""
-
-    k: int
-    mean: float
-    low: float | None
-    high: float | None
-    tau2: float
-    i2: float | None
-    q: float
-    q_p: float | None
-    predict_low: float | None
-    predict_high: float | None
-    se: float
-
-
-def random_effects(z, se, method: str = "paule-mandel", confidence: float = CONFIDENCE) -> Combined:
-    """Random-effects mean of estimates z with standard errors se, (k,) each.
-
-    τ² by Paule and Mandel (1982) or DerSimonian and Laird ("dersimonian-laird"); the interval is
-    Hartung and Knapp's, with k − 1 degrees of freedom, because there are few sources. Q and I² say how
-    much of the spread is more than sampling. Assumes the estimates independent given their means: sources
-    that share their bystanders are not quite. k = 1 gives no interval. Raises ValueError for k = 0,
-    values that are not finite, or se ≤ 0."""
-    z, se = np.asarray(z, np.float64), np.asarray(se, np.float64)
-    k = len(z)
-    if k == 0 or z.shape != se.shape or not np.isfinite([z, se]).all() or (se <= 0).any():
-        raise ValueError("random effects need finite estimates with positive standard errors")
-    v = se * se
-    if k == 1:
-        return Combined(1, float(np.tanh(z[0])), None, None, 0.0, None, 0.0, None, None, None, float(se[0]))
-    w = 1 / v
-    q = float((w * (z - (w @ z) / w.sum()) ** 2).sum())
-    if method == "paule-mandel":
-        tau2 = _paule_mandel(z, v)
-    elif method == "dersimonian-laird":
-        tau2 = max(0.0, (q - (k - 1)) / (w.sum() - (w @ w) / w.sum()))
-    else:
-        raise ValueError(f"method {method!r} is neither paule-mandel nor dersimonian-laird")
-    w = 1 / (v + tau2)
-    mean = float((w @ z) / w.sum())
-    spread = float((w * (z - mean) ** 2).sum() / (k - 1))
-    se_mean = float(np.sqrt(spread / w.sum()))
-    t = float(stdtrit(k - 1, 0.5 + confidence / 2))
-    ahead = t * float(np.sqrt(tau2 + se_mean**2))
-    return Combined(
-        k,
-        float(np.tanh(mean)),
-        float(np.tanh(mean - t * se_mean)),
-        float(np.tanh(mean + t * se_mean)),
-        tau2,
-        max(0.0, (q - (k - 1)) / q) if q > 0 else 0.0,
-        q,
-        float(chdtrc(k - 1, q)),
-        float(np.tanh(mean - ahead)),
-        float(np.tanh(mean + ahead)),
-        se_mean,
-    )
-
-
-def _paule_mandel(z: np.ndarray, v: np.ndarray) -> float:
-    """The τ² ≥ 0 at which Σ w(z − z̄)² = k − 1."""
-
-    def surplus(tau2: float) -> float:
-        w = 1 / (v + tau2)
-        return float((w * (z - (w @ z) / w.sum()) ** 2).sum()) - (len(z) - 1)
-
-    if surplus(0.0) <= 0:
-        return 0.0
-    top = float(np.ptp(z) ** 2 + v.max())
-    while surplus(top) > 0:
-        top *= 4
-    return float(brentq(surplus, 0.0, top, xtol=1e-16, rtol=1e-15))
 
 
 def benjamini_hochberg(p) -> np.ndarray:

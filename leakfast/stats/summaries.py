@@ -1,5 +1,5 @@
-"""From many estimates to few, with their uncertainty: rates over questions, ρ freed of the rates' noise,
-means over sources and seeds, all layers in one table. Demands the tables of `rates` and `correlations`."""
+"""From many estimates to few, with their uncertainty: rates over questions, ρ freed of the rates' noise, all layers in
+one table. Demands the tables of `rates` and `correlations`; leaves means over sources and seeds to `means`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from leakfast.stats import intervals, resample, ties
-from leakfast.stats.correlations import ALPHA, COSINES, MIN_BOOTSTRAP, POOLED, POWER, YS
+from leakfast.stats.correlations import ALPHA, COSINES, MIN_BOOTSTRAP, POWER, YS
 from leakfast.stats.rates import BASE
 from leakfast.stats.two_way import counts_table
 from leakfast.storage.seeds import derive_seed
@@ -15,7 +15,9 @@ from leakfast.storage.seeds import derive_seed
 _RATES = (
     "ci: Wilson over samples; bb: Wilson over the samples that a beta-binomial over questions finds worth"
 )
-_SPLIT = "ρ / √reliability; split halves of questions, Spearman-Brown; percentile bootstrap over personas"
+_SPLIT = "ρ / √reliability within ±1; split halves of questions, Spearman-Brown; percentile bootstrap over personas"
+MIN_EVENTS = 1  # hits, or misses where they are fewer, of a bystander on average
+MIN_RELIABILITY = 0.1  # that the lower end of the reliability's interval must reach
 SPLITS = 20  # random halvings of the questions whose correlations are averaged
 _ONE = ["behavior", "adapter"]
 
@@ -174,53 +176,6 @@ def layers(correlations: pl.DataFrame) -> pl.DataFrame:
     ).sort(["behavior", "seed", "source", "cosine", "y", "layer"], maintain_order=True)
 
 
-def means(correlations: pl.DataFrame) -> pl.DataFrame:
-    """Random-effects mean of ρ over sources (per training seed) and over seeds (per source, and of pooled ρ).
-
-    One row per behavior, layer, cosine, y and what is averaged (`over`: sources or seeds): k, mean, its
-    95 % interval (Hartung and Knapp), tau2 (z scale), i2, q and its p, the interval for one more source or
-    seed, and a reason where something is null. Standard errors come from the bootstrap over personas, or
-    Bonett and Wright's formula where there is none (`se_from`)."""
-    whole = correlations.filter(pl.col("category").is_null() & pl.col("spearman").is_not_null())
-    key = ["behavior", "layer", "cosine", "y"]
-    singles = whole.filter(pl.col("source") != POOLED)
-    rows = []
-    several = whole.filter(pl.col("seed").n_unique().over([*key, "source"]) > 1)
-    for over, frame, more in (("sources", singles, "seed"), ("seeds", several, "source")):
-        for names, group in frame.group_by([*key, more], maintain_order=True):
-            rows.append({**dict(zip([*key, more], names, strict=True)), "over": over, **_mean(group)})
-    columns = {name: correlations.schema[name] for name in [*key, "seed", "source"]}
-    values = {"k": pl.Int64, **dict.fromkeys(_MEAN_VALUES, pl.Float64)}
-    columns |= {"over": pl.String, **values, "se_from": pl.String, "reason": pl.String, "method": pl.String}
-    return pl.DataFrame(rows, schema=columns)
-
-
-_MEAN_VALUES = ("mean", "low", "high", "tau2", "i2", "q", "q_p", "predict_low", "predict_high")
-
-
-def _mean(group: pl.DataFrame) -> dict:
-    rho, n = group["spearman"].to_numpy(), group["n"].to_numpy()
-    drawn = group["spearman_se_z"].is_not_null().all()
-    inside = np.abs(rho) < 1 - 1e-12
-    method = "Fisher z, Paule-Mandel tau2, Hartung-Knapp interval"
-    kept = {"k": int(inside.sum()), "se_from": None, "method": method, **dict.fromkeys(_MEAN_VALUES)}
-    if not inside.all() or (n < 5).any():
-        return kept | {"reason": "a ρ of ±1 or fewer than 5 pairs has no variance on Fisher's scale"}
-    se = group["spearman_se_z"].to_numpy() if drawn else intervals.spearman_z_se(rho, n)
-    found = intervals.random_effects(np.arctanh(rho), se)
-    why = "one estimate: no spread to judge by" if found.k == 1 else None
-    return (
-        kept
-        | {name: getattr(found, name) for name in _MEAN_VALUES}
-        | {
-            "se_from": "bootstrap over personas" if drawn else "Bonett-Wright",
-            "tau2": None if found.k == 1 else found.tau2,
-            "q": None if found.k == 1 else found.q,
-            "reason": why,
-        }
-    )
-
-
 def disattenuated(
     pairs: pl.DataFrame, questions: pl.DataFrame, bootstraps: int, seed: int = 0, workers: int | None = None
 ) -> pl.DataFrame:
@@ -229,7 +184,9 @@ def disattenuated(
     reliability: questions are split in halves at random (SPLITS times), Spearman's correlation of the
     bystanders' rates between halves is averaged and stepped up to the full number of questions (Spearman
     1910, Brown 1910: 2r/(1+r)). The cosine is taken as exact. Interval: percentile bootstrap over
-    personas of the whole ratio, halvings fixed. `delta` splits the base model's rates alike. Estimand:
+    personas of the whole ratio, halvings fixed; where halves disagree the ratio has no bound and is put at the end that ρ
+    points to, so that an interval over rates that tell little reaches 1. The estimate itself is null, with a reason, below
+    MIN_EVENTS and MIN_RELIABILITY. `delta` splits the base model's rates alike. Estimand:
     the rank correlation with each bystander's expected rate over questions of this kind. `detectable`: the
     true |ρ| that is found with 80 % power at level 0.05 over rates as noisy as these, `intervals.detectable` / √reliability;
     null, with a reason, where that is 1 or more."""
@@ -309,6 +266,8 @@ def _one_adapter(
             continue
         first, second = halves
         told["questions"] = mine["question"].n_unique()
+        hits, total = (mine.filter(pl.col("persona").is_in(people))[name].sum() for name in ("hits", "total"))
+        events = min(hits, total - hits) / len(people)
         drawn: dict[bytes, list[np.ndarray]] = {}  # who is kept → the halves' ρ in each resample
         for layer, cosine in cells:
             x = wide[layer][f"cosine_{cosine}"].to_numpy().astype(float)
@@ -326,6 +285,7 @@ def _one_adapter(
                 workers,
                 drawn.setdefault(kept.tobytes(), []),
             )
+            found = _spoken(found, events)
             rows.append({**key, **told, "layer": layer, "cosine": cosine, "n": int(kept.sum()), **found})
     return rows
 
@@ -340,19 +300,14 @@ def _ratio(x, y, first, second, bootstraps: int, seed: int, workers: int | None,
     ranks = [resample.ordered(side).rank for side in (x, y, first, second)]
     with np.errstate(invalid="ignore", divide="ignore"):
         unit = [r / np.linalg.norm(r, axis=1, keepdims=True) for r in ranks]
-    rho, alike = float(unit[0][0] @ unit[1][0]), float(np.mean((unit[2] * unit[3]).sum(1)))
-    if not alike > 0:
-        return {
-            "spearman": rho,
-            "reason": f"the halves correlate at {alike:.2f}: there is no reliable difference",
-        }
-    reliability = 2 * alike / (1 + alike)
-    out = {
-        "spearman": rho,
-        "reliability": reliability,
-        "disattenuated": rho / np.sqrt(reliability),
-        **_detectable(n, reliability),
-    }
+    rho = float(unit[0][0] @ unit[1][0])
+    alike = float(
+        np.mean(np.nan_to_num((unit[2] * unit[3]).sum(1)))
+    )  # a half that does not vary agrees with nothing
+    reliability = _stepped(alike)
+    out: dict = {"spearman": rho, "reliability": reliability, "reason": None}
+    if reliability > 0:
+        out |= {"disattenuated": float(_freed(rho, reliability)), **_detectable(n, reliability)}
     if bootstraps < 2:
         return out
     drawn = resample.bootstrap_spearman(x, y, bootstraps, seed, workers=workers)[:, 0]
@@ -361,20 +316,45 @@ def _ratio(x, y, first, second, bootstraps: int, seed: int, workers: int | None,
             resample.bootstrap_spearman(a, b, bootstraps, seed, workers=workers)[:, 0]
             for a, b in zip(first, second, strict=True)
         ]
-    half = np.mean(halves, axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        stepped = np.where(half > 0, 2 * half / (1 + half), np.nan)
-        both = np.column_stack([stepped, drawn / np.sqrt(stepped)])
-    if np.isnan(both).any(axis=1).mean() > intervals.TOO_FEW_DRAWS:
-        why = "the halves do not agree in over 5 % of the resamples: no interval"
+    if np.isnan(drawn).mean() > intervals.TOO_FEW_DRAWS:
+        why = "the cosine or the rate is the same for all in over 5 % of the resamples: no interval"
         return out | {"reason": "; ".join(filter(None, (why, out["reason"])))}
-    low, high = intervals.percentiles(both)
+    stepped = _stepped(np.mean(np.nan_to_num(halves), axis=0))
+    low, high = intervals.percentiles(np.column_stack([stepped, _freed(drawn, stepped)]))
     names = ("reliability", "disattenuated")
     return (
         out
         | {f"{k}_low": float(v) for k, v in zip(names, low, strict=True)}
         | {f"{k}_high": float(v) for k, v in zip(names, high, strict=True)}
     )
+
+
+def _stepped(alike):
+    """Spearman-Brown; 0 where the halves do not agree."""
+    positive = np.maximum(alike, 0.0)
+    return 2 * positive / (1 + positive)
+
+
+def _freed(rho, reliability):
+    """ρ / √reliability within ±1, the end that ρ points to where there is no reliability."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(reliability > 0, rho / np.sqrt(reliability), np.sign(rho))
+    return np.clip(ratio, -1.0, 1.0)
+
+
+def _spoken(found: dict, events: float) -> dict:
+    """`found` without an estimate, and why, where the rates say too little for one; its interval stays."""
+    if found.get("reliability") is None:
+        return found
+    why = None
+    if events < MIN_EVENTS:
+        why = f"{events:.2g} hits or misses a bystander; at least {MIN_EVENTS} is needed for an estimate"
+    elif (bottom := found.get("reliability_low", found["reliability"])) < MIN_RELIABILITY:
+        why = f"the reliability may be as low as {bottom:.2g}; {MIN_RELIABILITY} is needed for an estimate"
+    if why is None:
+        return found
+    reason = "; ".join(filter(None, (why, found["reason"])))
+    return found | {"disattenuated": None, "detectable": None, "reason": reason}
 
 
 def _detectable(n: int, reliability: float) -> dict:

@@ -102,13 +102,15 @@ def of_mean(values: np.ndarray) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """One adapter: names of its bystanders (P,), cosines (P, K), and y → its value without each question (P, Q) and the
-    noise of a persona's mean (P,); or why a y has none."""
+class Asked:
+    """One adapter: names of its bystanders (P,), cosines (P, K), y → its value (P,), NaN where it is not known, and y →
+    its value without each question (P, Q), the noise of a persona's mean (P,) and what each cell has over its margins
+    (P, Q); or why a y has none."""
 
     people: list[str]
     x: np.ndarray
-    values: dict[str, tuple[np.ndarray, np.ndarray] | str]
+    whole: dict[str, np.ndarray]
+    values: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray] | str]
     questions: list[int]
 
 
@@ -118,7 +120,7 @@ def _one(group: pl.DataFrame, questions: pl.DataFrame, seed: int) -> Iterator[di
     layers = sorted(group["layer"].unique())
     counts = questions.filter(behavior=behavior) if questions.height else questions
     asked = {
-        key: _asked(part, counts, layers)
+        key: asked_of(part, counts, layers)
         for key, part in group.group_by("adapter", "source", maintain_order=True)
     }
     scopes = [(adapter, source, [one]) for (adapter, source), one in asked.items()]
@@ -142,7 +144,8 @@ def _one(group: pl.DataFrame, questions: pl.DataFrame, seed: int) -> Iterator[di
                 }
 
 
-def _asked(part: pl.DataFrame, counts: pl.DataFrame, layers: list[int]) -> _Asked:
+def asked_of(part: pl.DataFrame, counts: pl.DataFrame, layers: list[int]) -> Asked:
+    """The pairs of one adapter beside its counts per question; K = layers × COSINES. Personas in order of their names."""
     adapter = part["adapter"][0]
     people = sorted(part["persona"].unique())
     place = {name: i for i, name in enumerate(people)}
@@ -153,16 +156,17 @@ def _asked(part: pl.DataFrame, counts: pl.DataFrame, layers: list[int]) -> _Aske
     mine = counts.filter(adapter=adapter) if counts.height else counts
     numbers = sorted(mine["question"].unique()) if mine.height else []
     own, base = (counts_table(counts, [name] * len(people), people, numbers) for name in (adapter, BASE))
-    values: dict[str, tuple[np.ndarray, np.ndarray] | str] = {}
-    for y in YS:
-        whole = ties.floats(part.unique("persona").sort("persona")[y])
+    values: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray] | str] = {}
+    rates = part.unique("persona").sort("persona")
+    known = {y: ties.floats(rates[y]) for y in YS}
+    for y, whole in known.items():
         if len(numbers) < MIN_QUESTIONS:
             values[y] = f"{len(numbers)} questions with counts; at least {MIN_QUESTIONS} are needed"
         elif y == "delta" and not np.isfinite(whole).any():
             values[y] = "the unadapted model was not measured on the same prompts"
         else:
             values[y] = _left_out(own, base if y == "delta" else None, np.isfinite(whole))
-    return _Asked(people, x, values, numbers)
+    return Asked(people, x, known, values, numbers)
 
 
 def counts_table(
@@ -173,24 +177,20 @@ def counts_table(
     hits, total = (np.zeros((len(people), len(numbers))) for _ in range(2))
     if not counts.height or not len(numbers):
         return hits, total
-    who: dict[tuple[str, str], list[int]] = {}
-    for row, key in enumerate(zip(adapters, people, strict=True)):
-        who.setdefault(key, []).append(row)
-    what = {number: i for i, number in enumerate(numbers)}
-    for adapter, name, number, h, t in counts.select(
-        "adapter", "persona", "question", "hits", "total"
-    ).rows():
-        for row in who.get((adapter, name), ()):
-            if number in what:
-                hits[row, what[number]], total[row, what[number]] = h, t
+    rows = pl.DataFrame({"adapter": adapters, "persona": people}).with_row_index("_row")
+    cells = counts.join(rows, on=["adapter", "persona"]).filter(pl.col("question").is_in(list(numbers)))
+    order = np.argsort(numbers, kind="stable")
+    column = order[np.searchsorted(np.asarray(numbers)[order], cells["question"].to_numpy())]
+    at = cells["_row"].to_numpy(), column
+    hits[at], total[at] = cells["hits"].to_numpy(), cells["total"].to_numpy()
     return hits, total
 
 
 def _left_out(
     own: tuple[np.ndarray, np.ndarray], base: tuple[np.ndarray, np.ndarray] | None, known: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Values without each question (P, Q), and the standard error of a persona's mean that its cells give (P,); NaN rows
-    for personas that are not known."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values without each question (P, Q), the standard error of a persona's mean that its cells give (P,), and the cells
+    less their margins (P, Q); NaN rows for personas that are not known."""
     rest = [side.sum(1, keepdims=True) - side for side in own]
     with np.errstate(divide="ignore", invalid="ignore"):
         if base is None:
@@ -202,12 +202,13 @@ def _left_out(
     margin = (
         np.nanmean(cell, axis=1, keepdims=True) + np.nanmean(cell, axis=0, keepdims=True) - np.nanmean(cell)
     )
-    noise = np.sqrt(np.nansum((cell - margin) ** 2, axis=1) / max(1, q - 1) / q * p / max(1, p - 1))
-    values = np.where(known[:, None], values, np.nan)
-    return values, np.where(known, noise, np.nan)
+    rest_of = cell - margin
+    noise = np.sqrt(np.nansum(rest_of**2, axis=1) / max(1, q - 1) / q * p / max(1, p - 1))
+    values, rest_of = (np.where(known[:, None], side, np.nan) for side in (values, rest_of))
+    return values, np.where(known, noise, np.nan), rest_of
 
 
-def _errors(parts: list[_Asked], y: str, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
+def _errors(parts: list[Asked], y: str, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
     """(standard error of z over questions (K,), that of cells (K,)), or why there is none."""
     for part in parts:
         if isinstance(found := part.values[y], str):

@@ -73,8 +73,8 @@ FURTHER = {
     ),
     "means": (
         "a mean of ρ over sources (source null), or over training seeds (seed null)",
-        "behavior layer cosine y seed source over k mean low high tau2 i2 q q_p predict_low predict_high se_from reason "
-        "method",
+        "behavior layer cosine y seed source over k mean low high tau2 i2 q q_p predict_low predict_high predict_new_low "
+        "predict_new_high own_se_z shared_se_z personas questions resampling_unit reason method",
     ),
     "picked": (
         "a source (or `pooled`), cosine and y, where there are several layers",
@@ -190,7 +190,7 @@ _KINDS = {
     "reached_is_enough",
     "String": "behavior adapter persona source category role taught text finish_reason status item items scoring label "
     "judge prompt_version raw detail text_sha256 health health_of reason ci_reason bb_reason delta_reason delta_method "
-    "difference_reason both_reason cross_fitted_reason interval_reason method resampling_unit family cosine y over se_from "
+    "difference_reason both_reason cross_fitted_reason interval_reason method resampling_unit family cosine y over "
     "control words_of against "
     "left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
     "file subset compared agree_reason size geometry prompt_length_in",

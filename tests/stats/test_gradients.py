@@ -51,6 +51,18 @@ def test_a_known_curve_is_found_again():
         assert low < getattr(found, name) < high
 
 
+def test_an_interval_ends_where_the_profile_meets_the_bar():
+    curve = gradients.Curve(*_draw(np.random.default_rng(6)))
+    found, (loss, theta) = gradients.fit_curve(curve), curve.found
+    for name, index in (("midpoint", 1), ("width", 3)):
+        for side, end in zip((-1, 1), found.intervals[name], strict=True):
+            at = (end - curve.start) / curve.span if name == "midpoint" else np.log(end / curve.span)
+            inner, outer = (
+                2 * (curve.best(theta, {index: at + side * step})[0] - loss) for step in (-3e-3, 3e-3)
+            )
+            assert inner < gradients.CRITICAL < outer
+
+
 def test_turning_the_cosine_turns_the_curve():
     cosine, hits, total = _draw(np.random.default_rng(3))
     up, down = gradients.fit(cosine, hits, total), gradients.fit(-cosine, hits, total)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from leakfast.stats import intervals, rates
 
@@ -54,49 +52,6 @@ def test_benjamini_hochberg_by_hand():
         intervals.benjamini_hochberg([1.5])
 
 
-def test_random_effects_by_hand():
-    z, se = np.array([0.2, 0.5, 0.9]), np.array([0.1, 0.1, 0.2])
-    w = 1 / se**2
-    q = (w * (z - (w @ z) / w.sum()) ** 2).sum()
-    found = intervals.random_effects(z, se, "dersimonian-laird")
-    tau2 = (q - 2) / (w.sum() - (w @ w) / w.sum())
-    assert (found.q, found.tau2) == (pytest.approx(q, abs=1e-12), pytest.approx(tau2, abs=1e-12))
-    assert found.i2 == pytest.approx((q - 2) / q, abs=1e-12)
-    assert found.q_p == pytest.approx(scipy.stats.chi2.sf(q, 2), rel=1e-12)
-    v = 1 / (se**2 + tau2)
-    mean = (v @ z) / v.sum()
-    half = scipy.stats.t.ppf(0.975, 2) * np.sqrt((v * (z - mean) ** 2).sum() / 2 / v.sum())
-    assert np.arctanh([found.low, found.high]) == pytest.approx([mean - half, mean + half], abs=1e-12)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.floats(-2, 2), st.floats(0.05, 0.5)), min_size=2, max_size=8))
-def test_paule_mandel_solves_its_equation(pairs):
-    z, se = np.array(pairs).T
-    found = intervals.random_effects(z, se)
-    w = 1 / (se**2 + found.tau2)
-    q = (w * (z - (w @ z) / w.sum()) ** 2).sum()
-    if found.tau2 > 0:
-        assert q == pytest.approx(len(z) - 1, rel=1e-9)
-    else:
-        assert q <= len(z) - 1
-    assert found.low <= found.mean <= found.high
-    assert found.predict_low <= found.low and found.high <= found.predict_high
-
-
-def test_random_effects_are_statsmodels():
-    from statsmodels.stats import meta_analysis as meta
-
-    z, se = np.array([0.2, 0.5, 0.9, 0.4]), np.array([0.1, 0.15, 0.2, 0.12])
-    for method, theirs in (("dersimonian-laird", "chi2"), ("paule-mandel", "iterated")):
-        told = meta.combine_effects(z, se**2, method_re=theirs, use_t=True, atol=1e-15, maxiter=1000)
-        found = intervals.random_effects(z, se, method)
-        assert found.tau2 == pytest.approx(told.tau2, abs=1e-12)
-        assert np.arctanh(found.mean) == pytest.approx(told.mean_effect_re, abs=1e-12)
-        assert found.se == pytest.approx(told.sd_eff_w_re_hksj, abs=1e-12)
-        assert found.q == pytest.approx(told.q, abs=1e-12)
-
-
 def test_shares_differences_and_many_tests_are_statsmodels():
     from statsmodels.stats.multitest import multipletests
     from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
@@ -127,13 +82,6 @@ def test_a_resample_with_rho_of_one_gives_no_standard_error():
     assert intervals.bootstrap_z(np.array([0.5, 0.5]), whole)[0][0] == pytest.approx(
         kept.std(ddof=1), abs=1e-12
     )
-
-
-def test_one_estimate_has_no_interval_and_none_is_refused():
-    assert intervals.random_effects([0.3], [0.1]).low is None
-    for z, se in (([], []), ([0.1, np.nan], [0.1, 0.1]), ([0.1, 0.2], [0.1, 0.0])):
-        with pytest.raises(ValueError, match="random effects"):
-            intervals.random_effects(z, se)
 
 
 def test_what_can_be_detected_shrinks_with_n_and_is_found_that_often():
