@@ -297,17 +297,22 @@ class Run:
         except OSError as error:
             raise store_error(path, error) from None
         if stamp is not None and manifest is None:
-            with self.lock():
-                target = free_name(self.path / layout.QUARANTINE / layout.MANIFEST)
-                with explained(target):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    path.replace(target)
-                log.warning("%s: damaged; moved to %s and rebuilt from log.jsonl", path, target)
-                self._manifest = self._from_log()
-                self._save(self._manifest)
-                self.log("quarantine", path=layout.MANIFEST, reason="damaged", rebuilt=True)
-            return self._manifest
+            return self._rebuild()
         self._manifest, self._seen = manifest or self._from_log(), stamp
+        return self._manifest
+
+    def _rebuild(self) -> dict[str, Any]:
+        """A damaged manifest goes to quarantine/, and is made anew of log.jsonl."""
+        path = self.path / layout.MANIFEST
+        with self.lock():
+            target = free_name(self.path / layout.QUARANTINE / layout.MANIFEST)
+            with explained(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+            log.warning("%s: damaged; moved to %s and rebuilt from log.jsonl", path, target)
+            self._manifest = self._from_log()
+            self._save(self._manifest)
+            self.log("quarantine", path=layout.MANIFEST, reason="damaged", rebuilt=True)
         return self._manifest
 
     def _change(self, change: Callable[[dict[str, Any]], Any]) -> None:
