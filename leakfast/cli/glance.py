@@ -1,5 +1,5 @@
-"""What `leakfast show` prints of a run's tables: warnings, verdicts, headline, leaks and little charts; or one persona.
-Demands a run that is only read; computes nothing beside what `stats` gives, and rounds here."""
+"""What `leakfast show` prints of a run's tables: warnings, verdicts, headline, leaks and little charts. Demands a run that
+is only read; computes nothing beside what `stats` gives, and rounds here."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from leakfast.cli.text import one_line, print_json, print_table
 from leakfast.errors import InputError
 from leakfast.stats import beyond
 from leakfast.stats.glance import glance
-from leakfast.stats.rates import BASE
-from leakfast.stats.summary import rate_interval
 from leakfast.storage.documents import did_you_mean
 
 if TYPE_CHECKING:
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
     from leakfast.storage.reading import ReadOnlyRun
 
 _WIDTH = 40  # bars of a chart
-_NEAREST = 8
-_HEALTH = ["behavior", "adapter", "n", "empty_share", "truncated_share", "repeated_share", "length_ratio"]
-_HEALTH += ["health", "reason"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,7 @@ class Asked:
     top: int = 5
 
 
-class _View:
+class View:
     """One behavior of a run at one layer."""
 
     def __init__(self, stats: Stats, behavior: str, asked: Asked) -> None:
@@ -97,17 +92,23 @@ class _View:
         }
 
 
+def table(head: Sequence[str], body: Sequence[Sequence[Any]], title: str) -> None:
+    """A table below its title, which is a line of its own: a narrow table would fold it."""
+    click.echo(one_line(title))
+    print_table(head, body)
+
+
 def overview(run: ReadOnlyRun, asked: Asked, *, as_json: bool) -> None:
     """The whole run, or one behavior or source of it."""
     stats, note = glance(run)
-    views = [_View(stats, name, asked) for name in _behaviors(stats, run, asked)]
+    views = [View(stats, name, asked) for name in behaviors_of(stats, run, asked)]
     if as_json:
         verdicts = stats.more.get("verdicts", pl.DataFrame()).to_dicts()
         print_json(
-            _about(run, stats, note) | {"verdicts": verdicts, "behaviors": [v.told(asked.top) for v in views]}
+            about(run, stats, note) | {"verdicts": verdicts, "behaviors": [v.told(asked.top) for v in views]}
         )
         return
-    _open(stats, note)
+    say_first(stats, note)
     _verdicts(stats, asked)
     for view in views:
         _headline(view)
@@ -117,7 +118,8 @@ def overview(run: ReadOnlyRun, asked: Asked, *, as_json: bool) -> None:
     click.echo("More: --persona NAME, --completions 5 --hit, --behavior NAME, --source NAME, --json.")
 
 
-def _about(run: ReadOnlyRun, stats: Stats, note: str | None) -> dict[str, Any]:
+def about(run: ReadOnlyRun, stats: Stats, note: str | None) -> dict[str, Any]:
+    """What is told of any part of a run: where the tables are from, and what is not well."""
     return {
         "run": str(run.path),
         "tables": "kept" if note is None else "computed in memory",
@@ -129,7 +131,7 @@ def _about(run: ReadOnlyRun, stats: Stats, note: str | None) -> dict[str, Any]:
     }
 
 
-def _open(stats: Stats, note: str | None) -> None:
+def say_first(stats: Stats, note: str | None) -> None:
     """What is to be said before any number."""
     for sentence in stats.warnings():
         click.echo(one_line(sentence))
@@ -139,7 +141,7 @@ def _open(stats: Stats, note: str | None) -> None:
         click.echo(f"note: {one_line(sentence)}")
 
 
-def _behaviors(stats: Stats, run: ReadOnlyRun, asked: Asked) -> list[str]:
+def behaviors_of(stats: Stats, run: ReadOnlyRun, asked: Asked) -> list[str]:
     """The behaviors that are shown. Raises InputError for a behavior, source or layer that the run does not have."""
     trained = stats.rates.filter(pl.col("role") != "base")
     known = {
@@ -171,11 +173,13 @@ def _verdicts(stats: Stats, asked: Asked) -> None:
         click.echo(one_line(f"verdict: {claim}, {behavior}: {', '.join(found)}{rests}"))
 
 
-def _headline(view: _View) -> None:
+def _headline(view: View) -> None:
     sign = amounts.sign_of(view.unit)
     where = "" if view.layer is None else f"; {view.cosine} cosine at layer {view.layer}"
     if view.layer is not None and view.layer == view.best and len(view.layers) > 1:
-        where += f", the largest pooled |ρ| of {len(view.layers)}: p (max) pays for the pick"
+        where += f", the largest pooled |ρ| of {len(view.layers)}"
+        if any(row["spearman_p_max"] is not None for row in view.headline):
+            where += ": p (max) pays for the pick"
     y = "change against the unadapted model" if view.y == "delta" else "rate"
     head = [
         "source",
@@ -206,13 +210,13 @@ def _headline(view: _View) -> None:
                 row["health"],
             ]
         )
-    print_table([*head, "N", "health"], body, title=f"{view.name}: {y} (95 % intervals){where}")
+    table([*head, "N", "health"], body, f"{view.name}: {y} (95 % intervals){where}")
     for row in view.headline:
         if row["reason"]:
             click.echo(one_line(f"{view.who(row)}: no ρ: {row['reason']}."))
 
 
-def _leaks(view: _View, top: int) -> None:
+def _leaks(view: View, top: int) -> None:
     """The bystanders with the highest rates, and who lies farthest above its cosine."""
     rows, far = [], []
     for _, part in view.leaks.group_by("adapter", maintain_order=True):
@@ -225,28 +229,28 @@ def _leaks(view: _View, top: int) -> None:
     click.echo()
     sign = amounts.sign_of(view.unit)
     head = ["source", "bystander", f"rate {sign}", "cosine", "its place", "beyond its cosine"]
-    print_table(head, rows, title=f"{view.name}: the bystanders with the highest rates")
+    table(head, rows, f"{view.name}: the bystanders with the highest rates")
     for who, row in far:
-        click.echo(one_line(f"farthest beyond its cosine, {who}: {_said_beyond(view, row)}"))
+        click.echo(one_line(f"farthest beyond its cosine, {who}: {said_beyond(view, row)}"))
     if far:
         click.echo(f"{beyond.METHOD}.")
 
 
-def _leak(view: _View, row: dict[str, Any]) -> list[Any]:
+def _leak(view: View, row: dict[str, Any]) -> list[Any]:
     return [
         row["persona"],
         amounts.with_interval(row["rate"], row["low"], row["high"], view.unit),
         amounts.rho(row["cosine"]),
-        _place(row),
+        place(row),
         amounts.amount(row["beyond"], view.unit, "+.1f"),
     ]
 
 
-def _place(row: dict[str, Any]) -> str | None:
+def place(row: dict[str, Any]) -> str | None:
     return None if row["place"] is None else f"{row['place']} of {row['of']}"
 
 
-def _said_beyond(view: _View, row: dict[str, Any]) -> str:
+def said_beyond(view: View, row: dict[str, Any]) -> str:
     points = " pp" if view.unit == "share" else ""
     rate = amounts.with_interval(row["rate"], row["low"], row["high"], view.unit)
     whole = "its whole interval lies above" if row["above"] else "its interval reaches down to it"
@@ -256,7 +260,7 @@ def _said_beyond(view: _View, row: dict[str, Any]) -> str:
     )
 
 
-def _charts(view: _View) -> None:
+def _charts(view: View) -> None:
     """ρ over the layers, and the bystanders' rates from the highest to the lowest, as bars."""
     curves = [curve for curve in view.curves() if any(rho is not None for rho in curve["spearman"])]
     if len(view.layers) > 1 and curves:
@@ -268,7 +272,7 @@ def _charts(view: _View) -> None:
         ]
         click.echo()
         title = f"ρ over layers {view.layers[0]} to {view.layers[-1]} ({view.cosine} cosine), bars from {low:+.2f} to {high:+.2f}"
-        print_table(["source", "ρ", "lowest", "highest"], rows, title=title)
+        table(["source", "ρ", "lowest", "highest"], rows, title)
     rows = []
     top = view.leaks["rate"].max()
     for _, part in view.leaks.group_by("adapter", maintain_order=True):
@@ -285,168 +289,9 @@ def _charts(view: _View) -> None:
     if rows and top:
         click.echo()
         title = f"bystanders' rates from the highest to the lowest, bars from 0 to {amounts.amount(top, view.unit)}"
-        print_table(
-            ["source", "rates", "lowest", "highest"], rows, title=f"{title} ({amounts.sign_of(view.unit)})"
-        )
+        table(["source", "rates", "lowest", "highest"], rows, f"{title} ({amounts.sign_of(view.unit)})")
 
 
 def _ends(values: Sequence[float | None]) -> tuple[float, float]:
     known = [value for value in values if value is not None]
     return min(known), max(known)
-
-
-def persona_view(run: ReadOnlyRun, name: str, asked: Asked, *, as_json: bool) -> None:
-    """Everything of one persona. Raises InputError for one that was not measured."""
-    from leakfast.stats.collect import read_people
-
-    stats, note = glance(run)
-    behaviors = _behaviors(stats, run, asked)
-    known = stats.rates["persona"].unique().sort().to_list()
-    if name not in known:
-        raise InputError(
-            f"show: persona {name!r} asked, but {run.path} has none of that name among its {len(known)}."
-            f"{did_you_mean(name, known)} See them with: leakfast show {run.path} --json"
-        )
-    people, _ = read_people(run)
-    views = {behavior: _View(stats, behavior, asked) for behavior in behaviors}
-    rows = [row for view in views.values() for row in _rates_of(view, name, asked)]
-    layer = next((view.layer for view in views.values() if view.layer is not None), None)
-    near, why = _neighbours(run, name, layer, asked.cosine)
-    health = _health_of(stats, name, behaviors)
-    about = {"persona": name, "category": people.categories.get(name), "prompt": people.prompts.get(name)}
-    if as_json:
-        told = {"rates": rows, "beyond": beyond.METHOD, "layer": layer, "cosine": asked.cosine}
-        print_json(
-            _about(run, stats, note) | about | told | {"nearest": near, "no_nearest": why, "health": health}
-        )
-        return
-    _open(stats, note)
-    click.echo(one_line(f"{name}, {about['category'] or 'no category'}"))
-    click.echo(f"prompt: {one_line(about['prompt'] or _no_prompt(name))}")
-    _print_rates(views, rows)
-    if near:
-        click.echo()
-        title = f"nearest personas, {asked.cosine} cosine at layer {layer} of the unadapted model"
-        print_table(
-            ["persona", "cosine"], [[one["persona"], amounts.rho(one["cosine"])] for one in near], title=title
-        )
-    else:
-        click.echo(f"nearest personas: {why}.")
-    if health:
-        click.echo()
-        body = [[_rounded(row[column]) for column in _HEALTH] for row in health]
-        print_table(_HEALTH, body, title=f"health of the replies under {name}")
-
-
-def _rates_of(view: _View, name: str, asked: Asked) -> list[dict[str, Any]]:
-    """The persona's rate under each adapter and the unadapted model, its cosine and place, and how far beyond it lies."""
-    mine = view.stats.rates.filter(persona=name, behavior=view.name)
-    if asked.source is not None:
-        mine = mine.filter((pl.col("source") == asked.source) | (pl.col("adapter") == BASE))
-    mine = mine.with_columns(side.alias(end) for end, side in rate_interval(mine).items())
-    found = {row["adapter"]: row for row in view.leaks.filter(persona=name).rows(named=True)}
-    rows = []
-    columns = [
-        "behavior",
-        "adapter",
-        "source",
-        "seed",
-        "role",
-        "hits",
-        "total",
-        "rate",
-        "low",
-        "high",
-        "delta",
-    ]
-    for row in mine.select(*columns).rows(named=True):
-        leak = found.get(row["adapter"], {})
-        row |= {
-            column: leak.get(column) for column in ("cosine", "place", "of", "expected", "beyond", "above")
-        }
-        rows.append(row | {"layer": view.layer, "unit": view.unit})
-    return rows
-
-
-def _print_rates(views: dict[str, _View], rows: list[dict[str, Any]]) -> None:
-    for behavior, view in views.items():
-        mine = [row for row in rows if row["behavior"] == behavior]
-        if not mine:
-            continue
-        click.echo()
-        body = [
-            [
-                row["adapter"],
-                row["role"],
-                amounts.with_interval(row["rate"], row["low"], row["high"], view.unit),
-                row["total"],
-                amounts.amount(row["delta"], view.unit, "+.1f"),
-                amounts.rho(row["cosine"]),
-                _place(row),
-                amounts.amount(row["expected"], view.unit),
-                amounts.amount(row["beyond"], view.unit, "+.1f"),
-            ]
-            for row in mine
-        ]
-        sign = amounts.sign_of(view.unit)
-        head = [
-            "adapter",
-            "it is",
-            f"rate {sign}",
-            "of",
-            "Δ",
-            "cosine to source",
-            "its place",
-            "cosine gives",
-            "beyond",
-        ]
-        at = "" if view.layer is None else f" ({view.cosine} cosine at layer {view.layer})"
-        print_table(head, body, title=f"{behavior}: its rate under each adapter{at}")
-        bystander = [row for row in mine if row["beyond"] is not None]
-        for row in sorted(bystander, key=lambda row: -row["beyond"])[:1]:
-            if row["beyond"] > 0:
-                said = _said_beyond(view, row | {"persona": f"under {row['adapter']}"})
-                click.echo(one_line(f"farthest beyond its cosine: {said}"))
-                click.echo(f"{beyond.METHOD}.")
-
-
-def _neighbours(
-    run: ReadOnlyRun, name: str, layer: int | None, cosine: str
-) -> tuple[list[dict[str, Any]], str | None]:
-    """The nearest personas in the base model's geometry, or why there are none."""
-    import numpy as np
-
-    from leakfast.geometry import Centroids
-    from leakfast.storage import layout
-
-    path = run.path / layout.centroids()
-    if not path.is_file():
-        return [], f"the run has no {layout.centroids()}"
-    centroids = Centroids.load(path)
-    layer = centroids.layers[0] if layer is None else layer
-    if name not in centroids.personas:
-        return [], f"{layout.centroids()} has no centroid of it"
-    if cosine == "centered" and len(centroids.metadata["centered_on"]) < 2:
-        return [], "a centered cosine needs two personas in the mean; give --cosine raw"
-    row = centroids.cosine(layer, "raw" if cosine == "raw" else "centered")[centroids.personas.index(name)]
-    order = [
-        i for i in np.argsort(-row, kind="stable") if np.isfinite(row[i]) and centroids.personas[i] != name
-    ]
-    near = [{"persona": centroids.personas[i], "cosine": float(row[i])} for i in order[:_NEAREST]]
-    return near, None if near else "its centroid has no direction"
-
-
-def _health_of(stats: Stats, name: str, behaviors: list[str]) -> list[dict[str, Any]]:
-    if stats.health is None:
-        return []
-    mine = stats.health.filter(pl.col("behavior").is_in(behaviors), persona=name)
-    return mine.select(_HEALTH).rows(named=True)
-
-
-def _no_prompt(name: str) -> str:
-    known = {"no_persona": "none: no system message", "qwen_default": "what the chat template says by itself"}
-    return known.get(name, "not known to this run")
-
-
-def _rounded(value: Any) -> Any:
-    return f"{value:.3g}" if isinstance(value, float) else value

@@ -99,10 +99,12 @@ def cli(
         chosen = Chosen(behavior, adapter, source, persona, question, hit)
         completions_shown.show(looked_at, chosen, completions, as_json=as_json)
         return None
-    from leakfast.cli.glance import Asked, overview, persona_view
+    from leakfast.cli.glance import Asked, overview
 
     asked = Asked(behavior, source, layer, cosine, top)
     if persona is not None:
+        from leakfast.cli.persona_shown import persona_view
+
         persona_view(looked_at, persona, asked, as_json=as_json)
     else:
         overview(looked_at, asked, as_json=as_json)

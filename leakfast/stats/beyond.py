@@ -12,7 +12,7 @@ from leakfast.stats.tables import Stats
 
 METHOD = (
     "beyond = rate − the isotonic curve of rate on cosine over all bystanders of the adapter, the persona itself among "
-    "them; no test: of so many personas the largest is large by chance too"
+    "them (the curve's ends follow single personas); no test: of so many the largest is large by chance too"
 )
 _ONE = ["behavior", "adapter", "source", "seed"]
 _CURVE = {**dict.fromkeys(("behavior", "adapter", "cosine"), pl.String), "layer": pl.Int32}

@@ -9,6 +9,9 @@ from leakfast.stats.correlations import correlate
 from leakfast.stats.tables import Stats, kept, marked
 from leakfast.storage.reading import ReadOnlyRun
 
+# what is looked at beside rates, pairs and correlations
+FURTHER = ("health", "exposure", "chosen_labels", "specificity", "bystanders", "isotonic", "verdicts")
+
 
 def glance(run: ReadOnlyRun) -> tuple[Stats, str | None]:
     """The tables of a run, and a sentence where they are not the kept ones.
@@ -16,7 +19,7 @@ def glance(run: ReadOnlyRun) -> tuple[Stats, str | None]:
     Kept tables are taken where nothing they rest on has changed since. Else rates with their intervals, pairs, ρ and r
     of every layer and the health of the replies are computed anew; what is drawn (p by permutation, intervals of ρ) and
     every further table is absent, never a guess. Raises as `stats.tables.stats`."""
-    found = kept(run)
+    found = kept(run, FURTHER)
     if found is not None:
         return found, None
     told = run.manifest["stages"].get("stats")
@@ -27,7 +30,11 @@ def glance(run: ReadOnlyRun) -> tuple[Stats, str | None]:
     if (bystanders := two_way.mean_bystanders(rates, collected.questions)).height:
         more["bystanders"] = bystanders
     made = Stats(rates, collected.pairs, correlations, tuple(collected.missing), more)
-    why = "There are no tables yet" if told is None else "The tables are older than what they rest on"
+    why = (
+        "There are no tables yet"
+        if told is None
+        else "The tables are older than what they rest on, or of another version"
+    )
     note = (
         f"{why}: rates, ρ and r are computed now, in memory, without draws (no p by permutation, no interval of ρ). "
         f"Make the tables with: leakfast stats {run.path}"
