@@ -12,6 +12,7 @@ from leakfast.cli.text import inert, one_line, print_json
 from leakfast.report.reading import ORDER, Chosen, Completion, completions, questions
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.text import Text
 
     from leakfast.storage.reading import ReadOnlyRun
@@ -31,7 +32,6 @@ def show(run: ReadOnlyRun, chosen: Chosen, n: int, *, as_json: bool) -> None:
         )
         return
     from rich.console import Console
-    from rich.padding import Padding
 
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -41,8 +41,15 @@ def show(run: ReadOnlyRun, chosen: Chosen, n: int, *, as_json: bool) -> None:
         console.print()
         console.print(_head(one), soft_wrap=True)
         if question := _question(asked, one):
-            console.print(Padding(_plain(f"asked: {question}", "dim"), (0, 0, 0, 2)))
-        console.print(Padding(body(one, plain=not console.is_terminal), (0, 0, 0, 2)))
+            _print_wrapped(console, _plain(f"asked: {question}", "dim"))
+        _print_wrapped(console, body(one, plain=not console.is_terminal))
+
+
+def _print_wrapped(console: Console, text: Text) -> None:
+    """`text` in lines no wider than the terminal, set in by two."""
+    for line in text.wrap(console, max(20, console.width - 2)):
+        line.rstrip()
+        console.print("  ", line, sep="", soft_wrap=True)
 
 
 def body(one: Completion, *, plain: bool) -> Text:

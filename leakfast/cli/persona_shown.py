@@ -9,7 +9,7 @@ import click
 import polars as pl
 
 from leakfast.cli import amounts
-from leakfast.cli.glance import Asked, View, behaviors_of, place, said_beyond, say_first, table
+from leakfast.cli.glance import Asked, View, about, behaviors_of, place, said_beyond, say_first, table
 from leakfast.cli.text import one_line, print_json
 from leakfast.errors import InputError
 from leakfast.stats import beyond
