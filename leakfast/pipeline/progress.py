@@ -265,7 +265,7 @@ def _rated(run: ReadOnlyRun, known: dict[str, pl.DataFrame]) -> list[dict[str, A
         ]
         for path in files:
             if path not in known:
-                rows = pl.read_parquet(run.path / path)
+                rows = pl.read_parquet(run.path / path, glob=False)
                 known[path] = rate_tables.count(rows, detector(pl.col("text")), by_question=True)
             parts.append(known[path])
         if adapter != BASE:

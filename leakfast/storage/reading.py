@@ -39,9 +39,9 @@ class ReadOnlyRun(Run):
             log.warning("%s: %s: %s; it is left out", self.path, relpath, found)
         self.set_aside[relpath] = found
 
-    def _rebuild(self) -> dict[str, Any]:
+    def _rebuild(self, path: Path) -> dict[str, Any]:
         if self._manifest is None:
-            log.warning("%s: %s is damaged; read from %s", self.path, layout.MANIFEST, layout.JOURNAL)
+            log.warning("%s: damaged; read from %s", path, layout.JOURNAL)
         self._manifest = self._from_log()
         return self._manifest
 
