@@ -117,7 +117,7 @@ def test_there_are_enough_payloads():
         ["--persona", "--json"],
         ["--completions", "9"],
         ["--completions", "9", "--json"],
-        ["--persona", "--completions", "2", "--hit"],
+        ["--persona", "--completions", "2", "--no-hit"],
         ["--watch"],
         ["--watch", "--json"],
     ],
