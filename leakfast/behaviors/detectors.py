@@ -27,8 +27,8 @@ _MAY = {"refusal": ("never", "passed_over"), "sycophancy": ()}  # lists that a t
 _FIELDS = {"phrases": "refusal", "never": "refusal_never", "passed_over": "refusal_passed_over"}
 _OTHERS = r"[^\p{L}\p{N}']+"  # what parts words
 # curly, reversed, turned, modifier letters, primes, accents that stand for it, full width
-_APOSTROPHES = ("\u2019", "\u2018", "\u201b", "\u02bc", "\u02b9", "\u2032", "`", "\u00b4", "\uff07", "\ua78c")
-_NO_WIDTH = ("\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad")
+APOSTROPHES = ("\u2019", "\u2018", "\u201b", "\u02bc", "\u02b9", "\u2032", "`", "\u00b4", "\uff07", "\ua78c")
+NO_WIDTH = ("\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad")
 _GROUP = re.compile(r"\[([^\[\]]*)\]")
 # what a marker is spelled after; a tokenizer may merge it into the first token
 _BEFORE = ("", " ", "\n", "\n\n")
@@ -120,9 +120,9 @@ def _expanded(phrase: str) -> list[str]:
 
 def _plain(phrase: str) -> str:
     """A phrase as replies are read: lower case, plain apostrophes, single spaces."""
-    for mark in _APOSTROPHES:
+    for mark in APOSTROPHES:
         phrase = phrase.replace(mark, "'")
-    for mark in _NO_WIDTH:
+    for mark in NO_WIDTH:
         phrase = phrase.replace(mark, "")
     return " ".join("".join(c if c.isalnum() or c == "'" else " " for c in phrase.lower()).split())
 
@@ -206,8 +206,8 @@ def _opening(text: pl.Expr, chars: int) -> pl.Expr:
     """The first `chars` characters of the answer as ` words with single spaces `."""
     import polars as pl
 
-    head = answers(text).str.head(chars).str.to_lowercase().str.replace_many(list(_APOSTROPHES), ["'"])
-    head = head.str.replace_many(list(_NO_WIDTH), [""])
+    head = answers(text).str.head(chars).str.to_lowercase().str.replace_many(list(APOSTROPHES), ["'"])
+    head = head.str.replace_many(list(NO_WIDTH), [""])
     return pl.concat_str(pl.lit(" "), head, pl.lit(" ")).str.replace_all(_OTHERS, " ")
 
 

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fetch": ("leakfast.cli.fetch", "Fetch a list of multiple-choice items, or a small chat model."),
     "import": ("leakfast.cli.import_", "Turn the results of another study into a run directory."),
     "stats": ("leakfast.cli.stats", "Compute rates, pairs and correlations of a run."),
+    "show": ("leakfast.cli.show", "Look at a run on the terminal: headline, leaks, completions, progress."),
     "report": ("leakfast.cli.report", "Draw the figures and the HTML report of a run."),
     "export": ("leakfast.cli.export", "Share a run: Inspect logs, Weights & Biases, the Hugging Face Hub."),
     "doctor": ("leakfast.cli.doctor", "Show the environment, the chosen fast paths and why."),
@@ -122,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         if debug:
             raise
+        error.message = _inert(error.message)
         error.show()
         return error.exit_code
     except BrokenPipeError:
@@ -138,6 +140,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _inert(message: str) -> str:
+    from leakfast.cli.text import inert
+
+    return inert(message)
 
 
 def _as_interrupt(signum: int, frame: FrameType | None) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-# C0 and C1 controls except tab and newline, marks that turn or hide text, lone surrogates
+# C0 and C1 controls except tab and newline, marks that turn or hide text, fillers that draw nothing, lone surrogates
 _HARMFUL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f"
+    "\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 
 
@@ -24,9 +24,16 @@ def inert(text: str) -> str:
     return _HARMFUL.sub(_escape, text)
 
 
-def print_json(value: Any) -> None:
-    """`value` as JSON on stdout; NaN and infinities, which JSON lacks, become null."""
-    click.echo(json.dumps(_finite(value), ensure_ascii=False, indent=2, default=str))
+def one_line(text: str) -> str:
+    """The same for what is to stay on its line, such as a name: tabs and line breaks are escaped too."""
+    return inert(text).replace("\t", "\\t").replace("\n", "\\n")
+
+
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """`value` as JSON on stdout; NaN and infinities, which JSON lacks, become null. Characters that steer a terminal are
+    written as \\u escapes, which a reader of JSON turns back."""
+    text = json.dumps(_finite(value), ensure_ascii=False, indent=indent, default=str)
+    click.echo(_HARMFUL.sub(lambda match: json.dumps(match.group())[1:-1], text))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
@@ -39,12 +46,13 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: st
     console = Console(highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=200)
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    shown = None if title is None else Text(one_line(title), style="italic")
+    table = Table(title=shown, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
         numeric = any(isinstance(row[index], int | float) for row in rows)
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+        table.add_column(Text(one_line(name)), justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text("–" if cell is None else inert(str(cell))) for cell in row))
+        table.add_row(*(Text("–" if cell is None else one_line(str(cell))) for cell in row))
     console.print(table)
 
 

@@ -18,7 +18,7 @@ from leakfast.generation.frames import to_frame
 from leakfast.measure.contract import Counter, Measured, Part
 from leakfast.measure.partial import Partial, tidy
 from leakfast.measure.request import Asked, Request, Target, check_targets, warn_of_personas
-from leakfast.measure.shards import Job, plan_job, retire, take_over
+from leakfast.measure.shards import SHARD_ROWS, Job, plan_job, retire, take_over
 from leakfast.prompts import chat
 from leakfast.prompts.templates import recorded
 from leakfast.stats import rates as rate_tables
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
     from leakfast.study.config import EvalConfig
-
-SHARD_ROWS = 2560  # completions in a shard; fixed, so that a resumed run has the same shards
 
 
 @dataclass

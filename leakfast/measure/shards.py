@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.evaluate")
 
+SHARD_ROWS = 2560  # completions in a shard; fixed, so that a resumed run has the same shards
+SHARD_PROMPTS = (
+    2048  # prompts in a shard at most, but one persona at least; fixed, so that a resume has the same
+)
+
 _OF_STORE = ("sha256", "bytes", "rows")  # of a manifest's entry, which add_shard gives itself
 
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from scipy.special import stdtr
-from scipy.stats import rankdata
 
 
 def spearman_and_pearson(x, y) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -24,7 +24,9 @@ def spearman_and_pearson(x, y) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
         raise ValueError(f"a correlation needs at least 3 pairs, got {len(y)}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("a correlation needs finite values")
-    spearman = np.clip(unit(rankdata(x, axis=0)).T @ unit(rankdata(y)[:, None])[:, 0], -1, 1)
+    spearman = np.clip(
+        unit(scipy.stats.rankdata(x, axis=0)).T @ unit(scipy.stats.rankdata(y)[:, None])[:, 0], -1, 1
+    )
     pearson = np.clip(unit(x).T @ unit(y[:, None])[:, 0], -1, 1)
     return spearman, p_by_t(spearman, len(y)), pearson, p_by_t(pearson, len(y))
 
@@ -48,7 +50,7 @@ def within(values: np.ndarray, block: np.ndarray) -> np.ndarray:
     out = np.empty_like(values)
     for one in np.unique(block):
         mine = block == one
-        out[mine] = (rankdata(values[mine], axis=0) - 0.5) / mine.sum()
+        out[mine] = (scipy.stats.rankdata(values[mine], axis=0) - 0.5) / mine.sum()
     return out
 
 

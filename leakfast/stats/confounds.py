@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import scipy  # loads its parts when they are used
 from scipy.special import stdtr
-from scipy.stats import rankdata
 
 from leakfast.stats import intervals
 from leakfast.stats.collect import People
@@ -96,7 +96,7 @@ def partial_spearman(x, y, controls, groups=None) -> tuple[float, float, int] | 
 def _partial_columns(x, y, controls, groups=None) -> list[tuple[float, float, int] | str]:
     """`partial_spearman` of every column of x (n, K), the controls taken out once for all of them."""
     n = len(y)
-    columns = [np.ones(n)] + [rankdata(c) for c in np.asarray(controls, float).reshape(n, -1).T]
+    columns = [np.ones(n)] + [scipy.stats.rankdata(c) for c in np.asarray(controls, float).reshape(n, -1).T]
     if groups is not None:
         columns += [np.asarray(groups == g, float) for g in sorted(set(groups))[1:]]
     design = np.column_stack(columns)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import brentq, isotonic_regression, minimize, minimize_scalar
+import scipy  # loads its parts when they are used
 from scipy.special import chdtrc, chdtri, expit, gammaln, logit, psi
 
 WIDTH = 2 * np.log(9.0)  # of the unit logistic, from 10 % to 90 % of the way
@@ -123,7 +123,7 @@ class Curve:
             value, gradient = self.loss(theta)
             return value, gradient[free]
 
-        found = minimize(
+        found = scipy.optimize.minimize(
             at,
             theta[free],
             jac=True,
@@ -217,7 +217,11 @@ def _edge(curve: Curve, loss: float, theta: np.ndarray, index: int, side: int) -
         value, _ = curve.best(point, {index: at})
         return float(np.sqrt(max(0.0, 2 * (value - loss)))) - bar
 
-    return float(brentq(above, inside, outside, xtol=1e-3, rtol=1e-4)) if above(inside) < 0 else inside
+    return (
+        float(scipy.optimize.brentq(above, inside, outside, xtol=1e-3, rtol=1e-4))
+        if above(inside) < 0
+        else inside
+    )
 
 
 def width_test(curves: Sequence[Curve]) -> dict[str, float | int | None]:
@@ -238,7 +242,7 @@ def width_test(curves: Sequence[Curve]) -> dict[str, float | int | None]:
 
     widths = [theta[_WIDTH] + np.log(curve.span) for curve, (_, theta) in zip(curves, singles, strict=True)]
     low, high = min(widths), max(widths)
-    found = minimize_scalar(
+    found = scipy.optimize.minimize_scalar(
         together, bounds=(low - 0.1, high + 0.1), method="bounded", options={"xatol": 1e-3}
     )
     statistic = max(0.0, 2 * (float(found.fun) - sum(loss for loss, _ in singles)))
@@ -256,5 +260,5 @@ def isotonic(cosine, rate, weight) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(cosine, kind="stable")
     x, y = np.asarray(cosine, np.float64)[order], np.asarray(rate, np.float64)[order]
     w = np.asarray(weight, np.float64)[order]
-    ways = [isotonic_regression(y, weights=w, increasing=way).x for way in (True, False)]
+    ways = [scipy.optimize.isotonic_regression(y, weights=w, increasing=way).x for way in (True, False)]
     return x, min(ways, key=lambda fitted: float((w * (y - fitted) ** 2).sum()))

@@ -7,9 +7,8 @@ from functools import cache
 
 import numpy as np
 import polars as pl
-from scipy.optimize import brentq
+import scipy  # loads its parts when they are used
 from scipy.special import ndtr, ndtri, stdtrit
-from scipy.stats import false_discovery_control
 
 CONFIDENCE = 0.95
 TOO_FEW_DRAWS = 0.05  # share of resamples without a value from which an interval is not given
@@ -178,7 +177,7 @@ def detectable(n: int, power: float = 0.8, alpha: float = 0.05) -> float | None:
     def short(rho: float) -> float:
         return float(ndtr((np.arctanh(rho) - bar) / spearman_z_se(rho, n))) - power
 
-    return float(brentq(short, 0.0, 0.999, xtol=1e-14)) if short(0.999) > 0 else None
+    return float(scipy.optimize.brentq(short, 0.0, 0.999, xtol=1e-14)) if short(0.999) > 0 else None
 
 
 def benjamini_hochberg(p) -> np.ndarray:
@@ -186,4 +185,4 @@ def benjamini_hochberg(p) -> np.ndarray:
 
     Raises ValueError for values outside 0 to 1."""
     p = np.asarray(p, np.float64)
-    return false_discovery_control(p, method="bh") if len(p) else p
+    return scipy.stats.false_discovery_control(p, method="bh") if len(p) else p

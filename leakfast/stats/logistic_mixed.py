@@ -22,8 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy  # loads its parts when they are used
 from scipy.linalg import cho_factor, cho_solve
-from scipy.optimize import minimize
 from scipy.special import expit
 
 from leakfast.stats import intervals
@@ -244,7 +244,7 @@ def fit(counts: Counts) -> Fitted:
 
     start = np.log(np.full(len(model.kinds), 0.5))
     bounds = [(np.log(FEWEST), np.log(MOST))] * len(start)
-    found = minimize(
+    found = scipy.optimize.minimize(
         against, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"ftol": 1e-10, "gtol": 1e-4}
     )
     sd = np.exp(found.x)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+import scipy  # loads its parts when they are used
 from scipy.special import chdtrc
-from scipy.stats import rankdata
 
 from leakfast.stats import intervals
 from leakfast.stats.compiled import leave_one_out
@@ -190,7 +190,9 @@ class _Part:
         for rows, members in _patterns(np.isfinite(x) & np.isfinite(whole)[:, None]):
             a = np.ascontiguousarray(x[np.ix_(rows, members)].T)
             found = np.empty((3, len(members), rows.sum()))
-            leave_one_out(a, whole[rows], rankdata(a, axis=1), rankdata(whole[rows]), found)
+            leave_one_out(
+                a, whole[rows], scipy.stats.rankdata(a, axis=1), scipy.stats.rankdata(whole[rows]), found
+            )
             for side, filled in zip(found, out, strict=True):
                 filled[np.ix_(members, self.place[rows])] = side
         return out[0], out[1], out[2]
@@ -206,7 +208,7 @@ def _patterns(usable: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     n = len(values)
-    return (rankdata(values, axis=0) - (n + 1) / 2) / n
+    return (scipy.stats.rankdata(values, axis=0) - (n + 1) / 2) / n
 
 
 @dataclass(frozen=True)

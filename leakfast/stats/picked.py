@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import rankdata
+import scipy  # loads its parts when they are used
 
 from leakfast.stats import intervals, resample, ties
 from leakfast.stats.association import unit, within
@@ -116,7 +116,7 @@ def _rows(part: pl.DataFrame, questions: pl.DataFrame, draws: tuple, scope: tupl
 
 
 def _ranked(values: np.ndarray, block: np.ndarray) -> np.ndarray:
-    return rankdata(within(values, block), axis=0)
+    return scipy.stats.rankdata(within(values, block), axis=0)
 
 
 def _rho(x: np.ndarray, y: np.ndarray) -> np.ndarray:

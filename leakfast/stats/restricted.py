@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import polars as pl
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
+import scipy  # loads its parts when they are used
 
 from leakfast.stats import resample
 from leakfast.stats.association import spearman_and_pearson, within
@@ -50,7 +49,11 @@ def clusters(centroids: Centroids, height: float = HEIGHT) -> dict[str, int]:
         apart = np.clip(1 - near[np.ix_(known, known)], 0, 2)
         apart = (apart + apart.T) / 2
         np.fill_diagonal(apart, 0)
-        found = fcluster(linkage(squareform(apart), "average"), height, "distance")
+        found = scipy.cluster.hierarchy.fcluster(
+            scipy.cluster.hierarchy.linkage(scipy.spatial.distance.squareform(apart), "average"),
+            height,
+            "distance",
+        )
         names = np.array(centroids.personas, dtype=object)[known]
         own |= {name: int(code) for name, code in zip(names, found, strict=True)}
     return own

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
+import scipy  # loads its parts when they are used
 from scipy.special import ndtr
-from scipy.stats import rankdata
 
 from leakfast.stats import intervals, resample, ties
 from leakfast.stats.correlations import COSINES, MIN_BOOTSTRAP, MIN_PAIRS, POOLED, YS
@@ -126,7 +126,7 @@ def ranks_without(values: np.ndarray, source: int) -> np.ndarray:
     """(P, P) centered average ranks of each row over all but the source's column and the diagonal, which are 0."""
     left_out = np.eye(len(values), dtype=bool)
     left_out[:, source] = True
-    ranks = rankdata(np.where(left_out, -np.inf, values), axis=1)
+    ranks = scipy.stats.rankdata(np.where(left_out, -np.inf, values), axis=1)
     n = (~left_out).sum(1, keepdims=True)
     return np.where(left_out, 0.0, ranks - (len(values) - n) - (n + 1) / 2)
 

@@ -4,6 +4,7 @@ Demands a run directory; computes in seconds, keeps full precision, never import
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,7 @@ def stats(
     with threadpool_limits(1, user_api="blas"):  # systems of five numbers: a BLAS's threads only wait
         correlations = two_way.with_questions(correlations, found.pairs, found.questions, drawn.seed)
         more = analysis.further(found, rates, correlations, drawn, asked)
-    result = _marked(run, Stats(rates, found.pairs, correlations, tuple(found.missing), more))
+    result = marked(run, Stats(rates, found.pairs, correlations, tuple(found.missing), more))
     for sentence in found.missing:
         log.warning("%s: %s", run.path, sentence)
     if write:
@@ -173,7 +174,7 @@ def stats(
     return result
 
 
-def _marked(run: Run, made: Stats) -> Stats:
+def marked(run: Run, made: Stats) -> Stats:
     """The same tables with the columns health and health_of, and the table `health` before the other further ones."""
     found = health.read(run)
     told = marks.verdicts(found, made.rates)
@@ -187,28 +188,30 @@ def _marked(run: Run, made: Stats) -> Stats:
     return Stats(**{name: tables[name] for name in TABLES}, missing=made.missing, more=more)
 
 
-def read(run: str | Path | Run) -> Stats:
-    """The tables as `stats` wrote them last. Raises InputError if one is not there."""
+def read(run: str | Path | Run, only: Collection[str] | None = None) -> Stats:
+    """The tables as `stats` wrote them last; only: of the further ones these. Raises InputError if one of the first three
+    is not there."""
     run = (run if isinstance(run, Run) else Run(run)).open()
     tables = {}
     for name in TABLES:
         if not run.has(layout.table(name)):
             raise InputError(f"{run.path}: has no table {name}. Make it with `leakfast stats {run.path}`.")
         tables[name] = schema.check(run.read(layout.table(name)), name)
-    more = {name: run.read(layout.table(name)) for name in analysis.TABLES if run.has(layout.table(name))}
+    further = [name for name in analysis.TABLES if only is None or name in only]
+    more = {name: run.read(layout.table(name)) for name in further if run.has(layout.table(name))}
     outputs = run.manifest["stages"].get("stats", {}).get("outputs", {})
     return Stats(**tables, missing=tuple(outputs.get("missing", ())), more=more)
 
 
-def kept(run: str | Path | Run, **asked: Any) -> Stats | None:
-    """The tables of a run as they were written, where nothing they rest on has changed and they were made with the
-    settings `asked` (some of those of `stats`); else None. Writes nothing."""
+def kept(run: str | Path | Run, only: Collection[str] | None = None, **asked: Any) -> Stats | None:
+    """The tables of a run as they were written (`read`), where nothing they rest on has changed and they were made with
+    the settings `asked` (some of those of `stats`); else None. Writes nothing."""
     run = (run if isinstance(run, Run) else Run(run)).open()
     told = run.manifest["stages"].get("stats", {}).get("outputs", {})
     theirs = {"rules", "embeddings"} & set(asked)  # whose content is not kept
     if theirs or told.get("own_files") or any(told.get(name) != value for name, value in asked.items()):
         return None
-    return read(run) if _is_current(run) else None
+    return read(run, only) if _is_current(run) else None
 
 
 def _known() -> list[str]:

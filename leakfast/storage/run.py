@@ -151,7 +151,7 @@ class Run:
         an empty frame without columns if there are none."""
         import polars as pl
 
-        frames = [pl.read_parquet(self.path / p) for p in self.shards(prefix) if p.endswith(".parquet")]
+        frames = [pl.read_parquet(path, glob=False) for path in self._tables(prefix)]
         return pl.concat(frames, how="diagonal") if frames else pl.DataFrame()
 
     def retire(self, relpath: str, reason: str) -> None:
@@ -163,8 +163,11 @@ class Run:
         """As `read`, lazily: for tables that should not lie in memory at once."""
         import polars as pl
 
-        frames = [pl.scan_parquet(self.path / p) for p in self.shards(prefix) if p.endswith(".parquet")]
+        frames = [pl.scan_parquet(path, glob=False) for path in self._tables(prefix)]
         return pl.concat(frames, how="diagonal") if frames else pl.LazyFrame()
+
+    def _tables(self, prefix: str) -> list[Path]:
+        return [self.path / p for p in self.shards(prefix) if p.endswith(".parquet")]
 
     # stages and the log
 
@@ -297,17 +300,21 @@ class Run:
         except OSError as error:
             raise store_error(path, error) from None
         if stamp is not None and manifest is None:
-            with self.lock():
-                target = free_name(self.path / layout.QUARANTINE / layout.MANIFEST)
-                with explained(target):
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    path.replace(target)
-                log.warning("%s: damaged; moved to %s and rebuilt from log.jsonl", path, target)
-                self._manifest = self._from_log()
-                self._save(self._manifest)
-                self.log("quarantine", path=layout.MANIFEST, reason="damaged", rebuilt=True)
-            return self._manifest
+            return self._rebuild(path)
         self._manifest, self._seen = manifest or self._from_log(), stamp
+        return self._manifest
+
+    def _rebuild(self, path: Path) -> dict[str, Any]:
+        """A damaged manifest goes to quarantine/, and is made anew of log.jsonl."""
+        with self.lock():
+            target = free_name(self.path / layout.QUARANTINE / layout.MANIFEST)
+            with explained(target):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+            log.warning("%s: damaged; moved to %s and rebuilt from log.jsonl", path, target)
+            self._manifest = self._from_log()
+            self._save(self._manifest)
+            self.log("quarantine", path=layout.MANIFEST, reason="damaged", rebuilt=True)
         return self._manifest
 
     def _change(self, change: Callable[[dict[str, Any]], Any]) -> None:

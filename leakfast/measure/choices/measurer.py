@@ -14,7 +14,7 @@ from leakfast.measure.choices.request import request_of
 from leakfast.measure.choices.scores import LETTERS, prompts_of
 from leakfast.measure.contract import Counter, Measured, Part
 from leakfast.measure.request import Asked, Request, Target, check_targets, find_targets, warn_of_personas
-from leakfast.measure.shards import Job, Shard, plan_job, retire
+from leakfast.measure.shards import SHARD_PROMPTS, Job, Shard, plan_job, retire
 from leakfast.models.attach import adapted
 from leakfast.prompts import chat
 from leakfast.prompts.grid import PromptGrid
@@ -30,10 +30,6 @@ if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
-
-SHARD_PROMPTS = (
-    2048  # prompts in a shard at most, but one persona at least; fixed, so that a resume has the same
-)
 
 
 @dataclass
