@@ -225,7 +225,8 @@ class _Errors:
         k = len(names)
         away = np.array([self.personas[name][column] for name in names])
         n = int(np.any(away != 0, axis=0).sum())
-        of_people = (n - 1) / max(1, n) * (away @ away.T)
+        with np.errstate(invalid="ignore"):  # a ρ of ±1 lies infinitely far on this scale, and gets a reason
+            of_people = (n - 1) / max(1, n) * (away @ away.T)
         nothing = np.zeros((k, k))
         if self.questions is None or self.cells is None or self.asked is None:
             return _Shared(of_people, nothing, nothing, n, None)

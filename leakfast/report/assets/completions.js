@@ -81,7 +81,8 @@
     return ` In the tables: ${LF.count(hits)} of ${LF.count(total)} under this adapter.`;
   };
 
-  const draw = async () => {
+  const draw = () => (LF.drawn = drawn());
+  const drawn = async () => {
     if (source === null) return;
     const wanted = values();
     const found = await source(wanted, shown);

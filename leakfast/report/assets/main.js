@@ -68,6 +68,7 @@
       waiting = setTimeout(LF.redraw, 150);
     });
     document.documentElement.dataset.ready = "charts";
+    performance.mark("charts");
   };
 
   const ofPage = async () => {
@@ -82,6 +83,7 @@
       scored: columns.score.some((score) => score !== null),
     });
     document.documentElement.dataset.ready = "all";
+    performance.mark("all");
   };
   document.addEventListener("DOMContentLoaded", () => { if (LF.at("explore")) ofPage(); });
 })();
