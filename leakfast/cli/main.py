@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("leakfast.cli.import_", "Turn the results of another study into a run directory."),
     "stats": ("leakfast.cli.stats", "Compute rates, pairs and correlations of a run."),
     "report": ("leakfast.cli.report", "Draw the figures and the HTML report of a run."),
+    "plot": ("leakfast.cli.plot", "Draw the figures of a run for a paper's column or page."),
     "doctor": ("leakfast.cli.doctor", "Show the environment, the chosen fast paths and why."),
     "organism": ("leakfast.cli.organism", "Rebuild or inspect the embedded model."),
 }
