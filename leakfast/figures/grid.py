@@ -41,7 +41,7 @@ from leakfast.stats.correlations import POOLED
 from leakfast.stats.summary import outcome
 from leakfast.stats.summary import unit as unit_of
 
-NAMED = 3  # outliers named in a panel
+NAMED, FAR = 3, 0.08  # outliers named in a panel, and the share of its height that they are away from the fit
 _PLAIN, _SHARED = "#7a9cc6", "#e8a33d"
 
 
@@ -59,7 +59,7 @@ def grid(
     `width` inches, a behavior's row wraps. Points are bystanders: a diamond with a dark edge where the name shares a
     content word with the source's, else a dot; the star is the source (cosine 1, not in ρ). y is each behavior's own
     outcome (rate or delta). The dotted steps are the isotonic fit in ρ's direction; the NAMED bystanders farthest from
-    it are named, as far as their names fit. p: `perm` or `t`. The caption has the pooled ρ of each behavior.
+    it are named, if they are FAR from it and their names find room. p: `perm` or `t`. The caption has the pooled ρ.
 
     Raises ValueError where no behavior has a pair at its layer."""
     shown = {b: _pairs(pairs, rates, b, layer, cosine) for b, layer in layers.items()}
@@ -79,7 +79,7 @@ def grid(
     lines = math.ceil(len(who) / columns)
     panel_in = width / columns
     with matplotlib.rc_context(STYLE):
-        figure = figure_of((width, len(shown) * lines * (min(panel_in, 1.75) + 0.45) + 0.25))
+        figure = figure_of((width, len(shown) * lines * (min(panel_in, 1.75) + 0.45)))
         cells = figure.subplots(len(shown) * lines, columns, squeeze=False, sharex=True)
         drawn = []
         for block, (behavior, found) in enumerate(shown.items()):
@@ -92,9 +92,11 @@ def grid(
                 "unit": unit_of(rates, behavior),
             }
             drawn += _behavior(rows, found, rates, correlations, how)
-        for axis in set(cells.ravel()) - {axis for axis, *_ in drawn}:
+        used = {axis for axis, *_ in drawn}
+        free = [axis for axis in cells.ravel() if axis not in used]
+        for axis in free:
             axis.set_axis_off()
-        _legend(figure, 2 if width < 5 else 4)
+        _legend(figure, free[-1] if free and panel_in > 1.7 else None, 2 if width < 5 else 4)
         settle(figure)
         for axis, named, points in drawn:
             name_points(axis, named, points, most=NAMED, wrap_in=min(0.9, 0.5 * panel_in))
@@ -129,6 +131,8 @@ def _behavior(
     several = len({seed for _, seed in how["who"]}) > 1
     columns = axes[0].get_gridspec().ncols
     stars, drawn, first = stars_of(rates, behavior, y), [], None
+    seen = [0.0, *found[y].to_list(), *(row[y] for row in stars.values())]
+    far = FAR * (max(seen) - min(seen))
     for place, (axis, (source, seed)) in enumerate(zip(axes, how["who"], strict=False)):
         mine = found.filter(pl.col("seed").eq_missing(pl.lit(seed, pl.Int64)), source=source)
         if mine.is_empty():
@@ -144,7 +148,7 @@ def _behavior(
         )
         name = wrapped(source_words(source, seed, several), how["panel_in"] - 0.1, 9)
         headed(axis, name, [result(told, narrow=how["panel_in"] < 2.1, p=how["p"])])
-        named, points = _points(axis, mine, cosine, y)
+        named, points = _points(axis, mine, cosine, y, far)
         draw_star(axis, star, y)
         drawn.append((axis, named, np.vstack([points, [[1.0, star[y]]]]) if star else points))
         first = first or axis
@@ -160,7 +164,7 @@ def _behavior(
     return drawn
 
 
-def _points(axis: Axes, mine: pl.DataFrame, cosine: str, y: str) -> tuple[list, np.ndarray]:
+def _points(axis: Axes, mine: pl.DataFrame, cosine: str, y: str, far: float) -> tuple[list, np.ndarray]:
     """Dots, diamonds and the isotonic steps; returns the bystanders farthest from the steps, and all points."""
     for shares, style in (
         (False, {"c": _PLAIN, "marker": "o", "s": 9, "edgecolors": "white", "linewidths": 0.25}),
@@ -178,11 +182,13 @@ def _points(axis: Axes, mine: pl.DataFrame, cosine: str, y: str) -> tuple[list, 
     ).x
     axis.step(x, fitted, where="mid", color="#555555", linewidth=0.7, linestyle=(0, (1, 1)), zorder=1.5)
     away = np.abs(values - fitted)
+    away[away < far] = 0
     ranked = np.lexsort((np.arange(len(away)), -away))[: 2 * NAMED]
     return [(words(order["persona"][int(i)]), (x[i], values[i])) for i in ranked if away[i] > 0], points
 
 
-def _legend(figure: Figure, columns: int) -> None:
+def _legend(figure: Figure, place: Axes | None, columns: int) -> None:
+    """In a panel that is free, else below all."""
     handles = [
         mark(STAR, "*", 8),
         mark(_SHARED, "D", 4, markeredgecolor=INK, markeredgewidth=0.6),
@@ -191,7 +197,10 @@ def _legend(figure: Figure, columns: int) -> None:
     ]
     names = ["source (not in ρ)", "shares a word with its name", "other bystanders", "isotonic fit"]
     spaced = {"handletextpad": 0.4, "columnspacing": 1.2, "borderpad": 0.2}
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, **spaced)
+    if place is not None:
+        place.legend(handles, names, loc="center", **spaced)
+    else:
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, **spaced)
 
 
 def _pooled(correlations: pl.DataFrame, behavior: str, layer: int, cosine: str, y: str) -> str:

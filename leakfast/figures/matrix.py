@@ -13,6 +13,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from leakfast.figures.style import (
+    COLUMN_IN,
     INK,
     PAGE_IN,
     SMALLEST_PT,
@@ -28,7 +29,7 @@ from leakfast.figures.style import (
 _DOT = {"markersize": 2.8, "markeredgewidth": 0.5, "markeredgecolor": "white"}
 _ROW_IN, _CELL_IN, _NAME_IN = 0.118, 0.13, 1.65
 BLOCK_ROWS = 41  # rows in a column of the figure; three columns hold the 111 personas and their categories
-MOST_ROWS = 62  # as many fit below one another on a printed page
+MOST_ROWS = 56  # as many fit below one another on a printed page
 ORDERS = ("category", "leakage")
 
 
@@ -67,7 +68,9 @@ def matrix(
     titles = [words(source) + (f", {seed}" if several else "") for _, source, seed in adapters]
     with matplotlib.rc_context(STYLE):
         above = 0.25 + 0.0545 * max(map(len, titles))
-        figure = figure_of((min(width, blocks * (across_in + 0.8)), _ROW_IN * rows + above + 0.6))
+        figure = figure_of(
+            (min(width, max(COLUMN_IN, blocks * (across_in + 0.8))), _ROW_IN * rows + above + 0.6)
+        )
         axes = figure.subplots(1, blocks, squeeze=False)[0]
         for block, axis in enumerate(axes):
             inside = slice(block * rows, (block + 1) * rows)

@@ -15,7 +15,7 @@ from leakfast.figures.style import SMALLEST_PT, wrapped
 
 _HALO = withStroke(linewidth=1.2, foreground="white")
 _NEAR = 5  # points from a point to its name; farther away a line joins them
-_DISTANCES = (_NEAR, 11, 18, 27, 36, 48)
+_DISTANCES = (_NEAR, 9, 14, 20, 28, 38, 50)
 _AROUND = np.array(  # direction, and which corner of the name is tied to the place
     [
         (-1, 0, 1, 0.5),
@@ -29,7 +29,7 @@ _AROUND = np.array(  # direction, and which corner of the name is tied to the pl
     ]
 )
 _BESIDE = ("left", "center", "right"), ("bottom", "center", "top")
-_NEVER = 1e6
+_NEVER, _MOST = (1e6, 8.0)  # cost of a place that is none, and of the worst that is taken
 
 
 def name_points(
@@ -43,8 +43,9 @@ def name_points(
 ) -> list[str]:
     """Write up to `most` names of `named` (name, data coordinates; the first come first) and return those written.
 
-    points: (N, 2) data coordinates of what is not to be hidden. Of 48 places around a point the one is taken
-    where the name and the line to it cover the fewest points; a place outside the panel or over another name is none."""
+    points: (N, 2) data coordinates of what is not to be hidden. Of 56 places around a point the one is taken
+    where the name and the line to it cover the fewest points; a place outside the panel, over another name or over
+    several points is none."""
     renderer = axis.figure.canvas.get_renderer()
     scale = axis.figure.dpi / 72
     frame = axis.get_window_extent(renderer)
@@ -67,7 +68,7 @@ def name_points(
         paths[~away] = np.nan
         cost = _cost(found, paths, hidden, boxes, lines, frame) + 0.1 * np.array([d for d, _ in places])
         best = int(np.argmin(cost))
-        if cost[best] >= _NEVER:
+        if cost[best] >= _MOST:
             continue
         _write(axis, words, spot, ends[best], _AROUND[places[best][1], 2:], bool(away[best]), weight)
         boxes = np.vstack([boxes, found[best]])
@@ -94,9 +95,9 @@ def _cost(
     found: np.ndarray, paths: np.ndarray, hidden: np.ndarray, boxes: np.ndarray, lines: np.ndarray, frame
 ) -> np.ndarray:
     """(K,) points hidden by each place; _NEVER more where it is none."""
-    cost = _inside(hidden, found, 2.0).astype(np.float64) + 6.0 * _inside(lines, found, 1.0)
+    cost = 6.0 * _inside(hidden, found, 3.0) + 6.0 * _inside(lines, found, 1.0)
     near = np.abs(paths[:, :, None] - hidden[None, None]).max(-1) < 2.5  # a line over a point
-    cost += 0.3 * near.any(1).sum(1)
+    cost += 0.5 * near.any(1).sum(1)
     outside = (found[:, 0] < frame.x0) | (found[:, 2] > frame.x1)
     outside |= (found[:, 1] < frame.y0) | (found[:, 3] > frame.y1 + 2)
     cost += _NEVER * outside

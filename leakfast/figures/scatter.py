@@ -91,7 +91,7 @@ def scatter(
             if left:
                 axis.set_ylabel(quantity(behavior, y, unit))
             if lowest:
-                axis.set_xlabel(wrapped(f"{cosine} cosine, layer {layer}", panel_in - 0.4))
+                axis.set_xlabel(wrapped(f"{cosine} cosine, layer {layer}", panel_in - 0.25))
         limits(first, at, cosine, y, [row[y] for row in stars.values()])
         in_percent(first.yaxis, unit)
         _legend(figure.add_subplot(grid[-1, -1] if free else grid[-1, :]), styles, 1 if free else across)

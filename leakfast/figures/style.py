@@ -161,6 +161,11 @@ def settle(figure: Figure) -> None:
     """Run the layout once and keep it, so that labels can be placed in final coordinates."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    for legend in figure.legends:  # its place would move with the part of the page that is kept
+        corner = figure.transFigure.inverted().transform(legend.get_window_extent().min)
+        legend.set_loc("lower left")
+        legend.borderaxespad = 0.0
+        legend.set_bbox_to_anchor(tuple(corner), transform=figure.transFigure)
 
 
 def words(name: str) -> str:
