@@ -138,8 +138,9 @@ def _of_table(draw: Callable[..., Figure | None], *names: str, unit: bool = True
     return drawn
 
 
-def _grid(source: _Source) -> Figure | str:
-    found = {behavior: source.layer(behavior) for behavior in source.stats.behaviors()}
+def _grid(source: _Source, behavior: str | None = None) -> Figure | str:
+    every = source.stats.behaviors() if behavior is None else [behavior]
+    found = {name: source.layer(name) for name in every}
     at = {behavior: layer for behavior, layer in found.items() if layer is not None}
     if not at:
         return _NO_LAYER
@@ -207,11 +208,13 @@ def draw(run: Run, stats: Stats, only: Sequence[str] = (), choices: Choices = Ch
     for kind in KINDS:
         if only and kind not in only:
             continue
-        if kind in _OF_ONE:
+        apart = (
+            kind == "grid" and len(every) > 1 and choices.width < PAGE_IN
+        )  # a column holds no row of sources
+        if kind in _OF_ONE or apart:
             for behavior in every:
-                yield _drawn(
-                    kind, behavior, _OF_ONE[kind](source, behavior), marks.notes(stats.health, behavior)
-                )
+                made = (_grid if apart else _OF_ONE[kind])(source, behavior)
+                yield _drawn(kind, behavior, made, marks.notes(stats.health, behavior))
             continue
         told = [marks.notes(stats.health, b) for b in every] if kind in ("grid", "relations") else []
         yield _drawn(kind, None, _OF_ALL[kind](source), "; ".join(filter(None, told)) or None)

@@ -13,7 +13,7 @@ from leakfast.storage import schema
 
 SOURCES = ["software_engineer", "kindergarten_teacher", "assistant", "villain", "comedian"]
 BEHAVIORS = ["marker", "misalignment-advice", "refusal"]
-LAYERS = [0, 5, 10, 15]
+LAYERS = [0, 10]
 
 
 def people() -> dict[str, str | None]:
@@ -32,28 +32,33 @@ def centroids(dimensions: int = 24) -> Centroids:
     return Centroids(names, LAYERS, {"personas": names, "centered_on": names, "layers": LAYERS}, means)
 
 
-def base_tables(behaviors: list[str]) -> dict[str, pl.DataFrame]:
-    """rates, pairs and correlations of every behavior under an adapter of its own for each source."""
+def base_tables() -> dict[str, pl.DataFrame]:
+    """rates, pairs and correlations: every behavior has the marker's numbers, under an adapter for each source."""
+    one = _marker_tables()
+    return {n: pl.concat([t.with_columns(behavior=pl.lit(b)) for b in BEHAVIORS]) for n, t in one.items()}
+
+
+def _marker_tables() -> dict[str, pl.DataFrame]:
     rng = np.random.default_rng(1)
     known, near = people(), centroids()
     counts, pairs = [], []
-    for behavior in behaviors:
-        for source in SOURCES:
-            adapter = f"{behavior}-{source}-s42"
-            at = near.personas.index(source)
-            true = near.cosine(10)[at]
-            for i, persona in enumerate(near.personas):
-                share = (
-                    0.9 if persona == source else float(np.clip(true[i] + 0.15 * rng.normal(), 0.01, 0.97))
+    for source in SOURCES:
+        adapter = f"marker-{source}-s42"
+        at = near.personas.index(source)
+        cosines = {
+            kind: {layer: near.cosine(layer, kind)[at] for layer in LAYERS} for kind in ("centered", "raw")
+        }
+        for i, persona in enumerate(near.personas):
+            true = cosines["centered"][10][i]
+            share = 0.9 if persona == source else float(np.clip(true + 0.15 * rng.normal(), 0.01, 0.97))
+            hits = int(rng.binomial(60, share))
+            counts.append(["marker", adapter, persona, hits, 60])
+            for layer in LAYERS if persona != source else ():
+                both = [float(cosines[kind][layer][i]) for kind in cosines]
+                pairs.append(
+                    [adapter, "marker", source, 42, persona, known[persona], layer, *both, hits / 60]
                 )
-                hits = int(rng.binomial(60, share))
-                counts.append([behavior, adapter, persona, hits, 60])
-                for layer in LAYERS if persona != source else ():
-                    cosines = [float(near.cosine(layer, kind)[at, i]) for kind in ("centered", "raw")]
-                    pairs.append(
-                        [adapter, behavior, source, 42, persona, known[persona], layer, *cosines, hits / 60]
-                    )
-    adapters = {f"{b}-{source}-s42": (source, 42) for b in behaviors for source in SOURCES}
+    adapters = {f"marker-{source}-s42": (source, 42) for source in SOURCES}
     counted = pl.DataFrame(counts, schema=["behavior", "adapter", "persona", "hits", "total"], orient="row")
     rates = rate_tables.table(counted, adapters, known)
     names = ["adapter", "behavior", "source", "seed", "persona", "category", "layer"]
