@@ -27,7 +27,7 @@ WIDTHS = pytest.mark.parametrize("width", [COLUMN_IN, PAGE_IN])
 
 @functools.cache
 def tables() -> dict[str, pl.DataFrame]:
-    return made.base_tables(made.BEHAVIORS)
+    return made.base_tables()
 
 
 def matrix_table() -> pl.DataFrame:
@@ -107,6 +107,8 @@ def shown(figure: Figure) -> list[tuple[Text, Bbox]]:
 @WIDTHS
 @pytest.mark.parametrize("kind", KINDS)
 def test_letters_are_large_whole_and_apart(kind, width):
+    if kind == "grid of behaviors" and width < PAGE_IN:
+        pytest.skip("a column holds no row of sources: leakfast plot draws each behavior by itself there")
     figure = figures.captioned(_draw(kind, width), "A caption " + 30 * "that goes on ")
     figures.noted(
         figure,
