@@ -28,6 +28,7 @@ from leakfast.figures.style import (
     quantity,
     settle,
     source_words,
+    wrapped,
 )
 from leakfast.stats.gradients import WIDTH
 
@@ -68,7 +69,7 @@ def gradients(
             _panel(axis, at, isotonic.filter(same), row, colour_of(place))
             axis.tick_params(labelleft=place % across == 0, labelbottom=place + across >= len(rows))
             if place % across == 0:
-                axis.set_ylabel(quantity(behavior, "rate", unit))
+                axis.set_ylabel(wrapped(quantity(behavior, "rate", unit), min(panel_in, 2.1) - 0.4, 7.5))
             if place + across >= len(rows):
                 axis.set_xlabel(f"{row['cosine']} cosine, layer {row['layer']}")
         axes[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4))

@@ -156,7 +156,9 @@ def _behavior(
             axis.sharey(first)
         axis.tick_params(labelleft=place % columns == 0, labelbottom=True)
         if place % columns == 0:
-            axis.set_ylabel(quantity(behavior, y, how["unit"]))
+            axis.set_ylabel(
+                wrapped(quantity(behavior, y, how["unit"]), min(how["panel_in"], 1.75) - 0.15, 7.5)
+            )
         if place + columns >= len(how["who"]):
             axis.set_xlabel(wrapped(f"{cosine} cosine, layer {layer}", how["panel_in"] - 0.25))
     limits(first, found, cosine, y, [row[y] for row in stars.values()])

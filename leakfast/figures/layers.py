@@ -24,6 +24,7 @@ from leakfast.figures.style import (
     panels_in,
     settle,
     words,
+    wrapped,
 )
 from leakfast.stats.correlations import COSINES, POOLED
 from leakfast.stats.summary import best_layer
@@ -70,7 +71,7 @@ def layers(
             axis.set_title(f"{cosine} cosine", loc="left", fontweight="bold")
             axis.tick_params(labelleft=True, labelbottom=True)
             axis.set_xlabel(f"layer (decoder block, from 0), {cosine} cosine")
-            axis.set_ylabel(f"Spearman ρ of cosine and {words(behavior)} {y}")
+            axis.set_ylabel(wrapped(f"Spearman ρ of cosine and {words(behavior)} {y}", 1.75, 7.5))
         for axis in axes[len(cosines) :]:
             axis.set_axis_off()
         for axis, named in ends.items():

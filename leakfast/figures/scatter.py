@@ -89,7 +89,7 @@ def scatter(
             left, lowest = place % columns == 0, place + columns >= len(panels)
             axis.tick_params(labelleft=left, labelbottom=lowest)
             if left:
-                axis.set_ylabel(quantity(behavior, y, unit))
+                axis.set_ylabel(wrapped(quantity(behavior, y, unit), min(panel_in, 2.1) - 0.3, 7.5))
             if lowest:
                 axis.set_xlabel(wrapped(f"{cosine} cosine, layer {layer}", panel_in - 0.25))
         limits(first, at, cosine, y, [row[y] for row in stars.values()])

@@ -77,8 +77,8 @@ def shifts(
             _alignment(below, mine, own, cosine, y)
             headed(below, "", [wrapped(f"ρ alignment {rho['alignment']}", panel_in - 0.45)])
             if column == 0:
-                above.set_ylabel(f"fine-tuned {cosine} cosine")
-                below.set_ylabel(quantity(behavior, y, unit))
+                above.set_ylabel(wrapped(f"fine-tuned {cosine} cosine", min(panel_in, 2.1) - 0.4, 7.5))
+                below.set_ylabel(wrapped(quantity(behavior, y, unit), min(panel_in, 2.1) - 0.4, 7.5))
             above.set_xlabel(f"base {cosine} cosine")
             below.set_xlabel(wrapped("alignment with the source’s shift", panel_in - 0.45, 7.5))
             in_percent(below.yaxis, unit)
