@@ -55,11 +55,10 @@ def shifts(
     across = panels_in(width, len(panels), 1.7, 3)
     panel_in = (width if width < 5 else width - 0.6) / max(across, min(2, width // 2))
     blocks = math.ceil(len(panels) / across)
+    row_in = min(min(panel_in, 2.1) + 0.45, 8.7 / (2 * blocks))  # a page is no higher
     shades = _shades(at[y], y)
     with matplotlib.rc_context(STYLE):
-        figure = figure_of(
-            (min(width, panel_in * across + 0.9), 2 * (min(panel_in, 2.1) + 0.45) * blocks + 0.3)
-        )
+        figure = figure_of((min(width, panel_in * across + 0.9), 2 * row_in * blocks + 0.5))
         axes = figure.subplots(2 * blocks, across, squeeze=False)
         drawn, image = [], None
         for place, panel in enumerate(panels):

@@ -76,7 +76,9 @@ def trajectory(table: pl.DataFrame, unit: Callable[[str], str], width: float = P
             above, below = places[place % columns : place : columns], places[place + columns :: columns]
             if not grid_of or not any(other in axes for other in above):
                 title = source_words(panel["source"], panel["seed"], several)
-                axis.set_title(wrapped(title, panel_in - 0.2, 8.5), loc="left", fontweight="bold")
+                axis.set_title(
+                    wrapped(title, panel_in - (0.2 if grid_of else 0.75), 8.5), loc="left", fontweight="bold"
+                )
             if place % columns == 0 or not grid_of:
                 told = wrapped(f"{words(panel['behavior'])}, {words(panel['trained'])} taught", 1.4, 7.5)
                 axis.set_ylabel(told)
@@ -93,7 +95,11 @@ def trajectory(table: pl.DataFrame, unit: Callable[[str], str], width: float = P
 
 def _height(panel_in: float, rows: int, below: int) -> float:
     """Of the figure, in inches; below: names that the legend under the panels holds."""
-    return rows * (min(panel_in, 1.5 if rows > 2 else 1.9) + 0.3) + 0.3 + 0.16 * -(-below // 2)
+    return (
+        rows * (min(panel_in, 1.9 if rows < 3 else 1.5 if rows < 5 else 1.15) + 0.3)
+        + 0.3
+        + 0.16 * -(-below // 2)
+    )
 
 
 def _lines(
