@@ -68,7 +68,7 @@ def shifts(
             mine = at.filter(adapter=panel["adapter"])
             rho = _rhos(correlations, behavior, panel["adapter"], layer, cosine, y)
             image = _before_and_after(above, mine, cosine, y, shades)
-            name = source_words(panel["source"], panel["seed"], several)
+            name = wrapped(source_words(panel["source"], panel["seed"], several), panel_in - 0.5, 9)
             headed(
                 above, name, [wrapped(f"ρ base {rho['base']}, fine-tuned {rho['adapted']}", panel_in - 0.45)]
             )

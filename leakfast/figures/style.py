@@ -145,7 +145,7 @@ def panels_in(width: float, count: int, least: float, most: int) -> int:
 def wrapped(text: str, inches: float, size: float = SMALLEST_PT) -> str:
     """The text in lines that fit into so many inches; a word is never cut."""
     letters = max(6, int(inches / (_LETTER_IN * size / SMALLEST_PT)))
-    return "\n".join(textwrap.wrap(text, letters, break_long_words=False, break_on_hyphens=False))
+    return "\n".join(textwrap.wrap(text, letters, break_long_words=False))
 
 
 def headed(axis: Axes, title: str, lines: Sequence[str]) -> None:
