@@ -77,6 +77,15 @@ class _Source:
         }
         return {"behavior": behavior, "width": self.choices.width} | chosen
 
+    def apart(self, kind: str) -> list[str]:
+        """The behaviors that have a picture each because a column does not hold them together; else none."""
+        found: list[str] = []
+        if self.choices.width < PAGE_IN and kind == "grid":
+            found = self.stats.behaviors()
+        elif self.choices.width < PAGE_IN and kind == "trajectory" and self.run.has(layout.table(kind)):
+            found = self.run.read(layout.table(kind))["behavior"].unique(maintain_order=True).to_list()
+        return found if len(found) > 1 else []
+
     def centroids(self) -> Centroids | None:
         if not self._centroids:
             there = self.run.has(layout.centroids())
@@ -158,10 +167,11 @@ def _relations(source: _Source) -> Figure | str:
     return relations(table, alike, units=units, width=source.choices.width) or "no category is known"
 
 
-def _trajectory(source: _Source) -> Figure | str:
+def _trajectory(source: _Source, behavior: str | None = None) -> Figure | str:
     if not source.run.has(layout.table("trajectory")):
         return "nothing was measured at points of training"
     table = source.run.read(layout.table("trajectory"))
+    table = table if behavior is None else table.filter(behavior=behavior)
     figure = trajectory(table, lambda behavior: summary.unit(table, behavior), source.choices.width)
     return noted(figure, marks.series_note(table))
 
@@ -208,13 +218,12 @@ def draw(run: Run, stats: Stats, only: Sequence[str] = (), choices: Choices = Ch
     for kind in KINDS:
         if only and kind not in only:
             continue
-        apart = (
-            kind == "grid" and len(every) > 1 and choices.width < PAGE_IN
-        )  # a column holds no row of sources
-        if kind in _OF_ONE or apart:
-            for behavior in every:
-                made = (_grid if apart else _OF_ONE[kind])(source, behavior)
-                yield _drawn(kind, behavior, made, marks.notes(stats.health, behavior))
+        apart = source.apart(kind)
+        for behavior in apart or (every if kind in _OF_ONE else []):
+            made = (_OF_ONE | {"grid": _grid, "trajectory": _trajectory})[kind](source, behavior)
+            note = None if kind == "trajectory" else marks.notes(stats.health, behavior)  # which has its own
+            yield _drawn(kind, behavior, made, note)
+        if apart or kind in _OF_ONE:
             continue
         told = [marks.notes(stats.health, b) for b in every] if kind in ("grid", "relations") else []
         yield _drawn(kind, None, _OF_ALL[kind](source), "; ".join(filter(None, told)) or None)
