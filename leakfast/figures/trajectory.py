@@ -70,27 +70,35 @@ def trajectory(table: pl.DataFrame, unit: Callable[[str], str], width: float = P
             axis.xaxis.set_major_locator(MaxNLocator(nbins=3))
         for axis in [axis for axis in places if axis not in axes]:
             axis.remove()
-        several = len({panel["seed"] for panel in panels}) > 1
-        for axis, panel in zip(axes, panels, strict=True):
-            place = places.index(axis)
-            above, below = places[place % columns : place : columns], places[place + columns :: columns]
-            if not grid_of or not any(other in axes for other in above):
-                title = source_words(panel["source"], panel["seed"], several)
-                axis.set_title(
-                    wrapped(title, panel_in - (0.2 if grid_of else 0.75), 8.5), loc="left", fontweight="bold"
-                )
-            if place % columns == 0 or not grid_of:
-                told = wrapped(f"{words(panel['behavior'])}, {words(panel['trained'])} taught", 1.4, 7.5)
-                axis.set_ylabel(told)
-            last = not any(other in axes for other in below)
-            axis.tick_params(labelbottom=last)
-            if last:
-                axis.set_xlabel(wrapped("share of training", panel_in - 0.3, 7.5))
+        _tell(axes, panels, places, columns, (grid_of, panel_in))
         place, across = ("outside lower center", 2) if narrow else ("outside right upper", 1)
         names = [words(name) for name in named]
         figure.legend(named.values(), names, loc=place, ncols=across, columnspacing=1)
         settle(figure)
     return figure
+
+
+def _tell(
+    axes: list[Axes], panels: list[dict], places: list[Axes], columns: int, shape: tuple[bool, float]
+) -> None:
+    """Sources above the panels, what is shown beside them, the share of training below."""
+    grid_of, panel_in = shape
+    several = len({panel["seed"] for panel in panels}) > 1
+    for axis, panel in zip(axes, panels, strict=True):
+        place = places.index(axis)
+        above, below = places[place % columns : place : columns], places[place + columns :: columns]
+        if not grid_of or not any(other in axes for other in above):
+            title = source_words(panel["source"], panel["seed"], several)
+            axis.set_title(
+                wrapped(title, panel_in - (0.2 if grid_of else 0.75), 8.5), loc="left", fontweight="bold"
+            )
+        if place % columns == 0 or not grid_of:
+            told = wrapped(f"{words(panel['behavior'])}, {words(panel['trained'])} taught", 1.4, 7.5)
+            axis.set_ylabel(told)
+        last = not any(other in axes for other in below)
+        axis.tick_params(labelbottom=last)
+        if last:
+            axis.set_xlabel(wrapped("share of training", panel_in - 0.3, 7.5))
 
 
 def _height(panel_in: float, rows: int, below: int) -> float:

@@ -23,7 +23,7 @@ def run(tmp_path_factory):
     opened = Run(path).create()
     made = {name: table.filter(behavior="marker") for name, table in base_tables().items()}
     people = made["rates"].select("persona", "category").unique().drop_nulls().rows()
-    told = {"categories": dict(people), "sources": SOURCES, "related_to": {}}
+    told = {"categories": dict(people), "named": list(dict(people)), "sources": SOURCES, "related_to": {}}
     opened.add_file("personas.json", json.dumps(told).encode())
     opened.add_shard(f"{IMPORTED}/rates.parquet", made["rates"])
     opened.add_shard(f"{IMPORTED}/pairs.parquet", made["pairs"])
