@@ -74,7 +74,7 @@ def test_files_lie_in_the_run_by_default_and_the_manifest_knows_them(run, capsys
     ],
 )
 def test_refusals_say_what_there_is(run, asked, told, capsys):
-    assert main(["plot", str(run), *asked]) == 1
+    assert main(["plot", str(run), *asked]) == 2
     assert told in capsys.readouterr().err
 
 

@@ -99,6 +99,7 @@ def test_the_highest_bystanders_are_named_inside_their_panel(tables):
     figure = figures.scatter(rates, pairs, correlations, behavior="marker", layer=3)
     from matplotlib.text import Annotation, Text
 
+    figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     for axis, source in zip(figure.axes, SOURCES, strict=False):
         mine = pairs.filter((pl.col("source") == source) & (pl.col("layer") == 3))
