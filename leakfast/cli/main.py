@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("leakfast.cli.show", "Look at a run on the terminal: headline, leaks, completions, progress."),
     "report": ("leakfast.cli.report", "Draw the figures and the HTML report of a run."),
     "export": ("leakfast.cli.export", "Share a run: Inspect logs, Weights & Biases, the Hugging Face Hub."),
+    "plot": ("leakfast.cli.plot", "Draw the figures of a run for a paper's column or page."),
     "doctor": ("leakfast.cli.doctor", "Show the environment, the chosen fast paths and why."),
     "organism": ("leakfast.cli.organism", "Rebuild or inspect the embedded model."),
 }

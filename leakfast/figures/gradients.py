@@ -18,20 +18,29 @@ from scipy.special import expit
 from leakfast.figures.style import (
     FAINT,
     INK,
-    PANEL_IN,
+    PAGE_IN,
     STYLE,
     colour_of,
     figure_of,
+    headed,
     in_percent,
+    panels_in,
     quantity,
     settle,
     source_words,
+    wrapped,
 )
 from leakfast.stats.gradients import WIDTH
 
 
 def gradients(
-    pairs: pl.DataFrame, fits: pl.DataFrame, isotonic: pl.DataFrame, *, behavior: str, unit: str = "share"
+    pairs: pl.DataFrame,
+    fits: pl.DataFrame,
+    isotonic: pl.DataFrame,
+    *,
+    behavior: str,
+    unit: str = "share",
+    width: float = PAGE_IN,
 ) -> Figure | None:
     """One panel a source with a fitted curve: bystanders as dots, the curve, its midpoint (line) and 10–90 %
     width (band), the isotonic fit (thin steps). None where no source has a curve.
@@ -40,11 +49,12 @@ def gradients(
     rows = fits.filter(pl.col("midpoint").is_not_null(), behavior=behavior).rows(named=True)
     if not rows:
         return None
-    across = min(3, len(rows))
+    across = panels_in(width, len(rows), 1.7, 3)
+    panel_in = width / max(across, min(2, width // 2))
     down = math.ceil(len(rows) / across)
     several = len({row["seed"] for row in rows}) > 1
     with matplotlib.rc_context(STYLE):
-        figure = figure_of((PANEL_IN[0] * max(across, 2), PANEL_IN[1] * down + 0.3))
+        figure = figure_of((min(width, panel_in * max(across, 2)), (min(panel_in, 2.1) + 0.35) * down + 0.3))
         axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
         for place, axis in enumerate(axes.ravel()):
             if place >= len(rows):
@@ -52,18 +62,17 @@ def gradients(
                 continue
             row = rows[place]
             name = source_words(row["source"], row["seed"], several)
-            axis.set_title(name, loc="left", fontweight="bold", pad=24)
-            axis.text(0, 1.03, _told(row), transform=axis.transAxes, fontsize=7, color="#444444")
+            headed(axis, name, [_told(row)])
             same = (pl.col("behavior") == behavior) & (pl.col("adapter") == row["adapter"])
             same &= pl.col("layer") == row["layer"]
             at = pairs.filter(same & pl.col(f"cosine_{row['cosine']}").is_not_null())
             _panel(axis, at, isotonic.filter(same), row, colour_of(place))
             axis.tick_params(labelleft=place % across == 0, labelbottom=place + across >= len(rows))
             if place % across == 0:
-                axis.set_ylabel(quantity(behavior, "rate", unit))
+                axis.set_ylabel(wrapped(quantity(behavior, "rate", unit), min(panel_in, 2.1) - 0.4, 7.5))
             if place + across >= len(rows):
                 axis.set_xlabel(f"{row['cosine']} cosine, layer {row['layer']}")
-        axes[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=5))
+        axes[0, 0].xaxis.set_major_locator(MaxNLocator(nbins=4))
         in_percent(axes[0, 0].yaxis, unit)
         handles = [
             Line2D([], [], color=INK, linewidth=1.4),
@@ -71,7 +80,7 @@ def gradients(
             Line2D([], [], color=INK, linewidth=0.7, linestyle=":"),
         ]
         names = ["logistic curve", "10–90 % width", "isotonic"]
-        figure.legend(handles, names, loc="outside lower center", ncols=3)
+        figure.legend(handles, names, loc="outside lower center", ncols=3, columnspacing=1.2)
         settle(figure)
     return figure
 

@@ -6,7 +6,18 @@ import matplotlib
 import polars as pl
 from matplotlib.figure import Figure
 
-from leakfast.figures.style import FAINT, STYLE, colour_of, figure_of, interval, settle, source_words
+from leakfast.figures.style import (
+    FAINT,
+    PAGE_IN,
+    STYLE,
+    colour_of,
+    figure_of,
+    interval,
+    settle,
+    source_words,
+    words,
+    wrapped,
+)
 
 _NAMES = {
     "none": "nothing",
@@ -22,7 +33,13 @@ _NAMES = {
 
 
 def partials(
-    table: pl.DataFrame, *, behavior: str, layer: int, cosine: str = "centered", y: str = "rate"
+    table: pl.DataFrame,
+    *,
+    behavior: str,
+    layer: int,
+    cosine: str = "centered",
+    y: str = "rate",
+    width: float = PAGE_IN,
 ) -> Figure | None:
     """Partial Spearman ρ with its 95 % interval: a row a control, a colour a source.
 
@@ -34,8 +51,11 @@ def partials(
     several = here["seed"].n_unique() > 1
     adapters = here.select("adapter", "source", "seed").unique(maintain_order=True).rows()
     step = 0.7 / len(adapters)
+    narrow = width < 5
     with matplotlib.rc_context(STYLE):
-        figure = figure_of((4.8, 0.9 + len(controls) * max(0.28, 0.07 * len(adapters))))
+        figure = figure_of(
+            (width, (1.3 if narrow else 0.7) + len(controls) * max(0.28, 0.07 * len(adapters)))
+        )
         axis = figure.subplots()
         for k, (adapter, source, seed) in enumerate(adapters):
             mine = {r["control"]: r for r in here.filter(adapter=adapter).rows(named=True)}
@@ -50,7 +70,10 @@ def partials(
         axis.set_yticks(range(len(controls)), [_NAMES[name] for name in controls])
         axis.invert_yaxis()
         axis.set_ylabel("taken out of both")
-        axis.set_xlabel(f"partial Spearman ρ, {cosine} cosine (layer {layer}) and {behavior} {y}")
-        figure.legend(loc="outside right upper")
+        told = f"partial Spearman ρ, {cosine} cosine (layer {layer}) and {words(behavior)} {y}"
+        axis.set_xlabel(wrapped(told, width - 1.5, 7.5))
+        figure.legend(
+            loc="outside lower center" if narrow else "outside right upper", ncols=2 if narrow else 1
+        )
         settle(figure)
     return figure

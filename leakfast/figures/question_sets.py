@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from leakfast.figures.style import (
     FAINT,
     INK,
+    PAGE_IN,
     STYLE,
     colour_of,
     figure_of,
@@ -17,6 +18,8 @@ from leakfast.figures.style import (
     quantity,
     settle,
     source_words,
+    words,
+    wrapped,
 )
 from leakfast.stats.correlations import POOLED
 
@@ -29,6 +32,7 @@ def question_sets(
     cosine: str = "centered",
     y: str = "rate",
     unit: str = "share",
+    width: float = PAGE_IN,
 ) -> Figure | None:
     """A row a source (and pooled), a colour a set. Left: ρ of cosine and `y` with its 95 % interval. Right: mean
     bystander (dot) and source (star). None where no ρ is defined at this layer."""
@@ -42,9 +46,10 @@ def question_sets(
     sets = main_first["questions"].unique(maintain_order=True).to_list()
     place = {who: i for i, who in enumerate(people)}
     step = 0.72 / len(sets)
+    narrow = width < 5
     with matplotlib.rc_context(STYLE):
         height = 0.9 + len(people) * max(0.3, 0.11 * len(sets))
-        figure = figure_of((7.2, height))
+        figure = figure_of((width, height + 0.16 * (len(sets) + 2) if narrow else height))
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
         for k, name in enumerate(sets):
             colour, label = colour_of(k), name
@@ -63,9 +68,11 @@ def question_sets(
         titles = [source_words(source, seed, several) for source, seed in people]
         left.set_yticks(range(len(people)), titles)
         left.invert_yaxis()
-        left.set_xlabel(f"Spearman ρ, {cosine} cosine (layer {layer}) and {behavior} {y}")
-        right.set_xlabel(quantity(behavior, y, unit) + "\ndot: mean bystander, star: source", color=INK)
+        told = f"Spearman ρ, {cosine} cosine (layer {layer}) and {words(behavior)} {y}"
+        left.set_xlabel(wrapped(told, 0.38 * width, 7.5))
+        what = [quantity(behavior, y, unit), "dot: mean bystander, star: source"]
+        right.set_xlabel("\n".join(wrapped(line, 0.24 * width, 7.5) for line in what), color=INK)
         in_percent(right.xaxis, unit)
-        figure.legend(loc="outside right upper", title="questions")
+        figure.legend(loc="outside lower center" if narrow else "outside right upper", title="questions")
         settle(figure)
     return figure

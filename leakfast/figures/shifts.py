@@ -13,15 +13,18 @@ from matplotlib.ticker import MaxNLocator
 
 from leakfast.figures.style import (
     FAINT,
-    PANEL_IN,
+    PAGE_IN,
     STAR,
     STYLE,
     colour_bar,
     figure_of,
+    headed,
     in_percent,
+    panels_in,
     quantity,
     settle,
     source_words,
+    wrapped,
 )
 
 _DOT = {"s": 10, "linewidths": 0.3, "edgecolors": "white"}
@@ -36,6 +39,7 @@ def shifts(
     cosine: str = "centered",
     y: str = "rate",
     unit: str = "share",
+    width: float = PAGE_IN,
 ) -> Figure | None:
     """Two panels an adapter. Above: a bystander's cosine to the source in the base model against that under the
     adapter, coloured by `y`; the line is where nothing changed. Below: how far its shift points the way the source's
@@ -48,11 +52,13 @@ def shifts(
         return None
     panels = at.select("adapter", "source", "seed").unique(maintain_order=True).rows(named=True)
     several = len({panel["seed"] for panel in panels}) > 1
-    across = min(3, len(panels))
+    across = panels_in(width, len(panels), 1.7, 3)
+    panel_in = (width if width < 5 else width - 0.6) / max(across, min(2, width // 2))
     blocks = math.ceil(len(panels) / across)
+    row_in = min(min(panel_in, 2.1) + 0.45, 8.7 / (2 * blocks))  # a page is no higher
     shades = _shades(at[y], y)
     with matplotlib.rc_context(STYLE):
-        figure = figure_of((PANEL_IN[0] * max(across, 1.6) + 0.5, 2 * PANEL_IN[1] * blocks + 0.3 * blocks))
+        figure = figure_of((min(width, panel_in * across + 0.9), 2 * row_in * blocks + 0.5))
         axes = figure.subplots(2 * blocks, across, squeeze=False)
         drawn, image = [], None
         for place, panel in enumerate(panels):
@@ -62,23 +68,24 @@ def shifts(
             mine = at.filter(adapter=panel["adapter"])
             rho = _rhos(correlations, behavior, panel["adapter"], layer, cosine, y)
             image = _before_and_after(above, mine, cosine, y, shades)
-            name = source_words(panel["source"], panel["seed"], several)
-            above.set_title(name, loc="left", fontweight="bold", pad=12)
-            _tell(above, f"ρ base {rho['base']}, fine-tuned {rho['adapted']}")
+            name = wrapped(source_words(panel["source"], panel["seed"], several), panel_in - 0.5, 9)
+            headed(
+                above, name, [wrapped(f"ρ base {rho['base']}, fine-tuned {rho['adapted']}", panel_in - 0.45)]
+            )
             own = rows.filter(adapter=panel["adapter"], role="source")
             _alignment(below, mine, own, cosine, y)
-            _tell(below, f"ρ alignment {rho['alignment']}")
+            headed(below, "", [wrapped(f"ρ alignment {rho['alignment']}", panel_in - 0.45)])
             if column == 0:
-                above.set_ylabel("fine-tuned cosine")
-                below.set_ylabel(quantity(behavior, y, unit))
-            above.set_xlabel("base cosine")
-            below.set_xlabel("alignment with the source’s shift")
+                above.set_ylabel(wrapped(f"fine-tuned {cosine} cosine", min(panel_in, 2.1) - 0.4, 7.5))
+                below.set_ylabel(wrapped(quantity(behavior, y, unit), min(panel_in, 2.1) - 0.4, 7.5))
+            above.set_xlabel(f"base {cosine} cosine")
+            below.set_xlabel(wrapped("alignment with the source’s shift", panel_in - 0.45, 7.5))
             in_percent(below.yaxis, unit)
         for axis in axes.ravel():
             if axis not in drawn:
                 axis.remove()
         told = f"{quantity(behavior, y, unit)}; {cosine} cosines, layer {layer}"
-        colour_bar(figure, image, drawn, told, unit, aspect=40)
+        colour_bar(figure, image, drawn, told, unit, aspect=40, below=width < 5)
         settle(figure)
     return figure
 
@@ -88,7 +95,7 @@ def _before_and_after(axis: Axes, mine: pl.DataFrame, cosine: str, y: str, shade
     both = np.concatenate([before, after])
     low, high = float(both.min()), float(both.max())
     axis.plot([low, high], [low, high], color=FAINT, linewidth=0.7, zorder=0)
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
     return axis.scatter(before, after, c=mine[y].to_numpy(), zorder=2, **_DOT, **shades)
 
 
@@ -98,7 +105,7 @@ def _alignment(axis: Axes, mine: pl.DataFrame, own: pl.DataFrame, cosine: str, y
     axis.scatter(known[x].to_numpy(), known[y].to_numpy(), c="#4477aa", zorder=2, **_DOT)
     axis.scatter(own[x].to_numpy(), own[y].to_numpy(), marker="*", s=60, c=STAR, linewidths=0, zorder=3)
     axis.axvline(0, color=FAINT, linewidth=0.6, zorder=0)
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=4))
 
 
 def _shades(values: pl.Series, y: str) -> dict:
@@ -119,7 +126,3 @@ def _rhos(
         if rho is not None:
             told[geometry] = f"{rho:+.2f}".replace("-", "−")
     return told
-
-
-def _tell(axis: Axes, text: str) -> None:
-    axis.text(0, 1.03, text, transform=axis.transAxes, fontsize=6.5, color="#444444")

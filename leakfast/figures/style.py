@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from typing import Any
+from collections.abc import Sequence
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -35,8 +35,11 @@ CATEGORY_STYLES = (
 SOURCE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
 STAR = "#d7263d"
 INK, FAINT = "#222222", "#bbbbbb"
-_NOTE_PT, _GAP_IN = 6.5, 0.06  # a footnote's letters, and its distance from the figure
-PANEL_IN = (2.4, 2.35)  # three panels fill a text width of 7.2 inches
+COLUMN_IN, PAGE_IN = 3.5, 7.0  # a column of a two-column paper, and its page
+SMALLEST_PT = 7.0  # letters that a printed page can be read with
+_GAP_IN = 0.06  # between a figure and the words below it
+_LETTER_IN = 0.0545  # mean width of a letter of the smallest size
+_BELOW = "below"  # marks the words under a figure
 
 STYLE = {
     "font.size": 7.5,
@@ -97,29 +100,72 @@ def figure_of(inches: tuple[float, float]) -> Figure:
 
 def noted(figure: Figure, note: str | None) -> Figure:
     """The figure with a footnote below it, in the colour of what is not well; unchanged without one."""
-    if note:
-        lines = textwrap.wrap(note, max(40, int(22 * figure.get_figwidth())))
-        place = (0.01, -_GAP_IN / figure.get_figheight())
+    return _with_words_below(figure, note, STAR)
+
+
+def captioned(figure: Figure, caption: str | None) -> Figure:
+    """The figure with what a reader has to know below it; unchanged without words."""
+    return _with_words_below(figure, caption, "#444444")
+
+
+def caption_of(figure: Figure) -> str:
+    """What stands below the figure, footnotes too, as one line."""
+    return " ".join(text.get_text().replace("\n", " ") for text in figure.texts if text.get_gid() == _BELOW)
+
+
+def _with_words_below(figure: Figure, told: str | None, colour: str) -> Figure:
+    if told:
+        lines = textwrap.wrap(told, max(40, int((figure.get_figwidth() - 0.1) / _LETTER_IN)))
+        place = (0.05 / figure.get_figwidth(), -_depth_in(figure) / figure.get_figheight())
+        style = {"fontsize": SMALLEST_PT, "color": colour, "ha": "left", "va": "top", "linespacing": 1.25}
         with matplotlib.rc_context(STYLE):
-            figure.text(
-                *place, "\n".join(lines), fontsize=_NOTE_PT, color=STAR, ha="left", va="top", linespacing=1.25
-            )
+            text = figure.text(*place, "\n".join(lines), gid=_BELOW, **style)
+        text.set_in_layout(False)
     return figure
 
 
+def _depth_in(figure: Figure) -> float:
+    """How far the words below a figure reach, in inches from its lower edge."""
+    lines = sum(t.get_text().count("\n") + 1 for t in figure.texts if t.get_gid() == _BELOW)
+    return _GAP_IN + lines * 1.3 * SMALLEST_PT / 72
+
+
 def _with_footnote(figure: Figure) -> Bbox | None:
-    """The part of the page to keep, in inches: the figure and, where there is one, the footnote below it."""
-    lines = sum(text.get_text().count("\n") + 1 for text in figure.texts if text.get_position()[1] < 0)
-    if not lines:
+    """The part of the page to keep, in inches: the figure and what is told below it; None where nothing is."""
+    if not any(text.get_gid() == _BELOW for text in figure.texts):
         return None
-    below = _GAP_IN + lines * 1.3 * _NOTE_PT / 72 + 0.04
-    return Bbox([[0, -below], [figure.get_figwidth(), figure.get_figheight()]])
+    return Bbox([[0, -_depth_in(figure) - 0.04], [figure.get_figwidth(), figure.get_figheight()]])
+
+
+def panels_in(width: float, count: int, least: float, most: int) -> int:
+    """How many of `count` panels stand side by side in `width` inches, each `least` or wider, `most` of them."""
+    return max(1, min(count, most, int(width / least + 1e-6)))
+
+
+def wrapped(text: str, inches: float, size: float = SMALLEST_PT) -> str:
+    """The text in lines that fit into so many inches; a word is never cut."""
+    letters = max(6, int(inches / (_LETTER_IN * size / SMALLEST_PT)))
+    return "\n".join(textwrap.wrap(text, letters, break_long_words=False))
+
+
+def headed(axis: Axes, title: str, lines: Sequence[str]) -> None:
+    """A panel's name, and small lines between it and the panel."""
+    small = [line for line in lines if line]
+    axis.set_title(title, loc="left", fontweight="bold", pad=4 + 9.5 * sum(s.count("\n") + 1 for s in small))
+    if small:
+        style = {"fontsize": SMALLEST_PT, "color": "#444444", "linespacing": 1.15}
+        axis.annotate("\n".join(small), (0, 1), (0, 3), "axes fraction", textcoords="offset points", **style)
 
 
 def settle(figure: Figure) -> None:
     """Run the layout once and keep it, so that labels can be placed in final coordinates."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    for legend in figure.legends:  # its place would move with the part of the page that is kept
+        corner = figure.transFigure.inverted().transform(legend.get_window_extent().min)
+        legend.set_loc("lower left")
+        legend.borderaxespad = 0.0
+        legend.set_bbox_to_anchor(tuple(corner), transform=figure.transFigure)
 
 
 def words(name: str) -> str:
@@ -151,14 +197,14 @@ def colour_bar(
     unit: str,
     *,
     aspect: float,
-    **ticks: Any,
+    below: bool = False,
 ) -> None:
-    """A bar beside `axes` that tells what the shades of `image` stand for; ticks: settings of its ticks."""
-    bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=aspect, pad=0.02)
+    """A bar beside (or below) `axes` that tells what the shades of `image` stand for."""
+    lying = {"orientation": "horizontal", "location": "bottom"} if below else {}
+    bar = figure.colorbar(image, ax=axes, shrink=0.5, aspect=aspect, pad=0.02, **lying)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(**ticks)
-    in_percent(bar.ax.yaxis, unit)
-    bar.set_label(label, fontsize=6.5)
+    in_percent(bar.ax.xaxis if below else bar.ax.yaxis, unit)
+    bar.set_label(label, fontsize=SMALLEST_PT)
 
 
 def interval(axis: Axes, low: float | None, high: float | None, at: float, colour: str) -> None:
@@ -168,11 +214,16 @@ def interval(axis: Axes, low: float | None, high: float | None, at: float, colou
 
 
 def p_words(p: float) -> str:
-    """0.012, or 3×10⁻⁵ as mathtext."""
+    """0.012, or 3.2×10⁻⁵."""
     if p >= 1e-3:
         return f"{p:.2g}"
-    mantissa, exponent = f"{p:.0e}".split("e")
-    return rf"${mantissa}\times10^{{{int(exponent)}}}$"
+    if p == 0:
+        return "0"
+    mantissa, exponent = f"{p:.1e}".split("e")
+    return f"{mantissa}×10{str(int(exponent)).translate(_RAISED)}"
+
+
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def quantity(behavior: str, y: str, unit: str) -> str:

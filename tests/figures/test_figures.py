@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from leakfast import figures
+from leakfast.figures.scatter import NAMED
 from leakfast.stats import rates as rate_tables
 from leakfast.stats.correlations import correlate
 from leakfast.storage import schema
@@ -95,14 +96,15 @@ def test_scatter_draws_every_pair_and_the_source_as_a_star(tables):
 
 def test_the_highest_bystanders_are_named_inside_their_panel(tables):
     rates, pairs, correlations = tables
-    figure = figures.scatter(rates, pairs, correlations, behavior="marker", layer=3, label=3)
+    figure = figures.scatter(rates, pairs, correlations, behavior="marker", layer=3)
     from matplotlib.text import Annotation, Text
 
+    figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     for axis, source in zip(figure.axes, SOURCES, strict=False):
         mine = pairs.filter((pl.col("source") == source) & (pl.col("layer") == 3))
-        top = mine.sort(["rate", "persona"], descending=[True, False]).head(3)["persona"]
-        notes = [child for child in axis.get_children() if isinstance(child, Annotation)]
+        top = mine.sort(["rate", "persona"], descending=[True, False]).head(NAMED)["persona"]
+        notes = axis.findobj(lambda child: isinstance(child, Annotation) and child.get_gid() == "name")
         assert sorted(n.get_text() for n in notes) == sorted(p.replace("_", " ") for p in top)
         frame = axis.get_window_extent(renderer).padded(20)
         for note in notes:
