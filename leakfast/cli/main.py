@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("leakfast.cli.import_", "Turn the results of another study into a run directory."),
     "stats": ("leakfast.cli.stats", "Compute rates, pairs and correlations of a run."),
     "report": ("leakfast.cli.report", "Draw the figures and the HTML report of a run."),
+    "serve": ("leakfast.cli.serve", "Serve the report's page of a run while it fills."),
     "doctor": ("leakfast.cli.doctor", "Show the environment, the chosen fast paths and why."),
     "organism": ("leakfast.cli.organism", "Rebuild or inspect the embedded model."),
 }

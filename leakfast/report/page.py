@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -43,16 +44,9 @@ def report(
         sections.append({**content.behavior_section(run, stats, behavior), "figures": images})
     html = render(
         sections=sections,
-        relations=content.relations(stats),
         drawn=_draw_whole(run, stats),
-        settings=content.settings(run),
-        provenance=content.provenance(run, stats),
-        missing=stats.missing,
-        caveats=caveats(run, stats, content.study_of(run)[0]),
-        remarks=stats.remarks(),
-        unwell=stats.warnings(),
-        health_rule=health.rule(),
         blobs=_blobs(run, stats, {s["name"]: s["questions"] for s in sections}),
+        **told(run, stats),
     )
     path = run.add_file(layout.REPORT, html.encode("utf-8"))
     if progress:
@@ -60,8 +54,23 @@ def report(
     return path
 
 
-def render(**values) -> str:
-    """The template filled with `values`; every text is escaped unless this module made it."""
+def told(run: Run, stats: Stats) -> dict[str, Any]:
+    """What the page says of the whole run, by the template's names."""
+    return {
+        "relations": content.relations(stats),
+        "settings": content.settings(run),
+        "provenance": content.provenance(run, stats),
+        "missing": stats.missing,
+        "caveats": caveats(run, stats, content.study_of(run)[0]),
+        "remarks": stats.remarks(),
+        "unwell": stats.warnings(),
+        "health_rule": health.rule(),
+    }
+
+
+def render(*, served: str | None = None, **values) -> str:
+    """The template filled with `values`; every text is escaped unless this module made it. served: the version of the run
+    that a served page was made of, None for a file."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -81,8 +90,9 @@ def render(**values) -> str:
     environment.filters |= {"digits": digits, "count": count, "amount": amount}
     own = {
         "css": Markup(policy.css()),
-        "scripts": [Markup(text) for text in policy.scripts()],
-        "policy": policy.policy(),
+        "scripts": [Markup(text) for text in policy.scripts(served is not None)],
+        "policy": policy.policy(served=served is not None),
+        "served": served,
     }
     return environment.get_template("template.html").render(**own, **values)
 

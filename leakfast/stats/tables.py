@@ -147,7 +147,7 @@ def stats(
     with threadpool_limits(1, user_api="blas"):  # systems of five numbers: a BLAS's threads only wait
         correlations = two_way.with_questions(correlations, found.pairs, found.questions, drawn.seed)
         more = analysis.further(found, rates, correlations, drawn, asked)
-    result = _marked(run, Stats(rates, found.pairs, correlations, tuple(found.missing), more))
+    result = marked(run, Stats(rates, found.pairs, correlations, tuple(found.missing), more))
     for sentence in found.missing:
         log.warning("%s: %s", run.path, sentence)
     if write:
@@ -173,7 +173,7 @@ def stats(
     return result
 
 
-def _marked(run: Run, made: Stats) -> Stats:
+def marked(run: Run, made: Stats) -> Stats:
     """The same tables with the columns health and health_of, and the table `health` before the other further ones."""
     found = health.read(run)
     told = marks.verdicts(found, made.rates)

@@ -291,7 +291,7 @@ class Run:
             stamp = stamp_of(path)
             if self._manifest is not None and stamp == self._seen:
                 return self._manifest
-            manifest = _parse_manifest(path.read_bytes())
+            manifest = parse_manifest(path.read_bytes())
         except FileNotFoundError:
             stamp, manifest = None, None
         except OSError as error:
@@ -371,7 +371,7 @@ def _check_of(entry: dict[str, Any]) -> str:
     return hashlib.sha256(body.encode()).hexdigest()[:16]
 
 
-def _parse_manifest(content: bytes) -> dict[str, Any] | None:
+def parse_manifest(content: bytes) -> dict[str, Any] | None:
     """The manifest, or None if its bytes were damaged. A newer format is an error."""
     try:
         manifest: dict[str, Any] = json.loads(content)
