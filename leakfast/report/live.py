@@ -17,13 +17,14 @@ import polars as pl
 from leakfast.errors import InputError, LeakfastError
 from leakfast.report import content, page, payload
 from leakfast.report.paged import Paged
+from leakfast.stats.correlations import correlate
 from leakfast.stats.preliminary import preliminary
 from leakfast.stats.tables import Stats, kept
 from leakfast.storage import schema
 from leakfast.storage.reading import Reading, version
 
 EVERY_S = 4.0  # between two looks at least
-REST = 4  # and this many times as long as the last one took
+REST = 4.0  # and this many times as long as the last one took
 # what reading a run that others write can end in
 FAILURES = (LeakfastError, OSError, ValueError, pl.exceptions.PolarsError)
 
@@ -46,10 +47,12 @@ class Shown:
 class Live:
     """A run that is looked at: `now` gives what was read last, and has a newer state read where there is one."""
 
-    def __init__(self, path: str | Path, every_s: float = EVERY_S):
-        self.path, self.every_s = Path(path), every_s
+    def __init__(self, path: str | Path, every_s: float = EVERY_S, rest: float = REST):
+        """every_s, rest: seconds between two looks, and how many times the last one's time, at least."""
+        self.path, self.every_s, self.rest = Path(path), every_s, rest
         self.failed = False  # the last look could not be finished
         self._shown: Shown | None = None
+        self._said = ""  # of what failed last
         self._tried: str | None = None  # version of the last look
         self._rested = 0.0  # the time from which the next may begin
         self._worker: threading.Thread | None = None
@@ -84,10 +87,12 @@ class Live:
             self._shown = shown(reading, self._shown)
             self.failed = False
         except FAILURES as error:
-            log.warning("%s: could not be read just now, is tried again: %s", self.path, error)
+            if str(error) != self._said:
+                self._said = str(error)
+                log.warning("%s: could not be read just now, is tried again: %s", self.path, error)
         finally:
             took = time.monotonic() - start
-            self._rested = time.monotonic() + max(self.every_s, REST * took)
+            self._rested = time.monotonic() + max(self.every_s, self.rest * took)
 
 
 def shown(reading: Reading, before: Shown | None = None) -> Shown:
@@ -102,13 +107,7 @@ def shown(reading: Reading, before: Shown | None = None) -> Shown:
     completions = Paged(
         reading, [one["key"] for one in data["adapters"]], None if before is None else before.completions
     )
-    told = {
-        "version": reading.version,
-        "state": state,
-        "missing": list(stats.missing),
-        "completions": completions.told(),
-        "data": data,
-    }
+    told = {"version": reading.version, "state": state, "completions": completions.told(), "data": data}
     html = page.render(
         served=reading.version, sections=sections, drawn={}, blobs={}, **page.told(reading, stats)
     )
@@ -142,4 +141,5 @@ def _tables(reading: Reading) -> tuple[Stats, str]:
 def _nothing(missing: tuple[str, ...] = ()) -> Stats:
     """The tables of a run in which nothing was measured."""
     rates = schema.empty("rates").with_columns(pl.lit(None, pl.String).alias("role"))
-    return Stats(rates, schema.empty("pairs"), schema.empty("correlations"), missing)
+    pairs = schema.empty("pairs")
+    return Stats(rates, pairs, correlate(pairs, permutations=0, bootstraps=0, workers=1), missing)

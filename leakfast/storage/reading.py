@@ -37,6 +37,10 @@ class Reading(Run):
         """Raises StoreError, for a reading has nothing to write."""
         raise self._refusal()
 
+    def retire(self, relpath: str, reason: str) -> None:
+        """Raises StoreError, for a reading has nothing to write."""
+        raise self._refusal()
+
     def _refusal(self) -> StoreError:
         return StoreError(
             f"{self.path}: was opened to be read, and is not written. Open it with Run to write into it."
