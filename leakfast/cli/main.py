@@ -38,9 +38,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("leakfast.cli.import_", "Turn the results of another study into a run directory."),
     "stats": ("leakfast.cli.stats", "Compute rates, pairs and correlations of a run."),
     "show": ("leakfast.cli.show", "Look at a run on the terminal: headline, leaks, completions, progress."),
-    "report": ("leakfast.cli.report", "Draw the figures and the HTML report of a run."),
+    "report": ("leakfast.cli.report", "Write the HTML report of a run, or of two."),
     "export": ("leakfast.cli.export", "Share a run: Inspect logs, Weights & Biases, the Hugging Face Hub."),
     "plot": ("leakfast.cli.plot", "Draw the figures of a run for a paper's column or page."),
+    "serve": ("leakfast.cli.serve", "Serve the report's page of a run while it fills."),
     "doctor": ("leakfast.cli.doctor", "Show the environment, the chosen fast paths and why."),
     "organism": ("leakfast.cli.organism", "Rebuild or inspect the embedded model."),
 }

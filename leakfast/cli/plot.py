@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from leakfast.figures.of_run import Drawn
+    from leakfast.storage.run import Run
 
 FORMATS = ("png", "pdf", "svg")
 
@@ -128,25 +129,13 @@ def _check_layer(run: Path, layer: int | None, there: list[int]) -> None:
         )
 
 
-def _kept(opened: Any, out: Path | None, one: Drawn, formats: tuple[str, ...], width: str) -> dict[str, Any]:
+def _kept(opened: Run, out: Path | None, one: Drawn, formats: tuple[str, ...], width: str) -> dict[str, Any]:
     """Write a figure in every format and say what was written."""
-    from leakfast import figures
+    from leakfast.figures.files import write
     from leakfast.figures.style import caption_of
-    from leakfast.storage import layout
-    from leakfast.storage.disk import atomic_write
 
     assert one.figure is not None
-    writers = {"png": figures.png, "pdf": figures.pdf, "svg": figures.svg}
-    name = "-".join(filter(None, (one.kind, one.behavior, width)))
-    files = []
-    for kind in formats:
-        data = writers[kind](one.figure)
-        if out is None:
-            files.append(str(opened.add_file(f"{layout.FIGURES}/{name}.{kind}", data)))
-        else:
-            path = out / f"{name}.{kind}"
-            atomic_write(path, data)
-            files.append(str(path))
+    files = [str(path) for path in write(opened, one, formats, width, out)]
     wide, high = one.figure.get_size_inches()
     return {
         "kind": one.kind,

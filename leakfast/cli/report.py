@@ -1,4 +1,4 @@
-"""`leakfast report`: draw the figures and write the HTML page of a run. Demands a run with
+"""`leakfast report`: write the HTML page of a run. Demands a run with
 completions; tables that are absent or out of date are computed first."""
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Another run: the page, then RUN/report-against.html, opens with the differences between the two.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the paths of report and figures as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the path of the report as JSON.")
 def cli(run: Path, against: Path | None, as_json: bool) -> int | None:
-    """Draw RUN/figures and write RUN/report.html, one file that needs nothing else.
+    """Write RUN/report.html, one file that needs nothing else (figures as files: leakfast plot).
 
     Example: leakfast report runs/demo
     """
@@ -37,10 +37,9 @@ def cli(run: Path, against: Path | None, as_json: bool) -> int | None:
     tell(tables.warnings(), err=True)
     with progress_for("report") as progress:
         path = report(run, tables, progress, compared)
-    drawn = sorted(str(file) for file in (path.parent / "figures").glob("*.p[nd][gf]"))
     if as_json:
         told = {} if compared is None else {"against": compared.table.to_dicts()}
-        print_json({"report": str(path), "figures": drawn, **told})
+        print_json({"report": str(path), **told})
     else:
         click.echo(path)
     return 3 if tables.missing else None

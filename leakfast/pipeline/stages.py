@@ -111,6 +111,7 @@ class Stages:
         return loaded
 
     def all(self) -> Outcome:
+        from leakfast.figures.files import write_all
         from leakfast.pipeline import preflight
         from leakfast.report import report, trajectory
         from leakfast.stats import current
@@ -135,6 +136,7 @@ class Stages:
             trajectory.write(self.store)
             stats = current(self.store)
             page = report(self.store, stats, shown)
+            write_all(self.store, stats)
         return Outcome(self.store.path, stats, page, self.steps.took)
 
     def _keep_personas(self) -> None:

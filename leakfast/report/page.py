@@ -1,5 +1,5 @@
-"""The report: one HTML file that needs nothing else, and the figures as PNG and PDF beside it. Demands
-a run with completions; rounds here, computes nothing. No request leaves the page."""
+"""The report: one HTML file that needs nothing else. Demands a run with completions; rounds here, computes nothing. No
+request leaves the page. Figures as files are `figures.files`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import polars as pl
 from markupsafe import Markup, escape
 
-from leakfast import figures
+from leakfast.figures import of_run, svg
 from leakfast.report import content, payload, policy, sample
 from leakfast.report.caveats import caveats
-from leakfast.stats import health, marks, summary
+from leakfast.stats import health
 from leakfast.stats.specificity import place
 from leakfast.stats.tables import Stats, current
 from leakfast.storage import layout
@@ -45,7 +45,7 @@ def report(
     progress: Callable[[int, int, str], None] | None = None,
     compared: Compared | None = None,
 ) -> Path:
-    """Write report.html and figures/*.{png,pdf} of a run and return the report's path.
+    """Write report.html of a run and return its path.
 
     `stats`: the run's tables; those on disk if they are up to date, else they are computed. `compared`: with another
     run, which the page then opens with; it is report-against.html. The same
@@ -53,38 +53,44 @@ def report(
     if it cannot be written."""
     run = (run if isinstance(run, Run) else Run(run)).open()
     stats = stats or current(run)
-    behaviors = stats.behaviors()
-    steps = 2 * len(behaviors) + 1
-    sections = []
-    for number, behavior in enumerate(behaviors):
-        if progress:
-            progress(2 * number, steps, f"figures of {behavior}")
-        images = _draw(run, stats, behavior)
-        if progress:
-            progress(2 * number + 1, steps, f"tables of {behavior}")
-        sections.append({**content.behavior_section(run, stats, behavior), "figures": images})
+    pictures = _pictures(run, stats, progress)
+    sections = [
+        {
+            **content.behavior_section(run, stats, behavior),
+            "figures": {kind: uri for (kind, of), uri in pictures.items() if of == behavior},
+        }
+        for behavior in stats.behaviors()
+    ]
     html = render(
         sections=sections,
-        relations=content.relations(stats),
-        drawn=_draw_whole(run, stats),
-        settings=content.settings(run),
-        provenance=content.provenance(run, stats),
-        missing=stats.missing,
-        caveats=caveats(run, stats, content.study_of(run)[0]),
-        remarks=stats.remarks(),
-        unwell=stats.warnings(),
-        health_rule=health.rule(),
+        drawn={kind: uri for (kind, of), uri in pictures.items() if of is None},
         compared=compared,
         blobs=_blobs(run, stats, {s["name"]: s["questions"] for s in sections}),
+        **told(run, stats),
     )
     path = run.add_file(layout.REPORT_AGAINST if compared else layout.REPORT, html.encode("utf-8"))
     if progress:
-        progress(steps, steps, "written")
+        progress(1, 1, "written")
     return path
 
 
-def render(**values) -> str:
-    """The template filled with `values`; every text is escaped unless this module made it."""
+def told(run: Run, stats: Stats) -> dict[str, Any]:
+    """What the page says of the whole run, by the template's names."""
+    return {
+        "relations": content.relations(stats),
+        "settings": content.settings(run),
+        "provenance": content.provenance(run, stats),
+        "missing": stats.missing,
+        "caveats": caveats(run, stats, content.study_of(run)[0]),
+        "remarks": stats.remarks(),
+        "unwell": stats.warnings(),
+        "health_rule": health.rule(),
+    }
+
+
+def render(*, served: str | None = None, **values) -> str:
+    """The template filled with `values`; every text is escaped unless this module made it. served: the version of the run
+    that a served page was made of, None for a file."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -104,9 +110,11 @@ def render(**values) -> str:
     environment.filters |= {"digits": digits, "count": count, "amount": amount}
     own = {
         "css": Markup(policy.css()),
-        "scripts": [Markup(text) for text in policy.scripts()],
-        "policy": policy.policy(),
+        "scripts": [Markup(text) for text in policy.scripts(served is not None)],
+        "policy": policy.policy(served=served is not None),
+        "served": served,
     }
+    values.setdefault("compared", None)
     return environment.get_template("template.html").render(**own, **values)
 
 
@@ -118,59 +126,20 @@ def _blobs(run: Run, stats: Stats, questions: dict[str, tuple[str, ...]]) -> dic
     return {"data": payload.packed(data), "texts": payload.packed(texts)}
 
 
-def _draw(run: Run, stats: Stats, behavior: str) -> dict[str, str]:
-    """Draw, store as PNG and PDF, and return each figure as a data URI of its SVG."""
-    drawn, more = {}, stats.more
-    layer, y, unit = stats.best_layer(behavior), stats.outcome(behavior), stats.unit(behavior)
-    if layer is not None:
-        drawn["scatter"] = figures.scatter(*stats.tables().values(), behavior=behavior, layer=layer, y=y)
-        drawn["layers"] = figures.layers(stats.correlations, behavior=behavior, y=y)
-    if "gradients" in more and "isotonic" in more:
-        drawn["gradients"] = figures.gradients(
-            stats.pairs, more["gradients"], more["isotonic"], behavior=behavior, unit=unit
-        )
-    if "partials" in more and layer is not None:
-        drawn["partials"] = figures.partials(more["partials"], behavior=behavior, layer=layer, y=y)
-    if "matrix" in more:
-        drawn["matrix"] = figures.matrix(more["matrix"], behavior=behavior, y=y, unit=unit)
-    if "question_sets" in more and layer is not None:
-        drawn["question_sets"] = figures.question_sets(
-            more["question_sets"], behavior=behavior, layer=layer, y=y, unit=unit
-        )
-    if "shifts" in more and layer is not None:
-        drawn["shifts"] = figures.shifts(
-            more["shifts"], more["shift_correlations"], behavior=behavior, layer=layer, y=y, unit=unit
-        )
-    note = marks.notes(stats.health, behavior)
-    return {
-        kind: _kept(run, f"{kind}-{behavior}", figures.noted(figure, note))
-        for kind, figure in drawn.items()
-        if figure is not None
-    }
+# what no chart of the page shows; all are files with `leakfast plot`
+_PICTURES = ("gradients", "partials", "question_sets", "shifts", "relations")
 
 
-def _draw_whole(run: Run, stats: Stats) -> dict[str, str]:
-    """The figures that are about all behaviors, in the same way."""
-    drawn = {}
-    if "relations" in stats.more and stats.more["relations"]["behavior"].n_unique() > 1:
-        table = stats.more["relations"]
-        units = {behavior: stats.unit(behavior) for behavior in table["behavior"].unique()}
-        figure = figures.relations(table, stats.more["relations_alike"], units=units)
-        if figure is not None:
-            told = [marks.notes(stats.health, behavior) for behavior in stats.behaviors()]
-            note = "; ".join(one for one in told if one) or None
-            drawn["relations"] = _kept(run, "relations", figures.noted(figure, note))
-    if run.has(layout.table("trajectory")):
-        table = run.read(layout.table("trajectory"))
-        figure = figures.trajectory(table, lambda behavior: summary.unit(table, behavior))
-        drawn["trajectory"] = _kept(run, "trajectory", figures.noted(figure, marks.series_note(table)))
-    return drawn
-
-
-def _kept(run: Run, name: str, figure) -> str:
-    run.add_file(f"{layout.FIGURES}/{name}.png", figures.png(figure))
-    run.add_file(f"{layout.FIGURES}/{name}.pdf", figures.pdf(figure))
-    return "data:image/svg+xml;base64," + base64.b64encode(figures.svg(figure)).decode()
+def _pictures(run: Run, stats: Stats, progress: Callable[[int, int, str], None] | None) -> dict:
+    """(kind, behavior or None) → the picture as a data URI of its SVG."""
+    out, most = {}, len(_PICTURES) * len(stats.behaviors())
+    for number, one in enumerate(of_run.draw(run, stats, _PICTURES)):
+        if one.figure is not None:
+            uri = "data:image/svg+xml;base64," + base64.b64encode(svg(one.figure)).decode()
+            out[one.kind, one.behavior] = uri
+        if progress:
+            progress(min(number + 1, most), most + 1, f"picture of {one.kind}")
+    return out
 
 
 # rounding: the only place where a number of a report loses digits

@@ -187,11 +187,8 @@ def _cosines(stats: Stats, place: dict[str, int]) -> dict[str, Any]:
 def _correlations(stats: Stats) -> dict[str, list]:
     """ρ over all categories of each adapter and pooled, with what stands beside it, as columns."""
     whole = [stats.summary(cosine, y) for cosine in COSINES for y in YS]
-    table = (
-        pl.concat([part for part in whole if part.height], how="diagonal_relaxed")
-        if whole
-        else pl.DataFrame()
-    )
+    filled = [part for part in whole if part.height]
+    table = pl.concat(filled, how="diagonal_relaxed") if filled else pl.DataFrame()
     names = ["behavior", "adapter", "source", "seed", "layer", "cosine", "y", "n", "spearman"]
     names += ["spearman_both_low", "spearman_both_high", "spearman_ci_low", "spearman_ci_high"]
     names += ["spearman_p_perm", "spearman_p_max", "rank", "candidates", "p_source_max"]

@@ -21,6 +21,7 @@ _SCRIPTS = (
     "completions.js",
     "main.js",
 )
+_SERVED = "served.js"  # before the last: of a page that is served while its run fills
 # the style element that Observable Plot 0.6.17 puts into every chart (its src/plot.js), for the class name `lf`
 _PLOT_STYLE = """:where(.lf) {
   --plot-background: white;
@@ -36,10 +37,11 @@ _PLOT_STYLE = """:where(.lf) {
 
 
 @cache
-def scripts() -> tuple[str, ...]:
+def scripts(served: bool = False) -> tuple[str, ...]:
     """Texts of the scripts. Raises ValueError where one could end its own element."""
-    texts = tuple((ASSETS / name).read_text(encoding="utf-8") for name in _SCRIPTS)
-    for name, text in zip(_SCRIPTS, texts, strict=True):
+    names = (*_SCRIPTS[:-1], _SERVED, _SCRIPTS[-1]) if served else _SCRIPTS
+    texts = tuple((ASSETS / name).read_text(encoding="utf-8") for name in names)
+    for name, text in zip(names, texts, strict=True):
         if "</script" in text.lower() or "<!--" in text:
             raise ValueError(f"{name}: holds text that an HTML parser reads as the end of a script")
     return texts
@@ -50,11 +52,11 @@ def css() -> str:
     return (ASSETS / "page.css").read_text(encoding="utf-8")
 
 
-def policy(*, connect: str = "'none'") -> str:
-    """The Content-Security-Policy of the page: its scripts and styles by their hash, pictures as data, no network.
-
-    connect: where a served page may ask for more, such as 'self'."""
-    run = " ".join(_hash(text) for text in scripts())
+def policy(*, served: bool = False) -> str:
+    """The Content-Security-Policy of the page: its scripts and styles by their hash, pictures as data, no network; one
+    that is served may ask its own server for more."""
+    connect = "'self'" if served else "'none'"
+    run = " ".join(_hash(text) for text in scripts(served))
     look = " ".join(_hash(text) for text in (css(), _PLOT_STYLE))
     return (
         f"default-src 'none'; script-src {run}; style-src {look}; img-src data:; connect-src {connect}; "

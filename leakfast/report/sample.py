@@ -86,18 +86,23 @@ def _read(run: Run, folders: Iterable[tuple[str, str]]) -> Iterator[tuple[tuple[
         folder = layout.completions(behavior, adapter)
         columns = [*_DRAW, "text", "n_tokens", "finish_reason", "status"]
         frame = run.scan(folder).select(columns).collect()
-        detector = get(behavior).detector if is_known(behavior) else None
-        hit = next(iter(detector(pl.col("text")).values())) if detector else pl.lit(None, pl.Boolean)
         frame = frame.with_columns(
-            hit=hit,
-            score=_scores(run, behavior, adapter, frame, judges.get(behavior, (None, 0))[0]),
-            finish=pl.when(status="ok").then("finish_reason").otherwise("status"),
-            tokens=pl.col("n_tokens"),
+            **facts(behavior), score=scores(run, behavior, adapter, frame, judges.get(behavior, (None, 0))[0])
         )
         yield (behavior, adapter), frame.sort("persona", "question", "sample", maintain_order=True)
 
 
-def _scores(run: Run, behavior: str, adapter: str, frame: pl.DataFrame, judge: str | None) -> pl.Series:
+def facts(behavior: str) -> dict[str, pl.Expr]:
+    """hit, finish and tokens of completions of the behavior, as expressions over their columns."""
+    detector = get(behavior).detector if is_known(behavior) else None
+    return {
+        "hit": next(iter(detector(pl.col("text")).values())) if detector else pl.lit(None, pl.Boolean),
+        "finish": pl.when(status="ok").then("finish_reason").otherwise("status"),
+        "tokens": pl.col("n_tokens"),
+    }
+
+
+def scores(run: Run, behavior: str, adapter: str, frame: pl.DataFrame, judge: str | None) -> pl.Series:
     """A judge's aligned score of each completion, null without one."""
     made = judged.of_judge(run, layout.judgements(behavior, adapter), judge)
     if made is None:

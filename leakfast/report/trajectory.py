@@ -1,4 +1,4 @@
-"""Behaviors on the way through training: the table `trajectory` of a run and its figure, from stored choice scores
+"""Behaviors on the way through training: the table `trajectory` of a run, from stored choice scores
 and completions of checkpoints. Demands a run with points of a series (leakfast.measure);
 leaves measuring to others."""
 
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import polars as pl
 
-from leakfast import figures
 from leakfast.measure.choices import table as tables
 from leakfast.models.adapters import adapter_hash, card_in
 from leakfast.storage import layout, schema
@@ -22,22 +21,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.trajectory")
 
-_TABLE, _FIGURE = layout.table("trajectory"), "figures/trajectory"
+_TABLE = layout.table("trajectory")
 
 
 def write(run: Run) -> pl.DataFrame | None:
-    """Make the table and the figure of what the run holds and store both; None where it holds no series."""
-    from leakfast.stats import marks, summary
-
+    """Make the table of what the run holds and store it; None where it holds no series."""
     made = table(run)
-    if made is None:
-        return None
-    run.add_shard(_TABLE, made)
-    figure = figures.noted(
-        figures.trajectory(made, lambda behavior: summary.unit(made, behavior)), marks.series_note(made)
-    )
-    run.add_file(f"{_FIGURE}.png", figures.png(figure))
-    run.add_file(f"{_FIGURE}.pdf", figures.pdf(figure))
+    if made is not None:
+        run.add_shard(_TABLE, made)
     return made
 
 

@@ -3,10 +3,8 @@ draws. Demands a run with something to count; writes nothing, and leaves interva
 
 from __future__ import annotations
 
-from leakfast.stats import summaries, two_way
-from leakfast.stats.collect import collect
-from leakfast.stats.correlations import correlate
-from leakfast.stats.tables import Stats, kept, marked
+from leakfast.stats.preliminary import preliminary
+from leakfast.stats.tables import Stats, kept
 from leakfast.storage.reading import ReadOnlyRun
 
 # what is looked at beside rates, pairs and correlations
@@ -23,13 +21,7 @@ def glance(run: ReadOnlyRun) -> tuple[Stats, str | None]:
     if found is not None:
         return found, None
     told = run.manifest["stages"].get("stats")
-    collected = collect(run)
-    rates = summaries.with_intervals(collected.rates, collected.questions)
-    correlations = correlate(collected.pairs, 0, bootstraps=0)
-    more = {}
-    if (bystanders := two_way.mean_bystanders(rates, collected.questions)).height:
-        more["bystanders"] = bystanders
-    made = Stats(rates, collected.pairs, correlations, tuple(collected.missing), more)
+    made = preliminary(run)
     why = (
         "There are no tables yet"
         if told is None
@@ -39,4 +31,4 @@ def glance(run: ReadOnlyRun) -> tuple[Stats, str | None]:
         f"{why}: rates, ρ and r are computed now, in memory, without draws (no p by permutation, no interval of ρ). "
         f"Make the tables with: leakfast stats {run.path}"
     )
-    return marked(run, made), note
+    return made, note

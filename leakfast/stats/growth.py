@@ -197,7 +197,7 @@ def _told(sets: _Sets, layers: list[int], ses: list[float | None]) -> Iterator[d
         pick = _pick(rho.reshape(-1, len(layers)))
         other = rho if whole else rho.reshape(len(rho), -1, 2, len(layers))[:, :, ::-1].reshape(rho.shape)
         told = {"size": size, "n": sets.people[size]}
-        wider = np.sqrt(2 * sets.people["all"] / sets.people[size])
+        wider = np.sqrt(2 * sets.people["all"] / max(1, sets.people[size]))  # an empty set has no ρ to widen
         flat, beside = rho.reshape(-1, len(layers)), other.reshape(-1, len(layers))
         above = None if whole else larger[size].reshape(-1, len(layers))
         for k, layer in enumerate(layers):

@@ -225,16 +225,21 @@ class _Errors:
         k = len(names)
         away = np.array([self.personas[name][column] for name in names])
         n = int(np.any(away != 0, axis=0).sum())
-        with np.errstate(invalid="ignore"):  # a ρ of ±1 lies infinitely far on this scale, and gets a reason
-            of_people = (n - 1) / max(1, n) * (away @ away.T)
+        of_people = (n - 1) / max(1, n) * _products(away)
         nothing = np.zeros((k, k))
         if self.questions is None or self.cells is None or self.asked is None:
             return _Shared(of_people, nothing, nothing, n, None)
         away, noise = (
             np.array([side[name][column] for name in names]) for side in (self.questions, self.cells)
         )
-        of_questions = (self.asked - 1) / self.asked * (away @ away.T)
-        return _Shared(of_people, of_questions, noise @ noise.T / (_SIGNS - 1), n, self.asked)
+        of_questions = (self.asked - 1) / self.asked * _products(away)
+        return _Shared(of_people, of_questions, _products(noise) / (_SIGNS - 1), n, self.asked)
+
+
+def _products(away: np.ndarray) -> np.ndarray:
+    """Of each two rows; NaN where a ρ of ±1 lies infinitely far on this scale, which gets a reason."""
+    with np.errstate(invalid="ignore"):
+        return away @ away.T
 
 
 def _errors(parts: dict[str, _Part], of_seed: dict, y: str, seed: int) -> _Errors:
@@ -276,7 +281,8 @@ def _moved(groups: dict, sums: dict) -> dict:
 
 
 def _about_mean(moved: dict) -> dict:
-    return {name: z - z.mean(axis=1, keepdims=True) for name, z in moved.items()}
+    with np.errstate(invalid="ignore"):
+        return {name: z - z.mean(axis=1, keepdims=True) for name, z in moved.items()}
 
 
 def _center(z: np.ndarray, there: np.ndarray) -> None:

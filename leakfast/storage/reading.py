@@ -1,16 +1,19 @@
-"""A run that is only looked at, beside a process that may be writing it: no lock is taken and no byte is changed. Demands a
-run directory; leaves setting damaged files aside to `storage.run`, and what is in them to the readers."""
+"""A run that is only looked at, as it is or as it was at one moment, beside a process that may be writing it: no lock is
+taken and no byte is changed. Demands a run directory; leaves setting damaged files aside to `storage.run`."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from leakfast.errors import StoreError
 from leakfast.storage import layout
+from leakfast.storage.disk import stamp_of
 from leakfast.storage.run import Run
 
 log = logging.getLogger("leakfast.store")
@@ -19,7 +22,7 @@ _LOCKS = Path("/proc/locks")  # of this machine, where the system tells them
 
 
 class ReadOnlyRun(Run):
-    """A run whose every change is a ValueError. A file whose bytes do not match the manifest is left where it is and
+    """A run whose every change is a StoreError. A file whose bytes do not match the manifest is left where it is and
     counts as absent; `set_aside` names them. A damaged manifest is read from log.jsonl, in memory alone."""
 
     def __init__(self, path: str | Path):
@@ -28,11 +31,19 @@ class ReadOnlyRun(Run):
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[Run]:
-        raise ValueError(f"{self.path}: this run is only read; lock() belongs to those that write")
+        raise self._refusal()
         yield self
 
     def log(self, event: str, **fields: Any) -> None:
-        raise ValueError(f"{self.path}: this run is only read; {event} cannot be logged")
+        raise self._refusal()
+
+    def retire(self, relpath: str, reason: str) -> None:
+        raise self._refusal()
+
+    def _refusal(self) -> StoreError:
+        return StoreError(
+            f"{self.path}: was opened to be read, and is not written. Open it with Run to write into it."
+        )
 
     def _strike_out(self, relpath: str, found: str) -> None:
         if relpath not in self.set_aside:
@@ -44,6 +55,31 @@ class ReadOnlyRun(Run):
             log.warning("%s: damaged; read from %s", path, layout.JOURNAL)
         self._manifest = self._from_log()
         return self._manifest
+
+
+class Reading(ReadOnlyRun):
+    """The run that the manifest told of when this object was first asked; shards that come later are not in it, and one
+    whose bytes are others by now counts as absent.
+
+    before: an earlier reading of the same run, whose checked files are not hashed again where they did not change."""
+
+    def __init__(self, path: str | Path, before: Reading | None = None):
+        super().__init__(path)
+        if before is not None:
+            self._verified = dict(before._verified)
+        self.version = version(path)
+
+    def _load(self) -> dict[str, Any]:
+        return super()._load() if self._manifest is None else self._manifest
+
+
+def version(path: str | Path) -> str:
+    """16 hex digits that change when the run's manifest does; made from its inode, size and time, so it costs nothing."""
+    try:
+        stamp = stamp_of(Path(path) / layout.MANIFEST)
+    except FileNotFoundError:
+        stamp = (0, 0, 0)
+    return hashlib.sha256(repr(stamp).encode()).hexdigest()[:16]
 
 
 def writer(run: Run) -> int | None:

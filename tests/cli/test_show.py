@@ -17,6 +17,7 @@ from leakfast.behaviors.phrases import spans
 from leakfast.behaviors.registry import get
 from leakfast.cli import amounts
 from leakfast.cli.main import main
+from leakfast.errors import StoreError
 from leakfast.stats import beyond, stats
 from leakfast.stats.glance import glance
 from leakfast.storage import layout
@@ -99,13 +100,13 @@ def test_a_damaged_manifest_is_read_from_the_log_and_left_where_it_is(tmp_path, 
 
 def test_a_run_that_is_only_read_refuses_every_change(bare):
     run = ReadOnlyRun(bare)
-    with pytest.raises(ValueError, match="only read"), run.lock():
+    with pytest.raises(StoreError, match="opened to be read"), run.lock():
         pass
-    with pytest.raises(ValueError, match="only read"):
+    with pytest.raises(StoreError, match="opened to be read"):
         run.log("stage")
-    with pytest.raises(ValueError, match="only read"):
+    with pytest.raises(StoreError, match="opened to be read"):
         run.add_file("a", b"")
-    with pytest.raises(ValueError, match="only read"):
+    with pytest.raises(StoreError, match="opened to be read"):
         stats(run, permutations=0, bootstraps=0, workers=1)
 
 

@@ -96,7 +96,7 @@ def test_tables_carry_the_seed_of_every_behavior(outcome):
 def test_categories_are_told_for_every_behavior(outcome):
     found = schema.check(outcome.stats.more["relations"], "relations")
     assert {"refusal", "hellaswag"} <= set(found["behavior"]) and set(found["seed"]) == {42, 137}
-    assert (outcome.run / "figures/relations.png").is_file()
+    assert (outcome.run / "figures/relations-page.png").is_file()
     assert "What the bystander is" in outcome.report.read_text(encoding="utf-8")
 
 

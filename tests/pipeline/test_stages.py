@@ -122,7 +122,7 @@ def test_shifts_are_those_of_centroids_under_the_adapter(study, outcome):
         "shift",
     }
     assert "What training did to the geometry" in outcome.report.read_text(encoding="utf-8")
-    assert (outcome.run / "figures/shifts-marker.png").is_file()
+    assert (outcome.run / "figures/shifts-marker-page.png").is_file()
 
 
 def test_a_further_question_set_stands_beside(outcome):

@@ -333,15 +333,6 @@ def test_the_page_tells_numbers_settings_and_that_it_is_an_organism(filled, page
     assert all(category.replace("_", " ") in text for category in categories)
 
 
-def test_figures_lie_beside_the_page(filled):
-    run, path = filled
-    assert path == run.path / "report.html"
-    names = {file.name for file in (run.path / "figures").iterdir()}
-    kinds = {"scatter", "layers", "gradients", "partials", "matrix"}
-    assert names == {f"{kind}-marker.{end}" for kind in kinds for end in ("png", "pdf")}
-    assert set(run.shards("figures")) == {f"figures/{name}" for name in names}
-
-
 def test_the_same_run_gives_the_same_page(filled):
     run, path = filled
     before = path.read_bytes()

@@ -118,8 +118,7 @@ def test_a_series_is_scored_again_from_its_files_and_tabled(tiny_qwen2, tmp_path
     assert row["hits"] == mine.filter(pl.col("chosen") & pl.col("correct")).height
     assert row["rate"] == row["hits"] / row["total"] and row["ci_low"] < row["rate"] < row["ci_high"]
     assert row["seed"] == 7 and row["role"] == "source"
-    for kind in ("png", "pdf"):
-        assert run.has(f"figures/trajectory.{kind}")
+    assert run.has("tables/trajectory.parquet")
 
 
 def test_a_point_at_which_nothing_was_learned_is_none(tiny_qwen2, tmp_path, caplog):

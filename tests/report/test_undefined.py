@@ -83,7 +83,7 @@ def test_the_report_says_why_there_is_no_rho_and_shows_the_rates(tmp_path, name,
     found = stats.stats(run, permutations=19, bootstraps=20)
     assert found.best_layer("marker") is None
     text = re.sub(r'src="data:[^"]*"', "", report(run, found).read_text(encoding="utf-8"))
-    plain = re.sub(r"<style>.*?</style>|<[^>]+>", " ", text, flags=re.DOTALL)
+    plain = re.sub(r"<(style|script).*?</\1>|<[^>]+>", " ", text, flags=re.DOTALL)
     assert not SHOWN.search(plain), SHOWN.search(plain)
     assert "No correlation with the base-model cosine is defined here" in plain and why in plain
     assert "There are no correlations yet" not in plain

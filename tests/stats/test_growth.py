@@ -163,3 +163,12 @@ def test_spread_over_halves_is_the_standard_error_and_halves_agree_as_often_as_s
     )
     assert 0.93 <= ratio <= 1.1
     assert 0.93 <= np.mean(inside) <= 0.97
+
+
+def test_a_quarter_without_anybody_has_a_reason():
+    """Few bystanders of an adapter that was measured in part: a deal of all personas leaves some sets empty."""
+    pairs = world(np.random.default_rng(3), 40, sources=("a", "b"))
+    few = pl.concat([pairs.filter(source="a", persona=f"p{k:03d}") for k in range(6)])
+    table = made(pl.concat([few, pairs.filter(source="b")]))
+    quarters = table.filter(source="a", size="quarter", cosine="centered", y="rate")
+    assert quarters["n"].to_list() == [0] and quarters["reason"].is_not_null().all()

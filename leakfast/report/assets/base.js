@@ -88,11 +88,13 @@ LF.correlation = (behavior, adapter, layer, cosine, y) => {
 // ── state ─────────────────────────────────────────────────────────────────────────────────────────
 LF.state = { behavior: null, adapter: null, layer: null, cosine: "centered", y: null, persona: null, category: null };
 
-LF.set = (change) => {
+LF.set = (asked) => {
+  const change = { ...asked };
   const state = Object.assign(LF.state, change);
   if ("behavior" in change) {
     const behavior = LF.data.behaviorOf[state.behavior];
     Object.assign(state, { y: behavior.outcome, layer: behavior.layer, adapter: null });
+    Object.assign(change, { y: null, layer: null, adapter: null });
   }
   const there = LF.adaptersOf(state.behavior);
   if (!there.some((adapter) => adapter.place === state.adapter)) state.adapter = there.length ? there[0].place : null;
@@ -100,6 +102,8 @@ LF.set = (change) => {
   if (!LF.data.behaviorOf[state.behavior].ys.includes(state.y)) state.y = "rate";
   for (const part of LF.parts) part(state, change);
 };
+// whether a change asks a part to be drawn anew; without any change all are (another width, data that grew)
+LF.touches = (change, ...names) => !Object.keys(change).length || names.some((name) => name in change);
 LF.unit = () => LF.data.behaviorOf[LF.state.behavior].unit;
 LF.yWords = () => (LF.state.y === "delta" ? `change of ${LF.words(LF.state.behavior)} rate` : `${LF.words(LF.state.behavior)} rate`);
 LF.percent = (value) => (LF.unit() === "share" ? 100 * value : value);

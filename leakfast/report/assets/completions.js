@@ -4,7 +4,8 @@
   const PAGE = 20;
   const filters = ["adapter", "persona", "question", "hit", "finish", "search", "shortest", "longest", "lowest", "highest"];
   let shown = PAGE;
-  let source = null; // (wanted) => Promise of {rows, total, rule}
+  let source = null; // (wanted, limit) => Promise of {rows, total}, of null where a later question overtook it
+  let turn = 0;
 
   // over what the page carries; a served page asks its server the same
   LF.embedded = (columns) => {
@@ -85,7 +86,9 @@
   const drawn = async () => {
     if (source === null) return;
     const wanted = values();
+    const mine = ++turn;
     const found = await source(wanted, shown);
+    if (found === null || mine !== turn) return;
     LF.at("found").textContent = `${LF.count(found.total)} completions of those here.${ofTables(wanted)}`;
     LF.fill(LF.at("said"), found.rows.map((row) => one(row, wanted.search)));
     LF.at("more-completions").hidden = found.total <= shown;
@@ -117,14 +120,26 @@
     LF.at("found").focus({ preventScroll: true });
   };
 
-  LF.startCompletions = (from, told) => {
-    source = from;
+  const tell = (told) => {
     LF.at("rule").textContent = told.rule;
     LF.at("f-question").dataset.numbers = JSON.stringify(told.questions);
     options("finish", told.finishes.map((finish) => [finish, LF.words(finish)]));
     LF.at("scores").hidden = !told.scored;
-    LF.at("completions").hidden = false;
     refill();
+  };
+
+  // the same filters over a run that has grown; moved: from the place a name had to the one it has
+  LF.renewCompletions = (told, moved) => {
+    const now = Object.entries(moved).map(([name, of]) => [name, of(LF.at(`f-${name}`).value) ?? ""]);
+    tell(told);
+    for (const [name, value] of now) LF.at(`f-${name}`).value = String(value);
+    draw();
+  };
+
+  LF.startCompletions = (from, told) => {
+    source = from;
+    LF.at("completions").hidden = false;
+    tell(told);
     for (const name of filters) LF.at(`f-${name}`).addEventListener(name === "search" ? "input" : "change", () => { shown = PAGE; draw(); });
     LF.at("clear").addEventListener("click", () => { for (const name of filters) LF.at(`f-${name}`).value = ""; shown = PAGE; draw(); });
     LF.at("more-completions").addEventListener("click", () => { shown += PAGE; draw(); });

@@ -62,5 +62,8 @@
     chart.addEventListener("click", () => { if (chart.value) LF.set({ persona: chart.value.persona }); });
   };
 
-  LF.parts.push(() => { curve(); trajectory(); });
+  LF.parts.push((_, change) => {
+    if (LF.touches(change, "behavior", "adapter", "cosine", "y", "layer")) curve();
+    if (LF.touches(change, "behavior", "adapter")) trajectory();
+  });
 })();

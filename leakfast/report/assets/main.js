@@ -73,6 +73,7 @@
 
   const ofPage = async () => {
     for (const bar of document.querySelectorAll("[data-share]")) bar.style.width = `${bar.dataset.share}%`;
+    if (LF.at("served")) return void LF.serve();
     if (!LF.at("data")) return;
     LF.start(await LF.unpack("data"));
     const columns = await LF.unpack("texts");

@@ -38,10 +38,14 @@
     LF.at("matrix-told").textContent = `${LF.yWords()} (${LF.unitWords()}), from ${LF.number(least, 0)} (pale) to ${LF.number(most, 1)}; red frames: the source itself. A row an adapter, a column a persona, ordered by ${order}.`;
   };
 
+  // the orders that the data has; the chosen one stays while it is among them
   LF.orders = () => {
     const select = LF.at("order");
-    LF.fill(select, Object.keys(LF.data.order).map((name) => LF.h("option", { value: name }, { category: "category", leakage: "leakage", cluster: "place in the geometry" }[name])));
-    select.addEventListener("change", () => { order = select.value; draw(); });
+    const names = Object.keys(LF.data.order);
+    if (!names.includes(order)) [order] = names;
+    LF.fill(select, names.map((name) => LF.h("option", { value: name }, { category: "category", leakage: "leakage", cluster: "place in the geometry" }[name])));
+    select.value = order;
+    select.onchange = () => { order = select.value; draw(); };
   };
-  LF.parts.push(draw);
+  LF.parts.push((_, change) => { if (LF.touches(change, "behavior", "y", "persona")) draw(); });
 })();

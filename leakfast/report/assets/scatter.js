@@ -147,7 +147,46 @@ LF.rhoWords = (found) => {
     LF.h("button", { type: "button", "aria-pressed": String(LF.state.category === kind), onclick: () => LF.set({ category: LF.state.category === kind ? null : kind }) },
       LF.h("span", { colour: LF.PALETTE[place % 12], "aria-hidden": "true" }, LF.SIGNS[place % 12]), ` ${LF.words(kind)}`)));
 
-  LF.parts.push(() => { legend(); draw(); });
+  // a small chart a source, drawn after everything else has been
+  let waiting = null;
+  const sideBySide = () => {
+    const adapters = LF.adaptersOf(LF.state.behavior).map((adapter) => [adapter, LF.points(adapter.place)]).filter(([, points]) => points.length);
+    LF.at("all-figure").hidden = adapters.length < 2;
+    if (adapters.length < 2) return;
+    const all = adapters.flatMap(([, points]) => points);
+    const [least, most] = d3.extent(all, (point) => point.y);
+    const xs = d3.extent(all, (point) => point.x);
+    const kinds = LF.kinds();
+    LF.fill(LF.at("all"), adapters.map(([adapter, points]) => {
+      const found = LF.correlation(LF.state.behavior, adapter.adapter, LF.state.layer, LF.state.cosine, LF.state.y);
+      const title = `${LF.adapterWords(adapter)}, ρ ${LF.signed(found ? found.spearman : null)}`;
+      const chart = Plot.plot({
+        className: "lf", width: 300, height: 200, marginLeft: 34, marginBottom: 26, style: { background: "transparent" },
+        x: { domain: xs, label: null, ticks: 4 }, y: { domain: [Math.min(0, least), most], label: null, ticks: 4, grid: true },
+        color: { domain: kinds, range: kinds.map((_, place) => LF.PALETTE[place % 12]) },
+        marks: [
+          Plot.dot(points.filter((point) => !point.source), { x: "x", y: "y", fill: "category", r: 2.4, fillOpacity: 0.8 }),
+          Plot.dot(points.filter((point) => point.source), { x: "x", y: "y", symbol: "star", r: 6, fill: LF.STAR }),
+        ],
+      });
+      const button = LF.h("button", { type: "button", "aria-pressed": String(adapter.place === LF.state.adapter), onclick: () => LF.set({ adapter: adapter.place }) }, LF.h("span", {}, title));
+      const box = LF.h("div", {});
+      button.append(box);
+      LF.named(box, chart, title);
+      chart.setAttribute("aria-hidden", "true");
+      chart.removeAttribute("role");
+      chart.removeAttribute("aria-label");
+      return button;
+    }));
+  };
+
+  LF.parts.push((_, change) => {
+    if (LF.touches(change, "category")) legend();
+    draw();
+    if (!LF.touches(change, "behavior", "adapter", "layer", "cosine", "y")) return;
+    clearTimeout(waiting);
+    waiting = setTimeout(sideBySide, 30);
+  });
   LF.redraw = () => LF.set({});
   LF.brush = () => {
     brushing = !brushing;
