@@ -42,6 +42,7 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
     return {
         "name": behavior,
         "about": describe(behavior),
+        "direction": direction_of(behavior),
         "layer": layer,
         "outcome": stats.outcome(behavior),
         "unit": stats.unit(behavior),
@@ -73,6 +74,25 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
     }
 
 
+def in_short(section: dict[str, Any]) -> dict[str, Any]:
+    """Of one behavior's section: the source whose bystanders show the most on average, the bystander that shows the most
+    and whose, and the row of all sources; each with its interval, None where nothing is known. Of several with the same
+    value the first. Most is the lowest rate where less means more of the behavior."""
+    sign = section["direction"]
+    sources = [row for row in section["sources"] if row["mean_bystander"] is not None]
+    leaks = [
+        {**row, "source": block["source"]}
+        for block in section["leakers"]
+        for row in block["rows"][:1]
+        if row["rate"] is not None
+    ]
+    return {
+        "source": max(sources, key=lambda row: sign * row["mean_bystander"], default=None),
+        "leak": max(leaks, key=lambda row: sign * row["rate"], default=None),
+        "pooled": section["pooled"],
+    }
+
+
 def relations(stats: Stats) -> dict[str, Any]:
     """Categories against behaviors, where there are several: rows of mean changes, how much categories explain, and
     the rank correlations between behaviors."""
@@ -90,6 +110,11 @@ def relations(stats: Stats) -> dict[str, Any]:
     ]
     alike = stats.more["relations_alike"].filter(scope="all").rows(named=True)
     return {"columns": columns, "rows": rows, "alike": alike, "several": table["seed"].n_unique() > 1}
+
+
+def direction_of(behavior: str) -> int:
+    """−1 where a lower rate is more of the behavior, else 1."""
+    return -1 if is_known(behavior) and get(behavior).direction < 0 else 1
 
 
 def describe(behavior: str) -> str:
@@ -283,7 +308,7 @@ def _categories(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
 
 
 def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
-    """The bystanders with the highest rates, with interval, cosine and the cosine's place among all."""
+    """The bystanders that show the most, with interval, cosine and the cosine's place among all."""
     mine = stats.rates.filter(behavior=source["behavior"], adapter=source["adapter"], role="bystander")
     near = stats.pairs.filter(
         pl.col("seed").eq_missing(pl.lit(source["seed"], pl.Int64)),
@@ -297,7 +322,7 @@ def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
     )
     mine = mine.with_columns(side.alias(f"shown_{end}") for end, side in rate_interval(mine).items())
     top = mine.join(near.unique("persona"), on="persona", how="left").sort(
-        ["rate", "persona"], descending=[True, False], nulls_last=True
+        ["rate", "persona"], descending=[direction_of(source["behavior"]) > 0, False], nulls_last=True
     )
     return {"source": source, "rows": top.head(LEAKERS).rows(named=True), "of": mine.height}
 

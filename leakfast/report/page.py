@@ -107,7 +107,7 @@ def render(*, served: str | None = None, **values) -> str:
         "words": words,
         "place": _place,
     }
-    environment.filters |= {"digits": digits, "count": count, "amount": amount}
+    environment.filters |= {"digits": digits, "count": count, "amount": amount, "in_short": content.in_short}
     own = {
         "css": Markup(policy.css()),
         "scripts": [Markup(text) for text in policy.scripts(served is not None)],

@@ -140,7 +140,7 @@ def _rank() -> pl.Expr:
 def _kept(frame: pl.DataFrame, half: int | None) -> pl.DataFrame:
     if half is not None:
         frame = frame.filter(_rank() <= half)
-    long = pl.col("text").str.len_chars().fill_null(0)
+    long = pl.col("text").str.len_chars().fill_null(0).cast(pl.Int64)  # counts have no sign, and would wrap
     return frame.with_columns(
         text=pl.col("text").fill_null("").str.slice(0, CUT),
         left_out=(long - CUT).clip(lower_bound=0),

@@ -41,12 +41,16 @@ def test_every_chart_is_drawn_without_a_fault(seen):
     assert page.locator("#layers svg path").count() >= len(SOURCES)
     assert page.locator("#matrix svg .cells > *").count() == (len(SOURCES) + 1) * len(PEOPLE)
     assert page.locator("#said article").count() == 20
+    assert page.locator("#legend button").count() == page.evaluate("LF.kinds().length") > 1
+    page.wait_for_selector("#all svg")
+    assert page.locator("#all svg").count() == len(SOURCES)
     assert page.locator("#trajectory-figure").is_hidden()  # the run has none
 
 
 def test_hover_tells_and_a_click_chooses_the_persona_with_its_completions(seen, filled):
     page = seen.page
     point = page.locator("#scatter svg .points > *").nth(3)
+    point.scroll_into_view_if_needed()
     box = point.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     told = page.locator("#tip")

@@ -267,6 +267,7 @@ def test_charts_are_drawn_from_the_tables_and_every_completion(filled, page):
     everything = run.read("completions")
     assert len(texts["text"]) == texts["total"] == everything.height and texts["whole"]
     assert sum(texts["hit"]) == tables.rates["hits"].sum()
+    assert set(texts["left_out"]) == {0}
     assert set(texts["text"]) == set(
         everything["text"]
     )  # as they are: the page makes them inert when it shows them
@@ -285,6 +286,15 @@ def test_a_sample_of_completions_takes_the_first_of_either_kind(filled):
         first = [part.row(0, named=True) for part in (mine.filter(shows), mine.filter(~shows)) if part.height]
         rows = [row for row, at in enumerate(drawn["persona"]) if at == place[persona]]
         assert sorted(drawn["text"][row] for row in rows) == sorted(one["text"] for one in first)
+
+
+def test_what_is_cut_of_a_long_completion_is_counted(fresh):
+    relpath = fresh.shards("completions/marker/base")[0]
+    frame = fresh.read(relpath)
+    fresh.add_shard(relpath, frame.with_columns(text=pl.lit("long " * 1_000)), questions_sha256="a")
+    place = {name: at for at, name in enumerate(PEOPLE)}
+    drawn = samples.sample(fresh, [{"behavior": "marker", "adapter": "base"}], place)
+    assert {len(text) for text in drawn["text"]} == {samples.CUT} and set(drawn["left_out"]) == {1_000}
 
 
 def test_caveats_are_those_of_the_run(filled, page):

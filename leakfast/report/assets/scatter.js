@@ -181,7 +181,7 @@ LF.rhoWords = (found) => {
   };
 
   LF.parts.push((_, change) => {
-    if (LF.touches(change, "category")) legend();
+    if (LF.touches(change, "behavior", "category")) legend();
     draw();
     if (!LF.touches(change, "behavior", "adapter", "layer", "cosine", "y")) return;
     clearTimeout(waiting);
