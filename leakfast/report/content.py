@@ -60,6 +60,7 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
         "layers": _layers(rows),
         "families": _families(stats, behavior),
         "widths": _widths(stats, behavior),
+        "model": _model(stats, behavior),
         "shifts": _shifts(stats, behavior, layer),
         "sets": _sets(stats, behavior, layer),
         "categories": _categories(stats, behavior, layer),
@@ -227,6 +228,15 @@ def _families(stats: Stats, behavior: str) -> list[dict]:
         .unique(["seed", "source", "adapter"], keep="first", maintain_order=True)
         .rows(named=True)
     )
+
+
+def _model(stats: Stats, behavior: str) -> list[dict]:
+    """Terms and sources' slopes of the mixed model, in the table's order; those without a value have a reason."""
+    table = stats.more.get("mixed")
+    if table is None:
+        return []
+    rows = table.filter(pl.col("part").is_in(["fixed", "source"]) & (pl.col("term") != "intercept"))
+    return rows.filter(behavior=behavior).rows(named=True)
 
 
 def _widths(stats: Stats, behavior: str) -> list[dict]:

@@ -3,7 +3,6 @@ Demands a run's tables, and its centroids for the last."""
 
 from __future__ import annotations
 
-import numpy as np
 import polars as pl
 
 from leakfast.stats.tables import Stats
@@ -13,8 +12,8 @@ from leakfast.storage.run import Run
 
 def orders(run: Run, stats: Stats, personas: list[str]) -> dict[str, list[int]]:
     """Name of an order → places in `personas`. `category`: as the study lists them; `leakage`: highest mean rate as a
-    bystander first; `cluster`: leaves of average linkage on 1 − centered cosine, averaged over layers (absent where
-    there are no centroids of every persona)."""
+    bystander first; `cluster`: near ones in the base model's geometry together (`persona_map.in_a_row`; absent where there
+    are no centroids of every persona)."""
     out = {"category": _by_category(stats, personas), "leakage": _by_leakage(stats, personas)}
     leaves = _by_cluster(run, personas)
     if leaves is not None:
@@ -35,21 +34,11 @@ def _by_leakage(stats: Stats, personas: list[str]) -> list[int]:
 
 
 def _by_cluster(run: Run, personas: list[str]) -> list[int] | None:
-    from scipy.cluster import hierarchy
-    from scipy.spatial.distance import squareform
-
     from leakfast.geometry import Centroids
+    from leakfast.stats.persona_map import in_a_row
 
     if len(personas) < 3 or not run.has(layout.centroids()):
         return None
-    centroids = Centroids.load(run.path / layout.centroids())
-    if not set(personas) <= set(centroids.personas):
-        return None
-    at = [centroids.personas.index(name) for name in personas]
-    cosine = np.mean([centroids.cosine(layer)[np.ix_(at, at)] for layer in centroids.layers], axis=0)
-    if not np.isfinite(cosine).all():
-        return None
-    distance = np.clip(1 - (cosine + cosine.T) / 2, 0, None)
-    np.fill_diagonal(distance, 0)
-    tree = hierarchy.linkage(squareform(distance, checks=False), "average")
-    return [int(leaf) for leaf in hierarchy.leaves_list(tree)]
+    place = {name: at for at, name in enumerate(personas)}
+    row = [place[name] for name in in_a_row(Centroids.load(run.path / layout.centroids())) if name in place]
+    return row if len(row) == len(personas) else None

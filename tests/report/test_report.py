@@ -343,6 +343,14 @@ def test_the_page_tells_numbers_settings_and_that_it_is_an_organism(filled, page
     assert all(category.replace("_", " ") in text for category in categories)
 
 
+def test_the_model_of_all_replies_stands_in_the_page(filled, page):
+    table = stats.current(filled[0]).more["mixed"]
+    row = table.filter(part="fixed", term="cosine").row(0, named=True)
+    shown = signed(row["coefficient"])
+    assert row["coefficient"] is not None and shown in "".join(page.text)
+    assert "One model of all replies" in "".join(page.text)
+
+
 def test_the_same_run_gives_the_same_page(filled):
     run, path = filled
     before = path.read_bytes()
