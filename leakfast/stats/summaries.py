@@ -268,58 +268,69 @@ def _one_adapter(
         told["questions"] = mine["question"].n_unique()
         hits, total = (mine.filter(pl.col("persona").is_in(people))[name].sum() for name in ("hits", "total"))
         events = min(hits, total - hits) / len(people)
-        drawn: dict[bytes, list[np.ndarray]] = {}  # who is kept → the halves' ρ in each resample
-        for layer, cosine in cells:
-            x = wide[layer][f"cosine_{cosine}"].to_numpy().astype(float)
-            value = wide[layer][y].to_numpy().astype(float)
-            kept = (
-                np.isfinite(x) & np.isfinite(value) & np.isfinite(first).all(0) & np.isfinite(second).all(0)
-            )
-            found = _ratio(
-                x[kept],
-                value[kept],
-                first[:, kept],
-                second[:, kept],
-                bootstraps,
-                drawn_seed,
-                workers,
-                drawn.setdefault(kept.tobytes(), []),
-            )
-            found = _spoken(found, events)
-            rows.append({**key, **told, "layer": layer, "cosine": cosine, "n": int(kept.sum()), **found})
+        x, value = (
+            np.stack([wide[layer][name].to_numpy().astype(float) for layer, name in columns])
+            for columns in ([(a, f"cosine_{c}") for a, c in cells], [(a, y) for a, _ in cells])
+        )
+        kept = np.isfinite(x) & np.isfinite(value) & np.isfinite(first).all(0) & np.isfinite(second).all(0)
+        draws = (bootstraps, drawn_seed, workers)
+        found: list[dict] = [{} for _ in cells]
+        groups: dict[bytes, list[int]] = {}  # cells over the same persons with the same rates
+        for at in range(len(cells)):
+            groups.setdefault(kept[at].tobytes() + value[at].tobytes(), []).append(at)
+        for members in groups.values():
+            who = kept[members[0]]
+            sides = (x[members][:, who], value[members[0], who], first[:, who], second[:, who])
+            for at, one in zip(members, _ratios(*sides, draws), strict=True):
+                found[at] = _spoken(one, events)
+        rows += [
+            {**key, **told, "layer": a, "cosine": c, "n": int(kept[at].sum()), **found[at]}
+            for at, (a, c) in enumerate(cells)
+        ]
     return rows
 
 
-def _ratio(x, y, first, second, bootstraps: int, seed: int, workers: int | None, halves: list) -> dict:
-    """The values of one cell. `halves`: empty, or the resampled ρ between halves of the same persons."""
-    n = len(y)
+def _ratios(x, y, first, second, draws: tuple[int, int, int | None]) -> list[dict]:
+    """The values of cells (K, n) with one y (n,), and of its halves (SPLITS, n): halves are ranked and resampled once."""
+    n, (bootstraps, seed, workers) = len(y), draws
     if n < MIN_BOOTSTRAP:
-        return {"reason": f"{n} bystanders with halves and cosine; at least {MIN_BOOTSTRAP} are needed"}
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return {"reason": "the cosine or the rate is the same for all"}
+        return [
+            {"reason": f"{n} bystanders with halves and cosine; at least {MIN_BOOTSTRAP} are needed"}
+        ] * len(x)
+    same = np.ptp(y) == 0
+    constant = [bool(same or np.ptp(one) == 0) for one in x]
+    if all(constant):
+        return [{"reason": "the cosine or the rate is the same for all"}] * len(x)
     ranks = [resample.ordered(side).rank for side in (x, y, first, second)]
     with np.errstate(invalid="ignore", divide="ignore"):
         unit = [r / np.linalg.norm(r, axis=1, keepdims=True) for r in ranks]
-    rho = float(unit[0][0] @ unit[1][0])
-    alike = float(
-        np.mean(np.nan_to_num((unit[2] * unit[3]).sum(1)))
-    )  # a half that does not vary agrees with nothing
-    reliability = _stepped(alike)
+    # a half that does not vary agrees with nothing
+    reliability = _stepped(float(np.mean(np.nan_to_num((unit[2] * unit[3]).sum(1)))))
+    drawn = stepped = None
+    if bootstraps >= 2:
+        drawn = resample.bootstrap_spearman(x, y, bootstraps, seed, workers=workers)
+        halves = resample.bootstrap_each(first[:, None], second[:, None], bootstraps, seed, workers=workers)
+        stepped = _stepped(np.mean(np.nan_to_num(halves[:, :, 0, 0]), axis=1))
+    return [
+        {"reason": "the cosine or the rate is the same for all"}
+        if constant[k]
+        else _ratio(
+            float(unit[0][k] @ unit[1][0]), reliability, n, None if drawn is None else drawn[:, k], stepped
+        )
+        for k in range(len(x))
+    ]
+
+
+def _ratio(rho: float, reliability: float, n: int, drawn, stepped) -> dict:
+    """The values of one cell. drawn, stepped: (R,) its ρ and the reliability in each resample, None where none was drawn."""
     out: dict = {"spearman": rho, "reliability": reliability, "reason": None}
     if reliability > 0:
         out |= {"disattenuated": float(_freed(rho, reliability)), **_detectable(n, reliability)}
-    if bootstraps < 2:
+    if drawn is None:
         return out
-    drawn = resample.bootstrap_spearman(x, y, bootstraps, seed, workers=workers)[:, 0]
-    if not halves:
-        halves += [
-            resample.bootstrap_spearman(a, b, bootstraps, seed, workers=workers)[:, 0]
-            for a, b in zip(first, second, strict=True)
-        ]
     if np.isnan(drawn).mean() > intervals.TOO_FEW_DRAWS:
         why = "the cosine or the rate is the same for all in over 5 % of the resamples: no interval"
         return out | {"reason": "; ".join(filter(None, (why, out["reason"])))}
-    stepped = _stepped(np.mean(np.nan_to_num(halves), axis=0))
     low, high = intervals.percentiles(np.column_stack([stepped, _freed(drawn, stepped)]))
     names = ("reliability", "disattenuated")
     return (

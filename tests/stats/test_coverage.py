@@ -176,7 +176,7 @@ def test_disattenuated_rho(rate, asked, drawn, r):
             hits[:, part].sum(2).T / (part.shape[1] * drawn)
             for part in np.split(orders, [asked // 2], axis=1)
         ]
-        row = summaries._ratio(x, hits.mean(1) / drawn, *halves, 400, trial, 1, [])
+        row = summaries._ratios(x[None], hits.mean(1) / drawn, *halves, (400, trial, 1))[0]
         row = summaries._spoken(row, hits.sum() / N)
         inside.append(row["disattenuated_low"] <= truth <= row["disattenuated_high"])
         open_ended.append(row["disattenuated_high"] == 1)
