@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 
 from leakfast.report import ordering, sample
+from leakfast.stats import summary
 from leakfast.stats.collect import People, read_people
 from leakfast.stats.rates import BASE
 from leakfast.stats.summary import rate_interval
@@ -121,6 +122,7 @@ def _behavior(stats: Stats, behavior: str, questions: tuple[str, ...]) -> dict[s
         "name": behavior,
         "unit": stats.unit(behavior),
         "outcome": stats.outcome(behavior),
+        "sign": summary.sign(behavior),
         "layer": stats.best_layer(behavior),
         "ys": ["rate", "delta"] if known.len() else ["rate"],
         "questions": list(questions),

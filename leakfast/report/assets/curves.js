@@ -30,7 +30,7 @@
     chart.addEventListener("pointermove", (event) => (chart.value ? LF.tip(event, `layer ${chart.value.layer}, ${chart.value.who}`, LF.rhoWords(chart.value.found)) : LF.tip(event)));
     chart.addEventListener("pointerleave", (event) => LF.tip(event));
     chart.addEventListener("click", () => { if (chart.value) LF.set({ layer: chart.value.layer }); });
-    LF.at("layers-told").textContent = `Dark: ${LF.adapterWords(LF.data.adapters[adapter])} with its 95 % interval at each layer; pale: the other sources.`
+    LF.at("layers-told").textContent = `Dark: ${LF.adapterWords(LF.data.adapters[adapter])} with its 95 % interval at each layer${new Set(rows.map((row) => row.adapter)).size > 1 ? "; pale: the other sources" : ""}. Red line: the layer shown above.`
       + (picked.length ? ` Red bar: the interval at layer ${picked[0].layer}, its largest |ρ|, with the pick paid for (${LF.signed(picked[0].picked_low)} to ${LF.signed(picked[0].picked_high)}).` : "");
   };
 
