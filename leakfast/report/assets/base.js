@@ -116,7 +116,9 @@ LF.touches = (change, ...names) => !Object.keys(change).length || names.some((na
 // +1 where a larger rate is more of the behavior, −1 where a smaller one is
 LF.sign = () => LF.data.behaviorOf[LF.state.behavior].sign;
 LF.unit = () => LF.data.behaviorOf[LF.state.behavior].unit;
-LF.yWords = () => (LF.state.y === "delta" ? `change of ${LF.words(LF.state.behavior)} rate` : `${LF.words(LF.state.behavior)} rate`);
+// what is measured: of judged behaviors an aligned score, of choices an accuracy, else a rate
+LF.measure = () => `${LF.words(LF.state.behavior)} ${LF.data.behaviorOf[LF.state.behavior].measure}`;
+LF.yWords = () => (LF.state.y === "delta" ? `change of ${LF.measure()}` : LF.measure());
 LF.percent = (value) => (LF.unit() === "share" ? 100 * value : value);
 LF.unitWords = () => (LF.unit() === "share" ? (LF.state.y === "delta" ? "percentage points" : "%") : "points");
 

@@ -46,10 +46,10 @@
     if (!rows.length) return;
     const means = d3.flatRollup(rows.filter((row) => !row.source), (some) => LF.mean(some.map((row) => row.y)), (row) => row.share)
       .map(([share, y]) => ({ share, y })).sort((a, b) => a.share - b.share);
-    const chart = LF.plot(LF.at("trajectory-chart"), `${LF.words(behavior)} rate of each persona at shares of training.`, {
+    const chart = LF.plot(LF.at("trajectory-chart"), `${LF.measure()} of each persona at shares of training.`, {
       height: 260, marginLeft: 48, marginBottom: 38,
       x: { label: "share of the training steps (%) →", labelAnchor: "center" },
-      y: { label: `↑ rate (${LF.unit() === "share" ? "%" : "points"})`, grid: true },
+      y: { label: `↑ ${LF.measure()} (${LF.unit() === "share" ? "%" : "points"})`, grid: true },
       marks: [
         Plot.lineY(rows.filter((row) => !row.source), { x: "share", y: "y", z: "persona", stroke: "currentColor", strokeOpacity: 0.13 }),
         Plot.lineY(means, { x: "share", y: "y", stroke: "currentColor", strokeWidth: 2, strokeDasharray: "4,3" }),

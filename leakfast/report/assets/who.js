@@ -57,7 +57,7 @@
       person.prompt ? LF.h("blockquote", {}, LF.inert(person.prompt)) : null,
       cell === null ? LF.h("p", { class: "note" }, "Not measured under this adapter.") : LF.h("dl", {},
         entry("role", cell.role === "source" ? "the source" : `${cell.role}${person.category ? `, ${LF.words(person.category)}` : ""}`),
-        entry("rate", `${LF.amount(cell.rate, unit)} (95 % ${LF.range(cell.low, cell.high, unit)})`, cell.hits === null ? "" : `, ${LF.number(cell.hits, 0)} of ${LF.count(cell.total)}`),
+        entry(LF.data.behaviorOf[LF.state.behavior].measure, `${LF.amount(cell.rate, unit)} (95 % ${LF.range(cell.low, cell.high, unit)})`, cell.hits === null ? "" : `, ${LF.number(cell.hits, 0)} of ${LF.count(cell.total)}`),
         cell.delta === null ? [] : entry("change", `${LF.change(cell.delta, unit)} (95 % ${LF.changeRange(cell.delta_low, cell.delta_high, unit)})`),
         one ? entry("cosine", `${LF.signed(one.x, 3)} (${cosine}, layer ${layer}), number ${place("x")} of ${points.filter((p) => !p.source).length} bystanders`,
           ranked ? `; by leakage number ${place("leaks")}: ${far(ranked.beyond)}` : "") : [],
