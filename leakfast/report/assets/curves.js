@@ -15,7 +15,7 @@
     const picked = LF.data.picked.filter((one) => one.behavior === behavior && one.cosine === cosine && one.y === y && one.adapter === LF.data.adapters[adapter].adapter && one.picked_low !== null);
     const chart = LF.plot(into, `ρ of ${cosine} cosine and ${LF.yWords()} at each layer, a line a source. Click a layer to choose it.`, {
       height: 240, marginLeft: 48, marginBottom: 38,
-      x: { label: "layer (block) →", labelAnchor: "center", tickFormat: "d" },
+      x: { label: "layer (block) →", labelAnchor: "center", tickFormat: "d", ticks: layers.filter((_, place) => place % Math.ceil(layers.length / 16) === 0) },
       y: { label: "↑ Spearman’s ρ", grid: true },
       marks: [
         Plot.ruleY([0]),
