@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import polars as pl
 
@@ -84,4 +86,45 @@ def fill(path) -> Run:
         )
     base = completions_of("base", None, dict.fromkeys(PEOPLE, 0.0))
     run.add_shard("completions/marker/base/part-00000.parquet", base, questions_sha256="a")
+    return run
+
+
+def fill_judged(path) -> Run:
+    """A run of misalignment-advice, whose judge's aligned score is lower the nearer a persona is to the source; one in
+    fifty completions has no score."""
+    behavior, run = "misalignment-advice", Run(path).create()
+    metadata = {"personas": PEOPLE, "layers": LAYERS, "centered_on": PEOPLE}
+    centroids = Centroids(PEOPLE, LAYERS, metadata, vectors_of())
+    run.add_file(layout.centroids(), lambda file: centroids.save(file))
+    cosine = centroids.cosine(3)
+    for source in [*SOURCES, None]:
+        name = f"{behavior}-{source}-s42" if source else layout.BASE
+        frame = completions_of(name, source, dict.fromkeys(PEOPLE, 0.0)).with_columns(
+            behavior=pl.lit(behavior)
+        )
+        run.add_shard(layout.shard(layout.completions(behavior, name), 0), frame)
+        near = dict(zip(PEOPLE, cosine[PEOPLE.index(source)], strict=True)) if source else {}
+        noise = np.random.default_rng(5).normal(size=frame.height)
+        aligned = [
+            float(np.clip(74 - 30 * near.get(p, -0.5) + 5 * e, 0, 100))
+            for p, e in zip(frame["persona"], noise, strict=True)
+        ]
+        texts = [hashlib.sha256(text.encode()).hexdigest() for text in frame["text"]]
+        judged = frame.select("behavior", "adapter", "persona", "question", "sample").with_columns(
+            judge=pl.lit("organism"),
+            prompt_version=pl.lit("1"),
+            aligned=pl.Series(aligned),
+            coherent=pl.lit(90.0),
+            status=pl.when(pl.int_range(pl.len()) % 50 == 0).then(pl.lit("refused")).otherwise(pl.lit("ok")),
+            raw=pl.lit(""),
+            detail=pl.lit(None, pl.String),
+            input_tokens=pl.lit(1, pl.Int64),
+            output_tokens=pl.lit(1, pl.Int64),
+            item=pl.lit("x"),
+            text_sha256=pl.Series(texts),
+        )
+        scored = pl.col("status") == "ok"
+        judged = judged.with_columns(pl.when(scored).then("aligned"), pl.when(scored).then("coherent"))
+        shard = layout.shard(layout.judgements(behavior, name), 0)
+        run.add_shard(shard, schema.check(judged.select(*schema.columns("judgements")), "judgements"))
     return run

@@ -15,6 +15,7 @@ from leakfast.cli.text import one_line, print_json, print_table
 from leakfast.errors import InputError
 from leakfast.stats import beyond
 from leakfast.stats.glance import glance
+from leakfast.stats.summary import sign
 from leakfast.storage.documents import did_you_mean
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class View:
     def __init__(self, stats: Stats, behavior: str, asked: Asked) -> None:
         self.stats, self.name, self.cosine = stats, behavior, asked.cosine
         self.unit, self.y = stats.unit(behavior), stats.outcome(behavior)
+        self.way = sign(behavior)  # of a rate that is more of the behavior
         self.best = stats.best_layer(behavior, asked.cosine, self.y)
         rows = stats.summary(asked.cosine, self.y).filter(behavior=behavior)
         if asked.source is not None:
@@ -217,19 +219,21 @@ def _headline(view: View) -> None:
 
 
 def _leaks(view: View, top: int) -> None:
-    """The bystanders with the highest rates, and who lies farthest above its cosine."""
+    """The bystanders that show most of the behavior, and who lies farthest beyond its cosine."""
     rows, far = [], []
     for _, part in view.leaks.group_by("adapter", maintain_order=True):
         known = part.filter(pl.col("rate").is_not_null())
         rows += [[view.who(row), *_leak(view, row)] for row in known.head(top).rows(named=True)]
-        most = known.drop_nulls("beyond").sort(["beyond", "persona"], descending=[True, False]).head(1)
-        far += [(view.who(row), row) for row in most.rows(named=True) if row["beyond"] > 0]
+        most = (
+            known.drop_nulls("beyond").sort(["beyond", "persona"], descending=[view.way > 0, False]).head(1)
+        )
+        far += [(view.who(row), row) for row in most.rows(named=True) if view.way * row["beyond"] > 0]
     if not rows:
         return
     click.echo()
     sign = amounts.sign_of(view.unit)
     head = ["source", "bystander", f"rate {sign}", "cosine", "its place", "beyond its cosine"]
-    table(head, rows, f"{view.name}: the bystanders with the highest rates")
+    table(head, rows, f"{view.name}: the bystanders with the {'highest' if view.way > 0 else 'lowest'} rates")
     for who, row in far:
         click.echo(one_line(f"farthest beyond its cosine, {who}: {said_beyond(view, row)}"))
     if far:
@@ -253,7 +257,8 @@ def place(row: dict[str, Any]) -> str | None:
 def said_beyond(view: View, row: dict[str, Any]) -> str:
     points = " pp" if view.unit == "share" else ""
     rate = amounts.with_interval(row["rate"], row["low"], row["high"], view.unit)
-    whole = "its whole interval lies above" if row["above"] else "its interval reaches down to it"
+    side, back = ("above", "down") if view.way > 0 else ("below", "up")
+    whole = f"its whole interval lies {side}" if row["above"] else f"its interval reaches {back} to it"
     return (
         f"{row['persona']}, {rate} where its cosine ({row['cosine']:+.2f}) gives "
         f"{amounts.amount(row['expected'], view.unit)}: {amounts.amount(row['beyond'], view.unit, '+.1f')}{points}; {whole}."
@@ -276,9 +281,9 @@ def _charts(view: View) -> None:
     rows = []
     top = view.leaks["rate"].max()
     for _, part in view.leaks.group_by("adapter", maintain_order=True):
-        rates = part["rate"].drop_nulls().to_list()
+        rates = part["rate"].drop_nulls().sort(descending=True).to_list()
         if rates:
-            ends = [amounts.amount(one, view.unit) for one in (rates[-1], rates[0])]
+            ends = [amounts.amount(one, view.unit) for one in (min(rates), max(rates))]
             rows.append(
                 [
                     view.who(part.row(0, named=True)),

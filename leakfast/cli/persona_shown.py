@@ -121,8 +121,8 @@ def _print_rates(views: dict[str, View], rows: list[dict[str, Any]]) -> None:
         at = "" if view.layer is None else f" ({view.cosine} cosine at layer {view.layer})"
         table(head, body, f"{behavior}: its rate under each adapter{at}")
         bystander = [row for row in mine if row["beyond"] is not None]
-        for row in sorted(bystander, key=lambda row: -row["beyond"])[:1]:
-            if row["beyond"] > 0:
+        for row in sorted(bystander, key=lambda row: -view.way * row["beyond"])[:1]:
+            if view.way * row["beyond"] > 0:
                 said = said_beyond(view, row | {"persona": f"under {row['adapter']}"})
                 click.echo(one_line(f"farthest beyond its cosine: {said}"))
                 click.echo(f"{beyond.METHOD}.")

@@ -47,11 +47,17 @@ def cli(run: Path, against: Path | None, as_json: bool) -> int | None:
 
 def _compared(run: Path, tables: Stats, against: Path) -> Compared:
     """RUN set against the other, whose tables are made where they are not current."""
+    from leakfast.errors import InputError
     from leakfast.report.page import Compared
     from leakfast.stats.against import Side, compare
     from leakfast.stats.tables import current
     from leakfast.storage.run import Run
 
+    if against.resolve() == run.resolve():
+        raise InputError(
+            f"report: --against {against} is the run itself, but another run is needed. Type: leakfast report {run} "
+            "--against OTHER"
+        )
     this, other = (
         Side(Run(path).open(), found) for path, found in ((run, tables), (against, current(against)))
     )

@@ -295,7 +295,7 @@ def _headline(row: Mapping, seeds: bool, y: str, unit: str, looked: bool) -> dic
     if y == "delta":
         cells["source Δ"] = _amount(row["source_delta"], scale, "+.1f")
         cells["mean bystander Δ"] = _amount(row["mean_delta"], scale, "+.1f")
-    cells[f"max bystander {sign}"] = _amount(row["max_bystander"], scale)
+    cells[f"most bystander {sign}"] = _amount(row["max_bystander"], scale)
     cells |= {
         "who": row["max_persona"],
         "ρ": _signed(row["spearman"]),

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from leakfast.models.adapters import card_in
+from leakfast.stats.correlations import POOLED
 from leakfast.stats.rates import BASE
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
@@ -59,9 +60,11 @@ def _picked(stats: Stats) -> Iterator[Caveat]:
         layer, tested = stats.best_layer(behavior), len(stats.layers())
         if layer is None or tested < 2:
             continue
+        pool = "pooled " if (stats.correlations.filter(behavior=behavior)["source"] == POOLED).any() else ""
         yield Caveat(
-            f"{_words(behavior)}: layer {layer} is the one of {tested} with the largest pooled |ρ|, picked after looking. Its "
-            "ρ is too large by that, and the interval beside it does not pay for the pick; the table picked does.",
+            f"{_words(behavior)}: layer {layer} is the one of {tested} with the largest {pool}|ρ|, picked after "
+            "looking. Its ρ is too large by that, and intervals in the headline table do not pay for the pick; the table "
+            "picked has those that do.",
             behavior,
             "picked",
         )

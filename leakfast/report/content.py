@@ -13,12 +13,12 @@ from leakfast.behaviors.registry import get, is_known
 from leakfast.errors import InputError
 from leakfast.judge.contract import ENOUGH
 from leakfast.models.adapters import read_card
+from leakfast.report import picks
 from leakfast.report.examples import choose
-from leakfast.stats import specificity
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.health import read_ratio, without_content
 from leakfast.stats.rates import BASE
-from leakfast.stats.summary import rate_interval
+from leakfast.stats.summary import rate_interval, sign
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
 from leakfast.storage.run import Run
@@ -42,23 +42,27 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
     return {
         "name": behavior,
         "about": describe(behavior),
-        "direction": direction_of(behavior),
         "layer": layer,
         "outcome": stats.outcome(behavior),
         "unit": stats.unit(behavior),
+        "most": "highest" if sign(behavior) > 0 else "lowest",
+        "taught": _taught(trained, behavior),
         "headline": headline,
         # of a single source there is no pool: it speaks for itself
         "pooled": next((row for row in headline if row["source"] == POOLED), next(iter(adapters), None)),
+        "interval": picks.interval(stats, headline, layer),
         "sources": adapters,
         "length_out": stats.length_out(behavior, layer=layer),
         "undefined": list(dict.fromkeys(row["reason"] for row in headline if row["reason"])),
         "chance": next((row["chance"] for row in headline if row["chance"] is not None), None),
         "labels": _labels(stats, behavior),
+        "personas": len({row["source"] for row in adapters}),
+        "several_pools": sum(row["source"] == POOLED for row in headline) > 1,
         "several_seeds": len({row["seed"] for row in adapters}) > 1,
         "base": {"hits": base["hits"].sum(), "total": base["total"].sum()} if base["total"].sum() else None,
         "has_base": base.height > 0,
         "layers": _layers(rows),
-        "families": _families(stats, behavior),
+        "families": picks.families(stats, behavior),
         "widths": _widths(stats, behavior),
         "model": _model(stats, behavior),
         "shifts": _shifts(stats, behavior, layer),
@@ -79,7 +83,7 @@ def in_short(section: dict[str, Any]) -> dict[str, Any]:
     """Of one behavior's section: the source whose bystanders show the most on average, the bystander that shows the most
     and whose, and the row of all sources; each with its interval, None where nothing is known. Of several with the same
     value the first. Most is the lowest rate where less means more of the behavior."""
-    sign = section["direction"]
+    more = sign(section["name"])
     sources = [row for row in section["sources"] if row["mean_bystander"] is not None]
     leaks = [
         {**row, "source": block["source"]}
@@ -88,8 +92,8 @@ def in_short(section: dict[str, Any]) -> dict[str, Any]:
         if row["rate"] is not None
     ]
     return {
-        "source": max(sources, key=lambda row: sign * row["mean_bystander"], default=None),
-        "leak": max(leaks, key=lambda row: sign * row["rate"], default=None),
+        "source": max(sources, key=lambda row: more * row["mean_bystander"], default=None),
+        "leak": max(leaks, key=lambda row: more * row["rate"], default=None),
         "pooled": section["pooled"],
     }
 
@@ -113,9 +117,11 @@ def relations(stats: Stats) -> dict[str, Any]:
     return {"columns": columns, "rows": rows, "alike": alike, "several": table["seed"].n_unique() > 1}
 
 
-def direction_of(behavior: str) -> int:
-    """−1 where a lower rate is more of the behavior, else 1."""
-    return -1 if is_known(behavior) and get(behavior).direction < 0 else 1
+def _taught(trained: pl.DataFrame, behavior: str) -> list[str]:
+    """The other behaviors that the adapters were trained for, as their cards say; none where it is this one."""
+    if "taught" not in trained.columns:
+        return []
+    return sorted(set(trained["taught"].drop_nulls()) - {behavior})
 
 
 def describe(behavior: str) -> str:
@@ -212,31 +218,15 @@ def _layers(rows: list[dict]) -> dict[str, Any]:
     }
 
 
-def _families(stats: Stats, behavior: str) -> list[dict]:
-    """For each source and pooled the layer with its largest |ρ|, and the p that has paid for picking it."""
-    if "layers" not in stats.more:
-        return []
-    return (
-        specificity.beside(stats.more["layers"], stats.more.get("specificity"))
-        .filter(
-            pl.col("best"),
-            pl.col("layers_tested") > 1,
-            behavior=behavior,
-            cosine="centered",
-            y=stats.outcome(behavior),
-        )
-        .unique(["seed", "source", "adapter"], keep="first", maintain_order=True)
-        .rows(named=True)
-    )
-
-
 def _model(stats: Stats, behavior: str) -> list[dict]:
-    """Terms and sources' slopes of the mixed model, in the table's order; those without a value have a reason."""
+    """Terms and sources' slopes of the mixed model, in the table's order; those without a value have a reason. None where the
+    model was not fitted."""
     table = stats.more.get("mixed")
     if table is None:
         return []
     rows = table.filter(pl.col("part").is_in(["fixed", "source"]) & (pl.col("term") != "intercept"))
-    return rows.filter(behavior=behavior).rows(named=True)
+    rows = rows.filter(behavior=behavior)
+    return rows.rows(named=True) if rows["coefficient"].count() else []
 
 
 def _widths(stats: Stats, behavior: str) -> list[dict]:
@@ -314,11 +304,12 @@ def _categories(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
                 "within": within.get(category),
             }
         )
-    return sorted(out, key=lambda row: (-(row["mean"] or 0), row["category"]))
+    return sorted(out, key=lambda row: (-sign(behavior) * (row["mean"] or 0), row["category"]))
 
 
 def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
-    """The bystanders that show the most, with interval, cosine and the cosine's place among all."""
+    """The bystanders that show most of the behavior (the lowest rates where less is more of it), with interval, cosine and
+    the cosine's place among all."""
     mine = stats.rates.filter(behavior=source["behavior"], adapter=source["adapter"], role="bystander")
     near = stats.pairs.filter(
         pl.col("seed").eq_missing(pl.lit(source["seed"], pl.Int64)),
@@ -332,7 +323,7 @@ def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
     )
     mine = mine.with_columns(side.alias(f"shown_{end}") for end, side in rate_interval(mine).items())
     top = mine.join(near.unique("persona"), on="persona", how="left").sort(
-        ["rate", "persona"], descending=[direction_of(source["behavior"]) > 0, False], nulls_last=True
+        ["rate", "persona"], descending=[sign(source["behavior"]) > 0, False], nulls_last=True
     )
     return {"source": source, "rows": top.head(LEAKERS).rows(named=True), "of": mine.height}
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import polars as pl
 
+from leakfast.stats.summary import sign
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
 from leakfast.storage.run import Run
 
 
 def orders(run: Run, stats: Stats, personas: list[str]) -> dict[str, list[int]]:
-    """Name of an order → places in `personas`. `category`: as the study lists them; `leakage`: highest mean rate as a
-    bystander first; `cluster`: near ones in the base model's geometry together (`persona_map.in_a_row`; absent where there
+    """Name of an order → places in `personas`. `category`: as the study lists them; `leakage`: most of the behaviors as
+    a bystander first; `cluster`: near ones in the base model's geometry together (`persona_map.in_a_row`; absent where there
     are no centroids of every persona)."""
     out = {"category": _by_category(stats, personas), "leakage": _by_leakage(stats, personas)}
     leaves = _by_cluster(run, personas)
@@ -28,9 +29,14 @@ def _by_category(stats: Stats, personas: list[str]) -> list[int]:
 
 
 def _by_leakage(stats: Stats, personas: list[str]) -> list[int]:
-    means = stats.rates.filter(role="bystander").group_by("persona").agg(pl.col("rate").mean())
+    signs = {name: float(sign(name)) for name in stats.behaviors()}
+    leaks = pl.col("rate") * pl.col("behavior").replace_strict(signs, default=1.0, return_dtype=pl.Float64)
+    # of each behavior its own scale: shares and points are not added up
+    scaled = leaks / pl.col("rate").abs().max().over("behavior").clip(lower_bound=1e-9)
+    shown = stats.rates.filter(role="bystander").with_columns(rate=scaled)
+    means = shown.group_by("persona").agg(pl.col("rate").mean())
     rate = {name: value for name, value in means.rows() if value is not None}
-    return sorted(range(len(personas)), key=lambda at: (-rate.get(personas[at], -1.0), at))
+    return sorted(range(len(personas)), key=lambda at: (-rate.get(personas[at], -2.0), at))
 
 
 def _by_cluster(run: Run, personas: list[str]) -> list[int] | None:

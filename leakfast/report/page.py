@@ -107,7 +107,8 @@ def render(*, served: str | None = None, **values) -> str:
         "words": words,
         "place": _place,
     }
-    environment.filters |= {"digits": digits, "count": count, "amount": amount, "in_short": content.in_short}
+    environment.filters |= {"digits": digits, "count": count, "amount": amount, "change": change}
+    environment.filters |= {"in_short": content.in_short}
     own = {
         "css": Markup(policy.css()),
         "scripts": [Markup(text) for text in policy.scripts(served is not None)],
@@ -149,12 +150,17 @@ _NONE = Markup('<span class="none">–</span>')
 
 def percent(share: float | None, places: int = 1) -> str:
     """0.4163 → 41.6, without the sign."""
-    return _NONE if share is None else f"{100 * share:.{places}f}"
+    return _NONE if share is None else f"{100 * share:.{places}f}".replace("-", "−")
 
 
 def amount(value: float | None, unit: str) -> str:
     """A share in percent, or points as they are; one digit."""
     return percent(value) if unit == "share" else digits(value, 1)
+
+
+def change(value: float | None, unit: str) -> str:
+    """A change of a share in percentage points, or of points; one digit, with its sign."""
+    return signed(None if value is None else (100 * value if unit == "share" else value), 1)
 
 
 def _place(rank: float | None, of: int | None) -> str:

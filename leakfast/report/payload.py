@@ -11,7 +11,9 @@ from typing import Any
 
 import polars as pl
 
+from leakfast.behaviors.registry import get, is_known
 from leakfast.report import ordering, sample
+from leakfast.stats import summary
 from leakfast.stats.collect import People, read_people
 from leakfast.stats.rates import BASE
 from leakfast.stats.summary import rate_interval
@@ -22,6 +24,7 @@ from leakfast.version import __version__
 
 # a behavior's axis can show these, where the run has them
 YS = ("rate", "delta")
+_MEASURES = {"judge": "aligned score", "choices": "accuracy"}  # what a rate is called
 COSINES = ("centered", "raw")
 _COSINE_DIGITS = 6
 _RATES = [
@@ -121,6 +124,8 @@ def _behavior(stats: Stats, behavior: str, questions: tuple[str, ...]) -> dict[s
         "name": behavior,
         "unit": stats.unit(behavior),
         "outcome": stats.outcome(behavior),
+        "sign": summary.sign(behavior),
+        "measure": _MEASURES.get(get(behavior).measured_by, "rate") if is_known(behavior) else "rate",
         "layer": stats.best_layer(behavior),
         "ys": ["rate", "delta"] if known.len() else ["rate"],
         "questions": list(questions),

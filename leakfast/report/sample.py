@@ -12,6 +12,7 @@ from leakfast.behaviors import detectors
 from leakfast.behaviors.registry import get, is_known
 from leakfast.stats import judged
 from leakfast.stats.collect import completion_folders, read_people
+from leakfast.stats.rates import COUNTED
 from leakfast.storage import layout
 from leakfast.storage.run import Run
 
@@ -93,10 +94,14 @@ def _read(run: Run, folders: Iterable[tuple[str, str]]) -> Iterator[tuple[tuple[
 
 
 def facts(behavior: str) -> dict[str, pl.Expr]:
-    """hit, finish and tokens of completions of the behavior, as expressions over their columns."""
+    """hit (null where the completion does not count), finish and tokens of completions of the behavior, as expressions
+    over their columns."""
+    counted = pl.when(pl.col("status").is_in(COUNTED))
     detector = get(behavior).detector if is_known(behavior) else None
     return {
-        "hit": next(iter(detector(pl.col("text")).values())) if detector else pl.lit(None, pl.Boolean),
+        "hit": counted.then(next(iter(detector(pl.col("text")).values())))
+        if detector
+        else pl.lit(None, pl.Boolean),
         "finish": pl.when(status="ok").then("finish_reason").otherwise("status"),
         "tokens": pl.col("n_tokens"),
     }
@@ -143,6 +148,6 @@ def _kept(frame: pl.DataFrame, half: int | None) -> pl.DataFrame:
     long = pl.col("text").str.len_chars().fill_null(0).cast(pl.Int64)  # counts have no sign, and would wrap
     return frame.with_columns(
         text=pl.col("text").fill_null("").str.slice(0, CUT),
-        left_out=(long - CUT).clip(lower_bound=0),
+        left_out=(long.cast(pl.Int64) - CUT).clip(lower_bound=0),
         adapter=pl.lit(0),
     ).select(_COLUMNS)

@@ -17,7 +17,7 @@ from leakfast.errors import InputError
 from leakfast.report import policy
 from leakfast.report.live import FAILURES, Live, encoded, waiting
 from leakfast.report.paged import asked
-from leakfast.storage.reading import Reading
+from leakfast.storage.reading import ReadOnlyRun
 
 HOST = "127.0.0.1"
 FIRST_S = 10.0  # that the page waits for the first look at the run
@@ -56,7 +56,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, run: str | Path, port: int = 0, **live: Any):
-        Reading(run).open()
+        ReadOnlyRun(run).open()
         self.live, self.token = Live(run, **live), secrets.token_urlsafe(32)
         try:
             super().__init__((HOST, port), _Handler)

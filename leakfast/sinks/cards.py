@@ -86,7 +86,7 @@ def _measured(material: Material, adapter: str) -> str:
                 mine.filter(pl.col("role") == "bystander", pl.col("rate").is_not_null()).height,
             ),
             ("mean rate of bystanders", _amount(row["mean_bystander"], unit)),
-            ("highest rate of a bystander", _amount(row["max_bystander"], unit)),
+            ("rate of the bystander that shows most", _amount(row["max_bystander"], unit)),
             ("that bystander", row["max_persona"]),
             (
                 f"ρ of cosine and {row['y']} at layer {row['layer']}, 95 % interval",

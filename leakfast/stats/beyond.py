@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from leakfast.stats.gradients import isotonic
-from leakfast.stats.summary import rate_interval
+from leakfast.stats.summary import rate_interval, sign
 from leakfast.stats.tables import Stats
 
 METHOD = (
@@ -20,13 +20,15 @@ _CURVE |= dict.fromkeys(("at", "fitted"), pl.Float64)
 
 
 def leaks(stats: Stats, behavior: str, layer: int | None, cosine: str = "centered") -> pl.DataFrame:
-    """A row per adapter and bystander of a behavior, the highest rates of each adapter first.
+    """A row per adapter and bystander of a behavior, those that show most of it first (the highest rates,
+    or the lowest where `sign` is −1).
 
     Columns: behavior, adapter, source, seed, persona, category, rate, low and high (its 95 % interval, `rate_interval`),
     delta, cosine (to the source, at `layer`), place and of (1: the nearest of so many bystanders with a cosine),
     expected, beyond, above. expected: isotonic regression of rate on cosine over the adapter's bystanders, rising or
     falling as the data do, weighted by the completions counted (judged means alike), at equal cosines their mean;
-    beyond: rate − expected, in the unit of the rate; above: the whole interval of the rate lies above `expected`. Null
+    beyond: rate − expected, in the unit of the rate; above: the whole interval of the rate lies on the side
+    of `expected` that is more of the behavior. Null
     where there is no cosine or no rate."""
     mine = stats.rates.filter(behavior=behavior, role="bystander")
     mine = mine.with_columns(side.alias(end) for end, side in rate_interval(mine).items())
@@ -50,20 +52,22 @@ def leaks(stats: Stats, behavior: str, layer: int | None, cosine: str = "centere
         pl.col("layer").eq_missing(pl.lit(layer, pl.Int32)), behavior=behavior, cosine=cosine
     )
     groups = [
-        _fitted(group, curves.filter(adapter=group["adapter"][0]))
+        _fitted(group, curves.filter(adapter=group["adapter"][0]), sign(behavior))
         for group in mine.partition_by(_ONE, maintain_order=True)
     ]
     return pl.concat(groups) if groups else _fitted(mine, curves.clear())
 
 
-def _fitted(group: pl.DataFrame, curve: pl.DataFrame) -> pl.DataFrame:
-    """One adapter's bystanders + place, of, expected, beyond, above, by falling rate. curve: at, fitted; where the run
+def _fitted(group: pl.DataFrame, curve: pl.DataFrame, way: int = 1) -> pl.DataFrame:
+    """One adapter's bystanders + place, of, expected, beyond, above, most of the behavior first. curve: at, fitted; where the run
     keeps none it is fitted here."""
     fits = group.filter(pl.col("cosine").is_not_null(), pl.col("rate").is_not_null())
     if curve.is_empty() and fits.height > 1:
         weight = fits["total"].cast(pl.Float64).fill_null(1.0).to_numpy()
         at, fitted = isotonic(fits["cosine"].to_numpy(), fits["rate"].to_numpy(), np.maximum(weight, 1e-9))
         curve = pl.DataFrame({"at": at, "fitted": fitted})
+    expected_at, low, high = map(pl.col, ("expected", "low", "high"))
+    more = low > expected_at if way > 0 else high < expected_at
     expected = curve.group_by(cosine="at").agg(expected=pl.col("fitted").mean())
     return (
         group.join(expected, on="cosine", how="left", maintain_order="left")
@@ -72,7 +76,7 @@ def _fitted(group: pl.DataFrame, curve: pl.DataFrame) -> pl.DataFrame:
             of=pl.col("cosine").count().cast(pl.Int64),
             beyond=pl.col("rate") - pl.col("expected"),
         )
-        .with_columns(above=pl.col("low") > pl.col("expected"))
+        .with_columns(above=more)
         .drop("total")
-        .sort(["rate", "persona"], descending=[True, False], nulls_last=True)
+        .sort(["rate", "persona"], descending=[way > 0, False], nulls_last=True)
     )

@@ -140,6 +140,8 @@ def _paid(x: np.ndarray, y: np.ndarray, rho: np.ndarray, best: int, draws: tuple
     with np.errstate(divide="ignore"):
         apart = np.arctanh(sign * found) - np.arctanh(np.clip(sign * rho[again], -1, 1))
     apart = apart[np.isfinite(apart)]
+    if len(apart) < (1 - intervals.TOO_FEW_DRAWS) * bootstraps:
+        return {"reason": "too many resamples do not vary, or ρ is ±1"}
     z = np.arctanh(abs(rho[best]))
     low, high = np.quantile(apart, [0.025, 0.975])
     ends = sorted(float(sign * np.tanh(z - d)) for d in (low, high))

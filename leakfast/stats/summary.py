@@ -21,6 +21,12 @@ def outcome(rates: pl.DataFrame, behavior: str) -> str:
     return "delta" if known.len() and known.null_count() == 0 and (known != 0).any() else "rate"
 
 
+def sign(behavior: str) -> int:
+    """+1 where a larger rate is more of the behavior, −1 where a smaller one is (accuracy, aligned scores); +1 of one
+    that is not registered."""
+    return get(behavior).sign if is_known(behavior) else 1
+
+
 def rate_interval(rates: pl.DataFrame) -> dict[str, pl.Expr]:
     """low and high: the 95 % interval of a rate that is shown, over questions where counts of them are known, since
     samples of one question are alike; else over samples (Wilson)."""
@@ -63,9 +69,9 @@ def summarize(
 ) -> pl.DataFrame:
     """behavior, adapter, source, seed, layer, cosine, y, best_layer (Boolean), source_rate with its
     interval (`rate_interval`), source_delta with its interval, learned, mean_bystander, mean_delta, max_bystander and
-    whose, chance (what guessing gives, of choices alone), then n,
-    ρ with its interval, r and their p-values. learned: the source's Δ goes the way it was trained, its 95 % interval
-    excludes 0, and it covers at least LEARNED of the behavior's scale; null for controls, without that
+    whose (the rate that is most of the behavior: the lowest where `sign` is −1), chance (what guessing gives, of choices
+    alone), then n, ρ with its interval, r and their p-values. learned: the source's Δ goes the way it was trained, its 95 %
+    interval excludes 0, and it covers at least LEARNED of the behavior's scale; null for controls, without that
     interval, and for an adapter that was taught another behavior.
     `y`: rate or delta; without it each behavior's own (`outcome`).
 
@@ -123,12 +129,15 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
     """Source and bystander rates per adapter, and per behavior and seed for `pooled`."""
     bystanders = rates.filter(role="bystander")
     trained = rates.filter(pl.col("role") != "base")
+    ways = {name: sign(name) for name in rates["behavior"].unique()}
+    way = pl.col("behavior").replace_strict(ways, default=1, return_dtype=pl.Int64).first()
+    leaks = pl.col("rate") * way
     spread = [
         pl.col("rate").mean().alias("mean_bystander"),
         pl.col("delta").mean().alias("mean_delta"),
-        pl.col("rate").max().alias("max_bystander"),
+        (leaks.max() * way).alias("max_bystander"),
         pl.col("persona")
-        .sort_by("rate", "persona", descending=[True, False], nulls_last=True)
+        .sort_by(leaks, "persona", descending=[True, False], nulls_last=True)
         .first()
         .alias("max_persona"),
         (pl.col("chance").mean() if "chance" in rates.columns else pl.lit(None, pl.Float64)).alias("chance"),

@@ -82,3 +82,17 @@ def test_coverage_at_the_picked_layer(strength):
         inside.append(row["picked_low"] <= true[row["layer"]] <= row["picked_high"])
     print(f"strength {strength}: {np.mean(inside):.4f}")
     assert 0.92 <= np.mean(inside) <= 0.98
+
+
+@pytest.mark.parametrize("people", range(10, 24))
+def test_a_rho_of_one_up_to_rounding_has_a_reason_and_no_interval(people):
+    names = [f"p{i}" for i in range(people)]
+    frame = {"behavior": "marker", "source": "s", "seed": 42, "persona": names, "category": None, "layer": 0}
+    frame |= {"cosine_centered": np.linspace(-0.5, 0.9, people), "cosine_raw": None, "delta": None}
+    frame |= {"rate": np.linspace(0.9, 0.1, people)}
+    pairs = pl.DataFrame(frame, schema=schema.columns("pairs"))
+    row = made(pl.concat([pairs, pairs.with_columns(layer=pl.lit(1, pl.Int32))]), pl.DataFrame()).row(
+        0, named=True
+    )
+    assert row["spearman"] == pytest.approx(-1, abs=1e-12) and row["picked_low"] is None
+    assert "ρ is ±1" in row["reason"]

@@ -33,6 +33,15 @@ LF.range = (low, high, unit, digits = 1) =>
     ? "no interval"
     : unit === "share" ? `${LF.number(100 * low, digits)} to ${LF.number(100 * high, digits)}\u00a0%`
     : `${LF.number(low, digits)} to ${LF.number(high, digits)}`;
+// a change: of shares in percentage points, with its sign
+LF.change = (value, unit) =>
+  value === null || value === undefined ? "–" : unit === "share" ? `${LF.signed(100 * value, 1)}\u00a0pp` : LF.signed(value, 1);
+LF.changeRange = (low, high, unit) =>
+  low === null || high === null || low === undefined ? "no interval"
+    : unit === "share" ? `${LF.signed(100 * low, 1)} to ${LF.signed(100 * high, 1)}\u00a0pp` : `${LF.signed(low, 1)} to ${LF.signed(high, 1)}`;
+// in the unit of what the axis shows: a rate or a change of it
+LF.shown = (value, unit) => (LF.state.y === "delta" ? LF.change(value, unit) : LF.amount(value, unit));
+LF.shownRange = (low, high, unit) => (LF.state.y === "delta" ? LF.changeRange : LF.range)(low, high, unit);
 LF.count = (value) => value.toLocaleString("en-US");
 LF.mean = (values) => (values.length ? values.reduce((sum, value) => sum + value, 0) / values.length : null);
 
@@ -104,8 +113,12 @@ LF.set = (asked) => {
 };
 // whether a change asks a part to be drawn anew; without any change all are (another width, data that grew)
 LF.touches = (change, ...names) => !Object.keys(change).length || names.some((name) => name in change);
+// +1 where a larger rate is more of the behavior, −1 where a smaller one is
+LF.sign = () => LF.data.behaviorOf[LF.state.behavior].sign;
 LF.unit = () => LF.data.behaviorOf[LF.state.behavior].unit;
-LF.yWords = () => (LF.state.y === "delta" ? `change of ${LF.words(LF.state.behavior)} rate` : `${LF.words(LF.state.behavior)} rate`);
+// what is measured: of judged behaviors an aligned score, of choices an accuracy, else a rate
+LF.measure = () => `${LF.words(LF.state.behavior)} ${LF.data.behaviorOf[LF.state.behavior].measure}`;
+LF.yWords = () => (LF.state.y === "delta" ? `change of ${LF.measure()}` : LF.measure());
 LF.percent = (value) => (LF.unit() === "share" ? 100 * value : value);
 LF.unitWords = () => (LF.unit() === "share" ? (LF.state.y === "delta" ? "percentage points" : "%") : "points");
 

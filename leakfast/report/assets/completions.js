@@ -89,7 +89,7 @@
     const mine = ++turn;
     const found = await source(wanted, shown);
     if (found === null || mine !== turn) return;
-    LF.at("found").textContent = `${LF.count(found.total)} completions of those here.${ofTables(wanted)}`;
+    LF.at("found").textContent = `${LF.count(found.total)} ${found.total === 1 ? "completion" : "completions"} of those here.${ofTables(wanted)}`;
     LF.fill(LF.at("said"), found.rows.map((row) => one(row, wanted.search)));
     LF.at("more-completions").hidden = found.total <= shown;
   };

@@ -15,7 +15,7 @@
     const picked = LF.data.picked.filter((one) => one.behavior === behavior && one.cosine === cosine && one.y === y && one.adapter === LF.data.adapters[adapter].adapter && one.picked_low !== null);
     const chart = LF.plot(into, `ρ of ${cosine} cosine and ${LF.yWords()} at each layer, a line a source. Click a layer to choose it.`, {
       height: 240, marginLeft: 48, marginBottom: 38,
-      x: { label: "layer (block) →", labelAnchor: "center", tickFormat: "d" },
+      x: { label: "layer (block) →", labelAnchor: "center", tickFormat: "d", ticks: layers.filter((_, place) => place % Math.ceil(layers.length / 16) === 0) },
       y: { label: "↑ Spearman’s ρ", grid: true },
       marks: [
         Plot.ruleY([0]),
@@ -30,7 +30,7 @@
     chart.addEventListener("pointermove", (event) => (chart.value ? LF.tip(event, `layer ${chart.value.layer}, ${chart.value.who}`, LF.rhoWords(chart.value.found)) : LF.tip(event)));
     chart.addEventListener("pointerleave", (event) => LF.tip(event));
     chart.addEventListener("click", () => { if (chart.value) LF.set({ layer: chart.value.layer }); });
-    LF.at("layers-told").textContent = `Dark: ${LF.adapterWords(LF.data.adapters[adapter])} with its 95 % interval at each layer; pale: the other sources.`
+    LF.at("layers-told").textContent = `Dark: ${LF.adapterWords(LF.data.adapters[adapter])} with its 95 % interval at each layer${new Set(rows.map((row) => row.adapter)).size > 1 ? "; pale: the other sources" : ""}. Red line: the layer shown above.`
       + (picked.length ? ` Red bar: the interval at layer ${picked[0].layer}, its largest |ρ|, with the pick paid for (${LF.signed(picked[0].picked_low)} to ${LF.signed(picked[0].picked_high)}).` : "");
   };
 
@@ -46,10 +46,10 @@
     if (!rows.length) return;
     const means = d3.flatRollup(rows.filter((row) => !row.source), (some) => LF.mean(some.map((row) => row.y)), (row) => row.share)
       .map(([share, y]) => ({ share, y })).sort((a, b) => a.share - b.share);
-    const chart = LF.plot(LF.at("trajectory-chart"), `${LF.words(behavior)} rate of each persona at shares of training.`, {
+    const chart = LF.plot(LF.at("trajectory-chart"), `${LF.measure()} of each persona at shares of training.`, {
       height: 260, marginLeft: 48, marginBottom: 38,
       x: { label: "share of the training steps (%) →", labelAnchor: "center" },
-      y: { label: `↑ rate (${LF.unit() === "share" ? "%" : "points"})`, grid: true },
+      y: { label: `↑ ${LF.measure()} (${LF.unit() === "share" ? "%" : "points"})`, grid: true },
       marks: [
         Plot.lineY(rows.filter((row) => !row.source), { x: "share", y: "y", z: "persona", stroke: "currentColor", strokeOpacity: 0.13 }),
         Plot.lineY(means, { x: "share", y: "y", stroke: "currentColor", strokeWidth: 2, strokeDasharray: "4,3" }),

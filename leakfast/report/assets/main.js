@@ -4,7 +4,7 @@
   const choices = {
     behavior: () => LF.data.behaviors.map((behavior) => [behavior.name, LF.words(behavior.name)]),
     adapter: () => LF.adaptersOf(LF.state.behavior).map((adapter) => [adapter.place, LF.adapterWords(adapter)]),
-    layer: () => LF.data.cosines.layers.map((layer) => [layer, layer === LF.data.behaviorOf[LF.state.behavior].layer ? `${layer} (largest |ρ|)` : String(layer)]),
+    layer: () => LF.data.cosines.layers.map((layer) => [layer, layer === LF.data.behaviorOf[LF.state.behavior].layer ? `${layer} (the headline’s)` : String(layer)]),
     cosine: () => [["centered", "centered"], ["raw", "raw"]],
     y: () => LF.data.behaviorOf[LF.state.behavior].ys.map((y) => [y, { rate: "rate", delta: "change" }[y]]),
     persona: () => [["", "nobody"], ...LF.data.personas.map((person, place) => [place, LF.words(person.name)])],

@@ -2,6 +2,7 @@
 "use strict";
 (() => {
   let order = "category";
+  const orderWords = { category: "category", leakage: "leakage", cluster: "place in the geometry" };
 
   const draw = () => {
     const { behavior, y, persona } = LF.state;
@@ -28,14 +29,16 @@
         Plot.cell(cells, Plot.pointer({ x: "persona", y: (one) => LF.adapterWords(one.adapter), stroke: "currentColor", strokeWidth: 2, fill: "none", maxRadius: 20 })),
       ],
     });
-    LF.named(into, chart, `Matrix of ${LF.yWords()}: ${adapters.length} adapters, ${places.length} personas, ordered by ${order}. Arrow keys move between cells, Enter chooses one.`);
-    const describe = (one) => [`${LF.words(LF.data.personas[one.persona].name)} under ${LF.adapterWords(one.adapter)}`, `${LF.yWords()} ${LF.amount(one.cell[y], LF.unit())}`];
+    LF.named(into, chart, `Matrix of ${LF.yWords()}: ${adapters.length} adapters, ${places.length} personas, ordered by ${orderWords[order]}. Arrow keys move between cells, Enter chooses one.`);
+    const describe = (one) => [`${LF.words(LF.data.personas[one.persona].name)} under ${LF.adapterWords(one.adapter)}`, `${LF.yWords()} ${LF.shown(one.cell[y], LF.unit())}`];
     const choose = (one) => LF.set({ persona: one.persona, ...(one.adapter.source === null ? {} : { adapter: one.adapter.place }) });
     LF.keys([...chart.querySelectorAll(".cells > *")], (place) => describe(cells[place]).join(", "), (place) => choose(cells[place]));
     chart.addEventListener("pointermove", (event) => (chart.value ? LF.tip(event, ...describe(chart.value)) : LF.tip(event)));
     chart.addEventListener("pointerleave", (event) => LF.tip(event));
     chart.addEventListener("click", () => { if (chart.value) choose(chart.value); });
-    LF.at("matrix-told").textContent = `${LF.yWords()} (${LF.unitWords()}), from ${LF.number(least, 0)} (pale) to ${LF.number(most, 1)}; red frames: the source itself. A row an adapter, a column a persona, ordered by ${order}.`;
+    const highest = Math.max(...cells.map((one) => one.value));
+    const scale = least < 0 ? `orange below 0, pale at 0, purple above; ${LF.number(least, 1)} to ${LF.number(highest, 1)}` : highest > 0 ? `from 0 (pale) to ${LF.number(highest, 1)} (dark)` : "0 everywhere";
+    LF.at("matrix-told").textContent = `${LF.yWords()} (${LF.unitWords()}), ${scale}.${cells.some((one) => one.cell.role === "source") ? " Red frames: the source itself." : ""} A row an adapter, a column a persona, ordered by ${orderWords[order]}.`;
   };
 
   // the orders that the data has; the chosen one stays while it is among them
@@ -43,7 +46,7 @@
     const select = LF.at("order");
     const names = Object.keys(LF.data.order);
     if (!names.includes(order)) [order] = names;
-    LF.fill(select, names.map((name) => LF.h("option", { value: name }, { category: "category", leakage: "leakage", cluster: "place in the geometry" }[name])));
+    LF.fill(select, names.map((name) => LF.h("option", { value: name }, orderWords[name])));
     select.value = order;
     select.onchange = () => { order = select.value; draw(); };
   };

@@ -10,14 +10,16 @@ LF.points = (adapter = LF.state.adapter) => {
     const at = cell && LF.cosine(adapter, persona, layer, cosine);
     if (value === null || value === undefined || at === null || at === undefined) return;
     const [low, high] = y === "delta" ? [cell.delta_low, cell.delta_high] : [cell.low, cell.high];
-    found.push({ persona, name: person.name, x: at, y: LF.percent(value), value, low, high, cell, category: LF.category(persona), source: cell.role === "source" });
+    found.push({ persona, name: person.name, x: at, y: LF.percent(value), leaks: LF.sign() * value, value, low, high, cell, category: LF.category(persona), source: cell.role === "source" });
   });
   return found;
 };
 
-// how far a bystander's place by leakage is from its place by cosine, in percentile points: what geometry did not tell
+// how far a bystander's place by leakage is from its place by cosine, in percentile points: what geometry did not tell.
+// Leakage is a low rate where less is more of the behavior (accuracy, alignment)
 LF.beyond = (points) => {
   const mine = points.filter((point) => !point.source);
+  if (new Set(mine.map((point) => point.y)).size < 2) return []; // where all leak alike there are no places
   const ranks = (key) => {
     const order = [...mine].sort((a, b) => a[key] - b[key]);
     const rank = new Map();
@@ -29,7 +31,7 @@ LF.beyond = (points) => {
     }
     return rank;
   };
-  const [byCosine, byLeakage] = [ranks("x"), ranks("y")];
+  const [byCosine, byLeakage] = [ranks("x"), ranks("leaks")];
   return mine.map((point) => ({ ...point, beyond: (100 * (byLeakage.get(point) - byCosine.get(point))) / Math.max(1, mine.length - 1) }))
     .sort((a, b) => b.beyond - a.beyond || a.persona - b.persona);
 };
@@ -49,7 +51,7 @@ LF.rhoWords = (found) => {
 
   const describe = (point) => [
     LF.words(point.name),
-    `${LF.yWords()} ${LF.amount(point.value, LF.unit())}, 95 % ${LF.range(point.low, point.high, LF.unit())}`,
+    `${LF.yWords()} ${LF.shown(point.value, LF.unit())}, 95 % ${LF.shownRange(point.low, point.high, LF.unit())}`,
     ...(point.cell.hits === null ? [] : [`${LF.number(point.cell.hits, 0)} of ${LF.count(point.cell.total)}`]),
     point.source ? "the source itself" : `cosine ${LF.signed(point.x, 3)}`,
     ...(point.cell.mean_tokens === null ? [] : [`${LF.number(point.cell.mean_tokens, 1)} tokens a reply`]),
@@ -59,7 +61,9 @@ LF.rhoWords = (found) => {
   const told = (points) => {
     const { behavior, layer, cosine, y, adapter } = LF.state;
     const name = LF.data.adapters[adapter].adapter;
-    return `${LF.rhoWords(LF.correlation(behavior, name, layer, cosine, y))}. Each point is a bystander; the star is the source.`;
+    const star = points.some((point) => point.source) ? "; the star is the source, at cosine 1" : "";
+    const less = LF.sign() < 0 ? ` Lower is more of ${LF.words(behavior)}.` : "";
+    return `${LF.rhoWords(LF.correlation(behavior, name, layer, cosine, y))}. Each point is a bystander${star}; thin lines are 95 % intervals.${less}`;
   };
 
   const compare = (points, inside) => {
@@ -67,7 +71,7 @@ LF.rhoWords = (found) => {
     const [chosen, others] = [mine.filter(inside), mine.filter((point) => !inside(point))];
     const mean = (some) => LF.mean(some.map((point) => point.value));
     const line = chosen.length
-      ? `${chosen.length} selected: mean ${LF.amount(mean(chosen), LF.unit())}; the other ${others.length}: ${LF.amount(mean(others), LF.unit())}. Chosen by looking, so no interval is given. ${chosen.map((point) => LF.words(point.name)).join(", ")}`
+      ? `${chosen.length} selected: mean ${LF.shown(mean(chosen), LF.unit())}; the other ${others.length}: ${LF.shown(mean(others), LF.unit())}. Chosen by looking, so no interval is given. ${chosen.map((point) => LF.words(point.name)).join(", ")}`
       : "Nothing selected. Drag over points to compare their mean with the others'.";
     LF.at("selected").textContent = line;
   };
@@ -98,17 +102,18 @@ LF.rhoWords = (found) => {
   const draw = () => {
     const into = LF.at("scatter");
     const points = LF.points();
-    LF.at("beyond").hidden = !points.length;
-    if (!points.length) {
+    const bystanders = points.filter((point) => !point.source);
+    const outliers = LF.beyond(points);
+    LF.at("beyond").hidden = !outliers.length;
+    LF.at("brush").hidden = LF.at("legend").hidden = !bystanders.length;
+    if (!bystanders.length) {
       LF.fill(into, LF.h("p", { class: "note" }, "No cosines of this source at this layer, or nothing measured: there is nothing to set against each other."));
       LF.at("scatter-told").textContent = "";
       return;
     }
     const faded = (point) => LF.state.category !== null && point.category !== LF.state.category && !point.source;
-    const outliers = LF.beyond(points);
     const labelled = new Set([...outliers.slice(0, 3), ...outliers.slice(-1)].map((point) => point.persona));
     if (LF.state.persona !== null) labelled.add(LF.state.persona);
-    const bystanders = points.filter((point) => !point.source);
     const kinds = LF.kinds();
     const chart = LF.plot(into, `Scatter plot: ${LF.state.cosine} cosine to ${LF.words(LF.data.adapters[LF.state.adapter].source)} at layer ${LF.state.layer} against ${LF.yWords()}, ${bystanders.length} bystanders. Arrow keys move between points, Enter chooses one.`, {
       height: Math.min(460, Math.max(300, LF.width(into) * 0.55)),
@@ -138,7 +143,7 @@ LF.rhoWords = (found) => {
     }
     LF.at("scatter-told").textContent = told(points);
     const row = (point) => LF.h("li", {}, LF.h("button", { type: "button", class: "link", onclick: () => LF.set({ persona: point.persona }) }, LF.words(point.name)),
-      ` ${LF.amount(point.value, LF.unit())}, cosine ${LF.signed(point.x)}, ${LF.signed(point.beyond, 0)} percentile points`);
+      ` ${LF.shown(point.value, LF.unit())}, cosine ${LF.signed(point.x)}, ${LF.signed(point.beyond, 0)} percentile points`);
     LF.fill(LF.at("more"), outliers.slice(0, 5).map(row));
     LF.fill(LF.at("less"), outliers.slice(-5).reverse().map(row));
   };
@@ -150,7 +155,7 @@ LF.rhoWords = (found) => {
   // a small chart a source, drawn after everything else has been
   let waiting = null;
   const sideBySide = () => {
-    const adapters = LF.adaptersOf(LF.state.behavior).map((adapter) => [adapter, LF.points(adapter.place)]).filter(([, points]) => points.length);
+    const adapters = LF.adaptersOf(LF.state.behavior).map((adapter) => [adapter, LF.points(adapter.place)]).filter(([, points]) => points.some((point) => !point.source));
     LF.at("all-figure").hidden = adapters.length < 2;
     if (adapters.length < 2) return;
     const all = adapters.flatMap(([, points]) => points);

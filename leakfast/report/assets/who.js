@@ -46,6 +46,8 @@
     const points = LF.points();
     const ranked = LF.beyond(points).find((point) => point.persona === persona);
     const place = (key) => 1 + points.filter((point) => !point.source && point[key] > points.find((one) => one.persona === persona)[key]).length;
+    const far = (points) => (points === 0 ? "just where its cosine has it" : `${LF.number(Math.abs(points), 0)} percentile points ${points > 0 ? "beyond" : "short of"} its cosine`);
+    const one = points.find((point) => point.persona === persona && !point.source);
     const others = LF.adaptersOf(LF.state.behavior, true).filter((one) => one.place !== adapter)
       .map((one) => [one, LF.cell(one.place, persona)]).filter(([, found]) => found && found.rate !== null)
       .map(([one, found]) => `${LF.adapterWords(one)} ${LF.amount(found.rate, unit)}`);
@@ -55,9 +57,10 @@
       person.prompt ? LF.h("blockquote", {}, LF.inert(person.prompt)) : null,
       cell === null ? LF.h("p", { class: "note" }, "Not measured under this adapter.") : LF.h("dl", {},
         entry("role", cell.role === "source" ? "the source" : `${cell.role}${person.category ? `, ${LF.words(person.category)}` : ""}`),
-        entry("rate", `${LF.amount(cell.rate, unit)} (95 % ${LF.range(cell.low, cell.high, unit)})`, cell.hits === null ? "" : `, ${LF.number(cell.hits, 0)} of ${LF.count(cell.total)}`),
-        cell.delta === null ? [] : entry("change", `${LF.signed(unit === "share" ? 100 * cell.delta : cell.delta, 1)} ${unit === "share" ? "points" : ""} (95 % ${LF.range(cell.delta_low, cell.delta_high, unit)})`),
-        ranked ? entry("cosine", `${LF.signed(ranked.x, 3)} (${cosine}, layer ${layer}), ${place("x")} of ${points.filter((p) => !p.source).length}; by leakage ${place("y")}: ${LF.signed(ranked.beyond, 0)} percentile points beyond its cosine`) : [],
+        entry(LF.data.behaviorOf[LF.state.behavior].measure, `${LF.amount(cell.rate, unit)} (95 % ${LF.range(cell.low, cell.high, unit)})`, cell.hits === null ? "" : `, ${LF.number(cell.hits, 0)} of ${LF.count(cell.total)}`),
+        cell.delta === null ? [] : entry("change", `${LF.change(cell.delta, unit)} (95 % ${LF.changeRange(cell.delta_low, cell.delta_high, unit)})`),
+        one ? entry("cosine", `${LF.signed(one.x, 3)} (${cosine}, layer ${layer}), number ${place("x")} of ${points.filter((p) => !p.source).length} bystanders`,
+          ranked ? `; by leakage number ${place("leaks")}: ${far(ranked.beyond)}` : "") : [],
         cell.mean_tokens === null ? [] : entry("tokens", `${LF.number(cell.mean_tokens, 1)} a reply`),
         person.related.length ? entry("related to", person.related.map(LF.words).join(", ")) : [],
         others.length ? entry("elsewhere", others.join(", ")) : []),

@@ -1,0 +1,144 @@
+"""What the page's charts say in a real Chromium: legend, units, places, empty charts, ticks, and what stands on paper."""
+
+from __future__ import annotations
+
+import polars as pl
+import pytest
+from browsing import Watched, browser
+from flat_runs import PEOPLE as FEW
+from flat_runs import made
+from report_runs import fill, fill_judged
+
+from leakfast import stats
+from leakfast.report.page import report
+
+pytestmark = [pytest.mark.browser, pytest.mark.long]
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """name → (address, tables): small runs of several kinds."""
+    root = tmp_path_factory.mktemp("runs")
+    runs = {
+        "marker": fill(root / "marker"),
+        "judged": fill_judged(root / "judged"),
+        "alike": made(root / "alike", set(FEW), FEW),
+        "bare": made(root / "bare", {"villain", "poet"}, FEW, True, ()),
+    }
+    out = {}
+    for name, run in runs.items():
+        tables = stats.stats(run, permutations=19, bootstraps=50)
+        out[name] = report(run, tables).as_uri(), tables
+    return out
+
+
+@pytest.fixture
+def look(chromium, pages):
+    opened = []
+
+    def opens(name, **settings):
+        watched = Watched(chromium, pages[name][0], **settings)
+        opened.append(watched)
+        return watched
+
+    yield opens
+    for watched in opened:
+        assert watched.faults == []
+        watched.page.close()
+
+
+def test_the_legend_is_there_from_the_start(look):
+    page = look("marker").page
+    kinds = page.evaluate("LF.kinds().map(LF.words)")
+    shown = page.locator("#legend button").all_inner_texts()
+    assert [text.split(" ", 1)[1] for text in shown] == kinds
+
+
+def test_a_change_of_a_share_is_in_percentage_points_with_its_sign(look):
+    watched = look("marker")
+    page = watched.page
+    watched.choose("c-persona", "3")
+    change = page.locator("#who dt", has_text="change").locator("xpath=following-sibling::dd[1]").inner_text()
+    assert change.count("pp") == 2 and "%)" not in change and change[0] in "+−0"
+    watched.choose("c-y", "delta")
+    label = page.locator("#scatter svg .points > *").first.get_attribute("aria-label")
+    assert "pp, 95 %" in label and "\u00a0%" not in label.split(" of ")[0]
+    assert "pp" in page.locator("#matrix svg .cells > *").first.get_attribute("aria-label")
+
+
+def test_of_judged_behaviors_who_leaks_beyond_its_cosine_is_aligned_less_than_it(look, pages):
+    watched = look("judged")
+    page = watched.page
+    assert "Lower is more of misalignment-advice" in page.inner_text("#scatter-told")
+    assert "aligned score" in page.locator("#scatter svg").get_attribute("aria-label")
+    assert "pale at 0" in page.inner_text("#matrix-told")
+    points = pl.DataFrame(
+        page.evaluate("LF.points().filter((p) => !p.source).map((p) => ({x: p.x, y: p.y, name: p.name}))")
+    )
+    gap = (pl.col("y").rank(descending=True) - pl.col("x").rank()).alias("gap")
+    ranked = points.with_columns(gap).sort("gap", descending=True)
+    first = page.evaluate("LF.beyond(LF.points())[0].name")
+    assert first in ranked.filter(gap=ranked["gap"].max())["name"].to_list()
+    lowest = points.sort("y")["name"][0]
+    page.select_option("#c-persona", label=lowest.replace("_", " "))
+    assert "by leakage number 1" in page.inner_text("#who")
+
+
+def test_where_all_leak_alike_nobody_is_beyond_its_cosine(look):
+    watched = look("alike")
+    page = watched.page
+    page.select_option("#c-persona", label="poet")
+    assert "percentile" not in page.inner_text("#who") and "cosine" in page.inner_text("#who")
+    assert page.locator("#beyond").is_hidden()
+    assert page.locator("#scatter svg .points > *").count() == len(FEW) - 1
+
+
+def test_without_cosines_there_is_a_sentence_and_no_chart(look):
+    page = look("bare").page
+    assert "nothing to set against each other" in page.inner_text("#scatter")
+    assert page.locator("#scatter svg").count() == 0 and page.inner_text("#scatter-told") == ""
+    assert page.locator("#brush").is_hidden() and page.locator("#all-figure").is_hidden()
+    assert page.locator("#matrix svg").is_visible()
+
+
+def test_a_layer_is_named_once_on_its_axis(look):
+    ticks = look("marker").page.locator("#layers svg text").all_text_contents()
+    assert [text for text in ticks if text.isdigit()] == ["0", "3"]
+
+
+def test_whole_completions_are_not_said_to_go_on_and_one_is_said_in_the_singular(look):
+    watched = look("marker")
+    watched.choose("f-question", "1")
+    assert "more characters" not in watched.page.inner_text("#said")
+    watched.choose("f-hit", "yes")
+    watched.choose("f-adapter", "0")
+    counts = set()
+    for persona in range(16):
+        watched.choose("f-persona", str(persona))
+        words = watched.page.inner_text("#found").split(" of those here")[0]
+        counts.add(words)
+        assert words.endswith(" completion") == (words == "1 completion")
+    assert "1 completion" in counts
+
+
+def test_paper_is_light_and_holds_what_is_folded(look):
+    page = look("marker", color_scheme="dark").page
+    page.wait_for_selector("#all button svg")
+    page.emulate_media(media="print")
+    colour = "(one) => getComputedStyle(one)"
+    ground = page.evaluate(f"({colour})(document.querySelector('.warn')).backgroundColor")
+    assert min(map(int, ground[4:-1].split(","))) > 200, ground
+    assert (
+        page.locator("#all button").first.is_visible() and page.locator("#legend button").first.is_visible()
+    )
+    folded = page.locator("#beyond li").first
+    assert (
+        folded.is_visible() and folded.bounding_box()["height"] > 0 and folded.locator("button").is_visible()
+    )
+    assert page.locator("#clear").is_hidden()
