@@ -32,6 +32,14 @@ def measurer_of(behavior: str) -> type[Measurer]:
     return Completions if get(behavior).by_completions else Choices
 
 
+def _kinds(request: Request, by: str) -> list[type[Measurer]]:
+    if by not in ("own", "probability"):
+        raise ValueError(f"by must be own or probability, not {by!r}")
+    if by == "probability":
+        return [Probability]
+    return list(dict.fromkeys(measurer_of(one.behavior) for one in request.asked))
+
+
 def measure(
     loaded: Loaded,
     run_or_out: Run | str | Path,
@@ -62,14 +70,7 @@ def measure(
     if at not in ("final", "checkpoints"):
         raise ValueError(f"at must be final or checkpoints, not {at!r}")
     run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
-    if by not in ("own", "probability"):
-        raise ValueError(f"by must be own or probability, not {by!r}")
-    kinds: dict[type[Measurer], None] = (
-        {Probability: None}
-        if by == "probability"
-        else dict.fromkeys(measurer_of(one.behavior) for one in request.asked)
-    )
-    measurers = [kind(loaded, request, drawing or Drawing(), at) for kind in kinds]
+    measurers = [kind(loaded, request, drawing or Drawing(), at) for kind in _kinds(request, by)]
     run.create()
     with run.lock():
         planned = [(measurer, measurer.parts(run)) for measurer in measurers]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from leakfast.storage.run import Run
 
 MEASURE = "probability"
-STATISTICS = {
+SUMMARIES = {
     "mean_probability": "mean_probability",
     "mean_logprob": "mean_logprob_nats",
     "median_probability": "median_probability",
@@ -33,6 +33,15 @@ STATISTICS = {
 _KEY = ["behavior", "adapter", "persona"]
 _WHO = ["behavior", "seed", "source", "adapter", "persona", "category", "role"]
 _COUNTED = ("ok", "below_threshold")
+_VALUES = [
+    "mean_probability",
+    "mean_probability_low",
+    "mean_probability_high",
+    "mean_logprob_nats",
+    "mean_logprob_low",
+    "mean_logprob_high",
+    "median_probability",
+]
 _AGREE = {
     "behavior": pl.String,
     "seed": pl.Int64,
@@ -40,7 +49,7 @@ _AGREE = {
     "adapter": pl.String,
     "measure": pl.String,
     "estimator": pl.String,
-    "statistic": pl.String,
+    "summary": pl.String,
     "layer": pl.Int32,
     "cosine": pl.String,
     "n": pl.Int64,
@@ -66,21 +75,19 @@ def read(run: Run) -> pl.DataFrame:
     return run.read(layout.PROBABILITY) if run.shards(layout.PROBABILITY) else pl.DataFrame()
 
 
-def table(scores: pl.DataFrame, rates: pl.DataFrame) -> pl.DataFrame:
-    """Table `probabilities`: a row a persona, adapter and estimator, beside who they are (from `rates`; what is not there,
-    of the run's adapters alone, stays null).
+def means(scores: pl.DataFrame) -> pl.DataFrame:
+    """A row an adapter, persona and estimator of schema `probability`: behavior, adapter, source, persona, estimator, n,
+    questions, n_unscored_replies and the means.
 
     mean_probability, mean_logprob_nats, median_probability: over the replies, each as often as it was drawn. Estimand: the
     mean over further questions of the same kind, on as many replies. Resampling unit: the question; the 95 % t interval of
     the questions' own means, which takes them as independent."""
-    if scores.is_empty():
-        return pl.DataFrame()
+    group = ["behavior", "adapter", "source", "persona", "estimator"]
     counted = scores.filter(pl.col("status").is_in(_COUNTED))
-    group = [*_KEY, "estimator"]
     lacking = scores.group_by(group, maintain_order=True).agg(
         n_unscored_replies=(~pl.col("status").is_in(_COUNTED)).sum().cast(pl.Int64)
     )
-    means = counted.group_by(group).agg(
+    whole = counted.group_by(group).agg(
         n=pl.len().cast(pl.Int64),
         mean_probability=pl.col("probability").mean(),
         mean_logprob_nats=pl.col("logprob_nats").mean(),
@@ -90,27 +97,36 @@ def table(scores: pl.DataFrame, rates: pl.DataFrame) -> pl.DataFrame:
     spread = asked.group_by(group).agg(
         questions=pl.len().cast(pl.Int64), **{f"{name}_{part}": value for name, part, value in _spreads()}
     )
-    found = lacking.join(means, on=group, how="left", maintain_order="left")
-    found = found.join(spread, on=group, how="left", maintain_order="left")
+    found = lacking
+    for more in (whole, spread):
+        found = found.join(more, on=group, how="left", nulls_equal=True, maintain_order="left")
     for name, column in (("mean_probability", "probability"), ("mean_logprob", "logprob_nats")):
         middle, sd, n = (
             found[f"{column}_{part}"].cast(pl.Float64).to_numpy() for part in ("mean", "sd", "n")
         )
-        half = intervals.t_half(sd / np.sqrt(n), n - 1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            half = intervals.t_half(sd / np.sqrt(n), n - 1)
         found = found.with_columns(intervals.columns(name, middle - half, middle + half))
-    who = rates.select(_WHO).unique(_KEY, maintain_order=True)
-    found = found.join(who, on=_KEY, how="left", maintain_order="left")
+    return found.select(*group, "n", "questions", "n_unscored_replies", *_VALUES)
+
+
+def table(scores: pl.DataFrame, rates: pl.DataFrame) -> pl.DataFrame:
+    """Table `probabilities`: `means` of the run's adapters and personas beside who they are (from `rates`; null where no
+    rate was measured)."""
+    if scores.is_empty():
+        return pl.DataFrame()
+    known = [name for name in _WHO if name not in ("source", *_KEY)]
+    who = rates.select(*_KEY, *known).unique(_KEY, maintain_order=True)
+    found = means(scores).join(who, on=_KEY, how="left", maintain_order="left")
     reason = (
         pl.when(pl.col("n").is_null())
         .then(pl.lit("no reply can be scored"))
         .when(pl.col("questions") < 2)
         .then(pl.lit("one question: no spread to judge by"))
     )
-    values = ["mean_probability", "mean_probability_low", "mean_probability_high", "mean_logprob_nats"]
-    values += ["mean_logprob_low", "mean_logprob_high", "median_probability"]
     found = found.with_columns(measure=pl.lit(MEASURE), reason=reason)
     return found.select(
-        *_WHO, "measure", "estimator", "n", "questions", "n_unscored_replies", *values, "reason"
+        *_WHO, "measure", "estimator", "n", "questions", "n_unscored_replies", *_VALUES, "reason"
     )
 
 
@@ -129,10 +145,10 @@ def agree(
     seed: int = 0,
     workers: int | None = None,
 ) -> pl.DataFrame:
-    """Table `agreement_measures`: a row a source's adapter, estimator and statistic (mean probability, mean log-probability,
+    """Table `agreement_measures`: a row a source's adapter, estimator and summary (mean probability, mean log-probability,
     median), over the bystanders that have both.
 
-    spearman, pearson: of the statistic and the sampled rate, ρ with a 95 % percentile interval over personas. rho_rate,
+    spearman, pearson: of the summary and the sampled rate, ρ with a 95 % percentile interval over personas. rho_rate,
     rho_probability: of each with the cosine at the behavior's layer (`best`), and their difference with the interval that
     pairs them (`paired.rho_difference`). Resampling unit: the persona. pairs: schema `pairs`."""
     if probabilities.is_empty():
@@ -147,9 +163,9 @@ def agree(
                 "persona", "seed", cosine=f"cosine_{cosine}"
             )
             part = part.join(at, on=["persona", "seed"], how="left", nulls_equal=True, maintain_order="left")
-        for statistic, column in STATISTICS.items():
+        for summary, column in SUMMARIES.items():
             about = {name: part[name][0] for name in ("behavior", "seed", "source", "adapter", "estimator")}
-            about |= {"measure": MEASURE, "statistic": statistic, "layer": layer, "cosine": cosine}
+            about |= {"measure": MEASURE, "summary": summary, "layer": layer, "cosine": cosine}
             drawn = derive_seed(seed, "agreement_measures", about["behavior"], about["adapter"])
             there = part.filter(pl.col(column).is_not_null())
             rows.append(about | _agreement(there, column, bootstraps, drawn, workers))

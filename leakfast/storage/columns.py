@@ -167,8 +167,8 @@ FURTHER = {
         "median_probability reason",
     ),
     "agreement_measures": (
-        "an adapter, estimator and statistic",
-        "behavior seed source adapter measure estimator statistic layer cosine n spearman spearman_ci_low spearman_ci_high "
+        "an adapter, estimator and summary",
+        "behavior seed source adapter measure estimator summary layer cosine n spearman spearman_ci_low spearman_ci_high "
         "pearson mean_rate mean_value rho_rate rho_probability difference difference_low difference_high "
         "difference_reason reason bootstraps",
     ),
@@ -206,7 +206,7 @@ _KINDS = {
     "difference_reason both_reason cross_fitted_reason interval_reason method resampling_unit family cosine y over "
     "control words_of against "
     "left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
-    "file subset compared agree_reason measure estimator statistic size geometry prompt_length_in",
+    "file subset compared agree_reason measure estimator summary size geometry prompt_length_in",
 }
 _DTYPES = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _OTHER_DTYPES = {

@@ -31,7 +31,7 @@ from leakfast.progress import Progress
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
 
-THRESHOLD = 1e-5
+THRESHOLD = 1e-4
 
 
 @dataclass(frozen=True)
