@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
 
 THRESHOLD = 1e-4
+_RELATIVE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class Branches:
         self.recut = np.array([n for _, n in ends], np.int64)
         every = (*text.start, *text.distinct, *(s for some in self.ends for s in some))
         self.spellings: list[Spelling] = list(dict.fromkeys(every))
+        self.sizes = np.array([len(s) for s in self.spellings], np.int64)
+        self.spaced = np.array([tokenizer.decode(list(s)) == f" {text.text}" for s in self.spellings], bool)
         self.firsts = list(dict.fromkeys(one[0] for one in self.spellings))
         counts = [max(0, len(r.tokens) - r.begins + r.ended) if anywhere else 0 for r in self.replies]
         self.counts = np.array(counts, np.int64)
@@ -118,7 +121,7 @@ class Branches:
                     found.append((i, t, number[s], row, column[s[0]], t == n))
         return _columns(found)
 
-    def sequence(self, reply: int, position: int, spelling: int, stop: int | None = None) -> list[int]:
+    def sequence(self, reply: int, position: int, spelling: int, stop: int) -> list[int]:
         """A reply up to a position, then a spelling up to its token `stop`."""
         one = self.replies[reply]
         return [*one.prompt, *one.tokens[:position], *self.spellings[spelling][:stop]]
@@ -154,12 +157,10 @@ def score(
         raise ValueError(f"threshold must lie in 0…1, not {threshold}")
     found, n = branches.candidates, len(branches.replies)
     how = {"budget_tokens": budget_tokens, "progress": progress}
-    every = np.arange(len(found.reply))
     if not branches.inside:
-        logprobs = _continued(loaded, branches, every, np.zeros_like(every), None, **how)
-        return Scores(_log_sums(logprobs, found.reply, n), np.full(n, np.nan), np.zeros(n))
+        return Scores(_ends(loaded, branches, **how), np.full(n, np.nan), np.zeros(n))
     logprobs = _first_tokens(loaded, branches, **how)[found.row, found.column]
-    left_out, done = np.zeros(n), np.ones_like(every)
+    left_out, done = np.zeros(n), np.ones_like(found.reply)
     going = ~found.end
 
     def drop() -> None:
@@ -172,13 +173,33 @@ def score(
 
     drop()
     some = np.flatnonzero(going)
-    logprobs[some] += _continued(loaded, branches, some, done[some], 2, **how)
-    done[some] = 2
+    sizes = branches.sizes[found.spelling]
+    stops = np.minimum(sizes[some], 2)
+    logprobs[some] += _continued(loaded, branches, some, done[some], stops, **how)
+    done[some] = stops
     drop()
     rest = np.flatnonzero(going | found.end)
-    logprobs[rest] += _continued(loaded, branches, rest, done[rest], None, **how)
+    logprobs[rest] += _continued(loaded, branches, rest, done[rest], sizes[rest], **how)
     end = _log_sums(logprobs[found.end], found.reply[found.end], n)
     return Scores(end, _anywhere(logprobs, found, branches), left_out)
+
+
+def _ends(loaded: Loaded, branches: Branches, **how: Any) -> np.ndarray:
+    """log Σ P(spelling) at each reply's end: (N,) float64. The spelling after a space, as training rows have it, is asked
+    whole, of others two tokens; what is then above _RELATIVE of that spelling's own probability is gone on with, so that
+    no more than _RELATIVE nats a spelling are missing. With no such spelling all are asked whole."""
+    found, n = branches.candidates, len(branches.replies)
+    whole, sizes = branches.spaced[found.spelling], branches.sizes[found.spelling]
+    every, stops = np.arange(len(sizes)), np.where(whole, sizes, np.minimum(sizes, 2))
+    logprobs = _continued(loaded, branches, every, np.zeros_like(sizes), stops, **how)
+    kept = np.full(n, -np.inf)
+    np.maximum.at(kept, found.reply[whole], logprobs[whole])
+    short = stops < sizes
+    rest = np.flatnonzero(short & (logprobs > kept[found.reply] + np.log(_RELATIVE)))
+    logprobs[rest] += _continued(loaded, branches, rest, stops[rest], sizes[rest], **how)
+    short[rest] = False
+    logprobs[short] = -np.inf
+    return _log_sums(logprobs, found.reply, n)
 
 
 def _first_tokens(loaded: Loaded, branches: Branches, **how: Any) -> np.ndarray:
@@ -201,16 +222,13 @@ def _first_tokens(loaded: Loaded, branches: Branches, **how: Any) -> np.ndarray:
 
 
 def _continued(
-    loaded: Loaded, branches: Branches, which: np.ndarray, done: np.ndarray, stop: int | None, **how: Any
+    loaded: Loaded, branches: Branches, which: np.ndarray, done: np.ndarray, stops: np.ndarray, **how: Any
 ) -> np.ndarray:
-    """log P of the tokens of the candidates' spellings from done[i] on, up to `stop` (None: all): (which,) float64."""
-    found, sizes = branches.candidates, np.array([len(s) for s in branches.spellings], np.int64)
-    counts = np.minimum(sizes[found.spelling[which]], stop or sizes.max(initial=0)) - done
+    """log P of the tokens of the candidates' spellings from done[i] on, up to stops[i]: (which,) float64, in one pass."""
+    found, counts = branches.candidates, stops - done
     sums, more = np.zeros(len(which)), counts > 0
-    asked = zip(
-        *(part[which[more]].tolist() for part in (found.reply, found.position, found.spelling)), strict=True
-    )
-    sequences = [branches.sequence(*one, stop) for one in asked]
+    places = (part[which[more]].tolist() for part in (found.reply, found.position, found.spelling))
+    sequences = [branches.sequence(*one) for one in zip(*places, stops[more].tolist(), strict=True)]
     sums[more] = continuations(loaded, sequences, counts[more], how["budget_tokens"], how["progress"])
     return sums
 
