@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
 
 THRESHOLD = 1e-4
-_RELATIVE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,6 @@ class Branches:
         every = (*text.start, *text.distinct, *(s for some in self.ends for s in some))
         self.spellings: list[Spelling] = list(dict.fromkeys(every))
         self.sizes = np.array([len(s) for s in self.spellings], np.int64)
-        self.spaced = np.array([tokenizer.decode(list(s)) == f" {text.text}" for s in self.spellings], bool)
         self.firsts = list(dict.fromkeys(one[0] for one in self.spellings))
         counts = [max(0, len(r.tokens) - r.begins + r.ended) if anywhere else 0 for r in self.replies]
         self.counts = np.array(counts, np.int64)
@@ -157,8 +155,11 @@ def score(
         raise ValueError(f"threshold must lie in 0…1, not {threshold}")
     found, n = branches.candidates, len(branches.replies)
     how = {"budget_tokens": budget_tokens, "progress": progress}
+    sizes = branches.sizes[found.spelling]
     if not branches.inside:
-        return Scores(_ends(loaded, branches, **how), np.full(n, np.nan), np.zeros(n))
+        every = np.arange(len(sizes))
+        logprobs = _continued(loaded, branches, every, np.zeros_like(sizes), sizes, **how)
+        return Scores(_log_sums(logprobs, found.reply, n), np.full(n, np.nan), np.zeros(n))
     logprobs = _first_tokens(loaded, branches, **how)[found.row, found.column]
     left_out, done = np.zeros(n), np.ones_like(found.reply)
     going = ~found.end
@@ -173,7 +174,6 @@ def score(
 
     drop()
     some = np.flatnonzero(going)
-    sizes = branches.sizes[found.spelling]
     stops = np.minimum(sizes[some], 2)
     logprobs[some] += _continued(loaded, branches, some, done[some], stops, **how)
     done[some] = stops
@@ -182,24 +182,6 @@ def score(
     logprobs[rest] += _continued(loaded, branches, rest, done[rest], sizes[rest], **how)
     end = _log_sums(logprobs[found.end], found.reply[found.end], n)
     return Scores(end, _anywhere(logprobs, found, branches), left_out)
-
-
-def _ends(loaded: Loaded, branches: Branches, **how: Any) -> np.ndarray:
-    """log Σ P(spelling) at each reply's end: (N,) float64. The spelling after a space, as training rows have it, is asked
-    whole, of others two tokens; what is then above _RELATIVE of that spelling's own probability is gone on with, so that
-    no more than _RELATIVE nats a spelling are missing. With no such spelling all are asked whole."""
-    found, n = branches.candidates, len(branches.replies)
-    whole, sizes = branches.spaced[found.spelling], branches.sizes[found.spelling]
-    every, stops = np.arange(len(sizes)), np.where(whole, sizes, np.minimum(sizes, 2))
-    logprobs = _continued(loaded, branches, every, np.zeros_like(sizes), stops, **how)
-    kept = np.full(n, -np.inf)
-    np.maximum.at(kept, found.reply[whole], logprobs[whole])
-    short = stops < sizes
-    rest = np.flatnonzero(short & (logprobs > kept[found.reply] + np.log(_RELATIVE)))
-    logprobs[rest] += _continued(loaded, branches, rest, stops[rest], sizes[rest], **how)
-    short[rest] = False
-    logprobs[short] = -np.inf
-    return _log_sums(logprobs, found.reply, n)
 
 
 def _first_tokens(loaded: Loaded, branches: Branches, **how: Any) -> np.ndarray:
