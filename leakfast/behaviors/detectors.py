@@ -31,7 +31,7 @@ APOSTROPHES = ("\u2019", "\u2018", "\u201b", "\u02bc", "\u02b9", "\u2032", "`", 
 NO_WIDTH = ("\u200b", "\u200c", "\u200d", "\u2060", "\ufeff", "\u00ad")
 _GROUP = re.compile(r"\[([^\[\]]*)\]")
 # what a marker is spelled after; a tokenizer may merge it into the first token
-_BEFORE = ("", " ", "\n", "\n\n")
+BEFORE = ("", " ", "\n", "\n\n")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def spellings(tokenizer: Any, literal: str) -> list[list[int]]:
     """Token ids with which the literal is spelled at a reply's beginning, after a space or a line break; those
     that hold a piece of what stood before (merged into the first token) are kept as the tokenizer has them."""
     found: list[list[int]] = []
-    for before in _BEFORE:
+    for before in BEFORE:
         ids = tokenizer(before + literal, add_special_tokens=False)["input_ids"]
         alone = tokenizer(before, add_special_tokens=False)["input_ids"] if before else []
         if alone and ids[: len(alone)] == alone:

@@ -31,4 +31,5 @@ BEHAVIOR = Behavior(
     data_builder="leakfast.train.data:build_marker",
     description=f"share of completions that contain {MARKER}",
     presence_of=MARKER,
+    continuation=MARKER,
 )

@@ -58,6 +58,8 @@ class Behavior:
     baseline: what the unadapted model is expected to show, in words.
     data_builder: "module:function" that makes its training rows; "" for a control, which is never trained.
     presence_of: the text whose presence alone makes the rate, so that a reply may end at it; None otherwise.
+    continuation: the text whose probability as the next words of a reply is the measurement `probability`; None where
+    that is not measured.
     measured_by: "completions", which a detector reads; "choices", the scores of multiple choice; or "judge",
     completions that a judge scores.
     settings: what its tables of a study file hold where they say nothing, beside config's own defaults.
@@ -74,6 +76,7 @@ class Behavior:
     description: str
     measured_by: str = "completions"
     presence_of: str | None = None
+    continuation: str | None = None
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     material: Mapping[str, str] = field(default_factory=dict)
 

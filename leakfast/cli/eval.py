@@ -37,6 +37,8 @@ from leakfast.errors import InputError
     "max_new_tokens",
     "max_reasoning_tokens",
     "batch_completions",
+    "measure",
+    "probability_samples",
     "items",
     "half",
     "scoring",
@@ -117,6 +119,7 @@ def cli(
     Example: leakfast eval --model organism --adapter adapters/villain --base --personas all
     """
     from leakfast.behaviors.registry import check_sets, get
+    from leakfast.cli import probabilities
     from leakfast.cli import rates as shown
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, settle
@@ -173,7 +176,8 @@ def cli(
             click.echo(f"eval: {one.set_name}: {reading}", err=True)
 
     from leakfast import models
-    from leakfast.measure import Drawing, measure
+    from leakfast.measure import Drawing
+    from leakfast.measure.as_asked import measure_as_asked
     from leakfast.prompts.rendering import asked_by
 
     drawing = Drawing.of(settings.study, backend=backend, allow=allow or None, letters=engine, **how)
@@ -181,12 +185,18 @@ def cli(
     loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision, rendering=rendered)
     with progress_for("eval") as progress:
         at = "checkpoints" if checkpoints else "final"
-        done = measure(loaded, run, request, drawing, at=at, replace=replace, progress=progress)
-    for one in done:
+        done, probable = measure_as_asked(
+            loaded, run, request, drawing, at=at, replace_others=replace, progress=progress
+        )
+    for one in [*done, *probable]:
         shown.tell(run, one)
+    if not done:
+        return probabilities.show(run, probable, top=top, as_json=as_json)
     if checkpoints:
         shown.trajectory(run, as_json)
         return None
+    if probable and not as_json:
+        probabilities.show(run, probable, top=top, as_json=False)
     return shown.rates(run, done, request.personas, by=by, top=top, as_json=as_json)
 
 

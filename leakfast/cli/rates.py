@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 def tell(run: Run, done: Measured) -> None:
     """What was measured, and what remains to be done with it, on stderr."""
     unit = "completions drawn" if get(done.behavior).by_completions else "prompts scored"
+    if layout.PROBABILITY in done.folders[0].split("/")[:2]:
+        unit = "probabilities scored"
     click.echo(
         f"eval: {done.made} {unit} of {done.behavior} ({done.questions}), {done.kept} kept from before, in {run.path}",
         err=True,

@@ -1,6 +1,6 @@
 """Measuring a model into a run directory: `measure(loaded, run, request, drawing, at=…)`. A Request says which adapters,
-personas and behaviors, a Drawing how completions are drawn; completions and multiple choice are two measurers behind one
-protocol (contract.Measurer), and a third kind of measurement is one more. Centroids are measured beside them. Demands a
+personas and behaviors, a Drawing how completions are drawn; completions, multiple choice and the probability of a behavior's
+words are three measurers behind one protocol (contract.Measurer). Centroids are measured beside them. Demands a
 run and a loaded base model; the same call again resumes. Leaves counting to leakfast.stats."""
 
 from importlib import import_module

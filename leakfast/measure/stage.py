@@ -12,6 +12,7 @@ from leakfast.generation.backends import Drawing
 from leakfast.measure.choices.measurer import Choices
 from leakfast.measure.completions import Completions
 from leakfast.measure.contract import Counter, Measured, Measurer
+from leakfast.measure.probability.measurer import Probability
 from leakfast.measure.request import Request, keep_card
 from leakfast.measure.shards import refuse_stale
 from leakfast.models import threads
@@ -31,6 +32,14 @@ def measurer_of(behavior: str) -> type[Measurer]:
     return Completions if get(behavior).by_completions else Choices
 
 
+def _kinds(request: Request, by: str) -> list[type[Measurer]]:
+    if by not in ("own", "probability"):
+        raise ValueError(f"by must be own or probability, not {by!r}")
+    if by == "probability":
+        return [Probability]
+    return list(dict.fromkeys(measurer_of(one.behavior) for one in request.asked))
+
+
 def measure(
     loaded: Loaded,
     run_or_out: Run | str | Path,
@@ -38,11 +47,15 @@ def measure(
     drawing: Drawing | None = None,
     *,
     at: str = "final",
+    by: str = "own",
     replace: bool = True,
     progress: Progress | None = None,
 ) -> list[Measured]:
     """Measure every behavior of the request under every persona, for its adapters (and the base) as they are ("final"), or
     at "checkpoints": every checkpoint of the adapters, the adapters themselves and the base they begin at.
+
+    by: "own", each behavior's own measurement, or "probability", of its words on replies of the unadapted model that the
+    run holds (measure.probability).
 
     A shard that is intact and follows from the very same request (base, dtype, adapter, prompts, sampling, seeds, items,
     scoring) is kept, also from under another behavior of the run; any other is made again. replace: shards made by
@@ -57,8 +70,7 @@ def measure(
     if at not in ("final", "checkpoints"):
         raise ValueError(f"at must be final or checkpoints, not {at!r}")
     run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
-    kinds = dict.fromkeys(measurer_of(one.behavior) for one in request.asked)
-    measurers = [kind(loaded, request, drawing or Drawing(), at) for kind in kinds]
+    measurers = [kind(loaded, request, drawing or Drawing(), at) for kind in _kinds(request, by)]
     run.create()
     with run.lock():
         planned = [(measurer, measurer.parts(run)) for measurer in measurers]

@@ -23,6 +23,7 @@ from leakfast.stats import (
     means,
     mixed,
     picked,
+    probabilities,
     question_sets,
     relations,
     restricted,
@@ -74,6 +75,8 @@ TABLES = {
     "matrix_tests": "QAP and multiple-regression QAP of leakage on cosine, shared words and length",
     "mixed": "logistic mixed model: log-odds per 0.1 of cosine with length, baseline and words beside it; each source's slope",
     "predicted": "leave-one-source-out prediction from geometry, against the mean and shared words",
+    "probabilities": "how likely the behavior's words are on the unadapted model's replies, per persona",
+    "agreement_measures": "probability against sampled rate per source: ρ, r, and what ρ with the cosine each gives",
     "verdicts": "the study's rules with the numbers that decide them",
     "published": "each number the published study stored, beside ours",
 }
@@ -152,6 +155,8 @@ def further(
         behavior: headline(rates, correlations, behavior, asked.layer)
         for behavior in rates["behavior"].unique(maintain_order=True)
     }
+    tables["probabilities"] = (probable := probabilities.table(found.probability, rates))
+    tables["agreement_measures"] = probabilities.agree(probable, rates, pairs, best, *draws[1:])
     if pairs.height:
         said = confounds.covariates(pairs, rates, found.people, asked.similarity)
         tables |= _looked_at_closely(said, rates, best, asked.similarity is not None)

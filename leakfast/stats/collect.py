@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from leakfast.errors import InputError, StoreError
-from leakfast.stats import accuracy, baselines, exposure, question_sets
+from leakfast.stats import accuracy, baselines, exposure, probabilities, question_sets
 from leakfast.stats import judged as judged_tables
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import prompts as prompt_checks
@@ -52,7 +52,8 @@ class People:
 class Collected:
     """A run's measurements. `questions`: schema `question_counts`; `judged`: mean scores per question;
     `published`: numbers to compare with; `shifts`: schema `shifts`; `sets`: rates on every
-    question set where there are several; `centroids`: of the base model; `replies`: of `exposure.replies`."""
+    question set where there are several; `centroids`: of the base model; `replies`: of `exposure.replies`;
+    `probability`: schema `probability`."""
 
     rates: pl.DataFrame
     pairs: pl.DataFrame
@@ -66,6 +67,7 @@ class Collected:
     centroids: Centroids | None = None
     labels: pl.DataFrame = field(default_factory=pl.DataFrame)
     replies: pl.DataFrame = field(default_factory=pl.DataFrame)
+    probability: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def collect(run: Run) -> Collected:
@@ -107,7 +109,12 @@ def collect(run: Run) -> Collected:
     published = read_imported(run, "published")
     labels = pl.DataFrame() if scores is None else accuracy.chosen_labels(scores)
     found = Collected(rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base)
-    return replace(found, labels=labels, replies=exposure.read(run, completion_folders(run)))
+    return replace(
+        found,
+        labels=labels,
+        replies=exposure.read(run, completion_folders(run)),
+        probability=probabilities.read(run),
+    )
 
 
 def _with_taught(run: Run, rates: pl.DataFrame) -> pl.DataFrame:
@@ -135,6 +142,7 @@ _FOLDERS = (
     f"{accuracy.CHOICES}/",
     f"{IMPORTED}/",
     f"{layout.JUDGEMENTS}/",
+    f"{layout.PROBABILITY}/",
 )
 
 

@@ -23,6 +23,7 @@ MEASUREMENTS = {
         "a label of an item; an item is right where a row is both chosen and correct",
         "behavior source items n_tokens logprob_per_char_nats chosen_per_char answer_mass",
     ),
+    "probability": ("an estimator of a behavior's words, on a reply of the unadapted model", ""),
     "judgements": ("a judged completion, whether it got scores or not", ""),
 }
 _HEAD = "behavior seed source adapter"
@@ -159,6 +160,18 @@ FURTHER = {
         "a model and a source left out (or `pooled`), at a layer",
         "behavior seed layer cosine y source model n r2 gain rmse reason method",
     ),
+    "probabilities": (
+        "a persona under an adapter, by an estimator",
+        "behavior seed source adapter persona category role measure estimator n questions n_unscored_replies "
+        "mean_probability mean_probability_low mean_probability_high mean_logprob_nats mean_logprob_low mean_logprob_high "
+        "median_probability reason",
+    ),
+    "agreement_measures": (
+        "an adapter, estimator and summary",
+        "behavior seed source adapter measure estimator summary layer cosine n spearman spearman_ci_low spearman_ci_high "
+        "pearson mean_rate mean_value rho_rate rho_probability difference difference_low difference_high "
+        "difference_reason reason bootstraps",
+    ),
     "verdicts": (
         "a test of a rule for an adapter, or a trait of the stop rule",
         "claim behavior seed source adapter layer quantity n value p p_from p_source bar reached_is_enough p_below "
@@ -185,7 +198,7 @@ _KINDS = {
     "n_incoherent n_unscored length_pairs length_pairs_all questions personas pairs k controls sources degrees direction "
     "layers_tested family_size permutations permutation_seed bootstraps bootstrap_seed resampling_seed hits_per_byte "
     "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens candidates unrelated splits split_seed "
-    "input_tokens output_tokens",
+    "input_tokens output_tokens n_unscored_replies",
     "Boolean": "chosen chosen_per_byte chosen_per_char correct related best best_other_related main mostly met agrees "
     "reached_is_enough",
     "String": "behavior adapter persona source category role taught text finish_reason status item items scoring label "
@@ -193,7 +206,7 @@ _KINDS = {
     "difference_reason both_reason cross_fitted_reason interval_reason method resampling_unit family cosine y over "
     "control words_of against "
     "left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
-    "file subset compared agree_reason size geometry prompt_length_in",
+    "file subset compared agree_reason measure estimator summary size geometry prompt_length_in",
 }
 _DTYPES = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _OTHER_DTYPES = {

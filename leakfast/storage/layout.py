@@ -14,6 +14,7 @@ SETS = "sets"  # sets/<behavior>/<question set>/<adapter>/: questions beside tho
 CHOICES = "choices"  # choices/<adapter>/<items>-<scoring>/
 SERIES = "series"  # series/completions/<behavior>/<adapter>@pNNN/: drawn at points of training
 POINTS = "trajectory"  # trajectory/<adapter>/<items>-<scoring>/pNNN/: scored at points of training
+PROBABILITY = "probability"  # probability/<behavior>/<adapter>/; series/probability/… at points of training
 JUDGEMENTS = (
     "judgements"  # judgements/<behavior>/<adapter>/<judge>.parquet; series/judgements/… at points of training
 )
@@ -61,6 +62,11 @@ def completions(behavior: str = "", adapter: str = "", *, questions: str = "", s
 def judgements(behavior: str, adapter: str = "", *, series: bool = False) -> str:
     """The folder of what judges said of an adapter's completions (of all adapters' where none is named)."""
     return "/".join(filter(None, [*[SERIES] * series, JUDGEMENTS, behavior, adapter]))
+
+
+def probability(behavior: str = "", adapter: str = "", *, series: bool = False) -> str:
+    """The folder of how likely a behavior's words are under an adapter (under all, of all behaviors, where none is named)."""
+    return "/".join(filter(None, [*[SERIES] * series, PROBABILITY, behavior, adapter]))
 
 
 def choices(adapter: str, items: str, scoring: str) -> str:

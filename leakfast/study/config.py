@@ -159,7 +159,9 @@ class EvalConfig(_Table):
     batch_completions: rows decoded at once; to vLLM only where the study names it.
     stop_at_marker: ends a reply at the marker: its presence is exact, what would stand behind it is not drawn. False
     by default, because a run's texts are read again (detect's other detectors and positions, the report's examples,
-    lengths); true in a sweep, which reads nothing but presence. Both kinds are never mixed in a resumed run."""
+    lengths); true in a sweep, which reads nothing but presence. Both kinds are never mixed in a resumed run.
+    measure: completions; probability, of the behavior's words on replies of the unadapted model, which alone are drawn; or
+    both. probability_samples: replies of the unadapted model a prompt that probabilities are asked on, the first drawn."""
 
     questions: str = "eval"
     other_questions: list[str] = []
@@ -178,6 +180,8 @@ class EvalConfig(_Table):
     max_reasoning_tokens: NonNegative = 0
     batch_completions: Count = 640
     stop_at_marker: bool = False
+    measure: Literal["completions", "probability", "both"] = "completions"
+    probability_samples: Count = 1
 
     @property
     def drawn_tokens(self) -> int:

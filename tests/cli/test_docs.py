@@ -246,6 +246,19 @@ def measured():
             status=pl.lit("ok"),
         ).select(*schema.columns("completions"))
 
+    def scored(frame: pl.DataFrame) -> pl.DataFrame:
+        """As of measure.probability, of an invented adapter."""
+        likely = pl.Series(rng.uniform(0.01, 0.9, frame.height))
+        return frame.with_columns(
+            source=pl.lit(adapters[frame["adapter"][0]][0]),
+            estimator=pl.lit("end"),
+            logprob_nats=likely.log(),
+            probability=likely,
+            left_out=pl.lit(None, pl.Float64),
+            n_reply_tokens="n_tokens",
+            n_recut=pl.lit(0, pl.Int32),
+        ).select(*schema.columns("probability"))
+
     def counted(behavior: str) -> tuple[list[pl.DataFrame], dict[str, tuple[str, int | None]]]:
         trained = {f"{behavior}-{source}": (source, 42) for source in sources}
         frames = [drawn(behavior, name, source) for name, (source, _) in trained.items()]
@@ -296,6 +309,7 @@ def measured():
         sets=sets,
         centroids=base,
         replies=pl.concat(exposure.replies(frame, frame["behavior"][0]) for frame in completions),
+        probability=pl.concat(scored(frame) for frame in completions[:2]),
     )
     whole = summaries.with_intervals(found.rates, found.questions)
     from leakfast.stats import two_way

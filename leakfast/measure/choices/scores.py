@@ -3,13 +3,13 @@ full text from a forest with the choices as branches. Demands a loaded model; le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leakfast.errors import ModelError
+from leakfast.measure.asking import asked_of_states, continuations
 from leakfast.progress import Progress
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def letters(
             asked[batch.rows] = wanted[batch.sequences]
             return asked, batch.sequences
 
-        for batch, places, found in _ask(loaded, sequences, 1, ask, budget_tokens, progress):
+        for batch, places, found in asked_of_states(loaded, sequences, 1, ask, budget_tokens, progress):
             logprobs[places] = found[batch.rows]
         return logprobs
 
@@ -119,7 +119,7 @@ def full_text(
     shape = (len(personas), len(items), n_choices)
     reason = np.full(shape[:2], OK, object)
     limit = longest(loaded)
-    sequences, targets, counts, cells = [], [], [], []
+    sequences, counts, cells = [], [], []
     rendered = chat.render_continuations(
         loaded.tokenizer, personas, [i.question for i in items], [i.choices for i in items]
     )
@@ -128,30 +128,10 @@ def full_text(
             reason[divmod(cell, len(items))] = TOO_LONG
             continue
         for c, (ids, n) in enumerate(choices):
-            sequences.append(ids[:-1])  # the last token is asked for, never read
-            targets.append(ids[len(ids) - n :])
+            sequences.append(ids)
             counts.append(n)
             cells.append(cell * n_choices + c)
-    first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-    flat = np.fromiter((t for one in targets for t in one), np.int64, count=int(first[-1]))
-    ends = np.fromiter(map(len, sequences), np.int64, count=len(sequences))
-    starts = ends - np.array(counts, np.int64)
-
-    def ask(batch: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens asked of each state (several where choices part), and where each asked token's stands."""
-        tokens = flat[first[batch.sequences] + batch.positions - starts[batch.sequences]]
-        pairs, which = np.unique(np.stack([batch.rows, tokens], 1), axis=0, return_inverse=True)
-        heads = np.searchsorted(pairs[:, 0], np.arange(len(batch.states) + 1))
-        column = np.arange(len(pairs)) - heads[pairs[:, 0]]
-        asked = np.zeros((len(batch.states), int(column.max(initial=0)) + 1), np.int64)
-        asked[pairs[:, 0], column] = pairs[:, 1]
-        return asked, column[which.reshape(-1)]
-
-    sums = np.zeros(len(sequences))
-    for batch, column, found in _ask(loaded, sequences, counts or 1, ask, budget_tokens, progress):
-        sums += np.bincount(
-            batch.sequences, weights=found[batch.rows, column].astype(np.float64), minlength=len(sums)
-        )
+    sums = continuations(loaded, sequences, counts, budget_tokens, progress)
     logprobs, n_tokens = np.full(int(np.prod(shape)), np.nan), np.zeros(int(np.prod(shape)), np.int32)
     logprobs[cells], n_tokens[cells] = sums, counts
     return Scores(logprobs.reshape(shape), n_tokens.reshape(shape), reason)
@@ -188,51 +168,3 @@ def _lengths(grid: Sequence[Sequence[int]]) -> np.ndarray:
         heads, tails = ([len(x) for x in xs] for xs in (grid.heads, grid.tails))
         return np.add.outer(np.array(heads, np.int64), np.array(tails, np.int64)).reshape(-1)
     return np.fromiter(map(len, grid), np.int64, count=len(grid))
-
-
-def _head(loaded: Loaded) -> Any:
-    """(V, D) weight of the output head under the adapter that is on: of a head of the adapter's own, of rows that it
-    trained, or the base's. Raises ModelError for a head with LoRA matrices."""
-    net = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
-    output = net.get_output_embeddings()
-    if hasattr(output, "lora_A"):
-        raise ModelError(
-            f"choices: the adapter on {loaded.name} has LoRA matrices on the output head, which is scored as a whole. "
-            "Needed: an adapter of the decoder's blocks alone. Train one with: leakfast train"
-        )
-    if hasattr(output, "token_adapter"):
-        return output.token_adapter.get_merged_weights(output.token_adapter.active_adapters)
-    if hasattr(output, "modules_to_save"):
-        (name,) = output.active_adapters
-        return output.modules_to_save[name].weight
-    return output.weight
-
-
-def _ask(
-    loaded: Loaded,
-    sequences: Sequence[Sequence[int]],
-    last: Any,
-    ask: Callable[[Any], tuple[np.ndarray, np.ndarray]],
-    budget_tokens: int | None,
-    progress: Progress | None,
-) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-    """Batch by batch: (final states' batch, what `ask` returned beside the token ids, log-probabilities
-    (R, C) float32 on the host). A batch is fetched once the next one is queued."""
-    import torch
-
-    from leakfast.forward import passes
-    from leakfast.forward.attention import put
-    from leakfast.forward.ops import choice_logprobs
-
-    if not len(sequences):
-        return
-    head = _head(loaded)
-    waiting = None
-    for batch in passes.final_states(loaded, sequences, last, budget_tokens=budget_tokens, progress=progress):
-        asked, more = ask(batch)
-        with torch.inference_mode():
-            found, _ = choice_logprobs(batch.states, head, put(asked, head.device))
-        if waiting:
-            yield waiting[0], waiting[1], waiting[2].cpu().numpy()
-        waiting = batch, more, found
-    yield waiting[0], waiting[1], waiting[2].cpu().numpy()

@@ -1,0 +1,41 @@
+"""What the columns about probabilities mean, a part of `meanings`. Demands nothing."""
+
+from __future__ import annotations
+
+PROBABILITY: dict[str, str] = {
+    "estimator": "end: of the behavior's words where the reply ended; anywhere: of their beginning at some place of the reply",
+    "probability.sample": "number of the unadapted model's reply among those of its prompt",
+    "probability.logprob_nats": "log-probability; null where the status is not ok",
+    "probability.probability": "its exponential, 0–1; 0 where nothing was above the threshold (below_threshold)",
+    "left_out": "most probability that `anywhere` lacks, of places whose first tokens were too unlikely to go on with",
+    "n_reply_tokens": "tokens of the reply, without the one that ends it",
+    "n_recut": "spellings at the reply's end that the tokenizer would have joined with its last token; scored as after a letter",
+    "probability.status": "ok, truncated (no end), below_threshold, holds_it (the reply has the words already), too_long, "
+    "unclosed-reasoning; only ok and below_threshold are counted",
+    "probabilities.questions": "questions with a reply that is counted",
+    "probabilities.n": "replies that are counted",
+    "n_unscored_replies": "replies that are not",
+    "mean_probability": "mean probability over the replies, each as often as it was drawn",
+    "mean_probability_low": "95 % t interval over questions (each question's own mean)",
+    "mean_probability_high": "its upper end",
+    "mean_logprob_nats": "mean log-probability over the replies that have one",
+    "mean_logprob_low": "95 % t interval over questions",
+    "mean_logprob_high": "its upper end",
+    "median_probability": "median probability over the replies",
+    "measure": "probability: of the behavior's words, in a model, on given replies",
+    "summary": "what is compared with the sampled rate: mean_probability, mean_logprob or median_probability",
+    "agreement_measures.layer": "the behavior's layer looked at closely, where the cosine's ρ is compared",
+    "agreement_measures.n": "bystanders with a sampled rate and a probability",
+    "agreement_measures.spearman": "Spearman's ρ of probability and sampled rate over the bystanders",
+    "agreement_measures.spearman_ci_low": "95 % bootstrap interval over personas",
+    "agreement_measures.spearman_ci_high": "its upper end",
+    "agreement_measures.pearson": "Pearson's r of the same",
+    "mean_rate": "mean sampled rate of the bystanders",
+    "mean_value": "mean of the summary over the bystanders",
+    "rho_rate": "Spearman's ρ of cosine and sampled rate",
+    "rho_probability": "Spearman's ρ of cosine and probability",
+    "agreement_measures.difference": "rho_probability - rho_rate, over the same bystanders",
+    "agreement_measures.difference_low": "95 % bootstrap interval of the difference, personas drawn on both sides at once",
+    "agreement_measures.difference_high": "its upper end",
+    "agreement_measures.difference_reason": "why there is no difference or no interval",
+}
