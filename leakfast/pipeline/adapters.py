@@ -140,9 +140,9 @@ class Maker:
                 run.add_file(relpath, part.read_bytes())
                 parts.extend([relpath] if part.name in (CONFIG, WEIGHTS, layout.CARD) else [])
 
-        asked_at = self.config.eval.model_dump(
-            exclude={"stop_at_marker", "other_questions", "max_reasoning_tokens"}
-        )
+        # what changes no point of training, so that a run made before a setting was known is not trained again
+        same = {"stop_at_marker", "other_questions", "max_reasoning_tokens", "measure", "probability_samples"}
+        asked_at = self.config.eval.model_dump(exclude=same)
         points: list[Any] = [asked_at] if self.config.eval.checkpoints else []
         points += [list(self.kept)] if self.kept else []
         points += reading(self.loaded.tokenizer, rows.rows)

@@ -99,7 +99,7 @@ def test_every_point_is_drawn_once_and_the_base_is_where_all_begin(tiny_qwen2, f
     assert marker["role"].to_list() == ["source", "bystander"] * 3
     judged = made.filter(pl.col("behavior") == "misalignment-advice")
     assert set(judged["scoring"]) == {"organism"} and judged["hits"].null_count() == judged.height
-    assert followed.has("figures/trajectory.png")
+    assert followed.has("tables/trajectory.parquet")
 
     taught(tiny_qwen2, adapter, Checkpoints((0.0, 0.25, 0.5)), seed=8)  # trained again
     assert trajectory.table(followed) is None, "points of the adapter before are no points of this one"

@@ -310,7 +310,10 @@ def test_a_port_that_is_taken_is_told(run, server):
 
 def test_the_command_prints_the_address_and_ends_with_ctrl_c(run):
     command = [sys.executable, "-m", "leakfast", "serve", str(run.path), "--json"]
+    # a shell's background job starts with SIGINT ignored
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, heard)
     try:
         lines = [process.stdout.readline() for _ in range(4)]
         url = json.loads("".join(lines))["url"]

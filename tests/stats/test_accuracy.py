@@ -304,12 +304,12 @@ def test_a_table_without_rows_does_not_stay_from_an_earlier_time(tmp_path):
 
 
 def test_the_report_shows_accuracies_and_their_change(tmp_path):
+    from leakfast.figures.files import write_all
     from leakfast.report.page import report
 
     run = _study(tmp_path / "run")
     made = stats.stats(run, permutations=19, bootstraps=0)
     text = report(run, made).read_text(encoding="utf-8")
     assert "change of rate" in text and "capability" in text
-    assert {"scatter", "partials", "matrix"} <= {
-        p.stem.split("-")[0] for p in (run.path / "figures").iterdir()
-    }
+    found = {path.stem.split("-")[0] for path in write_all(Run(run.path), made, ("png",))}
+    assert {"scatter", "partials", "matrix"} <= found
