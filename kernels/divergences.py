@@ -43,7 +43,7 @@ class Config(NamedTuple):
 CONFIGS = {
     (16, 2): Config(16, 128, 128, 2, 4, 4),
     (1 << 62, 2): Config(64, 64, 64, 8, 8, 4),
-    (1 << 62, 4): Config(32, 32, 32, 32, 4, 2),
+    (1 << 62, 4): Config(32, 64, 32, 16, 8, 2),
 }
 RAGGED = Config(32, 64, 32, 16, 4, 2)  # 2-byte rows that no 16-byte load fits: an odd D, a view
 MERGE = 4, 512, 4  # rows a program of a merge takes, parts of V a step, and its warps
