@@ -7,6 +7,8 @@ import argparse
 import math
 import resource
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -43,25 +45,33 @@ def exact(p, q, head):
     return torch.cat(found, 1)
 
 
-def peak_bytes(run):
-    """Resident memory beyond what there was before, at its highest during a run; None where /proc has no peaks."""
-    refs = Path("/proc/self/clear_refs")
+def inputs(n, d, v):
+    draw = torch.Generator().manual_seed(0)
+    p, q = torch.randn(n, d, generator=draw), torch.randn(n, d, generator=draw)
+    return p, q, torch.empty(v, d).normal_(std=0.05, generator=draw)
+
+
+def peak_bytes(n, d, v, threads):
+    """Resident memory beyond what there was before, at its highest during a call; None where /proc has no peaks. To
+    be run in a process of its own: memory that was freed before would hide it."""
+    torch.set_num_threads(threads)
+    p, q, head = inputs(n, d, v)
+    ops.divergences(p[:1], q[:1], head[:100])
     try:
-        refs.write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    run()
+    ops.divergences(p, q, head)
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM")) - before
 
 
 def measure(n, d, v, repeats, rows):
     """One row of the table: interleaved times of eager and ours, the ratio, errors, peak memory of ours."""
-    draw = torch.Generator().manual_seed(0)
-    p, q = torch.randn(n, d, generator=draw), torch.randn(n, d, generator=draw)
-    head = torch.empty(v, d).normal_(std=0.05, generator=draw)
-    peak = peak_bytes(lambda: ops.divergences(p, q, head))
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        peak = pool.submit(peak_bytes, n, d, v, torch.get_num_threads()).result()
+    p, q, head = inputs(n, d, v)
     runs = {"eager": lambda: eager(p, q, head), "ours": lambda: torch.stack(ops.divergences(p, q, head))}
     wall, busy, first = interleaved(runs, repeats, lambda: None, lambda line: print(line, file=sys.stderr))
     truth = exact(p[:rows], q[:rows], head)

@@ -270,7 +270,7 @@ def divergences(
     if any(x.ndim != 2 for x in given) or head.numel() == 0:
         raise ValueError("states must be (N, D) and head (V, D), with V and D of at least 1")
     if states_p.shape != states_q.shape or states_p.shape[1] != head.shape[1]:
-        raise ValueError("states_p and states_q must both be (N, D) with the head's D")
+        raise ValueError("states_p and states_q must be (N, D), with the head's D")
     if any(x.dtype not in (torch.float16, torch.bfloat16, torch.float32) for x in given):
         raise ValueError("states and head must be float16, bfloat16 or float32")
     (n, d), v = states_p.shape, len(head)
