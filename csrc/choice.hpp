@@ -2,21 +2,13 @@
 // Floats in, floats out. Knows nothing of models or torch.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "head_product.hpp"
+
 namespace leakfast {
-
-enum class Element { float32, bfloat16 };
-
-// A matrix of rows with contiguous elements; `stride` is the distance of two rows in bytes.
-struct Rows {
-    const void* data;
-    Element element;
-    std::ptrdiff_t stride;
-};
 
 struct ChoiceSizes {
     std::int64_t n;  // rows of hidden

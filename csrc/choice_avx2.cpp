@@ -14,11 +14,12 @@
 #define LEAKFAST_VECTORS 2
 #define LEAKFAST_ROWS 6
 #include "choice_tile.hpp"
+#include "divergence_tile.hpp"
 
 namespace leakfast {
 
 const ChoiceKernel& choice_avx2() {
-    static const ChoiceKernel kernel{"avx2", false, kLanes, kMaxVectors, multiply, reduce, widen};
+    static const ChoiceKernel kernel{"avx2", false, kLanes, kMaxVectors, multiply, reduce, widen, compare};
     return kernel;
 }
 

@@ -14,11 +14,12 @@
 #define LEAKFAST_VECTORS 4
 #define LEAKFAST_ROWS 6
 #include "choice_tile.hpp"
+#include "divergence_tile.hpp"
 
 namespace leakfast {
 
 const ChoiceKernel& choice_avx512() {
-    static const ChoiceKernel kernel{"avx512", false, kLanes, kMaxVectors, multiply, reduce, widen};
+    static const ChoiceKernel kernel{"avx512", false, kLanes, kMaxVectors, multiply, reduce, widen, compare};
     return kernel;
 }
 

@@ -15,11 +15,12 @@
 #define LEAKFAST_VECTORS 4
 #define LEAKFAST_ROWS 6
 #include "choice_tile.hpp"
+#include "divergence_tile.hpp"
 
 namespace leakfast {
 
 const ChoiceKernel& choice_avx512_bf16() {
-    static const ChoiceKernel kernel{"avx512_bf16", true, kLanes, kMaxVectors, multiply, reduce, widen};
+    static const ChoiceKernel kernel{"avx512_bf16", true, kLanes, kMaxVectors, multiply, reduce, widen, compare};
     return kernel;
 }
 

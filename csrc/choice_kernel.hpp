@@ -1,5 +1,5 @@
-// What an instruction set brings to choice_logprobs. choice_tile.hpp holds the one implementation, which
-// choice_<set>.cpp compile each for their own; choice.cpp asks the processor and takes one.
+// What an instruction set brings to choice_logprobs and divergences. choice_tile.hpp and divergence_tile.hpp hold the
+// one implementation, which choice_<set>.cpp compile each for their own; head_product.cpp asks the processor and takes one.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +26,11 @@ struct ChoiceKernel {
     // bfloat16 rows to float32 rows of kBlockUnits; `ahead` as above
     void (*widen)(const char* head, std::ptrdiff_t stride, int rows, int units, std::ptrdiff_t ahead,
                   float* out);
+    // Logits (rows, vectors · lanes) of pairs: lane i of the first half against lane i of the second. Adds
+    // each pair's KL(first‖second), KL(second‖first) and JS of these rows to sums (3, vectors · lanes / 2), given
+    // each lane's maximum and log Σ exp(logit − maximum) over the whole head.
+    void (*compare)(const float* logits, int rows, int vectors, const float* maximum, const float* log_sum,
+                    double* sums);
 };
 
 const ChoiceKernel& choice_portable();

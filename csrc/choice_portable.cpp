@@ -5,11 +5,12 @@
 #define LEAKFAST_VECTORS 2
 #define LEAKFAST_ROWS 4
 #include "choice_tile.hpp"
+#include "divergence_tile.hpp"
 
 namespace leakfast {
 
 const ChoiceKernel& choice_portable() {
-    static const ChoiceKernel kernel{"portable", false, kLanes, kMaxVectors, multiply, reduce, widen};
+    static const ChoiceKernel kernel{"portable", false, kLanes, kMaxVectors, multiply, reduce, widen, compare};
     return kernel;
 }
 

@@ -82,27 +82,30 @@ void multiply(const float* packed, int vectors, const char* head, std::ptrdiff_t
 
 // exp(x) for x ≤ 0 within 2 units in the last place: 2ⁿ · eʳ with |r| ≤ ln 2 / 2, eʳ by its series to r⁷.
 // Below −87 it stays at e⁻⁸⁷, which is nothing beside a sum of at least 1. NaN stays NaN.
-inline __attribute__((always_inline)) Floats exp_negative(Floats x) {
-    const Floats lowest = Floats{} - 87.0f;
+template <typename F, typename I>
+inline __attribute__((always_inline)) F exp_negative_of(F x) {
+    const F lowest = F{} - 87.0f;
     x = x < lowest ? lowest : x;
-    const Floats shifted = x * 1.44269504f + 12582912.0f;  // 1.5 · 2²³: the integer lands in the low bits
-    const Floats n = shifted - 12582912.0f;
-    Floats r = x - n * 0.693359375f;
+    const F shifted = x * 1.44269504f + 12582912.0f;  // 1.5 · 2²³: the integer lands in the low bits
+    const F n = shifted - 12582912.0f;
+    F r = x - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
-    Floats p = r * (1.0f / 5040) + (1.0f / 720);
+    F p = r * (1.0f / 5040) + (1.0f / 720);
     p = p * r + (1.0f / 120);
     p = p * r + (1.0f / 24);
     p = p * r + (1.0f / 6);
     p = p * r + 0.5f;
     p = p * r + 1.0f;
     p = p * r + 1.0f;
-    Ints bits;
+    I bits;
     __builtin_memcpy(&bits, &shifted, sizeof bits);
     bits = (bits - 0x4B400000 + 127) << 23;
-    Floats scale;
+    F scale;
     __builtin_memcpy(&scale, &bits, sizeof scale);
     return p * scale;
 }
+
+inline __attribute__((always_inline)) Floats exp_negative(Floats x) { return exp_negative_of<Floats, Ints>(x); }
 
 void reduce(const float* logits, int rows, int vectors, float* maximum, double* sum) {
     const int width = vectors * kLanes;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "choice.hpp"
+#include "divergence.hpp"
 #include "forest.hpp"
 
 namespace py = pybind11;
@@ -46,7 +47,7 @@ py::tuple plan_forest(const Array<std::int32_t>& tokens, const Array<std::int64_
 leakfast::Rows rows_of(const py::array& matrix, const char* name) {
     const bool whole = py::isinstance<py::array_t<float>>(matrix);
     if (matrix.ndim() != 2 || !(whole || py::isinstance<py::array_t<std::uint16_t>>(matrix)) ||
-        (matrix.shape(1) > 1 && matrix.strides(1) != matrix.itemsize()))
+        (matrix.size() > 0 && matrix.shape(1) > 1 && matrix.strides(1) != matrix.itemsize()))
         throw py::value_error(std::string(name) + " must be rows of float32 or uint16 (bfloat16), contiguous");
     return {matrix.data(), whole ? leakfast::Element::float32 : leakfast::Element::bfloat16, matrix.strides(0)};
 }
@@ -66,6 +67,23 @@ py::tuple choice_logprobs(const py::array& hidden, const py::array& head, const 
     return py::make_tuple(logprobs, lse);
 }
 
+py::array_t<float> divergences(const py::array& states_p, const py::array& states_q, const py::array& head,
+                               int threads, const std::string& path) {
+    const leakfast::Rows p = rows_of(states_p, "states_p"), q = rows_of(states_q, "states_q");
+    const leakfast::Rows vocabulary = rows_of(head, "head");
+    if (states_p.shape(0) != states_q.shape(0) || states_p.shape(1) != head.shape(1) ||
+        states_q.shape(1) != head.shape(1))
+        throw py::value_error("states_p and states_q must be (N, D) and head (V, D)");
+    const leakfast::DivergenceSizes sizes{states_p.shape(0), states_p.shape(1), head.shape(0)};
+    py::array_t<float> out({py::ssize_t{3}, static_cast<py::ssize_t>(sizes.n)});
+    float* to = out.mutable_data();
+    {
+        py::gil_scoped_release release;
+        leakfast::divergences(p, q, vocabulary, sizes, threads, path, to);
+    }
+    return out;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -75,6 +93,9 @@ PYBIND11_MODULE(_native, m) {
     m.def("choice_logprobs", &choice_logprobs, py::arg("hidden"), py::arg("head"), py::arg("token_ids"),
           py::arg("threads"), py::arg("path") = "",
           "(N, C) log-probabilities and (N,) log-sum-exp, float32; see csrc/choice.hpp. bfloat16 as uint16.");
+    m.def("divergences", &divergences, py::arg("states_p"), py::arg("states_q"), py::arg("head"),
+          py::arg("threads"), py::arg("path") = "",
+          "(3, N) KL(p‖q), KL(q‖p) and JS, float32; see csrc/divergence.hpp. bfloat16 as uint16.");
     m.def("choice_paths", &leakfast::choice_paths, py::arg("both_bfloat16"),
-          "The instruction sets of choice_logprobs that run here, best first.");
+          "The instruction sets of choice_logprobs and divergences that run here, best first.");
 }

@@ -3,6 +3,8 @@ and what runs where no kernel does. Needs torch only; knows nothing of personas 
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -78,3 +80,27 @@ def choice_logprobs_reference(
     logits = hidden.float() @ head.float().T
     lse = torch.logsumexp(logits, dim=-1)
     return logits.gather(1, token_ids) - lse[:, None], lse
+
+
+def divergences_reference(
+    states_p: torch.Tensor, states_q: torch.Tensor, head: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """KL(p‖q), KL(q‖p) and Jensen–Shannon divergence (nats) of next-token distributions, row by row.
+
+    states_p, states_q (N, D) and head (V, D), any float dtype, multiplied in float32;
+    p = softmax(states_p @ head.T), q likewise, m = (p + q)/2, JS = ½ KL(p‖m) + ½ KL(q‖m). Returns three (N,)
+    float32, of 0 or more but for rounding. 64 pairs are in memory at a time, with (64, V) of several kinds.
+    Raises ValueError on shapes that do not fit."""
+    if states_p.ndim != 2 or states_p.shape != states_q.shape or states_p.shape[1:] != head.shape[1:]:
+        raise ValueError("states_p and states_q must be (N, D) and head (V, D)")
+    out = torch.empty(3, len(states_p), dtype=torch.float32, device=head.device)
+    weights = head.float().T
+    for first in range(0, len(states_p), 64):
+        rows = slice(first, first + 64)
+        lp, lq = (torch.log_softmax(s[rows].float() @ weights, dim=-1) for s in (states_p, states_q))
+        lm = torch.logaddexp(lp, lq) - math.log(2)
+        p, q = lp.exp(), lq.exp()
+        out[0, rows] = (p * (lp - lq)).sum(-1)
+        out[1, rows] = (q * (lq - lp)).sum(-1)
+        out[2, rows] = ((p * (lp - lm)).sum(-1) + (q * (lq - lm)).sum(-1)) / 2
+    return out[0], out[1], out[2]

@@ -22,6 +22,7 @@ IMPLEMENTATIONS = {
     "segment_means": ("reference",),
     "centroid_sums": ("triton", "reference"),
     "choice_logprobs": ("triton", "native", "tiled", "reference"),
+    "divergences": ("triton", "native", "reference"),
 }
 _FLOAT_NAMES = ("float32", "bfloat16")
 
@@ -118,6 +119,52 @@ def choice_logprobs(
     return reference.choice_logprobs_reference(hidden, head, token_ids)
 
 
+def divergences(
+    states_p: torch.Tensor, states_q: torch.Tensor, head: torch.Tensor, impl: str = "auto"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """KL(p‖q), KL(q‖p) and Jensen–Shannon divergence between next-token distributions, in nats, row by row,
+    without an (N, V) tensor of logits.
+
+    states_p, states_q (N, D), final-normed; head (V, D). p = softmax(states_p.float() @ head.float().T), q
+    likewise, m = (p + q)/2: `(p * (p / q).log()).sum(-1)`, the same with letters changed, and
+    `(p * (p / m).log() + q * (q / m).log()).sum(-1) / 2`, three (N,) float32. JS lies in 0…log 2; all three
+    are 0 or more and exactly 0 for equal states, the reference's but for rounding. A NaN in a row of states
+    reaches that pair alone. On the CPU the C++ op uses torch.get_num_threads() threads and takes at most
+    16 MB (more where V is above 229,000); its bits depend on neither their number nor N. impl: "auto" or a
+    name of IMPLEMENTATIONS. Raises ValueError on shapes that do not fit, or an impl that cannot run here."""
+    given = states_p, states_q, head
+    if any(x.ndim != 2 for x in given) or head.numel() == 0 or states_p.shape[1] != head.shape[1]:
+        raise ValueError("states must be (N, D) and head (V, D), with V and D of at least 1")
+    if states_p.shape != states_q.shape:
+        raise ValueError(
+            f"states_p are {tuple(states_p.shape)}, states_q {tuple(states_q.shape)}; pairs are needed"
+        )
+    if len({x.device for x in given}) > 1:
+        raise ValueError(
+            f"states and head lie on {', '.join(str(x.device) for x in given)}; move them to one"
+        )
+    dtypes = tuple(str(x.dtype).removeprefix("torch.") for x in given)
+    chosen = _choose("divergences", impl, head.device.type, dtypes)
+    given = tuple(x.detach() for x in given)
+    if chosen == "native":
+        import torch
+
+        from leakfast import _native
+
+        found = _native.divergences(*map(_array_of, given), torch.get_num_threads())
+        return tuple(torch.from_numpy(found).unbind())
+    if chosen == "triton":
+        import torch
+
+        from leakfast.kernels.divergences import divergences as triton_divergences
+
+        with torch.cuda.device(head.device):  # Triton launches on the current device
+            return triton_divergences(*given, _tuned_divergences(given))
+    from leakfast.kernels import reference
+
+    return reference.divergences_reference(*given)
+
+
 def chosen_paths(device: str | None = None) -> dict[str, str]:
     """Op → implementation that "auto" takes on a device type ("cpu", "cuda"; None: CUDA where there is one)."""
     return {op: chosen for op, (chosen, _) in explained_paths(device).items()}
@@ -159,6 +206,18 @@ def _tuned_choices(hidden: torch.Tensor, head: torch.Tensor, token_ids: torch.Te
     return runs[name].args[3]
 
 
+def _tuned_divergences(given: tuple[torch.Tensor, ...]) -> Any:
+    """As above, for divergences."""
+    if not tuning.asked() or len(given[0]) == 0:
+        return None
+    from leakfast.kernels import divergences as kernel
+
+    shape, configs = kernel.candidates(*given)
+    runs = {str(c): partial(kernel.divergences, *given, c) for c in configs}
+    name = tuning.best("divergences", shape, given[2].device, runs, kernel.FAILURES)
+    return runs[name].args[3]
+
+
 def _choice_logprobs_native(
     hidden: torch.Tensor, head: torch.Tensor, token_ids: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,12 +225,17 @@ def _choice_logprobs_native(
 
     from leakfast import _native
 
-    arrays = []
-    for x in (hidden, head):
-        x = x if x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
-        arrays.append((x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy())
+    arrays = _array_of(hidden), _array_of(head)
     logprobs, lse = _native.choice_logprobs(*arrays, token_ids.contiguous().numpy(), torch.get_num_threads())
     return torch.from_numpy(logprobs), torch.from_numpy(lse)
+
+
+def _array_of(x: torch.Tensor) -> Any:
+    """A matrix as the C++ takes it: rows of float32, or of bfloat16 seen as uint16, without a copy if it can be."""
+    import torch
+
+    x = x if x.stride(1) == 1 or x.shape[1] <= 1 else x.contiguous()
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 
 def _choose(op: str, impl: str, device: str, dtypes: tuple[str, ...] = ("float32",)) -> str:

@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from leakfast.kernels import choice_logprobs, last_token_centroids
+from leakfast.kernels import choice_logprobs, divergences, last_token_centroids
 
 pytestmark = pytest.mark.long
 
@@ -31,6 +31,9 @@ POINTERS = {
     "squares": "*fp32",
     "logprobs": "*fp32",
     "lse": "*fp32",
+    "normal": "*fp32",
+    "parts": "*fp32",
+    "out": "*fp32",
     "leaf_rows": "*i64",
     "offsets": "*i64",
 }
@@ -40,7 +43,7 @@ def compile_for_hopper(kernel, element, constants, multiples_of_16, warps, stage
     """(registers, stack bytes, local bytes, shared bytes, PTX) of one kernel for sm_90."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
     names = kernel.arg_names
-    known = POINTERS | dict.fromkeys(("hidden", "head", "states"), element)
+    known = POINTERS | dict.fromkeys(("hidden", "head", "states", "states_p", "states_q"), element)
     signature = {name: "constexpr" if name in constants else known.get(name, "i32") for name in names}
     aligned = [name for name in names if signature[name].startswith("*") or name in multiples_of_16]
     source = ASTSource(
@@ -149,3 +152,46 @@ def test_last_token_centroids_fits(config, element, add, tmp_path, monkeypatch):
     )
     check(usage)
     assert re.search(r"ld\.global\S*\.v4\.b32", usage[-1]), "loads are not 16 bytes wide"
+
+
+@pytest.mark.skipif(not CUOBJDUMP.is_file(), reason="this triton brings no cuobjdump")
+@pytest.mark.parametrize("compare", [False, True])
+@pytest.mark.parametrize(
+    ("config", "element", "aligned"),
+    [
+        *((c, "*bf16" if size == 2 else "*fp32", True) for (_, size), c in divergences.CONFIGS.items()),
+        (divergences.RAGGED, "*bf16", False),
+    ],
+)
+def test_divergences_fit(config, element, aligned, compare, tmp_path, monkeypatch):
+    constants = {
+        "COMPARE": compare,
+        "BLOCK_N": config.block_n,
+        "BLOCK_V": config.block_v,
+        "BLOCK_D": config.block_d,
+        "TILES": config.tiles,
+        "EVEN_D": aligned,
+        "AS_FLOAT32": element == "*fp32",
+    }
+    usage = compile_for_hopper(
+        divergences._tiles_kernel,
+        element,
+        constants,
+        ("d", "stride_pn", "stride_qn", "stride_vn") if aligned else (),
+        config.num_warps,
+        config.num_stages,
+        tmp_path,
+        monkeypatch,
+    )
+    check(usage)
+    if aligned and config.block_n >= 64:
+        assert "wgmma" in usage[-1], "Hopper's matrix instructions are not used"
+
+
+@pytest.mark.skipif(not CUOBJDUMP.is_file(), reason="this triton brings no cuobjdump")
+@pytest.mark.parametrize("total", [False, True])
+def test_the_merges_of_divergences_fit(total, tmp_path, monkeypatch):
+    rows, parts, warps = divergences.MERGE
+    constants = {"TOTAL": total, "BLOCK_N": rows, "BLOCK_P": parts}
+    kernel = divergences._merge_kernel
+    check(compile_for_hopper(kernel, "", constants, (), warps, 3, tmp_path, monkeypatch))
