@@ -135,3 +135,13 @@ def test_a_bench_ends_with_json_in_any_case(words, field, rc):
     assert done.returncode == rc, done.stderr
     last = json.loads(done.stdout.splitlines()[-1])
     assert f"bench_{last['bench']}.py" == words[0] and last[field]
+
+
+def test_the_gpu_run_takes_every_test_file_of_its_tier(gpu):
+    taken = {word for part in gpu.parts("quick") if part.name == "tests" for word in part.words}
+    there = {
+        str(p.relative_to(ROOT))
+        for p in (ROOT / "tests").rglob("test_*.py")
+        if ".".join(("mark", "gpu")) in p.read_text()
+    }
+    assert there and there <= taken
