@@ -147,7 +147,7 @@ def test_eval_draws_as_its_study_says(tmp_path, monkeypatch):
         seen.append(drawing)
         raise InputError("enough")
 
-    monkeypatch.setattr("leakfast.measure.stage.measure", noted)
+    monkeypatch.setattr("leakfast.measure.as_asked.measure", noted)
     study = tmp_path / "many.toml"
     study.write_text(VLLM)
     words = ["eval", "--study", str(study), "--base", "--out", str(tmp_path / "run")]
