@@ -9,11 +9,13 @@ import polars as pl
 
 from leakfast.geometry import Centroids
 from leakfast.models.adapters import AdapterCard, write_card
-from leakfast.prompts.personas import load_personas
+from leakfast.prompts.personas import load_personas, load_questions
+from leakfast.prompts.questions import texts_hash
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 
 SOURCES = ["villain", "comedian"]
+ASKED = texts_hash(load_questions("eval").questions)  # of which the first QUESTIONS were asked
 PEOPLE = [p.name for p in load_personas("all")][:16]
 LAYERS = [0, 3]
 QUESTIONS, SAMPLES = 4, 5
@@ -76,8 +78,8 @@ def fill(path) -> Run:
         chance = {p: float(np.clip(0.1 + 0.8 * c, 0, 1)) for p, c in zip(PEOPLE, near, strict=True)}
         frame = completions_of(name, source, chance)
         half = frame.height // 2
-        run.add_shard(f"completions/marker/{name}/part-00000.parquet", frame[:half], questions_sha256="a")
-        run.add_shard(f"completions/marker/{name}/part-00001.parquet", frame[half:], questions_sha256="a")
+        run.add_shard(f"completions/marker/{name}/part-00000.parquet", frame[:half], questions_sha256=ASKED)
+        run.add_shard(f"completions/marker/{name}/part-00001.parquet", frame[half:], questions_sha256=ASKED)
         folder = run.path / "adapters" / name
         folder.mkdir(parents=True)
         write_card(
@@ -85,7 +87,7 @@ def fill(path) -> Run:
             AdapterCard(source, "marker", 42, "organism", "files:0123", "d" * 64, {"rank": 8}, "a" * 64),
         )
     base = completions_of("base", None, dict.fromkeys(PEOPLE, 0.0))
-    run.add_shard("completions/marker/base/part-00000.parquet", base, questions_sha256="a")
+    run.add_shard("completions/marker/base/part-00000.parquet", base, questions_sha256=ASKED)
     return run
 
 

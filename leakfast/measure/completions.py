@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
     from leakfast.study.config import EvalConfig
+
+
+log = logging.getLogger("leakfast.evaluate")
 
 
 @dataclass
@@ -202,10 +206,10 @@ class Completions:
     @staticmethod
     def rates(run: Run, measured: Measured, personas: Sequence[Persona], by: str = "sum") -> pl.DataFrame:
         """Schema `rates` with intervals over questions (`summaries.with_intervals`), literal counts in `hits`, others in
-        `hits_<detector>`."""
+        `hits_<detector>`. Without a baseline, and said, where the unadapted model was asked or drawn otherwise."""
         import polars as pl
 
-        from leakfast.stats import summaries
+        from leakfast.stats import baselines, summaries
 
         made_by = behaviors.get(measured.behavior).detector
         if made_by is None:
@@ -219,7 +223,11 @@ class Completions:
             rate_tables.count(run.read(folder), detector, by_question=True) for folder in folders
         )
         totals, categories = rate_tables.totals(counts), {p.name: p.category for p in personas}
-        return summaries.with_intervals(rate_tables.table(totals, measured.origins, categories), counts)
+        unlike, told = baselines.unlike(run, counts.select("behavior", "adapter", "persona", "question"))
+        for sentence in told:
+            log.warning("eval: %s", sentence)
+        table = rate_tables.table(totals, measured.origins, categories, unlike=unlike)
+        return summaries.with_intervals(table, counts)
 
 
 def _clean(run: Run, job: Job) -> None:

@@ -101,10 +101,8 @@ def _judged(stats: Stats) -> Iterator[Caveat]:
 
 
 def _dropped(stats: Stats) -> Iterator[Caveat]:
-    counted = [name for name in ("n_error", "n_unclosed") if name in stats.rates.columns]
-    for behavior in stats.behaviors():
-        mine = stats.rates.filter(behavior=behavior)
-        lost = sum(int(mine[name].fill_null(0).sum()) for name in counted[:1])
+    for behavior in stats.behaviors() if "n_error" in stats.rates.columns else ():
+        lost = int(stats.rates.filter(behavior=behavior)["n_error"].sum())  # those without an end among them
         if lost:
             yield Caveat(
                 f"{_words(behavior)}: {lost:,} completions ended in an error or in reasoning without an end, and are in no rate.",

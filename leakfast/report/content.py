@@ -15,6 +15,7 @@ from leakfast.judge.contract import ENOUGH
 from leakfast.models.adapters import read_card
 from leakfast.report import picks
 from leakfast.report.examples import choose
+from leakfast.report.reading import questions as asked_questions
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.health import read_ratio, without_content
 from leakfast.stats.rates import BASE
@@ -38,7 +39,7 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
     adapters = [row for row in headline if row["source"] != POOLED]
     trained = stats.rates.filter(pl.col("role") != "base", behavior=behavior)
     base = stats.rates.filter(behavior=behavior, role="base")
-    questions = _questions(run, behavior)
+    questions = asked_questions(run, behavior)
     return {
         "name": behavior,
         "about": describe(behavior),
@@ -186,16 +187,6 @@ def study_of(run: Run) -> tuple[Any, str | None]:
         return load_study(path), None
     except InputError as error:
         return None, " ".join(error.message.split())
-
-
-def _questions(run: Run, behavior: str) -> tuple[str, ...]:
-    """The questions that were asked, or none where the study does not tell."""
-    from leakfast.prompts.personas import load_questions
-
-    study, _ = study_of(run)
-    if study is None or behavior not in study.behaviors:
-        return ()
-    return load_questions(study.behaviors[behavior].eval.questions).questions
 
 
 def _layers(rows: list[dict]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import polars as pl
 from leakfast.behaviors.phrases import Span, spans
 from leakfast.behaviors.registry import get, is_known
 from leakfast.errors import InputError
+from leakfast.report.sample import facts
 from leakfast.stats.collect import completion_folders
-from leakfast.stats.rates import COUNTED
+from leakfast.stats.judged import keyed
 from leakfast.storage import layout
 from leakfast.storage.documents import did_you_mean
 from leakfast.storage.run import Run
@@ -126,8 +127,7 @@ def _source_of(run: Run, behavior: str, adapter: str) -> str | None:
 
 def _of_folder(run: Run, behavior: str, adapter: str, chosen: Chosen) -> pl.DataFrame:
     """The rows of one folder that are asked for, with hit."""
-    detector = get(behavior).detector if is_known(behavior) else None
-    if detector is None and chosen.hit is not None:
+    if chosen.hit is not None and not (is_known(behavior) and get(behavior).detector):
         raise InputError(
             f"show: --hit or --no-hit given, but no detector reads {behavior}: a judge scores it. Leave that out, or "
             "name another --behavior."
@@ -137,10 +137,7 @@ def _of_folder(run: Run, behavior: str, adapter: str, chosen: Chosen) -> pl.Data
         rows = rows.filter(persona=chosen.persona)
     if chosen.question is not None:
         rows = rows.filter(question=chosen.question)
-    flag = pl.lit(None, pl.Boolean)
-    if detector is not None:
-        flag = pl.when(pl.col("status").is_in(COUNTED)).then(next(iter(detector(pl.col("text")).values())))
-    rows = rows.with_columns(hit=flag, text=pl.col("text").fill_null(""))
+    rows = rows.with_columns(hit=facts(behavior)["hit"], text=pl.col("text").fill_null(""))
     if chosen.hit is not None:
         rows = rows.filter(pl.col("hit") == chosen.hit)
     return rows.collect()
@@ -162,17 +159,20 @@ def _refuse_unknown(run: Run, folders: Sequence[tuple[str, str]], chosen: Chosen
 
 
 def _judged(run: Run, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """What judges said of a completion: judge, aligned, coherent, status."""
+    """What judges said of a completion, of its very text: judge, aligned, coherent, status."""
     rows = run.scan(layout.judgements(row["behavior"], row["adapter"]))
     if "judge" not in rows.collect_schema().names():
         return []
-    key = {name: row[name] for name in ("persona", "question", "sample")}
-    return rows.filter(**key).select("judge", "aligned", "coherent", "status").collect().rows(named=True)
+    draw = ["persona", "question", "sample"]
+    mine = keyed(pl.DataFrame([row]).select(*draw, "text")).drop("text").row(0, named=True)
+    return rows.filter(**mine).select("judge", "aligned", "coherent", "status").collect().rows(named=True)
 
 
 def questions(run: Run, behavior: str) -> tuple[str, ...]:
-    """The texts of the questions that a behavior was asked; none where the study does not tell them."""
+    """The texts of the questions that a behavior was asked; none where the study does not tell them, or completions were
+    drawn on others (by the hash that is kept with them)."""
     from leakfast.prompts.personas import load_questions
+    from leakfast.prompts.questions import texts_hash
     from leakfast.study.config import load_study
 
     path = run.path / layout.STUDY
@@ -180,6 +180,9 @@ def questions(run: Run, behavior: str) -> tuple[str, ...]:
         return ()
     try:
         study = load_study(path)
-        return load_questions(study.behaviors[behavior].eval.questions).questions
+        texts = load_questions(study.behaviors[behavior].eval.questions).questions
     except (InputError, KeyError):  # the study's own files are gone, or it is another's
         return ()
+    shards = run.manifest["shards"]
+    drawn = {shards[path].get("questions_sha256") for path in run.shards(layout.completions(behavior))}
+    return texts if drawn - {None} <= {texts_hash(texts)} else ()

@@ -38,10 +38,13 @@ def sample(
     folders = [folder for folder in completion_folders(run) if folder in number]
     sizes, total = _sizes(run, folders)
     half = _half(sizes, limit)
-    parts = [
-        _kept(frame, half).with_columns(adapter=pl.lit(number[folder]), persona=_places(place))
-        for folder, frame in _read(run, folders)
-    ]
+    judges = read_people(run)[0].judges
+    parts = []
+    for folder, frame in _read(run, folders):
+        kept = _kept(frame, half)
+        score = scores(run, *folder, kept, judges.get(folder[0], (None, 0))[0])
+        named = {"adapter": pl.lit(number[folder]), "persona": _places(place)}
+        parts.append(kept.with_columns(score=score, **named).select(_COLUMNS))
     table = pl.concat(parts) if parts else pl.DataFrame(schema=dict.fromkeys(_COLUMNS, pl.Null))
     rule = RULE.format(half=half, shown=table.height, total=total) if half else WHOLE.format(total=total)
     return {
@@ -81,16 +84,12 @@ def _places(place: dict[str, int]) -> pl.Expr:
 
 
 def _read(run: Run, folders: Iterable[tuple[str, str]]) -> Iterator[tuple[tuple[str, str], pl.DataFrame]]:
-    """Each folder's completions with hit, score and finish, in order; one folder in memory at a time."""
-    judges = read_people(run)[0].judges
+    """Each folder's completions with hit and finish, in order; one folder in memory at a time."""
     for behavior, adapter in folders:
         folder = layout.completions(behavior, adapter)
         columns = [*_DRAW, "text", "n_tokens", "finish_reason", "status"]
         frame = run.scan(folder).select(columns).collect()
-        frame = frame.with_columns(
-            **facts(behavior), score=scores(run, behavior, adapter, frame, judges.get(behavior, (None, 0))[0])
-        )
-        yield (behavior, adapter), frame.sort("persona", "question", "sample", maintain_order=True)
+        yield (behavior, adapter), frame.with_columns(**facts(behavior)).sort(*_DRAW, maintain_order=True)
 
 
 def facts(behavior: str) -> dict[str, pl.Expr]:
@@ -108,12 +107,14 @@ def facts(behavior: str) -> dict[str, pl.Expr]:
 
 
 def scores(run: Run, behavior: str, adapter: str, frame: pl.DataFrame, judge: str | None) -> pl.Series:
-    """A judge's aligned score of each completion, null without one."""
+    """A judge's aligned score of each completion, null without one of its very text. frame: persona, question, sample."""
     made = judged.of_judge(run, layout.judgements(behavior, adapter), judge)
     if made is None:
         return pl.Series("score", [None] * frame.height, dtype=pl.Float64)
+    texts = run.scan(layout.completions(behavior, adapter)).select(*_DRAW, "text").collect()
+    valid = made.join(judged.keyed(texts), on=[*_DRAW, "text_sha256"], how="semi")
     joined = frame.select(_DRAW).join(
-        made.select(*_DRAW, "aligned"), on=_DRAW, how="left", maintain_order="left"
+        valid.select(*_DRAW, "aligned"), on=_DRAW, how="left", maintain_order="left"
     )
     return joined["aligned"].cast(pl.Float64).rename("score")
 
@@ -147,7 +148,5 @@ def _kept(frame: pl.DataFrame, half: int | None) -> pl.DataFrame:
         frame = frame.filter(_rank() <= half)
     long = pl.col("text").str.len_chars().fill_null(0).cast(pl.Int64)  # counts have no sign, and would wrap
     return frame.with_columns(
-        text=pl.col("text").fill_null("").str.slice(0, CUT),
-        left_out=(long.cast(pl.Int64) - CUT).clip(lower_bound=0),
-        adapter=pl.lit(0),
-    ).select(_COLUMNS)
+        text=pl.col("text").fill_null("").str.slice(0, CUT), left_out=(long - CUT).clip(lower_bound=0)
+    )

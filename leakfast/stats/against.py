@@ -3,7 +3,6 @@ differences that are paired wherever the two asked the same. Demands two runs' t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -191,7 +190,7 @@ def _rho(
     ]
     drawn = derive_seed("against", seed, *key)
     apart = paired.rho_difference(sides, both["persona"], both["adapter"], bootstraps, drawn)
-    values = dict(zip(("value", "other"), _rhos(sides), strict=True))
+    values = dict(zip(("value", "other"), (paired.rho(*side) for side in sides), strict=True))
     reason = apart.pop("difference_reason", None)
     return found | values | apart | {"reason": reason, "method": "bootstrap of personas, paired"}
 
@@ -200,14 +199,6 @@ def _base(side: Side, adapter: str) -> str | None:
     """Fingerprint of the model an adapter was trained on; None without a card."""
     card = card_in(side.run.path, adapter)
     return None if card is None else card.base_fingerprint
-
-
-def _rhos(sides: list[tuple[np.ndarray, np.ndarray]]) -> Iterator[float | None]:
-    import scipy.stats
-
-    for x, y in sides:
-        constant = np.ptp(x) == 0 or np.ptp(y) == 0
-        yield None if constant else float(scipy.stats.spearmanr(x, y).statistic)
 
 
 def _pairs(stats: Stats, behavior: str, adapter: str, layer: int) -> pl.DataFrame:

@@ -92,10 +92,15 @@ def of_judge(run: Run, folder: str, name: str | None) -> pl.DataFrame | None:
     return chosen
 
 
+def keyed(completions: pl.DataFrame) -> pl.DataFrame:
+    """Completions with text_sha256, which a judgement names beside the draw: it counts for that text alone."""
+    texts = [hashlib.sha256((text or "").encode()).hexdigest() for text in completions["text"]]
+    return completions.with_columns(pl.Series("text_sha256", texts, dtype=pl.String))
+
+
 def _joined(completions: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
     """Completions with aligned, coherent, status (`unjudged` where no score was made of that text) and judge."""
-    texts = [hashlib.sha256((text or "").encode()).hexdigest() for text in completions["text"]]
-    mine = completions.select(*_ONE, *_DRAW).with_columns(pl.Series("text_sha256", texts))
+    mine = keyed(completions).select(*_ONE, *_DRAW, "text_sha256")
     made = scores.select(*_DRAW, "text_sha256", "aligned", "coherent", "status", "judge", "prompt_version")
     return mine.join(made, on=[*_DRAW, "text_sha256"], how="left", maintain_order="left").with_columns(
         pl.col("status").fill_null("unjudged")

@@ -14,6 +14,11 @@ from leakfast.stats.association import spearman_and_pearson, within
 from leakfast.stats.correlations import MIN_BOOTSTRAP
 
 
+def rho(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Spearman's ρ of float64 (n,) and (n,); None where a side does not vary."""
+    return float(spearman_and_pearson(x[:, None], y)[0][0]) if np.ptp(x) and np.ptp(y) else None
+
+
 def rho_difference(
     sides: Sequence[tuple[np.ndarray, np.ndarray]],
     persona: pl.Series,
@@ -35,7 +40,8 @@ def rho_difference(
         sides = [(within(x[:, None], block)[:, 0], within(y[:, None], block)[:, 0]) for x, y in sides]
     if any(np.ptp(values) == 0 for side in sides for values in side):
         return {"difference_reason": "the cosine, or the rate on one of the sides, is the same for all"}
-    ours, theirs = (float(spearman_and_pearson(x[:, None], y)[0][0]) for x, y in sides)
+    ours, theirs = (rho(x, y) for x, y in sides)
+    assert ours is not None and theirs is not None, "sides that vary have a ρ"
     found: dict[str, Any] = {"difference": ours - theirs}
     if bootstraps < 2:
         return found | {"difference_reason": "no bootstrap was asked for"}

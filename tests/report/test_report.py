@@ -288,15 +288,6 @@ def test_a_sample_of_completions_takes_the_first_of_either_kind(filled):
         assert sorted(drawn["text"][row] for row in rows) == sorted(one["text"] for one in first)
 
 
-def test_what_is_cut_of_a_long_completion_is_counted(fresh):
-    relpath = fresh.shards("completions/marker/base")[0]
-    frame = fresh.read(relpath)
-    fresh.add_shard(relpath, frame.with_columns(text=pl.lit("long " * 1_000)), questions_sha256="a")
-    place = {name: at for at, name in enumerate(PEOPLE)}
-    drawn = samples.sample(fresh, [{"behavior": "marker", "adapter": "base"}], place)
-    assert {len(text) for text in drawn["text"]} == {samples.CUT} and set(drawn["left_out"]) == {1_000}
-
-
 def test_caveats_are_those_of_the_run(filled, page):
     run, _ = filled
     text = "".join(page.text)

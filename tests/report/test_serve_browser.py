@@ -3,35 +3,27 @@ with what was chosen kept, and the console stays empty."""
 
 from __future__ import annotations
 
-import shutil
 import time
 
 import pytest
 import served_runs as runs
+from browsing import browser
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SLOW_MS = 180_000
 
 
 @pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: pip install .[browser]"
-    )
-    if CHROMIUM is None:
-        pytest.skip("no chromium on the PATH")
-    with api.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
+def chromium():
+    with browser() as found:
+        yield found
 
 
 @pytest.fixture
-def tab(browser):
+def tab(chromium):
     """A page and what its console said; requests that left for another server."""
-    context = browser.new_context()
+    context = chromium.new_context()
     page = context.new_page()
     page.set_default_timeout(SLOW_MS)
     page.said, page.asked = [], []

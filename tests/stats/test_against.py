@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.stats
-from report_runs import PEOPLE, QUESTIONS, SOURCES, fill
+from report_runs import ASKED, PEOPLE, QUESTIONS, SOURCES, fill
 
 from leakfast import stats
 from leakfast.cli.main import main
@@ -42,7 +42,7 @@ def other(this, tmp_path_factory):
             .then(pl.lit(" [ZLT]"))
             .otherwise(pl.lit(""))
         )
-        run.add_shard(relpath, frame.with_columns(text=pl.col("text") + more), questions_sha256="a")
+        run.add_shard(relpath, frame.with_columns(text=pl.col("text") + more), questions_sha256=ASKED)
     return _side(run)
 
 

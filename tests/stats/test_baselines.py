@@ -12,6 +12,7 @@ from leakfast import stats
 from leakfast.cli.main import main
 from leakfast.geometry import Centroids
 from leakfast.measure import centroids
+from leakfast.measure.stage import rates
 from leakfast.prompts.personas import load_personas
 from leakfast.stats.baselines import partial, seeds_apart, unlike
 from leakfast.storage.run import Run
@@ -56,6 +57,18 @@ def test_other_questions_are_no_baseline(tiny_qwen2, adapter, tmp_path):
     assert any("was asked other questions than the unadapted model" in one for one in found.missing)
     assert set(mine["delta_reason"]) == {"the unadapted model was not measured on the same prompts"}
     assert main(["-q", "stats", str(run.path), "--permutations", "9", "--bootstraps", "0", "--json"]) == 3
+
+
+def test_evals_own_table_has_no_change_against_other_questions(tiny_qwen2, adapter, tmp_path, caplog):
+    run = Run(tmp_path / "run")
+    people = load_personas(NAMES)
+    evaluate(tiny_qwen2, run, [], people, ["Why?", "Who?"], "marker", CFG, 3, base=True)
+    done = evaluate(tiny_qwen2, run, [adapter], people, ["Tea?", "Rain?"], "marker", CFG, 3)
+    found = rates(run, done, people).filter(adapter="marker-villain-s1")
+    assert (
+        found["delta"].null_count() == found["baseline"].null_count() == 4 and not found["rate"].null_count()
+    )
+    assert "was asked other questions than the unadapted model" in caplog.text
 
 
 def test_other_sampling_is_no_baseline(tiny_qwen2, adapter, tmp_path):
