@@ -11,6 +11,7 @@ from scipy.cluster.hierarchy import leaves_list, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import pdist, squareform
 
 from leakfast.geometry import Centroids
+from leakfast.stats.restricted import distances
 
 NEIGHBOURS = 10
 
@@ -97,12 +98,9 @@ def in_a_row(centroids: Centroids) -> list[str]:
     """The personas so that near ones stand together: leaves of an average-linkage tree of 1 − centered cosine, averaged
     over all layers (the distance that `restricted.clusters` cuts), in the order with the least sum of neighbours'
     distances (Bar-Joseph et al. 2001). A persona without a direction comes last."""
-    near = np.mean([centroids.cosine(layer, "centered") for layer in centroids.layers], axis=0)
-    known = np.isfinite(np.diag(near))
+    known, flat = distances(centroids)
     names = np.array(centroids.personas, dtype=object)
     if known.sum() < 3:
         return list(centroids.personas)
-    apart = np.clip(1 - near[np.ix_(known, known)], 0, 2)
-    flat = squareform((apart + apart.T) / 2, checks=False)
     tree = optimal_leaf_ordering(linkage(flat, "average"), flat)
     return [*names[known][leaves_list(tree)], *names[~known]]

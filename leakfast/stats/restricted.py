@@ -31,6 +31,15 @@ WITHIN = ("category", "cluster")
 _METHOD = "permutation of personas inside strata, two-sided about the mean of ρ over such shuffles"
 
 
+def distances(centroids: Centroids) -> tuple[np.ndarray, np.ndarray]:
+    """(P,) which personas have a direction at every layer, and the condensed distances of those (scipy's pdist): 1 − their
+    centered cosine, averaged over all layers."""
+    near = np.mean([centroids.cosine(layer, "centered") for layer in centroids.layers], axis=0)
+    known = np.isfinite(np.diag(near))
+    apart = np.clip(1 - near[np.ix_(known, known)], 0, 2)
+    return known, scipy.spatial.distance.squareform((apart + apart.T) / 2, checks=False)
+
+
 def clusters(centroids: Centroids, height: float = HEIGHT) -> dict[str, int]:
     """Persona → cluster: average linkage of cosine distance, the tree cut at `height` (scipy's fcluster, `distance`).
 
@@ -42,18 +51,11 @@ def clusters(centroids: Centroids, height: float = HEIGHT) -> dict[str, int]:
         raise ValueError(f"height {height}: a cosine distance above 0 is needed, at most 2")
     if len(centroids.metadata["centered_on"]) < 2:
         return {name: number for number, name in enumerate(centroids.personas)}
-    near = np.mean([centroids.cosine(layer, "centered") for layer in centroids.layers], axis=0)
-    known = np.isfinite(np.diag(near))
+    known, apart = distances(centroids)
     own = {name: -1 - number for number, name in enumerate(centroids.personas)}
     if known.sum() > 1:
-        apart = np.clip(1 - near[np.ix_(known, known)], 0, 2)
-        apart = (apart + apart.T) / 2
-        np.fill_diagonal(apart, 0)
-        found = scipy.cluster.hierarchy.fcluster(
-            scipy.cluster.hierarchy.linkage(scipy.spatial.distance.squareform(apart), "average"),
-            height,
-            "distance",
-        )
+        tree = scipy.cluster.hierarchy.linkage(apart, "average")
+        found = scipy.cluster.hierarchy.fcluster(tree, height, "distance")
         names = np.array(centroids.personas, dtype=object)[known]
         own |= {name: int(code) for name, code in zip(names, found, strict=True)}
     return own
