@@ -17,7 +17,6 @@ from leakfast.stats.power import Assumed, Design, Power
 
 SIZES = ("personas", "questions", "samples", "sources", "seeds")
 FACTORS = (0.5, 1, 2, 4)
-STEP = 0.002  # width of the interval at which the bisection ends
 HALVINGS = 9
 LARGEST = 0.99
 
