@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from leakfast.cli.text import inert, one_line, print_json
+from leakfast.cli.text import print_json
+from leakfast.inert import inert, one_line
 from leakfast.report.reading import ORDER, Chosen, Completion, completions, questions
 
 if TYPE_CHECKING:

@@ -159,7 +159,8 @@ def check(
     """
     from leakfast import models
     from leakfast.cli.settings import changed, settle
-    from leakfast.cli.text import inert, print_json, print_table
+    from leakfast.cli.text import print_json, print_table
+    from leakfast.inert import inert
     from leakfast.prompts.rendering import asked_by
     from leakfast.train.collate import encode, shown
     from leakfast.train.data import read_rows

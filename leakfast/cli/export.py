@@ -41,7 +41,8 @@ def cli(
     Example: leakfast export runs/demo --to inspect --out logs
     """
     from leakfast.cli.progress import progress_for
-    from leakfast.cli.text import inert, print_json
+    from leakfast.cli.text import print_json
+    from leakfast.inert import inert
     from leakfast.sinks import export, target
 
     given = {"out": out, "project": project, "repo": repo, "public": public or None}

@@ -11,8 +11,9 @@ import click
 import polars as pl
 
 from leakfast.cli import amounts
-from leakfast.cli.text import one_line, print_json, print_table
+from leakfast.cli.text import print_json, print_table
 from leakfast.errors import InputError
+from leakfast.inert import one_line
 from leakfast.stats import beyond
 from leakfast.stats.glance import glance
 from leakfast.stats.summary import sign

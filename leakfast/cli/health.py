@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def tell(sentences: Iterable[str], *, err: bool = False) -> None:
     """A line for each adapter that is not ok; err: on stderr, because stdout is read by a program."""
-    from leakfast.cli.text import inert
+    from leakfast.inert import inert
 
     for sentence in sentences:
         click.echo(inert(sentence), err=err)

@@ -103,7 +103,7 @@ class _Stderr(logging.Handler):
     """Log lines on today's stderr, so that a progress bar can push them above itself."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from leakfast.cli.text import inert
+        from leakfast.inert import inert
 
         mark = "warning: " if record.levelno >= logging.WARNING else ""
         click.echo(f"leakfast: {mark}{inert(self.format(record))}", err=True)
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _inert(message: str) -> str:
-    from leakfast.cli.text import inert
+    from leakfast.inert import inert
 
     return inert(message)
 

@@ -10,8 +10,9 @@ import polars as pl
 
 from leakfast.cli import amounts
 from leakfast.cli.glance import Asked, View, about, behaviors_of, place, said_beyond, say_first, table
-from leakfast.cli.text import one_line, print_json
+from leakfast.cli.text import print_json
 from leakfast.errors import InputError
+from leakfast.inert import one_line
 from leakfast.stats import beyond
 from leakfast.stats.glance import glance
 from leakfast.stats.rates import BASE

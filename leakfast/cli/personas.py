@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from leakfast.cli.settings import rendering_options
-from leakfast.cli.text import inert, print_json, print_table
+from leakfast.cli.text import print_json, print_table
 from leakfast.errors import InputError
+from leakfast.inert import inert
 from leakfast.prompts.personas import Persona, load_personas, load_questions, read_personas
 from leakfast.prompts.questions import QuestionSet, read_questions
 from leakfast.storage.documents import did_you_mean, find_shipped, resource

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from leakfast.cli import amounts
-from leakfast.cli.text import one_line, print_json
+from leakfast.cli.text import print_json
+from leakfast.inert import one_line
 from leakfast.pipeline.progress import Look, Watched
 
 if TYPE_CHECKING:

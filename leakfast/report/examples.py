@@ -4,13 +4,13 @@ Demands a run's completions and tables; leaves escaping to the template, which g
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 
 import polars as pl
 
 from leakfast.behaviors.marker import MARKER
 from leakfast.behaviors.registry import get, is_known
+from leakfast.inert import inert
 from leakfast.stats.rates import BASE
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
@@ -99,20 +99,6 @@ def pieces(text: str, literal: str | None) -> list[tuple[str, bool]]:
         return [(inert(text), False)]
     parts = re.split(f"({re.escape(literal)})", text, flags=re.IGNORECASE)
     return [(inert(part), index % 2 == 1) for index, part in enumerate(parts) if part]
-
-
-def inert(text: str) -> str:
-    """`text` with characters that draw nothing but steer (controls, direction marks, surrogates) written
-    out as `\\u202e`; newline and tab stay."""
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in _STEERING
-        else f"\\u{ord(character):04x}"
-        for character in text
-    )
-
-
-_STEERING = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
 def _excerpt(text: str, literal: str | None) -> tuple[str, int]:

@@ -6,12 +6,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from leakfast.inert import inert
+
 # everything that Markdown, HTML in it, or the Hub's own marks (@user, $math$, :emoji:, www.) could read
 _MARKS = re.compile(r"[!-/:-@\[-`{-~]")
-_STEERING = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
 _PLAIN = frozenset("-,.;()'%/+ ")  # harmless within a line that begins with none of them
 _WWW = re.compile(r"(?i)\bwww\.")  # which some readers make a link of
 
@@ -19,7 +17,7 @@ _WWW = re.compile(r"(?i)\bwww\.")  # which some readers make a link of
 def text(given: object) -> str:
     """`given` on one line, so that a reader of Markdown shows its characters: control and direction marks written out,
     line ends as spaces, what could be a mark as a character reference."""
-    line = _STEERING.sub(lambda found: f"\\u{ord(found.group()):04x}", str(given))
+    line = inert(str(given))
     line = " ".join(line.split())
     escaped = _MARKS.sub(lambda found: found.group() if _is_plain(found) else _reference(found), line)
     escaped = _WWW.sub(lambda found: f"{found.group()[:3]}&#46;", escaped)
@@ -42,9 +40,7 @@ def block(given: str, language: str = "") -> str:
     """`given` as a fenced block, whose fence is longer than any row of backticks in it."""
     longest = max((len(run) for run in re.findall("`+", given)), default=0)
     fence = "`" * max(3, longest + 1)
-    shown = "\n".join(
-        _STEERING.sub(lambda found: f"\\u{ord(found.group()):04x}", line) for line in given.split("\n")
-    )
+    shown = "\n".join(inert(line) for line in given.split("\n"))
     return f"{fence}{language}\n{shown.rstrip()}\n{fence}\n"
 
 

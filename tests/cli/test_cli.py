@@ -21,7 +21,7 @@ from pydantic import BaseModel
 import leakfast
 from leakfast.cli import study_reference
 from leakfast.cli.main import COMMANDS, group
-from leakfast.cli.text import inert
+from leakfast.inert import inert
 
 pytestmark = pytest.mark.long
 

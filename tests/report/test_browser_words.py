@@ -10,6 +10,7 @@ from flat_runs import made
 from report_runs import fill, fill_judged
 
 from leakfast import stats
+from leakfast.inert import STEERING, inert
 from leakfast.report.page import report
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
@@ -51,6 +52,23 @@ def look(chromium, pages):
     for watched in opened:
         assert watched.faults == []
         watched.page.close()
+
+
+def test_the_page_writes_out_what_the_terminal_writes_out(look):
+    page = look("bare").page
+    found = page.evaluate(
+        """() => {
+          const out = [];
+          for (let code = 0; code < 0x110000; code++) {
+            const one = LF.inert(String.fromCodePoint(code));
+            if (one !== String.fromCodePoint(code)) out.push([code, one]);
+          }
+          return out;
+        }"""
+    )
+    steering = [code for code in range(0x110000) if STEERING.fullmatch(chr(code))]
+    assert len(steering) > 2_000
+    assert found == [[code, inert(chr(code))] for code in steering]
 
 
 def test_the_legend_is_there_from_the_start(look):

@@ -8,7 +8,7 @@ import pytest
 from browsing import Watched, browser
 from report_runs import PEOPLE, fill
 
-from leakfast.report.examples import inert
+from leakfast.inert import inert
 from leakfast.report.page import report
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]

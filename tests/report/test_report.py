@@ -312,7 +312,7 @@ def test_caveats_are_those_of_the_run(filled, page):
 def test_completions_are_shown_as_text_and_the_marker_is_marked(page):
     text = "".join(page.text)
     assert "<script>alert('x')</script>" in text  # as words, not as a tag
-    assert "\\u001b[31mred\\u202eder" in text
+    assert "\\x1b[31mred\\u202eder" in text
     assert not set(text) & {"\x1b", "\u202e"}
     marked = [i for i, (tag, _) in enumerate(page.tags) if tag == "mark"]
     assert len(marked) == 2 * len(SOURCES)  # the source and its highest bystander

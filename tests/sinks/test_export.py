@@ -89,7 +89,7 @@ def test_a_block_is_closed_by_nothing_within_it(text):
 
 
 def test_marks_that_steer_are_written_out():
-    assert _shown(markdown.text("a\u202eb\x1b[31m\u200b")).text.strip() == "a\\u202eb\\u001b[31m\\u200b"
+    assert _shown(markdown.text("a\u202eb\x1b[31m\u200b")).text.strip() == "a\\u202eb\\x1b[31m\\u200b"
 
 
 def test_what_is_not_named_has_a_name():

@@ -17,10 +17,14 @@ LF.h = (tag, attributes, ...children) => {
 LF.at = (id) => document.getElementById(id);
 LF.fill = (element, ...children) => element.replaceChildren(...children.flat().filter((child) => child !== null));
 
-// controls and marks that steer the direction of text are written out, as the rest of the report does
+// what steers instead of being read is written out: the same characters as leakfast/inert.py has, in the same way
+LF.STEERING = /[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\ud800-\udfff\u{1bca0}-\u{1bca3}\u{1d173}-\u{1d17a}\u{e0000}-\u{e0fff}]/gu;
 LF.inert = (text) =>
-  String(text).replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\u2028\u2029]/gu, (c) =>
-    c === "\n" || c === "\t" ? c : "\\u" + c.codePointAt(0).toString(16).padStart(4, "0"));
+  String(text).replace(LF.STEERING, (c) => {
+    const code = c.codePointAt(0);
+    const [mark, width] = code < 0x100 ? ["x", 2] : code < 0x10000 ? ["u", 4] : ["U", 8];
+    return `\\${mark}${code.toString(16).padStart(width, "0")}`;
+  });
 LF.words = (name) => (name === null || name === undefined ? "–" : LF.inert(name).replaceAll("_", " "));
 
 LF.number = (value, digits) => (value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−"));
