@@ -1,3 +1,33 @@
-"""The version of this package; pyproject.toml and the files that a run leaves take it from here."""
+"""The version of this package, which pyproject.toml and the files that a run leaves take from here, and the commit it is at
+where it runs from its repository."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
 
 __version__ = "0.1.0"
+
+
+def commit() -> str | None:
+    """The commit of the repository that this package lies in, " with changes" after it where files of it differ from that
+    commit; None for an installed package or where git is not there."""
+    root = Path(__file__).resolve().parent.parent
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    at = _said(git, root, "rev-parse", "HEAD")
+    changes = _said(git, root, "status", "--porcelain", "--untracked-files=no")
+    if at is None or changes is None:
+        return None
+    return f"{at} with changes" if changes else at
+
+
+def _said(git: str, root: Path, *words: str) -> str | None:
+    """What git says of the repository; None where it refuses or takes 10 s."""
+    try:
+        done = subprocess.run([git, "-C", str(root), *words], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

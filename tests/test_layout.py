@@ -283,7 +283,7 @@ def test_the_tests_mirror_the_packages():
     files = {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     assert {path.parts[0] for path in files if len(path.parts) > 1} <= rooms
     assert {str(path) for path in files if len(path.parts) == 1} == {
-        f"test_{what}.py" for what in ("doctor", "layout", "packaging")
+        f"test_{what}.py" for what in ("doctor", "layout", "packaging", "version")
     }
 
 

@@ -20,7 +20,6 @@ from leakfast.stats.summary import rate_interval
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
 from leakfast.storage.run import Run
-from leakfast.version import __version__
 
 # a behavior's axis can show these, where the run has them
 YS = ("rate", "delta")
@@ -74,7 +73,10 @@ def packed(value: Any) -> str:
 
 
 def _run(run: Run) -> dict[str, Any]:
-    return {"name": run.path.resolve().name, "leakfast": __version__, "study": run.manifest.get("study")}
+    """What a citation names: the run, its study's hash, and the version and commit that its tables were made with."""
+    made = run.manifest["stages"].get("stats", {}).get("outputs", {})
+    told = {"leakfast": made.get("leakfast"), "commit": made.get("commit")}
+    return {"name": run.path.resolve().name, **told, "study": run.manifest.get("study")}
 
 
 def _hashes(run: Run) -> dict[str, str]:

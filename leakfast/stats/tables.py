@@ -32,6 +32,7 @@ from leakfast.stats.collect import collect, inputs_hash
 from leakfast.stats.correlations import correlate
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
+from leakfast.version import __version__, commit
 
 log = logging.getLogger("leakfast.stats")
 
@@ -170,6 +171,8 @@ def stats(
                 layer=layer,
                 own_files=bool(rules or embeddings),
                 known=_known(),
+                leakfast=__version__,
+                commit=commit(),
             )
     return result
 

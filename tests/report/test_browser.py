@@ -151,6 +151,9 @@ def test_exact_numbers_can_be_copied(seen, filled):
     assert (rate, low, high) == (row["rate"], row["bb_low"], row["bb_high"])
     assert f"{row['hits']} of N = {row['total']}" in text
     assert run.manifest["shards"]["tables/rates.parquet"]["sha256"] in text
+    made = run.manifest["stages"]["stats"]["outputs"]
+    assert f"leakfast {made['leakfast']}" in text
+    assert made["commit"] is None or f", commit {made['commit']}" in text
     page.click("#who >> text=Copy exact numbers")
     page.wait_for_selector("#who textarea")
     assert page.input_value("#who textarea") == text
