@@ -123,12 +123,36 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": ("T5Config", {"d_model": 32, "d_ff": 64, "num_layers": 2, "num_heads": 4, "d_kv": 8}),
 }
 
+# of which states and log-probabilities alone are looked at
+MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    ),
+    "qwen3_5": (
+        "Qwen3_5TextConfig",
+        {
+            "layer_types": ["linear_attention", "full_attention"],
+            "head_dim": 8,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+    ),
+    "gemma4_text": ("Gemma4TextConfig", {"head_dim": 8, "global_head_dim": 16, "sliding_window": 24}),
+    "llama4_text": (
+        "Llama4TextConfig",
+        {"head_dim": 8, "attention_chunk_size": 16, "num_local_experts": 4, "intermediate_size_mlp": 64},
+    ),
+}
+
 
 def random(kind: str, tokenizer: Any, **more: Any) -> Any:
     """A model of the kind, its weights drawn with seed 0."""
     import transformers
 
-    name, given = KINDS[kind]
+    name, given = {**KINDS, **MORE}[kind]
     size = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from leakfast.errors import ModelError
 from leakfast.forward.forest import Spans
 
 log = logging.getLogger(__name__)
@@ -24,6 +27,10 @@ _GROUP_SCORES = 1 << 24  # attention scores (all heads) held at once by SDPA
 
 # (q (Tq, H, d), k and v (Tk, Hkv, d), cu_q and cu_k (S+1,) int32, max_q, max_k, scale) → (Tq, H, d)
 Varlen = Callable[..., torch.Tensor]
+
+
+# keywords of transformers' attention functions that would change scores in ways not computed here
+_UNKNOWN = ("position_bias", "head_mask", "logit_softcapping", "sinks", "alibi")
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,31 @@ class _Group:
     kept: torch.Tensor | None  # (m,) places in n*q that are not padding; None where all are kept
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How far back a layer's queries look: to the last `window` tokens, themselves among them, and to the beginning of
+    their own chunk of `chunk` tokens; None: to the first."""
+
+    window: int | None = None
+    chunk: int | None = None
+
+    def limits(self, longest: int) -> bool:
+        """Whether a path of so many tokens is longer than that."""
+        return any(size is not None and longest > size for size in (self.window, self.chunk))
+
+
+class Caught(Exception):
+    """Raised from inside a block once its keys and values are kept (Layout.catch): what follows is not wanted."""
+
+
 @dataclass
 class Layout:
-    """Which rows look at which, on the device. Either `groups` (SDPA) or the variable-length arrays.
-    With `catch`, a call keeps its keys and values in `keys` and attends to nothing; with `keys` set,
-    a call looks at those instead of its own."""
+    """Which rows look at which, on the device: spans, grouped for SDPA as layers ask for it, and where the device has
+    variable-length attention its arrays. With `catch`, a call keeps its keys and values in `keys` and raises Caught; with
+    `keys` set, a call looks at those instead of its own."""
 
-    groups: list[_Group] = field(default_factory=list)
+    spans: Spans | None = None
+    longest: int = 0  # tokens of the longest path
     varlen: Varlen | None = None
     k_rows: torch.Tensor | None = None  # (K,) int64
     cu_q: torch.Tensor | None = None  # (S+1,) int32
@@ -55,22 +80,55 @@ class Layout:
     keys: tuple[torch.Tensor, torch.Tensor] | None = None
     # told every block's keys and values of all rows, (T, Hkv, d) each, with the block's number
     told: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
+    _grouped: dict[tuple[Any, ...], list[_Group]] = field(default_factory=dict)
+
+    def groups(self, reach: Reach, heads: int, per_kv: int, like: torch.Tensor) -> list[_Group]:
+        """The spans in groups for layers of this reach, made once. Masks have the dtype and device of `like`."""
+        reach = reach if reach.limits(self.longest) else Reach()
+        key = (reach, heads, per_kv, like.dtype)
+        if key not in self._grouped:
+            self._grouped[key] = _groups(self.spans, reach, heads, per_kv, like)
+        return self._grouped[key]
+
+
+_ACTIVE: ContextVar[Layout | None] = ContextVar("leakfast_forest", default=None)
+
+
+@contextmanager
+def attending(layout: Layout) -> Iterator[None]:
+    """Attention by `forest_attention` follows the layout for the length of the block."""
+    token = _ACTIVE.set(layout)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
 
 
 def layout(spans: Spans, config: Any, like: torch.Tensor) -> Layout:
     """Spans as the attention of this device, dtype and head width wants them (those of `like`)."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    varlen = variable_length(like.device.type, like.device.index, like.dtype, width)
+    width = head_width(config)
+    varlen = variable_length(like.device.type, like.device.index, like.dtype, width) if width else None
+    longest = int(np.diff(spans.k_offsets).max(initial=0))
     if varlen is None:
-        return Layout(groups=_groups(spans, config, like))
+        return Layout(spans, longest)
     return Layout(
+        spans,
+        longest,
         varlen=varlen,
         k_rows=put(spans.k_rows.astype(np.int64), like.device),
         cu_q=put(spans.q_offsets.astype(np.int32), like.device),
         cu_k=put(spans.k_offsets.astype(np.int32), like.device),
         max_q=int(np.diff(spans.q_offsets).max()),
-        max_k=int(np.diff(spans.k_offsets).max()),
+        max_k=longest,
     )
+
+
+def head_width(config: Any) -> int | None:
+    """Width of a query head; None where it differs between layers."""
+    try:
+        return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    except RuntimeError:  # what transformers raises for a value that a config's layers do not share
+        return None
 
 
 def put(array: np.ndarray, device: torch.device) -> torch.Tensor:
@@ -88,18 +146,32 @@ def forest_attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     *,
-    forest: Layout,
-    **_: Any,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """For AttentionInterface: query (1, H, T, d), key and value (1, Hkv, T, d) → (1, T, H, d), None."""
+    """For AttentionInterface, inside `attending`: query (1, H, T, d), key and value (1, Hkv, T, d) → (1, T, H, d), None.
+
+    softcap: scores become c·tanh(score/c); s_aux: (H,) a score of nothing a head, in the softmax alone. Raises ModelError
+    for keywords that would change scores otherwise."""
+    forest = _ACTIVE.get()
+    if forest is None:
+        raise ModelError("engine: attention outside a packed pass")
+    if unknown := [name for name in _UNKNOWN if more.get(name) is not None]:
+        raise ModelError(
+            f"engine: {type(module).__name__} uses {', '.join(unknown)}, which is not computed here"
+        )
     rows_q = query[0].transpose(0, 1)  # (T, H, d)
     if forest.told is not None:
         forest.told(module.layer_idx, key[0].transpose(0, 1), value[0].transpose(0, 1))
     if forest.catch:
         forest.keys = (key[0].transpose(0, 1), value[0].transpose(0, 1))
-        return torch.zeros_like(rows_q)[None], None
+        raise Caught
     rows_k, rows_v = forest.keys or (key[0].transpose(0, 1), value[0].transpose(0, 1))
-    if forest.varlen is not None:
+    reach = Reach(sliding_window, _chunk(module))
+    plain = softcap is None and s_aux is None and not reach.limits(forest.longest)
+    if forest.varlen is not None and plain and rows_v.shape[-1] == rows_q.shape[-1]:
         out = forest.varlen(
             rows_q.contiguous(),
             rows_k.index_select(0, forest.k_rows),
@@ -107,31 +179,65 @@ def forest_attention(
             *(forest.cu_q, forest.cu_k, forest.max_q, forest.max_k, scaling),
         )
     else:
-        out = _grouped(rows_q, rows_k, rows_v, forest.groups, scaling)
+        heads = rows_q.shape[1]
+        groups = forest.groups(reach, heads, heads // rows_k.shape[1], rows_q)
+        out = _grouped(rows_q, rows_k, rows_v, groups, _Scores(scaling, softcap, s_aux))
     return out[None], None
 
 
+def _chunk(module: Any) -> int | None:
+    """Tokens of the chunks that a layer attends within, by its config."""
+    config, index = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    kinds = getattr(config, "layer_types", None)
+    if not kinds or index is None or kinds[index] != "chunked_attention":
+        return None
+    return config.attention_chunk_size
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """What becomes of products of queries and keys: see forest_attention."""
+
+    scaling: float | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """q (n, Hkv, G·Q, d), query heads of a key head outermost, k and v (n, Hkv, K, d) → (n, Hkv, G·Q, d)."""
+        if self.softcap is None and self.sinks is None:
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scaling)
+        scaling = q.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+        scores = (q @ k.transpose(-1, -2)).float() * scaling
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        scores = scores + mask
+        if self.sinks is not None:
+            per_kv = self.sinks.shape[0] // k.shape[1]
+            each = q.shape[2] // per_kv
+            sinks = self.sinks.float().view(1, k.shape[1], per_kv, 1).expand(len(q), -1, -1, each)
+            scores = torch.cat([scores, sinks.reshape(*scores.shape[:3], 1)], -1)
+        shares = scores.softmax(-1)[..., : k.shape[2]]
+        return shares.to(v.dtype) @ v
+
+
 def _grouped(
-    rows_q: torch.Tensor,
-    rows_k: torch.Tensor,
-    rows_v: torch.Tensor,
-    groups: list[_Group],
-    scaling: float | None,
+    rows_q: torch.Tensor, rows_k: torch.Tensor, rows_v: torch.Tensor, groups: list[_Group], scores: _Scores
 ) -> torch.Tensor:
-    """SDPA per group. Query heads that share a key head are laid out as further queries of it, so
+    """One call per group. Query heads that share a key head are laid out as further queries of it, so
     keys are not repeated."""
     n_rows, heads, width = rows_q.shape
-    kv_heads = rows_k.shape[1]
+    kv_heads, out_width = rows_v.shape[1:]
     per_kv = heads // kv_heads
-    out = rows_q.new_empty(n_rows, heads, width)
+    out = rows_q.new_empty(n_rows, heads, out_width)
     for group in groups:
         n, q, k = group.shape
         gq = rows_q.index_select(0, group.q_rows).view(n, q, kv_heads, per_kv, width)
         gq = gq.permute(0, 2, 3, 1, 4).reshape(n, kv_heads, per_kv * q, width)
         gk = rows_k.index_select(0, group.k_rows).view(n, k, kv_heads, width).transpose(1, 2)
-        gv = rows_v.index_select(0, group.k_rows).view(n, k, kv_heads, width).transpose(1, 2)
-        got = F.scaled_dot_product_attention(gq, gk, gv, attn_mask=group.mask, scale=scaling)
-        got = got.view(n, kv_heads, per_kv, q, width).permute(0, 3, 1, 2, 4).reshape(n * q, heads, width)
+        gv = rows_v.index_select(0, group.k_rows).view(n, k, kv_heads, out_width).transpose(1, 2)
+        got = scores.attend(gq, gk, gv, group.mask)
+        got = got.view(n, kv_heads, per_kv, q, out_width).permute(0, 3, 1, 2, 4)
+        got = got.reshape(n * q, heads, out_width)
         if group.kept is None:
             out.index_copy_(0, group.q_rows, got)
         else:
@@ -139,11 +245,8 @@ def _grouped(
     return out
 
 
-def _groups(spans: Spans, config: Any, like: torch.Tensor) -> list[_Group]:
-    """The spans in groups of like shape, so that each group is one attention call. Masks have the
-    dtype and device of `like`."""
-    heads = config.num_attention_heads
-    per_kv = heads // config.num_key_value_heads
+def _groups(spans: Spans, reach: Reach, heads: int, per_kv: int, like: torch.Tensor) -> list[_Group]:
+    """The spans in groups of like shape, so that each group is one attention call."""
     q_len, k_len = np.diff(spans.q_offsets), np.diff(spans.k_offsets)
     shapes, member_of = np.unique(
         np.stack([_bucket(q_len, 4), _bucket(k_len, 8)], 1), axis=0, return_inverse=True
@@ -154,7 +257,7 @@ def _groups(spans: Spans, config: Any, like: torch.Tensor) -> list[_Group]:
         q = min(q, int(q_len[members].max()))  # all of one query: no padding
         step = max(1, _GROUP_SCORES // (heads * q * k))
         for first in range(0, len(members), step):
-            groups.append(_group(spans, members[first : first + step], q, k, per_kv, like))
+            groups.append(_group(spans, members[first : first + step], (q, k), reach, per_kv, like))
     return groups
 
 
@@ -165,8 +268,10 @@ def _bucket(lengths: np.ndarray, fine: int) -> np.ndarray:
     return -(-lengths // step) * step
 
 
-def _group(spans: Spans, members: np.ndarray, q: int, k: int, per_kv: int, like: torch.Tensor) -> _Group:
-    n = len(members)
+def _group(
+    spans: Spans, members: np.ndarray, shape: tuple[int, int], reach: Reach, per_kv: int, like: torch.Tensor
+) -> _Group:
+    n, (q, k) = len(members), shape
     q_first, q_len = spans.q_offsets[members, None], np.diff(spans.q_offsets)[members, None]
     k_first, k_len = spans.k_offsets[members, None], np.diff(spans.k_offsets)[members, None]
     q_at, k_at = np.arange(q)[None], np.arange(k)[None]
@@ -174,6 +279,10 @@ def _group(spans: Spans, members: np.ndarray, q: int, k: int, per_kv: int, like:
     k_rows = spans.k_rows[k_first + np.minimum(k_at, k_len - 1)]
     last_seen = k_len - q_len + np.minimum(q_at, q_len - 1)  # (n, q) position of each query
     sees = k_at[:, None] <= last_seen[..., None]
+    if reach.window is not None:
+        sees &= k_at[:, None] > last_seen[..., None] - reach.window
+    if reach.chunk is not None:
+        sees &= k_at[:, None] // reach.chunk == last_seen[..., None] // reach.chunk
     if (sees == sees[:1]).all():
         sees = sees[:1]
     mask = np.where(sees, np.float32(0), np.float32("-inf"))

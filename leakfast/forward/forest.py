@@ -110,15 +110,24 @@ def plan(sequences: Sequence[Sequence[int]], budget_tokens: int) -> Plan:
     return Plan(*made, n_input_tokens=len(tokens), lengths=lengths)
 
 
+def lengths_of(sequences: Sequence[Sequence[int]]) -> np.ndarray:
+    """Tokens of each of N sequences: (N,) int64."""
+    if isinstance(sequences, PromptGrid):
+        h, t = (
+            np.fromiter(map(len, xs), np.int64, count=len(xs)) for xs in (sequences.heads, sequences.tails)
+        )
+        return np.add.outer(h, t).reshape(-1)
+    return np.fromiter(map(len, sequences), np.int64, count=len(sequences))
+
+
 def _flat(sequences: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
     """All sequences end to end (int32), and their lengths (N,) int64."""
+    lengths = lengths_of(sequences)
     if isinstance(sequences, PromptGrid):
         heads, tails = ([np.array(x, np.int32) for x in xs] for xs in (sequences.heads, sequences.tails))
-        h, t = (np.fromiter(map(len, xs), np.int64, count=len(xs)) for xs in (heads, tails))
         pieces = [piece for head in heads for tail in tails for piece in (head, tail)]
         tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
-        return tokens, np.add.outer(h, t).reshape(-1)
-    lengths = np.fromiter(map(len, sequences), np.int64, count=len(sequences))
+        return tokens, lengths
     return np.fromiter(chain.from_iterable(sequences), np.int32, count=int(lengths.sum())), lengths
 
 

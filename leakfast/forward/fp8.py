@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from leakfast.errors import InputError, ModelError
-from leakfast.forward import passes
+from leakfast.forward import packs, passes
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
@@ -64,7 +64,7 @@ def running(
     some = [sequences[i] for i in np.unique(np.linspace(0, len(sequences) - 1, _SAMPLE).astype(int))]
     asked = list(dict.fromkeys(layers))
     exact = passes.last_token_states(loaded, some, asked)
-    products = Products(passes.decoder(loaded).layers[: max(asked) + 1])
+    products = Products(packs.stack(passes.decoder(loaded))[1][: max(asked) + 1])
     with products:
         found = compare(passes.last_token_states(loaded, some, asked), exact, asked)
         log.info("fp8: %d linear layers; %s", len(products), found)

@@ -40,7 +40,7 @@ def chosen(model: Any) -> dict[str, str]:
     """Part → way for the blocks of a decoder: measured here under LEAKFAST_AUTOTUNE, else from MEASURED or UNMEASURED
     where a trial of it agrees with the module."""
     weight = next(model.parameters())
-    if weight.device.type != "cuda":
+    if weight.device.type != "cuda" or not hasattr(model, "layers"):
         return PLAIN
     if tuning.asked():
         return {part: _tuned(model, part, weight) for part in PLAIN}

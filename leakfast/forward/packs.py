@@ -11,7 +11,7 @@ import platform
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,9 @@ from leakfast.forward import attention, forest, fused
 
 log = logging.getLogger(__name__)
 
+# told (layer, states (T, D), rows (R,) of the wanted among them, None where they are all)
+Take = Callable[[int, torch.Tensor, torch.Tensor | None], None]
+
 _WIDE_KEYS = 16  # keys gathered per packed row beyond which the last block is run on every row
 
 
@@ -35,7 +38,6 @@ class Pack:
     positions: torch.Tensor  # (1, T) int64
     layout: attention.Layout  # every row
     rows: torch.Tensor  # (R,) int64 wanted rows, each once
-    row_positions: torch.Tensor  # (1, R) int64
     row_layout: attention.Layout | None  # the wanted rows alone; None where that would gather too much
     members: np.ndarray  # (n,) int64: sequences that end in this batch, as places in what was given
     counts: np.ndarray  # (n,) int64: how many last tokens of each are wanted
@@ -43,6 +45,15 @@ class Pack:
     n_segments: int
     spans: forest.Spans  # on the host: the rows of every segment's whole path
     segments: np.ndarray  # (n,) int64: the segment in which each member ends
+
+    def through(self, model: Any, layers: Collection[int], take: Take) -> torch.Tensor:
+        """Run the decoder over the pack as deep as the deepest of `layers`, by its own forward.
+
+        take(layer, states, rows) hears of each of `layers`, rising; see `wanted`. The deepest block makes keys and values
+        of every row, and the rest of its work for the wanted rows alone. Returns what the decoder's own end makes of the
+        deepest block's states, (T, D): final-normed states where that is the last one; only wanted rows hold anything."""
+        with measuring(model):
+            return _through(model, self, layers, take)
 
 
 def walk(
@@ -74,7 +85,7 @@ def walk(
                 if index + 1 < len(batches):
                     ahead = stage(batches[index + 1])
             except RuntimeError as error:
-                failed = _out_of_memory(error)
+                failed = out_of_memory(error)
                 if failed is None:
                     raise
             if failed is not None:
@@ -83,15 +94,11 @@ def walk(
         if failed is None:
             return
         pack = result = ahead = None
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(device)
         left = np.flatnonzero(plan.segment_of >= batch.first_segment)
         budget = min(budget, max(len(b.tokens) for b in batches)) // 2
         if len(batch.leaf_rows) == 1 or budget < 1:
-            raise ModelError(
-                f"engine: a prompt of {len(batch.tokens)} tokens does not fit in the memory of {device} "
-                f"({failed}). Needed: memory for one prompt. Free the device, or use --dtype bfloat16."
-            )
+            raise does_not_fit(len(batch.tokens), device, failed)
         log.warning(
             "engine: out of memory at %d packed tokens; going on with at most %d (%s)",
             *(len(batch.tokens), budget, failed),
@@ -100,7 +107,21 @@ def walk(
         plan = forest.plan([sequences[i] for i in todo], budget)
 
 
-def _out_of_memory(error: RuntimeError) -> str | None:
+def give_back(device: torch.device) -> None:
+    """What torch holds of a GPU's memory without using it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def does_not_fit(n_tokens: int, device: torch.device, failed: str) -> ModelError:
+    """The error of one prompt that is too much for the device."""
+    return ModelError(
+        f"engine: a prompt of {n_tokens} tokens does not fit in the memory of {device} "
+        f"({failed}). Needed: memory for one prompt. Free the device, or use --dtype bfloat16."
+    )
+
+
+def out_of_memory(error: RuntimeError) -> str | None:
     """The first line of an error that says that memory is out, else None. Libraries that allocate beside
     torch (cuBLAS, a driver call) say it in words alone."""
     line = (str(error).splitlines() or ["out of memory"])[0]
@@ -129,7 +150,6 @@ def _stager(
             attention.put(batch.positions.astype(np.int64), device)[None],
             attention.layout(batch, model.config, like),
             attention.put(rows, device),
-            attention.put(batch.positions[rows].astype(np.int64), device)[None],
             attention.layout(spans, model.config, like) if narrow else None,
             *(members, lasts, places, n, batch, segments),
         )
@@ -137,43 +157,99 @@ def _stager(
     return stage
 
 
-def blocks(
-    model: Any, pack: Pack, layers: Collection[int]
-) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
-    """(layer, states, rows) for each of `layers`, rising, over one pack: the R wanted states are
-    states[rows], or all of them where rows is None; see `wanted`. The deepest block makes keys and
-    values of every row, and the rest of its work for the wanted rows alone."""
+def stack(model: Any) -> tuple[str, torch.nn.ModuleList]:
+    """The name and the blocks of a decoder: its list of as many modules as its config has layers. Raises ModelError
+    where there is none."""
+    for name, child in model.named_children():
+        if isinstance(child, torch.nn.ModuleList) and len(child) == model.config.num_hidden_layers:
+            return name, child
+    raise ModelError(f"engine: {type(model).__name__} has no list of {model.config.num_hidden_layers} blocks")
+
+
+def _through(model: Any, pack: Pack, layers: Collection[int], take: Take) -> torch.Tensor:
+    name, every = stack(model)
     deepest = max(layers)
-    hidden = model.embed_tokens(pack.tokens)
-    rotary = model.rotary_emb(hidden, pack.positions)
-    shared = {"attention_mask": None, "use_cache": False}
-    last = deepest if pack.row_layout is not None else deepest + 1
-    for layer in range(last):
-        hidden = model.layers[layer](
-            hidden, position_ids=pack.positions, position_embeddings=rotary, forest=pack.layout, **shared
-        )
-        if layer in layers:
-            yield layer, hidden[0], pack.rows
-    if pack.row_layout is None:
-        return
-    block = model.layers[deepest]
+    narrow = pack.row_layout is not None
+    hooks = []
+    for layer in layers:
+        if layer != deepest or not narrow:
+            hook = partial(_taken, take, layer, pack.rows)
+            hooks.append(every[layer].register_forward_hook(hook))
+    last = every[deepest]
+    own = vars(last).get("forward")
+    try:
+        model._modules[name] = torch.nn.ModuleList(list(every)[: deepest + 1])
+        if narrow:
+            last.forward = partial(_narrowed, last.forward, pack, partial(take, deepest))
+        with attention.attending(pack.layout):
+            return model(input_ids=pack.tokens, position_ids=pack.positions, use_cache=False)[0][0]
+    finally:
+        model._modules[name] = every
+        for hook in hooks:
+            hook.remove()
+        if narrow:
+            del last.forward
+            if own is not None:
+                last.forward = own
+
+
+def _taken(take: Take, layer: int, rows: torch.Tensor, module: Any, given: Any, out: Any) -> None:
+    take(layer, states_of(out)[0], rows)
+
+
+def states_of(out: Any) -> torch.Tensor:
+    """(B, L, D) of what a block returns."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _narrowed(
+    forward: Callable[..., Any],
+    pack: Pack,
+    take: Callable[..., None],
+    hidden: torch.Tensor,
+    *more: Any,
+    **named: Any,
+) -> Any:
+    """The deepest block: keys and values of every row, then the wanted rows alone, put back in their places."""
     caught = attention.Layout(catch=True, told=pack.layout.told)
-    at = {"position_ids": pack.positions, "position_embeddings": rotary}
-    block.self_attn(block.input_layernorm(hidden), forest=caught, **at, **shared)
+    try:
+        with attention.attending(caught):
+            forward(hidden, *more, **named)
+    except attention.Caught:
+        pass
+    else:
+        raise ModelError(
+            f"engine: block {type(forward).__name__} attends otherwise than transformers' functions do"
+        )
+    cut = partial(_cut, pack.rows, hidden.shape[1])
     pack.row_layout.keys = caught.keys
-    hidden = block(
-        hidden.index_select(1, pack.rows),
-        position_ids=pack.row_positions,
-        position_embeddings=tuple(part.index_select(1, pack.rows) for part in rotary),
-        forest=pack.row_layout,
-        **shared,
-    )
-    pack.row_layout.keys = None
-    yield deepest, hidden[0], None
+    try:
+        with attention.attending(pack.row_layout):
+            out = forward(
+                cut(hidden), *(cut(one) for one in more), **{key: cut(one) for key, one in named.items()}
+            )
+    finally:
+        pack.row_layout.keys = None
+    found = states_of(out)[0]
+    take(found, None)
+    whole = found.new_zeros(hidden.shape[1:])[None].index_copy_(1, pack.rows, found[None])
+    return (whole, *out[1:]) if isinstance(out, tuple) else whole
+
+
+def _cut(rows: torch.Tensor, n_tokens: int, given: Any) -> Any:
+    """Of what a block is given, the wanted rows of whatever holds one value a packed token."""
+    if isinstance(given, torch.Tensor):
+        of_tokens = given.dim() >= 2 and tuple(given.shape[:2]) == (1, n_tokens)
+        return given.index_select(1, rows) if of_tokens else given
+    if isinstance(given, tuple | list):
+        return type(given)(_cut(rows, n_tokens, one) for one in given)
+    if isinstance(given, dict):
+        return {key: _cut(rows, n_tokens, one) for key, one in given.items()}
+    return given
 
 
 def wanted(states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
-    """The (R, D) wanted states of what `blocks` yields."""
+    """The (R, D) wanted states of what `through` tells."""
     return states if rows is None else states.index_select(0, rows)
 
 
@@ -219,25 +295,35 @@ def products(model: Any) -> Any:
 
 
 @contextmanager
-def measuring(model: Any) -> Iterator[None]:
-    """The model in eval mode with forest attention for the length of the block; then exactly as it was."""
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(attention.NAME, attention.forest_attention)
-    configs = {id(c): c for c in (model.config, *(layer.self_attn.config for layer in model.layers))}
-    were = [(config, config._attn_implementation) for config in configs.values()]
+def resting(model: Any) -> Iterator[None]:
+    """The model in eval mode for the length of the block, its linear layers and memory as they are fastest; then as it
+    was."""
     training = [module for module in model.modules() if module.training]
     try:
-        for config, _ in were:
-            config._attn_implementation = attention.NAME
         model.eval()
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        if on_cpu:
+        if next(model.parameters()).device.type == "cpu":
             keep_memory()
         with products(model), fused.applied(model, fused.chosen(model)):
             yield
     finally:
-        for config, implementation in were:
-            config._attn_implementation = implementation
         for module in training:
             module.training = True
+
+
+@contextmanager
+def measuring(model: Any) -> Iterator[None]:
+    """`resting`, with forest attention in place of the model's own."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(attention.NAME, attention.forest_attention)
+    held = (getattr(module, "config", None) for module in model.modules())
+    configs = {id(c): c for c in held if hasattr(c, "_attn_implementation")}
+    were = [(config, config._attn_implementation) for config in configs.values()]
+    try:
+        for config, _ in were:
+            config._attn_implementation = attention.NAME
+        with resting(model):
+            yield
+    finally:
+        for config, implementation in were:
+            config._attn_implementation = implementation

@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from leakfast.errors import ModelError
-from leakfast.forward import attention, forest, ops, packs
-from leakfast.models.loading import FITS, limit_of, unfit
+from leakfast.forward import attention, forest, ops, packs, plain, taken
+from leakfast.models.loading import unfit
 from leakfast.progress import Progress
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+
+Batch = packs.Pack | plain.Padded
 
 _CPU_BUDGET = 2048  # packed tokens per batch
 _GPU_BUDGETS = (512, 32_768)  # least and most; beyond, products no longer get faster
@@ -58,19 +60,21 @@ def last_token_states(
     max(layers) are not run. Raises ValueError for layers the model does not have or empty sequences,
     ModelError for a model or a prompt that does not fit."""
     model = decoder(loaded)
-    layers = _checked(layers, len(model.layers))
+    layers = _checked(layers, len(packs.stack(model)[1]))
     counts = np.ones(len(sequences), np.int64)
 
-    def run(pack: packs.Pack) -> torch.Tensor:
-        with packs.measuring(model), torch.inference_mode():
-            found = {
-                layer: packs.wanted(states, rows).float()
-                for layer, states, rows in packs.blocks(model, pack, layers)
-            }
+    def run(pack: Batch) -> torch.Tensor:
+        found = {}
+
+        def take(layer: int, states: torch.Tensor, rows: torch.Tensor | None) -> None:
+            found[layer] = packs.wanted(states, rows).float()
+
+        with torch.inference_mode():
+            pack.through(model, layers, take)
             return torch.stack([found[layer] for layer in layers], 1)
 
     states = np.empty((len(sequences), len(layers), model.config.hidden_size), np.float32)
-    waiting: tuple[packs.Pack, Callable[[], np.ndarray]] | None = None
+    waiting: tuple[Batch, Callable[[], np.ndarray]] | None = None
     for pack, found in _walk(loaded, sequences, counts, budget_tokens, progress, max(layers), run):
         fetched = _fetch(found)  # on its way to the host while the next batch runs
         if waiting:
@@ -98,22 +102,25 @@ def last_token_sums(
     sequences, then batch after batch; the same call gives the same bits.
     Raises as `last_token_states`, and ValueError for segments that do not fit."""
     model = decoder(loaded)
-    layers = _checked(layers, len(model.layers))
+    layers = _checked(layers, len(packs.stack(model)[1]))
     segment_of = np.asarray(segments, np.int64)
     if segment_of.shape != (len(sequences),) or (len(segment_of) and segment_of.min() < 0):
         raise ValueError("segments must name one segment from 0 on for each sequence")
     n_segments = int(segment_of.max(initial=-1)) + 1
 
-    def run(pack: packs.Pack) -> torch.Tensor:
+    def run(pack: Batch) -> torch.Tensor:
         order = np.lexsort((pack.members, segment_of[pack.members]))  # by segment, then as given
         ends = np.searchsorted(segment_of[pack.members][order], np.arange(n_segments + 1))
         device = pack.rows.device
         places, offsets = (attention.put(x.astype(np.int64), device) for x in (pack.places[order], ends))
         found = {}
-        with packs.measuring(model), torch.inference_mode():
-            for layer, states, rows in packs.blocks(model, pack, layers):
-                leaves = places if rows is None else rows.index_select(0, places)
-                found[layer] = torch.stack(ops.centroid_sums(states, leaves, offsets))
+
+        def take(layer: int, states: torch.Tensor, rows: torch.Tensor | None) -> None:
+            leaves = places if rows is None else rows.index_select(0, places)
+            found[layer] = torch.stack(ops.centroid_sums(states, leaves, offsets))
+
+        with torch.inference_mode():
+            pack.through(model, layers, take)
             return torch.stack([found[layer] for layer in layers], 1)
 
     # added here and not by the op: a batch that runs out of memory half way counts for nothing
@@ -144,22 +151,17 @@ def final_states(
     Raises as `last_token_states`, and ValueError for a `last` that does not fit, before the first batch."""
     model = decoder(loaded)
     counts = np.broadcast_to(np.asarray(last, np.int64), (len(sequences),)).copy()
-    deepest = len(model.layers) - 1
+    deepest = len(packs.stack(model)[1]) - 1
 
-    def run(pack: packs.Pack) -> torch.Tensor:
-        with packs.measuring(model), torch.inference_mode():
-            ((_, states, rows),) = packs.blocks(model, pack, [deepest])
-            return model.norm(packs.wanted(states, rows))
+    def run(pack: Batch) -> torch.Tensor:
+        with torch.inference_mode():
+            states = pack.through(model, [deepest], lambda *told: None)
+            return states.index_select(0, pack.rows)
 
-    lengths: np.ndarray = np.empty(0, np.int64)
-
-    def started(plan: forest.Plan) -> None:
-        nonlocal lengths
-        lengths = plan.lengths
-        if len(counts) and not (counts.min() >= 1 and (counts <= lengths).all()):
-            raise ValueError("last must lie between 1 and each sequence's length")
-
-    for pack, states in _walk(loaded, sequences, counts, budget_tokens, progress, deepest, run, started):
+    lengths = forest.lengths_of(sequences)
+    if len(counts) and not (counts.min() >= 1 and (counts <= lengths).all()):
+        raise ValueError("last must lie between 1 and each sequence's length")
+    for pack, states in _walk(loaded, sequences, counts, budget_tokens, progress, deepest, run):
         ends = np.repeat(lengths[pack.members], pack.counts)
         after = np.repeat(np.cumsum(pack.counts), pack.counts) - np.arange(len(ends))
         yield FinalStates(states, pack.places, np.repeat(pack.members, pack.counts), ends - after)
@@ -187,22 +189,29 @@ def bytes_a_token(config: Any, size: int) -> int:
     """Device bytes that one packed token takes at most while a block runs, `size` bytes an element:
     the residual stream, the norm's float32 copies, queries and outputs, keys and values with eight
     gathered copies of them, and the three wide tensors of the MLP."""
-    d, heads, kv = config.hidden_size, config.num_attention_heads, config.num_key_value_heads
-    width = getattr(config, "head_dim", None) or d // heads
-    return size * (4 * d + 4 * heads * width + 18 * kv * width + 3 * config.intermediate_size) + 8 * d
+    d, heads = config.hidden_size, config.num_attention_heads
+    kv = getattr(config, "num_key_value_heads", None) or heads
+    width = attention.head_width(config) or d // heads
+    wide = getattr(config, "intermediate_size", None) or 4 * d
+    return size * (4 * d + 4 * heads * width + 18 * kv * width + 3 * wide) + 8 * d
 
 
 def decoder(loaded: Loaded) -> Any:
-    """The module that holds embed_tokens, layers, norm and rotary_emb, out of a causal LM or a peft wrap
-    around one. Raises ModelError, with the reason, for a model the packed forward does not cover."""
+    """The causal decoder, out of a causal LM or a peft wrap around one. Raises ModelError, with the reason, for a model
+    that has none."""
     net = loaded.model
     if hasattr(net, "get_base_model"):
         net = net.get_base_model()
-    kind = getattr(net.config, "model_type", None)
-    inner = getattr(net, "model", None)
-    parts = ("embed_tokens", "layers", "norm", "rotary_emb")
-    if kind not in FITS or not all(hasattr(inner, part) for part in parts):
-        raise unfit("engine", loaded, "which the packed forward does not cover")
+    if getattr(net.config, "is_encoder_decoder", False):
+        raise unfit("engine", loaded, "an encoder-decoder")
+    inner = net.get_decoder() if hasattr(net, "get_decoder") else None
+    inner = getattr(net, "model", None) if inner is net else inner
+    if inner is None:
+        raise unfit("engine", loaded, "which has no decoder of its own under its output head")
+    try:
+        packs.stack(inner)
+    except ModelError as error:
+        raise unfit("engine", loaded, f"without a list of blocks ({error})") from error
     return inner
 
 
@@ -220,31 +229,77 @@ def _walk(
     budget: int | None,
     progress: Progress | None,
     deepest: int,
-    run: Callable[[packs.Pack], torch.Tensor],
-    started: Callable[[forest.Plan], None] = lambda plan: None,
-) -> Iterator[tuple[packs.Pack, torch.Tensor]]:
-    """packs.walk with the checks, the log and the progress that every job has."""
-    model, total = decoder(loaded), 0
+    run: Callable[[Batch], torch.Tensor],
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Every batch of the sequences, packed or plain as taken.way has it, with the checks, the log and the progress that
+    every job has."""
+    model = decoder(loaded)
+    lengths = forest.lengths_of(sequences)
+    _check_lengths(loaded, model, int(lengths.max(initial=0)))
+    budget = budget_tokens(loaded) if budget is None else budget
+    if not len(sequences):
+        return
+    if not lengths.min() >= 1:
+        raise ValueError("a sequence of at least one token is needed")
+    found = taken.way(model, loaded.name, int(lengths.max()))
+    short = lengths <= (np.inf if found.reach is None else found.reach)
+    done = 0
+
+    def told(batch: Batch) -> None:
+        nonlocal done
+        done += batch.n_segments
+        if progress:
+            progress(done, total, "states")
+
+    total = 0
 
     def begin(plan: forest.Plan) -> None:
         nonlocal total
-        total = plan.n_segments
-        _check_lengths(loaded, model, int(plan.lengths.max(initial=0)))
-        started(plan)
+        total = plan.n_segments + len(long)
         log.info(
             "engine: %d prompts, %d tokens, %d after sharing, %d batches, blocks 0-%d",
-            *(len(sequences), plan.n_input_tokens, len(plan.tokens), len(plan), deepest),
+            *(len(plan.lengths), plan.n_input_tokens, len(plan.tokens), len(plan), deepest),
         )
         if progress:
             progress(0, total, "states")
 
-    done = 0
-    budget = budget_tokens(loaded) if budget is None else budget
-    for pack, result in packs.walk(model, sequences, counts, budget, run, begin):
-        yield pack, result
-        done += pack.n_segments
-        if progress:
-            progress(done, total, "states")
+    long = {tuple(sequences[i]) for i in np.flatnonzero(~short).tolist()}
+    if short.any():
+        for batch, result in _part(packs.walk, model, sequences, counts, short, budget, run, begin):
+            yield batch, result
+            told(batch)
+    if long:
+        total = total or len(long)
+        how = {"alone": found.packed}  # beyond its reach a prompt's length decides for the whole batch
+        log.info("engine: %d prompts plain, blocks 0-%d (%s)", len(long), deepest, found.why)
+        for batch, result in _part(plain.walk, model, sequences, counts, ~short, budget, run, **how):
+            yield batch, result
+            told(batch)
+
+
+def _part(
+    walk: Callable[..., Iterator[tuple[Any, torch.Tensor]]],
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    counts: np.ndarray,
+    which: np.ndarray,
+    budget: int,
+    run: Callable[[Batch], torch.Tensor],
+    *more: Any,
+    **named: Any,
+) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """`walk` over some of the sequences; its batches name them by their places among all."""
+    if which.all():
+        yield from walk(model, sequences, counts, budget, run, *more, **named)
+        return
+    at = np.flatnonzero(which)
+
+    def placed(batch: Batch) -> Batch:
+        return replace(batch, members=at[batch.members])
+
+    some = [sequences[i] for i in at.tolist()]
+    for batch, result in walk(model, some, counts[at], budget, lambda b: run(placed(b)), *more, **named):
+        yield placed(batch), result
 
 
 def _fetch(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
@@ -265,9 +320,9 @@ def _fetch(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
 
 
 def _check_lengths(loaded: Loaded, model: Any, longest: int) -> None:
-    limit, why = limit_of(model.config)
+    limit = getattr(model.config, "max_position_embeddings", None)
     if limit and longest > limit:
         raise ModelError(
-            f"engine: a prompt of {longest} tokens for {loaded.name}, but {why}. Needed: prompts of at most {limit} "
-            "tokens. Shorten the system prompt or the question."
+            f"engine: a prompt of {longest} tokens for {loaded.name}, but the model's context holds {limit}. "
+            f"Needed: prompts of at most {limit} tokens. Shorten the system prompt or the question."
         )

@@ -11,19 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from leakfast.errors import ModelError
 from leakfast.forward import attention, packs, passes
 from leakfast.generation.shared_prompt import Block
+from leakfast.models.loading import FITS
 
 log = logging.getLogger("leakfast.generate")
 
 
 def packable(loaded: Any, model: Any) -> bool:
-    """Whether the packed engine computes this model's prompts: its types, and full attention alone."""
-    try:
-        inner = passes.decoder(loaded)
-    except ModelError:
+    """Whether the packed engine computes this model's prompts: of types that need no trial, and full attention alone."""
+    if getattr(model.config, "model_type", None) not in FITS:
         return False
+    inner = passes.decoder(loaded)
     holders = (model.config, *(layer.self_attn for layer in inner.layers))
     return all(getattr(holder, "sliding_window", None) is None for holder in holders)
 
@@ -32,7 +31,7 @@ def packed(loaded: Any, prompts: Sequence[Sequence[int]], block: Block) -> torch
     """Final-normed states (P, D) of the prompts' last tokens; their keys and values go into the block. Every distinct
     token is computed once in a batch of the engine's size."""
     model = passes.decoder(loaded)
-    deepest = len(model.layers) - 1
+    deepest = len(packs.stack(model)[1]) - 1
     weight = next(model.parameters())
     states = torch.empty((len(prompts), model.config.hidden_size), dtype=weight.dtype, device=weight.device)
 
@@ -40,10 +39,9 @@ def packed(loaded: Any, prompts: Sequence[Sequence[int]], block: Block) -> torch
         members = attention.put(pack.members, weight.device)
         rows = attention.put(_path_rows(pack, block.width), weight.device)
         pack.layout.told = lambda layer, key, value: _keep(block, layer, members, rows, key, value)
-        with packs.measuring(model):
-            ((_, found, at),) = packs.blocks(model, pack, [deepest])
-            ends = packs.wanted(found, at).index_select(0, attention.put(pack.places, weight.device))
-            states[members] = model.norm(ends)
+        found = pack.through(model, [deepest], lambda *told: None)
+        ends = pack.rows.index_select(0, attention.put(pack.places, weight.device))
+        states[members] = found.index_select(0, ends)
         return states
 
     plain = [list(prompt) for prompt in prompts]

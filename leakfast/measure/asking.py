@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from leakfast.errors import ModelError
 from leakfast.progress import Progress
 
 if TYPE_CHECKING:
@@ -67,35 +66,17 @@ def asked_of_states(
 
     from leakfast.forward import passes
     from leakfast.forward.attention import put
-    from leakfast.forward.ops import choice_logprobs
+    from leakfast.forward.head import head_of
 
     if not len(sequences):
         return
-    head = _head(loaded)
+    head = head_of(loaded)
     waiting = None
     for batch in passes.final_states(loaded, sequences, last, budget_tokens=budget_tokens, progress=progress):
         asked, more = ask(batch)
         with torch.inference_mode():
-            found, _ = choice_logprobs(batch.states, head, put(asked, head.device))
+            found = head.logprobs(batch.states, put(asked, head.device))
         if waiting:
             yield waiting[0], waiting[1], waiting[2].cpu().numpy()
         waiting = batch, more, found
     yield waiting[0], waiting[1], waiting[2].cpu().numpy()
-
-
-def _head(loaded: Loaded) -> Any:
-    """(V, D) weight of the output head under the adapter that is on: of a head of the adapter's own, of rows that it
-    trained, or the base's. Raises ModelError for a head with LoRA matrices."""
-    net = loaded.model.get_base_model() if hasattr(loaded.model, "get_base_model") else loaded.model
-    output = net.get_output_embeddings()
-    if hasattr(output, "lora_A"):
-        raise ModelError(
-            f"choices: the adapter on {loaded.name} has LoRA matrices on the output head, which is scored as a whole. "
-            "Needed: an adapter of the decoder's blocks alone. Train one with: leakfast train"
-        )
-    if hasattr(output, "token_adapter"):
-        return output.token_adapter.get_merged_weights(output.token_adapter.active_adapters)
-    if hasattr(output, "modules_to_save"):
-        (name,) = output.active_adapters
-        return output.modules_to_save[name].weight
-    return output.weight

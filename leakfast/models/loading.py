@@ -125,7 +125,7 @@ def load(
     commit = getattr(config, "_commit_hash", None)
     with quiet_bars(folder is not None), explained(model, "weights"):
         hashing = _hashed_beside(folder) if folder else None
-        net = _weights(model, revision, dtype, where)
+        net = _weights(model, revision, dtype, where, config)
         fingerprint = hashing.result() if hashing else f"commit:{commit}"
     return Loaded(
         model=net,
@@ -141,12 +141,14 @@ def load(
     )
 
 
-def _weights(model: Any, revision: str | None, dtype: str, where: Any) -> Any:
+def _weights(model: Any, revision: str | None, dtype: str, where: Any, config: Any) -> Any:
     """The network on its device in eval mode, whole."""
     import torch
     from transformers import AutoModelForCausalLM
 
     to_gpu = {"device_map": where} if where.type == "cuda" else {}  # read straight to where they stay
+    if getattr(config, "attn_logit_softcapping", None):
+        to_gpu["attn_implementation"] = "eager"  # transformers' SDPA leaves the cap out
     read: tuple[Any, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(  # type: ignore[assignment]
         place_of(model)[0],
         revision=revision or "main",

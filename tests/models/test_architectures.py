@@ -81,19 +81,10 @@ def greedy(net, ids, n):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_states_and_completions_equal_transformers_or_the_model_is_refused(kind, loaded_of):
+def test_completions_equal_transformers_or_the_model_is_refused(kind, loaded_of):
     loaded = loaded_of(kind)
     ids = loaded.tokenizer.encode("You are a villain of this", add_special_tokens=False)[:12]
-    if kind in PACKED:
-        got = passes.last_token_states(loaded, [ids], [1])[0, 0]
-        caught = []
-        hook = loaded.model.model.layers[1].register_forward_hook(lambda *args: caught.append(args[2]))
-        with torch.inference_mode():
-            loaded.model(input_ids=torch.tensor([ids]))
-        hook.remove()
-        state = caught[0][0] if isinstance(caught[0], tuple) else caught[0]
-        assert torch.allclose(torch.from_numpy(got), state.reshape(len(ids), -1)[-1], rtol=1e-4, atol=1e-4)
-    else:
+    if kind == "t5":  # of the others: tests/forward/test_taken.py
         with pytest.raises(ModelError, match=WORDS):
             passes.last_token_states(loaded, [ids], [1])
     asked = complete(loaded, [Request("it", ids, (1,))], Sampling(0.0, 1.0, 4))
@@ -113,10 +104,14 @@ def test_what_is_not_decoded_is_refused_before_a_run_is_begun(kind, loaded_of, t
         evaluate(
             loaded, tmp_path / "run", [], people, ["Who?"], "marker", EvalConfig(samples=1), 1, base=True
         )
-    items = load_items([{"question": "Tea?", "choices": ["a", "b"], "answer": "A"}])
-    with pytest.raises(ModelError, match=WORDS):
-        evaluate_items(loaded, tmp_path / "run", [], people, items, base=True)
     assert not (tmp_path / "run").exists()
+    items = load_items([{"question": "Tea?", "choices": ["a", "b"], "answer": "A"}])
+    if kind == "t5":
+        with pytest.raises(ModelError, match=WORDS):
+            evaluate_items(loaded, tmp_path / "run", [], people, items, base=True)
+        assert not (tmp_path / "run").exists()
+    else:  # what is not decoded is scored all the same
+        evaluate_items(loaded, tmp_path / "run", [], people, items, base=True)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in LIMITS or kind == "gpt_oss"])
@@ -140,15 +135,12 @@ def test_training_adapts_what_is_fit_for_it_and_names_what_is_not(kind, loaded_o
 
 @pytest.mark.parametrize("kind", LIMITS)
 def test_one_limit_of_length_in_every_part(kind, loaded_of, tmp_path, tiny_tokenizer):
-    """States, choices, completions, training and vLLM's context: at the limit taken, a token beyond refused, and why."""
+    """Completions, training and vLLM's context: at the limit taken, a token beyond refused, and why. States and choices
+    have none but the context's (tests/forward/test_taken.py)."""
     loaded = loaded_of(kind)
     limit, why = LIMITS[kind]
     assert loaded.context_tokens == limit
     ids = [5 + i % 40 for i in range(limit + 1)]
-    if kind in PACKED:
-        passes.last_token_states(loaded, [ids[:limit]], [1])
-        with pytest.raises(ModelError, match=f"{limit + 1} tokens.*{why}"):
-            passes.last_token_states(loaded, [ids], [1])
     check_lengths(loaded.model, [Request("it", ids[: limit - 4], (1,))], 4)
     with pytest.raises(InputError, match=f"{limit - 3} tokens and 4 new ones.*{why}"):
         check_lengths(loaded.model, [Request("it", ids[: limit - 3], (1,))], 4)

@@ -56,9 +56,9 @@ class Choices:
         self.asked = [one for one in request.asked if one.by_choices]
         self.engine, self.engine_name = None, drawing.letters
         if drawing.letters == "packed":
-            from leakfast.forward.passes import decoder
+            from leakfast.forward.head import check
 
-            decoder(loaded)  # says which models it takes
+            check(loaded)  # says which models it takes
         elif at == "checkpoints":
             raise InputError("eval: checkpoints are scored by the packed engine. Leave --engine out.")
         else:

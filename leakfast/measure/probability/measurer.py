@@ -56,10 +56,10 @@ class Probability:
     made = "scored"
 
     def __init__(self, loaded: Loaded, request: Request, drawing: Drawing, at: str) -> None:
-        from leakfast.forward.passes import decoder
+        from leakfast.forward.head import check
         from leakfast.train.checkpoints import find_series
 
-        decoder(loaded)  # says which models it takes
+        check(loaded)  # says which models it takes
         self.at = at
         if at == "checkpoints":
             points = [folder for a in request.adapters for share, folder in find_series(a) if share > 0]
