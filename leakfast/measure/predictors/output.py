@@ -28,12 +28,15 @@ def predictors(
     symmetric."""
     place = {name: k for k, name in enumerate(personas)}
     own = np.zeros((3, len(personas), len(personas)))  # along replies of the first: forward, backward, js
+    seen = np.zeros(own.shape[1:], bool)
     tokens = np.zeros(len(personas))
     names = ["of", "persona", "tokens", "forward", "backward", "js"]
     for of, persona, n, *values in sums.select(names).iter_rows():
         own[:, place[of], place[persona]] += values
+        seen[place[of], place[persona]] = True
         if of == persona:
             tokens[place[of]] += n
+    own[:, ~seen] = np.nan
     turned = own.transpose(0, 2, 1)[[1, 0, 2]]
     on_source, on_persona = tokens[:, None], tokens[None, :]
     told = []

@@ -97,28 +97,52 @@ def _replies(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
     """(P, L, D) float32 twice: mean over a persona's replies of the mean over the reply's tokens, under its own prompt and
     without a system message; each question counts alike, each of its replies alike; and who said nothing."""
-    from leakfast.forward import passes
-
-    own = np.full((len(people), len(layers), loaded.hidden_size), np.nan, np.float32)
-    without, silent = own.copy(), {}
+    said_of = [
+        [(q, list(ids)) for q in range(len(asked)) for ids in said.get((one.name, q), ()) if len(ids)]
+        for one in people
+    ]
+    silent = {one.name: SILENT for one, mine in zip(people, said_of, strict=True) if not mine}
     bare = [chat.render(loaded.tokenizer, None, question) for question in asked]
     grid = chat.render_grid(loaded.tokenizer, people, asked)
-    for place, one in enumerate(people):
-        pairs = [(q, list(ids)) for q in range(len(asked)) for ids in said.get((one.name, q), ()) if len(ids)]
-        if not pairs:
-            silent[one.name] = SILENT
-            continue
-        counts = [len(ids) for _, ids in pairs]
-        number = np.array([q for q, _ in pairs])
-        weight = 1 / np.bincount(number, minlength=len(asked))[number]
-        weight = (weight / weight.sum()).astype(np.float64)
-        for out, prompts in (
-            (own, [grid[place * len(asked) + q] for q in range(len(asked))]),
-            (without, bare),
-        ):
-            sequences = [[*prompts[q], *ids] for q, ids in pairs]
-            states = passes.span_means(loaded, sequences, counts, list(layers))
-            out[place] = np.tensordot(weight, states.astype(np.float64), 1)
+    own = np.full((len(people), len(layers), loaded.hidden_size), np.nan, np.float32)
+    without = own.copy()
+    most = max(map(len, said_of), default=0)
+    step = max(1, HELD_BYTES // max(1, most * len(layers) * loaded.hidden_size * 4))
+    for first in range(0, len(people), step):
+        span = slice(first, first + step)
+        prompts = [[grid[place * len(asked) + q] for q in range(len(asked))] for place in range(len(people))]
+        own[span] = _means(loaded, prompts[span], said_of[span], layers)
+        without[span] = _means(loaded, [bare] * len(prompts[span]), said_of[span], layers)
+        for place, mine in enumerate(prompts[span], first):
+            if mine == bare:  # the same states but for rounding, of which no contrast is to be made
+                without[place] = own[place]
         if progress:
-            progress(place + 1, len(people), "replies' states")
+            progress(min(first + step, len(people)), len(people), "replies' states")
     return own, without, silent
+
+
+def _means(
+    loaded: Loaded,
+    prompts: Sequence[Sequence[Sequence[int]]],
+    said: Sequence[Sequence[tuple[int, list[int]]]],
+    layers: Sequence[int],
+) -> np.ndarray:
+    """(personas, L, D) float32 means of replies' states; prompts: of each persona, by question; said: (question, tokens).
+    NaN for a persona without replies."""
+    from leakfast.forward import passes
+
+    sequences = [[*mine[q], *ids] for mine, some in zip(prompts, said, strict=True) for q, ids in some]
+    counts = [len(ids) for some in said for _, ids in some]
+    out = np.full((len(said), len(layers), loaded.hidden_size), np.nan, np.float32)
+    if not sequences:
+        return out
+    states = passes.span_means(loaded, sequences, counts, list(layers))
+    start = 0
+    for place, some in enumerate(said):
+        if some:
+            number = np.array([q for q, _ in some])
+            weight = 1 / np.bincount(number)[number]
+            mine = states[start : start + len(some)].astype(np.float64)
+            out[place] = np.tensordot(weight / weight.sum(), mine, 1)
+        start += len(some)
+    return out
