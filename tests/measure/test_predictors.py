@@ -12,7 +12,7 @@ import torch
 
 from leakfast.errors import InputError
 from leakfast.measure.centroids import compute
-from leakfast.measure.predictors import divergences, geometry, output
+from leakfast.measure.predictors import output
 from leakfast.measure.predictors.divergences import Reply, along
 from leakfast.measure.predictors.request import Request
 from leakfast.measure.predictors.stage import predictors
@@ -126,18 +126,6 @@ def test_a_reply_without_tokens_is_refused(tiny_qwen2):
     prompts, _ = some_replies(tiny_qwen2, load_personas("villain,comedian"))
     with pytest.raises(ValueError, match="one token"):
         along(tiny_qwen2, prompts, [Reply(0, [])])
-
-
-def test_blocks_hold_every_reply_once_and_no_more_than_they_may():
-    lengths = [3, 1, 4, 1, 5, 9, 2, 6]
-    found = divergences.blocks(lengths, prompts=10, state_bytes=4, most=320)
-    assert [k for span in found for k in range(len(lengths))[span]] == list(range(len(lengths)))
-    sizes = [40 * sum(lengths[span]) for span in found]
-    assert all(size <= 320 or len(lengths[span]) == 1 for size, span in zip(sizes, found, strict=True))
-    assert all(
-        size + 40 * lengths[span.stop] > 320 for size, span in zip(sizes, found[:-1], strict=False)
-    )  # no smaller than need be
-    assert divergences.blocks([], 10, 4) == []
 
 
 def test_output_predictors_are_means_over_tokens_along_each_others_replies(tiny_qwen2, made, tmp_path):
@@ -254,75 +242,11 @@ def test_replies_cosines_contrasts_and_projections_are_of_the_states_at_the_repl
     assert last["reason"].str.contains("length 0").all()
 
 
-def test_cka_is_that_of_features_one_for_turned_states_and_less_for_others():
-    draw = np.random.default_rng(0)
-    x, y = draw.normal(size=(6, 9)), draw.normal(size=(6, 9))
-    turn = np.linalg.qr(draw.normal(size=(9, 9)))[0]
-    states = np.stack([x, 3 * x @ turn + draw.normal(size=9), y]).astype(np.float32)
-    found = geometry.cka(geometry.gram(states))
-    assert found[0, 1] == pytest.approx(1, abs=1e-6)
-    a, b = (z - z.mean(0) for z in (x, y))
-    size = np.linalg.norm
-    expected = size(a.T @ b) ** 2 / (size(a.T @ a) * size(b.T @ b))
-    assert found[0, 2] == pytest.approx(expected, abs=1e-6) and expected < 0.9
-    flat = geometry.cka(geometry.gram(np.stack([x, np.ones_like(x)])))
-    assert np.isnan(flat[0, 1])
-
-
 def test_cka_needs_four_questions(tiny_qwen2, request_, tmp_path):
     found = predictors(tiny_qwen2, Run(tmp_path / "run"), replace(request_, questions=QUESTIONS[:3]))
     few = found.filter(predictor="cka")
     assert few["value"].null_count() == few.height and few["reason"].str.contains("4 questions").all()
     assert found.filter(predictor="cosine_centered")["value"].null_count() == 0
-
-
-def test_whitening_is_by_the_shrunk_covariance_of_ledoit_and_wolf():
-    draw = np.random.default_rng(1)
-    x = draw.normal(size=(7, 12)) * np.linspace(0.2, 3, 12)
-    among = [0, 1, 2, 4, 6]
-    base = x[among] - x[among].mean(0)
-    n, d = base.shape
-    s = base.T @ base / n
-    mean = np.trace(s) / d
-    apart = ((s - mean * np.eye(d)) ** 2).sum() / d  # as the paper writes them
-    spread = sum(((np.outer(row, row) - s) ** 2).sum() for row in base) / n**2 / d
-    share = min(spread, apart) / apart
-    assert 0 < share < 1
-    assert geometry.shrinkage(base) == pytest.approx(share, rel=1e-9)
-    inverse = np.linalg.inv((1 - share) * s + share * mean * np.eye(d))
-    c = x - x[among].mean(0)
-    metric = c @ inverse @ c.T
-    length = np.sqrt(np.diag(metric))
-    assert geometry.whitened(x, among) == pytest.approx(metric / np.outer(length, length), abs=1e-9)
-    assert np.isnan(geometry.whitened(np.ones((3, 4)), [0, 1, 2])).all()
-
-
-# ── texts ─────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_texts_are_compared_as_texts(tiny_qwen2, tmp_path):
-    people = [
-        Persona("a", "You are a small villain."),
-        Persona("b", "You are a villain of this town", related_to=("a",)),
-        Persona("c", "Librarian", related_to=("b",)),
-        Persona("d", None, kind="none"),
-    ]
-    found = predictors(tiny_qwen2, Run(tmp_path / "run"), Request(people, QUESTIONS[:1], reply_tokens=2))
-    assert value(found, "a", "b", "jaccard") == pytest.approx(1 / 3)  # small, villain, town
-    assert value(found, "a", "b", "shared_word") == 1 and value(found, "a", "c", "shared_word") == 0
-    assert value(found, "a", "b", "relation") == 1 and value(found, "b", "a", "relation") == 0
-    ids = {p.name: tiny_qwen2.tokenizer.encode(p.prompt or "", add_special_tokens=False) for p in people}
-    assert value(found, "a", "b", "token_length_difference") == abs(len(ids["a"]) - len(ids["b"]))
-    assert value(found, "a", "b", "prompt_tokens") == len(ids["b"])
-    assert value(found, "a", "b", "edit_distance") == value(found, "b", "a", "edit_distance")
-    weight = tiny_qwen2.model.get_input_embeddings().weight
-    rows = np.array([weight[ids[n]].double().mean(0).numpy() for n in "abc"])
-    rows -= rows.mean(0)
-    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    assert value(found, "a", "c", "embedding_similarity") == pytest.approx(rows[0] @ rows[2], abs=1e-6)
-    silent = found.filter(predictor="jaccard", persona="d")
-    assert silent["value"].null_count() == 3 and silent["reason"].str.contains("without a system").all()
-    assert found.filter(family="text")["questions"].null_count() == found.filter(family="text").height
 
 
 # ── the frame, and what is kept of it ─────────────────────────────────────────────────────────────

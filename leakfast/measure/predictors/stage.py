@@ -69,9 +69,8 @@ def predictors(
         said = _said(loaded, run, request, people, drawing, progress)
         sums = _compared(loaded, run, request, people, said, progress)
         spoken = _without_ends(loaded, said)
-        about = [loaded, request.personas, request.questions, layers, spoken, lacks]
         known = _known(loaded, run, request, people, layers)
-        found = states.measured(*about, known, request.centered_on(), progress=progress)
+        found = states.measured(loaded, request, layers, spoken, lacks, known, progress=progress)
         names = [one.name for one in request.personas]
         told = [
             *geometry.predictors(found),

@@ -16,6 +16,7 @@ from leakfast.progress import Progress
 from leakfast.prompts import chat
 
 if TYPE_CHECKING:
+    from leakfast.measure.predictors.request import Request
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
 
@@ -25,21 +26,20 @@ SILENT = "no reply of at least one token"
 
 def measured(
     loaded: Loaded,
-    personas: Sequence[Persona],
-    questions: Any,
+    request: Request,
     layers: Sequence[int],
     said: Mapping[tuple[str, int], Sequence[Sequence[int]]],
     lacks: Mapping[str, str],
-    known: Centroids | None,
-    centered_on: Sequence[str],
+    known: Centroids | None = None,
     *,
     progress: Progress | None = None,
 ) -> Measured:
-    """States of all personas but those that `lacks` gives a reason for. said: (persona, question) → its replies' token ids
-    without the one that ends them. known: centroids of the very same prompts, taken instead of the means made here (None:
-    there are none). `questions` as centroids.compute takes them; centered_on: whose mean centered cosines subtract."""
+    """States of all the request's personas but those that `lacks` gives a reason for. said: (persona, question) → its
+    replies' token ids without the one that ends them. known: centroids of the very same prompts, taken instead of the means
+    made here (None: there are none)."""
+    personas, questions = request.personas, request.questions
     people = [one for one in personas if one.name not in lacks]
-    asked = list(getattr(questions, "questions", questions))
+    asked = request.texts
     means, grams = _prompts(loaded, people, questions, layers, progress)
     own, without, silent = _replies(loaded, people, asked, layers, said, progress)
     if known is not None:
@@ -57,7 +57,7 @@ def measured(
     def made(values: np.ndarray) -> Centroids:
         filled = whole(values)
         at = {layer: filled[:, k] for k, layer in enumerate(layers)}
-        return Centroids(names, list(layers), {"centered_on": list(centered_on)}, at)
+        return Centroids(names, list(layers), {"centered_on": request.centered_on()}, at)
 
     contrasts = whole(own - without)
     kernels = None if grams is None else whole(grams)
