@@ -16,9 +16,7 @@ SERIES = "series"  # series/completions/<behavior>/<adapter>@pNNN/: drawn at poi
 POINTS = "trajectory"  # trajectory/<adapter>/<items>-<scoring>/pNNN/: scored at points of training
 PROBABILITY = "probability"  # probability/<behavior>/<adapter>/; series/probability/… at points of training
 PREDICTORS = "predictors"  # predictors/base.parquet: what may predict leakage, of the unadapted model
-DIVERGENCES = (
-    "divergences"  # divergences/part-NNNNN.parquet, replies.parquet: what those of its output rest on
-)
+DIVERGENCES = "divergences"  # replies.parquet, sums/part-NNNNN.parquet: what those of its output rest on
 JUDGEMENTS = (
     "judgements"  # judgements/<behavior>/<adapter>/<judge>.parquet; series/judgements/… at points of training
 )
