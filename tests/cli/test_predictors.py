@@ -131,5 +131,5 @@ def test_what_cannot_be_meant_is_said_before_a_model_is_loaded(tmp_path):
     ):
         result = run("--model", tmp_path / "nowhere", *words)
         assert result.exit_code != 0 and said in " ".join(result.output.split())
-    with pytest.raises(InputError, match="questions"):
+    with pytest.raises(InputError, match="line 8: question set 'evil'"):
         parse_study(study_text("organism", "eval", '[predictors]\nquestions = "evil"'))
