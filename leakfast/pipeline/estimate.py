@@ -97,6 +97,8 @@ def plan(
     if study.centroids.adapters:
         n = each * len(asks.trained(study))
         stages.append(Stage("centroids of adapters", n, n * len(lengths), n * sum(lengths)))
+    if study.asks_predictors:
+        stages += _predictors(study, tokenizer, personas, tokens_per_s)
     for behavior, cfg in study.behaviors.items():
         targets = each * len(asks.measured_on(study, behavior)) + 1
         asked = asks.asked(study, behavior)
@@ -108,6 +110,21 @@ def plan(
         if behavior in study.trajectory.behaviors:
             stages.append(_judged(study, behavior, _on_the_way(study, behavior, stage, tokenizer, personas)))
     return stages
+
+
+def _predictors(study: Study, tokenizer: Any, personas: Sequence[Any], rate: float | None) -> list[Stage]:
+    """The replies that are drawn, and each of them read under every persona: prompts counts those readings, prompt_tokens
+    the tokens that go through the model where what they share is read once, with replies as long as they may be."""
+    cfg, p = study.predictors, len(personas)
+    lengths = _lengths(tokenizer, personas, load_questions(cfg.questions).questions)
+    drawn = cfg.replies * len(lengths)
+    tokens = drawn * cfg.reply_tokens
+    said = "at most: reply_tokens"
+    seconds, stated = (tokens / rate, "stated") if rate else (None, "")
+    return [
+        Stage("predictors: replies", 1, len(lengths), sum(lengths), drawn, tokens, said, seconds, stated),
+        Stage("predictors: replies read by all", p, p * drawn, sum(lengths) + p * tokens),
+    ]
 
 
 def _judged(study: Study, behavior: str, stage: Stage) -> Stage:

@@ -126,6 +126,8 @@ class Stages:
         )
         self._keep_personas()
         self.steps.do("centroids", self._centroid_inputs(), self._centroids, [layout.centroids()])
+        if self.study.asks_predictors:
+            self._predictors()
         adapters = {behavior: self._behavior(behavior) for behavior in trained}
         for behavior in controls:
             self._control(behavior, adapters)
@@ -181,6 +183,18 @@ class Stages:
             progress=report,
         )
         self.store.add_file(path, made.save)
+
+    def _predictors(self) -> None:
+        """What may predict leakage, before anything is trained."""
+        from leakfast.measure import Drawing
+        from leakfast.measure.predictors.stage import predictors
+
+        request, drawing = asks.predictors(self.study, self.personas), Drawing.of(self.study)
+
+        def work(report: Progress) -> None:
+            predictors(self.loaded, self.store, request, drawing, report)
+
+        self.steps.do("predictors", request.hash(self.loaded), work, [layout.predictors()])
 
     def _adapted_centroids(self, adapter: Path) -> None:
         """The same under an adapter, where the study asks for them."""

@@ -24,6 +24,7 @@ MEASUREMENTS = {
         "behavior source items n_tokens logprob_per_char_nats chosen_per_char answer_mass",
     ),
     "probability": ("an estimator of a behavior's words, on a reply of the unadapted model", ""),
+    "predictors": ("an ordered pair of two personas, a predictor and a layer", ""),
     "judgements": ("a judged completion, whether it got scores or not", ""),
 }
 _HEAD = "behavior seed source adapter"

@@ -51,6 +51,18 @@ TABLES: dict[str, dict[str, str]] = {
         "n_recut": "Int32",
         "status": "String",
     },
+    "predictors": {
+        "source": "String",
+        "persona": "String",
+        "predictor": "String",
+        "family": "String",
+        "layer": "Int32",
+        "value": "Float64",
+        "orientation": "Int8",
+        "unit": "String",
+        "questions": "Int64",
+        "reason": "String",
+    },
     "judgements": {
         "behavior": "String",
         "adapter": "String",

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from leakfast.errors import InputError
 from leakfast.storage.documents import Document, explain, find_shipped, parse_toml, read_document
+from leakfast.study.predictors import PredictorConfig
 
 __all__ = [
     "BehaviorConfig",
@@ -19,6 +20,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "JudgeConfig",
+    "PredictorConfig",
     "Study",
     "TrainConfig",
     "TrajectoryConfig",
@@ -302,6 +304,7 @@ class Study(_Table):
     allow: list[Literal["default-system", "token-ids", "logits"]] = []
     vllm: VllmConfig = VllmConfig()
     centroids: CentroidConfig = CentroidConfig()
+    predictors: PredictorConfig = PredictorConfig()
     trajectory: TrajectoryConfig = TrajectoryConfig()
     behaviors: Annotated[dict[str, BehaviorConfig], Field(min_length=1)]
 
@@ -331,6 +334,11 @@ class Study(_Table):
         if twins:
             raise ValueError(f"{', '.join(twins)} stands twice; name each once")
         return values
+
+    @property
+    def asks_predictors(self) -> bool:
+        """Whether the file has a table [predictors], empty or not."""
+        return "predictors" in self.model_fields_set
 
     @property
     def raw_text(self) -> str:
