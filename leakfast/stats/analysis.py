@@ -13,6 +13,7 @@ from leakfast.errors import InputError
 from leakfast.stats import (
     agreement,
     among_sources,
+    calibration,
     confounds,
     exposure,
     exposure_correlations,
@@ -77,6 +78,7 @@ TABLES = {
     "predicted": "leave-one-source-out prediction from geometry, against the mean and shared words",
     "probabilities": "how likely the behavior's words are on the unadapted model's replies, per persona",
     "agreement_measures": "probability against sampled rate per source: ρ, r, and what ρ with the cosine each gives",
+    "calibration": "expected rates against observed ones in ten bins of personas, per source and pooled",
     "verdicts": "the study's rules with the numbers that decide them",
     "published": "each number the published study stored, beside ours",
 }
@@ -156,6 +158,7 @@ def further(
         for behavior in rates["behavior"].unique(maintain_order=True)
     }
     tables["probabilities"] = (probable := probabilities.table(found.probability, rates))
+    tables["calibration"] = calibration.table(probable, rates)
     tables["agreement_measures"] = probabilities.agree(probable, rates, pairs, best, *draws[1:])
     if pairs.height:
         said = confounds.covariates(pairs, rates, found.people, asked.similarity)

@@ -143,6 +143,7 @@ _FOLDERS = (
     f"{IMPORTED}/",
     f"{layout.JUDGEMENTS}/",
     f"{layout.PROBABILITY}/",
+    f"{layout.PROBABILITY_OWN}/",
 )
 
 

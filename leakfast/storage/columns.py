@@ -23,7 +23,7 @@ MEASUREMENTS = {
         "a label of an item; an item is right where a row is both chosen and correct",
         "behavior source items n_tokens logprob_per_char_nats chosen_per_char answer_mass",
     ),
-    "probability": ("an estimator of a behavior's words, on a reply of the unadapted model", ""),
+    "probability": ("an estimator of a behavior's words, beginnings or replies, on what is asked", ""),
     "judgements": ("a judged completion, whether it got scores or not", ""),
 }
 _HEAD = "behavior seed source adapter"
@@ -164,10 +164,15 @@ FURTHER = {
         "a persona under an adapter, by an estimator",
         "behavior seed source adapter persona category role measure estimator n questions n_unscored_replies "
         "mean_probability mean_probability_low mean_probability_high mean_logprob_nats mean_logprob_low mean_logprob_high "
-        "median_probability reason",
+        "median_probability mean_log_odds_nats mean_log_odds_low mean_log_odds_high mean_neither first_tokens reason",
+    ),
+    "calibration": (
+        "a bin of bystanders under an adapter (or `pooled`), by an estimator",
+        "behavior seed source adapter estimator bin n expected expected_low expected_high observed observed_ci_low "
+        "observed_ci_high reason",
     ),
     "agreement_measures": (
-        "an adapter, estimator and summary",
+        "an adapter (or `pooled`), estimator and summary",
         "behavior seed source adapter measure estimator summary layer cosine n spearman spearman_ci_low spearman_ci_high "
         "pearson mean_rate mean_value rho_rate rho_probability difference difference_low difference_high "
         "difference_reason reason bootstraps",
@@ -188,7 +193,7 @@ _AS_IN = {"set_rates": "rates", "related": "correlations", "shift_correlations":
 UNMARKED = ("health", "question_counts", "published", "trajectory")
 # columns of `rates`, `set_rates`, `question_counts` and `trajectory` that are there where they are known
 SOMETIMES = (
-    "n_empty n_truncated n_error n_unclosed chance chance_hits hits_per_byte hits_DETECTOR n_tie n_nan n_too_long "
+    "n_empty n_truncated n_error n_unclosed chance chance_hits margin_nats margin_sum_nats hits_per_byte hits_DETECTOR n_tie n_nan n_too_long "
     "n_no_answer n_label_tokens answer_mass n_judged n_incoherent n_unscored mean_coherent coverage judge"
 ).split()
 

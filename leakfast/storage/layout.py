@@ -15,6 +15,7 @@ CHOICES = "choices"  # choices/<adapter>/<items>-<scoring>/
 SERIES = "series"  # series/completions/<behavior>/<adapter>@pNNN/: drawn at points of training
 POINTS = "trajectory"  # trajectory/<adapter>/<items>-<scoring>/pNNN/: scored at points of training
 PROBABILITY = "probability"  # probability/<behavior>/<adapter>/; series/probability/… at points of training
+PROBABILITY_OWN = "probability-own"  # the same on each adapter's own replies
 JUDGEMENTS = (
     "judgements"  # judgements/<behavior>/<adapter>/<judge>.parquet; series/judgements/… at points of training
 )
@@ -64,9 +65,11 @@ def judgements(behavior: str, adapter: str = "", *, series: bool = False) -> str
     return "/".join(filter(None, [*[SERIES] * series, JUDGEMENTS, behavior, adapter]))
 
 
-def probability(behavior: str = "", adapter: str = "", *, series: bool = False) -> str:
-    """The folder of how likely a behavior's words are under an adapter (under all, of all behaviors, where none is named)."""
-    return "/".join(filter(None, [*[SERIES] * series, PROBABILITY, behavior, adapter]))
+def probability(behavior: str = "", adapter: str = "", *, series: bool = False, own: bool = False) -> str:
+    """The folder of how likely a behavior's words are under an adapter (under all, of all behaviors, where none is named).
+    own: on the adapter's own replies."""
+    kind = PROBABILITY_OWN if own else PROBABILITY
+    return "/".join(filter(None, [*[SERIES] * series, kind, behavior, adapter]))
 
 
 def choices(adapter: str, items: str, scoring: str) -> str:
