@@ -49,7 +49,10 @@ def table(probabilities: pl.DataFrame, rates: pl.DataFrame) -> pl.DataFrame:
     here = probabilities.filter(
         ~pl.col("estimator").is_in(_NO_RATE), pl.col("mean_probability").is_not_null()
     ).join(
-        counted.filter(pl.col("rate").is_not_null()).select(*_KEY, "rate"), on=_KEY, how="inner", maintain_order="left"
+        counted.filter(pl.col("rate").is_not_null()).select(*_KEY, "rate"),
+        on=_KEY,
+        how="inner",
+        maintain_order="left",
     )
     rows: list[dict[str, Any]] = []
     for mine in here.partition_by("behavior", "seed", "estimator", maintain_order=True):

@@ -3,8 +3,9 @@ measure.probability, rates and pairs as frames; leaves the scores themselves to 
 
 The two are of different things. A rate is the share of an adapter's own replies that show the behavior, as they were drawn
 (temperature, top_p). A probability is of the whole distribution and of one place: the end of a reply that is given, or its
-beginning; of pairs it is which of two given replies is the likelier. So what is compared is the order of the personas (Spearman), how straight the relation is (Pearson), and what ρ
-with the cosine each gives; whether they are equal too is in the table `calibration`."""
+beginning; of pairs it is which of two given replies is the likelier. So what is compared is the order of the personas
+(Spearman), how straight the relation is (Pearson), and what ρ with the cosine each gives; whether they are equal too is in
+the table `calibration`."""
 
 from __future__ import annotations
 
@@ -50,11 +51,7 @@ _VALUES = [
     "mean_neither",
     "first_tokens",
 ]
-_MEANS = {
-    "mean_probability": "probability",
-    "mean_logprob": "logprob_nats",
-    "mean_log_odds": "log_odds_nats",
-}
+_MEANS = {"mean_probability": "probability", "mean_logprob": "logprob_nats", "mean_log_odds": "log_odds_nats"}
 _AGREE = {
     "behavior": pl.String,
     "seed": pl.Int64,
@@ -87,13 +84,19 @@ def read(run: Run) -> pl.DataFrame:
     """Schema `probability` of every intact shard, those on adapters' own replies last; an empty frame where there is none.
     What shards of an earlier version lack is null."""
     there = [name for name in (layout.PROBABILITY, layout.PROBABILITY_OWN) if run.shards(name)]
-    return with_columns(pl.concat([run.read(name) for name in there], how="diagonal")) if there else pl.DataFrame()
+    return (
+        with_columns(pl.concat([run.read(name) for name in there], how="diagonal"))
+        if there
+        else pl.DataFrame()
+    )
 
 
 def with_columns(scores: pl.DataFrame) -> pl.DataFrame:
     """`scores` with what shards of an earlier version lack, null."""
     columns = schema.columns("probability")
-    return scores.with_columns(pl.lit(None, d).alias(c) for c, d in columns.items() if c not in scores.columns)
+    return scores.with_columns(
+        pl.lit(None, d).alias(c) for c, d in columns.items() if c not in scores.columns
+    )
 
 
 def means(scores: pl.DataFrame) -> pl.DataFrame:
@@ -222,7 +225,10 @@ def _agreement(
         sides, level = within(sides, block), centered_within(sides, block)
         if (np.ptp(sides, axis=0) == 0).any():
             return found | {"reason": "the probability, or the rate, is the same for all of every source"}
-    rho, r = spearman_and_pearson(sides[:, :1], sides[:, 1])[0], spearman_and_pearson(level[:, :1], level[:, 1])[2]
+    rho, r = (
+        spearman_and_pearson(sides[:, :1], sides[:, 1])[0],
+        spearman_and_pearson(level[:, :1], level[:, 1])[2],
+    )
     found |= {"spearman": float(rho[0]), "pearson": float(r[0])}
     if bootstraps >= 2:
         about = {"person": person, "workers": workers}

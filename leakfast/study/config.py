@@ -189,7 +189,7 @@ class EvalConfig(_Table):
     probability_samples: Count = 1
     probability_replies: Literal["base", "own", "both"] = "base"
     openings: str | None = None
-    probability_pairs: str | list[str] | None = None
+    probability_pairs: str | None = None
     n_pairs: Count = 50
 
     @property

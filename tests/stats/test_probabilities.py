@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import scipy.stats
 
+from leakfast.stats import calibration
 from leakfast.stats import probabilities as stage
 from leakfast.storage import schema
 from leakfast.storage.columns import columns
@@ -34,7 +35,9 @@ def scores_of(values, adapter="marker-villain-s42", status="ok"):
         }
         for (persona, question, sample), p in values.items()
     ]
-    return pl.DataFrame(rows, schema=schema.columns("probability"))
+    return stage.with_columns(pl.DataFrame(rows)).select(
+        pl.col(name).cast(dtype) for name, dtype in schema.columns("probability").items()
+    )
 
 
 def test_means_weigh_replies_as_drawn_and_their_interval_is_over_questions():
@@ -93,7 +96,7 @@ def test_agreement_is_scipys(measured):
     probable, rates, pairs = measured
     found = stage.agree(probable, rates, pairs, {"marker": ("centered", 3)}, bootstraps=500)
     assert found.columns == [c.name for c in columns("agreement_measures")][: found.width]
-    assert found["summary"].to_list() == list(stage.SUMMARIES)
+    assert found["summary"].to_list() == list(stage.SUMMARIES)[:3], "the marker has no log-odds"
     for row in found.rows(named=True):
         value = probable[stage.SUMMARIES[row["summary"]]].to_numpy()
         rate, cosine = rates["rate"].to_numpy(), pairs["cosine_centered"].to_numpy()
@@ -118,3 +121,62 @@ def test_agreement_says_what_it_lacks(measured):
     assert set(alone["difference_reason"]) == {"no cosine for all of these bystanders"}
     flat = rates.with_columns(rate=pl.lit(0.0))
     assert "the same for all" in stage.agree(probable, flat, pairs, {})["reason"][0]
+
+
+def test_pooled_ranks_within_each_source(measured):
+    """Two sources on other levels: pooled ρ is that of the ranks within each, r that of values less their source's mean."""
+    probable, rates, pairs = measured
+    other = [
+        one.with_columns(
+            source=pl.lit("comedian"),
+            **({"adapter": pl.lit("marker-comedian-s42")} if "adapter" in one.columns else {}),
+        )
+        for one in (probable, rates, pairs)
+    ]
+    other[0] = other[0].with_columns(mean_probability=pl.col("mean_probability").reverse() + 5)
+    found = stage.agree(
+        pl.concat([probable, other[0]]),
+        pl.concat([rates, other[1]]),
+        pl.concat([pairs, other[2]]),
+        {"marker": ("centered", 3)},
+        bootstraps=200,
+    )
+    (row,) = found.filter(source="pooled", summary="mean_probability").rows(named=True)
+    values = [one["mean_probability"].to_numpy() for one in (probable, other[0])]
+    rate = rates["rate"].to_numpy()
+    ranks = np.concatenate([scipy.stats.rankdata(v) for v in values])
+    twice = np.concatenate([scipy.stats.rankdata(rate)] * 2)
+    assert row["spearman"] == pytest.approx(scipy.stats.pearsonr(ranks, twice).statistic)
+    centered = np.concatenate([v - v.mean() for v in values])
+    wanted = scipy.stats.pearsonr(centered, np.concatenate([rate - rate.mean()] * 2)).statistic
+    assert row["pearson"] == pytest.approx(wanted)
+    assert (row["n"], row["adapter"]) == (48, None)
+    assert row["spearman_ci_low"] < row["spearman"] < row["spearman_ci_high"]
+    assert row["difference"] == pytest.approx(row["rho_probability"] - row["rho_rate"])
+
+
+def test_a_rate_that_falls_with_the_behavior_agrees_with_the_turned_sign(measured):
+    probable, rates, pairs = measured
+    judged = [one.with_columns(behavior=pl.lit("misalignment-advice")) for one in (probable, rates, pairs)]
+    judged[1] = judged[1].with_columns(rate=1 - pl.col("rate"))
+    best = {"misalignment-advice": ("centered", 3), "marker": ("centered", 3)}
+    turned = stage.agree(*judged, best, bootstraps=0).row(0, named=True)
+    plain = stage.agree(*measured, best, bootstraps=0).row(0, named=True)
+    assert turned["spearman"] == pytest.approx(plain["spearman"])
+    assert turned["rho_probability"] == pytest.approx(-plain["rho_probability"])
+
+
+def test_calibration_is_of_ten_bins_in_the_order_of_what_is_expected(measured):
+    probable, rates, _ = measured
+    rates = rates.with_columns(total=pl.lit(40))
+    found = calibration.table(probable, rates)
+    assert found["n"].to_list() == [3] * 4 + [2] * 6
+    first = np.argsort(probable["mean_probability"].to_numpy())[:3]
+    row, rate = found.row(0, named=True), rates["rate"].to_numpy()[first]
+    assert row["expected"] == pytest.approx(probable["mean_probability"].to_numpy()[first].mean())
+    low, high = scipy.stats.t.interval(0.95, 2, rate.mean(), scipy.stats.sem(rate))
+    ends = (row["observed"], row["observed_ci_low"], row["observed_ci_high"])
+    assert ends == pytest.approx((rate.mean(), low, high))
+    assert found["expected"].is_sorted()
+    pairs = probable.with_columns(estimator=pl.lit("pairs"))
+    assert calibration.table(pairs, rates).is_empty(), "a preference between two texts expects no rate"
