@@ -15,6 +15,7 @@ from leakfast.stats import (
     among_sources,
     calibration,
     confounds,
+    expected_rates,
     exposure,
     exposure_correlations,
     gradient_tables,
@@ -78,6 +79,7 @@ TABLES = {
     "predicted": "leave-one-source-out prediction from geometry, against the mean and shared words",
     "probabilities": "how likely the behavior's words are on the unadapted model's replies, per persona",
     "agreement_measures": "probability against sampled rate per source: ρ, r, and what ρ with the cosine each gives",
+    "probability_correlations": "ρ of the cosine with the probability, where there are sampled rates too",
     "calibration": "expected rates against observed ones in ten bins of personas, per source and pooled",
     "verdicts": "the study's rules with the numbers that decide them",
     "published": "each number the published study stored, beside ours",
@@ -159,6 +161,8 @@ def further(
     }
     tables["probabilities"] = (probable := probabilities.table(found.probability, rates))
     tables["calibration"] = calibration.table(probable, rates)
+    by_probability = expected_rates.beside(rates, probable)
+    tables["probability_correlations"] = expected_rates.correlations(pairs, by_probability, draws._asdict())
     tables["agreement_measures"] = probabilities.agree(probable, rates, pairs, best, *draws[1:])
     if pairs.height:
         said = confounds.covariates(pairs, rates, found.people, asked.similarity)

@@ -189,13 +189,14 @@ FURTHER = {
     "trajectory": ("a persona under an adapter at a share of its training", "role health"),
 }
 _AS_IN = {"set_rates": "rates", "related": "correlations", "shift_correlations": "correlations"}
+_AS_IN |= {"probability_correlations": "correlations"}
 # tables that the columns health and health_of are not put on
 UNMARKED = ("health", "question_counts", "published", "trajectory")
 # columns of `rates`, `set_rates`, `question_counts` and `trajectory` that are there where they are known
 SOMETIMES = (
     "n_empty n_truncated n_error n_unclosed chance chance_hits margin_nats margin_sum_nats hits_per_byte "
     "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens answer_mass n_judged n_incoherent "
-    "n_unscored mean_coherent coverage judge"
+    "n_unscored mean_coherent coverage judge estimator"
 ).split()
 
 _KINDS = {

@@ -18,6 +18,7 @@ PROBABILITY: dict[str, str] = {
     "mean_log_odds_low": "95 % t interval over questions, or pairs",
     "mean_log_odds_high": "its upper end",
     "mean_neither": "mean probability of a beginning in neither list",
+    "rates.estimator": "what stands for a rate where nothing but probability was measured: the estimator; else null",
     "bin": "0 to 9, by mean probability",
     "calibration.n": "bystanders in the bin",
     "expected": "their mean probability",

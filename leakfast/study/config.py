@@ -232,7 +232,8 @@ class TrajectoryConfig(_Table):
     behaviors: those of the study that are measured (empty: no trajectory).
     of: those whose training is followed (none: all that are trained). shares: when, as shares of that training, 0–1.
     personas: who is asked beside the sources.
-    samples, n_items: fewer than the behaviors' own, where that is enough (None: as they say)."""
+    samples, n_items: fewer than the behaviors' own, where that is enough (None: as they say).
+    measure: completions, probability or both (None: as the behaviors say); by probability every 5 % of training costs little."""
 
     behaviors: list[str] = []
     of: list[str] = []
@@ -240,6 +241,7 @@ class TrajectoryConfig(_Table):
     personas: str | list[str] = "originals"
     samples: Count | None = None
     n_items: Count | None = 100
+    measure: Literal["completions", "probability", "both"] | None = None
 
 
 class BehaviorConfig(_Table):
