@@ -13,7 +13,7 @@ from leakfast.storage.documents import did_you_mean, find_shipped, read_document
 
 SHIPPED = "openings.toml"
 _LISTS = ("openings", "alternatives")
-FIRST_TOKENS = 8
+FIRST_TOKENS = 12
 
 
 @dataclass(frozen=True)

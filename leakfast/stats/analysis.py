@@ -159,11 +159,7 @@ def further(
         behavior: headline(rates, correlations, behavior, asked.layer)
         for behavior in rates["behavior"].unique(maintain_order=True)
     }
-    tables["probabilities"] = (probable := probabilities.table(found.probability, rates))
-    tables["calibration"] = calibration.table(probable, rates)
-    by_probability = expected_rates.beside(rates, probable)
-    tables["probability_correlations"] = expected_rates.correlations(pairs, by_probability, draws._asdict())
-    tables["agreement_measures"] = probabilities.agree(probable, rates, pairs, best, *draws[1:])
+    tables |= _probable(found, rates, best, draws)
     if pairs.height:
         said = confounds.covariates(pairs, rates, found.people, asked.similarity)
         tables |= _looked_at_closely(said, rates, best, asked.similarity is not None)
@@ -186,6 +182,20 @@ def further(
             found.published, rates, correlations, tables.get("related", correlations.clear()), "marker"
         )
     return {name: tables[name] for name in TABLES if name in tables and tables[name].height}
+
+
+def _probable(
+    found: Collected, rates: pl.DataFrame, best: dict[str, tuple[str, int | None]], draws: Draws
+) -> dict[str, pl.DataFrame]:
+    """What rests on probabilities."""
+    probable = probabilities.table(found.probability, rates)
+    beside = expected_rates.beside(rates, probable)
+    return {
+        "probabilities": probable,
+        "calibration": calibration.table(probable, rates),
+        "probability_correlations": expected_rates.correlations(found.pairs, beside, draws._asdict()),
+        "agreement_measures": probabilities.agree(probable, rates, found.pairs, best, *draws[1:]),
+    }
 
 
 def _shuffled(draws: Draws) -> tuple[int, int, int | None]:

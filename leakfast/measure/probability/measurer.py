@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from leakfast.generation.transformers import stop_ids
 from leakfast.measure.contract import Counter, Measured, Part
-from leakfast.measure.probability.contract import Asking, askings, check_asked, frame
+from leakfast.measure.probability.contract import Asking, frame
+from leakfast.measure.probability.dispatch import askings, check_asked
 from leakfast.measure.request import Request, Target, check_targets, warn_of_personas
 from leakfast.measure.shards import SHARD_PROMPTS, Job, Shard, plan_job, retire
 from leakfast.models.attach import adapted
