@@ -47,6 +47,7 @@ from leakfast.errors import InputError
     "half",
     "scoring",
     questions={"help": "Question set or file; several, split by commas, are compared."},
+    probability_anywhere={"decls": ["--probability-anywhere/--probability-at-end"]},
     stop_at_marker={"decls": ["--stop-at-marker/--whole-replies"]},
 )
 @options_of("VllmConfig", "lora", "data_parallel", "tensor_parallel")

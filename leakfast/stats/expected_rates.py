@@ -2,8 +2,8 @@
 Demands the scores of measure.probability; leaves their means to `probabilities`.
 
 One estimator of a behavior stands for it, the one that keeps the order of sampled rates best where both were measured
-(docs/asking.md): of the marker `anywhere`, of beginnings `openings`, of pairs the share whose good reply is the likelier, in
-points, so that it falls with misalignment as an aligned score does."""
+(docs/asking.md): of the marker `anywhere` (`end` where that alone was asked), of beginnings `openings`, of pairs the share
+whose good reply is the likelier, in points, so that it falls with misalignment as an aligned score does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from leakfast.behaviors.registry import get, is_known
 from leakfast.stats import probabilities
 from leakfast.stats.correlations import correlate
 
-LEADING = ("anywhere", "openings", "pairs", "anywhere_own")
+LEADING = ("anywhere", "end", "openings", "pairs", "anywhere_own", "end_own")
 Y = "probability"
 _KEY = ["behavior", "adapter", "persona"]
 

@@ -164,6 +164,7 @@ class EvalConfig(_Table):
     What it is of depends on the behavior: the marker on replies, beginnings of a reply, or given pairs of replies.
     probability_samples: replies a prompt that probabilities of the marker are asked on, the first drawn.
     probability_replies: whose they are: of the unadapted model, the same for every adapter; each adapter's own; or both.
+    probability_anywhere: asks at every place of a reply too, not at its end alone, which takes some three times as long.
     openings: a file with the beginnings that refusal and sycophancy are asked by (None: configs/openings.toml).
     probability_pairs: pairs that misalignment is asked by (None: the behavior's own for this model). n_pairs: as many of
     them, drawn."""
@@ -188,6 +189,7 @@ class EvalConfig(_Table):
     measure: Literal["completions", "probability", "both"] = "completions"
     probability_samples: Count = 1
     probability_replies: Literal["base", "own", "both"] = "base"
+    probability_anywhere: bool = True
     openings: str | None = None
     probability_pairs: str | None = None
     n_pairs: Count = 50

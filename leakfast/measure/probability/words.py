@@ -51,7 +51,9 @@ class OnReplies:
         drawn = replies.Drawn(run, folder, whose, one)
         self.said = replies.read(drawn, loaded, personas, stops, self.spelled)
         self.each = len(self.said) // len(personas)
-        self.estimators = ESTIMATORS if whose == BASE else tuple(name + OWN for name in ESTIMATORS)
+        self.anywhere = one.config.probability_anywhere
+        names = ESTIMATORS if self.anywhere else ESTIMATORS[:1]
+        self.estimators = names if whose == BASE else tuple(name + OWN for name in names)
         self._forests: dict[int, Branches] = {}  # of each block, the same for every adapter
 
     def _block(self, start: int, stop: int) -> list[replies.Said]:
@@ -83,15 +85,16 @@ class OnReplies:
         said = self._block(start, stop)
         if start not in self._forests:
             asked = [one.reply for one in said if one.status == OK]
-            self._forests[start] = Branches(self.tokenizer, self.spelled, asked)
+            self._forests[start] = Branches(self.tokenizer, self.spelled, asked, anywhere=self.anywhere)
         forest = self._forests[start]
         scores = score(current, forest, progress=progress)
         place = np.cumsum([one.status == OK for one in said]) - 1
         rows = []
         for one, k in zip(said, place.tolist(), strict=True):
             asked = one.status == OK
-            for name, values in zip(self.estimators, (scores.end, scores.anywhere), strict=True):
+            for name in self.estimators:
                 at_end = name.startswith("end")
+                values = scores.end if at_end else scores.anywhere
                 value = float(values[k]) if asked else float("nan")
                 status, logprob, p = one.status, None, None
                 if asked and np.isfinite(value):
