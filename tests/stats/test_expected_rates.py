@@ -1,11 +1,11 @@
-"""Probabilities as rates where nothing else was measured, as another y beside sampled ones, and the caveats where they disagree."""
+"""Probabilities as rates where nothing else was measured, as another y beside sampled ones, and caveats where they disagree."""
 
 from __future__ import annotations
 
 import numpy as np
 import polars as pl
 import pytest
-from test_probabilities import measured, scores_of  # noqa: F401
+from probabilities_made import measured_by_both, scores_of
 
 from leakfast.report.caveats import _probable
 from leakfast.stats import expected_rates
@@ -13,6 +13,11 @@ from leakfast.stats import probabilities as stage
 from leakfast.stats.rates import table
 from leakfast.stats.tables import Stats
 from leakfast.storage import schema
+
+
+@pytest.fixture
+def measured():
+    return measured_by_both()
 
 
 def test_one_estimator_stands_for_a_behavior():
@@ -56,7 +61,7 @@ def led(frame):
     return frame.with_columns(estimator=pl.lit("anywhere"))
 
 
-def test_another_y_stands_beside_counted_rates_and_has_its_correlations(measured):  # noqa: F811
+def test_another_y_stands_beside_counted_rates_and_has_its_correlations(measured):
     probable, rates, pairs = measured
     probable, rates = led(probable), rates.with_columns(total=pl.lit(40))
     beside = expected_rates.beside(rates, probable)
@@ -77,7 +82,7 @@ def said(rates, agreement):
     return [one.text for one in _probable(stats)]
 
 
-def test_disagreement_is_said_and_agreement_is_not(measured):  # noqa: F811
+def test_disagreement_is_said_and_agreement_is_not(measured):
     probable, rates, pairs = measured
     best = {"marker": ("centered", 3)}
     fits = stage.agree(led(probable), rates, pairs, best, bootstraps=300)
