@@ -166,6 +166,7 @@ FURTHER = {
         "mean_probability mean_probability_low mean_probability_high mean_logprob_nats mean_logprob_low mean_logprob_high "
         "median_probability mean_log_odds_nats mean_log_odds_low mean_log_odds_high mean_neither first_tokens reason",
     ),
+    "probability_correlations": ("as in `correlations`, of the cosine with the probability", _CORRELATION),
     "calibration": (
         "a bin of bystanders under an adapter (or `pooled`), by an estimator",
         "behavior seed source adapter estimator bin n expected expected_low expected_high observed observed_ci_low "
@@ -200,12 +201,12 @@ SOMETIMES = (
 ).split()
 
 _KINDS = {
-    "Int32": "question sample layer cross_fitted_layer n_tokens",
+    "Int32": "question sample layer cross_fitted_layer n_tokens first_tokens",
     "Int64": "seed hits total n n_right n_empty n_bare n_truncated n_other n_repeated n_same n_error n_unclosed n_judged "
     "n_incoherent n_unscored length_pairs length_pairs_all questions personas pairs k controls sources degrees direction "
     "layers_tested family_size permutations permutation_seed bootstraps bootstrap_seed resampling_seed hits_per_byte "
     "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens candidates unrelated splits split_seed "
-    "input_tokens output_tokens n_unscored_replies",
+    "input_tokens output_tokens n_unscored_replies bin",
     "Boolean": "chosen chosen_per_byte chosen_per_char correct related best best_other_related main mostly met agrees "
     "reached_is_enough",
     "String": "behavior adapter persona source category role taught text finish_reason status item items scoring label "

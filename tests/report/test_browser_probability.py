@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import polars as pl
 import pytest
 from browsing import Watched, browser
 from report_runs import fill, with_probabilities
@@ -32,7 +33,7 @@ def test_the_charts_show_probabilities(tmp_path):
         ) == 15
         assert "probability of marker" in page.locator("#scatter svg").get_attribute("aria-label")
         found = tables.more["probability_correlations"].filter(
-            adapter=adapter, layer=3, cosine="centered", category=None
+            pl.col("category").is_null(), adapter=adapter, layer=3, cosine="centered"
         )
         rho = f"ρ {found['spearman'][0]:+.2f}".replace("-", "−")
         assert rho in page.inner_text("#scatter-told")
