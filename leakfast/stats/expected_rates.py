@@ -83,7 +83,9 @@ def pairs_by(pairs: pl.DataFrame, rates: pl.DataFrame) -> pl.DataFrame:
 
 def correlations(pairs: pl.DataFrame, rates: pl.DataFrame, draws: Mapping[str, Any]) -> pl.DataFrame:
     """Schema `correlations` of the cosine with the probability, y `probability`; draws: as `correlate` takes them."""
+    if rates[Y].null_count() == rates.height or "adapter" not in pairs.columns:
+        return pl.DataFrame()
     mine = pairs_by(pairs, rates)
     if mine.is_empty():
-        return mine.clear()
+        return mine
     return correlate(mine, **draws).filter(y="rate").with_columns(y=pl.lit(Y))
