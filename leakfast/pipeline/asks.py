@@ -44,6 +44,8 @@ def asked_on_the_way(study: Study, behavior: str, personas: Sequence[Persona]) -
     measured = study.behaviors[behavior].eval
     if cfg.samples:
         measured = measured.model_copy(update={"samples": cfg.samples})
+    if cfg.measure:
+        measured = measured.model_copy(update={"measure": cfg.measure})
     one = asked_of(behavior, measured, study.model)[0]
     if one.by_choices and cfg.n_items:
         one = Asked(behavior, one.questions.sample(cfg.n_items), measured)

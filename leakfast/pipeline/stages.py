@@ -266,24 +266,26 @@ class Stages:
             self._evaluate(behavior, adapters, seed)
 
     def _evaluate(self, behavior: str, adapters: Sequence[Path], seed: int) -> None:
-        from leakfast.measure import Drawing, Request, measure
+        from leakfast.measure import Drawing, Request
+        from leakfast.measure.as_asked import measure_as_asked
 
         several = f" (seed {seed})" if len(self.study.seeds) > 1 else ""
         asked = asks.asked(self.study, behavior)
         request = Request(asked, self.personas, adapters, base=seed == self.study.seeds[0], seed=seed)
         with self.steps.timed(f"evaluate {behavior}{several if adapters else ' of base'}") as report:
-            measure(self.loaded, self.store, request, Drawing.of(self.study), progress=report)
+            measure_as_asked(self.loaded, self.store, request, Drawing.of(self.study), progress=report)
 
     def _trajectory(self, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure behaviors at the points of training that the study names, under its few personas."""
-        from leakfast.measure import Drawing, Request, measure
+        from leakfast.measure import Drawing, Request
+        from leakfast.measure.as_asked import measure_as_asked
 
         followed = [adapter for of in asks.followed(self.study) for adapter, _ in adapters.get(of, [])]
         for behavior in [b for b in self.chosen.behaviors if b in self.study.trajectory.behaviors]:
             people, one = asks.asked_on_the_way(self.study, behavior, self.personas)
             request = Request([one], people, followed, seed=self.study.seeds[0])
             with self.steps.timed(f"{behavior} through training") as report:
-                measure(
+                measure_as_asked(
                     self.loaded,
                     self.store,
                     request,

@@ -25,7 +25,8 @@ MEANINGS = {
     "layer": "decoder block whose output the centroids are of, counted from 0",
     "cosine": "centered (the mean centroid is subtracted first) or raw",
     "y": "what is set against the cosine: rate, or delta where the unadapted model was measured",
-    "scoring": "letters or full-text; in a trajectory also `detector` or the judge's name",
+    "scoring": "letters or full-text; in a trajectory also `detector`, the judge's name, or probability and "
+    "the estimator",
     "judge": "whose scores count: organism, or service:model",
     "scope": "all pairs, or related: those whose bystander's related_to names the source",
     "other_behavior": "the behavior it is compared with",
