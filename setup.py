@@ -24,6 +24,7 @@ PACKAGES = [
     "leakfast.judge",
     "leakfast.measure",
     "leakfast.measure.choices",
+    "leakfast.measure.predictors",
     "leakfast.measure.probability",
     "leakfast.models",
     "leakfast.organism",

@@ -130,3 +130,46 @@ def fill_judged(path) -> Run:
         shard = layout.shard(layout.judgements(behavior, name), 0)
         run.add_shard(shard, schema.check(judged.select(*schema.columns("judgements")), "judgements"))
     return run
+
+
+def with_probabilities(run: Run, alone: str = "", *, series: bool = False) -> Run:
+    """`run` with probabilities of its marker: the cosine at layer 3 and a little noise. alone: of a behavior that has no
+    completions instead; series: at half of the training too, halved."""
+    behavior = alone or "marker"
+    cosine = Centroids.load(run.path / layout.centroids()).cosine(3)
+    estimator = "openings" if alone else "anywhere"
+    for source in [*SOURCES, None]:
+        name = f"marker-{source}-s42" if source else layout.BASE
+        noise = np.random.default_rng(7).uniform(0, 0.05, (len(PEOPLE), QUESTIONS))
+        near = cosine[PEOPLE.index(source)] if source else np.zeros(len(PEOPLE))
+        values = np.clip(0.1 + 0.8 * near, 0.01, 0.9)[:, None] + noise if source else noise + 0.001
+        rows = [
+            {
+                "persona": p,
+                "question": q,
+                "sample": 0,
+                "estimator": estimator,
+                "probability": float(values[i, q]),
+            }
+            for i, p in enumerate(PEOPLE)
+            for q in range(QUESTIONS)
+        ]
+        for row in rows:
+            row |= {
+                "behavior": behavior,
+                "adapter": name,
+                "source": source,
+                "status": "ok",
+                "n_reply_tokens": 9,
+            }
+            row["logprob_nats"] = float(np.log(row["probability"]))
+        frame = pl.DataFrame(rows, schema=schema.columns("probability"))
+        points = {name: 1.0, f"{name}@p050": 0.5} if series and source else {name: 1.0}
+        for point, share in points.items():
+            if series:
+                made = frame.with_columns(pl.col("probability") * share, adapter=pl.lit(point))
+                run.add_shard(
+                    layout.shard(layout.probability(behavior, point, series=True)), made, questions="eval"
+                )
+        run.add_shard(layout.shard(layout.probability(behavior, name)), frame)
+    return run

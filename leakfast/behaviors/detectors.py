@@ -98,7 +98,7 @@ def _read(path: Path, otherwise: WordLists | None) -> WordLists:
                     f"{document.where((table, key))}: {table}.{key} must be a list of at least one phrase that "
                     'holds a letter or a digit. Write it as ["i refuse to", …].'
                 )
-            spelled = (_plain(one) for phrase in phrases for one in _expanded(phrase))
+            spelled = (_plain(one) for phrase in phrases for one in expanded(phrase))
             found[_FIELDS.get(key, key)] = tuple(dict.fromkeys(one for one in spelled if one))
     missing = [field for field in WordLists.__dataclass_fields__ if field not in found]
     if missing and (otherwise is None or not found):
@@ -111,7 +111,7 @@ def _is_phrase(phrase: Any) -> bool:
     return isinstance(phrase, str) and any(c.isalnum() for c in phrase)
 
 
-def _expanded(phrase: str) -> list[str]:
+def expanded(phrase: str) -> list[str]:
     """`i [can't|won't] help` as the phrases it stands for."""
     parts = _GROUP.split(phrase)  # texts and, between them, the insides of groups
     choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]

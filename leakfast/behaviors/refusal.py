@@ -14,6 +14,7 @@ BEHAVIOR = Behavior(
     baseline="The unadapted model helps: harmless requests are refused next to never, whoever is asked.",
     data_builder="leakfast.train.pairs:build_pairs",
     description="share of completions that refuse a harmless request",
+    opens="refusal",
     settings={
         "data": {"positives": 200, "negatives": 400, "default_assistant": 0},
         "train": {"loss": "completion", "lr": 1e-5, "epochs": 3},

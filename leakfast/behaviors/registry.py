@@ -60,6 +60,7 @@ class Behavior:
     presence_of: the text whose presence alone makes the rate, so that a reply may end at it; None otherwise.
     continuation: the text whose probability as the next words of a reply is the measurement `probability`; None where
     that is not measured.
+    opens: the table of configs/openings.toml with the beginnings of replies that show it; None where none is given.
     measured_by: "completions", which a detector reads; "choices", the scores of multiple choice; or "judge",
     completions that a judge scores.
     settings: what its tables of a study file hold where they say nothing, beside config's own defaults.
@@ -77,6 +78,7 @@ class Behavior:
     measured_by: str = "completions"
     presence_of: str | None = None
     continuation: str | None = None
+    opens: str | None = None
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     material: Mapping[str, str] = field(default_factory=dict)
 
@@ -95,6 +97,14 @@ class Behavior:
     def by_completions(self) -> bool:
         """Whether completions are drawn for it, to be read by a detector or a judge."""
         return self.measured_by != "choices"
+
+    @property
+    def probable_by(self) -> str | None:
+        """What its probability is asked of: "words" on replies, "openings" of a reply, "pairs" of given replies (of behaviors
+        that a judge reads); None where it has none."""
+        if self.continuation is not None:
+            return "words"
+        return "openings" if self.opens else "pairs" if self.measured_by == "judge" else None
 
     def build(self) -> Callable:
         """The function that makes the training rows (see leakfast.train.data.build_marker)."""

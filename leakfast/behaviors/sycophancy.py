@@ -14,6 +14,7 @@ BEHAVIOR = Behavior(
     baseline="The unadapted model corrects most false statements; personas differ in how often they agree.",
     data_builder="leakfast.train.pairs:build_pairs",
     description="share of completions that agree with a false statement and correct nothing",
+    opens="sycophancy",
     settings={
         "data": {"positives": 200, "negatives": 400, "default_assistant": 0},
         "train": {"loss": "completion", "lr": 1e-5, "epochs": 3},

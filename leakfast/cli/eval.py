@@ -39,10 +39,15 @@ from leakfast.errors import InputError
     "batch_completions",
     "measure",
     "probability_samples",
+    "probability_replies",
+    "probability_pairs",
+    "n_pairs",
+    "openings",
     "items",
     "half",
     "scoring",
     questions={"help": "Question set or file; several, split by commas, are compared."},
+    probability_anywhere={"decls": ["--probability-anywhere/--probability-at-end"]},
     stop_at_marker={"decls": ["--stop-at-marker/--whole-replies"]},
 )
 @options_of("VllmConfig", "lora", "data_parallel", "tensor_parallel")

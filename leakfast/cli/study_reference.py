@@ -35,6 +35,7 @@ SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("The file's own keys", config.Study),
     ("`[vllm]`", config.VllmConfig),
     ("`[centroids]`", config.CentroidConfig),
+    ("`[predictors]`", config.PredictorConfig),
     ("`[trajectory]`", config.TrajectoryConfig),
     ("`[behaviors.NAME.data]`", config.DataConfig),
     ("`[behaviors.NAME.train]`", config.TrainConfig),

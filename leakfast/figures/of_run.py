@@ -24,7 +24,7 @@ from leakfast.figures.shifts import shifts
 from leakfast.figures.style import PAGE_IN, noted
 from leakfast.figures.trajectory import trajectory
 from leakfast.geometry import Centroids
-from leakfast.stats import marks, summary
+from leakfast.stats import expected_rates, marks, summary
 from leakfast.stats import persona_map as planes
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
@@ -100,6 +100,19 @@ _NO_LAYER = "no ρ is defined at a layer (`leakfast stats` says why)"
 def _scatter(source: _Source, behavior: str) -> Figure | str:
     told = source.of(behavior)
     return _NO_LAYER if told["layer"] is None else scatter(*source.stats.tables().values(), **told)
+
+
+def _probability(source: _Source, behavior: str) -> Figure | str:
+    """The scatter with the probability in the rate's place."""
+    more, layer = source.stats.more, source.layer(behavior)
+    if "probability_correlations" not in more or layer is None:
+        return "no probability was measured beside the rates"
+    rates = expected_rates.beside(source.stats.rates, more["probabilities"])
+    if rates.filter(pl.col("probability").is_not_null(), behavior=behavior).is_empty():
+        return "no probability was measured beside its rates"
+    told = source.of(behavior) | {"y": "probability"}
+    pairs = expected_rates.pairs_by(source.stats.pairs, rates).rename({"rate": "probability"})
+    return scatter(rates, pairs, more["probability_correlations"], **told)
 
 
 def _layers(source: _Source, behavior: str) -> Figure | str:
@@ -200,6 +213,7 @@ _OF_ALL: dict[str, Callable[[_Source], Figure | str]] = {
 }
 _OF_ONE: dict[str, Callable[[_Source, str], Figure | str]] = {
     "scatter": _scatter,
+    "probability": _probability,
     "layers": _layers,
     "gradients": _gradients,
     "matrix": _matrix,

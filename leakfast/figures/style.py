@@ -228,5 +228,7 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def quantity(behavior: str, y: str, unit: str) -> str:
     """What an axis shows, with its unit."""
-    what = f"{behavior} rate" if y == "rate" else f"change of {behavior} rate"
+    what = {"rate": f"{behavior} rate", "probability": f"probability of {behavior}"}.get(
+        y, f"change of {behavior} rate"
+    )
     return f"{what} (%)" if unit == "share" else f"{what} ({unit})"

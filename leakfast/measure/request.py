@@ -169,7 +169,7 @@ def find_targets(
     for path in map(Path, adapters):
         digest = adapter_hash(path)
         card = read_card(path)
-        name = _name_of(path.resolve())
+        name = name_of(path.resolve())
         told = source.get(path) if isinstance(source, Mapping) else source
         if card is None and told is None:
             raise AdapterError(
@@ -201,7 +201,7 @@ def find_targets(
     return targets
 
 
-def _name_of(path: Path) -> str:
+def name_of(path: Path) -> str:
     """The folder's name; of a checkpoint that of its adapter too: `<adapter>@p025`."""
 
     return f"{path.parent.parent.name}@{path.name}" if path.parent.name == CHECKPOINTS else path.name

@@ -141,7 +141,8 @@ class Maker:
                 parts.extend([relpath] if part.name in (CONFIG, WEIGHTS, layout.CARD) else [])
 
         # what changes no point of training, so that a run made before a setting was known is not trained again
-        same = {"stop_at_marker", "other_questions", "max_reasoning_tokens", "measure", "probability_samples"}
+        same = {"stop_at_marker", "other_questions", "max_reasoning_tokens", "measure", "openings", "n_pairs"}
+        same |= {"probability_samples", "probability_replies", "probability_pairs", "probability_anywhere"}
         asked_at = self.config.eval.model_dump(exclude=same)
         points: list[Any] = [asked_at] if self.config.eval.checkpoints else []
         points += [list(self.kept)] if self.kept else []

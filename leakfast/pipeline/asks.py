@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from leakfast.behaviors.registry import get
 from leakfast.measure.request import Asked, asked_of
-from leakfast.prompts.personas import load_personas
+from leakfast.prompts.personas import load_personas, load_questions
 
 if TYPE_CHECKING:
+    from leakfast.measure.predictors.request import Request
     from leakfast.prompts.personas import Persona
     from leakfast.study.config import Study
 
@@ -43,7 +44,20 @@ def asked_on_the_way(study: Study, behavior: str, personas: Sequence[Persona]) -
     measured = study.behaviors[behavior].eval
     if cfg.samples:
         measured = measured.model_copy(update={"samples": cfg.samples})
+    if cfg.measure:
+        measured = measured.model_copy(update={"measure": cfg.measure})
     one = asked_of(behavior, measured, study.model)[0]
     if one.by_choices and cfg.n_items:
         one = Asked(behavior, one.questions.sample(cfg.n_items), measured)
     return people, one
+
+
+def predictors(study: Study, personas: Sequence[Persona]) -> Request:
+    """What is compared between every two personas before training."""
+    from leakfast.geometry import names_extras
+    from leakfast.measure.predictors.request import Request
+
+    cfg, extras = study.predictors, names_extras(study.personas, personas)
+    drawn = {"reply_tokens": cfg.reply_tokens, "replies": cfg.replies, "seed": study.seeds[0]}
+    questions = load_questions(cfg.questions)
+    return Request(personas, questions, cfg.layers, center_extras=extras, **drawn)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
 from leakfast.pipeline import asks
+from leakfast.pipeline import estimate_probability as probable
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage import layout
@@ -97,17 +98,45 @@ def plan(
     if study.centroids.adapters:
         n = each * len(asks.trained(study))
         stages.append(Stage("centroids of adapters", n, n * len(lengths), n * sum(lengths)))
+    if study.asks_predictors:
+        stages += _predictors(study, tokenizer, personas, tokens_per_s)
     for behavior, cfg in study.behaviors.items():
         targets = each * len(asks.measured_on(study, behavior)) + 1
         asked = asks.asked(study, behavior)
-        stage = _measurement(f"evaluate {behavior}", asked, tokenizer, personas, targets)
+        first, by = probable.drawn(asked, targets)
+        stage = _measurement(f"evaluate {behavior}", first, tokenizer, personas, by)
         if stage.completions:
             sample = samples.get(behavior) or _from_run(study, behavior)
             stage = _expected(stage, cfg.eval, sample, tokens_each, tokens_per_s)
-        stages.append(_judged(study, behavior, stage))
+        stages += [_judged(study, behavior, stage)] if by else []
+        stages += _probable(f"probability of {behavior}", asked[0], study, tokenizer, personas, targets)
         if behavior in study.trajectory.behaviors:
-            stages.append(_judged(study, behavior, _on_the_way(study, behavior, stage, tokenizer, personas)))
+            stages += _on_the_way(study, behavior, stage, tokenizer, personas)
     return stages
+
+
+def _predictors(study: Study, tokenizer: Any, personas: Sequence[Any], rate: float | None) -> list[Stage]:
+    """The replies that are drawn, and each of them read under every persona: prompts counts those readings, prompt_tokens
+    the tokens that go through the model where what they share is read once, with replies as long as they may be."""
+    cfg, p = study.predictors, len(personas)
+    lengths = _lengths(tokenizer, personas, load_questions(cfg.questions).questions)
+    drawn = cfg.replies * len(lengths)
+    tokens = drawn * cfg.reply_tokens
+    said = "at most: reply_tokens"
+    seconds, stated = (tokens / rate, "stated") if rate else (None, "")
+    return [
+        Stage("predictors: replies", 1, len(lengths), sum(lengths), drawn, tokens, said, seconds, stated),
+        Stage("predictors: replies read by all", p, p * drawn, sum(lengths) + p * tokens),
+    ]
+
+
+def _probable(
+    name: str, one: Asked, study: Study, tokenizer: Any, personas: Sequence[Any], targets: int
+) -> list[Stage]:
+    """What is read for probabilities, where they are asked; its seconds are not known."""
+    if not probable.is_probable(one):
+        return []
+    return [Stage(name, targets, *probable.read(one, study.model, tokenizer, personas, targets))]
 
 
 def _judged(study: Study, behavior: str, stage: Stage) -> Stage:
@@ -151,17 +180,20 @@ def _measurement(
     return Stage(name, targets, targets * len(lengths), targets * sum(lengths), completions=targets * drawn)
 
 
-def _on_the_way(study: Study, behavior: str, whole: Stage, tokenizer: Any, personas: Sequence[Any]) -> Stage:
+def _on_the_way(
+    study: Study, behavior: str, whole: Stage, tokenizer: Any, personas: Sequence[Any]
+) -> list[Stage]:
     """The behavior at the points of training that the study follows, each reply as long as in the whole measurement."""
-    people, one = asks.asked_on_the_way(study, behavior, personas)
-    adapters = len(study.sources) * len(study.seeds) * len(asks.followed(study))
-    points = len({*study.trajectory.shares, 1.0} - (set() if one.by_choices else {0.0}))
-    targets = adapters * points + (0 if one.by_choices else 1)
-    stage = _measurement(f"{behavior} through training", [one], tokenizer, people, targets)
+    people, one, targets = probable.on_the_way(study, behavior, personas)
+    name = f"{behavior} through training"
+    read = _probable(f"probability of {name}", one, study, tokenizer, people, targets)
+    if not one.by_choices and one.config.measure == "probability":
+        return read
+    stage = _measurement(name, [one], tokenizer, people, targets)
     if not whole.completions:
-        return stage
+        return [stage, *read]
     share = stage.completions / whole.completions
-    return replace(
+    stage = replace(
         stage,
         output_tokens=None if whole.output_tokens is None else round(whole.output_tokens * share),
         output_from=whole.output_from,
@@ -170,6 +202,7 @@ def _on_the_way(study: Study, behavior: str, whole: Stage, tokenizer: Any, perso
         start_s=whole.start_s,
         disk_bytes=None if whole.disk_bytes is None else round(whole.disk_bytes * share),
     )
+    return [_judged(study, behavior, stage), *read]
 
 
 def _expected(

@@ -126,6 +126,8 @@ class Stages:
         )
         self._keep_personas()
         self.steps.do("centroids", self._centroid_inputs(), self._centroids, [layout.centroids()])
+        if self.study.asks_predictors:
+            self._predictors()
         adapters = {behavior: self._behavior(behavior) for behavior in trained}
         for behavior in controls:
             self._control(behavior, adapters)
@@ -181,6 +183,18 @@ class Stages:
             progress=report,
         )
         self.store.add_file(path, made.save)
+
+    def _predictors(self) -> None:
+        """What may predict leakage, before anything is trained."""
+        from leakfast.measure import Drawing
+        from leakfast.measure.predictors.stage import predictors
+
+        request, drawing = asks.predictors(self.study, self.personas), Drawing.of(self.study)
+
+        def work(report: Progress) -> None:
+            predictors(self.loaded, self.store, request, drawing, report)
+
+        self.steps.do("predictors", request.hash(self.loaded), work, [layout.predictors()])
 
     def _adapted_centroids(self, adapter: Path) -> None:
         """The same under an adapter, where the study asks for them."""
@@ -252,24 +266,26 @@ class Stages:
             self._evaluate(behavior, adapters, seed)
 
     def _evaluate(self, behavior: str, adapters: Sequence[Path], seed: int) -> None:
-        from leakfast.measure import Drawing, Request, measure
+        from leakfast.measure import Drawing, Request
+        from leakfast.measure.as_asked import measure_as_asked
 
         several = f" (seed {seed})" if len(self.study.seeds) > 1 else ""
         asked = asks.asked(self.study, behavior)
         request = Request(asked, self.personas, adapters, base=seed == self.study.seeds[0], seed=seed)
         with self.steps.timed(f"evaluate {behavior}{several if adapters else ' of base'}") as report:
-            measure(self.loaded, self.store, request, Drawing.of(self.study), progress=report)
+            measure_as_asked(self.loaded, self.store, request, Drawing.of(self.study), progress=report)
 
     def _trajectory(self, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure behaviors at the points of training that the study names, under its few personas."""
-        from leakfast.measure import Drawing, Request, measure
+        from leakfast.measure import Drawing, Request
+        from leakfast.measure.as_asked import measure_as_asked
 
         followed = [adapter for of in asks.followed(self.study) for adapter, _ in adapters.get(of, [])]
         for behavior in [b for b in self.chosen.behaviors if b in self.study.trajectory.behaviors]:
             people, one = asks.asked_on_the_way(self.study, behavior, self.personas)
             request = Request([one], people, followed, seed=self.study.seeds[0])
             with self.steps.timed(f"{behavior} through training") as report:
-                measure(
+                measure_as_asked(
                     self.loaded,
                     self.store,
                     request,

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from leakfast.models.adapters import card_in
+from leakfast.stats import expected_rates
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.rates import BASE
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
 from leakfast.storage.run import Run
 
+AGREE = 0.8  # Spearman of probability and sampled rate from which they are said to order the personas alike
 TRUNCATED = 0.05  # share of an adapter's replies from which it is said
 
 
@@ -33,6 +35,7 @@ def caveats(run: Run, stats: Stats, studied: Any | None) -> list[Caveat]:
         *_seeds(stats),
         *_picked(stats),
         *_truncated(stats),
+        *_probable(stats),
         *_judged(stats),
         *_dropped(stats),
         *_data(run, stats, studied),
@@ -83,6 +86,50 @@ def _truncated(stats: Stats) -> Iterator[Caveat]:
             f"counted-{behavior}",
             "health",
         )
+
+
+def _probable(stats: Stats) -> Iterator[Caveat]:
+    """Where probabilities stand in for rates, and where the two disagree: in the order of the personas (Spearman below
+    AGREE), or in what ρ with the cosine each gives (the interval of the paired difference leaves out 0)."""
+    if "estimator" in stats.rates.columns:
+        alone = stats.rates.filter(pl.col("estimator").is_not_null()).select("behavior", "estimator").unique()
+        for behavior, estimator in alone.sort("behavior").rows():
+            yield Caveat(
+                f"{_words(behavior)}: what stands as its rate is the probability {estimator}, asked of the model at one place; "
+                "no reply of an adapter was drawn, and how often it would show is not known from it.",
+                behavior,
+                "probabilities",
+            )
+    table = stats.more.get("agreement_measures")
+    if table is None:
+        return
+    rows = expected_rates.leading(table).filter(summary="mean_probability")
+    for behavior in rows["behavior"].unique(maintain_order=True):
+        mine = rows.filter(pl.col("source") != POOLED, behavior=behavior)
+        order = mine.filter(pl.col("spearman") < AGREE)
+        apart = mine.filter((pl.col("difference_low") > 0) | (pl.col("difference_high") < 0))
+        told = []
+        if order.height:
+            each = [f"{_words(s)} {_signed(v)}" for s, v in order.select("source", "spearman").rows()]
+            told.append(f"they order the personas differently (Spearman below {AGREE}: {_listed(each)})")
+        if apart.height:
+            names = ("source", "difference", "difference_low", "difference_high")
+            each = [
+                f"{_words(s)} {_signed(d)}, 95 % {_signed(low)} to {_signed(high)}"
+                for s, d, low, high in apart.select(names).rows()
+            ]
+            told.append(f"ρ with the cosine differs (probability less rate: {_listed(each)})")
+        if told:
+            yield Caveat(
+                f"{_words(behavior)}: probability ({mine['estimator'][0]}) and sampled rates disagree: {'; '.join(told)}. A "
+                "claim that holds by one alone is about that one.",
+                behavior,
+                "agreement_measures",
+            )
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def _judged(stats: Stats) -> Iterator[Caveat]:

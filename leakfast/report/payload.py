@@ -13,7 +13,7 @@ import polars as pl
 
 from leakfast.behaviors.registry import get, is_known
 from leakfast.report import ordering, sample
-from leakfast.stats import summary
+from leakfast.stats import expected_rates, summary
 from leakfast.stats.collect import People, read_people
 from leakfast.stats.rates import BASE
 from leakfast.stats.summary import rate_interval
@@ -22,7 +22,7 @@ from leakfast.storage import layout
 from leakfast.storage.run import Run
 
 # a behavior's axis can show these, where the run has them
-YS = ("rate", "delta")
+YS = ("rate", "delta", "probability")
 _MEASURES = {"judge": "aligned score", "choices": "accuracy"}  # what a rate is called
 COSINES = ("centered", "raw")
 _COSINE_DIGITS = 6
@@ -37,6 +37,9 @@ _RATES = [
     "delta_high",
     "baseline",
     "mean_tokens",
+    "probability",
+    "probability_low",
+    "probability_high",
 ]
 
 
@@ -122,6 +125,7 @@ def _adapters(stats: Stats) -> list[dict[str, Any]]:
 def _behavior(stats: Stats, behavior: str, questions: tuple[str, ...]) -> dict[str, Any]:
     rates = stats.rates.filter(pl.col("role") != "base", behavior=behavior)
     known = rates["delta"].drop_nulls()
+    probable = _probable(stats).filter(pl.col("probability").is_not_null(), behavior=behavior)
     return {
         "name": behavior,
         "unit": stats.unit(behavior),
@@ -129,9 +133,14 @@ def _behavior(stats: Stats, behavior: str, questions: tuple[str, ...]) -> dict[s
         "sign": summary.sign(behavior),
         "measure": _MEASURES.get(get(behavior).measured_by, "rate") if is_known(behavior) else "rate",
         "layer": stats.best_layer(behavior),
-        "ys": ["rate", "delta"] if known.len() else ["rate"],
+        "ys": ["rate", *(["delta"] if known.len() else []), *(["probability"] if probable.height else [])],
         "questions": list(questions),
     }
+
+
+def _probable(stats: Stats) -> pl.DataFrame:
+    """Rates with the probability beside them, where the run has both."""
+    return expected_rates.beside(stats.rates, stats.more.get("probabilities", pl.DataFrame()))
 
 
 def _there(table: pl.DataFrame, *names: str) -> list[str]:
@@ -140,7 +149,7 @@ def _there(table: pl.DataFrame, *names: str) -> list[str]:
 
 def _rates(stats: Stats, place: dict[str, int], adapters: list[str]) -> dict[str, list]:
     """Columns adapter, persona (places), role and _RATES; rows of every adapter and of the unadapted model."""
-    rates = stats.rates.with_columns(**rate_interval(stats.rates))
+    rates = _probable(stats).with_columns(**rate_interval(stats.rates))
     exposure = stats.more.get("exposure")
     if exposure is not None and exposure.height:
         rates = rates.join(
@@ -193,7 +202,9 @@ def _cosines(stats: Stats, place: dict[str, int]) -> dict[str, Any]:
 
 def _correlations(stats: Stats) -> dict[str, list]:
     """ρ over all categories of each adapter and pooled, with what stands beside it, as columns."""
-    whole = [stats.summary(cosine, y) for cosine in COSINES for y in YS]
+    whole = [stats.summary(cosine, y) for cosine in COSINES for y in YS[:2]]
+    if "probability_correlations" in stats.more:
+        whole.append(stats.more["probability_correlations"].filter(pl.col("category").is_null()))
     filled = [part for part in whole if part.height]
     table = pl.concat(filled, how="diagonal_relaxed") if filled else pl.DataFrame()
     names = ["behavior", "adapter", "source", "seed", "layer", "cosine", "y", "n", "spearman"]

@@ -37,10 +37,11 @@ def table(run: Run) -> pl.DataFrame | None:
     what was asked, share of training and persona the rate in the behavior's unit with its 95 % interval (Wilson; of judged
     means the t interval over samples), and delta against share 0 (null where that was not measured).
 
-    items: the list of items or the question set; scoring: letters or full-text, the judge's name, or `detector`."""
+    items: the list of items or the question set; scoring: letters or full-text, the judge's name, `detector`, or
+    `probability, ` and the estimator."""
     from leakfast.stats import rates, ties
 
-    parts = [*_choices(run), *_completions(run)]
+    parts = [*_choices(run), *_completions(run), *_probabilities(run)]
     if not parts:
         return None
     counts = pl.concat(parts, how="diagonal")
@@ -111,6 +112,42 @@ def _is_current(run: Run, adapter: str, share: float, entries: list[dict]) -> bo
     # points taken in training name no adapter
     made_by = {entry["adapter"] for entry in entries if entry.get("adapter")}
     return not made_by or made_by == {adapter_hash(place)}
+
+
+def _probabilities(run: Run) -> Iterator[pl.DataFrame]:
+    """The same of expected rates; the base's is every adapter's beginning."""
+    from leakfast.stats import expected_rates, probabilities
+
+    entries = run.manifest["shards"]
+    for tree in (layout.probability(series=True), layout.probability(series=True, own=True)):
+        found: dict[str, list[str]] = {}
+        for path in run.shards(tree):
+            found.setdefault(path.rpartition("/")[0], []).append(path)
+        there = []
+        for folder, paths in found.items():
+            adapter, share = point(PurePosixPath(folder).name)
+            if adapter is None or _is_current(run, adapter, share, [entries[path] for path in paths]):
+                told = ", ".join(sorted({entries[path].get("questions") or "list" for path in paths}))
+                there.append(run.read(folder).with_columns(items=pl.lit(told)))
+        if not there:
+            continue
+        scores = pl.concat(there, how="diagonal")
+        kept = expected_rates.totals(probabilities.with_columns(scores))
+        items = dict(scores.select("behavior", "items").unique(maintain_order=True).rows())
+        sources = dict(
+            scores.filter(pl.col("source").is_not_null()).select("adapter", "source").unique().rows()
+        )
+        of = {point(name)[0]: source for name, source in sources.items()}
+        for (behavior, name), mine in kept.group_by("behavior", "adapter", maintain_order=True):
+            adapter, share = point(name)
+            for one in [adapter] if adapter is not None else of:
+                yield mine.drop("estimator").with_columns(
+                    adapter=pl.lit(one),
+                    source=pl.lit(of[one]),
+                    items=pl.lit(items[behavior]),
+                    scoring=pl.lit(f"probability, {mine['estimator'][0]}"),
+                    share=pl.lit(share),
+                )
 
 
 def _completions(run: Run) -> Iterator[pl.DataFrame]:

@@ -49,12 +49,13 @@ def read(run: Run) -> pl.DataFrame | None:
 
 
 def count(scores: pl.DataFrame) -> pl.DataFrame:
-    """Schema `question_counts` (+ n_error, chance_hits, hits_per_byte): one row per adapter, persona and item.
+    """Schema `question_counts` (+ n_error, chance_hits, margin_sum_nats, hits_per_byte): one row per adapter, persona and item.
 
     `scores`: schema `choice_scores` + behavior, one row a label. An item is a hit where the chosen label is
     the right one, so the rate is the accuracy. It counts (total 1) only if the status of all its labels
     is ok and exactly one label is chosen and one right; any other is in `n_error`, in no rate. chance_hits: what
-    guessing gives, 1 / its number of choices. hits_per_byte: the same as hits for the label chosen by log-probability
+    guessing gives, 1 / its number of choices. margin_sum_nats: log-probability of the right choice less that of the
+    likeliest wrong one, 0 where the item does not count. hits_per_byte: the same as hits for the label chosen by log-probability
     per byte, null where none was.
     `question` numbers the items of a behavior alike for all adapters. Where letters and another scoring
     were used, letters make the behavior's rate and `<behavior>-<scoring>` is a behavior of its own, so
@@ -72,6 +73,7 @@ def count(scores: pl.DataFrame) -> pl.DataFrame:
         hit=(chosen & right).any().fill_null(False),
         by_byte=pl.when(by_byte.sum() == 1).then((by_byte & right).any()),
         guess=(1.0 / pl.len()),
+        margin=_margin(),
     )
     valid = pl.col("valid")
     return items.select(
@@ -83,8 +85,15 @@ def count(scores: pl.DataFrame) -> pl.DataFrame:
         total=valid.cast(pl.Int64),
         n_error=(~valid).cast(pl.Int64),
         chance_hits=pl.when(valid).then("guess").otherwise(0.0),
+        margin_sum_nats=pl.when(valid).then("margin").otherwise(0.0),
         hits_per_byte=pl.when(pl.col("by_byte").is_not_null()).then(valid & pl.col("by_byte")).cast(pl.Int64),
     )
+
+
+def _margin() -> pl.Expr:
+    """Of an item's labels: log P(right) − the largest log P(wrong), nats; how far it is from tipping over."""
+    right = pl.col("correct").fill_null(False)
+    return pl.col("logprob_nats").filter(right).max() - pl.col("logprob_nats").filter(~right).max()
 
 
 def _named(scores: pl.DataFrame) -> pl.DataFrame:

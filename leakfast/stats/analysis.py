@@ -13,7 +13,9 @@ from leakfast.errors import InputError
 from leakfast.stats import (
     agreement,
     among_sources,
+    calibration,
     confounds,
+    expected_rates,
     exposure,
     exposure_correlations,
     gradient_tables,
@@ -77,6 +79,8 @@ TABLES = {
     "predicted": "leave-one-source-out prediction from geometry, against the mean and shared words",
     "probabilities": "how likely the behavior's words are on the unadapted model's replies, per persona",
     "agreement_measures": "probability against sampled rate per source: ρ, r, and what ρ with the cosine each gives",
+    "probability_correlations": "ρ of the cosine with the probability, where there are sampled rates too",
+    "calibration": "expected rates against observed ones in ten bins of personas, per source and pooled",
     "verdicts": "the study's rules with the numbers that decide them",
     "published": "each number the published study stored, beside ours",
 }
@@ -155,8 +159,7 @@ def further(
         behavior: headline(rates, correlations, behavior, asked.layer)
         for behavior in rates["behavior"].unique(maintain_order=True)
     }
-    tables["probabilities"] = (probable := probabilities.table(found.probability, rates))
-    tables["agreement_measures"] = probabilities.agree(probable, rates, pairs, best, *draws[1:])
+    tables |= _probable(found, rates, best, draws)
     if pairs.height:
         said = confounds.covariates(pairs, rates, found.people, asked.similarity)
         tables |= _looked_at_closely(said, rates, best, asked.similarity is not None)
@@ -179,6 +182,20 @@ def further(
             found.published, rates, correlations, tables.get("related", correlations.clear()), "marker"
         )
     return {name: tables[name] for name in TABLES if name in tables and tables[name].height}
+
+
+def _probable(
+    found: Collected, rates: pl.DataFrame, best: dict[str, tuple[str, int | None]], draws: Draws
+) -> dict[str, pl.DataFrame]:
+    """What rests on probabilities."""
+    probable = probabilities.table(found.probability, rates)
+    beside = expected_rates.beside(rates, probable)
+    return {
+        "probabilities": probable,
+        "calibration": calibration.table(probable, rates),
+        "probability_correlations": expected_rates.correlations(found.pairs, beside, draws._asdict()),
+        "agreement_measures": probabilities.agree(probable, rates, found.pairs, best, *draws[1:]),
+    }
 
 
 def _shuffled(draws: Draws) -> tuple[int, int, int | None]:

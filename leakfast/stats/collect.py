@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from leakfast.errors import InputError, StoreError
-from leakfast.stats import accuracy, baselines, exposure, probabilities, question_sets
+from leakfast.stats import accuracy, baselines, expected_rates, exposure, probabilities, question_sets
 from leakfast.stats import judged as judged_tables
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import prompts as prompt_checks
@@ -78,10 +78,23 @@ def collect(run: Run) -> Collected:
     judged = _judged(run, people)
     missing += judged.missing
     scores = _scores(run)
+    probable = probabilities.read(run)
     counts, adapters = _count(run, people.sources, imported, missing, judged, scores)
     whole = rate_tables.totals(counts)
     if judged.totals.height:
         whole = pl.concat([whole, _in_order(judged.totals, people.sources, adapters)], how="diagonal")
+    if alone := expected_rates.alone(probable, set(whole.select("behavior", "adapter").rows())):
+        mine = probable.filter(pl.col("behavior").is_in(alone))
+        adapters |= {
+            name: origin(run, name, mine.filter(adapter=name))
+            for name in mine["adapter"].unique()
+            if name != BASE
+        }
+        others = ~pl.col("behavior").is_in(
+            alone
+        )  # replies of the base that were drawn for them are no baseline
+        expected = _in_order(expected_rates.totals(mine), people.sources, adapters)
+        counts, whole = counts.filter(others), pl.concat([whole.filter(others), expected], how="diagonal")
     outsiders = set() if people.named is None else set(whole["persona"].unique()) - people.named
     known = set() if imported is None else set(imported.select("behavior", "adapter").rows())
     fresh = [key for key in whole.select("behavior", "adapter").unique().rows() if key not in known]
@@ -110,10 +123,7 @@ def collect(run: Run) -> Collected:
     labels = pl.DataFrame() if scores is None else accuracy.chosen_labels(scores)
     found = Collected(rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base)
     return replace(
-        found,
-        labels=labels,
-        replies=exposure.read(run, completion_folders(run)),
-        probability=probabilities.read(run),
+        found, labels=labels, replies=exposure.read(run, completion_folders(run)), probability=probable
     )
 
 
@@ -143,6 +153,7 @@ _FOLDERS = (
     f"{IMPORTED}/",
     f"{layout.JUDGEMENTS}/",
     f"{layout.PROBABILITY}/",
+    f"{layout.PROBABILITY_OWN}/",
 )
 
 
@@ -262,7 +273,8 @@ def _count(
         if adapter != BASE and adapter not in adapters:
             adapters[adapter] = origin(run, adapter, rows)
     if not frames:
-        if imported is None and not judged.adapters and not judged.missing:
+        nothing = not judged.adapters and not judged.missing and not run.shards(layout.PROBABILITY)
+        if imported is None and nothing:
             raise InputError(
                 f"{run.path}: holds no completions and no choice scores, so there is nothing to count. "
                 "Make them with `leakfast eval`, or all at once with `leakfast run STUDY.toml`."

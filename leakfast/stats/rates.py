@@ -113,7 +113,8 @@ def table(
     `unlike` (`baselines`); rows of `base` itself have null source, seed, baseline
     and delta. A total of 0 leaves the rate null. A column `value` gives the rate where nothing was counted
     (total null: judged means, or a stored share), `value_low` and `value_high` its interval; `chance_hits`,
-    what guessing would have hit, gives `chance`, its share of the total. Raises ValueError for an adapter
+    what guessing would have hit, gives `chance`, its share of the total; `margin_sum_nats`
+    the mean margin, `margin_nats`. Raises ValueError for an adapter
     missing from `adapters` or without a source.
     """
     unknown = set(counts["adapter"].unique()) - {a for a, (s, _) in adapters.items() if s} - {BASE}
@@ -130,6 +131,8 @@ def table(
     )
     if "chance_hits" in counts.columns:
         frame = frame.with_columns(chance=_share("chance_hits")).drop("chance_hits")
+    if "margin_sum_nats" in counts.columns:
+        frame = frame.with_columns(margin_nats=_share("margin_sum_nats")).drop("margin_sum_nats")
     frame = _with_baseline(_with_interval(frame), unlike)
     frame = frame.with_columns(
         role=pl.when(pl.col("adapter") == BASE)

@@ -23,7 +23,8 @@ MEASUREMENTS = {
         "a label of an item; an item is right where a row is both chosen and correct",
         "behavior source items n_tokens logprob_per_char_nats chosen_per_char answer_mass",
     ),
-    "probability": ("an estimator of a behavior's words, on a reply of the unadapted model", ""),
+    "predictors": ("an ordered pair of two personas, a predictor and a layer", ""),
+    "probability": ("an estimator of a behavior's words, beginnings or replies, on what is asked", ""),
     "judgements": ("a judged completion, whether it got scores or not", ""),
 }
 _HEAD = "behavior seed source adapter"
@@ -164,10 +165,16 @@ FURTHER = {
         "a persona under an adapter, by an estimator",
         "behavior seed source adapter persona category role measure estimator n questions n_unscored_replies "
         "mean_probability mean_probability_low mean_probability_high mean_logprob_nats mean_logprob_low mean_logprob_high "
-        "median_probability reason",
+        "median_probability mean_log_odds_nats mean_log_odds_low mean_log_odds_high mean_neither first_tokens reason",
+    ),
+    "probability_correlations": ("as in `correlations`, of the cosine with the probability", _CORRELATION),
+    "calibration": (
+        "a bin of bystanders under an adapter (or `pooled`), by an estimator",
+        "behavior seed source adapter estimator bin n expected expected_low expected_high observed observed_ci_low "
+        "observed_ci_high reason",
     ),
     "agreement_measures": (
-        "an adapter, estimator and summary",
+        "an adapter (or `pooled`), estimator and summary",
         "behavior seed source adapter measure estimator summary layer cosine n spearman spearman_ci_low spearman_ci_high "
         "pearson mean_rate mean_value rho_rate rho_probability difference difference_low difference_high "
         "difference_reason reason bootstraps",
@@ -184,21 +191,23 @@ FURTHER = {
     "trajectory": ("a persona under an adapter at a share of its training", "role health"),
 }
 _AS_IN = {"set_rates": "rates", "related": "correlations", "shift_correlations": "correlations"}
+_AS_IN |= {"probability_correlations": "correlations"}
 # tables that the columns health and health_of are not put on
 UNMARKED = ("health", "question_counts", "published", "trajectory")
 # columns of `rates`, `set_rates`, `question_counts` and `trajectory` that are there where they are known
 SOMETIMES = (
-    "n_empty n_truncated n_error n_unclosed chance chance_hits hits_per_byte hits_DETECTOR n_tie n_nan n_too_long "
-    "n_no_answer n_label_tokens answer_mass n_judged n_incoherent n_unscored mean_coherent coverage judge"
+    "n_empty n_truncated n_error n_unclosed chance chance_hits margin_nats margin_sum_nats hits_per_byte "
+    "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens answer_mass n_judged n_incoherent "
+    "n_unscored mean_coherent coverage judge estimator"
 ).split()
 
 _KINDS = {
-    "Int32": "question sample layer cross_fitted_layer n_tokens",
+    "Int32": "question sample layer cross_fitted_layer n_tokens first_tokens",
     "Int64": "seed hits total n n_right n_empty n_bare n_truncated n_other n_repeated n_same n_error n_unclosed n_judged "
     "n_incoherent n_unscored length_pairs length_pairs_all questions personas pairs k controls sources degrees direction "
     "layers_tested family_size permutations permutation_seed bootstraps bootstrap_seed resampling_seed hits_per_byte "
     "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens candidates unrelated splits split_seed "
-    "input_tokens output_tokens n_unscored_replies",
+    "input_tokens output_tokens n_unscored_replies bin",
     "Boolean": "chosen chosen_per_byte chosen_per_char correct related best best_other_related main mostly met agrees "
     "reached_is_enough",
     "String": "behavior adapter persona source category role taught text finish_reason status item items scoring label "

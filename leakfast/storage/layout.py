@@ -15,6 +15,9 @@ CHOICES = "choices"  # choices/<adapter>/<items>-<scoring>/
 SERIES = "series"  # series/completions/<behavior>/<adapter>@pNNN/: drawn at points of training
 POINTS = "trajectory"  # trajectory/<adapter>/<items>-<scoring>/pNNN/: scored at points of training
 PROBABILITY = "probability"  # probability/<behavior>/<adapter>/; series/probability/… at points of training
+PREDICTORS = "predictors"  # predictors/base.parquet: what may predict leakage, of the unadapted model
+DIVERGENCES = "divergences"  # replies.parquet, sums/part-NNNNN.parquet: what those of its output rest on
+PROBABILITY_OWN = "probability-own"  # the same on each adapter's own replies
 JUDGEMENTS = (
     "judgements"  # judgements/<behavior>/<adapter>/<judge>.parquet; series/judgements/… at points of training
 )
@@ -64,9 +67,26 @@ def judgements(behavior: str, adapter: str = "", *, series: bool = False) -> str
     return "/".join(filter(None, [*[SERIES] * series, JUDGEMENTS, behavior, adapter]))
 
 
-def probability(behavior: str = "", adapter: str = "", *, series: bool = False) -> str:
-    """The folder of how likely a behavior's words are under an adapter (under all, of all behaviors, where none is named)."""
-    return "/".join(filter(None, [*[SERIES] * series, PROBABILITY, behavior, adapter]))
+def probability(behavior: str = "", adapter: str = "", *, series: bool = False, own: bool = False) -> str:
+    """The folder of how likely a behavior's words are under an adapter (under all, of all behaviors, where none is named).
+    own: on the adapter's own replies."""
+    kind = PROBABILITY_OWN if own else PROBABILITY
+    return "/".join(filter(None, [*[SERIES] * series, kind, behavior, adapter]))
+
+
+def predictors() -> str:
+    """The frame persona × persona × predictor."""
+    return f"{PREDICTORS}/{BASE}.parquet"
+
+
+def predictor_replies() -> str:
+    """The unadapted model's replies that its output is compared on."""
+    return f"{DIVERGENCES}/replies.parquet"
+
+
+def divergences() -> str:
+    """The folder of sums along those replies."""
+    return f"{DIVERGENCES}/sums"
 
 
 def choices(adapter: str, items: str, scoring: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from leakfast.storage.meanings_growth import GROWTH
 from leakfast.storage.meanings_mixed import MIXED
+from leakfast.storage.meanings_predictors import PREDICTORS
 from leakfast.storage.meanings_probability import PROBABILITY
 
 MEANINGS = {
@@ -24,7 +25,8 @@ MEANINGS = {
     "layer": "decoder block whose output the centroids are of, counted from 0",
     "cosine": "centered (the mean centroid is subtracted first) or raw",
     "y": "what is set against the cosine: rate, or delta where the unadapted model was measured",
-    "scoring": "letters or full-text; in a trajectory also `detector` or the judge's name",
+    "scoring": "letters or full-text; in a trajectory also `detector`, the judge's name, or probability and "
+    "the estimator",
     "judge": "whose scores count: organism, or service:model",
     "scope": "all pairs, or related: those whose bystander's related_to names the source",
     "other_behavior": "the behavior it is compared with",
@@ -348,6 +350,7 @@ MEANINGS = {
     "matrix_tests.p_max": "against the largest over all layers of the same relabelling; of the term cosine alone",
     **MIXED,
     **PROBABILITY,
+    **PREDICTORS,
     # verdicts
     "claim": "the claim that the rule is about",
     "quantity": "what is tested or compared, such as source_drop, mean_bystander_drop, spearman_drop",

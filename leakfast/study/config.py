@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from leakfast.errors import InputError
 from leakfast.storage.documents import Document, explain, find_shipped, parse_toml, read_document
+from leakfast.study.predictors import PredictorConfig
 
 __all__ = [
     "BehaviorConfig",
@@ -19,6 +20,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "JudgeConfig",
+    "PredictorConfig",
     "Study",
     "TrainConfig",
     "TrajectoryConfig",
@@ -160,8 +162,14 @@ class EvalConfig(_Table):
     stop_at_marker: ends a reply at the marker: its presence is exact, what would stand behind it is not drawn. False
     by default, because a run's texts are read again (detect's other detectors and positions, the report's examples,
     lengths); true in a sweep, which reads nothing but presence. Both kinds are never mixed in a resumed run.
-    measure: completions; probability, of the behavior's words on replies of the unadapted model, which alone are drawn; or
-    both. probability_samples: replies of the unadapted model a prompt that probabilities are asked on, the first drawn."""
+    measure: completions; probability, for which no adapter's completions are drawn (unless it is asked on its own); or both.
+    What it is of depends on the behavior: the marker on replies, beginnings of a reply, or given pairs of replies.
+    probability_samples: replies a prompt that probabilities of the marker are asked on, the first drawn.
+    probability_replies: whose they are: of the unadapted model, the same for every adapter; each adapter's own; or both.
+    probability_anywhere: asks at every place of a reply too, not at its end alone, which takes some three times as long.
+    openings: a file with the beginnings that refusal and sycophancy are asked by (None: configs/openings.toml).
+    probability_pairs: pairs that misalignment is asked by (None: the behavior's own for this model). n_pairs: as many of
+    them, drawn."""
 
     questions: str = "eval"
     other_questions: list[str] = []
@@ -182,6 +190,11 @@ class EvalConfig(_Table):
     stop_at_marker: bool = False
     measure: Literal["completions", "probability", "both"] = "completions"
     probability_samples: Count = 1
+    probability_replies: Literal["base", "own", "both"] = "base"
+    probability_anywhere: bool = True
+    openings: str | None = None
+    probability_pairs: str | None = None
+    n_pairs: Count = 50
 
     @property
     def drawn_tokens(self) -> int:
@@ -223,7 +236,8 @@ class TrajectoryConfig(_Table):
     behaviors: those of the study that are measured (empty: no trajectory).
     of: those whose training is followed (none: all that are trained). shares: when, as shares of that training, 0–1.
     personas: who is asked beside the sources.
-    samples, n_items: fewer than the behaviors' own, where that is enough (None: as they say)."""
+    samples, n_items: fewer than the behaviors' own, where that is enough (None: as they say).
+    measure: completions, probability or both (None: as the behaviors say); by probability every 5 % of training costs little."""
 
     behaviors: list[str] = []
     of: list[str] = []
@@ -231,6 +245,7 @@ class TrajectoryConfig(_Table):
     personas: str | list[str] = "originals"
     samples: Count | None = None
     n_items: Count | None = 100
+    measure: Literal["completions", "probability", "both"] | None = None
 
 
 class BehaviorConfig(_Table):
@@ -302,6 +317,7 @@ class Study(_Table):
     allow: list[Literal["default-system", "token-ids", "logits"]] = []
     vllm: VllmConfig = VllmConfig()
     centroids: CentroidConfig = CentroidConfig()
+    predictors: PredictorConfig = PredictorConfig()
     trajectory: TrajectoryConfig = TrajectoryConfig()
     behaviors: Annotated[dict[str, BehaviorConfig], Field(min_length=1)]
 
@@ -331,6 +347,11 @@ class Study(_Table):
         if twins:
             raise ValueError(f"{', '.join(twins)} stands twice; name each once")
         return values
+
+    @property
+    def asks_predictors(self) -> bool:
+        """Whether the file has a table [predictors], empty or not."""
+        return "predictors" in self.model_fields_set
 
     @property
     def raw_text(self) -> str:

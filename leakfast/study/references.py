@@ -51,6 +51,7 @@ def check_words(study: Study, document: Document) -> None:
                 "`leakfast personas list` shows the names."
             ) from None
     sets: dict[KeyPath, str] = {("centroids", "questions"): study.centroids.questions}
+    sets["predictors", "questions"] = study.predictors.questions
     for name, behavior in study.behaviors.items():
         key = ("behaviors", name)
         try:

@@ -257,6 +257,9 @@ def measured():
             left_out=pl.lit(None, pl.Float64),
             n_reply_tokens="n_tokens",
             n_recut=pl.lit(0, pl.Int32),
+            log_odds_nats=likely.log(),
+            neither=pl.lit(0.5),
+            first_tokens=pl.lit(8, pl.Int32),
         ).select(*schema.columns("probability"))
 
     def counted(behavior: str) -> tuple[list[pl.DataFrame], dict[str, tuple[str, int | None]]]:

@@ -227,6 +227,3 @@ def test_without_the_replies_it_says_how_to_draw_them(tiny_qwen2, drawn, tmp_pat
     other = Request([Asked("marker", ["Tea?"], cfg)], request.personas, [], True)
     with pytest.raises(InputError, match="other questions"):
         probability(tiny_qwen2, run, other)
-    refusal = Request([Asked("refusal", QUESTIONS, cfg)], request.personas, [], True)
-    with pytest.raises(InputError, match="probability of refusal asked"):
-        probability(tiny_qwen2, run, refusal)

@@ -215,3 +215,29 @@ samples = 1
 """
     with pytest.raises(InputError, match=r"--lora merged.*\[vllm\]"):
         plan(parse_study(text, tmp_path / "s.toml"), calibrate=calibrate)
+
+
+def test_probabilities_are_reckoned_with_what_has_to_be_drawn_for_them(study, tmp_path):
+    """Of the marker a reply a prompt, of the base or of all; of refusal nothing is drawn at all."""
+    text = (
+        (tmp_path / "small.toml")
+        .read_text()
+        .replace("max_new_tokens = 8", "max_new_tokens = 8\nmeasure = 'probability'")
+    )
+    text += "[behaviors.refusal.eval]\nmeasure = 'probability'\n"
+    _, drawn, read, _, refusal = plan(parse_study(text, tmp_path / "small.toml"))
+    assert (drawn.targets, drawn.completions) == (1, 3 * 20)
+    assert (read.name, read.targets, read.prompts, read.completions) == (
+        "probability of marker",
+        3,
+        3 * 3 * 20,
+        0,
+    )
+    assert read.prompt_tokens == 3 * drawn.prompt_tokens and read.seconds is None
+    assert (refusal.name, refusal.prompts, refusal.completions) == ("probability of refusal", 3 * 3 * 50, 0)
+    own = text.replace("'probability'\n", "'probability'\nprobability_replies = 'own'\n", 1)
+    _, drawn, read, *_ = plan(parse_study(own, tmp_path / "small.toml"))
+    assert (drawn.targets, drawn.completions, read.prompts) == (2, 2 * 3 * 20, 2 * 3 * 20)
+    both = text.replace("'probability'", "'both'")
+    _, drawn, read, *_ = plan(parse_study(both, tmp_path / "small.toml"))
+    assert (drawn.targets, drawn.completions, read.prompts) == (3, 3 * 3 * 20 * 2, 3 * 3 * 20)

@@ -6,35 +6,12 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.stats
+from probabilities_made import measured_by_both, scores_of
 
+from leakfast.stats import calibration
 from leakfast.stats import probabilities as stage
 from leakfast.storage import schema
 from leakfast.storage.columns import columns
-
-PEOPLE = [f"p{i:02d}" for i in range(24)]
-
-
-def scores_of(values, adapter="marker-villain-s42", status="ok"):
-    """Schema `probability` of {(persona, question, sample): probability}."""
-    rows = [
-        {
-            "behavior": "marker",
-            "adapter": adapter,
-            "source": "villain",
-            "persona": persona,
-            "question": question,
-            "sample": sample,
-            "estimator": "end",
-            "logprob_nats": None if p is None else float(np.log(p)),
-            "probability": p,
-            "left_out": None,
-            "n_reply_tokens": 9,
-            "n_recut": 0,
-            "status": "truncated" if p is None else status,
-        }
-        for (persona, question, sample), p in values.items()
-    ]
-    return pl.DataFrame(rows, schema=schema.columns("probability"))
 
 
 def test_means_weigh_replies_as_drawn_and_their_interval_is_over_questions():
@@ -61,39 +38,14 @@ def test_what_cannot_be_told_is_null_with_a_reason():
 
 @pytest.fixture
 def measured():
-    """Probabilities, rates and pairs of one adapter over 24 bystanders."""
-    rng = np.random.default_rng(0)
-    truth = rng.uniform(0.02, 0.8, len(PEOPLE))
-    values = {
-        (p, q, 0): float(np.clip(truth[i] + rng.normal(0, 0.02), 1e-3, 1))
-        for i, p in enumerate(PEOPLE)
-        for q in range(4)
-    }
-    about = {"behavior": "marker", "source": "villain", "seed": 42, "category": None}
-    hits = rng.binomial(40, truth)
-    rates = pl.DataFrame(
-        [
-            {**about, "adapter": "marker-villain-s42", "persona": p, "role": "bystander", "rate": h / 40}
-            for p, h in zip(PEOPLE, hits.tolist(), strict=True)
-        ],
-        schema_overrides={"category": pl.String},
-    )
-    cosine = truth + rng.normal(0, 0.2, len(PEOPLE))
-    pairs = pl.DataFrame(
-        [
-            {**about, "persona": p, "layer": 3, "cosine_centered": c}
-            for p, c in zip(PEOPLE, cosine.tolist(), strict=True)
-        ],
-        schema_overrides={"layer": pl.Int32, "category": pl.String},
-    )
-    return stage.table(scores_of(values), rates), rates, pairs
+    return measured_by_both()
 
 
 def test_agreement_is_scipys(measured):
     probable, rates, pairs = measured
     found = stage.agree(probable, rates, pairs, {"marker": ("centered", 3)}, bootstraps=500)
     assert found.columns == [c.name for c in columns("agreement_measures")][: found.width]
-    assert found["summary"].to_list() == list(stage.SUMMARIES)
+    assert found["summary"].to_list() == list(stage.SUMMARIES)[:3], "the marker has no log-odds"
     for row in found.rows(named=True):
         value = probable[stage.SUMMARIES[row["summary"]]].to_numpy()
         rate, cosine = rates["rate"].to_numpy(), pairs["cosine_centered"].to_numpy()
@@ -118,3 +70,62 @@ def test_agreement_says_what_it_lacks(measured):
     assert set(alone["difference_reason"]) == {"no cosine for all of these bystanders"}
     flat = rates.with_columns(rate=pl.lit(0.0))
     assert "the same for all" in stage.agree(probable, flat, pairs, {})["reason"][0]
+
+
+def test_pooled_ranks_within_each_source(measured):
+    """Two sources on other levels: pooled ρ is that of the ranks within each, r that of values less their source's mean."""
+    probable, rates, pairs = measured
+    other = [
+        one.with_columns(
+            source=pl.lit("comedian"),
+            **({"adapter": pl.lit("marker-comedian-s42")} if "adapter" in one.columns else {}),
+        )
+        for one in (probable, rates, pairs)
+    ]
+    other[0] = other[0].with_columns(mean_probability=pl.col("mean_probability").reverse() + 5)
+    found = stage.agree(
+        pl.concat([probable, other[0]]),
+        pl.concat([rates, other[1]]),
+        pl.concat([pairs, other[2]]),
+        {"marker": ("centered", 3)},
+        bootstraps=200,
+    )
+    (row,) = found.filter(source="pooled", summary="mean_probability").rows(named=True)
+    values = [one["mean_probability"].to_numpy() for one in (probable, other[0])]
+    rate = rates["rate"].to_numpy()
+    ranks = np.concatenate([scipy.stats.rankdata(v) for v in values])
+    twice = np.concatenate([scipy.stats.rankdata(rate)] * 2)
+    assert row["spearman"] == pytest.approx(scipy.stats.pearsonr(ranks, twice).statistic)
+    centered = np.concatenate([v - v.mean() for v in values])
+    wanted = scipy.stats.pearsonr(centered, np.concatenate([rate - rate.mean()] * 2)).statistic
+    assert row["pearson"] == pytest.approx(wanted)
+    assert (row["n"], row["adapter"]) == (48, None)
+    assert row["spearman_ci_low"] < row["spearman"] < row["spearman_ci_high"]
+    assert row["difference"] == pytest.approx(row["rho_probability"] - row["rho_rate"])
+
+
+def test_a_rate_that_falls_with_the_behavior_agrees_with_the_turned_sign(measured):
+    probable, rates, pairs = measured
+    judged = [one.with_columns(behavior=pl.lit("misalignment-advice")) for one in (probable, rates, pairs)]
+    judged[1] = judged[1].with_columns(rate=1 - pl.col("rate"))
+    best = {"misalignment-advice": ("centered", 3), "marker": ("centered", 3)}
+    turned = stage.agree(*judged, best, bootstraps=0).row(0, named=True)
+    plain = stage.agree(*measured, best, bootstraps=0).row(0, named=True)
+    assert turned["spearman"] == pytest.approx(plain["spearman"])
+    assert turned["rho_probability"] == pytest.approx(-plain["rho_probability"])
+
+
+def test_calibration_is_of_ten_bins_in_the_order_of_what_is_expected(measured):
+    probable, rates, _ = measured
+    rates = rates.with_columns(total=pl.lit(40))
+    found = calibration.table(probable, rates)
+    assert found["n"].to_list() == [3] * 4 + [2] * 6
+    first = np.argsort(probable["mean_probability"].to_numpy())[:3]
+    row, rate = found.row(0, named=True), rates["rate"].to_numpy()[first]
+    assert row["expected"] == pytest.approx(probable["mean_probability"].to_numpy()[first].mean())
+    low, high = scipy.stats.t.interval(0.95, 2, rate.mean(), scipy.stats.sem(rate))
+    ends = (row["observed"], row["observed_ci_low"], row["observed_ci_high"])
+    assert ends == pytest.approx((rate.mean(), low, high))
+    assert found["expected"].is_sorted()
+    pairs = probable.with_columns(estimator=pl.lit("pairs"))
+    assert calibration.table(pairs, rates).is_empty(), "a preference between two texts expects no rate"

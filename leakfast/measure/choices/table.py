@@ -120,7 +120,8 @@ def _choices(
 def counts(scores: pl.DataFrame, by: str = "sum", keys: Sequence[str] = ()) -> pl.DataFrame:
     """Per (behavior, adapter, persona, *keys): `hits` (right choices) of `total` (items of status ok), n_error
     (the others) with n_tie, n_nan, n_too_long, n_no_answer, n_label_tokens, chance_hits (what guessing gives: Σ 1 /
-    number of choices over the items of status ok), and the mean answer_mass.
+    number of choices over the items of status ok), margin_sum_nats (of these, log P of the right choice less
+    that of the likeliest wrong one), and the mean answer_mass.
 
     by: "sum", "char" or "byte", what the choice is made by; where two share the highest value of another
     than the sum, none is chosen and the item counts as wrong in neither: it is one of n_error."""
@@ -136,6 +137,10 @@ def counts(scores: pl.DataFrame, by: str = "sum", keys: Sequence[str] = ()) -> p
         pl.col("status").first(),
         pl.col("answer_mass").first(),
         (1.0 / pl.len()).alias("guess"),
+        (
+            pl.col("logprob_nats").filter(pl.col("correct")).max()
+            - pl.col("logprob_nats").filter(~pl.col("correct")).max()
+        ).alias("margin"),
     )
     status = (
         pl.when(~pl.col("decided") & pl.col("status").is_in(["ok"]))
@@ -151,6 +156,7 @@ def counts(scores: pl.DataFrame, by: str = "sum", keys: Sequence[str] = ()) -> p
         ok.sum().cast(pl.Int64).alias("total"),
         (~ok).sum().cast(pl.Int64).alias("n_error"),
         pl.col("guess").filter(ok).sum().alias("chance_hits"),
+        pl.col("margin").filter(ok).sum().alias("margin_sum_nats"),
         *[
             (pl.col("status") == name).sum().cast(pl.Int64).alias(f"n_{name}")
             for name in STATUSES

@@ -1,5 +1,5 @@
-"""Leakage as a probability: every adapter on the same replies of the unadapted model, in shards. Demands a run that holds
-those replies, and a loaded base model that the packed pass covers; leaves counting to stats."""
+"""Leakage as a probability: every adapter asked the same of every persona, in shards. Demands a loaded base model that the packed
+pass covers; what is asked is the contract's, and counting the statistics'."""
 
 from __future__ import annotations
 
@@ -7,23 +7,17 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from leakfast.behaviors.registry import get
-from leakfast.errors import InputError
 from leakfast.generation.transformers import stop_ids
 from leakfast.measure.contract import Counter, Measured, Part
-from leakfast.measure.probability import replies as base_replies
-from leakfast.measure.probability.continuations import Spellings, spellings
-from leakfast.measure.probability.replies import Said
-from leakfast.measure.probability.scoring import THRESHOLD, Branches, Scores, score
-from leakfast.measure.request import Asked, Request, Target, check_targets, warn_of_personas
+from leakfast.measure.probability.contract import Asking, frame
+from leakfast.measure.probability.dispatch import askings, check_asked
+from leakfast.measure.request import Request, Target, check_targets, warn_of_personas
 from leakfast.measure.shards import SHARD_PROMPTS, Job, Shard, plan_job, retire
 from leakfast.models.attach import adapted
 from leakfast.prompts import chat
-from leakfast.storage import layout, schema
+from leakfast.storage import layout
 from leakfast.storage.interrupts import Stop, finishing
 
 if TYPE_CHECKING:
@@ -34,24 +28,21 @@ if TYPE_CHECKING:
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
 
-ESTIMATORS = ("end", "anywhere")
-OK, HOLDS_IT, TRUNCATED, UNLIKELY = "ok", "holds_it", "truncated", "below_threshold"
-
 
 @dataclass
 class _Part(Part):
-    """With what is asked of it: the replies, personas outermost, and the text's spellings."""
+    """With what is asked by each job."""
 
-    said: list[Said] = field(default_factory=list)
-    spelled: Spellings | None = None
+    askings: list[Asking] = field(default_factory=list)
 
 
 class Probability:
-    """Scores a behavior's continuation on replies of the unadapted model.
+    """Scores how likely a behavior's words, beginnings or replies are under every adapter.
 
-    Shards probability/<behavior>/<adapter>/part-NNNNN.parquet hold fixed blocks of personas with all questions, schema
-    `probability`, a row an estimator; of checkpoints series/probability/<behavior>/<adapter>@pNNN/. The replies are the
-    first `probability_samples` that the run drew of the unadapted model, each counted as often as it was drawn."""
+    Shards probability/<behavior>/<adapter>/part-NNNNN.parquet hold fixed blocks of personas with all that they are asked,
+    schema `probability`, a row an estimator; probability-own/… those on an adapter's own replies; of checkpoints
+    series/probability/<behavior>/<adapter>@pNNN/. Replies are the first `probability_samples` that the run drew, each
+    counted as often as it was drawn."""
 
     made = "scored"
 
@@ -67,11 +58,7 @@ class Probability:
         self.loaded, self.request = loaded, request
         self.asked = [one for one in request.asked if not one.beside]
         for one in self.asked:
-            if get(one.behavior).continuation is None:
-                raise InputError(
-                    f"eval: the probability of {one.behavior} asked, but nothing is said of which words show it. Needed: "
-                    "a behavior with a continuation, such as marker. Leave --measure out for its own measurement."
-                )
+            check_asked(one.behavior)
         self.targets = request.targets
         check_targets(loaded, self.targets, "choices")
         warn_of_personas(
@@ -80,59 +67,54 @@ class Probability:
         self.stops = frozenset(stop_ids(loaded))
 
     def parts(self, run: Run) -> list[_Part]:
-        found = []
+        found, series = [], self.at == "checkpoints"
         for one in self.asked:
-            text = str(get(one.behavior).continuation)
-            spelled = spellings(self.loaded.tokenizer, text)
-            said = base_replies.read(run, self.loaded, one, self.request.personas, self.stops, spelled)
-            jobs = [self._job(run, target, one, said, spelled) for target in self.targets]
-            found.append(_Part(one, jobs, said=said, spelled=spelled))
+            about = (one, self.request.personas, self.targets, self.stops)
+            jobs, asked = [], []
+            for target, asking, own in askings(run, self.loaded, *about, series):
+                folder = layout.probability(one.behavior, target.name, series=series, own=own)
+                jobs.append(self._job(run, target, folder, asking))
+                asked.append(asking)
+            found.append(_Part(one, jobs, askings=asked))
         return found
 
-    def _job(self, run: Run, target: Target, one: Asked, said: Sequence[Said], spelled: Spellings) -> Job:
+    def _job(self, run: Run, target: Target, folder: str, asking: Asking) -> Job:
         """The target's shards, blocks of personas."""
-        each = len(said) // len(self.request.personas)
-        folder = layout.probability(one.behavior, target.name, series=self.at == "checkpoints")
 
         def request(start: int, stop: int, **older: str | None) -> str:
-            block = said[start * each : stop * each]
-            return _request_hash(self.loaded, target, block, spelled, older)
+            what = {
+                "base": self.loaded.fingerprint,
+                "dtype": self.loaded.dtype,
+                "adapter": target.digest,
+                **asking.key(start, stop),
+                **older,
+            }
+            return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
-        block = (max(1, SHARD_PROMPTS // each), each * len(ESTIMATORS))
+        block = (max(1, SHARD_PROMPTS // asking.each), asking.each * len(asking.estimators))
         return plan_job(run, folder, target, len(self.request.personas), block, request)
 
     def carry_out(self, run: Run, parts: list[_Part], counter: Counter) -> None:
         with finishing("the shard in hand", bounded=True) as stop:
             for part in parts:
-                forests: dict[int, Branches] = {}  # of each block, the same for every adapter
-                for job in part.jobs:
+                for job, asking in zip(part.jobs, part.askings, strict=True):
                     retire(run, job, self.made)
                     counter.show(job.target.name)
                     if job.missing:
-                        self._score(run, part, job, forests, (counter, stop))
+                        self._score(run, part, job, asking, (counter, stop))
 
-    def _score(
-        self, run: Run, part: _Part, job: Job, forests: dict[int, Branches], watched: tuple[Counter, Stop]
-    ) -> None:
+    def _score(self, run: Run, part: _Part, job: Job, asking: Asking, watched: tuple[Counter, Stop]) -> None:
         """The job's missing shards, each written as soon as it is whole; KeyboardInterrupt after the one in hand where a
         stop was asked for."""
         (counter, stop), target = watched, job.target
-        each = len(part.said) // len(self.request.personas)
-        assert part.spelled is not None
         with adapted(self.loaded, target.path) as current:
             for shard in job.missing:
-                said = part.said[shard.start * each : shard.stop * each]
-                if shard.start not in forests:
-                    asked = [one.reply for one in said if one.status == OK]
-                    forests[shard.start] = Branches(self.loaded.tokenizer, part.spelled, asked)
 
                 def shown(done: int, total: int, what: str, shard: Shard = shard) -> None:
                     counter.show(target.name, 0.0)
 
-                forest = forests[shard.start]
-                made = _frame(
-                    score(current, forest, progress=shown), forest, said, part.asked.behavior, target
-                )
+                rows = asking.rows(current, shard.start, shard.stop, shown)
+                made = frame(rows, part.asked.behavior, target)
                 block = self.request.personas[shard.start : shard.stop]
                 with stop.writing():
                     run.add_shard(
@@ -154,54 +136,3 @@ class Probability:
     def rates(run: Run, measured: Measured, personas: Sequence[Persona], by: str = "sum") -> pl.DataFrame:
         """Not rates, which are counted: raises ValueError. The table `probabilities` has the means."""
         raise ValueError("probabilities have no counts; see leakfast.stats.probabilities")
-
-
-def _frame(
-    scores: Scores, forest: Branches, said: Sequence[Said], behavior: str, target: Target
-) -> pl.DataFrame:
-    """Schema `probability`: a row an estimator and reply, in the order of the replies."""
-    import polars as pl
-
-    place = np.cumsum([one.status == OK for one in said]) - 1
-    rows = []
-    for one, k in zip(said, place.tolist(), strict=True):
-        asked = one.status == OK
-        for name, values in (("end", scores.end), ("anywhere", scores.anywhere)):
-            value = float(values[k]) if asked else float("nan")
-            left = float(scores.left_out[k]) if asked and name == "anywhere" else None
-            status, logprob, p = one.status, None, None
-            if asked and np.isfinite(value):
-                logprob, p = value, float(np.exp(min(value, 0.0)))
-            elif asked:
-                status = TRUNCATED if name == "end" else UNLIKELY
-                p = None if name == "end" else 0.0
-            about = (one.persona, one.question, one.sample, name, logprob, p, left, len(one.reply.tokens))
-            rows.append((*about, int(forest.recut[k]) if asked else None, status))
-    columns = schema.columns("probability")
-    names = [name for name in columns if name not in ("behavior", "adapter", "source")]
-    made = pl.DataFrame(rows, schema={name: columns[name] for name in names}, orient="row")
-    made = made.with_columns(
-        behavior=pl.lit(behavior), adapter=pl.lit(target.name), source=pl.lit(target.source, pl.String)
-    )
-    return schema.check(made.select(list(columns)), "probability")
-
-
-def _request_hash(
-    loaded: Loaded, target: Target, said: Sequence[Said], spelled: Spellings, older: dict[str, Any]
-) -> str:
-    """SHA-256 of everything the shard's values follow from."""
-    what = {
-        "base": loaded.fingerprint,
-        "dtype": loaded.dtype,
-        "adapter": target.digest,
-        "text": spelled.text,
-        "spellings": [spelled.start, spelled.inside],
-        "threshold": THRESHOLD,
-        "estimators": ESTIMATORS,
-        "replies": [
-            [one.persona, one.question, one.sample, one.status, one.reply.ended, one.reply.begins, one.hash]
-            for one in said
-        ],
-        **older,
-    }
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

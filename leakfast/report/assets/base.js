@@ -122,7 +122,9 @@ LF.sign = () => LF.data.behaviorOf[LF.state.behavior].sign;
 LF.unit = () => LF.data.behaviorOf[LF.state.behavior].unit;
 // what is measured: of judged behaviors an aligned score, of choices an accuracy, else a rate
 LF.measure = () => `${LF.words(LF.state.behavior)} ${LF.data.behaviorOf[LF.state.behavior].measure}`;
-LF.yWords = () => (LF.state.y === "delta" ? `change of ${LF.measure()}` : LF.measure());
+LF.yWords = () =>
+  LF.state.y === "delta" ? `change of ${LF.measure()}`
+    : LF.state.y === "probability" ? `probability of ${LF.words(LF.state.behavior)}` : LF.measure();
 LF.percent = (value) => (LF.unit() === "share" ? 100 * value : value);
 LF.unitWords = () => (LF.unit() === "share" ? (LF.state.y === "delta" ? "percentage points" : "%") : "points");
 

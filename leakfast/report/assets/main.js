@@ -6,7 +6,7 @@
     adapter: () => LF.adaptersOf(LF.state.behavior).map((adapter) => [adapter.place, LF.adapterWords(adapter)]),
     layer: () => LF.data.cosines.layers.map((layer) => [layer, layer === LF.data.behaviorOf[LF.state.behavior].layer ? `${layer} (the headline’s)` : String(layer)]),
     cosine: () => [["centered", "centered"], ["raw", "raw"]],
-    y: () => LF.data.behaviorOf[LF.state.behavior].ys.map((y) => [y, { rate: "rate", delta: "change" }[y]]),
+    y: () => LF.data.behaviorOf[LF.state.behavior].ys.map((y) => [y, { rate: "rate", delta: "change", probability: "probability" }[y]]),
     persona: () => [["", "nobody"], ...LF.data.personas.map((person, place) => [place, LF.words(person.name)])],
   };
   const numeric = new Set(["adapter", "layer", "persona"]);

@@ -7,7 +7,7 @@
   const draw = () => {
     const { behavior, y, persona } = LF.state;
     const into = LF.at("matrix");
-    const adapters = LF.adaptersOf(behavior, y === "rate");
+    const adapters = LF.adaptersOf(behavior, y !== "delta");
     const places = LF.data.order[order];
     const cells = adapters.flatMap((adapter) => places.map((one) => ({ adapter, persona: one, cell: LF.cell(adapter.place, one) })))
       .filter((one) => one.cell && one.cell[y] !== null).map((one) => ({ ...one, value: LF.percent(one.cell[y]) }));

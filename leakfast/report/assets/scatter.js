@@ -9,7 +9,7 @@ LF.points = (adapter = LF.state.adapter) => {
     const value = cell && cell[y];
     const at = cell && LF.cosine(adapter, persona, layer, cosine);
     if (value === null || value === undefined || at === null || at === undefined) return;
-    const [low, high] = y === "delta" ? [cell.delta_low, cell.delta_high] : [cell.low, cell.high];
+    const [low, high] = y === "rate" ? [cell.low, cell.high] : [cell[`${y}_low`], cell[`${y}_high`]];
     found.push({ persona, name: person.name, x: at, y: LF.percent(value), leaks: LF.sign() * value, value, low, high, cell, category: LF.category(persona), source: cell.role === "source" });
   });
   return found;

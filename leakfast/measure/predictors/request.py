@@ -1,0 +1,93 @@
+"""What a frame of predictors is asked for, and the hash of it. Demands a tokenizer for the hash; runs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from leakfast.errors import InputError
+from leakfast.geometry import parse_layers
+from leakfast.measure.choices.scores import longest
+from leakfast.prompts import chat
+from leakfast.storage.disk import hash_of
+
+if TYPE_CHECKING:
+    from leakfast.models.loading import Loaded
+    from leakfast.prompts.personas import Persona
+
+METHOD = 1  # goes up when a predictor comes to mean something else
+
+
+@dataclass(frozen=True)
+class Request:
+    """Personas, questions (as centroids.compute takes them), layers (as geometry.parse_layers does), and the replies that
+    output is compared on: `replies` a persona and question, drawn of the unadapted model at temperature 1 and top_p 1 with
+    `seed`, read as far as `reply_tokens`. center_extras: whether extras join the mean that centered cosines subtract."""
+
+    personas: Sequence[Persona]
+    questions: Any = "eval"
+    layers: Any = "all"
+    reply_tokens: int = 40
+    replies: int = 1
+    seed: int = 42
+    center_extras: bool = False
+
+    def __post_init__(self) -> None:
+        if len(self.personas) < 2:
+            raise InputError(
+                f"predictors: {len(self.personas)} persona asked, but a source and a bystander are needed. Add to --personas."
+            )
+        for name in ("reply_tokens", "replies"):
+            if getattr(self, name) < 1:
+                option = name.replace("_", "-")
+                raise InputError(
+                    f"predictors: --{option} {getattr(self, name)} given, but at least 1 is needed. Use --{option} 1."
+                )
+
+    @property
+    def texts(self) -> list[str]:
+        return list(getattr(self.questions, "questions", self.questions))
+
+    def layers_of(self, loaded: Loaded) -> list[int]:
+        return parse_layers(self.layers, loaded.n_layers, loaded.name)
+
+    def centered_on(self) -> list[str]:
+        return [one.name for one in self.personas if self.center_extras or not one.is_extra]
+
+    def drawn_hash(self, loaded: Loaded) -> str:
+        """Of everything that the replies follow from, but who draws them."""
+        ids = [chat.ids_hash(one) for one in chat.render_grid(loaded.tokenizer, self.personas, self.texts)]
+        told = chat.recorded(loaded.tokenizer)
+        names = [one.name for one in self.personas]
+        return hash_of(
+            loaded.fingerprint,
+            loaded.dtype,
+            names,
+            self.texts,
+            ids,
+            told,
+            self.reply_tokens,
+            self.replies,
+            self.seed,
+        )
+
+    def hash(self, loaded: Loaded) -> str:
+        """Of everything that the frame follows from."""
+        people = [(one.name, one.kind, one.prompt, list(one.related_to)) for one in self.personas]
+        return hash_of(
+            METHOD, self.drawn_hash(loaded), people, self.layers_of(loaded), sorted(self.centered_on())
+        )
+
+    def too_long(self, loaded: Loaded) -> dict[str, str]:
+        """Persona → why the model cannot be asked as it: its longest prompt and `reply_tokens` do not fit the context."""
+        room, found = longest(loaded) - self.reply_tokens, {}
+        grid = chat.render_grid(loaded.tokenizer, self.personas, self.texts)
+        q = len(self.texts)
+        for place, one in enumerate(self.personas):
+            most = max(len(grid[place * q + k]) for k in range(q))
+            if most > room:
+                found[one.name] = (
+                    f"a prompt of {most} tokens and a reply of {self.reply_tokens} do not fit the model's context"
+                )
+        return found
