@@ -35,6 +35,10 @@ class Head:
     def device(self) -> torch.device:
         return self.weight.device
 
+    def scaled(self, states: torch.Tensor) -> torch.Tensor:
+        """States whose product with the weight is the logits, where there is no cap and no bias."""
+        return states if self.scale == 1 else states * self.scale
+
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """(R, D) states → (R, V) float32."""
         found = torch.nn.functional.linear(states, self.weight, self.bias).float() * self.scale
@@ -44,8 +48,7 @@ class Head:
         """log P of tokens asked (R, C) int64 after states (R, D): (R, C) float32, nats. By the kernel, without logits,
         unless the head caps or has a bias: then of as many rows at once as fit in 64 MiB."""
         if self.cap is None and self.bias is None:
-            given = states if self.scale == 1 else states * self.scale
-            return choice_logprobs(given, self.weight, asked)[0]
+            return choice_logprobs(self.scaled(states), self.weight, asked)[0]
         step = max(1, _LOGITS // len(self.weight))
         parts = []
         for first in range(0, len(states), step):
@@ -112,7 +115,10 @@ def _hold(loaded: Loaded, net: Any, scale: float, cap: float | None) -> None:
     raise unfit(_PART, loaded, "whose logits are made otherwise than by its head, a scale and a cap")
 
 
-def check(loaded: Loaded) -> None:
-    """Raises ModelError, as `head_of` and passes.decoder, before anything is begun."""
+def check(loaded: Loaded, plain: bool = False) -> None:
+    """Raises ModelError, as `head_of` and passes.decoder, before anything is begun. plain: nor for a head that caps its
+    logits or adds a bias, which distributions as a whole are not compared through."""
     decoder(loaded)
-    head_of(loaded)
+    head = head_of(loaded)
+    if plain and (head.cap is not None or head.bias is not None):
+        raise unfit("engine", loaded, "whose head caps its logits or has a bias")

@@ -147,22 +147,24 @@ def span_means(
     Equal to `output_of_block_L(sequence)[-last[i]:].float().mean(0)`, in float32 and a fixed order; what sequences share
     at their beginnings is computed once a batch. Raises as `final_states`."""
     model = decoder(loaded)
-    layers = _checked(layers, len(model.layers))
+    layers = _checked(layers, len(packs.stack(model)[1]))
     counts = np.asarray(last, np.int64)
     if counts.shape != (len(sequences),) or not all(
         1 <= n <= len(one) for n, one in zip(counts.tolist(), sequences, strict=True)
     ):
         raise ValueError("last must lie between 1 and each sequence's length")
 
-    def run(pack: packs.Pack) -> torch.Tensor:
+    def run(pack: Batch) -> torch.Tensor:
         device = pack.rows.device
         places = attention.put(pack.places.astype(np.int64), device)
         ends = attention.put(np.concatenate([[0], np.cumsum(pack.counts)]).astype(np.int64), device)
-        with packs.measuring(model), torch.inference_mode():
-            found = {}
-            for layer, states, rows in packs.blocks(model, pack, layers):
-                spans = packs.wanted(states, rows).index_select(0, places)
-                found[layer] = ops.segment_means(spans, ends)
+        found = {}
+
+        def take(layer: int, states: torch.Tensor, rows: torch.Tensor | None) -> None:
+            found[layer] = ops.segment_means(packs.wanted(states, rows).index_select(0, places), ends)
+
+        with torch.inference_mode():
+            pack.through(model, layers, take)
             return torch.stack([found[layer] for layer in layers], 1)
 
     means = np.empty((len(sequences), len(layers), model.config.hidden_size), np.float32)

@@ -23,15 +23,15 @@ def loaded(tiny_qwen3):
 
 def failing_beyond(monkeypatch, most):
     """A device that holds `most` packed rows: more raise what torch raises."""
-    real, seen = packs.blocks, []
+    real, seen = packs.Pack.through, []
 
-    def blocks(model, pack, layers):
+    def through(pack, *more):
         seen.append(pack.tokens.shape[1])
         if seen[-1] > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nmore")
-        return real(model, pack, layers)
+        return real(pack, *more)
 
-    monkeypatch.setattr(packs, "blocks", blocks)
+    monkeypatch.setattr(packs.Pack, "through", through)
     return seen
 
 
@@ -60,16 +60,18 @@ def test_out_of_memory_half_way_through_a_batch_counts_nothing_twice(loaded, mon
     sequences = [rng.integers(0, 300, n).tolist() for n in rng.integers(4, 12, 30)]
     segments = np.arange(30) % 4
     states = passes.last_token_states(loaded, sequences, [0, 2])
-    real, failed = packs.blocks, []
+    real, failed = packs.Pack.through, []
 
-    def blocks(model, pack, layers):
-        for number, found in enumerate(real(model, pack, layers)):
-            if number and pack.tokens.shape[1] > 40:
+    def through(pack, model, layers, take):
+        def takes(layer, *more):
+            if layer and pack.tokens.shape[1] > 40:
                 failed.append(pack.tokens.shape[1])
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            yield found
+            take(layer, *more)
 
-    monkeypatch.setattr(packs, "blocks", blocks)
+        return real(pack, model, layers, takes)
+
+    monkeypatch.setattr(packs.Pack, "through", through)
     sums, squares = passes.last_token_sums(loaded, sequences, [2, 0], segments, budget_tokens=100)
     assert failed
     for column, at in ((0, 1), (1, 0)):  # layers in the order asked
@@ -81,14 +83,14 @@ def test_out_of_memory_half_way_through_a_batch_counts_nothing_twice(loaded, mon
 
 def test_what_says_out_of_memory_in_words_alone_counts_and_other_errors_do_not(loaded, monkeypatch, caplog):
     expected = passes.last_token_states(loaded, PROMPTS, [0])
-    real, words = packs.blocks, ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"]
+    real, words = packs.Pack.through, ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"]
 
-    def blocks(model, pack, layers):
+    def through(pack, *more):
         if pack.tokens.shape[1] > 12:
             raise RuntimeError(words[0])
-        return real(model, pack, layers)
+        return real(pack, *more)
 
-    monkeypatch.setattr(packs, "blocks", blocks)
+    monkeypatch.setattr(packs.Pack, "through", through)
     got = passes.last_token_states(loaded, PROMPTS, [0], budget_tokens=100)
     assert "CUBLAS_STATUS_ALLOC_FAILED" in caplog.text
     assert relative(torch.from_numpy(got), torch.from_numpy(expected)) <= 1e-5

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from leakfast.progress import Progress
 if TYPE_CHECKING:
     import torch
 
+    from leakfast.forward.head import Head
     from leakfast.models.loading import Loaded
 
 BLOCK_BYTES = 1 << 28  # states held at once
@@ -75,9 +76,11 @@ def along(
                 own.append(rows[reply.of, span])
                 other.append(rows[p, span])
                 cell.append(np.full(len(reply.tokens), number * len(prompts) + p))
+    from leakfast.forward.head import head_of
+
     sums = np.zeros((len(replies) * len(prompts), 3))
     if own:
-        values = _of_pairs(states, np.concatenate(own), np.concatenate(other), _head(loaded))
+        values = _of_pairs(states, np.concatenate(own), np.concatenate(other), head_of(loaded))
         where = np.concatenate(cell)
         for k in range(3):
             sums[:, k] = np.bincount(where, weights=values[k], minlength=len(sums))
@@ -116,7 +119,7 @@ def _states(
     return torch.cat(kept), rows, starts
 
 
-def _of_pairs(states: torch.Tensor, own: np.ndarray, other: np.ndarray, head: torch.Tensor) -> np.ndarray:
+def _of_pairs(states: torch.Tensor, own: np.ndarray, other: np.ndarray, head: Head) -> np.ndarray:
     """(3, M) float32 of M pairs of rows; what a pair and its mirror have in common is computed once."""
     import torch
 
@@ -131,13 +134,8 @@ def _of_pairs(states: torch.Tensor, own: np.ndarray, other: np.ndarray, head: to
         for start in range(0, len(keys), _PAIRS):
             span = slice(start, start + _PAIRS)
             sides = [states.index_select(0, put(rows[span], states.device)) for rows in (first, second)]
-            found[:, span] = torch.stack(divergences(*sides, head)).cpu().numpy()
+            found[:, span] = torch.stack(divergences(*map(head.scaled, sides), head.weight)).cpu().numpy()
     found = found[:, which.reshape(-1)]
     turned = own > other
     found[:2, turned] = found[1::-1, turned]
     return found
-
-
-def _head(loaded: Loaded) -> Any:
-    """(V, D) weight of the unadapted model's output head."""
-    return loaded.model.get_output_embeddings().weight.detach()

@@ -48,11 +48,11 @@ def predictors(
     a model that the packed pass does not cover, StoreError where it cannot write."""
     import polars as pl
 
-    from leakfast.forward.passes import decoder
+    from leakfast.forward.head import check
 
     if loaded.adapter_hash is not None:
         raise ValueError("predictors are of the unadapted model; give the base")
-    decoder(loaded)  # says which models it takes
+    check(loaded, plain=True)  # says which models it takes
     layers, digest, path = request.layers_of(loaded), request.hash(loaded), layout.predictors()
     if _is_of(run, path, digest):
         return pl.read_parquet(run.path / path)
