@@ -23,6 +23,9 @@ from leakfast.stats import (
     means,
     mixed,
     picked,
+    predictors,
+    predictors_held_out,
+    predictors_skill,
     probabilities,
     question_sets,
     relations,
@@ -75,6 +78,8 @@ TABLES = {
     "matrix_tests": "QAP and multiple-regression QAP of leakage on cosine, shared words and length",
     "mixed": "logistic mixed model: log-odds per 0.1 of cosine with length, baseline and words beside it; each source's slope",
     "predicted": "leave-one-source-out prediction from geometry, against the mean and shared words",
+    "predictors_skill": "ρ of leakage with every predictor at every layer, within categories, with a p that pays for all",
+    "predictors_held_out": "each predictor on sources left out: ρ, deviance, and both less the centered cosine's",
     "probabilities": "how likely the behavior's words are on the unadapted model's replies, per persona",
     "agreement_measures": "probability against sampled rate per source: ρ, r, and what ρ with the cosine each gives",
     "verdicts": "the study's rules with the numbers that decide them",
@@ -155,6 +160,7 @@ def further(
         behavior: headline(rates, correlations, behavior, asked.layer)
         for behavior in rates["behavior"].unique(maintain_order=True)
     }
+    tables |= of_predictors(found, rates, draws)
     tables["probabilities"] = (probable := probabilities.table(found.probability, rates))
     tables["agreement_measures"] = probabilities.agree(probable, rates, pairs, best, *draws[1:])
     if pairs.height:
@@ -179,6 +185,17 @@ def further(
             found.published, rates, correlations, tables.get("related", correlations.clear()), "marker"
         )
     return {name: tables[name] for name in TABLES if name in tables and tables[name].height}
+
+
+def of_predictors(
+    found: Collected, rates: pl.DataFrame, draws: Draws, permute: int | None = None
+) -> dict[str, pl.DataFrame]:
+    """The tables of predictors; permute: with the personas' labels in what was measured shuffled from that seed."""
+    parts = list(predictors.compared(rates, found.questions, predictors.of_run(found), permute))
+    return {
+        "predictors_skill": predictors_skill.table(parts, *draws),
+        "predictors_held_out": predictors_held_out.table(parts, *draws[1:]),
+    }
 
 
 def _shuffled(draws: Draws) -> tuple[int, int, int | None]:

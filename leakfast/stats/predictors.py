@@ -16,15 +16,13 @@ import numpy as np
 import polars as pl
 
 from leakfast.stats import confounds, resample, summary, ties, two_way
-from leakfast.stats.collect import People
+from leakfast.stats.collect import Collected, People
 from leakfast.stats.pairs import cosines
 from leakfast.storage.seeds import derive_seed
 
 if TYPE_CHECKING:
     from leakfast.geometry import Centroids
-    from leakfast.storage.run import Run
 
-FOLDER = "predictors"  # predictors/…, or predictors.parquet
 REFERENCE = "cosine_centered"
 FAMILIES = ("geometry", "output", "text")
 LENGTH, WORDS = ("token_length_difference", "word_length_difference"), ("jaccard",)
@@ -36,13 +34,13 @@ FRAME: dict[str, Any] = {
 }
 
 
-def read(run: Run) -> pl.DataFrame:
-    """The frame of predictors of a run, the columns FRAME; without rows where none was made."""
-    there = [path for name in (FOLDER, f"{FOLDER}.parquet") for path in run.shards(name)]
-    frames = [
-        run.read(path).select(pl.col(name).cast(kind) for name, kind in FRAME.items()) for path in there
-    ]
-    return pl.concat(frames) if frames else pl.DataFrame(schema=FRAME)
+def of_run(found: Collected) -> pl.DataFrame:
+    """Columns FRAME of a run: its frame of predictors, or where none was made its cosines and what words tell, of the trained
+    sources."""
+    if found.predictors.height:
+        return _as_frame(found.predictors)
+    sources = found.rates.filter(role="bystander")["source"].unique(maintain_order=True).to_list()
+    return pl.concat([of_cosines(found.pairs), of_text(found.people, sources)])
 
 
 def of_centroids(centroids: Centroids, sources: list[str]) -> pl.DataFrame:
@@ -64,6 +62,11 @@ def of_cosines(table: pl.DataFrame) -> pl.DataFrame:
     long = here.unpivot(names, index=["source", "persona", "layer"], variable_name="predictor")
     long = long.filter(pl.col("source") != pl.col("persona"))
     return _as_frame(long.with_columns(family=pl.lit("geometry"), orientation=pl.lit(1, pl.Int8)))
+
+
+def of_frame(frame: pl.DataFrame) -> pl.DataFrame:
+    """The columns FRAME of a frame of predictors; without rows where it has no columns."""
+    return _as_frame(frame) if frame.width else pl.DataFrame(schema=FRAME)
 
 
 def of_text(people: People, sources: list[str]) -> pl.DataFrame:
