@@ -220,7 +220,8 @@ _KINDS = {
     "judge prompt_version raw detail text_sha256 health health_of reason ci_reason bb_reason delta_reason delta_method "
     "difference_reason both_reason cross_fitted_reason interval_reason method resampling_unit family cosine y over "
     "control words_of against "
-    "predictor taken_out within_reason partial_reason deviance_reason left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
+    "predictor taken_out within_reason partial_reason deviance_reason "
+    "left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
     "file subset compared agree_reason measure estimator summary size geometry prompt_length_in",
 }
 _DTYPES = {name: kind for kind, names in _KINDS.items() for name in names.split()}

@@ -7,7 +7,6 @@ _BOTH = {
     "family": "geometry, output or text",
     "y": "what leakage is read from: delta where the unadapted model was measured, else rate",
     "direction": "sign of y that is more of the behavior, by which y is multiplied",
-    "deviance_reason": "why there is no deviance, or no difference of it",
 }
 _SKILL = {
     "layer": "decoder block, counted from 0; null of a predictor without layers",
@@ -39,6 +38,7 @@ _HELD_OUT = {
     "difference_reason": "why there is no difference, or no interval of it",
 }
 PREDICTING = {
+    "deviance_reason": "why there is no deviance, or no difference of it",
     **{
         f"{table}.{name}": words
         for table in ("predictors_skill", "predictors_held_out")
