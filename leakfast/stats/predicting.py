@@ -20,7 +20,7 @@ from scipy.special import bdtr, expit, stdtrit
 
 from leakfast.stats import logistic_mixed
 
-NODES = 200  # quantiles that a mean over the predictive distribution is taken of; even, so that none is the median
+NODES = 100  # quantiles that a mean over the predictive distribution is taken of; even, so that none is the median
 FEWEST = 3  # sources below which an interval says next to nothing
 LEVEL = 0.9
 MIN_PAIRS = 10
