@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 REFERENCE = "cosine_centered"
 FAMILIES = ("geometry", "output", "text")
-LENGTH, WORDS = ("token_length_difference", "word_length_difference"), ("jaccard",)
+LENGTH = ("prompt_tokens", "token_length_difference", "word_length_difference")
+WORDS = ("jaccard",)
 FRAME: dict[str, Any] = {
     **dict.fromkeys(("source", "persona", "predictor", "family"), pl.String),
     "layer": pl.Int32,
