@@ -113,7 +113,12 @@ def cli(
     if permute is not None:
         from leakfast.cli.predictors_shown import show_permuted
 
-        drawn = {k: v for k, v in asked.items() if k != "layer" and v is not None} | {"workers": threads}
+        if layer is not None or rules or embeddings:
+            raise click.UsageError(
+                "--permute shows the tables of predictors alone, which --layer, --rules and --embeddings do not change. "
+                "Leave these out."
+            )
+        drawn = {k: v for k, v in asked.items() if v is not None} | {"workers": threads}
         return show_permuted(run, permute, drawn, name, form="json" if as_json else form, full=full)
     asked |= {"rules": rules, "embeddings": embeddings}
     asked = {key: value for key, value in asked.items() if value is not None}

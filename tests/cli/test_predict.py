@@ -158,5 +158,6 @@ def test_labels_are_shuffled_for_the_tables_of_predictors_alone_and_nothing_is_k
     assert other["predictors_skill"] != told["predictors_skill"]
     assert "Nothing was kept" in asked(capsys, *words)
     assert asked(capsys, *words, "--table", "predictors_held_out", "--csv").startswith("behavior,seed,source")
-    assert "predictors_skill alone" not in asked(capsys, *words, "--table", "rates", code=2)
+    assert "--table predictors_held_out" in asked(capsys, *words, "--table", "rates", code=2)
+    assert "do not change" in asked(capsys, *words, "--layer", "0", code=2)
     assert {k: v[1] for k, v in shown_runs.tree(run.path).items()} == {k: v[1] for k, v in before.items()}
