@@ -32,7 +32,8 @@ _HELD_OUT = {
     "spearman": "ρ of the prediction with y; pooled, of the mean of Fisher's z over the sources left out",
     "spearman_low": "95 % bootstrap over personas; pooled, t over sources, personas and questions",
     "spearman_high": "its upper end",
-    "difference": "ρ less that of the centered cosine, whose layer was picked in the same way",
+    "difference": "ρ less that of the centered cosine, whose layer was picked in the same way; pooled, the plain mean of these, "
+    "which need not be the difference of two means on Fisher's scale",
     "difference_low": "95 % interval as of spearman, personas drawn on both sides at once",
     "difference_high": "its upper end",
     "difference_reason": "why there is no difference, or no interval of it",
