@@ -40,6 +40,7 @@ PACKAGES = [
     "leakfast.world",
     "leakfast.kernels",
     "leakfast._configs",
+    "leakfast._configs.openings",
     "leakfast._configs.published",
 ]
 
@@ -47,12 +48,14 @@ PACKAGE_DIR = {
     "leakfast": "leakfast",
     "leakfast.kernels": "kernels",
     "leakfast._configs": "configs",
+    "leakfast._configs.openings": "configs/openings",
     "leakfast._configs.published": "configs/published",
 }
 
 PACKAGE_DATA = {
     "leakfast": ["py.typed"],
     "leakfast._configs": ["*.toml"],
+    "leakfast._configs.openings": ["*.toml"],
     "leakfast._configs.published": ["*.toml"],
     "leakfast.organism": ["weights/*"],
     "leakfast.world": ["*.toml"],

@@ -1,4 +1,4 @@
-"""How replies begin that show a behavior, and how those begin that do not: lists of configs/openings.toml, or of a user's own
+"""How replies begin that show a behavior, and how those begin that do not: lists of configs/openings/refusal-sycophancy.toml, or of a user's own
 file. Demands nothing; leaves how they are spelled in tokens, and how likely they are, to measure.probability."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from leakfast.behaviors.detectors import expanded
 from leakfast.errors import InputError
 from leakfast.storage.documents import did_you_mean, find_shipped, read_document, resource
 
-SHIPPED = "openings.toml"
+SHIPPED = "openings/refusal-sycophancy.toml"
 _LISTS = ("openings", "alternatives")
 FIRST_TOKENS = 12
 

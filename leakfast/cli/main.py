@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fetch": ("leakfast.cli.fetch", "Fetch a list of multiple-choice items, or a small chat model."),
     "import": ("leakfast.cli.import_", "Turn the results of another study into a run directory."),
     "stats": ("leakfast.cli.stats", "Compute rates, pairs and correlations of a run."),
+    "predict": ("leakfast.cli.predict", "Expect who will show a behavior, before it is trained."),
     "show": ("leakfast.cli.show", "Look at a run on the terminal: headline, leaks, completions, progress."),
     "report": ("leakfast.cli.report", "Write the HTML report of a run, or of two."),
     "export": ("leakfast.cli.export", "Share a run: Inspect logs, Weights & Biases, the Hugging Face Hub."),

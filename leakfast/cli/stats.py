@@ -54,6 +54,13 @@ MANY_LAYERS = 10  # more than these, and the table of layers has a row for each
     help="Similarities to control for: CSV or Parquet with source, persona, similarity (a row a pair), or with "
     "persona and a number column for each dimension (a row a persona).",
 )
+@click.option(
+    "--permute",
+    type=int,
+    metavar="SEED",
+    help="Shuffle the personas' labels in what was measured and show the tables of predictors alone, in which nothing can "
+    "predict but by chance. Nothing is kept.",
+)
 @click.option("--table", "name", help="One table by name, in place of all (--json) or the headline rows.")
 @click.option("--full", is_flag=True, help="Every digit, in place of four significant ones.")
 @click.option("--json", "as_json", is_flag=True, help="Print all tables (or --table) as JSON, every digit.")
@@ -70,6 +77,7 @@ def cli(
     threads: int | None,
     rules: Path | None,
     embeddings: Path | None,
+    permute: int | None,
     name: str | None,
     full: bool,
     as_json: bool,
@@ -102,6 +110,16 @@ def cli(
         "seed": seed,
         "layer": layer,
     }
+    if permute is not None:
+        from leakfast.cli.predictors_shown import show_permuted
+
+        if layer is not None or rules or embeddings:
+            raise click.UsageError(
+                "--permute shows the tables of predictors alone, which --layer, --rules and --embeddings do not change. "
+                "Leave these out."
+            )
+        drawn = {k: v for k, v in asked.items() if v is not None} | {"workers": threads}
+        return show_permuted(run, permute, drawn, name, form="json" if as_json else form, full=full)
     asked |= {"rules": rules, "embeddings": embeddings}
     asked = {key: value for key, value in asked.items() if value is not None}
     tables = kept(run, **asked) if name is not None else None

@@ -7,6 +7,7 @@ from leakfast.figures.layers import layers as layers
 from leakfast.figures.matrix import matrix as matrix
 from leakfast.figures.partials import partials as partials
 from leakfast.figures.persona_map import persona_map as persona_map
+from leakfast.figures.predictors import predictors as predictors
 from leakfast.figures.question_sets import question_sets as question_sets
 from leakfast.figures.relations import relations as relations
 from leakfast.figures.scatter import scatter as scatter

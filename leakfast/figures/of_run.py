@@ -17,6 +17,7 @@ from leakfast.figures.layers import layers
 from leakfast.figures.matrix import matrix
 from leakfast.figures.partials import partials
 from leakfast.figures.persona_map import persona_map
+from leakfast.figures.predictors import predictors
 from leakfast.figures.question_sets import question_sets
 from leakfast.figures.relations import relations
 from leakfast.figures.scatter import scatter
@@ -160,6 +161,13 @@ def _of_table(draw: Callable[..., Figure | None], *names: str, unit: bool = True
     return drawn
 
 
+def _predictors(source: _Source, behavior: str) -> Figure | str:
+    table = source.stats.more.get("predictors_held_out")
+    if table is None:
+        return "fewer than two sources were trained: none can be left out"
+    return predictors(table, behavior=behavior, width=source.choices.width) or "no predictor has a mean ρ"
+
+
 def _grid(source: _Source, behavior: str | None = None) -> Figure | str:
     every = source.stats.behaviors() if behavior is None else [behavior]
     found = {name: source.layer(name) for name in every}
@@ -218,6 +226,7 @@ _OF_ONE: dict[str, Callable[[_Source, str], Figure | str]] = {
     "gradients": _gradients,
     "matrix": _matrix,
     "partials": _of_table(partials, "partials", unit=False),
+    "predictors": _predictors,
     "question_sets": _of_table(question_sets, "question_sets"),
     "shifts": _of_table(shifts, "shifts", "shift_correlations"),
 }

@@ -25,6 +25,9 @@ from leakfast.stats import (
     means,
     mixed,
     picked,
+    predictors,
+    predictors_held_out,
+    predictors_skill,
     probabilities,
     question_sets,
     relations,
@@ -77,6 +80,8 @@ TABLES = {
     "matrix_tests": "QAP and multiple-regression QAP of leakage on cosine, shared words and length",
     "mixed": "logistic mixed model: log-odds per 0.1 of cosine with length, baseline and words beside it; each source's slope",
     "predicted": "leave-one-source-out prediction from geometry, against the mean and shared words",
+    "predictors_skill": "ρ of leakage with every predictor at every layer, within categories, with a p that pays for all",
+    "predictors_held_out": "each predictor on sources left out: ρ, deviance, and both less the centered cosine's",
     "probabilities": "how likely the behavior's words are on the unadapted model's replies, per persona",
     "agreement_measures": "probability against sampled rate per source: ρ, r, and what ρ with the cosine each gives",
     "probability_correlations": "ρ of the cosine with the probability, where there are sampled rates too",
@@ -160,6 +165,7 @@ def further(
         for behavior in rates["behavior"].unique(maintain_order=True)
     }
     tables |= _probable(found, rates, best, draws)
+    tables |= of_predictors(found, rates, draws)
     if pairs.height:
         said = confounds.covariates(pairs, rates, found.people, asked.similarity)
         tables |= _looked_at_closely(said, rates, best, asked.similarity is not None)
@@ -195,6 +201,17 @@ def _probable(
         "calibration": calibration.table(probable, rates),
         "probability_correlations": expected_rates.correlations(found.pairs, beside, draws._asdict()),
         "agreement_measures": probabilities.agree(probable, rates, found.pairs, best, *draws[1:]),
+    }
+
+
+def of_predictors(
+    found: Collected, rates: pl.DataFrame, draws: Draws, permute: int | None = None
+) -> dict[str, pl.DataFrame]:
+    """The tables of predictors; permute: with the personas' labels in what was measured shuffled from that seed."""
+    parts = list(predictors.compared(rates, found.questions, predictors.of_run(found), permute))
+    return {
+        "predictors_skill": predictors_skill.table(parts, *draws),
+        "predictors_held_out": predictors_held_out.table(parts, *draws[1:]),
     }
 
 

@@ -53,7 +53,7 @@ class Collected:
     """A run's measurements. `questions`: schema `question_counts`; `judged`: mean scores per question;
     `published`: numbers to compare with; `shifts`: schema `shifts`; `sets`: rates on every
     question set where there are several; `centroids`: of the base model; `replies`: of `exposure.replies`;
-    `probability`: schema `probability`."""
+    `probability`: schema `probability`; `predictors`: of the unadapted model, without rows where none were asked."""
 
     rates: pl.DataFrame
     pairs: pl.DataFrame
@@ -68,6 +68,7 @@ class Collected:
     labels: pl.DataFrame = field(default_factory=pl.DataFrame)
     replies: pl.DataFrame = field(default_factory=pl.DataFrame)
     probability: pl.DataFrame = field(default_factory=pl.DataFrame)
+    predictors: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def collect(run: Run) -> Collected:
@@ -123,7 +124,11 @@ def collect(run: Run) -> Collected:
     labels = pl.DataFrame() if scores is None else accuracy.chosen_labels(scores)
     found = Collected(rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base)
     return replace(
-        found, labels=labels, replies=exposure.read(run, completion_folders(run)), probability=probable
+        found,
+        labels=labels,
+        replies=exposure.read(run, completion_folders(run)),
+        probability=probable,
+        predictors=run.read(_PREDICTORS),
     )
 
 
@@ -146,6 +151,7 @@ def completion_folders(run: Run) -> list[tuple[str, str]]:
     return sorted(folders, key=lambda folder: (folder[0], folder[1] == BASE, folder[1]))
 
 
+_PREDICTORS = "predictors"  # the folder of `stats.predictors`
 _FOLDERS = (
     "completions/",
     f"{question_sets.SETS}/",
@@ -154,6 +160,7 @@ _FOLDERS = (
     f"{layout.JUDGEMENTS}/",
     f"{layout.PROBABILITY}/",
     f"{layout.PROBABILITY_OWN}/",
+    f"{_PREDICTORS}/",
 )
 
 

@@ -15,7 +15,7 @@ from leakfast.stats.rates import BASE
 COLUMNS = ("health", "health_of")
 # tables that are not marked: the verdicts themselves, raw counts, another study's numbers
 UNMARKED = ("health", "question_counts", "published")
-OVER_SOURCES = ("predicted",)  # a row of one source rests on the others too
+OVER_SOURCES = ("predicted", "predictors_held_out")  # a row of one source rests on the others too
 _BEHAVIORS, _SOURCES = ("behavior", "other_behavior"), ("source", "other_source")
 
 

@@ -73,10 +73,10 @@ def _behavior(group: pl.DataFrame, pairs: pl.DataFrame, questions: pl.DataFrame,
     people = sorted(pairs["persona"].unique())
     parts, of_seed = {}, {}
     for (adapter, train_seed), part in pairs.sort("adapter").group_by("adapter", "seed", maintain_order=True):
-        parts[adapter] = _Part(asked_of(part, counts, layers), people)
+        parts[adapter] = Part(asked_of(part, counts, layers), people)
         of_seed.setdefault(train_seed, []).append(adapter)
     drawn = derive_seed("signs of cells", seed, group["behavior"][0])
-    errors = {y: _errors(parts, of_seed, y, drawn) for y in YS}
+    errors = {y: errors_of(parts, of_seed, y, drawn) for y in YS}
     cells = [(layer, cosine) for layer in layers for cosine in COSINES]
     for told, members in wanted:
         names = [row["adapter"] or (POOLED, row["seed"]) for row in members]
@@ -117,7 +117,7 @@ def _mean(members: list[dict], shared: _Shared) -> dict:
     if k == 1:
         return kept | {"reason": "one estimate: no spread to judge by"}
     own, common = zip(
-        *(_split(side) for side in (shared.personas, shared.questions, shared.cells)), strict=True
+        *(split(side) for side in (shared.personas, shared.questions, shared.cells)), strict=True
     )
     if not np.isfinite([own, common]).all():
         return kept | {"reason": "ρ is not defined without one of the personas or questions"}
@@ -127,7 +127,7 @@ def _mean(members: list[dict], shared: _Shared) -> dict:
     q = (k - 1) * spread / apart if apart > 0 else None
     df = (k - 1, min(shared.people, shared.asked or shared.people) - 1)
     halves = (spread / k, c), (spread * (1 + 1 / k), 0.0), (spread * (1 + 1 / k), 2 * c)
-    ends = dict(zip(_ENDS, (_half(sizes, df) for sizes in halves), strict=True))
+    ends = dict(zip(_ENDS, (half_width(sizes, df) for sizes in halves), strict=True))
     kept |= {
         f"{name}_{end}" if name != "mean" else end: float(np.tanh(z.mean() + sign * half))
         for name, half in ends.items()
@@ -144,14 +144,14 @@ def _mean(members: list[dict], shared: _Shared) -> dict:
     }
 
 
-def _split(covariance: np.ndarray) -> tuple[float, float]:
+def split(covariance: np.ndarray) -> tuple[float, float]:
     """Mean of the diagonal, mean beside it."""
     k = len(covariance)
     own = float(np.trace(covariance)) / k
     return own, (float(covariance.sum()) / k - own) / (k - 1)
 
 
-def _half(variances: Sequence[float], df: Sequence[int]) -> float:
+def half_width(variances: Sequence[float], df: Sequence[int]) -> float:
     """Half the width of a 95 % interval whose variance is a sum of independent estimates with df degrees of freedom."""
     whole = sum(variances)
     if whole <= 0:
@@ -162,7 +162,7 @@ def _half(variances: Sequence[float], df: Sequence[int]) -> float:
     return float(np.exp(log_t / whole) * np.sqrt(whole))
 
 
-class _Part:
+class Part:
     """One adapter among all personas of its behavior: sums of products of ranks, whole and without each."""
 
     def __init__(self, asked: Asked, people: list[str]):
@@ -212,7 +212,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Errors:
+class Errors:
     """Distances of z from its mean under each removal: name of an estimate → (K, people), (K, Q), (K, _SIGNS); the
     latter two None where there are no questions that all adapters share."""
 
@@ -242,7 +242,7 @@ def _products(away: np.ndarray) -> np.ndarray:
         return away @ away.T
 
 
-def _errors(parts: dict[str, _Part], of_seed: dict, y: str, seed: int) -> _Errors:
+def errors_of(parts: dict[str, Part], of_seed: dict, y: str, seed: int) -> Errors:
     groups: dict = {name: [name] for name in parts} | {(POOLED, s): names for s, names in of_seed.items()}
     personas = _moved(groups, {name: part.without_each(y) for name, part in parts.items()})
     for name, members in groups.items():
@@ -255,7 +255,7 @@ def _errors(parts: dict[str, _Part], of_seed: dict, y: str, seed: int) -> _Error
     if any(isinstance(side, str) for side in sides.values()) or any(
         part.asked.questions != numbers for part in parts.values()
     ):
-        return _Errors(personas, None, None, None)
+        return Errors(personas, None, None, None)
     signs = np.random.Generator(np.random.PCG64(seed)).integers(
         0, 2, (_SIGNS, len(next(iter(parts.values())).people), len(numbers)), dtype=np.int8
     )
@@ -267,7 +267,7 @@ def _errors(parts: dict[str, _Part], of_seed: dict, y: str, seed: int) -> _Error
         scale = np.divide(noise, size, out=np.zeros_like(noise), where=size > 0)
         without[name] = part.sums(y, left)
         noisy[name] = part.sums(y, left.mean(1, keepdims=True) + turned * scale[:, None])
-    return _Errors(personas, *(_about_mean(_moved(groups, side)) for side in (without, noisy)), len(numbers))
+    return Errors(personas, *(_about_mean(_moved(groups, side)) for side in (without, noisy)), len(numbers))
 
 
 def _moved(groups: dict, sums: dict) -> dict:

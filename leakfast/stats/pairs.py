@@ -39,7 +39,7 @@ def table(
     frames = [pl.DataFrame(schema={name: columns[name] for name in names})]
     known = [s for s in bystanders["source"].unique(maintain_order=True) if s in centroids.personas]
     for layer in centroids.layers if known else ():
-        near = _cosines(centroids, layer, known)
+        near = cosines(centroids, layer, known)
         joined = bystanders.join(
             near, on=["source", "persona"], how="left", maintain_order="left"
         ).with_columns(layer=pl.lit(layer, dtype=pl.Int32))
@@ -47,7 +47,7 @@ def table(
     return schema.check(pl.concat(frames), "pairs")
 
 
-def _cosines(centroids: Centroids, layer: int, sources: list[str]) -> pl.DataFrame:
+def cosines(centroids: Centroids, layer: int, sources: list[str]) -> pl.DataFrame:
     """source, persona, cosine_centered, cosine_raw for every persona with a centroid."""
     if len(centroids.metadata["centered_on"]) > 1:
         centered = centroids.cosine(layer, kind="centered")

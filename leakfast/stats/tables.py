@@ -177,6 +177,14 @@ def stats(
     return result
 
 
+def permuted(run: str | Path | Run, permute: int, **draws: int | None) -> dict[str, pl.DataFrame]:
+    """The tables of predictors of a run with the personas' labels in what was measured shuffled, from the seed `permute` and
+    the same under all sources: nothing can predict there but by chance. Writes nothing. draws: as of `stats`."""
+    found = collect((run if isinstance(run, Run) else Run(run)).open())
+    with threadpool_limits(1, user_api="blas"):
+        return analysis.of_predictors(found, found.rates, analysis.Draws(**draws), permute)
+
+
 def marked(run: Run, made: Stats) -> Stats:
     """The same tables with the columns health and health_of, and the table `health` before the other further ones."""
     found = health.read(run)

@@ -130,7 +130,7 @@ def _one(group: pl.DataFrame, questions: pl.DataFrame, seed: int) -> Iterator[di
         for y in YS:
             drawn = derive_seed("two-way", seed, behavior, train_seed, adapter or POOLED, y)
             told = {"behavior": behavior, "seed": train_seed, "source": source, "adapter": adapter, "y": y}
-            found = _errors(parts, y, drawn)
+            found = errors_of(parts, y, drawn)
             for k, (layer, cosine) in enumerate(cells):
                 row = {**told, "layer": layer, "cosine": cosine}
                 if isinstance(found, str):
@@ -208,7 +208,7 @@ def _left_out(
     return values, np.where(known, noise, np.nan), rest_of
 
 
-def _errors(parts: list[Asked], y: str, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
+def errors_of(parts: list[Asked], y: str, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
     """(standard error of z over questions (K,), that of cells (K,)), or why there is none."""
     for part in parts:
         if isinstance(found := part.values[y], str):

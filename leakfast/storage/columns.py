@@ -161,6 +161,21 @@ FURTHER = {
         "a model and a source left out (or `pooled`), at a layer",
         "behavior seed layer cosine y source model n r2 gain rmse reason method",
     ),
+    "predictors_skill": (
+        "a predictor at a layer, for a source (or `pooled`)",
+        "behavior seed source adapter predictor family layer y direction n spearman spearman_ci_low "
+        "spearman_ci_high spearman_both_low spearman_both_high spearman_p_perm spearman_p_max "
+        "predictors_compared within_category within_n partial partial_low partial_high taken_out reason "
+        "ci_reason both_reason within_reason partial_reason permutations bootstraps resampling_seed "
+        "resampling_unit method",
+    ),
+    "predictors_held_out": (
+        "a predictor and a source left out (or `pooled`)",
+        "behavior seed source adapter predictor family layer layers_tested y direction n sources picked_by "
+        "spearman spearman_low spearman_high difference difference_low difference_high deviance deviance_mean "
+        "gain gain_low gain_high deviance_difference deviance_difference_low deviance_difference_high reason "
+        "difference_reason deviance_reason bootstraps resampling_unit method",
+    ),
     "probabilities": (
         "a persona under an adapter, by an estimator",
         "behavior seed source adapter persona category role measure estimator n questions n_unscored_replies "
@@ -207,13 +222,14 @@ _KINDS = {
     "n_incoherent n_unscored length_pairs length_pairs_all questions personas pairs k controls sources degrees direction "
     "layers_tested family_size permutations permutation_seed bootstraps bootstrap_seed resampling_seed hits_per_byte "
     "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens candidates unrelated splits split_seed "
-    "input_tokens output_tokens n_unscored_replies bin",
+    "input_tokens output_tokens n_unscored_replies bin predictors_compared within_n",
     "Boolean": "chosen chosen_per_byte chosen_per_char correct related best best_other_related main mostly met agrees "
     "reached_is_enough",
     "String": "behavior adapter persona source category role taught text finish_reason status item items scoring label "
     "judge prompt_version raw detail text_sha256 health health_of reason ci_reason bb_reason delta_reason delta_method "
     "difference_reason both_reason cross_fitted_reason interval_reason method resampling_unit family cosine y over "
     "control words_of against "
+    "predictor taken_out within_reason partial_reason deviance_reason "
     "left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
     "file subset compared agree_reason measure estimator summary size geometry prompt_length_in",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from leakfast.storage.meanings_growth import GROWTH
 from leakfast.storage.meanings_mixed import MIXED
-from leakfast.storage.meanings_predictors import PREDICTORS
+from leakfast.storage.meanings_predicting import PREDICTING
 from leakfast.storage.meanings_probability import PROBABILITY
 
 MEANINGS = {
@@ -350,7 +350,7 @@ MEANINGS = {
     "matrix_tests.p_max": "against the largest over all layers of the same relabelling; of the term cosine alone",
     **MIXED,
     **PROBABILITY,
-    **PREDICTORS,
+    **PREDICTING,
     # verdicts
     "claim": "the claim that the rule is about",
     "quantity": "what is tested or compared, such as source_drop, mean_bystander_drop, spearman_drop",

@@ -167,7 +167,7 @@ class EvalConfig(_Table):
     probability_samples: replies a prompt that probabilities of the marker are asked on, the first drawn.
     probability_replies: whose they are: of the unadapted model, the same for every adapter; each adapter's own; or both.
     probability_anywhere: asks at every place of a reply too, not at its end alone, which takes some three times as long.
-    openings: a file with the beginnings that refusal and sycophancy are asked by (None: configs/openings.toml).
+    openings: a file with the beginnings that refusal and sycophancy are asked by (None: configs/openings/refusal-sycophancy.toml).
     probability_pairs: pairs that misalignment is asked by (None: the behavior's own for this model). n_pairs: as many of
     them, drawn."""
 

@@ -118,6 +118,37 @@ def question_sets() -> pl.DataFrame:
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
+def held_out() -> pl.DataFrame:
+    """Table `predictors_held_out` of the marker: sixteen predictors of three families."""
+    names = {
+        "geometry": "cosine_centered cosine_raw cosine_whitened reply_cosine_centered contrast_cosine cka projection",
+        "output": "kl_forward kl_backward js",
+        "text": "jaccard edit_distance token_length_difference shared_word relation embedding_similarity",
+    }
+    rows = []
+    for k, (family, told) in enumerate(names.items()):
+        for j, name in enumerate(told.split()):
+            rho = 0.7 - 0.15 * k - 0.05 * j
+            each = [rho - 0.2 + 0.1 * s for s in range(len(SOURCES))]
+            rows += [
+                ["marker", 42, s, name, family, "rate", v, v - 0.1, v + 0.1]
+                for s, v in zip(SOURCES, each, strict=True)
+            ]
+            rows.append(["marker", 42, "pooled", name, family, "rate", rho, rho - 0.25, rho + 0.15])
+    columns = [
+        "behavior",
+        "seed",
+        "source",
+        "predictor",
+        "family",
+        "y",
+        "spearman",
+        "spearman_low",
+        "spearman_high",
+    ]
+    return pl.DataFrame(rows, schema=columns, orient="row")
+
+
 def shifts(pairs: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Tables `shifts` and `shift_correlations` of the marker at layer 10."""
     rng = np.random.default_rng(2)

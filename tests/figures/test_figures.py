@@ -8,6 +8,7 @@ import re
 import numpy as np
 import polars as pl
 import pytest
+import tables_made as made
 
 from leakfast import figures
 from leakfast.figures.scatter import NAMED
@@ -194,6 +195,20 @@ def test_the_further_figures_tell_their_numbers(tables):
     assert {f"persona {i}" for i in range(24)} <= set(_texts(drawn["matrix"])), "every persona has its row"
     again = figures.matrix(matrix, behavior="marker")
     assert figures.svg(again) == figures.svg(figures.matrix(matrix, behavior="marker"))
+
+
+def test_predictors_stand_by_family_and_mean_and_one_source_draws_none():
+    table = made.held_out()
+    axis = figures.predictors(table, behavior="marker").axes[0]
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    assert names[0] == "cosine centered" and names.index("kl forward") < names.index("jaccard")
+    diamonds = [line for line in axis.lines if line.get_marker() == "D" and len(line.get_xdata()) == 1]
+    rho = table.filter(source="pooled", predictor="cosine_centered")["spearman"][0]
+    assert diamonds[0].get_xdata()[0] == rho and len(diamonds) == len(names) == 16
+    dots = [line for line in axis.lines if line.get_marker() == "o"]
+    assert [len(line.get_xdata()) for line in dots] == [16] * 5
+    alone = table.filter(pl.col("source") != "pooled")
+    assert figures.predictors(alone, behavior="marker") is None
 
 
 def test_the_matrix_shows_each_value_in_its_cell(tables):

@@ -59,6 +59,8 @@ def _draw(kind: str, width: float) -> Figure:
     if kind == "partials":
         found = confounds.partials(confounds.covariates(at, rates, People(made.people())))
         return figures.partials(found, behavior="misalignment-advice", layer=10, width=width)
+    if kind == "predictors":
+        return figures.predictors(made.held_out(), behavior="marker", width=width)
     if kind == "question sets":
         return figures.question_sets(made.question_sets(), behavior="marker", layer=10, width=width)
     if kind == "shifts":
@@ -79,6 +81,7 @@ KINDS = ["grid", "grid of behaviors", "scatter", "layers", "gradients", "matrix 
 KINDS += [
     "matrix cluster",
     "partials",
+    "predictors",
     "question sets",
     "shifts",
     "relations",

@@ -224,12 +224,12 @@ def _lean(rng, k, asked, apart, slopes, over) -> tuple[dict, np.ndarray]:
         rate = hits.mean(1) / 10
         left = two_way._left_out((hits, np.full(hits.shape, 10.0)), None, np.isfinite(rate))
         one = two_way.Asked(names, cosine[:, None], {"rate": rate}, {"rate": left}, list(range(asked)))
-        parts[number] = means._Part(one, names)
+        parts[number] = means.Part(one, names)
         rho = spearmanr(cosine, rate).statistic
         z.append(np.arctanh(rho))
         members.append({"spearman": rho, "n": len(rate)})
     first = dict(list(parts.items())[:k])
-    shared = means._errors(first, {}, "rate", int(rng.integers(2**31))).among(list(first), 0)
+    shared = means.errors_of(first, {}, "rate", int(rng.integers(2**31))).among(list(first), 0)
     return means._mean(members[:k], shared), np.array(z)
 
 

@@ -148,7 +148,7 @@ def _lean(rng, asked: int, drawn: int, sources: int, people: int = 110, slopes: 
     rho = np.array([spearmanr(x[:, 0], y[:, 0]).statistic])
     seed, person = int(rng.integers(2**31)), np.tile(np.arange(people), sources)
     draws = resample.bootstrap_spearman(x.T, y[:, 0], 400, seed, person=person, workers=1)
-    errors = intervals.bootstrap_z(rho, draws)[0], *two_way._errors(parts, "rate", seed)
+    errors = intervals.bootstrap_z(rho, draws)[0], *two_way.errors_of(parts, "rate", seed)
     alone, crossed = intervals.percentiles(draws), two_way.both(rho, errors, (people - 1.0, asked - 1.0))
     return float(rho[0]), *([float(end[0]) for end in ends] for ends in (alone, crossed))
 
