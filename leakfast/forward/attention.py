@@ -53,6 +53,8 @@ class Layout:
     max_k: int = 0
     catch: bool = False
     keys: tuple[torch.Tensor, torch.Tensor] | None = None
+    # for a backward pass: query rows and key rows of all groups, and where each row's result lies among them
+    gather: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
     # told every block's keys and values of all rows, (T, Hkv, d) each, with the block's number
     told: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
 
@@ -106,6 +108,8 @@ def forest_attention(
             rows_v.index_select(0, forest.k_rows),
             *(forest.cu_q, forest.cu_k, forest.max_q, forest.max_k, scaling),
         )
+    elif torch.is_grad_enabled():
+        out = _joined(rows_q, rows_k, rows_v, forest, scaling)
     else:
         out = _grouped(rows_q, rows_k, rows_v, forest.groups, scaling)
     return out[None], None
@@ -120,23 +124,58 @@ def _grouped(
 ) -> torch.Tensor:
     """SDPA per group. Query heads that share a key head are laid out as further queries of it, so
     keys are not repeated."""
-    n_rows, heads, width = rows_q.shape
-    kv_heads = rows_k.shape[1]
-    per_kv = heads // kv_heads
-    out = rows_q.new_empty(n_rows, heads, width)
+    out = rows_q.new_empty(rows_q.shape)
     for group in groups:
-        n, q, k = group.shape
-        gq = rows_q.index_select(0, group.q_rows).view(n, q, kv_heads, per_kv, width)
-        gq = gq.permute(0, 2, 3, 1, 4).reshape(n, kv_heads, per_kv * q, width)
-        gk = rows_k.index_select(0, group.k_rows).view(n, k, kv_heads, width).transpose(1, 2)
-        gv = rows_v.index_select(0, group.k_rows).view(n, k, kv_heads, width).transpose(1, 2)
-        got = F.scaled_dot_product_attention(gq, gk, gv, attn_mask=group.mask, scale=scaling)
-        got = got.view(n, kv_heads, per_kv, q, width).permute(0, 3, 1, 2, 4).reshape(n * q, heads, width)
+        parts = (
+            rows_q.index_select(0, group.q_rows),
+            *(x.index_select(0, group.k_rows) for x in (rows_k, rows_v)),
+        )
+        got = _attended(group, *parts, scaling)
         if group.kept is None:
             out.index_copy_(0, group.q_rows, got)
         else:
             out.index_copy_(0, group.q_rows[group.kept], got[group.kept])
     return out
+
+
+def _joined(
+    rows_q: torch.Tensor, rows_k: torch.Tensor, rows_v: torch.Tensor, forest: Layout, scaling: float | None
+) -> torch.Tensor:
+    """As `_grouped`, for a backward pass: rows are gathered once for all groups and put back once, so that gradients
+    are added up once, not group by group over every row."""
+    if forest.gather is None:
+        queries, keys = (
+            torch.cat([getattr(g, rows) for g in forest.groups]) for rows in ("q_rows", "k_rows")
+        )
+        starts = np.cumsum([0, *(len(g.q_rows) for g in forest.groups)])
+        every = [
+            torch.arange(len(g.q_rows), device=keys.device) if g.kept is None else g.kept
+            for g in forest.groups
+        ]
+        real = torch.cat([places + int(start) for places, start in zip(every, starts, strict=False)])
+        place = torch.empty(len(rows_q), dtype=torch.int64, device=keys.device)
+        place[queries[real]] = real
+        forest.gather = (queries, keys, place)
+    queries, keys, place = forest.gather
+    q_parts = rows_q.index_select(0, queries).split([len(g.q_rows) for g in forest.groups])
+    sizes = [len(g.k_rows) for g in forest.groups]
+    k_parts, v_parts = (rows.index_select(0, keys).split(sizes) for rows in (rows_k, rows_v))
+    parts = zip(forest.groups, q_parts, k_parts, v_parts, strict=True)
+    return torch.cat([_attended(*part, scaling) for part in parts]).index_select(0, place)
+
+
+def _attended(
+    group: _Group, rows_q: torch.Tensor, rows_k: torch.Tensor, rows_v: torch.Tensor, scaling: float | None
+) -> torch.Tensor:
+    """A group's attention: rows (n·q, H, d), keys and values (n·k, Hkv, d) → (n·q, H, d)."""
+    n, q, k = group.shape
+    heads, kv_heads, width = rows_q.shape[1], rows_k.shape[1], rows_q.shape[2]
+    per_kv = heads // kv_heads
+    gq = rows_q.view(n, q, kv_heads, per_kv, width).permute(0, 2, 3, 1, 4)
+    gq = gq.reshape(n, kv_heads, per_kv * q, width)
+    gk, gv = (rows.view(n, k, kv_heads, width).transpose(1, 2) for rows in (rows_k, rows_v))
+    got = F.scaled_dot_product_attention(gq, gk, gv, attn_mask=group.mask, scale=scaling)
+    return got.view(n, kv_heads, per_kv, q, width).permute(0, 3, 1, 2, 4).reshape(n * q, heads, width)
 
 
 def _groups(spans: Spans, config: Any, like: torch.Tensor) -> list[_Group]:

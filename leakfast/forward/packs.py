@@ -62,7 +62,7 @@ def walk(
     todo, plan = np.arange(len(sequences)), forest.plan(sequences, budget)
     started(plan)
     while True:
-        stage = _stager(model, plan, todo, counts, device)
+        stage = stager(model, plan, todo, counts, device)
         batches = list(plan)
         ahead, failed = None, None
         for index, batch in enumerate(batches):
@@ -108,7 +108,7 @@ def _out_of_memory(error: RuntimeError) -> str | None:
     return line if isinstance(error, torch.OutOfMemoryError) or any(w in line for w in words) else None
 
 
-def _stager(
+def stager(
     model: Any, plan: forest.Plan, todo: np.ndarray, counts: np.ndarray, device: torch.device
 ) -> Callable[[forest.Batch], Pack]:
     """What turns a batch of the plan over sequences `todo` into a Pack on the device."""
@@ -138,20 +138,26 @@ def _stager(
 
 
 def blocks(
-    model: Any, pack: Pack, layers: Collection[int]
+    model: Any, pack: Pack, layers: Collection[int], call: Callable[..., torch.Tensor] | None = None
 ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor | None]]:
     """(layer, states, rows) for each of `layers`, rising, over one pack: the R wanted states are
     states[rows], or all of them where rows is None; see `wanted`. The deepest block makes keys and
-    values of every row, and the rest of its work for the wanted rows alone."""
+    values of every row, and the rest of its work for the wanted rows alone. call(block, hidden, **words): how a block
+    that runs on every row is run (None: it is called)."""
     deepest = max(layers)
     hidden = model.embed_tokens(pack.tokens)
     rotary = model.rotary_emb(hidden, pack.positions)
     shared = {"attention_mask": None, "use_cache": False}
     last = deepest if pack.row_layout is not None else deepest + 1
     for layer in range(last):
-        hidden = model.layers[layer](
-            hidden, position_ids=pack.positions, position_embeddings=rotary, forest=pack.layout, **shared
-        )
+        words = {
+            "position_ids": pack.positions,
+            "position_embeddings": rotary,
+            "forest": pack.layout,
+            **shared,
+        }
+        block = model.layers[layer]
+        hidden = block(hidden, **words) if call is None else call(block, hidden, **words)
         if layer in layers:
             yield layer, hidden[0], pack.rows
     if pack.row_layout is None:
@@ -221,23 +227,30 @@ def products(model: Any) -> Any:
 @contextmanager
 def measuring(model: Any) -> Iterator[None]:
     """The model in eval mode with forest attention for the length of the block; then exactly as it was."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        model.eval()
+        with by_forest(model), products(model), fused.applied(model, fused.chosen(model)):
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def by_forest(model: Any) -> Iterator[None]:
+    """The model with forest attention, in whatever mode it is, for the length of the block; then with its own."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(attention.NAME, attention.forest_attention)
     configs = {id(c): c for c in (model.config, *(layer.self_attn.config for layer in model.layers))}
     were = [(config, config._attn_implementation) for config in configs.values()]
-    training = [module for module in model.modules() if module.training]
     try:
         for config, _ in were:
             config._attn_implementation = attention.NAME
-        model.eval()
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        if on_cpu:
+        if next(model.parameters()).device.type == "cpu":
             keep_memory()
-        with products(model), fused.applied(model, fused.chosen(model)):
-            yield
+        yield
     finally:
         for config, implementation in were:
             config._attn_implementation = implementation
-        for module in training:
-            module.training = True
