@@ -103,8 +103,12 @@ class Training:
             batches = list(order(lengths, cfg.batch_size, derive_seed("order", self.seed, epoch)))
             for start in range(0, len(batches), cfg.accumulation):
                 chunk = [i for batch in batches[start : start + cfg.accumulation] for i in batch]
-                self._now = _Sums([self.examples[i] for i in chunk], epoch)
+                self.begin([self.examples[i] for i in chunk], epoch)
                 yield chunk
+
+    def begin(self, examples: Sequence[Example], epoch: int) -> None:
+        """A step of these examples begins: nothing has been counted of it."""
+        self._now = _Sums(examples, epoch)
 
     def cost(self, part: Part) -> torch.Tensor:
         """What a part adds to the step's loss, and into its log: the mean over the step's labels, and over what is held."""

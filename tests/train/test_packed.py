@@ -53,8 +53,7 @@ def gradients(loaded, net, passes, examples, cfg):
     for _, p in named:
         p.grad = None
     training = loop.Training([p for _, p in named], examples, cfg, 1)
-    next(training.chunks())
-    training._now = loop._Sums(examples, 0)
+    training.begin(examples, 0)
     with passes.prepared():
         for part in passes.parts(examples, 0):
             training.cost(part).backward()
