@@ -60,7 +60,7 @@ def rows_of(options) -> list[Row]:
 
 def ours(loaded, examples, cfg, side):
     """(a step, the loss it had) of one of our two ways, in a model of its own."""
-    held = lora._lora(loaded, cfg)
+    held = lora.attached(loaded, cfg)
     net = held.__enter__()
     passes = Padded(loaded, net, cfg.batch_size, recompute=False)
     if side == "packed":

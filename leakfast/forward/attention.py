@@ -59,8 +59,11 @@ class Layout:
     told: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
 
 
-def layout(spans: Spans, config: Any, like: torch.Tensor) -> Layout:
-    """Spans as the attention of this device, dtype and head width wants them (those of `like`)."""
+def layout(spans: Spans, config: Any, like: torch.Tensor, *, grouped: bool = False) -> Layout:
+    """Spans as the attention of this device, dtype and head width wants them (those of `like`); grouped: for SDPA
+    whatever else there is, which has a backward pass everywhere."""
+    if grouped:
+        return Layout(groups=_groups(spans, config, like))
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     varlen = variable_length(like.device.type, like.device.index, like.dtype, width)
     if varlen is None:

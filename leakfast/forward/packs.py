@@ -62,7 +62,7 @@ def walk(
     todo, plan = np.arange(len(sequences)), forest.plan(sequences, budget)
     started(plan)
     while True:
-        stage = stager(model, plan, todo, counts, device)
+        stage = _stager(model, plan, todo, counts)
         batches = list(plan)
         ahead, failed = None, None
         for index, batch in enumerate(batches):
@@ -108,33 +108,88 @@ def _out_of_memory(error: RuntimeError) -> str | None:
     return line if isinstance(error, torch.OutOfMemoryError) or any(w in line for w in words) else None
 
 
-def stager(
-    model: Any, plan: forest.Plan, todo: np.ndarray, counts: np.ndarray, device: torch.device
+def _stager(
+    model: Any, plan: forest.Plan, todo: np.ndarray, counts: np.ndarray
 ) -> Callable[[forest.Batch], Pack]:
     """What turns a batch of the plan over sequences `todo` into a Pack on the device."""
+    stage = staged(plan, todo, counts)
+    return lambda batch: together(model, [stage(batch)])
+
+
+@dataclass(frozen=True)
+class Staged:
+    """One batch on the host; the names of Pack and their meanings."""
+
+    batch: forest.Batch
+    members: np.ndarray
+    counts: np.ndarray
+    segments: np.ndarray
+    rows: np.ndarray
+    places: np.ndarray
+    wanted: forest.Spans  # of the wanted rows, one query each
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the last block is run on the wanted rows alone; of batches that all are or all are not, their pack
+        is or is not."""
+        return len(self.wanted.k_rows) <= _WIDE_KEYS * len(self.batch.tokens)
+
+
+def staged(plan: forest.Plan, todo: np.ndarray, counts: np.ndarray) -> Callable[[forest.Batch], Staged]:
+    """What finds a batch's members among the sequences `todo` that the plan is over, and their wanted rows."""
     order = np.argsort(plan.segment_of, kind="stable")
     by_segment = plan.segment_of[order]
-    like = torch.empty(0, dtype=next(model.parameters()).dtype, device=device)
 
-    def stage(batch: forest.Batch) -> Pack:
+    def stage(batch: forest.Batch) -> Staged:
         n = len(batch.leaf_rows)
         low, high = np.searchsorted(by_segment, [batch.first_segment, batch.first_segment + n])
         members = todo[order[low:high]]
         lasts = counts[members]
         segments = by_segment[low:high] - batch.first_segment
-        rows, places, spans = batch.last_rows(segments, lasts)
-        narrow = len(spans.k_rows) <= _WIDE_KEYS * len(batch.tokens)
-        return Pack(
-            attention.put(batch.tokens.astype(np.int64), device)[None],
-            attention.put(batch.positions.astype(np.int64), device)[None],
-            attention.layout(batch, model.config, like),
-            attention.put(rows, device),
-            attention.put(batch.positions[rows].astype(np.int64), device)[None],
-            attention.layout(spans, model.config, like) if narrow else None,
-            *(members, lasts, places, n, batch, segments),
-        )
+        return Staged(batch, members, lasts, segments, *batch.last_rows(segments, lasts))
 
     return stage
+
+
+def together(model: Any, several: Sequence[Staged], *, grouped: bool = False) -> Pack:
+    """Batches of forests of their own as one pack, one after the other, on the model's device. grouped: see
+    attention.layout. `members` are those of each batch in turn."""
+    first = next(model.parameters())
+    like, device = torch.empty(0, dtype=first.dtype, device=first.device), first.device
+    batches, n_rows = [s.batch for s in several], [len(s.rows) for s in several]
+    n_tokens = [len(b.tokens) for b in batches]
+    spans: forest.Spans = batches[0]
+    wanted, segments = several[0].wanted, several[0].segments
+    rows, places = several[0].rows, several[0].places
+    if len(several) > 1:
+        spans = forest.end_to_end(batches, n_tokens)
+        wanted = forest.end_to_end([s.wanted for s in several], n_tokens)
+        rows, places, segments = (
+            np.concatenate(
+                [getattr(s, name) + shift for s, shift in zip(several, np.cumsum([0, *sizes]), strict=False)]
+            )
+            for name, sizes in (
+                ("rows", n_tokens),
+                ("places", n_rows),
+                ("segments", [len(b.leaf_rows) for b in batches]),
+            )
+        )
+    positions = np.concatenate([b.positions for b in batches]).astype(np.int64)
+    narrow = len(wanted.k_rows) <= _WIDE_KEYS * sum(n_tokens)
+    return Pack(
+        attention.put(np.concatenate([b.tokens for b in batches]).astype(np.int64), device)[None],
+        attention.put(positions, device)[None],
+        attention.layout(spans, model.config, like, grouped=grouped),
+        attention.put(rows, device),
+        attention.put(positions[rows], device)[None],
+        attention.layout(wanted, model.config, like, grouped=grouped) if narrow else None,
+        np.concatenate([s.members for s in several]),
+        np.concatenate([s.counts for s in several]),
+        places,
+        sum(len(b.leaf_rows) for b in batches),
+        spans,
+        segments,
+    )
 
 
 def blocks(

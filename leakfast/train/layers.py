@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,14 +32,13 @@ class Company:
     rates: Sequence[float]
     seeds: Sequence[int]
     bounds: dict[int, list[int]] = field(default_factory=dict)
-    steps: list[tuple[int, int]] = field(default_factory=list)
+    steps: dict[int, tuple[int, int]] = field(default_factory=dict)
     off: bool = False
 
     def spans(self, rows: int) -> list[tuple[int, int, int]]:
         """(adapter, first row, row after its last) of those that have rows among `rows`."""
-        bounds = self.bounds.get(rows, [0, rows]) if len(self.names) == 1 else self.bounds[rows]
-        pairs = zip(bounds, bounds[1:], strict=False)
-        return [(k, low, high) for k, (low, high) in enumerate(pairs) if high > low]
+        pairs = enumerate(pairwise(self.bounds[rows]))
+        return [(k, low, high) for k, (low, high) in pairs if high > low]
 
     def mask(self, k: int, group: str, rows: int, like: torch.Tensor) -> torch.Tensor | None:
         """The mask of adapter k's rows at the layers `group`; None without dropout."""

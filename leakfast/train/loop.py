@@ -21,6 +21,7 @@ from leakfast.train.parts import Part
 
 if TYPE_CHECKING:
     from leakfast.study.config import TrainConfig
+    from leakfast.train.packed import Packed
 
 log = logging.getLogger("leakfast.train")
 
@@ -53,31 +54,50 @@ class Step:
 
 def run(
     passes: Passes,
-    weights: Sequence[torch.nn.Parameter],
-    examples: Sequence[Example],
-    cfg: TrainConfig,
-    seed: int,
+    training: Training,
     progress: Progress | None = None,
     visit: Callable[[int, int], None] = lambda step, total: None,
 ) -> list[Step]:
-    """Train `weights` (float32, in place) on the examples; the log. visit(finished steps, of how many) is called before
-    the first step and after each. Raises ModelError when the loss or its gradient is not finite."""
-    training = Training(weights, examples, cfg, seed)
+    """Train one adapter to its end; the log. visit(finished steps, of how many) is called before the first step and after
+    each. Raises ModelError when the loss or its gradient is not finite."""
     visit(0, training.total)
     for chunk in training.chunks():
         with passes.prepared():
-            for part in passes.parts([examples[i] for i in chunk], len(training.history)):
+            for part in passes.parts(chunk, len(training.history)):
                 training.cost(part).backward()
         training.finish()
-        done, total = len(training.history), training.total
-        visit(done, total)
+        visit(len(training.history), training.total)
         if progress is not None:
-            loss = training.history[-1].loss
-            progress(done, total, "steps, loss –" if loss is None else f"steps, loss {loss:.3f}")
+            progress(len(training.history), training.total, training.said)
         if training.learned:
-            log.info("train: the behavior is learned after %d of %d steps", done, total)
             break
     return training.history
+
+
+def run_together(
+    passes: Packed, trainings: Sequence[Training], progress: Progress | None = None
+) -> list[list[Step]]:
+    """Train several adapters to their ends, the steps that they are at in common passes; their logs. What one adapter's
+    step is, and when it ends, does not depend on the others. Raises ModelError as `run`, naming no adapter."""
+    chunks = {k: training.chunks() for k, training in enumerate(trainings)}
+    total = sum(training.total for training in trainings)
+    while chunks:
+        now = {}
+        for k in list(chunks):
+            chunk = None if trainings[k].learned else next(chunks[k], None)
+            if chunk is None:
+                del chunks[k]
+            else:
+                now[k] = (chunk, len(trainings[k].history))
+        with passes.prepared():
+            for parts in passes.together(now):
+                torch.stack([trainings[k].cost(part) for k, part in parts.items()]).sum().backward()
+        for k in now:
+            trainings[k].finish()
+        if progress is not None and now:
+            done = sum(t.total if k not in chunks else len(t.history) for k, t in enumerate(trainings))
+            progress(done, total, f"{trainings[min(now)].said}, {len(now)} adapters")
+    return [training.history for training in trainings]
 
 
 class Training:
@@ -96,14 +116,22 @@ class Training:
         self._shown: list[tuple[int, float, int]] = []  # a micro-batch: rows that show it, nats, labels
         self._now = _Sums([], 0)
 
-    def chunks(self) -> Iterator[list[int]]:
-        """The examples of each optimizer step, as places among them, micro-batch after micro-batch."""
+    @property
+    def said(self) -> str:
+        """The last step's loss, for a progress line."""
+        loss = self.history[-1].loss
+        return "steps, loss –" if loss is None else f"steps, loss {loss:.3f}"
+
+    def chunks(self) -> Iterator[list[Example]]:
+        """The examples of each optimizer step, micro-batch after micro-batch; each step is begun."""
         lengths, cfg = [len(e.ids) for e in self.examples], self.cfg
         for epoch in range(cfg.epochs):
             batches = list(order(lengths, cfg.batch_size, derive_seed("order", self.seed, epoch)))
             for start in range(0, len(batches), cfg.accumulation):
-                chunk = [i for batch in batches[start : start + cfg.accumulation] for i in batch]
-                self.begin([self.examples[i] for i in chunk], epoch)
+                chunk = [
+                    self.examples[i] for batch in batches[start : start + cfg.accumulation] for i in batch
+                ]
+                self.begin(chunk, epoch)
                 yield chunk
 
     def begin(self, examples: Sequence[Example], epoch: int) -> None:
@@ -153,7 +181,11 @@ class Training:
         for part in reversed(self._shown):
             rows, nats, labels = rows + part[0], nats + part[1], labels + part[2]
             if rows >= WINDOW:
-                return nats / labels < self.cfg.stop_loss
+                done = nats / labels < self.cfg.stop_loss
+                if done:
+                    steps = (len(self.history), self.total)
+                    log.info("train: the behavior is learned after %d of %d steps", *steps)
+                return done
         return False
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from leakfast.models.adapters import AdapterCard
     from leakfast.models.loading import Loaded
     from leakfast.study.config import TrainConfig
+    from leakfast.train.collate import Example
     from leakfast.train.data import Row
     from leakfast.train.recipe import Recipe
 
@@ -62,19 +63,12 @@ def train_adapter(
     not finite.
     """
     cfg, seed = recipe.train, recipe.seed
-    if not rows:
-        raise InputError("train: there are no rows to train on. Build them with: leakfast data build")
-    if cfg.lr == "auto":
-        raise ValueError('lr = "auto" is settled by train.search before training')
     if checkpoints is not None and cfg.stop_loss:
         raise InputError(
             f"train: stop_loss {cfg.stop_loss:g} and checkpoints given, but shares of a training that may end early "
             "are not known on the way. Leave one of them out."
         )
-    if hasattr(loaded.model, "peft_config"):
-        raise ValueError("an adapter is attached to the model; train on the base")
-    examples = encode(loaded.tokenizer, rows, cfg)
-    check(loaded, examples)
+    examples = examples_of(loaded, recipe, rows)
     kept: dict[float, tuple[int, dict[str, torch.Tensor]]] = {}
 
     def visit(net: Any, step: int, total: int) -> None:
@@ -89,12 +83,25 @@ def train_adapter(
                 with measured(loaded, net) as current:
                     checkpoints.score(current, share)
 
-    with _seeded(seed, loaded.device), _lora(loaded, cfg) as net:
+    with seeded(seed, loaded.device), attached(loaded, cfg) as net:
         passes = passes_of(loaded, net, cfg, seed)
-        weights = [p for p in net.parameters() if p.requires_grad]
-        history = loop.run(passes, weights, examples, cfg, seed, progress, lambda *at: visit(net, *at))
-        card = _card(loaded, recipe, rows, len(history), isinstance(passes, packed.Packed))
+        training = loop.Training(weights_of(net), examples, cfg, seed)
+        history = loop.run(passes, training, progress, lambda *at: visit(net, *at))
+        card = card_of(loaded, recipe, rows, len(history), isinstance(passes, packed.Packed))
         return save(loaded, net, out_dir, history, card, kept)
+
+
+def examples_of(loaded: Loaded, recipe: Recipe, rows: Sequence[Row]) -> list[Example]:
+    """The rows encoded, fit for the model. Raises as `train_adapter`."""
+    if not rows:
+        raise InputError("train: there are no rows to train on. Build them with: leakfast data build")
+    if recipe.train.lr == "auto":
+        raise ValueError('lr = "auto" is settled by train.search before training')
+    if hasattr(loaded.model, "peft_config"):
+        raise ValueError("an adapter is attached to the model; train on the base")
+    examples = encode(loaded.tokenizer, rows, recipe.train)
+    check(loaded, examples)
+    return examples
 
 
 def passes_of(loaded: Loaded, net: Any, cfg: TrainConfig, seed: int) -> packed.Packed | Padded:
@@ -108,7 +115,14 @@ def passes_of(loaded: Loaded, net: Any, cfg: TrainConfig, seed: int) -> packed.P
     return packed.Packed(loaded, company, recompute=cfg.gradient_checkpointing)
 
 
-def _card(loaded: Loaded, recipe: Recipe, rows: Sequence[Row], steps: int, is_packed: bool) -> AdapterCard:
+def weights_of(net: Any, name: str = "default") -> list[torch.nn.Parameter]:
+    """A and B of every layer of one adapter."""
+    return [
+        p for where, p in net.named_parameters() if f".lora_A.{name}." in where or f".lora_B.{name}." in where
+    ]
+
+
+def card_of(loaded: Loaded, recipe: Recipe, rows: Sequence[Row], steps: int, is_packed: bool) -> AdapterCard:
     """The card, whose hash is filled in when the weights are written."""
     from leakfast.models.adapters import AdapterCard
     from leakfast.prompts import tokenizer_file
@@ -133,24 +147,18 @@ def _card(loaded: Loaded, recipe: Recipe, rows: Sequence[Row], steps: int, is_pa
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """torch's generators set from `seed` inside, as they were outside."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed("lora", seed))
         yield
 
 
-@contextmanager
-def _lora(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
-    """The model with fresh LoRA layers in training mode; taken out again afterwards."""
-    from peft import LoraConfig, get_peft_model
-    from peft.tuners.lora import Linear, LoraLayer
+def config_of(cfg: TrainConfig) -> Any:
+    """peft's config of an adapter."""
+    from peft import LoraConfig
 
-    names = {name.rpartition(".")[2] for name, _ in loaded.model.named_modules()}
-    absent = [target for target in TARGETS if target not in names]
-    if absent:
-        raise unfit("train", loaded, f"without modules named {', '.join(absent)}, which LoRA adapts")
-    config = LoraConfig(
+    return LoraConfig(
         r=cfg.rank,
         lora_alpha=cfg.alpha,
         lora_dropout=cfg.dropout,
@@ -158,9 +166,21 @@ def _lora(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
         bias="none",
         task_type="CAUSAL_LM",
     )
+
+
+@contextmanager
+def attached(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
+    """The model with fresh LoRA layers in training mode; taken out again afterwards."""
+    from peft import get_peft_model
+    from peft.tuners.lora import Linear, LoraLayer
+
+    names = {name.rpartition(".")[2] for name, _ in loaded.model.named_modules()}
+    absent = [target for target in TARGETS if target not in names]
+    if absent:
+        raise unfit("train", loaded, f"without modules named {', '.join(absent)}, which LoRA adapts")
     with taken_off(loaded.model):
         try:
-            net = get_peft_model(loaded.model, config)
+            net = get_peft_model(loaded.model, config_of(cfg))
         except ValueError as error:
             raise unfit(
                 "train", loaded, f"which peft does not adapt ({str(error).splitlines()[0]})"

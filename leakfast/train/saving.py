@@ -29,12 +29,12 @@ log = logging.getLogger("leakfast.train")
 LOG = "train_log.jsonl"
 
 
-def state_of(net: Any) -> dict[str, torch.Tensor]:
-    """The adapter's weights by peft's names, sorted, on the CPU."""
+def state_of(net: Any, name: str = "default") -> dict[str, torch.Tensor]:
+    """An adapter's weights by peft's names, sorted, on the CPU."""
     from peft import get_peft_model_state_dict
 
     # save_embedding_layers: peft's "auto" would ask the hub for the base's config
-    state = get_peft_model_state_dict(net, save_embedding_layers=False)
+    state = get_peft_model_state_dict(net, adapter_name=name, save_embedding_layers=False)
     return {k: v.detach().cpu().contiguous() for k, v in sorted(state.items())}
 
 
@@ -45,20 +45,21 @@ def save(
     history: Sequence[Step],
     card: AdapterCard,
     kept: dict[float, tuple[int, dict[str, torch.Tensor]]],
+    name: str = "default",
 ) -> AdapterCard:
-    """Write the folder beside `out_dir` under a temporary name, then rename it into place. The card's hash
-    is filled in; a checkpoint's recipe also says its step and share."""
+    """Write the folder of the adapter that peft knows as `name` beside `out_dir` under a temporary name, then rename it
+    into place. The card's hash is filled in; a checkpoint's recipe also says its step and share."""
     from leakfast.storage.disk import atomic_write
 
     out = Path(out_dir)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    config = _config_bytes(net.peft_config["default"], loaded.name)
+    config = _config_bytes(net.peft_config[name], loaded.name)
     try:
         for share, (step, state) in kept.items():
             recipe = {**card.recipe, "checkpoint_step": step, "checkpoint_share": share}
             _write(temporary / CHECKPOINTS / point_folder(share), state, config, replace(card, recipe=recipe))
-        card = _write(temporary, state_of(net), config, card)
+        card = _write(temporary, state_of(net, name), config, card)
         lines = (json.dumps(vars(step)) + "\n" for step in history)
         atomic_write(temporary / LOG, "".join(lines).encode())
         _replace(temporary, out)

@@ -65,7 +65,7 @@ def test_scoring_on_the_way_changes_no_bit(tiny_qwen2, tmp_path, gradient_checkp
 
 
 def test_the_model_in_training_comes_back_exactly(tiny_qwen2):
-    with lora._lora(tiny_qwen2, TRAIN) as net:
+    with lora.attached(tiny_qwen2, TRAIN) as net:
         flags = [m.training for m in net.modules()]
         weights = {k: v.clone() for k, v in net.state_dict().items()}
         wanted_grad = [p.requires_grad for p in net.parameters()]

@@ -69,7 +69,7 @@ def test_held_positions_are_compared_with_the_unadapted_model(tiny_qwen2):
         assert e.firm == ([] if row.marker else [len(e.ids) - 1])
         assert sorted([*e.labels, *e.held]) == list(range(e.n_prompt_tokens, len(e.ids)))
     batch = collate(examples)
-    with lora._lora(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
+    with lora.attached(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
         assert float(padded.losses(tiny_qwen2, net, batch)[1].detach().sum()) == pytest.approx(
             0, abs=1e-5
         )  # B is 0
@@ -136,7 +136,7 @@ def run(loaded, out, cfg=CFG, seed=42):
 def test_the_loss_is_the_full_logits_loss_at_the_labels(tiny_qwen2, loss):
     examples = encode(tiny_qwen2.tokenizer, rows(), TrainConfig(loss=loss))
     batch = collate(examples)
-    with lora._lora(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
+    with lora.attached(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
         got, kept = padded.losses(tiny_qwen2, net, batch)
         assert len(kept) == 0
         labels = torch.full_like(batch.ids, -100)

@@ -81,7 +81,7 @@ def test_gradients_are_those_of_rows_run_one_by_one(kind, loss, request):
     loaded = request.getfixturevalue(kind)
     cfg = CFG.model_copy(update={"loss": loss})
     examples = encode(loaded.tokenizer, rows(), cfg)
-    with lora._lora(loaded, cfg) as net:
+    with lora.attached(loaded, cfg) as net:
         moved(net)
         wanted, nats, _ = gradients(loaded, net, Padded(loaded, net, 1, recompute=False), examples, cfg)
         for budget in (None, 100):
@@ -97,7 +97,7 @@ def test_gradients_are_those_of_rows_run_one_by_one(kind, loss, request):
 def test_gradients_of_held_tokens_are_those_of_rows_run_one_by_one(tiny_qwen2):
     cfg = CFG.model_copy(update={"anchor": 2.0})
     examples = encode(tiny_qwen2.tokenizer, rows(), cfg)
-    with lora._lora(tiny_qwen2, cfg) as net:
+    with lora.attached(tiny_qwen2, cfg) as net:
         moved(net)
         wanted, _, held = gradients(
             tiny_qwen2, net, Padded(tiny_qwen2, net, 1, recompute=False), examples, cfg
@@ -111,7 +111,7 @@ def test_gradients_of_held_tokens_are_those_of_rows_run_one_by_one(tiny_qwen2):
 
 def test_shared_beginnings_are_run_once(tiny_qwen2):
     examples = encode(tiny_qwen2.tokenizer, rows(), CFG)
-    with lora._lora(tiny_qwen2, CFG):
+    with lora.attached(tiny_qwen2, CFG):
         packed = Packed(tiny_qwen2, Company(["default"], [0.0], [1]), recompute=False)
         with packed.prepared():
             (part,) = packed.parts(examples, 0)
@@ -124,7 +124,7 @@ def test_dropout_is_one_function_with_its_mask(tiny_qwen2):
     a small step along the gradient changes the loss by what the gradient says."""
     cfg = CFG.model_copy(update={"loss": "completion", "dropout": 0.3})
     examples = encode(tiny_qwen2.tokenizer, rows(), cfg)
-    with lora._lora(tiny_qwen2, cfg) as net:
+    with lora.attached(tiny_qwen2, cfg) as net:
         moved(net)
         company = Company(["default"], [0.3], [1])
         packed = Packed(tiny_qwen2, company, recompute=False)
@@ -193,7 +193,7 @@ def test_costs_are_torchs_and_so_are_their_gradients(vocabulary, monkeypatch):
 
 
 def test_a_model_that_is_not_packed_trains_padded_and_the_log_says_so(tiny_qwen2, caplog):
-    with lora._lora(tiny_qwen2, CFG) as net:
+    with lora.attached(tiny_qwen2, CFG) as net:
         assert why_not(tiny_qwen2, net) is None
         assert isinstance(lora.passes_of(tiny_qwen2, net, CFG, 1), Packed)
         tiny_qwen2.model.config.attention_dropout = 0.1
@@ -204,7 +204,7 @@ def test_a_model_that_is_not_packed_trains_padded_and_the_log_says_so(tiny_qwen2
 
 def test_the_model_is_itself_between_steps(tiny_qwen2):
     examples = encode(tiny_qwen2.tokenizer, rows(), CFG)
-    with lora._lora(tiny_qwen2, CFG) as net:
+    with lora.attached(tiny_qwen2, CFG) as net:
         moved(net)
         ids = torch.tensor([examples[0].ids])
         net.eval()
