@@ -114,7 +114,8 @@ class TrainConfig(_Table):
     batch_size: rows a forward pass. accumulation: passes an optimizer step.
     warmup_ratio: share of the steps in which lr rises. weight_decay: AdamW's, on LoRA's weights.
     max_grad_norm: where the gradient is clipped. max_length: tokens; a longer row is an error.
-    gradient_checkpointing: compute activations again in the backward pass; slower, less memory.
+    gradient_checkpointing: compute activations again in the backward pass, slower in less memory; auto: where they would
+    take more than half of what is free. It changes no adapter.
     sample: questions asked right after training, under the source and two others, of the adapter and of the unadapted
     model: a warning where replies are empty, cut or far too short (0: nothing is asked). It changes no adapter."""
 
@@ -133,7 +134,7 @@ class TrainConfig(_Table):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     max_grad_norm: Positive = 1.0
     max_length: Annotated[int, Field(ge=2)] = 1024
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
     sample: NonNegative = 8
 
     @field_validator("tail_tokens")

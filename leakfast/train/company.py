@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from leakfast.progress import Progress
 from leakfast.train import loop, lora, packed
 from leakfast.train.layers import Company
+from leakfast.train.memory import recomputes
 from leakfast.train.saving import save
 
 if TYPE_CHECKING:
@@ -56,7 +57,12 @@ def train_adapters(
                     weight.requires_grad_(True)
                 trainings.append(loop.Training(weights, its, recipe.train, recipe.seed))
             company = Company(names, [r.train.dropout for r in recipes], [r.seed for r in recipes])
-            spare = any(r.train.gradient_checkpointing for r in recipes)
+            everything, budget = [e for its in examples for e in its], packed.budget_of(loaded)
+            # a pass holds rows of all of them; one that cannot keep its activations decides
+            larger = [
+                r.train.model_copy(update={"accumulation": r.train.accumulation * len(jobs)}) for r in recipes
+            ]
+            spare = any(recomputes(loaded, cfg, everything, budget) for cfg in larger)
             histories = loop.run_together(
                 packed.Packed(loaded, company, recompute=spare), trainings, progress
             )

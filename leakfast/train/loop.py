@@ -108,8 +108,9 @@ class Training:
     ) -> None:
         self.weights, self.examples, self.cfg, self.seed = list(weights), examples, cfg, seed
         self.rate = float(cfg.lr)
+        fused = all(w.device.type in ("cpu", "cuda") for w in self.weights)
         self.optimizer = torch.optim.AdamW(
-            self.weights, lr=self.rate, betas=BETAS, eps=EPS, weight_decay=cfg.weight_decay
+            self.weights, lr=self.rate, betas=BETAS, eps=EPS, weight_decay=cfg.weight_decay, fused=fused
         )
         self.total = cfg.epochs * math.ceil(math.ceil(len(examples) / cfg.batch_size) / cfg.accumulation)
         self.history: list[Step] = []

@@ -21,6 +21,7 @@ from leakfast.train.checkpoints import Checkpoints, measured
 from leakfast.train.collate import encode
 from leakfast.train.fits import check
 from leakfast.train.layers import Company
+from leakfast.train.memory import recomputes
 from leakfast.train.padded import Padded
 from leakfast.train.saving import save, state_of
 
@@ -84,7 +85,7 @@ def train_adapter(
                     checkpoints.score(current, share)
 
     with seeded(seed, loaded.device), attached(loaded, cfg) as net:
-        passes = passes_of(loaded, net, cfg, seed)
+        passes = passes_of(loaded, net, cfg, seed, examples)
         training = loop.Training(weights_of(net), examples, cfg, seed)
         history = loop.run(passes, training, progress, lambda *at: visit(net, *at))
         card = card_of(loaded, recipe, rows, len(history), isinstance(passes, packed.Packed))
@@ -104,15 +105,18 @@ def examples_of(loaded: Loaded, recipe: Recipe, rows: Sequence[Row]) -> list[Exa
     return examples
 
 
-def passes_of(loaded: Loaded, net: Any, cfg: TrainConfig, seed: int) -> packed.Packed | Padded:
+def passes_of(
+    loaded: Loaded, net: Any, cfg: TrainConfig, seed: int, examples: Sequence[Example]
+) -> packed.Packed | Padded:
     """What runs the rows of a step: packed where the model can be, else padded; the log says which, and why."""
     why = packed.why_not(loaded, net)
     if why is not None:
         log.warning("train: rows are padded, slower, because of %s: %s", loaded.name, why)
-        return Padded(loaded, net, cfg.batch_size, recompute=cfg.gradient_checkpointing)
+        return Padded(loaded, net, cfg.batch_size, recompute=recomputes(loaded, cfg, examples, None))
     log.info("train: the rows of a step are packed")
     company = Company(["default"], [cfg.dropout], [seed])
-    return packed.Packed(loaded, company, recompute=cfg.gradient_checkpointing)
+    spare = recomputes(loaded, cfg, examples, packed.budget_of(loaded))
+    return packed.Packed(loaded, company, recompute=spare)
 
 
 def weights_of(net: Any, name: str = "default") -> list[torch.nn.Parameter]:

@@ -3,6 +3,8 @@ Demands a 64-bit key; leaves what a key is made of to layers.py."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 import torch
@@ -60,7 +62,17 @@ def _fill(out: np.ndarray, words: np.ndarray, key: np.uint64, least: np.uint16) 
     _compare(words.view(np.uint16), least, out)
 
 
-@numba.njit(nogil=True)
+def _compiled(function: Callable[..., None]) -> Callable[..., None]:
+    """numba.njit without the interpreter lock, kept on disk where a folder for it can be written."""
+    found: Callable[..., None]
+    try:
+        found = numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # no folder can be written: compiled anew in every process
+        found = numba.njit(nogil=True)(function)
+    return found
+
+
+@_compiled
 def _draw(words, key):
     """splitmix64 (Steele, Lea and Flood 2014) at the places 0, 1, …"""
     for place in range(len(words)):
@@ -70,7 +82,7 @@ def _draw(words, key):
         words[place] = z ^ (z >> np.uint64(31))
 
 
-@numba.njit(nogil=True)
+@_compiled
 def _compare(lanes, least, out):
     for place in range(len(lanes)):
         out[place] = np.float32(1.0) if lanes[place] >= least else np.float32(0.0)

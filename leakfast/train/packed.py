@@ -48,6 +48,11 @@ def why_not(loaded: Loaded, net: Any) -> str | None:
     return None
 
 
+def budget_of(loaded: Loaded) -> int:
+    """Packed tokens a pass."""
+    return _BUDGET.get(loaded.device.type, _BUDGET["cpu"])
+
+
 class Packed:
     """Steps of the model inside `prepared`. recompute: activations of a block are made again in the backward pass."""
 
@@ -57,7 +62,7 @@ class Packed:
         self.company, self.model = company, passes.decoder(loaded)
         self.layers = Layers(self.model, company)
         self.head = loaded.model.get_output_embeddings()
-        self.budget = budget_tokens or _BUDGET.get(loaded.device.type, _BUDGET["cpu"])
+        self.budget = budget_tokens or budget_of(loaded)
         self.call = partial(checkpoint, use_reentrant=False, preserve_rng_state=False) if recompute else None
 
     @contextmanager

@@ -281,4 +281,7 @@ def test_what_an_adapter_follows_from_is_what_it_was_in_earlier_versions():
     }
     assert set(settings_of(CFG)) == known
     assert settings_of(CFG.model_copy(update={"sample": 0})) == settings_of(CFG)
+    assert TrainConfig().gradient_checkpointing == "auto"
+    assert settings_of(TrainConfig()) == settings_of(TrainConfig(gradient_checkpointing=True))
+    assert settings_of(TrainConfig(gradient_checkpointing=False))["gradient_checkpointing"] is False
     assert set(settings_of(CFG.model_copy(update={"anchor": 0.5}))) == known | {"anchor"}

@@ -9,7 +9,7 @@ import torch
 
 from leakfast import models
 from leakfast.study.config import TrainConfig
-from leakfast.train import costs, loop, lora, masks
+from leakfast.train import costs, loop, lora, masks, memory
 from leakfast.train.collate import encode
 from leakfast.train.data import Row
 from leakfast.train.layers import Company
@@ -193,11 +193,12 @@ def test_costs_are_torchs_and_so_are_their_gradients(vocabulary, monkeypatch):
 
 
 def test_a_model_that_is_not_packed_trains_padded_and_the_log_says_so(tiny_qwen2, caplog):
+    examples = encode(tiny_qwen2.tokenizer, rows(), CFG)
     with lora.attached(tiny_qwen2, CFG) as net:
         assert why_not(tiny_qwen2, net) is None
-        assert isinstance(lora.passes_of(tiny_qwen2, net, CFG, 1), Packed)
+        assert isinstance(lora.passes_of(tiny_qwen2, net, CFG, 1, examples), Packed)
         tiny_qwen2.model.config.attention_dropout = 0.1
-        assert isinstance(lora.passes_of(tiny_qwen2, net, CFG, 1), Padded)
+        assert isinstance(lora.passes_of(tiny_qwen2, net, CFG, 1, examples), Padded)
     assert "rows are padded, slower" in caplog.text
     assert "dropout in its attention" in caplog.text
 
@@ -219,3 +220,38 @@ def test_the_model_is_itself_between_steps(tiny_qwen2):
         assert torch.equal(net(input_ids=ids).logits, before)
         assert net.config._attn_implementation == implementation
         assert not any("forward" in vars(m) for m in net.modules())
+
+
+def test_activations_are_made_again_where_they_would_not_fit(tiny_qwen2, monkeypatch, caplog):
+    examples = encode(tiny_qwen2.tokenizer, rows(), CFG)
+    caplog.set_level("INFO", logger="leakfast.train")
+    longest = sum(len(e.ids) for e in examples)  # all eight rows are one step
+    needed = longest * tiny_qwen2.n_layers * memory.bytes_a_token(tiny_qwen2.model.config, 4)
+    for free, again in ((2.1 * needed, False), (1.9 * needed, True), (None, False)):
+        monkeypatch.setattr(memory, "_free_bytes", lambda device, free=free: free)
+        assert memory.recomputes(tiny_qwen2, CFG, examples, 4096) is again
+        assert memory.recomputes(
+            tiny_qwen2, CFG.model_copy(update={"gradient_checkpointing": True}), examples, 4096
+        )
+    assert "made again in the backward pass" in caplog.text and "kept" in caplog.text
+    monkeypatch.undo()
+    assert memory._free_bytes(torch.device("cpu")) is None or memory._free_bytes(torch.device("cpu")) > 0
+
+
+def test_a_block_keeps_about_the_bytes_that_are_reckoned(tiny_qwen2):
+    """What autograd saves in a step, over its tokens and blocks, beside the estimate."""
+    examples = encode(tiny_qwen2.tokenizer, rows(), CFG)
+    seen = {}
+
+    def kept(tensor):
+        seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with lora.attached(tiny_qwen2, CFG):
+        packed = Packed(tiny_qwen2, Company(["default"], [0.0], [1]), recompute=False)
+        weights = {p.untyped_storage().data_ptr() for p in tiny_qwen2.model.parameters()}
+        with packed.prepared(), torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
+            (part,) = packed.parts(examples, 0)
+    bytes_ = sum(size for place, size in seen.items() if place not in weights)
+    reckoned = part.n_tokens * tiny_qwen2.n_layers * memory.bytes_a_token(tiny_qwen2.model.config, 4)
+    assert 0.5 < bytes_ / reckoned < 2
