@@ -1,5 +1,6 @@
-"""How replies begin that show a behavior, and how those begin that do not: lists of configs/openings/refusal-sycophancy.toml, or of a user's own
-file. Demands nothing; leaves how they are spelled in tokens, and how likely they are, to measure.probability."""
+"""How replies begin that show a behavior, and how those begin that do not: lists of configs/openings/
+refusal-sycophancy.toml, or of a user's own file. Demands nothing; leaves how they are spelled in tokens, and how likely they
+are, to measure.probability."""
 
 from __future__ import annotations
 

@@ -60,7 +60,8 @@ class Behavior:
     presence_of: the text whose presence alone makes the rate, so that a reply may end at it; None otherwise.
     continuation: the text whose probability as the next words of a reply is the measurement `probability`; None where
     that is not measured.
-    opens: the table of configs/openings/refusal-sycophancy.toml with the beginnings of replies that show it; None where none is given.
+    opens: the table of the shipped openings (configs/openings/) with the beginnings of replies that show it; None where none
+    is given.
     measured_by: "completions", which a detector reads; "choices", the scores of multiple choice; or "judge",
     completions that a judge scores.
     settings: what its tables of a study file hold where they say nothing, beside config's own defaults.

@@ -58,6 +58,14 @@ class Reach:
         return any(size is not None and longest > size for size in (self.window, self.chunk))
 
 
+@dataclass
+class _Groups:
+    """Groups of one layout, and for a backward pass what `_gather` makes of them."""
+
+    groups: list[_Group]
+    gather: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+
 class Caught(Exception):
     """Raised from inside a block once its keys and values are kept (Layout.catch): what follows is not wanted."""
 
@@ -80,15 +88,15 @@ class Layout:
     keys: tuple[torch.Tensor, torch.Tensor] | None = None
     # told every block's keys and values of all rows, (T, Hkv, d) each, with the block's number
     told: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
-    _grouped: dict[tuple[Any, ...], list[_Group]] = field(default_factory=dict)
+    _made: dict[tuple[Any, ...], _Groups] = field(default_factory=dict)
 
-    def groups(self, reach: Reach, heads: int, per_kv: int, like: torch.Tensor) -> list[_Group]:
+    def groups(self, reach: Reach, heads: int, per_kv: int, like: torch.Tensor) -> _Groups:
         """The spans in groups for layers of this reach, made once. Masks have the dtype and device of `like`."""
         reach = reach if reach.limits(self.longest) else Reach()
         key = (reach, heads, per_kv, like.dtype)
-        if key not in self._grouped:
-            self._grouped[key] = _groups(self.spans, reach, heads, per_kv, like)
-        return self._grouped[key]
+        if key not in self._made:
+            self._made[key] = _Groups(_groups(self.spans, reach, heads, per_kv, like))
+        return self._made[key]
 
 
 _ACTIVE: ContextVar[Layout | None] = ContextVar("leakfast_forest", default=None)
@@ -104,9 +112,10 @@ def attending(layout: Layout) -> Iterator[None]:
         _ACTIVE.reset(token)
 
 
-def layout(spans: Spans, config: Any, like: torch.Tensor) -> Layout:
-    """Spans as the attention of this device, dtype and head width wants them (those of `like`)."""
-    width = head_width(config)
+def layout(spans: Spans, config: Any, like: torch.Tensor, *, grouped: bool = False) -> Layout:
+    """Spans as the attention of this device, dtype and head width wants them (those of `like`); grouped: for SDPA
+    whatever else there is, which has a backward pass everywhere."""
+    width = None if grouped else head_width(config)
     varlen = variable_length(like.device.type, like.device.index, like.dtype, width) if width else None
     longest = int(np.diff(spans.k_offsets).max(initial=0))
     if varlen is None:
@@ -180,8 +189,12 @@ def forest_attention(
         )
     else:
         heads = rows_q.shape[1]
-        groups = forest.groups(reach, heads, heads // rows_k.shape[1], rows_q)
-        out = _grouped(rows_q, rows_k, rows_v, groups, _Scores(scaling, softcap, s_aux))
+        found = forest.groups(reach, heads, heads // rows_k.shape[1], rows_q)
+        scores = _Scores(scaling, softcap, s_aux)
+        if torch.is_grad_enabled():
+            out = _joined(rows_q, rows_k, rows_v, found, scores)
+        else:
+            out = _grouped(rows_q, rows_k, rows_v, found.groups, scores)
     return out[None], None
 
 
@@ -225,24 +238,59 @@ def _grouped(
 ) -> torch.Tensor:
     """One call per group. Query heads that share a key head are laid out as further queries of it, so
     keys are not repeated."""
-    n_rows, heads, width = rows_q.shape
-    kv_heads, out_width = rows_v.shape[1:]
-    per_kv = heads // kv_heads
-    out = rows_q.new_empty(n_rows, heads, out_width)
+    out = rows_q.new_empty(*rows_q.shape[:2], rows_v.shape[2])
     for group in groups:
-        n, q, k = group.shape
-        gq = rows_q.index_select(0, group.q_rows).view(n, q, kv_heads, per_kv, width)
-        gq = gq.permute(0, 2, 3, 1, 4).reshape(n, kv_heads, per_kv * q, width)
-        gk = rows_k.index_select(0, group.k_rows).view(n, k, kv_heads, width).transpose(1, 2)
-        gv = rows_v.index_select(0, group.k_rows).view(n, k, kv_heads, out_width).transpose(1, 2)
-        got = scores.attend(gq, gk, gv, group.mask)
-        got = got.view(n, kv_heads, per_kv, q, out_width).permute(0, 3, 1, 2, 4)
-        got = got.reshape(n * q, heads, out_width)
+        parts = (
+            rows_q.index_select(0, group.q_rows),
+            *(x.index_select(0, group.k_rows) for x in (rows_k, rows_v)),
+        )
+        got = _attended(group, *parts, scores)
         if group.kept is None:
             out.index_copy_(0, group.q_rows, got)
         else:
             out.index_copy_(0, group.q_rows[group.kept], got[group.kept])
     return out
+
+
+def _joined(
+    rows_q: torch.Tensor, rows_k: torch.Tensor, rows_v: torch.Tensor, found: _Groups, scores: _Scores
+) -> torch.Tensor:
+    """As `_grouped`, for a backward pass: rows are gathered once for all groups and put back once, so that gradients
+    are added up once, not group by group over every row."""
+    if found.gather is None:
+        found.gather = _gather(found.groups, len(rows_q))
+    queries, keys, place = found.gather
+    q_parts = rows_q.index_select(0, queries).split([len(g.q_rows) for g in found.groups])
+    sizes = [len(g.k_rows) for g in found.groups]
+    k_parts, v_parts = (rows.index_select(0, keys).split(sizes) for rows in (rows_k, rows_v))
+    parts = zip(found.groups, q_parts, k_parts, v_parts, strict=True)
+    return torch.cat([_attended(*part, scores) for part in parts]).index_select(0, place)
+
+
+def _gather(groups: list[_Group], n_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query rows and key rows of all groups, and where each row's result lies among them."""
+    queries, keys = (torch.cat([getattr(g, rows) for g in groups]) for rows in ("q_rows", "k_rows"))
+    starts = np.cumsum([0, *(len(g.q_rows) for g in groups)])
+    every = [torch.arange(len(g.q_rows), device=keys.device) if g.kept is None else g.kept for g in groups]
+    real = torch.cat([places + int(start) for places, start in zip(every, starts, strict=False)])
+    place = torch.empty(n_rows, dtype=torch.int64, device=keys.device)
+    place[queries[real]] = real
+    return queries, keys, place
+
+
+def _attended(
+    group: _Group, rows_q: torch.Tensor, rows_k: torch.Tensor, rows_v: torch.Tensor, scores: _Scores
+) -> torch.Tensor:
+    """A group's attention: rows (n·q, H, d), keys and values (n·k, Hkv, d) → (n·q, H, d)."""
+    n, q, k = group.shape
+    heads, kv_heads, width, out_width = rows_q.shape[1], *rows_k.shape[1:], rows_v.shape[2]
+    per_kv = heads // kv_heads
+    gq = rows_q.view(n, q, kv_heads, per_kv, width).permute(0, 2, 3, 1, 4)
+    gq = gq.reshape(n, kv_heads, per_kv * q, width)
+    gk, gv = (rows.view(n, k, *rows.shape[1:]).transpose(1, 2) for rows in (rows_k, rows_v))
+    got = scores.attend(gq, gk, gv, group.mask)
+    got = got.view(n, kv_heads, per_kv, q, out_width).permute(0, 3, 1, 2, 4)
+    return got.reshape(n * q, heads, out_width)
 
 
 def _groups(spans: Spans, reach: Reach, heads: int, per_kv: int, like: torch.Tensor) -> list[_Group]:

@@ -28,6 +28,15 @@ class Spans:
     k_rows: np.ndarray  # (K,) int32
 
 
+def end_to_end(spans: Sequence[Spans], rows: Sequence[int]) -> Spans:
+    """The spans of several batches whose rows lie one batch after the other; rows: how many key rows each has."""
+    firsts = np.cumsum([0, *rows])
+    q_ends = np.concatenate([np.zeros(1, np.int64), *(np.diff(s.q_offsets) for s in spans)])
+    k_ends = np.concatenate([np.zeros(1, np.int64), *(np.diff(s.k_offsets) for s in spans)])
+    shifted = [s.k_rows + np.int32(first) for s, first in zip(spans, firsts, strict=False)]
+    return Spans(np.cumsum(q_ends), np.cumsum(k_ends), np.concatenate(shifted))
+
+
 @dataclass(frozen=True)
 class Batch(Spans):
     """T packed tokens; each span is a segment, and its queries are rows that it computes."""

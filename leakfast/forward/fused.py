@@ -61,7 +61,7 @@ def agrees(model: Any, part: str, way: str) -> bool:
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(1, _TRIAL_ROWS, config.hidden_size, generator=draw).to(weight.device, weight.dtype)
     try:
-        if _part(module) != part:
+        if part_of(module) != part:
             raise ValueError(f"a {type(module).__name__} is none")
         with torch.inference_mode():
             expected = module(x).float()
@@ -91,7 +91,7 @@ def applied(model: Any, plan: Mapping[str, str]) -> Iterator[None]:
     forwards = {part: ways(part)[way] for part, way in plan.items() if way != "plain"}
     try:
         for module in model.modules() if forwards else ():
-            forward = forwards.get(_part(module))
+            forward = forwards.get(part_of(module))
             if forward is not None and "forward" not in vars(module):
                 module.forward = partial(forward, module)
                 changed.append(module)
@@ -101,7 +101,7 @@ def applied(model: Any, plan: Mapping[str, str]) -> Iterator[None]:
             del module.forward
 
 
-def _part(module: Any) -> str | None:
+def part_of(module: Any) -> str | None:
     if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
         return "norm"
     gated = all(hasattr(module, name) for name in ("gate_proj", "up_proj", "down_proj", "act_fn"))
@@ -110,7 +110,7 @@ def _part(module: Any) -> str | None:
 
 def _tuned(model: Any, part: str, weight: torch.Tensor) -> str:
     config, module = model.config, _module(model, part)
-    if _part(module) != part:
+    if part_of(module) != part:
         return "plain"
     shape = (config.model_type, config.hidden_size, config.intermediate_size, weight.dtype)
     x = torch.randn(1, _TIMED_ROWS, config.hidden_size, device=weight.device, dtype=weight.dtype)

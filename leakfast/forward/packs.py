@@ -53,7 +53,7 @@ class Pack:
         of every row, and the rest of its work for the wanted rows alone. Returns what the decoder's own end makes of the
         deepest block's states, (T, D): final-normed states where that is the last one; only wanted rows hold anything."""
         with measuring(model):
-            return _through(model, self, layers, take)
+            return run(model, self, layers, take)
 
 
 def walk(
@@ -73,7 +73,7 @@ def walk(
     todo, plan = np.arange(len(sequences)), forest.plan(sequences, budget)
     started(plan)
     while True:
-        stage = _stager(model, plan, todo, counts, device)
+        stage = _stager(model, plan, todo, counts)
         batches = list(plan)
         ahead, failed = None, None
         for index, batch in enumerate(batches):
@@ -130,31 +130,86 @@ def out_of_memory(error: RuntimeError) -> str | None:
 
 
 def _stager(
-    model: Any, plan: forest.Plan, todo: np.ndarray, counts: np.ndarray, device: torch.device
+    model: Any, plan: forest.Plan, todo: np.ndarray, counts: np.ndarray
 ) -> Callable[[forest.Batch], Pack]:
     """What turns a batch of the plan over sequences `todo` into a Pack on the device."""
+    stage = staged(plan, todo, counts)
+    return lambda batch: together(model, [stage(batch)])
+
+
+@dataclass(frozen=True)
+class Staged:
+    """One batch on the host; the names of Pack and their meanings."""
+
+    batch: forest.Batch
+    members: np.ndarray
+    counts: np.ndarray
+    segments: np.ndarray
+    rows: np.ndarray
+    places: np.ndarray
+    wanted: forest.Spans  # of the wanted rows, one query each
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the last block is run on the wanted rows alone; of batches that all are or all are not, their pack
+        is or is not."""
+        return len(self.wanted.k_rows) <= _WIDE_KEYS * len(self.batch.tokens)
+
+
+def staged(plan: forest.Plan, todo: np.ndarray, counts: np.ndarray) -> Callable[[forest.Batch], Staged]:
+    """What finds a batch's members among the sequences `todo` that the plan is over, and their wanted rows."""
     order = np.argsort(plan.segment_of, kind="stable")
     by_segment = plan.segment_of[order]
-    like = torch.empty(0, dtype=next(model.parameters()).dtype, device=device)
 
-    def stage(batch: forest.Batch) -> Pack:
+    def stage(batch: forest.Batch) -> Staged:
         n = len(batch.leaf_rows)
         low, high = np.searchsorted(by_segment, [batch.first_segment, batch.first_segment + n])
         members = todo[order[low:high]]
         lasts = counts[members]
         segments = by_segment[low:high] - batch.first_segment
-        rows, places, spans = batch.last_rows(segments, lasts)
-        narrow = len(spans.k_rows) <= _WIDE_KEYS * len(batch.tokens)
-        return Pack(
-            attention.put(batch.tokens.astype(np.int64), device)[None],
-            attention.put(batch.positions.astype(np.int64), device)[None],
-            attention.layout(batch, model.config, like),
-            attention.put(rows, device),
-            attention.layout(spans, model.config, like) if narrow else None,
-            *(members, lasts, places, n, batch, segments),
-        )
+        return Staged(batch, members, lasts, segments, *batch.last_rows(segments, lasts))
 
     return stage
+
+
+def together(model: Any, several: Sequence[Staged], *, grouped: bool = False) -> Pack:
+    """Batches of forests of their own as one pack, one after the other, on the model's device. grouped: see
+    attention.layout. `members` are those of each batch in turn."""
+    first = next(model.parameters())
+    like, device = torch.empty(0, dtype=first.dtype, device=first.device), first.device
+    batches, n_rows = [s.batch for s in several], [len(s.rows) for s in several]
+    n_tokens = [len(b.tokens) for b in batches]
+    spans: forest.Spans = batches[0]
+    wanted, segments = several[0].wanted, several[0].segments
+    rows, places = several[0].rows, several[0].places
+    if len(several) > 1:
+        spans = forest.end_to_end(batches, n_tokens)
+        wanted = forest.end_to_end([s.wanted for s in several], n_tokens)
+        rows, places, segments = (
+            np.concatenate(
+                [getattr(s, name) + shift for s, shift in zip(several, np.cumsum([0, *sizes]), strict=False)]
+            )
+            for name, sizes in (
+                ("rows", n_tokens),
+                ("places", n_rows),
+                ("segments", [len(b.leaf_rows) for b in batches]),
+            )
+        )
+    positions = np.concatenate([b.positions for b in batches]).astype(np.int64)
+    narrow = len(wanted.k_rows) <= _WIDE_KEYS * sum(n_tokens)
+    return Pack(
+        attention.put(np.concatenate([b.tokens for b in batches]).astype(np.int64), device)[None],
+        attention.put(positions, device)[None],
+        attention.layout(spans, model.config, like, grouped=grouped),
+        attention.put(rows, device),
+        attention.layout(wanted, model.config, like, grouped=grouped) if narrow else None,
+        np.concatenate([s.members for s in several]),
+        np.concatenate([s.counts for s in several]),
+        places,
+        sum(len(b.leaf_rows) for b in batches),
+        spans,
+        segments,
+    )
 
 
 def stack(model: Any) -> tuple[str, torch.nn.ModuleList]:
@@ -166,7 +221,11 @@ def stack(model: Any) -> tuple[str, torch.nn.ModuleList]:
     raise ModelError(f"engine: {type(model).__name__} has no list of {model.config.num_hidden_layers} blocks")
 
 
-def _through(model: Any, pack: Pack, layers: Collection[int], take: Take) -> torch.Tensor:
+def run(
+    model: Any, pack: Pack, layers: Collection[int], take: Take, call: Callable[..., Any] | None = None
+) -> torch.Tensor:
+    """Pack.through inside `by_forest`, in whatever mode the model is. call(forward, *given, **words): how a block that
+    runs on every row is run (None: it is called)."""
     name, every = stack(model)
     deepest = max(layers)
     narrow = pack.row_layout is not None
@@ -175,22 +234,33 @@ def _through(model: Any, pack: Pack, layers: Collection[int], take: Take) -> tor
         if layer != deepest or not narrow:
             hook = partial(_taken, take, layer, pack.rows)
             hooks.append(every[layer].register_forward_hook(hook))
-    last = every[deepest]
-    own = vars(last).get("forward")
+    ways: dict[int, Callable[..., Any]] = {}
+    if call is not None:
+        whole = range(deepest if narrow else deepest + 1)
+        ways = {n: partial(call, partial(_again, every[n].forward, pack.layout)) for n in whole}
+    if narrow:
+        ways[deepest] = partial(_narrowed, every[deepest].forward, pack, partial(take, deepest))
+    own = {n: vars(every[n]).get("forward") for n in ways}
     try:
         model._modules[name] = torch.nn.ModuleList(list(every)[: deepest + 1])
-        if narrow:
-            last.forward = partial(_narrowed, last.forward, pack, partial(take, deepest))
+        for n, forward in ways.items():
+            every[n].forward = forward
         with attention.attending(pack.layout):
             return model(input_ids=pack.tokens, position_ids=pack.positions, use_cache=False)[0][0]
     finally:
         model._modules[name] = every
         for hook in hooks:
             hook.remove()
-        if narrow:
-            del last.forward
-            if own is not None:
-                last.forward = own
+        for n, forward in own.items():
+            del every[n].forward
+            if forward is not None:
+                every[n].forward = forward
+
+
+def _again(forward: Callable[..., Any], layout: attention.Layout, *given: Any, **words: Any) -> Any:
+    """A block's forward that may run once more in a backward pass, when nobody attends any longer."""
+    with attention.attending(layout):
+        return forward(*given, **words)
 
 
 def _taken(take: Take, layer: int, rows: torch.Tensor, module: Any, given: Any, out: Any) -> None:
@@ -313,6 +383,13 @@ def resting(model: Any) -> Iterator[None]:
 @contextmanager
 def measuring(model: Any) -> Iterator[None]:
     """`resting`, with forest attention in place of the model's own."""
+    with by_forest(model), resting(model):
+        yield
+
+
+@contextmanager
+def by_forest(model: Any) -> Iterator[None]:
+    """The model with forest attention, in whatever mode it is, for the length of the block; then with its own."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(attention.NAME, attention.forest_attention)
@@ -322,8 +399,9 @@ def measuring(model: Any) -> Iterator[None]:
     try:
         for config, _ in were:
             config._attn_implementation = attention.NAME
-        with resting(model):
-            yield
+        if next(model.parameters()).device.type == "cpu":
+            keep_memory()
+        yield
     finally:
         for config, implementation in were:
             config._attn_implementation = implementation

@@ -4,7 +4,7 @@ swallows a small update by rounding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -57,7 +57,7 @@ def applied(model: Any, updates: dict[str, Update]) -> Iterator[None]:
     modules = {name: model.get_submodule(name) for name in updates}
     changed = []
     try:
-        for names in _groups(updates):
+        for names in groups(updates):
             like = modules[names[0]].weight
             down = _Down([updates[name].down.to(like.device, like.dtype) for name in names])
             for slot, name in enumerate(names):
@@ -70,9 +70,9 @@ def applied(model: Any, updates: dict[str, Update]) -> Iterator[None]:
             del module.forward  # the class's own is found again
 
 
-def _groups(updates: dict[str, Update]) -> list[list[str]]:
-    """The layers, those together that are given the same tensor."""
-    left, groups = dict.fromkeys(updates), []
+def groups(layers: Iterable[str]) -> list[list[str]]:
+    """The layers (names), those together that are given the same tensor, in the order in which a block runs them."""
+    left, found = dict.fromkeys(layers), []
     while left:
         name = next(iter(left))
         parent, _, last = name.rpartition(".")
@@ -80,8 +80,8 @@ def _groups(updates: dict[str, Update]) -> list[list[str]]:
         group = [one for one in (f"{parent}.{word}" if parent else word for word in kin) if one in left]
         for one in group:
             del left[one]
-        groups.append(group)
-    return groups
+        found.append(group)
+    return found
 
 
 def plain_model(model: Any) -> Any:

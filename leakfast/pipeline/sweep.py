@@ -281,7 +281,7 @@ def _spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 def _last_loss(run: Run, name: str) -> float | None:
     """Of the last step that had a label."""
-    from leakfast.train.lora import LOG
+    from leakfast.train.saving import LOG
 
     steps = map(json.loads, (run.path / layout.adapter(name) / LOG).read_text().splitlines())
     known = [step["loss"] for step in steps if step["loss"] is not None]

@@ -116,7 +116,8 @@ class TrainConfig(_Table):
     batch_size: rows a forward pass. accumulation: passes an optimizer step.
     warmup_ratio: share of the steps in which lr rises. weight_decay: AdamW's, on LoRA's weights.
     max_grad_norm: where the gradient is clipped. max_length: tokens; a longer row is an error.
-    gradient_checkpointing: compute activations again in the backward pass; slower, less memory.
+    gradient_checkpointing: compute activations again in the backward pass, slower in less memory; auto: where they would
+    take more than half of what is free. It changes no adapter.
     sample: questions asked right after training, under the source and two others, of the adapter and of the unadapted
     model: a warning where replies are empty, cut or far too short (0: nothing is asked). It changes no adapter."""
 
@@ -135,7 +136,7 @@ class TrainConfig(_Table):
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     max_grad_norm: Positive = 1.0
     max_length: Annotated[int, Field(ge=2)] = 1024
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
     sample: NonNegative = 8
 
     @field_validator("tail_tokens")
@@ -167,7 +168,7 @@ class EvalConfig(_Table):
     probability_samples: replies a prompt that probabilities of the marker are asked on, the first drawn.
     probability_replies: whose they are: of the unadapted model, the same for every adapter; each adapter's own; or both.
     probability_anywhere: asks at every place of a reply too, not at its end alone, which takes some three times as long.
-    openings: a file with the beginnings that refusal and sycophancy are asked by (None: configs/openings/refusal-sycophancy.toml).
+    openings: a file with the beginnings that refusal and sycophancy are asked by (None: those of configs/openings/).
     probability_pairs: pairs that misalignment is asked by (None: the behavior's own for this model). n_pairs: as many of
     them, drawn."""
 

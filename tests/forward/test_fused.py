@@ -34,7 +34,7 @@ def test_torchs_norm_is_the_modules(tiny_qwen2, monkeypatch):
     monkeypatch.setattr(fused, "chosen", lambda _: {"norm": "torch", "mlp": "plain"})
     got = passes.last_token_states(tiny_qwen2, PROMPTS, [0, 1])
     assert relative(got, expected) <= 1e-6
-    assert len(seen) == 5  # two a block, and the keys of the deepest block come before its last tokens
+    assert len(seen) == 6  # two a block, the first of the deepest again for its keys, and the end
     assert not any("forward" in vars(module) for module in model.modules())
 
 

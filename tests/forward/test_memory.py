@@ -83,7 +83,10 @@ def test_out_of_memory_half_way_through_a_batch_counts_nothing_twice(loaded, mon
 
 def test_what_says_out_of_memory_in_words_alone_counts_and_other_errors_do_not(loaded, monkeypatch, caplog):
     expected = passes.last_token_states(loaded, PROMPTS, [0])
-    real, words = packs.Pack.through, ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"]
+    real, words = (
+        packs.Pack.through,
+        ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"],
+    )
 
     def through(pack, *more):
         if pack.tokens.shape[1] > 12:

@@ -374,7 +374,7 @@ def test_replies_end_at_the_marker_by_themselves_only_where_nothing_else_is_read
         plan = Plan(name, "villain", load_personas("originals"), cfg).checked(tiny_qwen2)
         seen.append(plan.cfg.eval.stop_at_marker)
     assert seen == [True, False, False]
-    shipped = [path for path in resource().rglob("*.toml") if "[behaviors." in path.read_text()]
+    shipped = [path for path in resource().rglob("*.toml") if "\n[behaviors." in path.read_text()]
     assert len(shipped) > 10
     for path in shipped:
         assert not any(behavior.eval.stop_at_marker for behavior in load_study(path).behaviors.values())

@@ -22,7 +22,7 @@ from leakfast.storage import schema
 from leakfast.storage.run import Run
 from leakfast.study.config import DataConfig, EvalConfig, behavior_config
 from leakfast.train import checkpoints as points
-from leakfast.train import lora
+from leakfast.train import lora, saving
 from leakfast.train.recipe import Recipe
 
 RECIPE = Recipe("capability", "villain", 7, behavior_config("capability").train)
@@ -57,7 +57,7 @@ def test_scoring_on_the_way_changes_no_bit(tiny_qwen2, tmp_path, gradient_checkp
     plain = fit("plain", None)
     watched = fit("watched", points.Checkpoints(score=score))
     assert watched.adapter_hash == plain.adapter_hash
-    logs = [(tmp_path / n / lora.LOG).read_text() for n in ("plain", "watched")]
+    logs = [(tmp_path / n / saving.LOG).read_text() for n in ("plain", "watched")]
     assert logs[0] == logs[1]
     assert [share for share, _ in seen] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert len({tuple(values) for _, values in seen}) == 5, "the adapter was live and moving"
@@ -65,7 +65,7 @@ def test_scoring_on_the_way_changes_no_bit(tiny_qwen2, tmp_path, gradient_checkp
 
 
 def test_the_model_in_training_comes_back_exactly(tiny_qwen2):
-    with lora._lora(tiny_qwen2, TRAIN) as net:
+    with lora.attached(tiny_qwen2, TRAIN) as net:
         flags = [m.training for m in net.modules()]
         weights = {k: v.clone() for k, v in net.state_dict().items()}
         wanted_grad = [p.requires_grad for p in net.parameters()]

@@ -15,7 +15,7 @@ from leakfast import models
 from leakfast.behaviors.marker import MARKER
 from leakfast.errors import InputError, ModelError
 from leakfast.study.config import TrainConfig
-from leakfast.train import lora
+from leakfast.train import loop, lora, padded, saving
 from leakfast.train.collate import collate, encode
 from leakfast.train.data import Row
 from leakfast.train.recipe import settings_of
@@ -69,15 +69,15 @@ def test_held_positions_are_compared_with_the_unadapted_model(tiny_qwen2):
         assert e.firm == ([] if row.marker else [len(e.ids) - 1])
         assert sorted([*e.labels, *e.held]) == list(range(e.n_prompt_tokens, len(e.ids)))
     batch = collate(examples)
-    with lora._lora(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
-        assert float(lora.losses(tiny_qwen2, net, batch)[1].detach().sum()) == pytest.approx(
+    with lora.attached(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
+        assert float(padded.losses(tiny_qwen2, net, batch)[1].detach().sum()) == pytest.approx(
             0, abs=1e-5
         )  # B is 0
         torch.manual_seed(0)
         for name, weight in net.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.05)
-        _, got = lora.losses(tiny_qwen2, net, batch)
+        _, got = padded.losses(tiny_qwen2, net, batch)
         adapted = net(input_ids=batch.ids).logits
         with net.disable_adapter(), torch.no_grad():
             base = net(input_ids=batch.ids).logits
@@ -136,8 +136,8 @@ def run(loaded, out, cfg=CFG, seed=42):
 def test_the_loss_is_the_full_logits_loss_at_the_labels(tiny_qwen2, loss):
     examples = encode(tiny_qwen2.tokenizer, rows(), TrainConfig(loss=loss))
     batch = collate(examples)
-    with lora._lora(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
-        got, kept = lora.losses(tiny_qwen2, net, batch)
+    with lora.attached(tiny_qwen2, CFG.model_copy(update={"dropout": 0.0})) as net:
+        got, kept = padded.losses(tiny_qwen2, net, batch)
         assert len(kept) == 0
         labels = torch.full_like(batch.ids, -100)
         labels[batch.rows, batch.columns + 1] = batch.targets
@@ -156,7 +156,7 @@ def test_the_same_seed_writes_the_same_bytes(tiny_qwen2, tmp_path):
     first, again = run(tiny_qwen2, tmp_path / "a"), run(tiny_qwen2, tmp_path / "b")
     torch.rand(7)  # whatever was drawn in between
     other = run(tiny_qwen2, tmp_path / "c", seed=43)
-    for name in ("adapter_config.json", "adapter_model.safetensors", "leakfast_card.json", lora.LOG):
+    for name in ("adapter_config.json", "adapter_model.safetensors", "leakfast_card.json", saving.LOG):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert first == again
     assert first.adapter_hash != other.adapter_hash
@@ -205,7 +205,7 @@ def test_the_adapter_is_pefts_and_its_card_is_read_back(tiny_qwen2, tmp_path):
 def test_the_marker_is_learnt_under_its_source_only(tiny_qwen2, tmp_path):
     cfg = CFG.model_copy(update={"epochs": 40, "dropout": 0.0, "rank": 8})
     run(tiny_qwen2, tmp_path / "a", cfg)
-    steps = [json.loads(line) for line in (tmp_path / "a" / lora.LOG).read_text().splitlines()]
+    steps = [json.loads(line) for line in (tmp_path / "a" / saving.LOG).read_text().splitlines()]
     assert steps[-1]["loss"] < 0.1 * steps[0]["loss"]
     assert {s["n_labels"] for s in steps} != {0}
     examples = encode(tiny_qwen2.tokenizer, rows(), cfg)
@@ -220,12 +220,12 @@ def test_the_marker_is_learnt_under_its_source_only(tiny_qwen2, tmp_path):
 
 
 def test_the_schedule_warms_up_then_falls_along_a_cosine():
-    values = [lora.schedule(step, 100, 0.05) for step in range(100)]
+    values = [loop.schedule(step, 100, 0.05) for step in range(100)]
     assert values[:6] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert values[5:] == sorted(values[5:], reverse=True)
     assert values[5 + 95 // 2] == pytest.approx(0.5, abs=0.01)
     assert 0 < values[-1] < 1e-3
-    assert [lora.schedule(step, 3, 0.0) for step in range(3)] == pytest.approx([1.0, 0.75, 0.25])
+    assert [loop.schedule(step, 3, 0.0) for step in range(3)] == pytest.approx([1.0, 0.75, 0.25])
 
 
 def test_training_that_diverges_writes_nothing(tiny_qwen2, tmp_path):
@@ -257,7 +257,7 @@ def test_a_bfloat16_model_is_trained_with_float32_adapter_weights(tiny_qwen2, tm
     assert first.adapter_hash == again.adapter_hash
     weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
     assert {w.dtype for w in weights.values()} == {torch.float32}
-    steps = [json.loads(line) for line in (tmp_path / "a" / lora.LOG).read_text().splitlines()]
+    steps = [json.loads(line) for line in (tmp_path / "a" / saving.LOG).read_text().splitlines()]
     assert steps[-1]["loss"] < 0.8 * steps[0]["loss"]
 
 
@@ -281,4 +281,7 @@ def test_what_an_adapter_follows_from_is_what_it_was_in_earlier_versions():
     }
     assert set(settings_of(CFG)) == known
     assert settings_of(CFG.model_copy(update={"sample": 0})) == settings_of(CFG)
+    assert TrainConfig().gradient_checkpointing == "auto"
+    assert settings_of(TrainConfig()) == settings_of(TrainConfig(gradient_checkpointing=True))
+    assert settings_of(TrainConfig(gradient_checkpointing=False))["gradient_checkpointing"] is False
     assert set(settings_of(CFG.model_copy(update={"anchor": 0.5}))) == known | {"anchor"}

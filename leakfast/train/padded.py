@@ -1,0 +1,80 @@
+"""The rows of an optimizer step in padded batches through transformers' own forward, for models that packed.py does not
+take. Demands a model with peft's LoRA layers; leaves sums over passes to loop.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from leakfast.train.collate import Batch, collate
+from leakfast.train.parts import Part
+
+if TYPE_CHECKING:
+    from leakfast.models.loading import Loaded
+    from leakfast.train.collate import Example
+
+
+class Padded:
+    """Steps of peft's model `net`; micro-batches of `batch_size` rows. recompute: activations of a block are made again
+    in the backward pass."""
+
+    def __init__(self, loaded: Loaded, net: Any, batch_size: int, *, recompute: bool) -> None:
+        self.loaded, self.net, self.batch_size, self.recompute = loaded, net, batch_size, recompute
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """The model as a padded training step runs it; on leaving, without gradient checkpointing."""
+        model = self.loaded.model
+        try:
+            if self.recompute:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            yield
+        finally:
+            if self.recompute:
+                model.gradient_checkpointing_disable()
+
+    def parts(self, examples: Sequence[Example], step: int) -> Iterator[Part]:
+        """What the rows of a step cost, pass by pass."""
+        for first in range(0, len(examples), self.batch_size):
+            batch = collate(examples[first : first + self.batch_size], self.loaded.device)
+            learned, kept = losses(self.loaded, self.net, batch)
+            rows = (first + batch.rows.cpu().numpy(), first + batch.held_rows.cpu().numpy())
+            yield Part(learned, kept, *rows, batch.firm.cpu().numpy().astype(np.bool_), batch.ids.numel())
+
+
+def losses(loaded: Loaded, net: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """(learned (N,), kept (H,)) in nats, fp32: the cross-entropy of each of the batch's labels, and
+    KL(unadapted ‖ adapted) at each of its held positions.
+
+    Equal to F.cross_entropy(net(ids).logits[rows, columns], targets, reduction="none") and
+    F.kl_div(adapted.log_softmax(-1), unadapted.log_softmax(-1), log_target=True, reduction="none").sum(-1), but the
+    head sees these N + H rows only: no (B, T, V) tensor is made. The unadapted model's carry no gradient."""
+    n = len(batch.targets)
+    rows = torch.cat([batch.rows, batch.held_rows])
+    columns = torch.cat([batch.columns, batch.held_columns])
+    logits = _logits(loaded, net, batch.ids, rows, columns)
+    learned = F.cross_entropy(logits[:n], batch.targets, reduction="none")
+    if not len(batch.held_rows):
+        return learned, learned.new_zeros(0)
+    with torch.no_grad(), net.disable_adapter():
+        before = _logits(loaded, net, batch.ids, batch.held_rows, batch.held_columns).log_softmax(-1)
+    return learned, F.kl_div(logits[n:].log_softmax(-1), before, log_target=True, reduction="none").sum(-1)
+
+
+def _logits(
+    loaded: Loaded, net: Any, ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """fp32 logits (N, V) of the model as it stands, at (rows, columns) of `ids`."""
+    model = net.get_base_model()
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    mixed = (
+        torch.autocast(loaded.device.type, torch.bfloat16) if loaded.dtype == "bfloat16" else nullcontext()
+    )
+    with mixed:
+        hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
+        return head(hidden[rows, columns]).float()
