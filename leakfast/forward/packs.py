@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from leakfast.errors import ModelError
-from leakfast.forward import attention, forest, fused
+from leakfast.forward import attention, forest, fused, room
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def walk(
                 if index + 1 < len(batches):
                     ahead = stage(batches[index + 1])
             except RuntimeError as error:
-                failed = out_of_memory(error)
+                failed = room.out_of_memory(error)
                 if failed is None:
                     raise
             if failed is not None:
@@ -94,39 +94,17 @@ def walk(
         if failed is None:
             return
         pack = result = ahead = None
-        give_back(device)
+        room.give_back(device)
         left = np.flatnonzero(plan.segment_of >= batch.first_segment)
         budget = min(budget, max(len(b.tokens) for b in batches)) // 2
         if len(batch.leaf_rows) == 1 or budget < 1:
-            raise does_not_fit(len(batch.tokens), device, failed)
+            raise room.does_not_fit(len(batch.tokens), device, failed)
         log.warning(
             "engine: out of memory at %d packed tokens; going on with at most %d (%s)",
             *(len(batch.tokens), budget, failed),
         )
         todo = todo[left]
         plan = forest.plan([sequences[i] for i in todo], budget)
-
-
-def give_back(device: torch.device) -> None:
-    """What torch holds of a GPU's memory without using it."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def does_not_fit(n_tokens: int, device: torch.device, failed: str) -> ModelError:
-    """The error of one prompt that is too much for the device."""
-    return ModelError(
-        f"engine: a prompt of {n_tokens} tokens does not fit in the memory of {device} "
-        f"({failed}). Needed: memory for one prompt. Free the device, or use --dtype bfloat16."
-    )
-
-
-def out_of_memory(error: RuntimeError) -> str | None:
-    """The first line of an error that says that memory is out, else None. Libraries that allocate beside
-    torch (cuBLAS, a driver call) say it in words alone."""
-    line = (str(error).splitlines() or ["out of memory"])[0]
-    words = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "CUDA driver error: out of memory")
-    return line if isinstance(error, torch.OutOfMemoryError) or any(w in line for w in words) else None
 
 
 def _stager(
@@ -200,9 +178,9 @@ def together(model: Any, several: Sequence[Staged], *, grouped: bool = False) ->
     return Pack(
         attention.put(np.concatenate([b.tokens for b in batches]).astype(np.int64), device)[None],
         attention.put(positions, device)[None],
-        attention.layout(spans, model.config, like, grouped=grouped),
+        attention.layout(spans, model.config, like, by_groups=grouped),
         attention.put(rows, device),
-        attention.layout(wanted, model.config, like, grouped=grouped) if narrow else None,
+        attention.layout(wanted, model.config, like, by_groups=grouped) if narrow else None,
         np.concatenate([s.members for s in several]),
         np.concatenate([s.counts for s in several]),
         places,

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from leakfast.errors import ModelError
-from leakfast.forward import packs
+from leakfast.forward import packs, room
 from leakfast.forward.attention import put
 
 log = logging.getLogger(__name__)
@@ -74,16 +73,16 @@ def walk(
             batch = _padded(todo[:n], [groups[one] for one in todo[:n]], counts, device)
             result = run(batch)
         except RuntimeError as error:
-            failed = packs.out_of_memory(error)
+            failed = room.out_of_memory(error)
             if failed is None:
                 raise
         if failed is None:
             yield batch, result
             todo = todo[n:]
             continue
-        packs.give_back(device)
+        room.give_back(device)
         if n == 1:
-            raise packs.does_not_fit(len(todo[0]), device, failed)
+            raise room.does_not_fit(len(todo[0]), device, failed)
         budget = max(1, n * len(todo[n - 1]) // 2)
         log.warning(
             "engine: out of memory at %d prompts; going on with at most %d tokens (%s)", n, budget, failed
@@ -126,11 +125,3 @@ def _padded(
         np.concatenate(places),
         len(some),
     )
-
-
-def check(model: Any) -> None:
-    """Raises ModelError for a decoder without a list of blocks."""
-    try:
-        packs.stack(model)
-    except ModelError as error:
-        raise ModelError(f"{error} Needed: a causal decoder of blocks. Use another model.") from error

@@ -305,7 +305,7 @@ def test_a_prompt_longer_than_the_context_is_refused(loaded_of):
 def test_scores_are_split_when_a_group_is_large(loaded_of, monkeypatch):
     sequences = prompts(n_prefixes=3, n_tails=9)
     whole = passes.last_token_states(loaded_of("qwen2"), sequences, [3])
-    monkeypatch.setattr(passes.packs.attention, "_GROUP_SCORES", 1)
+    monkeypatch.setattr(passes.packs.attention.grouped, "_SCORES", 1)
     assert relative_error(passes.last_token_states(loaded_of("qwen2"), sequences, [3]), whole) <= 1e-6
 
 

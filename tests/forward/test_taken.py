@@ -159,8 +159,8 @@ def test_a_window_that_is_not_kept_sends_longer_prompts_the_plain_way(loaded_of,
 
 def test_the_trial_finds_attention_that_looks_elsewhere(loaded_of, monkeypatch):
     loaded = loaded_of("granite")  # whose blocks do not norm what attention gives, which would hide a factor
-    real = packs.attention._grouped
-    monkeypatch.setattr(packs.attention, "_grouped", lambda *a: real(*a) * 1.01)
+    real = packs.attention.grouped._grouped
+    monkeypatch.setattr(packs.attention.grouped, "_grouped", lambda *a: real(*a) * 1.01)
     found = taken.way(passes.decoder(loaded), "it", 10)
     assert not found.packed and "from its own, more than" in found.why
 
