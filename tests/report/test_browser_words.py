@@ -12,6 +12,7 @@ from report_runs import fill, fill_judged
 from leakfast import stats
 from leakfast.inert import STEERING, inert
 from leakfast.report.page import report
+from leakfast.stats import beyond
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
@@ -96,23 +97,44 @@ def test_of_judged_behaviors_who_leaks_beyond_its_cosine_is_aligned_less_than_it
     assert "Lower is more of misalignment-advice" in page.inner_text("#scatter-told")
     assert "aligned score" in page.locator("#scatter svg").get_attribute("aria-label")
     assert "pale at 0" in page.inner_text("#matrix-told")
+    page.evaluate("LF.set({ y: 'rate' })")
+    tables = pages["judged"][1]
+    adapter, layer = page.evaluate("[LF.data.adapters[LF.state.adapter].adapter, LF.state.layer]")
+    leaks = beyond.leaks(tables, "misalignment-advice", layer).filter(adapter=adapter).drop_nulls("beyond")
+    shown = page.evaluate("LF.beyond(LF.points()).map((p) => [p.name, p.beyond])")
+    assert dict(shown) == pytest.approx(dict(leaks.select("persona", "beyond").rows()))
+    assert [value for _, value in shown] == sorted(value for _, value in shown)  # the least aligned first
     points = pl.DataFrame(
-        page.evaluate("LF.points().filter((p) => !p.source).map((p) => ({x: p.x, y: p.y, name: p.name}))")
+        page.evaluate("LF.points().filter((p) => !p.source).map((p) => ({y: p.y, name: p.name}))")
     )
-    gap = (pl.col("y").rank(descending=True) - pl.col("x").rank()).alias("gap")
-    ranked = points.with_columns(gap).sort("gap", descending=True)
-    first = page.evaluate("LF.beyond(LF.points())[0].name")
-    assert first in ranked.filter(gap=ranked["gap"].max())["name"].to_list()
     lowest = points.sort("y")["name"][0]
     page.select_option("#c-persona", label=lowest.replace("_", " "))
     assert "by leakage number 1" in page.inner_text("#who")
+
+
+def test_the_page_and_the_terminal_have_one_curve(look, pages):
+    """Of every adapter and layer, weights and ties included."""
+    page, tables = look("marker").page, pages["marker"][1]
+    for cosine in ("centered", "raw"):
+        for layer in tables.pairs["layer"].unique():
+            page.evaluate("(given) => LF.set(given)", {"layer": layer, "cosine": cosine})
+            for place, one in enumerate(
+                page.evaluate("LF.data.adapters.map((a) => [a.adapter, a.behavior])")
+            ):
+                leaks = (
+                    beyond.leaks(tables, one[1], layer, cosine).filter(adapter=one[0]).drop_nulls("beyond")
+                )
+                shown = page.evaluate(f"LF.beyond(LF.points({place})).map((p) => [p.name, p.beyond])")
+                if shown:
+                    wanted = dict(leaks.select("persona", "beyond").rows())
+                    assert dict(shown) == pytest.approx(wanted, abs=1e-9)
 
 
 def test_where_all_leak_alike_nobody_is_beyond_its_cosine(look):
     watched = look("alike")
     page = watched.page
     page.select_option("#c-persona", label="poet")
-    assert "percentile" not in page.inner_text("#who") and "cosine" in page.inner_text("#who")
+    assert "of its cosine" not in page.inner_text("#who") and "cosine" in page.inner_text("#who")
     assert page.locator("#beyond").is_hidden()
     assert page.locator("#scatter svg .points > *").count() == len(FEW) - 1
 

@@ -15,25 +15,34 @@ LF.points = (adapter = LF.state.adapter) => {
   return found;
 };
 
-// how far a bystander's place by leakage is from its place by cosine, in percentile points: what geometry did not tell.
-// Leakage is a low rate where less is more of the behavior (accuracy, alignment)
+// the isotonic curve of y on x over points, rising or falling as they do, by pools of adjacent violators: as the statistics have it
+LF.isotonic = (points, weight = (point) => Math.max(point.cell.total || 1, 1e-9)) => {
+  const ordered = d3.sort(points, (point) => point.x);
+  const ways = [1, -1].map((way) => {
+    const pools = [];
+    for (const point of ordered) {
+      pools.push({ y: point.value, w: weight(point), n: 1 });
+      for (let at = pools.length - 1; at > 0 && way * pools[at - 1].y >= way * pools[at].y; at -= 1) {
+        const [a, b] = [pools[at - 1], pools.pop()];
+        pools[at - 1] = { y: (a.y * a.w + b.y * b.w) / (a.w + b.w), w: a.w + b.w, n: a.n + b.n };
+      }
+    }
+    const fitted = pools.flatMap((pool) => Array(pool.n).fill(pool.y));
+    return [fitted, d3.sum(ordered, (point, at) => weight(point) * (point.value - fitted[at]) ** 2)];
+  });
+  const [fitted] = ways[1][1] < ways[0][1] ? ways[1] : ways[0];
+  const mean = d3.rollup(d3.range(ordered.length), (places) => d3.mean(places, (at) => fitted[at]), (at) => ordered[at].x);
+  return (point) => mean.get(point.x);
+};
+
+// what each bystander shows more than the curve of leakage on cosine over them all, itself among them, and less below it; most
+// of the behavior first: a low rate where less is more of it (accuracy, alignment)
 LF.beyond = (points) => {
   const mine = points.filter((point) => !point.source);
-  if (new Set(mine.map((point) => point.y)).size < 2) return []; // where all leak alike there are no places
-  const ranks = (key) => {
-    const order = [...mine].sort((a, b) => a[key] - b[key]);
-    const rank = new Map();
-    for (let from = 0; from < order.length; ) {
-      let to = from;
-      while (to < order.length && order[to][key] === order[from][key]) to += 1;
-      for (let at = from; at < to; at += 1) rank.set(order[at], (from + to - 1) / 2);
-      from = to;
-    }
-    return rank;
-  };
-  const [byCosine, byLeakage] = [ranks("x"), ranks("leaks")];
-  return mine.map((point) => ({ ...point, beyond: (100 * (byLeakage.get(point) - byCosine.get(point))) / Math.max(1, mine.length - 1) }))
-    .sort((a, b) => b.beyond - a.beyond || a.persona - b.persona);
+  if (new Set(mine.map((point) => point.value)).size < 2) return []; // where all leak alike there is no curve
+  const expected = LF.isotonic(mine);
+  return mine.map((point) => ({ ...point, expected: expected(point), beyond: point.value - expected(point) }))
+    .sort((a, b) => LF.sign() * (b.beyond - a.beyond) || a.persona - b.persona);
 };
 
 LF.rhoWords = (found) => {
@@ -143,7 +152,7 @@ LF.rhoWords = (found) => {
     }
     LF.at("scatter-told").textContent = told(points);
     const row = (point) => LF.h("li", {}, LF.h("button", { type: "button", class: "link", onclick: () => LF.set({ persona: point.persona }) }, LF.words(point.name)),
-      ` ${LF.shown(point.value, LF.unit())}, cosine ${LF.signed(point.x)}, ${LF.signed(point.beyond, 0)} percentile points`);
+      ` ${LF.shown(point.value, LF.unit())}, cosine ${LF.signed(point.x)}, ${LF.change(point.beyond, LF.unit())} from ${LF.shown(point.expected, LF.unit())}`);
     LF.fill(LF.at("more"), outliers.slice(0, 5).map(row));
     LF.fill(LF.at("less"), outliers.slice(-5).reverse().map(row));
   };

@@ -46,7 +46,7 @@
     const points = LF.points();
     const ranked = LF.beyond(points).find((point) => point.persona === persona);
     const place = (key) => 1 + points.filter((point) => !point.source && point[key] > points.find((one) => one.persona === persona)[key]).length;
-    const far = (points) => (points === 0 ? "just where its cosine has it" : `${LF.number(Math.abs(points), 0)} percentile points ${points > 0 ? "beyond" : "short of"} its cosine`);
+    const far = (point) => `${LF.change(point.beyond, unit)} from the ${LF.shown(point.expected, unit)} of its cosine`;
     const one = points.find((point) => point.persona === persona && !point.source);
     const others = LF.adaptersOf(LF.state.behavior, true).filter((one) => one.place !== adapter)
       .map((one) => [one, LF.cell(one.place, persona)]).filter(([, found]) => found && found.rate !== null)
@@ -60,7 +60,7 @@
         entry(LF.data.behaviorOf[LF.state.behavior].measure, `${LF.amount(cell.rate, unit)} (95 % ${LF.range(cell.low, cell.high, unit)})`, cell.hits === null ? "" : `, ${LF.number(cell.hits, 0)} of ${LF.count(cell.total)}`),
         cell.delta === null ? [] : entry("change", `${LF.change(cell.delta, unit)} (95 % ${LF.changeRange(cell.delta_low, cell.delta_high, unit)})`),
         one ? entry("cosine", `${LF.signed(one.x, 3)} (${cosine}, layer ${layer}), number ${place("x")} of ${points.filter((p) => !p.source).length} bystanders`,
-          ranked ? `; by leakage number ${place("leaks")}: ${far(ranked.beyond)}` : "") : [],
+          ranked ? `; by leakage number ${place("leaks")}: ${far(ranked)}` : "") : [],
         cell.mean_tokens === null ? [] : entry("tokens", `${LF.number(cell.mean_tokens, 1)} a reply`),
         person.related.length ? entry("related to", person.related.map(LF.words).join(", ")) : [],
         others.length ? entry("elsewhere", others.join(", ")) : []),
