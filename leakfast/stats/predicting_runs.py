@@ -128,8 +128,9 @@ def base_of(path: str | Path) -> Base:
         )
     if frame.is_empty() and centroids is not None:
         frame = of_model(centroids, people).frame
-    model = "" if centroids is None else str(centroids.metadata.get("model_fingerprint", ""))
-    return Base(frame, people.categories, model)
+    told = run.manifest["shards"].get(layout.predictors(), {}).get("base", "")
+    model = told if centroids is None else centroids.metadata.get("model_fingerprint", "")
+    return Base(frame, people.categories, str(model))
 
 
 def of_model(centroids: Centroids, people) -> Base:

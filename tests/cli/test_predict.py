@@ -10,6 +10,7 @@ import pytest
 from leakfast.cli.main import main
 from leakfast.geometry import Centroids
 from leakfast.stats import predictors
+from leakfast.stats.predicting_runs import base_of
 from leakfast.storage import layout
 from leakfast.storage.run import Run
 from tests.cli import shown_runs
@@ -65,6 +66,16 @@ def test_a_new_source_of_another_model_says_what_it_reaches_beyond(run, capsys, 
     ):
         said = asked(capsys, *predict(run), "--source", "p09", *words, code=2)
         assert "third" in said
+
+
+def test_a_folder_of_predictors_alone_is_of_the_model_that_made_it(tmp_path):
+    """Its predictions would be said to be of another model than the runs'."""
+    ring = shown_runs.ring(shown_runs.PEOPLE)
+    other = Run(tmp_path / "other").create()
+    frame = predictors.of_centroids(ring, list(ring.personas))
+    other.add_shard(layout.predictors(), frame, request="r", base="weights:abc")
+    found = base_of(other.path)
+    assert found.model == "weights:abc" and found.frame.equals(frame)
 
 
 def predict(run: Run) -> list[str]:
