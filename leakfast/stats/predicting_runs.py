@@ -85,7 +85,7 @@ def trained(runs: Sequence[str | Path], behavior: str, predictor: str) -> list[T
             raise InputError(
                 f"predict: {predictor!r} asked, but {run.path} has the predictors {', '.join(names) or 'none'}."
                 f"{did_you_mean(predictor, names)} Use --predictor with one of these, or make the others with "
-                f"`leakfast predictors --out {run.path}`."
+                f"`leakfast predictors --model MODEL --out {run.path}`, of the run's own model."
             )
         found += _of_run(rates, told, frame.filter(predictor=predictor), model)
     if not any(np.isfinite(one.total).any() for one in found):

@@ -106,6 +106,7 @@ def test_the_check_leaves_each_source_out(run, capsys):
         (("--source", "p0"), "Did you mean"),
         (("--source", "p05", "--layer", "7"), "layer 7 asked, but the layers that all runs have are 0, 1"),
         (("--source", "p05", "--predictor", "cosine_centred"), "Did you mean cosine_centered"),
+        (("--source", "p05", "--predictor", "js"), "`leakfast predictors --model MODEL --out"),
         (("--source", "p05", "--level", "90"), "Give --level 0.9"),
         ((), "no source given"),
     ],
