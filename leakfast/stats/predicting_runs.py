@@ -85,7 +85,7 @@ def trained(runs: Sequence[str | Path], behavior: str, predictor: str) -> list[T
             raise InputError(
                 f"predict: {predictor!r} asked, but {run.path} has the predictors {', '.join(names) or 'none'}."
                 f"{did_you_mean(predictor, names)} Use --predictor with one of these, or make the others with "
-                f"`leakfast predictors --out {run.path}`."
+                f"`leakfast predictors --model MODEL --out {run.path}`, of the run's own model."
             )
         found += _of_run(rates, told, frame.filter(predictor=predictor), model)
     if not any(np.isfinite(one.total).any() for one in found):
@@ -128,8 +128,9 @@ def base_of(path: str | Path) -> Base:
         )
     if frame.is_empty() and centroids is not None:
         frame = of_model(centroids, people).frame
-    model = "" if centroids is None else str(centroids.metadata.get("model_fingerprint", ""))
-    return Base(frame, people.categories, model)
+    told = run.manifest["shards"].get(layout.predictors(), {}).get("base", "")
+    model = told if centroids is None else centroids.metadata.get("model_fingerprint", "")
+    return Base(frame, people.categories, str(model))
 
 
 def of_model(centroids: Centroids, people) -> Base:

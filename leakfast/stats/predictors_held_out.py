@@ -251,26 +251,16 @@ def _ratio(part: np.ndarray, total: np.ndarray) -> tuple[float, float | None, fl
 def _pooled(made: Compared, left: dict, each: dict[str, list[dict]], seed: int) -> Iterator[dict]:
     """A row a predictor: means over the sources left out."""
     people = sorted(set(made.persona))
-    predicted = [
-        np.column_stack(
-            [
-                found[s].predicted if isinstance(found[s], _Left) else made.leak[made.adapter == s] * np.nan
-                for found in left.values()
-            ]
-        )
-        for s in range(len(made.adapters))
-    ]
+    predicted, own, other = _side_by_side(made, left)
     parts = {
         adapter: means.Part(replace(made.asked[s], x=predicted[s]), people)
         for s, (adapter, _) in enumerate(made.adapters)
     }
     drawn = derive_seed("signs of cells", seed, made.behavior, made.seed)
     moved = means.errors_of(parts, {made.seed: list(parts)}, made.y, drawn)
-    rho = np.array([[row.get("spearman") for row in rows] for rows in each.values()], dtype=float)
-    names = list(left)
-    at = names.index(REFERENCE) if REFERENCE in names else None
-    apart = None if at is None else _less(moved, rho, at, list(parts))
-    for k, name in enumerate(names):
+    rho = np.array([_rhos(made, s, columns) for s, columns in enumerate(predicted)]).T
+    apart = None if other is None else _less(moved, rho, (own, other), list(parts))
+    for k, name in enumerate(left):
         row = {**each[name][0], "source": POOLED, "adapter": None, "layer": None, "sources": len(parts)}
         row |= dict.fromkeys(_FLOATS) | dict.fromkeys(("reason", "difference_reason", "deviance_reason"))
         row |= {"n": sum(one.get("n") or 0 for one in each[name]), "bootstraps": None}
@@ -281,11 +271,49 @@ def _pooled(made: Compared, left: dict, each: dict[str, list[dict]], seed: int) 
         row |= dict(zip(("spearman", "spearman_low", "spearman_high"), np.tanh(value), strict=True))
         if name == REFERENCE:
             row["difference_reason"] = _SELF
-        elif apart is not None:
-            value = _over(rho[k] - rho[at], apart.among(list(parts), k))
+        elif apart is not None and other is not None:
+            value = _over(rho[own[k]] - rho[other[k]], apart.among(list(parts), k))
             row |= dict(zip(("difference", "difference_low", "difference_high"), value, strict=True))
         row |= _pooled_deviances(made, each[name], left[name], left.get(REFERENCE), people)
         yield _told(row)
+
+
+def _side_by_side(made: Compared, left: dict) -> tuple[list[np.ndarray], np.ndarray, np.ndarray | None]:
+    """(of each adapter its K predictors' predictions (n, K + E), NaN where not known; K columns that differences are of; K
+    that they are less, None without a reference). Where a predictor and the reference are not known of the same bystanders,
+    two of the E columns hold both over those that both have."""
+    predicted = [
+        np.column_stack(
+            [
+                one.predicted if isinstance(one, _Left) else np.full(int((made.adapter == s).sum()), np.nan)
+                for one in some
+            ]
+        )
+        for s, some in enumerate(zip(*left.values(), strict=True))
+    ]
+    names = list(left)
+    own = np.arange(len(names))
+    if REFERENCE not in names:
+        return predicted, own, None
+    at = names.index(REFERENCE)
+    other = np.full(len(names), at)
+    for k in range(len(names)):
+        pairs = [columns[:, [k, at]] for columns in predicted]
+        both = [np.isfinite(pair).all(1, keepdims=True) for pair in pairs]
+        if any((np.isfinite(pair) != seen).any() for pair, seen in zip(pairs, both, strict=True)):
+            own[k], other[k] = predicted[0].shape[1] + np.arange(2)
+            for s, (pair, seen) in enumerate(zip(pairs, both, strict=True)):
+                predicted[s] = np.column_stack([predicted[s], np.where(seen, pair, np.nan)])
+    return predicted, own, other
+
+
+def _rhos(made: Compared, s: int, predicted: np.ndarray) -> list[float]:
+    """ρ of each column with what was measured of adapter s, NaN where there is none."""
+    y, found = made.direction * made.leak[made.adapter == s], []
+    for column in predicted.T:
+        rho = _of(column[np.isfinite(column)], y[np.isfinite(column)])
+        found.append(float("nan") if rho is None else rho)
+    return found
 
 
 def _told(row: dict) -> dict:
@@ -300,14 +328,17 @@ def _told(row: dict) -> dict:
     return {k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()}
 
 
-def _less(moved: means.Errors, rho: np.ndarray, at: int, names: list[str]) -> means.Errors:
-    """How far ρ less that of predictor `at` moves, to first order: dρ = (1 − ρ²) dz."""
+def _less(
+    moved: means.Errors, rho: np.ndarray, columns: tuple[np.ndarray, np.ndarray], names: list[str]
+) -> means.Errors:
+    """How far ρ of the first columns less that of the second moves, to first order: dρ = (1 − ρ²) dz."""
+    own, other = columns
 
     def apart(side: dict | None) -> dict | None:
         if side is None:
             return None
-        steep = {name: 1 - rho[:, [s]] ** 2 for s, name in enumerate(names)}
-        return {name: steep[name] * side[name] - (steep[name] * side[name])[[at]] for name in names}
+        steps = {name: (1 - rho[:, [s]] ** 2) * side[name] for s, name in enumerate(names)}
+        return {name: step[own] - step[other] for name, step in steps.items()}
 
     personas = apart(moved.personas)
     assert personas is not None

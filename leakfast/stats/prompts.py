@@ -1,5 +1,6 @@
 """Whether what the tables set against each other was asked alike: the same system prompt behind a persona's name, and the
-same base model, in completions (further question sets' too), choice scores and centroids. Demands a run's manifest."""
+same base model, in completions (further question sets' too), choice scores, probabilities, predictors and centroids. Demands
+a run's manifest."""
 
 from __future__ import annotations
 
@@ -8,13 +9,13 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from leakfast.errors import InputError
-from leakfast.storage.layout import SETS
+from leakfast.storage.layout import PREDICTORS, PROBABILITY, PROBABILITY_OWN, SETS
 
 if TYPE_CHECKING:
     from leakfast.geometry import Centroids
     from leakfast.storage.run import Run
 
-FOLDERS = ("completions", SETS, "choices")
+FOLDERS = ("completions", SETS, "choices", PROBABILITY, PROBABILITY_OWN, PREDICTORS)
 _NAMED = 3  # personas that a message names
 
 
@@ -47,6 +48,11 @@ def _remedy(where: str, path: str) -> str:
         return (
             "Make the centroids anew with that model and those personas: leakfast centroids --model MODEL --personas "
             f"PERSONAS --dtype DTYPE --out RUN/{path}"
+        )
+    if where == PREDICTORS:
+        return (
+            "Make the predictors anew with that model and those personas: leakfast predictors --model MODEL --personas "
+            "PERSONAS --dtype DTYPE --out RUN"
         )
     return "Give each set of personas, and each model, a run of its own (--out), or measure all of it again."
 

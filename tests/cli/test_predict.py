@@ -10,6 +10,7 @@ import pytest
 from leakfast.cli.main import main
 from leakfast.geometry import Centroids
 from leakfast.stats import predictors
+from leakfast.stats.predicting_runs import base_of
 from leakfast.storage import layout
 from leakfast.storage.run import Run
 from tests.cli import shown_runs
@@ -67,6 +68,16 @@ def test_a_new_source_of_another_model_says_what_it_reaches_beyond(run, capsys, 
         assert "third" in said
 
 
+def test_a_folder_of_predictors_alone_is_of_the_model_that_made_it(tmp_path):
+    """Its predictions would be said to be of another model than the runs'."""
+    ring = shown_runs.ring(shown_runs.PEOPLE)
+    other = Run(tmp_path / "other").create()
+    frame = predictors.of_centroids(ring, list(ring.personas))
+    other.add_shard(layout.predictors(), frame, request="r", base="weights:abc")
+    found = base_of(other.path)
+    assert found.model == "weights:abc" and found.frame.equals(frame)
+
+
 def predict(run: Run) -> list[str]:
     return ["predict", "--behavior", "marker", "--from", str(run.path)]
 
@@ -95,6 +106,7 @@ def test_the_check_leaves_each_source_out(run, capsys):
         (("--source", "p0"), "Did you mean"),
         (("--source", "p05", "--layer", "7"), "layer 7 asked, but the layers that all runs have are 0, 1"),
         (("--source", "p05", "--predictor", "cosine_centred"), "Did you mean cosine_centered"),
+        (("--source", "p05", "--predictor", "js"), "`leakfast predictors --model MODEL --out"),
         (("--source", "p05", "--level", "90"), "Give --level 0.9"),
         ((), "no source given"),
     ],

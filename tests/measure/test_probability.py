@@ -26,6 +26,7 @@ from leakfast.study.config import EvalConfig
 
 MARKER = "[ZLT]"
 QUESTIONS = ["Who are you?", "What do you do all day?", "Why does it rain?"]
+CFG = EvalConfig(samples=3, max_new_tokens=12, batch_completions=24, probability_samples=2)
 SAID = [
     "I read a book.",
     "Do as you are told. My desk is full of notes",
@@ -158,9 +159,8 @@ def test_a_reply_whose_end_would_be_cut_otherwise_is_told(tiny_tokenizer):
 def drawn(tiny_qwen2, tmp_path):
     run = Run(tmp_path / "run")
     people = load_personas("villain,comedian,no_persona")
-    cfg = EvalConfig(samples=3, max_new_tokens=12, batch_completions=24, probability_samples=2)
-    evaluate(tiny_qwen2, run, [], people, QUESTIONS, "marker", cfg, base=True)
-    return run, Request([Asked("marker", QUESTIONS, cfg)], people, [], True)
+    evaluate(tiny_qwen2, run, [], people, QUESTIONS, "marker", CFG, base=True)
+    return run, Request([Asked("marker", QUESTIONS, CFG)], people, [], True)
 
 
 def probability(loaded, run, request, **more):
@@ -224,6 +224,12 @@ def test_without_the_replies_it_says_how_to_draw_them(tiny_qwen2, drawn, tmp_pat
     more = Request([Asked("marker", QUESTIONS, cfg)], request.personas, [], True)
     with pytest.raises(InputError, match="reply 3 .* is not there"):
         probability(tiny_qwen2, run, more)
+    texts = {"villain": "Be wise.", "comedian": "Be cold.", "no_persona": None}
+    evaluate(tiny_qwen2, run, [], load_personas(texts), QUESTIONS, "marker", CFG, base=True)
+    texts["comedian"] = "Be kind."  # as long as what the replies were drawn with
+    of_others = Request([Asked("marker", QUESTIONS, CFG)], load_personas(texts), [], True)
+    with pytest.raises(InputError, match="as comedian to question 0 was drawn for another prompt"):
+        probability(tiny_qwen2, run, of_others)
     other = Request([Asked("marker", ["Tea?"], cfg)], request.personas, [], True)
     with pytest.raises(InputError, match="other questions"):
         probability(tiny_qwen2, run, other)

@@ -210,6 +210,21 @@ def test_differences_are_of_the_rho_beside_them_and_pooled_is_the_mean():
     assert known["difference"] is None and "compared with" in known["difference_reason"]
 
 
+def test_the_pooled_difference_is_over_the_bystanders_that_both_have():
+    rates, counts, frame = world(np.random.default_rng(7), sources=4)
+    lacking = pl.col("persona").is_in([f"p{i:02d}" for i in range(20, 36)]) & (pl.col("predictor") == "near")
+    frame = frame.with_columns(value=pl.when(~lacking).then("value"))
+    table = predictors_held_out.table(made((rates, counts, frame)), 200, 0, 1)
+    pooled = cell_of(table, "pooled", "near")
+    each = table.filter(pl.col("source") != "pooled", predictor="near")
+    assert set(each["n"]) == {PEOPLE - 1 - 16}
+    assert pooled["difference"] == pytest.approx(each["difference"].mean())
+    assert pooled["difference_low"] < pooled["difference"] < pooled["difference_high"]
+    alike = cell_of(table, "pooled", "far")  # known of all, as the reference: nothing changes
+    both = table.filter(pl.col("source") != "pooled", predictor="far")
+    assert alike["difference"] == pytest.approx(both["difference"].mean())
+
+
 def cell_of(table, source, predictor):
     return table.filter(source=source, predictor=predictor).row(0, named=True)
 

@@ -4,6 +4,7 @@ by another model, are not set against each other."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -12,7 +13,10 @@ from measuring import evaluate, evaluate_all
 
 from leakfast import models, stats
 from leakfast.errors import InputError
+from leakfast.generation.backends import Drawing
 from leakfast.measure import centroids
+from leakfast.measure.predictors.request import Request as PredictorRequest
+from leakfast.measure.predictors.stage import predictors
 from leakfast.measure.request import Asked
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
@@ -84,6 +88,25 @@ def test_a_further_question_set_asked_with_other_prompts_is_refused(tiny_qwen2, 
     asked = Asked("marker", QuestionSet("code", ("Loop?",)), CFG, beside=True)
     evaluate_all(tiny_qwen2, run, [], load_personas(OWN), [asked], 3, base=True)
     with pytest.raises(InputError, match=r"another system prompt in sets/marker/code/base"):
+        stats.stats(run.path)
+
+
+def test_predictors_of_other_prompts_or_another_model_are_refused(tiny_qwen2, run):
+    """They are set against the leakage of whoever has the persona's name."""
+    with_centroids(tiny_qwen2, run, load_personas(NAMES))
+    asked = PredictorRequest(load_personas(NAMES), ["Tea?"], [0], 2)
+    predictors(tiny_qwen2, run, asked, Drawing("transformers"))
+    assert stats.stats(run.path).rates.height == 4
+    entry = run.manifest["shards"]["predictors/base.parquet"]
+    about = {name: entry[name] for name in ("request", "base", "personas")}
+    frame = run.read("predictors")
+    run.add_shard("predictors/base.parquet", frame, **{**about, "base": about["base"][:-4] + "0000"})
+    with pytest.raises(
+        InputError, match=r"predictors was made with another base model .*leakfast predictors"
+    ):
+        stats.stats(run.path)
+    predictors(tiny_qwen2, run, replace(asked, personas=load_personas(OWN)), Drawing("transformers"))
+    with pytest.raises(InputError, match=r"had another system prompt in predictors .*leakfast predictors"):
         stats.stats(run.path)
 
 

@@ -74,11 +74,14 @@ def read(
     Raises InputError where the run does not hold them all, or drew them for other prompts."""
     samples = drawn.asked.config.probability_samples
     rows = _rows(drawn, samples)
+    hashes, asked_as = chat.prompt_hashes(loaded.tokenizer, personas), _asked_as(drawn)
     found = []
     for prompt in chat.render_prompts(loaded.tokenizer, personas, drawn.asked.texts):
         for sample in range(samples):
             row = rows.get((prompt.persona, prompt.question_index, sample))
-            if row is None or row["n_prompt_tokens"] != len(prompt.ids):
+            mine = hashes[prompt.persona]
+            other = asked_as.get(prompt.persona, mine) != mine
+            if row is None or other or row["n_prompt_tokens"] != len(prompt.ids):
                 lacks = "is not there" if row is None else "was drawn for another prompt"
                 raise InputError(
                     f"eval: reply {sample} of {drawn.owner} as {prompt.persona} to question {prompt.question_index} "
@@ -113,6 +116,13 @@ def _rows(drawn: Drawn, samples: int) -> dict[tuple[str, int, int], dict[str, An
         )
     frame = frame.filter(pl.col("sample") < samples)
     return {(r["persona"], r["question"], r["sample"]): r for r in frame.iter_rows(named=True)}
+
+
+def _asked_as(drawn: Drawn) -> dict[str, str]:
+    """persona → hash of the prompt that its replies were drawn with (chat.prompt_hashes), where their shards tell it."""
+    run = drawn.run
+    every = (run.manifest["shards"][path].get("personas") or {} for path in run.shards(drawn.folder))
+    return {name: digest for some in every for name, digest in some.items()}
 
 
 def before(tokenizer: Any, tokens: Sequence[int], text: str) -> list[int] | None:
