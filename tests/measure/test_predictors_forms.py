@@ -74,7 +74,8 @@ def test_texts_are_compared_as_texts(tiny_qwen2, tmp_path):
     found = predictors(tiny_qwen2, Run(tmp_path / "run"), Request(people, ["Who are you?"], reply_tokens=2))
     assert value(found, "a", "b", "jaccard") == pytest.approx(1 / 3)  # small, villain, town
     assert value(found, "a", "b", "shared_word") == 1 and value(found, "a", "c", "shared_word") == 0
-    assert value(found, "a", "b", "relation") == 1 and value(found, "b", "a", "relation") == 0
+    assert value(found, "a", "b", "relation") == 1 and value(found, "a", "c", "relation") == 0
+    assert value(found, "b", "a", "relation") is None  # nothing is said of whom a is related to
     ids = {p.name: tiny_qwen2.tokenizer.encode(p.prompt or "", add_special_tokens=False) for p in people}
     assert value(found, "a", "b", "token_length_difference") == abs(len(ids["a"]) - len(ids["b"]))
     assert value(found, "a", "b", "prompt_tokens") == len(ids["b"])

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from leakfast.prompts.personas import Persona
 
 NO_TEXT = "a persona without a system prompt of its own"
+NO_RELATION = "no related_to is given of the bystander"
 
 
 def predictors(loaded: Loaded, personas: Sequence[Persona], centered_on: Sequence[str]) -> list[Told]:
@@ -26,24 +27,31 @@ def predictors(loaded: Loaded, personas: Sequence[Persona], centered_on: Sequenc
     jaccard: shared content words over all content words of the two; shared_word: 1 if any; edit_distance: Levenshtein's,
     of code points, over the longer text; token_length_difference: |tokens of one − tokens of the other|, system prompt
     alone; prompt_tokens: the persona's own, which is no closeness and is there to be controlled for; relation: 1 where the
-    persona's related_to names the source; embedding_similarity: cosine of the means of the input embeddings of the
-    prompts' tokens, less the mean over `centered_on`: a bag of tokens without order, of the unadapted model itself."""
+    bystander's related_to names the source, NaN of a bystander without one; embedding_similarity: cosine of the means of the
+    input embeddings of the prompts' tokens, less the mean over `centered_on`: a bag of tokens without order, of the
+    unadapted model itself."""
     texts = [one.prompt or "" for one in personas]
     lacks = {one.name: NO_TEXT for one, text in zip(personas, texts, strict=True) if not text}
     known = np.array([bool(text) for text in texts])
     both = known[:, None] & known[None, :]
 
-    def told(name: str, values: np.ndarray, orientation: int, unit: str, seen: np.ndarray = both) -> Told:
+    def told(
+        name: str,
+        values: np.ndarray,
+        orientation: int,
+        unit: str,
+        seen: np.ndarray = both,
+        otherwise: str = "no content words to compare",
+    ) -> Told:
         values = np.where(seen, values.astype(np.float64), np.nan)
-        return Told(
-            name, "text", values, orientation, unit, lacks=lacks, otherwise="no content words to compare"
-        )
+        return Told(name, "text", values, orientation, unit, lacks=lacks, otherwise=otherwise)
 
     jaccard, shared = _words(personas)
     ids = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     lengths = np.array([len(one) for one in ids], np.float64)
     distance = np.stack([edits.normalized(text, texts) for text in texts])
     relation = np.array([[source.name in one.related_to for one in personas] for source in personas])
+    given = np.array([bool(one.related_to) for one in personas])
     own = np.broadcast_to(lengths[None, :], both.shape)
     return [
         told("jaccard", jaccard, 1, "share of content words"),
@@ -51,7 +59,7 @@ def predictors(loaded: Loaded, personas: Sequence[Persona], centered_on: Sequenc
         told("edit_distance", distance, -1, "share of the longer text"),
         told("token_length_difference", np.abs(lengths[:, None] - lengths[None, :]), -1, "tokens"),
         told("prompt_tokens", own, 1, "tokens", np.broadcast_to(known[None, :], both.shape)),
-        told("relation", relation, 1, "0 or 1", np.ones_like(both)),
+        told("relation", relation, 1, "0 or 1", np.broadcast_to(given[None, :], both.shape), NO_RELATION),
         told("embedding_similarity", _embedded(loaded, personas, ids, centered_on), 1, "cosine"),
     ]
 
