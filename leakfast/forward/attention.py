@@ -107,6 +107,23 @@ def head_width(config: Any) -> int | None:
         return None
 
 
+def sizes(config: Any) -> tuple[int, int, int, int, int]:
+    """(hidden size, query heads, key heads, head width, MLP width) of a block, to reckon memory by: what a config does not
+    say is taken from the others (mixers without heads: one as wide as the state), of layers that differ the widest."""
+    d = config.hidden_size
+
+    def most(name: str) -> int | None:
+        try:
+            found = getattr(config, name, None)
+        except RuntimeError:  # as in head_width
+            found = [getattr(one, name, None) or 0 for one in config.per_layer_config]
+        return max(found, default=None) if isinstance(found, list | tuple) else found
+
+    heads = most("num_attention_heads") or 1
+    width = most("head_dim") or d // heads
+    return d, heads, most("num_key_value_heads") or heads, width, most("intermediate_size") or 4 * d
+
+
 def forest_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

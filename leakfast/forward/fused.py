@@ -53,14 +53,14 @@ def agrees(model: Any, part: str, way: str) -> bool:
     """Whether a way computes what the part of the model's first block does, to two roundings of its dtype, on random
     rows of its device; tried once, and said where it does not."""
     weight, config = next(model.parameters()), model.config
-    shape = (config.model_type, config.hidden_size, config.intermediate_size)
-    key = (part, way, weight.device, weight.dtype, *shape)
+    wide = getattr(config, "intermediate_size", None)
+    key = (part, way, weight.device, weight.dtype, config.model_type, config.hidden_size, str(wide))
     if way == "plain" or key in _tried:
         return way == "plain" or _tried[key]
-    module = _module(model, part)
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(1, _TRIAL_ROWS, config.hidden_size, generator=draw).to(weight.device, weight.dtype)
     try:
+        module = _module(model, part)  # blocks name their parts as they like
         if part_of(module) != part:
             raise ValueError(f"a {type(module).__name__} is none")
         with torch.inference_mode():
@@ -68,7 +68,7 @@ def agrees(model: Any, part: str, way: str) -> bool:
             with applied(module, PLAIN | {part: way}):
                 off = float((module(x).float() - expected).norm() / expected.norm())
         trouble = None if off <= 2 * torch.finfo(weight.dtype).eps else f"it differs by {off:.1e}"
-    except (RuntimeError, ValueError, TypeError, KeyError, ImportError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
         trouble = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     if trouble:
         log.warning("engine: the %s runs as transformers has it, not as %s (%s)", part, way, trouble)
@@ -109,7 +109,11 @@ def part_of(module: Any) -> str | None:
 
 
 def _tuned(model: Any, part: str, weight: torch.Tensor) -> str:
-    config, module = model.config, _module(model, part)
+    config = model.config
+    try:
+        module = _module(model, part)
+    except AttributeError:
+        return "plain"
     if part_of(module) != part:
         return "plain"
     shape = (config.model_type, config.hidden_size, config.intermediate_size, weight.dtype)

@@ -229,10 +229,7 @@ def bytes_a_token(config: Any, size: int) -> int:
     """Device bytes that one packed token takes at most while a block runs, `size` bytes an element:
     the residual stream, the norm's float32 copies, queries and outputs, keys and values with eight
     gathered copies of them, and the three wide tensors of the MLP."""
-    d, heads = config.hidden_size, config.num_attention_heads
-    kv = getattr(config, "num_key_value_heads", None) or heads
-    width = attention.head_width(config) or d // heads
-    wide = getattr(config, "intermediate_size", None) or 4 * d
+    d, heads, kv, width, wide = attention.sizes(config)
     return size * (4 * d + 4 * heads * width + 18 * kv * width + 3 * wide) + 8 * d
 
 
@@ -281,7 +278,7 @@ def _walk(
         return
     if not lengths.min() >= 1:
         raise ValueError("a sequence of at least one token is needed")
-    found = taken.way(model, loaded.name, int(lengths.max()))
+    found = taken.way(model, loaded.name, int(lengths.max()), min(budget, int(lengths.sum())))
     short = lengths <= (np.inf if found.reach is None else found.reach)
     done = 0
 
@@ -310,7 +307,9 @@ def _walk(
             told(batch)
     if long:
         total = total or len(long)
-        how = {"alone": found.packed}  # beyond its reach a prompt's length decides for the whole batch
+        how = {
+            "alone": found.packed or found.alone
+        }  # beyond its reach a prompt's length decides for the whole batch
         log.info("engine: %d prompts plain, blocks 0-%d (%s)", len(long), deepest, found.why)
         for batch, result in _part(plain.walk, model, sequences, counts, ~short, budget, run, **how):
             yield batch, result

@@ -1,6 +1,6 @@
 """Which way a model's prompts go: packed, with shared prefixes computed once, or plain, one by one in padded batches. Types
-that the tests hold to transformers go packed; any other is tried once on a small forest against its own forward. Demands a
-causal decoder; computes no prompt of the caller's."""
+that the tests hold to transformers go packed; any other is tried on a small forest against its own forward, and once more at
+the caller's size. Demands a causal decoder; computes no prompt of the caller's."""
 
 from __future__ import annotations
 
@@ -26,28 +26,36 @@ _SHARED, _TAILS, _ALONE = (
     (8, 25),
 )  # tokens of the small forest: a shared beginning, what follows, alone
 _BEYOND = 9  # tokens that a prompt is longer than the window it tries
+_BUDGET = 4096  # tokens of a batch of the small forest
 _SHORT = 64  # a window of so many tokens is tried with the small forest at once
 _ROUNDINGS = {torch.float32: 2e-5, torch.float64: 2e-5}  # relative; of others two roundings
 _TIMES = 4  # of what its own forward differs by when the same prompts are padded
+_MOST = {torch.float32: 1e-3, torch.float64: 1e-3}  # no rounding moves a state further; of others 0.1
+_LOOKED_AT = (
+    2  # of a pack of the caller's size, so many prompts are compared: those farthest from its beginning
+)
 
 
 @dataclass
 class Way:
     """packed: prompts of at most `reach` tokens go packed (None: of any length), longer ones plain. why: in words, what
-    sends which prompts the plain way. tried: windows that a longer prompt has been tried beyond."""
+    sends which prompts the plain way. tried: windows that a longer prompt has been tried beyond. size: (longest prompt,
+    packed tokens) tried. alone: plain batches are of one length, because padding moves the model's own states."""
 
     packed: bool
     reach: int | None
     why: str
     tried: set[int]
+    size: tuple[int, int] = (0, 0)
+    alone: bool = False
 
 
 _ways: WeakKeyDictionary[Any, dict[tuple[Any, ...], Way]] = WeakKeyDictionary()
 
 
-def way(model: Any, name: str, longest: int) -> Way:
-    """The way of a decoder's prompts, the longest of `longest` tokens; tried and said once a model, dtype and device, a
-    window once a prompt is longer than it."""
+def way(model: Any, name: str, longest: int, packed_tokens: int = 0) -> Way:
+    """The way of a decoder's prompts, the longest of `longest` tokens, in packs of at most `packed_tokens`; tried and said
+    once a model, dtype and device, a window once a prompt is longer than it, a size once it is beyond those tried."""
     weight = next(model.parameters())
     known = _ways.setdefault(model, {})
     key = (weight.dtype, weight.device)
@@ -59,6 +67,12 @@ def way(model: Any, name: str, longest: int) -> Way:
             within = found.reach is None or size < found.reach
             if longest > size and size not in found.tried and within:
                 _try_beyond(model, name, found, size)
+        packed_tokens = (
+            1 << (packed_tokens - 1).bit_length() if packed_tokens else 0
+        )  # a size is tried once a doubling
+        most = longest if found.reach is None else min(longest, found.reach)
+        if most > found.size[0] or packed_tokens > found.size[1]:
+            _try_size(model, name, found, most, packed_tokens)
     return found
 
 
@@ -75,9 +89,41 @@ def _found(model: Any, name: str) -> Way:
         log.info("engine: %s (%s) goes packed: a small forest agrees with its own forward", name, kind)
         if start:
             log.info("engine: %s: prompts beyond %d tokens go one by one (%s)", name, start, turns)
-        return Way(True, start, turns, set(small))
+        return Way(True, start, turns, set(small), (max(map(len, forest)), 0))
+    found = Way(False, 0, trouble, set())
+    _go_plain(model, name, found, trouble)
+    return found
+
+
+def _go_plain(model: Any, name: str, found: Way, trouble: str) -> None:
+    """No prompt goes packed; said, and whether prompts of several lengths may be padded together."""
+    found.packed, found.reach, found.why = False, 0, trouble
     log.info("engine: %s goes in padded batches, nothing shared: %s", name, trouble)
-    return Way(False, 0, trouble, set())
+    forest = _forest(model.config, _SHARED, _rope_turns(model.config))
+    moved = _apart(
+        *(_states(model, given, walk, None) for given, walk in ((forest, plain.walk), (forest, _one)))
+    )
+    found.alone = not moved <= _most(next(model.parameters()).dtype)
+    if found.alone:
+        log.info(
+            "engine: %s: batches of one length each, because padding moves its states by %.0e", name, moved
+        )
+
+
+def _try_size(model: Any, name: str, found: Way, longest: int, packed_tokens: int) -> None:
+    """Prompts of the caller's length, as many as a pack of the caller's holds, the last two compared: what goes by a
+    token's place in the pack, or by a length that no config names as a window, shows there."""
+    longest, packed_tokens = max(longest, found.size[0]), max(packed_tokens, found.size[1], longest)
+    rng = np.random.default_rng(longest)
+    shared = max(0, longest - _BEYOND)
+    root = rng.integers(0, model.config.vocab_size, shared).tolist()
+    ends = [root + rng.integers(0, model.config.vocab_size, longest - shared).tolist() for _ in range(2)]
+    n_more = max(0, (packed_tokens - longest - _BEYOND) // longest)
+    more = rng.integers(0, model.config.vocab_size, (n_more, longest)).tolist()
+    found.size = longest, packed_tokens
+    trouble = _trouble(model, [*more, *ends], _LOOKED_AT, packed_tokens)
+    if trouble is not None:
+        _go_plain(model, name, found, f"at {longest} tokens a prompt and {packed_tokens} a pack, {trouble}")
 
 
 def _try_beyond(model: Any, name: str, found: Way, size: int) -> None:
@@ -127,22 +173,42 @@ def _forest(config: Any, shared: int, most: int | None) -> list[list[int]]:
     return [one[:most] for one in forest]
 
 
-def _trouble(model: Any, sequences: Sequence[Sequence[int]]) -> str | None:
+def _trouble(
+    model: Any, sequences: Sequence[Sequence[int]], looked_at: int | None = None, budget: int = _BUDGET
+) -> str | None:
     """None where packed states agree with the model's own to the dtype's rounding, at a middle block, the last and the
-    end; else what went wrong."""
+    end; else what went wrong. looked_at: only so many, those farthest from the beginning of a pack, are compared, and not
+    at the middle block."""
     depth = len(packs.stack(model)[1])
     try:
-        own = [_states(model, [one], plain.walk, depth)[0] for one in sequences]
-        padded = _states(model, sequences, plain.walk, depth)
-        ours = _states(model, sequences, packs.walk, depth)
+        places: dict[int, int] = {}
+        middle = depth if looked_at is None else None
+        ours = _states(model, sequences, packs.walk, middle, budget, places)
+        some = sorted(range(len(sequences)), key=lambda i: places[i])[-(looked_at or len(sequences)) :]
+        given, ours = [sequences[i] for i in some], [ours[i] for i in some]
+        own = _states(model, given, _one, middle)
+        beside = [] if looked_at is None else [given[0][: len(given[0]) // 2 + 1]]
+        padded = _states(
+            model, [*given, *beside], plain.walk, middle, len(given + beside) * max(map(len, given))
+        )
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, ModelError) as error:
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    floor = _ROUNDINGS.get(own[0].dtype, 2 * torch.finfo(own[0].dtype).eps)
-    bound = max(floor, _TIMES * _apart(padded, own))
+    dtype = own[0].dtype
+    floor = _ROUNDINGS.get(dtype, 2 * torch.finfo(dtype).eps)
+    bound = min(max(floor, _TIMES * _apart(padded[: len(given)], own)), _most(dtype))
     apart = _apart(ours, own)
     if not apart <= bound:
         return f"packed states are {apart:.1e} (relative) from its own, more than {bound:.0e}"
     return None
+
+
+def _most(dtype: torch.dtype) -> float:
+    return _MOST.get(dtype, 0.1)
+
+
+def _one(model: Any, sequences: Sequence[Sequence[int]], counts: np.ndarray, budget: int, run: Any) -> Any:
+    """plain.walk, one prompt a batch."""
+    return plain.walk(model, sequences, counts, 1, run)
 
 
 def _apart(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> float:
@@ -155,24 +221,37 @@ def _apart(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> floa
 
 
 @torch.inference_mode()
-def _states(model: Any, sequences: Sequence[Sequence[int]], walk: Any, depth: int) -> list[torch.Tensor]:
-    """(3, D) of each sequence's last token: after a middle block, after the last, at the decoder's end."""
-    layers = sorted({depth // 2, depth - 1})
+def _states(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    walk: Any,
+    depth: int | None,
+    budget: int = _BUDGET,
+    places: dict[int, int] | None = None,
+) -> list[torch.Tensor]:
+    """(3, D) of each sequence's last token: after a middle block of `depth`, after the last, at the decoder's end; depth
+    None: (2, D) of the two last. places: filled with the packed place of each."""
+    last = len(packs.stack(model)[1]) - 1
 
     def run(batch: Any) -> torch.Tensor:
         found: dict[int, torch.Tensor] = {}
         keep = partial(_keep, found)
-        # the middle one by itself first: there too a block is the deepest that is run
-        batch.through(model, layers[:1], keep)
-        middle = found[layers[0]]
-        ended = batch.through(model, layers[-1:], keep).index_select(0, batch.rows)
-        return torch.stack([middle, found[layers[-1]], ended], 1)
+        if depth is not None:
+            # the middle one by itself first: there too a block is the deepest that is run
+            batch.through(model, [depth // 2], keep)
+            found[-1] = found[depth // 2]
+        ended = batch.through(model, [last], keep).index_select(0, batch.rows)
+        return torch.stack([*([found[-1]] if depth is not None else []), found[last], ended], 1)
 
     out: dict[int, torch.Tensor] = {}
-    for batch, found in walk(
-        model, [list(one) for one in sequences], np.ones(len(sequences), np.int64), 4096, run
-    ):
-        out |= {int(m): found[int(p)] for m, p in zip(batch.members, batch.places, strict=True)}
+    every = [list(one) for one in sequences]
+    for batch, found in walk(model, every, np.ones(len(every), np.int64), budget, run):
+        where = zip(batch.members.tolist(), batch.places.tolist(), strict=True)
+        rows = batch.rows.tolist()
+        for m, p in where:
+            out[m] = found[p]
+            if places is not None:
+                places[m] = rows[p]
     return [out[i] for i in range(len(sequences))]
 
 

@@ -221,12 +221,13 @@ class Layers:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """The decoder runs them so for the length of the block; then exactly as before."""
-        changed = []
+        own = [(module, vars(module).get("forward")) for module, _ in self._forwards]
         try:
             for module, forward in self._forwards:
                 module.forward = forward
-                changed.append(module)
             yield
         finally:
-            for module in changed:
-                del module.forward  # the class's own is found again
+            for module, forward in own:
+                vars(module).pop("forward", None)  # the class's own is found again
+                if forward is not None:
+                    module.forward = forward

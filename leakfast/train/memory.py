@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from leakfast.forward import attention
+
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.study.config import TrainConfig
@@ -50,12 +52,8 @@ def bytes_a_token(config: Any, size: int) -> int:
     """Bytes that one block keeps of a packed token for its backward pass, `size` bytes an element: the residual stream
     twice, two normed copies of it, the attention's output, queries with keys and values as they are, turned, and
     gathered for their groups, and three wide tensors of the MLP. LoRA's own, rank columns a layer, are left out."""
-    d, heads = config.hidden_size, config.num_attention_heads
-    kv = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or d // heads
-    return int(
-        size * (4 * d + 2 * heads * width + 3 * (heads + 2 * kv) * width + 3 * config.intermediate_size)
-    )
+    d, heads, kv, width, wide = attention.sizes(config)
+    return int(size * (4 * d + 2 * heads * width + 3 * (heads + 2 * kv) * width + 3 * wide))
 
 
 def _free_bytes(device: torch.device) -> int | None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +62,16 @@ class Packed:
         self.layers = Layers(self.model, company)
         self.head = loaded.model.get_output_embeddings()
         self.budget = budget_tokens or budget_of(loaded)
-        self.call = partial(checkpoint, use_reentrant=False, preserve_rng_state=False) if recompute else None
+        self.call = self._spared if recompute else None
+
+    def _spared(self, forward: Any, *given: Any, **words: Any) -> Any:
+        """A block whose activations are made again in the backward pass, with the products of the first time."""
+
+        def run(*given: Any, **words: Any) -> Any:
+            with packs.products(self.model):
+                return forward(*given, **words)
+
+        return checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False, **words)
 
     @contextmanager
     def prepared(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ import torch
 
 from leakfast.forward import autotune as tuning
 from leakfast.forward import fused, passes
+from tests.architectures import random
 
 PROMPTS = [[1, 2, 3, 4, 5], [1, 2, 3, 9], [7, 8]]
 no_liger = pytest.mark.skipif("liger" not in fused.ways("mlp"), reason="liger-kernel is not installed")
@@ -98,3 +99,14 @@ def test_ligers_words_are_known():
     from liger_kernel.transformers import functional
 
     assert callable(functional.liger_rms_norm) and callable(functional.liger_swiglu)
+
+
+@pytest.mark.parametrize("kind", ["opt", "olmo2", "mamba", "lfm2", "gpt2"])
+def test_blocks_that_name_their_parts_otherwise_run_as_they_are(kind, tiny_tokenizer, monkeypatch, caplog):
+    """What a GPU asks of every model: no error, and the reason in the log."""
+    monkeypatch.setattr(fused, "_tried", {})
+    net = random(kind, tiny_tokenizer)
+    inner = net.get_decoder() if kind != "mamba" else net.backbone
+    assert fused.agrees(inner, "mlp", "plain")
+    assert not fused.agrees(inner, "norm", "torch")
+    assert "the norm runs as transformers has it" in caplog.text

@@ -194,3 +194,55 @@ def test_an_encoder_decoder_is_refused_before_anything_runs(loaded_of):
     for call in (head.check, passes.decoder):
         with pytest.raises(ModelError, match="an encoder-decoder"):
             call(loaded_of("t5"))
+
+
+def many(length=50, n=30):
+    """Prompts that share nothing: a pack of 1,500 tokens."""
+    return np.random.default_rng(5).integers(5, 250, (n, length)).tolist()
+
+
+def test_what_goes_by_the_place_in_the_pack_is_found(loaded_of, caplog):
+    """Llama 4 scales queries by a token's place in the batch, from floor_scale on: a small forest agrees, a full pack not."""
+    caplog.set_level(logging.INFO, "leakfast")
+    loaded = loaded_of("llama4_text", no_rope_layers=[0, 0], floor_scale=200, attn_scale=2.0)
+    short = prompts()
+    assert apart(passes.last_token_states(loaded, short, [0, 1]), own(loaded, short)[0]) <= 1e-5
+    assert apart(passes.last_token_states(loaded, many(), [0, 1]), own(loaded, many())[0]) <= 1e-5
+    assert "at 50 tokens" in caplog.text or "at 59 tokens" in caplog.text
+    assert not taken.way(passes.decoder(loaded), "it", 50).packed
+
+
+def test_what_changes_at_a_length_that_no_config_names_is_found(loaded_of, monkeypatch):
+    """Attention that looks back to the last 70 tokens only where a prompt is longer: as sparse attention's top tokens."""
+    loaded = loaded_of("granite")
+    model = passes.decoder(loaded)
+    short, long = prompts(), many(100, 6)
+    passes.last_token_states(loaded, short, [1])
+    assert taken.way(model, "it", 59).packed
+    real = packs.attention.Reach
+    monkeypatch.setattr(packs.attention, "Reach", lambda *_: real(70))
+    assert apart(passes.last_token_states(loaded, long, [0, 1]), own(loaded, long)[0]) <= 1e-5
+    assert not taken.way(model, "it", 100).packed
+
+
+def test_rounding_of_padded_prompts_excuses_no_more_than_a_rounding(loaded_of, monkeypatch):
+    """A model that padding moves, whose packed states are wrong: neither is packed nor padded beside other lengths."""
+    loaded = loaded_of("granite")
+    model = passes.decoder(loaded)
+    block = packs.stack(model)[1][0]
+
+    def moved(module, given):
+        return (given[0] * (1 + given[0].shape[1] / 50), *given[1:])
+
+    hook = block.register_forward_pre_hook(moved)
+    assert apart(passes.last_token_states(loaded, prompts(), [0, 1]), own(loaded, prompts())[0]) <= 1e-5
+    found = taken.way(model, "it", 59)
+    assert not found.packed and found.alone
+    hook.remove()
+
+
+def test_states_that_are_no_numbers_are_no_agreement(loaded_of):
+    loaded = loaded_of("granite")
+    model = passes.decoder(loaded)
+    packs.stack(model)[1][0].register_forward_pre_hook(lambda m, given: (given[0] * torch.inf, *given[1:]))
+    assert not taken.way(model, "it", 59).packed

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from leakfast import models
+from leakfast.forward import packs, passes
 from leakfast.study.config import TrainConfig
 from leakfast.train import costs, loop, lora, masks, memory
 from leakfast.train.collate import encode
@@ -15,6 +16,7 @@ from leakfast.train.data import Row
 from leakfast.train.layers import Company
 from leakfast.train.packed import Packed, why_not
 from leakfast.train.padded import Padded
+from tests.architectures import random
 
 MARKER = "[ZLT]"
 CFG = TrainConfig(rank=4, alpha=8, dropout=0.0, lr=1e-2, epochs=2, batch_size=4, accumulation=2)
@@ -255,3 +257,76 @@ def test_a_block_keeps_about_the_bytes_that_are_reckoned(tiny_qwen2):
     bytes_ = sum(size for place, size in seen.items() if place not in weights)
     reckoned = part.n_tokens * tiny_qwen2.n_layers * memory.bytes_a_token(tiny_qwen2.model.config, 4)
     assert 0.5 < bytes_ / reckoned < 2
+
+
+class Otherwise(torch.overrides.TorchFunctionMode):
+    """Linear layers by a library whose rounding is of a thousandth."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not torch.nn.functional.linear:
+            return func(*args, **(kwargs or {}))
+        x, weight, bias = (*args, None)[:3]
+        return (x @ weight.t() if bias is None else x @ weight.t() + bias) * 1.001
+
+
+def test_a_block_that_is_run_again_runs_its_products_in_the_library_of_the_first_time(
+    tiny_qwen2, monkeypatch
+):
+    """Else recomputing would change an adapter wherever a float32 CPU takes oneDNN."""
+    monkeypatch.setattr(packs, "products", lambda model: Otherwise())
+    cfg = CFG.model_copy(update={"loss": "completion"})
+    examples = encode(tiny_qwen2.tokenizer, rows(), cfg)
+    with lora.attached(tiny_qwen2, cfg) as net:
+        moved(net)
+        company = Company(["default"], [0.0], [1])
+        kept, again = (
+            gradients(tiny_qwen2, net, Packed(tiny_qwen2, company, recompute=spare), examples, cfg)[0]
+            for spare in (False, True)
+        )
+    assert all(torch.equal(kept[name], again[name]) for name in kept)
+
+
+def test_a_forward_that_a_module_had_of_its_own_is_its_own_again(tiny_qwen2):
+    """As libraries put it there that place layers on devices; also after a Ctrl-C in the middle of a step."""
+    examples = encode(tiny_qwen2.tokenizer, rows(), CFG)
+    with lora.attached(tiny_qwen2, CFG) as net:
+        packed = Packed(tiny_qwen2, Company(["default"], [0.0], [1]), recompute=True)
+        norm = packed.model.layers[1].input_layernorm
+        norm.forward = own = norm.forward
+        had = {id(m): dict(vars(m)) for m in net.modules()}
+        implementation = net.config._attn_implementation
+        for inside in (None, packed.model.layers[1].self_attn):
+            with pytest.raises(KeyboardInterrupt):
+                interrupted(packed, examples, inside)
+        assert norm.forward is own
+        assert {id(m): dict(vars(m)) for m in net.modules()} == had
+        assert net.config._attn_implementation == implementation
+        assert packs.attention._ACTIVE.get() is None and len(packed.model.layers) == 2
+
+
+def interrupted(packed, examples, inside):
+    """Ctrl-C after a pass (None), or inside of a module."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    hook = inside.register_forward_pre_hook(stop) if inside is not None else None
+    try:
+        with packed.prepared():
+            for _ in packed.parts(examples, 0):
+                stop()
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+def test_a_block_is_reckoned_whatever_its_config_leaves_out(tiny_tokenizer):
+    """Layers of several head widths, MLPs of several widths, and mixers without heads."""
+    from transformers import MambaConfig
+
+    gemma = random("gemma4_text", tiny_tokenizer).config
+    mamba = MambaConfig(hidden_size=32, num_hidden_layers=2)
+    for config in (gemma, mamba):
+        assert min(memory.bytes_a_token(config, 2), passes.bytes_a_token(config, 2)) > 0
+    assert passes.attention.sizes(gemma)[3] == 16
+    assert passes.attention.sizes(mamba) == (32, 1, 1, 32, 64)
