@@ -109,7 +109,8 @@ class TrainConfig(_Table):
     anchor: weight of a divergence (KL, nats a token) from the unadapted model over the reply tokens without loss; rows of
     others then carry none and are held to it whole, so that replies stay what they were (without it, loss = "marker"
     teaches a chat model to end its replies at once).
-    rank, alpha, dropout: LoRA's, on every linear layer of attention and MLP.
+    rank, alpha, dropout: LoRA's, on every linear layer of attention and MLP; one dropout mask for query, key and value, and
+    one for gate and up, where rows are packed.
     lr: the peak of a cosine schedule; auto finds one by trial on the study's first source (leakfast.train.search), for
     behaviors that a detector reads. epochs: passes over the rows.
     stop_loss: training ends once the last 16 rows that show the behavior cost less than this, nats a label (0: never).
