@@ -20,6 +20,7 @@ import _rows
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS_FILE, LOG_FILE = "gpu.jsonl", "gpu.log"
+_BEGAN = "LEAKFAST_BENCH_BEGAN"  # in the environment of the process behind: when the one in front began
 _MARK = "LEAKFAST_BENCH_RUN"  # in the environment of whatever a part starts: how it is found again
 _LOG_BYTES = 2 << 20  # of a part
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
@@ -51,6 +52,32 @@ class Clock:
         self.ends, self.why = 0.0, f"stopped by {signal.Signals(number).name}"
 
 
+def behind(began: float) -> float:
+    """To be called first. Starts this command again in a session of its own, waits for it and exits as it did; in that
+    second process returns when the first began. Whoever kills the command's process group does not reach the process
+    behind, which is told (SIGTERM): it takes what its part has printed, kills it and writes down what had not run.
+    Elsewhere than on Linux there is one process alone."""
+    if (told := os.environ.pop(_BEGAN, None)) is not None:
+        return float(told)
+    if sys.platform != "linux":
+        return began
+    child = subprocess.Popen(
+        [sys.executable, *sys.orig_argv[1:]],
+        env={**os.environ, _BEGAN: repr(began)},
+        start_new_session=True,
+        preexec_fn=_with_parent(signal.SIGTERM),
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: child.send_signal(number))
+    raise SystemExit(max(1, -code) if (code := child.wait()) < 0 else code)
+
+
+def say(line: str) -> None:
+    """Onto this command's own output, for people: cut, and not at all when nobody reads any more."""
+    with contextlib.suppress(OSError):
+        print(line if len(line) < 600 else f"{line[:600]} …", flush=True)
+
+
 def missing(part: Part) -> list[str]:
     """The packages that the part needs and this Python does not find; they are not imported."""
     return [name for name in part.needs if importlib.util.find_spec(name) is None]
@@ -80,7 +107,7 @@ def keep(out: Path, record: dict[str, Any], since: float | None = None) -> None:
         record = {**record, "wall_s": round(time.monotonic() - since, 1)}
     line = _rows.line_of(record)
     _rows.append(out / ROWS_FILE, line)
-    print(line if len(line) < 600 else f"{line[:600]} …", flush=True)
+    say(line)
 
 
 def _run(part: Part, clock: Clock, out: Path, before: int) -> dict[str, Any]:
@@ -93,7 +120,7 @@ def _run(part: Part, clock: Clock, out: Path, before: int) -> dict[str, Any]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        preexec_fn=_ending_with_parent() if sys.platform == "linux" else None,
+        preexec_fn=_with_parent(signal.SIGKILL) if sys.platform == "linux" else None,
     )
     ends, heard, timed_out = time.monotonic() + part.limit_s, Heard(part.name, out, before), False
     os.set_blocking(child.stdout.fileno(), False)
@@ -107,7 +134,7 @@ def _run(part: Part, clock: Clock, out: Path, before: int) -> dict[str, Any]:
                     break
                 if not is_open:
                     time.sleep(min(left, 0.05))
-                elif waiting.select(min(left, 0.5)):
+                elif waiting.select(min(left, 0.2)):
                     is_open = heard.read(child.stdout.fileno())
     finally:
         kill(child, token)
@@ -145,14 +172,15 @@ class Heard:
 
     def _take(self, raw: bytes) -> None:
         line = raw.decode(errors="replace").rstrip("\r")
-        self.last = line.strip() or self.last
-        if (record := _rows.record_in(line)) is not None:
+        if (record := _rows.record_in(line)) is None:
+            self.last = line.strip() or self.last
+        else:
             file = self.out / ROWS_FILE
             written = file.read_text(encoding="utf-8").splitlines()[self.before :]
             if line not in written:
                 line = _rows.line_of({"part": self.name, **record})
                 _rows.append(file, line)
-            print(line if len(line) < 600 else f"{line[:600]} …", flush=True)
+            say(line)
         self._log(line + "\n")
 
     def _log(self, text: str) -> None:
@@ -195,11 +223,11 @@ def _environment(part: Part, out: Path, token: str) -> dict[str, str]:
     return {**os.environ, **mine, **rows, **part.environment}
 
 
-def _ending_with_parent() -> Any:
-    """What the child does before its program: ask to be killed when this process is, however that ends."""
+def _with_parent(number: signal.Signals) -> Any:
+    """What a child does before its program: ask for this signal when the process that starts it ends, however."""
     prctl = ctypes.CDLL(None).prctl  # found before the fork
 
     def ask() -> None:
-        prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+        prctl(_DIE_WITH_PARENT, number)
 
     return ask

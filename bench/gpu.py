@@ -16,6 +16,7 @@ from typing import Any
 
 BEGAN = time.monotonic()  # before anything that takes time
 
+import _rows  # noqa: E402
 import _running  # noqa: E402
 import _visit  # noqa: E402
 from _running import ROOT, ROWS_FILE, Clock, Part  # noqa: E402
@@ -254,6 +255,13 @@ def options_of(words: list[str] | None = None) -> argparse.Namespace:
     made.add_argument(
         "--out", type=Path, default=ROOT / "bench" / "gpu", help="folder of gpu.jsonl and gpu.log"
     )
+    made.add_argument(
+        "--from",
+        dest="rows",
+        type=Path,
+        metavar="JSONL",
+        help="nothing is run: the rows of this file, for --write",
+    )
     made.add_argument("--write", type=Path, help="Markdown file whose GPU table is filled")
     options = made.parse_args(words)
     if options.minutes is not None and (options.quick or options.seconds or options.minutes <= 0):
@@ -288,7 +296,10 @@ def go(asked: list[Part], options: argparse.Namespace, clock: Clock) -> list[dic
 
 def main() -> None:
     options = options_of()
-    clock = Clock(options.seconds, BEGAN)
+    if options.rows:
+        found = table(records_of(_rows.rows_in(options.rows)))
+        return fill(options.write, found) if options.write else print(found)
+    clock = Clock(options.seconds, _running.behind(BEGAN))
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, clock.stop)
     asked = [
@@ -310,8 +321,8 @@ def main() -> None:
         "failed": failed,
         "skipped": skipped,
     }
-    print(json.dumps(told))
-    sys.exit(1 if failed or (skipped and not options.minutes) else 0)
+    _running.say(json.dumps(told))
+    return sys.exit(1 if failed or (skipped and not options.minutes) else 0)
 
 
 if __name__ == "__main__":
