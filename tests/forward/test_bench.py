@@ -192,14 +192,12 @@ def test_the_page_reckons_as_the_parts_do(gpu):
 
 @pytest.mark.parametrize("name", VISIT)
 def test_the_clock_runs_out_in_each_part(gpu, tmp_path, name):
-    part, after = (
-        (p for p in gpu.parts("rehearse visit") if p.name in (name, VISIT[-1])),
-        gpu.Part("after", [], 9),
-    )
+    part = next(part for part in gpu.parts("rehearse visit") if part.name == name)
     began, clock = time.monotonic(), gpu.Clock(0.7, time.monotonic())  # torch alone takes longer to import
-    first, last = (gpu._running.run(p, clock, tmp_path) for p in (next(part), after))
+    first = gpu._running.run(part, clock, tmp_path)
+    last = gpu._running.run(gpu.Part("after", [], 9), clock, tmp_path)
     assert time.monotonic() - began < 10
-    assert first[0]["part"] == name and first[0]["begins_with_s_left"] < 0.7
+    assert first[0]["part"] == name and first[0]["begins_with_s_left"] <= 0.7
     assert first[-1] | {"wall_s": 0, "last_line": ""} == {
         "part": name,
         "ended": True,
