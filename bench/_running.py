@@ -80,7 +80,15 @@ def say(line: str) -> None:
 
 def missing(part: Part) -> list[str]:
     """The packages that the part needs and this Python does not find; they are not imported."""
-    return [name for name in part.needs if importlib.util.find_spec(name) is None]
+
+    def there(name: str) -> bool:
+        with contextlib.suppress(
+            ImportError, ValueError
+        ):  # what an import hook, or a broken package, may raise
+            return importlib.util.find_spec(name) is not None
+        return False
+
+    return [name for name in part.needs if not there(name)]
 
 
 def run(part: Part, clock: Clock, out: Path) -> list[dict[str, Any]]:
