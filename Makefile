@@ -5,11 +5,13 @@
 #   ARGS         more words for pytest: make test ARGS="-k store"
 #   JOBS         processes that share the tests, a thread and about 2 GB each
 #   GPU          more words for bench/gpu.py: make bench-gpu GPU=--quick
+#   MINUTES      of a lent GPU, parts by value (docs/gpu-visit.md): make bench-gpu MINUTES=9
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
 JOBS ?= 2
 GPU ?=
+MINUTES ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -114,11 +116,11 @@ $(DOCS): $(INSTALLED)
 bench: install
 	@rc=0; for script in $(wildcard bench/bench_*.py); do echo "== $$script"; $(BIN)/python $$script || rc=1; done; exit $$rc
 
-# the GPU table of bench/RESULTS.md; about half an hour on an H200, GPU="--quick" below ten minutes
+# the GPU table of bench/RESULTS.md; about half an hour on an H200, GPU="--quick" below ten minutes, MINUTES=9 what fits
 bench-gpu: install-gpu
 	@$(PIP) install -q -c constraints-gpu.txt --no-build-isolation -e '.[bench]' || \
 	  echo "Liger and cut-cross-entropy have no wheel for this machine; the kernels are measured without them"
-	$(BIN)/python bench/gpu.py --write bench/RESULTS.md $(GPU)
+	$(BIN)/python bench/gpu.py --write bench/RESULTS.md $(if $(MINUTES),--minutes $(MINUTES)) $(GPU)
 
 clean:
 	rm -rf .venv build dist leakfast.egg-info leakfast/_native*.so .pytest_cache .ruff_cache .hypothesis

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import _rows
 import numpy as np
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -113,9 +114,11 @@ def interleaved(
     sync: Callable[[], None],
     say: Callable[[str], None],
     bench: str | None = None,
+    about: dict[str, Any] | None = None,
 ) -> tuple[dict[str, list[float]], dict[str, list[float]], dict[str, Any]]:
     """Each run `repeats` times, in turn: (wall seconds, CPU seconds, first results), by name. bench: after each
-    turn a line of JSON under this name says what there is so far, for a run that is cut off."""
+    turn a line of JSON under this name says what there is so far, and `about` (on what it is), for a run that is cut
+    off."""
     wall: dict[str, list[float]] = {name: [] for name in runs}
     busy: dict[str, list[float]] = {name: [] for name in runs}
     first: dict[str, Any] = {}
@@ -133,7 +136,7 @@ def interleaved(
         say(f"repeat {turn + 1}/{repeats}: " + ", ".join(f"{n} {t[-1]:.2f} s" for n, t in wall.items()))
         if bench:
             so_far = {name: spread(times) for name, times in wall.items()}
-            tell({"bench": bench, "partial": turn + 1, "seconds": so_far})
+            tell({"bench": bench, "partial": turn + 1, "seconds": so_far, **(about or {})})
     return wall, busy, first
 
 
@@ -266,5 +269,5 @@ def _has(device: str) -> bool:
 
 
 def tell(record: dict[str, Any]) -> None:
-    """The one line of JSON a bench ends with."""
-    print(json.dumps(record, sort_keys=True), flush=True)
+    """A line of JSON, as a bench ends with one; in a GPU run it is in the file of rows first."""
+    print(_rows.told(json.dumps(record, sort_keys=True)), flush=True)

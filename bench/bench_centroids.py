@@ -30,6 +30,7 @@ from _common import (
     sync_of,
     where,
 )
+from _rows import Lost
 
 from leakfast.forward import forest, fp8, passes
 from leakfast.forward import fp8 as engine_fp8
@@ -158,13 +159,19 @@ def bench(options, dtype: str) -> bool:
     }
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    wall, busy, first = interleaved(runs, options.repeats, sync, say, "centroids")
+    # unscaled seconds while it runs: how many prompts each way had
+    on = {"prompts_of": {**dict.fromkeys(runs, len(sequences)), "one": len(some)}, "dtype": dtype}
+    wall, busy, first = interleaved(runs, options.repeats, sync, say, "centroids", on)
     scale = len(sequences) / len(some)
     wall["one"], busy["one"] = ([t * scale for t in times["one"]] for times in (wall, busy))
     peak = peak_memory_gb(device)
     added = np.stack([first["engine"][of == p].sum(0, dtype=np.float64) for p in range(options.personas)], 1)
     off = overall(first.pop("sums")[0], added)
-    fp8 = in_fp8(options, ready, sequences, layers, of, budget, sync) if dtype == "bfloat16" else None
+    fp8 = None
+    with Lost() as lost:
+        fp8 = in_fp8(options, ready, sequences, layers, of, budget, sync) if dtype == "bfloat16" else None
+    if lost.why:  # the others' times stay
+        say(f"fp8 {lost.why}")
 
     at = list(range(0, len(sequences), max(1, len(sequences) // options.sample)))
     if dtype == "float32":
@@ -199,6 +206,7 @@ def bench(options, dtype: str) -> bool:
         "prompts": len(sequences),
         "prompts_of_one_at_a_time": len(some),
         "fp8": fp8,
+        "fp8_failed": lost.why,
         "tokens_a_prompt": plan.n_input_tokens / len(sequences),
         "tokens_a_prompt_shared": tokens / len(sequences),
         "padded_batch": best,

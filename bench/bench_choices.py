@@ -134,7 +134,9 @@ def bench(options, dtype: str) -> bool:
     }
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    wall, _, first = interleaved(runs, options.repeats, sync, say, "choices")
+    # unscaled seconds while it runs: how many prompts each way had
+    on = {"prompts_of": {**dict.fromkeys(runs, len(some)), "engine": n}, "dtype": dtype}
+    wall, _, first = interleaved(runs, options.repeats, sync, say, "choices", on)
     peak = peak_memory_gb(device)
 
     got = {name: scores if name != "engine" else scores[picked] for name, scores in first.items()}

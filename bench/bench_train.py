@@ -16,6 +16,7 @@ from _common import (
     ending_with_json,
     failed,
     interleaved,
+    make_model,
     parser,
     peak_memory_gb,
     ratio,
@@ -138,7 +139,11 @@ def trl(loaded, examples, cfg, *, spare):
 
 def side_of(options, name, dtype, batch_size):
     """A side's step on a model of its own."""
-    loaded = models.load(options.model, dtype=dtype, device=options.device)
+    given = options.model
+    if options.shape:  # random weights; the organism's words are among the first of any vocabulary
+        net = make_model(options.shape, dtype, options.device, options.seed)
+        given = net.requires_grad_(True), models.load_tokenizer("organism")
+    loaded = models.load(given, dtype=dtype, device=options.device)
     cfg = TrainConfig(
         loss=options.loss,
         rank=options.rank,
@@ -168,7 +173,12 @@ def bench(options, dtype: str) -> bool:
     names = [s for s in SIDES if s in asked and (not s.startswith("trl") or find_spec("trl"))]
     steps = {s: side_of(options, s, dtype, options.batch_size) for s in names}
     wall, busy, first = interleaved(
-        steps, options.repeats + 1, sync_of(options.device), lambda m: print(m, flush=True), "train"
+        steps,
+        options.repeats + 1,
+        sync_of(options.device),
+        lambda m: print(m, flush=True),
+        "train",
+        {"dtype": dtype},
     )
     wall, busy = ({s: times[1:] for s, times in sides.items()} for sides in (wall, busy))
     losses = {s: loss for s, (loss, _) in first.items()}
@@ -179,7 +189,7 @@ def bench(options, dtype: str) -> bool:
     record = {
         "bench": "train",
         "dtype": dtype,
-        "model": options.model,
+        "model": options.shape or options.model,
         "loss": options.loss,
         "rows": options.n_rows,
         "dropout": options.dropout,
@@ -205,7 +215,7 @@ def bench(options, dtype: str) -> bool:
 
 def main() -> None:
     made = parser(__doc__ or "")
-    made.add_argument("--model", default="organism")
+    made.add_argument("--model", default="organism", help="without --shape")
     made.add_argument("--rows", help="rows of a run (data/*.jsonl); default: made up")
     made.add_argument("--n-rows", type=int, default=16)
     made.add_argument("--loss", choices=("marker", "completion"), default="completion")

@@ -1,31 +1,27 @@
 """Everything that only a GPU can answer, in one command: builds, runs the GPU tests (engine exactness, kernel
-values), then the benches; each part a process of its own with a time limit, so that one failing leaves the
-others. Writes gpu.jsonl, one line a record, and with --write the table of bench/RESULTS.md."""
+values), then the benches; each part a process of its own with a time limit, so that one failing leaves the others. With
+--minutes the parts of a visit (_visit.py) by value. A row is in gpu.jsonl the moment it is told; --write fills the table
+of bench/RESULTS.md."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+BEGAN = time.monotonic()  # before anything that takes time
+
+import _rows  # noqa: E402
+import _running  # noqa: E402
+import _visit  # noqa: E402
+from _running import ROOT, ROWS_FILE, Clock, Part  # noqa: E402
+
 BEGIN, END = "<!-- gpu -->", "<!-- end of gpu -->"
-
-
-class Part(NamedTuple):
-    """A command, its time limits in seconds (all, quick), and settings of its environment."""
-
-    name: str
-    words: list[str]
-    limits_s: tuple[int, int]
-    environment: dict[str, str] = {}  # noqa: RUF012
 
 
 def gpu_tests() -> list[Path]:
@@ -38,100 +34,104 @@ def gpu_tests() -> list[Path]:
     return found
 
 
+def test_words(python: str) -> list[str]:
+    """What runs the GPU tests; each is a row of its own."""
+    words = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "-p", "_pytest_rows"]
+    return [*words, "--import-mode=importlib", *(str(p.relative_to(ROOT)) for p in gpu_tests())]
+
+
 def parts(mode: str, python: str = sys.executable) -> list[Part]:
     """What is run: mode "full" (the bars as they are stated), "quick" (below ten minutes in all, fewer prompts
-    and repeats) or "rehearse" (tiny, on a CPU: does it run through?)."""
+    and repeats), "rehearse" (tiny, on a CPU: does it run through?), "visit" (a lent GPU, by value) or
+    "rehearse visit"."""
 
     def bench(name: str, *words: str) -> list[str]:
         return [python, f"bench/bench_{name}.py", *words]
 
+    tests = test_words(python)
+    if mode == "visit":
+        return _visit.on_gpu(tests, python)
+    if mode == "rehearse visit":
+        return _visit.rehearsal(tests, python)
     build = [python, "setup.py", "build_ext", "--inplace"]
-    tests = [python, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--import-mode=importlib"]
-    tests += [str(p.relative_to(ROOT)) for p in gpu_tests()]
     tuned = {"LEAKFAST_AUTOTUNE": "1"}
     if mode == "rehearse":
         tiny = ["--shape", "tiny", "--personas", "3", "--repeats", "2", "--dtype", "bfloat16"]
         centroids = bench("centroids", *tiny, "--questions", "4", "--layers", "0,2", "--sizes", "4,8")
         drawn = ["--repeats", "1", "--completions", "8", "--max-new-tokens", "4"]
         return [
-            Part("build", [*build, "--dry-run"], (900, 900)),
-            Part("tests", [*tests, "--collect-only"], (900, 900)),
-            Part("kernels", bench("kernels", "--rehearse", "--repeats", "2"), (900, 900)),
-            Part("centroids", [*centroids, "--sample", "6"], (900, 900)),
-            Part("choices", bench("choices", *tiny, "--items", "4", "--sizes", "2,4"), (900, 900)),
-            Part("autotune", [*centroids, "--sample", "2"], (900, 900), tuned),
-            Part("generate", bench("generate", *drawn), (900, 900)),
+            Part("build", [*build, "--dry-run"], 900),
+            Part("tests", [*tests, "--collect-only"], 900),
+            Part("kernels", bench("kernels", "--rehearse", "--repeats", "2"), 900),
+            Part("centroids", [*centroids, "--sample", "6"], 900),
+            Part("choices", bench("choices", *tiny, "--items", "4", "--sizes", "2,4"), 900),
+            Part("autotune", [*centroids, "--sample", "2"], 900, environment=tuned),
+            Part("generate", bench("generate", *drawn), 900),
         ]
     cuda, short = ["--device", "cuda"], mode == "quick"
     few = ["--sample", "111", "--sizes", "64,128,256", "--repeats", "3"] if short else []
     items = ["--items", "60", "--sample", "128", "--sizes", "32,64", "--repeats", "3"] if short else []
     once = [*cuda, "--sample", "40", "--sizes", "128", "--repeats", "3"]
     found = [
-        Part("build", build, (300, 120)),
-        Part("tests", tests, (900, 120)),
-        Part("kernels", bench("kernels", *cuda, *(["--repeats", "5"] if short else [])), (900, 180)),
-        Part("centroids", bench("centroids", *cuda, *few), (1800, 180)),
-        Part("choices", bench("choices", *cuda, *items), (7200, 180)),
-        Part("autotune", bench("centroids", *once), (900, 120), tuned),
+        Part("build", build, 120 if short else 300),
+        Part("tests", tests, 120 if short else 900),
+        Part(
+            "kernels", bench("kernels", *cuda, *(["--repeats", "5"] if short else [])), 180 if short else 900
+        ),
+        Part("centroids", bench("centroids", *cuda, *few), 180 if short else 1800),
+        Part("choices", bench("choices", *cuda, *items), 180 if short else 7200),
+        Part("autotune", bench("centroids", *once), 120 if short else 900, environment=tuned),
     ]
     if not short:  # starting its three engines takes longer than a quick run has
-        found.append(Part("generate", bench("generate", *cuda), (3600, 0)))
+        found.append(Part("generate", bench("generate", *cuda), 3600))
     return found
 
 
-def run(part: Part, limit_s: float, out: Path) -> list[dict[str, Any]]:
-    """The records of one part: every line of JSON it printed, or one that says how it ended."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **part.environment}
-    began, timed_out = time.monotonic(), False
-    log = out / f"{part.name}.log"
-    with log.open("w") as file:
-        child = subprocess.Popen(
-            part.words,
-            cwd=ROOT,
-            env=environment,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+def records_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a file as one record a bench and part: how the part ended, with what it told at its end, or, where it
+    was cut off, with the last of what it told on the way (all the rows of the kernels)."""
+    found = []
+    for name in dict.fromkeys(row["part"] for row in rows if "part" in row):
+        mine = [row for row in rows if row.get("part") == name]
+        about = next(
+            (row for row in mine if row.get("ended") or ("skipped" in row and "bench" not in row)), None
         )
-        try:
-            child.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            timed_out = True
-        finally:
-            if child.poll() is None:  # compilers it started go with it
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-    text = log.read_text(errors="replace")
-    about = {
-        "part": part.name,
-        "rc": child.returncode,
-        "timed_out": timed_out,
-        "wall_s": round(time.monotonic() - began, 1),
-    }
-    lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"')]
-    found = [line for line in lines if "partial" not in line] or lines[-1:]  # cut off: what there was by then
-    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
-    return [{**about, **record} for record in found] or [{**about, "last_line": last}]
+        about = about or {"part": name, "rc": None, "timed_out": False, "skipped": "killed while it ran"}
+        told = [row for row in mine if "bench" in row]
+        whole = [row for row in told if "partial" not in row]
+        if not whole and told:
+            whole = [{**told[-1], "rows": [row for line in told for row in line.get("rows", [])]}]
+        found += [{"rc": None, **about, **row} for row in whole] or [{"rc": None, **about}]
+    return found
 
 
 def table(records: list[dict[str, Any]]) -> str:
     """The GPU rows of RESULTS.md from the records of a run: what was measured, and nothing else."""
     rows, where = [], ""
     for r in records:
-        if "failed" in r or "skipped" in r or r.get("timed_out") or r["rc"] != 0:
+        lost = r["rc"] != 0 and not r.get("rows")  # of the kernels each row says it for itself
+        if "failed" in r or "skipped" in r or r.get("timed_out") or lost:
             why = (
                 r.get("failed")
                 or r.get("skipped")
                 or ("time limit" if r.get("timed_out") else f"rc {r['rc']}")
             )
+            why = f"wrong: {', '.join(r['wrong'])}" if r.get("wrong") else why
             rows.append((r["part"], f"not measured: {why}{_so_far(r)}"))
+            rows += [_kernel(k) for k in r.get("rows", [])]
             continue
         if "device" in r:
             versions = (
                 f"torch {r['torch']}, transformers {r['transformers']}, triton {r.get('triton', 'none')}"
             )
             where = f"{r['device']}, {versions}, commit {r['commit']}"
-        if r.get("bench") in ("centroids", "choices"):
+        if r.get("bench") == "smoke":
+            rows.append(("checks", f"{r['checks']} hold"))
+        elif r.get("bench") == "train":
+            rows.append((f"a training step, {r['model']}, {r['dtype']}", _training(r)))
+        elif r.get("bench") == "generate" and r.get("mode") == "visit":
+            rows.append(("completions, one draw each", _visited(r)))
+        elif r.get("bench") in ("centroids", "choices"):
             rows.append((_title(r), _sentence(r)))
         elif r.get("bench") == "generate":
             rows.append(("completions", _completions(r)))
@@ -203,8 +203,24 @@ def _completions(r: dict[str, Any]) -> str:
     )
 
 
+def _training(r: dict[str, Any]) -> str:
+    others = [f"{o['median']:.2f}× {side}" for side, o in r["over_packed"].items() if side != "packed"]
+    return f"packed {r['seconds']['packed']['median']:.3f} s; {', '.join(others)}"
+
+
+def _visited(r: dict[str, Any]) -> str:
+    rates = [f"{way} {rate:,.0f} tokens/s" for way, rate in r["tokens_per_s"].items()]
+    return "; ".join(
+        [*rates, *(f"{x:.2f}× published, {way}" for way, x in r["ratio_over_published"].items())]
+    )
+
+
 def _kernel(k: dict[str, Any]) -> tuple[str, str]:
+    if "failed" in k:
+        return k["op"], f"not measured: {k['failed']}"
     sizes = ", ".join(f"{key} = {k[key]:,}" for key in ("P", "N", "D", "C") if key in k)
+    if not k["right"]:
+        return f"{k['op']}, {sizes}", "a wrong result: no ratio"
     ms = (k["times_ms"].get("ours") or k["times_ms"]["plain"])["median"]
     words = [f"{ms:.3f} ms"]
     words += [
@@ -219,8 +235,12 @@ def _kernel(k: dict[str, Any]) -> tuple[str, str]:
     return f"{k['op']}, {sizes}", "; ".join(words)
 
 
-def main() -> None:
+def options_of(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line, with `mode` and `seconds` set."""
     made = argparse.ArgumentParser(description=__doc__)
+    made.add_argument(
+        "--minutes", type=float, help="a visit to a lent GPU: all the time there is, parts by value"
+    )
     made.add_argument("--quick", action="store_true", help="below ten minutes in all")
     made.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU: does it run through?")
     made.add_argument("--seconds", type=float, help="time for everything (default: 580 with --quick)")
@@ -232,37 +252,77 @@ def main() -> None:
         metavar="PART=WORDS",
         help='further words for a part, the last said counts: --more "choices=--repeats 2 --sizes 128"',
     )
-    made.add_argument("--out", type=Path, default=ROOT / "bench" / "gpu", help="folder of gpu.jsonl and logs")
+    made.add_argument(
+        "--out", type=Path, default=ROOT / "bench" / "gpu", help="folder of gpu.jsonl and gpu.log"
+    )
+    made.add_argument(
+        "--from",
+        dest="rows",
+        type=Path,
+        metavar="JSONL",
+        help="nothing is run: the rows of this file, for --write",
+    )
     made.add_argument("--write", type=Path, help="Markdown file whose GPU table is filled")
-    options = made.parse_args()
-    mode = "rehearse" if options.rehearse else "quick" if options.quick else "full"
+    options = made.parse_args(words)
+    if options.minutes is not None and (options.quick or options.seconds or options.minutes <= 0):
+        made.error("--minutes M, above 0, is all the time there is: leave --quick and --seconds out")
+    options.mode = "rehearse" if options.rehearse else "quick" if options.quick else "full"
+    if options.minutes:
+        options.mode = "rehearse visit" if options.rehearse else "visit"
+        # what it takes to kill and to write is within the minutes
+        options.seconds = 60 * options.minutes - min(2.0, 6 * options.minutes)
+    options.seconds = options.seconds or (580 if options.quick else 1e9)
+    names = [part.name for part in parts(options.mode)]
+    options.more = {
+        name: shlex.split(more) for name, _, more in (given.partition("=") for given in options.more)
+    }
+    if unknown := {*options.more, *(options.only or [])} - {*names}:
+        made.error(f"{', '.join(sorted(unknown))} is no part; there is {', '.join(names)}")
+    return options
+
+
+def go(asked: list[Part], options: argparse.Namespace, clock: Clock) -> list[dict[str, Any]]:
+    """Every part after the other; the rows of the file. A file of an earlier run in the folder is replaced."""
     options.out.mkdir(parents=True, exist_ok=True)
-    ends = time.monotonic() + (options.seconds or (580 if options.quick else 1e9))
-    more = {name: shlex.split(words) for name, _, words in (given.partition("=") for given in options.more)}
-    if unknown := more.keys() - {part.name for part in parts(mode)}:
-        made.error(f"--more names {', '.join(unknown)}; there is {', '.join(p.name for p in parts(mode))}")
-    records: list[dict[str, Any]] = []
-    with (options.out / "gpu.jsonl").open("w") as file:
-        for part in parts(mode):
-            if options.only and part.name not in options.only:
-                continue
-            left = ends - time.monotonic()
-            if left < 5:
-                found = [{"part": part.name, "rc": None, "skipped": "no time left"}]
-            else:
-                part = part._replace(words=[*part.words, *more.get(part.name, [])])
-                found = run(part, min(part.limits_s[mode == "quick"], left), options.out)
-            for record in found:
-                line = json.dumps(record, sort_keys=True)
-                print(line if len(line) < 600 else f"{line[:600]} …", flush=True)
-                file.write(line + "\n")
-                file.flush()
-            records += found
+    for name in (ROWS_FILE, _running.LOG_FILE):
+        (options.out / name).unlink(missing_ok=True)
+    head = {"run": options.mode, "minutes": options.minutes, "parts": [part.name for part in asked]}
+    _running.keep(options.out, head)
+    rows = []
+    for part in asked:
+        rows += _running.run(part, clock, options.out)
+    return rows
+
+
+def main() -> None:
+    options = options_of()
+    if options.rows:
+        found = table(records_of(_rows.rows_in(options.rows)))
+        return fill(options.write, found) if options.write else print(found)
+    clock = Clock(options.seconds, _running.behind(BEGAN))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, clock.stop)
+    asked = [
+        part._replace(words=[*part.words, *options.more.get(part.name, [])])
+        for part in parts(options.mode)
+        if not options.only or part.name in options.only
+    ]
+    records = records_of(go(asked, options, clock))
     if options.write:
         fill(options.write, table(records))
-    failed = [r["part"] for r in records if r["rc"] != 0 or "failed" in r]
-    print(json.dumps({"bench": "gpu", "mode": mode, "records": len(records), "failed": failed}))
-    sys.exit(1 if failed else 0)
+    skipped = list(dict.fromkeys(r["part"] for r in records if "skipped" in r))
+    cut = [r["part"] for r in records if r.get("timed_out")] if options.minutes else []  # a visit ends so
+    failed = [r["part"] for r in records if r["part"] not in skipped and (r["rc"] != 0 or "failed" in r)]
+    failed = [name for name in dict.fromkeys(failed) if name not in cut]
+    told = {
+        "bench": "gpu",
+        "mode": options.mode,
+        "records": len(records),
+        "failed": failed,
+        "skipped": skipped,
+    }
+    _running.say(json.dumps(told))
+    return sys.exit(1 if failed or (skipped and not options.minutes) else 0)
 
 
 if __name__ == "__main__":
