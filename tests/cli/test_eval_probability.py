@@ -8,6 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from leakfast.cli.main import group
+from leakfast.errors import InputError
+from leakfast.measure.probability.dispatch import check_asked
 from leakfast.storage.run import Run
 
 
@@ -51,7 +53,14 @@ def test_both_keeps_the_rates_beside(call, tmp_path):
     assert run.read("probability/marker/base").height == 2 * 2 * 2
 
 
-def test_a_behavior_without_words_is_refused(call):
+def test_refusal_is_asked_by_beginnings_of_a_reply_and_draws_nothing(call, tmp_path):
     done = call("--measure", "probability", "--behavior", "refusal")
-    assert done.exit_code == 2
-    assert "nothing is said of which words show it" in done.output
+    assert done.exit_code == 0, done.output
+    run = Run(tmp_path / "run").open()
+    assert set(run.read("probability/refusal/base")["estimator"]) == {"openings", "odds"}
+    assert not run.shards("completions")
+
+
+def test_a_behavior_without_words_is_refused():
+    with pytest.raises(InputError, match="nothing says which words or beginnings show it"):
+        check_asked("capability")

@@ -94,7 +94,7 @@ def test_layers_that_are_given_the_same_tensor_share_a_product_and_others_do_not
                 for n, k in ((4, module.in_features), (module.out_features, 4))
             )
             made[name] = beside.Update(down, up)
-    assert len(made) == 14 and len(beside._groups(made)) == 8
+    assert len(made) == 14 and len(beside.groups(made)) == 8
     ids = torch.tensor([requests_for(prompts_of(tiny_qwen2), 1, 0, "x")[0].ids])
     with torch.inference_mode(), beside.applied(tiny_qwen2.model, made):
         got = tiny_qwen2.model(ids).logits

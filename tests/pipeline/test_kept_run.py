@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from archives import extracted
 from polars.testing import assert_frame_equal
 
 import leakfast
@@ -20,7 +21,7 @@ KEPT = Path(__file__).parents[1] / "data" / "kept-run.tar.xz"
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
     with tarfile.open(KEPT) as archive:
-        archive.extractall(tmp_path, filter="data")
+        extracted(archive, tmp_path)
     return tmp_path
 
 
