@@ -16,7 +16,7 @@ import torch
 
 from leakfast.errors import ModelError
 from leakfast.forward import packs, plain
-from leakfast.models.loading import FITS
+from leakfast.models.loading import FITS, reaches, rope_turns
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ _ways: WeakKeyDictionary[Any, dict[tuple[Any, ...], Way]] = WeakKeyDictionary()
 
 def way(model: Any, name: str, longest: int, packed_tokens: int = 0) -> Way:
     """The way of a decoder's prompts, the longest of `longest` tokens, in packs of at most `packed_tokens`; tried and said
-    once a model, dtype and device, a window once a prompt is longer than it, a size once it is beyond those tried."""
+    once a model, dtype and device, a window once a prompt is longer than it, a size once it is beyond those tried: that of the
+    first call, then powers of two."""
     weight = next(model.parameters())
     known = _ways.setdefault(model, {})
     key = (weight.dtype, weight.device)
@@ -63,25 +64,31 @@ def way(model: Any, name: str, longest: int, packed_tokens: int = 0) -> Way:
         known[key] = _found(model, name)
     found = known[key]
     if found.packed and model.config.model_type not in FITS:
-        for size in _windows(model.config):
+        windows = sorted(reaches(model.config).values())
+        for size in windows:
             within = found.reach is None or size < found.reach
             if longest > size and size not in found.tried and within:
                 _try_beyond(model, name, found, size)
-        packed_tokens = (
-            1 << (packed_tokens - 1).bit_length() if packed_tokens else 0
-        )  # a size is tried once a doubling
-        most = longest if found.reach is None else min(longest, found.reach)
-        if most > found.size[0] or packed_tokens > found.size[1]:
-            _try_size(model, name, found, most, packed_tokens)
+        here, size = min(longest, found.reach or longest), _doubled(packed_tokens)
+        if here > found.size[0] or size > found.size[1]:
+            context = getattr(model.config, "max_position_embeddings", None)
+            ends = [end for end in (context, found.reach, *windows) if end and end >= here]
+            again = found.size[1] > 0  # then for prompts that may grow further too
+            _try_size(model, name, found, min([_doubled(here), *ends]) if again else here, size)
     return found
 
 
+def _doubled(size: int) -> int:
+    """The power of two that is not below it: sizes are tried again once a doubling, not with every longer prompt."""
+    return 1 << (size - 1).bit_length() if size else 0
+
+
 def _found(model: Any, name: str) -> Way:
-    start = _rope_turns(model.config)
+    start = _start(model.config)
     turns = f"its rope turns otherwise beyond {start} tokens" if start else ""
     if model.config.model_type in FITS:
         return Way(True, start, turns, set())
-    small = [size for size in _windows(model.config) if size <= _SHORT]
+    small = [size for size in reaches(model.config).values() if size <= _SHORT]
     forest = _forest(model.config, max([_SHARED, *(size - 1 for size in small)]), start)
     trouble = _trouble(model, forest)
     if trouble is None:
@@ -99,7 +106,7 @@ def _go_plain(model: Any, name: str, found: Way, trouble: str) -> None:
     """No prompt goes packed; said, and whether prompts of several lengths may be padded together."""
     found.packed, found.reach, found.why = False, 0, trouble
     log.info("engine: %s goes in padded batches, nothing shared: %s", name, trouble)
-    forest = _forest(model.config, _SHARED, _rope_turns(model.config))
+    forest = _forest(model.config, _SHARED, _start(model.config))
     moved = _apart(
         *(_states(model, given, walk, None) for given, walk in ((forest, plain.walk), (forest, _one)))
     )
@@ -140,28 +147,10 @@ def _try_beyond(model: Any, name: str, found: Way, size: int) -> None:
     log.info("engine: %s: prompts beyond %d tokens go plain: %s", name, size, trouble)
 
 
-def _windows(config: Any) -> list[int]:
-    """The windows and chunks that some layer looks back to, rising."""
-    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])
-    sizes = set()
-    if "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):
-        sizes.add(getattr(config, "sliding_window", None))
-    if "chunked_attention" in kinds:
-        sizes.add(getattr(config, "attention_chunk_size", None))
-    return sorted(size for size in sizes if size)
-
-
-def _rope_turns(config: Any) -> int | None:
-    """The length from which the model's rope turns otherwise for a whole batch; None where it never does."""
-    ropes = getattr(config, "rope_parameters", None) or {}
-    each = list(ropes.values()) if ropes and all(isinstance(r, dict) for r in ropes.values()) else [ropes]
-    context = getattr(config, "max_position_embeddings", None)
-    starts = [
-        rope.get("original_max_position_embeddings") or context
-        for rope in each
-        if rope.get("rope_type") in ("dynamic", "longrope")
-    ]
-    return min((start for start in starts if start), default=None)
+def _start(config: Any) -> int | None:
+    """The length from which the model's rope turns otherwise; None where it never does."""
+    turns = rope_turns(config)
+    return turns[0] if turns else None
 
 
 def _forest(config: Any, shared: int, most: int | None) -> list[list[int]]:

@@ -56,6 +56,32 @@ class Loaded:
         return limit_of(self.model.config)[0]
 
 
+def rope_turns(config: Any) -> tuple[int, str] | None:
+    """(the length from which the model's rope turns otherwise, its rope type): a batch's longest text decides for all of
+    it. None where it never does."""
+    context = getattr(config, "max_position_embeddings", None)
+    ropes = getattr(config, "rope_parameters", None) or {}
+    starts = []
+    for rope in ropes.values() if ropes and all(isinstance(r, dict) for r in ropes.values()) else [ropes]:
+        start = rope.get("original_max_position_embeddings") or context
+        if rope.get("rope_type") in ("dynamic", "longrope") and start:
+            starts.append((start, str(rope["rope_type"])))
+    return min(starts, default=None, key=lambda start: start[0])
+
+
+def reaches(config: Any) -> dict[str, int]:
+    """The sliding window and the chunk that some of the model's layers look back to, tokens, by `window` and `chunk`."""
+    found = {}
+    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])  # without a list, all layers
+    window = getattr(config, "sliding_window", None)
+    if window and "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):
+        found["window"] = window
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk and "chunked_attention" in kinds:
+        found["chunk"] = chunk
+    return found
+
+
 def limit_of(config: Any) -> tuple[int | None, str]:
     """Most tokens of a text that a model of this config is measured on, and what limits them, in words; (None, "")
     where nothing does. That is its context, the length from which its rope turns otherwise (a batch's longest text would
@@ -64,18 +90,12 @@ def limit_of(config: Any) -> tuple[int | None, str]:
     limits = []
     if context := getattr(config, "max_position_embeddings", None):
         limits.append((context, f"the model's context holds {context}"))
-    ropes = getattr(config, "rope_parameters", None) or {}
-    for rope in ropes.values() if ropes and all(isinstance(r, dict) for r in ropes.values()) else [ropes]:
-        start = rope.get("original_max_position_embeddings") or context
-        if rope.get("rope_type") in ("dynamic", "longrope") and start:
-            limits.append((start, f"the model's rope ({rope['rope_type']}) turns otherwise beyond {start}"))
-    kinds = set(getattr(config, "layer_types", None) or ["sliding_attention"])  # without a list, all layers
-    window = getattr(config, "sliding_window", None)
-    if window and "sliding_attention" in kinds and getattr(config, "use_sliding_window", True):
-        limits.append((window, f"the model attends within a sliding window of {window}"))
-    chunk = getattr(config, "attention_chunk_size", None)
-    if chunk and "chunked_attention" in kinds:
-        limits.append((chunk, f"the model attends within chunks of {chunk}"))
+    if turns := rope_turns(config):
+        start, kind = turns
+        limits.append((start, f"the model's rope ({kind}) turns otherwise beyond {start}"))
+    said = {"window": "within a sliding window", "chunk": "within chunks"}
+    for what, size in reaches(config).items():
+        limits.append((size, f"the model attends {said[what]} of {size}"))
     return min(limits, key=lambda limit: limit[0], default=(None, ""))
 
 

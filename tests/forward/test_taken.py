@@ -212,6 +212,17 @@ def test_what_goes_by_the_place_in_the_pack_is_found(loaded_of, caplog):
     assert not taken.way(passes.decoder(loaded), "it", 50).packed
 
 
+def test_prompts_that_grow_are_tried_once_a_doubling(loaded_of, monkeypatch):
+    """Not with every longer shard; and never beyond the context."""
+    loaded = loaded_of("granite", max_position_embeddings=150)
+    model, seen = passes.decoder(loaded), []
+    real = taken._try_size
+    monkeypatch.setattr(taken, "_try_size", lambda *a: seen.append(a[3:]) or real(*a))
+    for longest in (50, 51, 60, 64, 65, 100, 128, 129, 140, 150):
+        assert taken.way(model, "it", longest, 256).packed
+    assert seen == [(50, 256), (64, 256), (128, 256), (150, 256)]
+
+
 def test_what_changes_at_a_length_that_no_config_names_is_found(loaded_of, monkeypatch):
     """Attention that looks back to the last 70 tokens only where a prompt is longer: as sparse attention's top tokens."""
     loaded = loaded_of("granite")
