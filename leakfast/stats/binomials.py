@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from leakfast.stats.compiled import compiled, mixed
+from leakfast.counters import GOLDEN, compiled, mixed
 
 MOST = 64  # samples: numpy is faster beyond
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _S11 = np.uint64(11)
 _UNIT = 2.0**-53
 
@@ -55,7 +54,7 @@ def add(odds, factor, samples, start, hits):
     count, mass, bar = np.empty(trials), np.empty(trials), np.empty(trials)
     for i in range(people):
         for t in range(trials):
-            place = start + np.uint64(i * trials + t + 1) * _GOLDEN
+            place = start + np.uint64(i * trials + t + 1) * GOLDEN
             u[t] = np.float64(mixed(place) >> _S11) * _UNIT
             o[t] = odds[i, t] * factor[i, t]
             flipped[t] = o[t] > 1.0

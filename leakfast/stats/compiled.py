@@ -4,47 +4,26 @@ place), so a resample is the same whichever thread makes it, and sums of ranks a
 
 from __future__ import annotations
 
-import logging
-
-import numba
 import numpy as np
 
+from leakfast.counters import GOLDEN, compiled, mixed
+
 LANES = 16  # resamples that go through the loops side by side
-_GOLDEN, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD1B54A32D192ED03)
-_M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_S27, _S30, _S31, _S32 = np.uint64(27), np.uint64(30), np.uint64(31), np.uint64(32)
-
-log = logging.getLogger(__name__)
-
-
-def compiled(function):
-    """numba.njit without the interpreter lock, kept on disk where a folder for it can be written."""
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError as error:  # no folder can be written: compile anew in every process
-        log.info("%s is compiled anew each time: %s", function.__name__, error)
-        return numba.njit(nogil=True)(function)
-
-
-@compiled
-def mixed(x):
-    """The finalizer of splitmix64 (Steele, Lea and Flood 2014): a bijection of 64 bits."""
-    x = (x ^ (x >> _S30)) * _M1
-    x = (x ^ (x >> _S27)) * _M2
-    return x ^ (x >> _S31)
+_SECOND = np.uint64(0xD1B54A32D192ED03)
+_S32 = np.uint64(32)
 
 
 @compiled
 def below(start, place, top):
     """Draw number `place` of the stream `start`: an integer in [0, top), uniform to 2⁻³²·top."""
-    word = mixed(start + np.uint64(place + 1) * _GOLDEN)
+    word = mixed(start + np.uint64(place + 1) * GOLDEN)
     return np.int64(((word >> _S32) * np.uint64(top)) >> _S32)
 
 
 @compiled
 def stream(seed, resample):
     """The start of resample number `resample` under `seed`."""
-    return mixed(mixed(np.uint64(seed) + _GOLDEN) ^ (np.uint64(resample + 1) * _SECOND))
+    return mixed(mixed(np.uint64(seed) + GOLDEN) ^ (np.uint64(resample + 1) * _SECOND))
 
 
 @compiled

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from leakfast.stats.compiled import compiled
+from leakfast.counters import compiled
 from leakfast.stats.resample import threads
 
 

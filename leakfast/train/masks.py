@@ -3,13 +3,11 @@ Demands a 64-bit key; leaves what a key is made of to layers.py."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numba
 import numpy as np
 import torch
 
-_GOLDEN, _M1, _M2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+from leakfast.counters import GOLDEN, M1, M2, compiled, mixed
+
 _LANES, _LEVELS = 4, 1 << 16  # 16 bits an element, four elements a word
 
 
@@ -39,9 +37,9 @@ def mask(key: int, rows: int, width: int, rate: float, like: torch.Tensor) -> to
 def mask_reference(key: int, rows: int, width: int, rate: float, like: torch.Tensor) -> torch.Tensor:
     """`mask` in torch's integers, on any device."""
     words = torch.arange(-(-rows * width // _LANES), device=like.device, dtype=torch.int64)
-    z = words * _signed(_GOLDEN) + _signed(key)
-    z = (z ^ _shifted(z, 30)) * _signed(_M1)
-    z = (z ^ _shifted(z, 27)) * _signed(_M2)
+    z = words * _signed(GOLDEN) + _signed(key)
+    z = (z ^ _shifted(z, 30)) * _signed(M1)
+    z = (z ^ _shifted(z, 27)) * _signed(M2)
     z = z ^ _shifted(z, 31)
     lanes = torch.stack([(z >> (16 * lane)) & (_LEVELS - 1) for lane in range(_LANES)], 1)
     return (lanes.reshape(-1)[: rows * width] >= threshold(rate)).view(rows, width).to(like.dtype)
@@ -52,8 +50,8 @@ def _shifted(z: torch.Tensor, by: int) -> torch.Tensor:
     return (z >> by) & ((1 << (64 - by)) - 1)
 
 
-def _signed(word: int) -> int:
-    word &= (1 << 64) - 1
+def _signed(word: int | np.uint64) -> int:
+    word = int(word) & (1 << 64) - 1
     return word - (1 << 64) if word >> 63 else word
 
 
@@ -62,27 +60,14 @@ def _fill(out: np.ndarray, words: np.ndarray, key: np.uint64, least: np.uint16) 
     _compare(words.view(np.uint16), least, out)
 
 
-def _compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """numba.njit without the interpreter lock, kept on disk where a folder for it can be written."""
-    found: Callable[..., None]
-    try:
-        found = numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder can be written: compiled anew in every process
-        found = numba.njit(nogil=True)(function)
-    return found
-
-
-@_compiled
+@compiled
 def _draw(words, key):
-    """splitmix64 (Steele, Lea and Flood 2014) at the places 0, 1, …"""
+    """splitmix64 at the places 0, 1, …"""
     for place in range(len(words)):
-        z = key + np.uint64(place) * np.uint64(_GOLDEN)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(_M1)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(_M2)
-        words[place] = z ^ (z >> np.uint64(31))
+        words[place] = mixed(key + np.uint64(place) * GOLDEN)
 
 
-@_compiled
+@compiled
 def _compare(lanes, least, out):
     for place in range(len(lanes)):
         out[place] = np.float32(1.0) if lanes[place] >= least else np.float32(0.0)
