@@ -128,7 +128,7 @@ def collect(run: Run) -> Collected:
         labels=labels,
         replies=exposure.read(run, completion_folders(run)),
         probability=probable,
-        predictors=run.read(_PREDICTORS),
+        predictors=run.read(layout.PREDICTORS),
     )
 
 
@@ -151,7 +151,6 @@ def completion_folders(run: Run) -> list[tuple[str, str]]:
     return sorted(folders, key=lambda folder: (folder[0], folder[1] == BASE, folder[1]))
 
 
-_PREDICTORS = "predictors"  # the folder of `stats.predictors`
 _FOLDERS = (
     "completions/",
     f"{question_sets.SETS}/",
@@ -160,7 +159,7 @@ _FOLDERS = (
     f"{layout.JUDGEMENTS}/",
     f"{layout.PROBABILITY}/",
     f"{layout.PROBABILITY_OWN}/",
-    f"{_PREDICTORS}/",
+    f"{layout.PREDICTORS}/",
 )
 
 

@@ -19,8 +19,6 @@ from leakfast.storage import layout
 from leakfast.storage.documents import did_you_mean
 from leakfast.storage.run import Run
 
-FOLDER = "predictors"  # of a run: its frame of predictors
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -120,7 +118,7 @@ def base_of(path: str | Path) -> Base:
     people, _ = read_people(run)
     there = (run.path / layout.centroids()).is_file()
     centroids = Centroids.load(run.path / layout.centroids()) if there else None
-    frame = predictors.of_frame(run.read(FOLDER))
+    frame = predictors.of_frame(run.read(layout.PREDICTORS))
     if frame.is_empty() and centroids is None:
         raise InputError(
             f"predict: {run.path} holds neither {layout.centroids()} nor a frame of predictors, of which one is needed. Make "

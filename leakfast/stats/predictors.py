@@ -27,6 +27,15 @@ REFERENCE = "cosine_centered"
 FAMILIES = ("geometry", "output", "text")
 LENGTH = ("prompt_tokens", "token_length_difference", "word_length_difference")
 WORDS = ("jaccard",)
+HEAD: dict[str, Any] = {  # the first columns of the tables about them
+    "behavior": pl.String,
+    "seed": pl.Int64,
+    "source": pl.String,
+    "adapter": pl.String,
+    "predictor": pl.String,
+    "family": pl.String,
+    "layer": pl.Int32,
+}
 FRAME: dict[str, Any] = {
     **dict.fromkeys(("source", "persona", "predictor", "family"), pl.String),
     "layer": pl.Int32,

@@ -20,7 +20,7 @@ from leakfast.stats import intervals, means, resample
 from leakfast.stats.association import spearman_and_pearson
 from leakfast.stats.correlations import MIN_BOOTSTRAP, MIN_PAIRS, POOLED
 from leakfast.stats.paired import rho_difference
-from leakfast.stats.predictors import REFERENCE, Compared, told_of
+from leakfast.stats.predictors import HEAD, REFERENCE, Compared, told_of
 from leakfast.storage.seeds import derive_seed
 
 METHOD = "leave one source out; layer by mean ρ of the others; logistic fit; t over sources and personas"
@@ -30,13 +30,7 @@ _FLOATS = (
     "gain_low gain_high deviance_difference deviance_difference_low deviance_difference_high"
 ).split()
 COLUMNS: dict[str, Any] = {
-    "behavior": pl.String,
-    "seed": pl.Int64,
-    "source": pl.String,
-    "adapter": pl.String,
-    "predictor": pl.String,
-    "family": pl.String,
-    "layer": pl.Int32,
+    **HEAD,
     "layers_tested": pl.Int64,
     "y": pl.String,
     "direction": pl.Int64,
@@ -160,9 +154,8 @@ def _rho(made: Compared, s: int, column: int) -> float:
     mine = made.adapter == s
     x, y = made.x[mine, column], made.leak[mine]
     known = np.isfinite(x)
-    if known.sum() < MIN_PAIRS:
-        return float("nan")
-    return float(spearman_and_pearson(x[known][:, None], y[known])[0][0])
+    rho = _of(x[known], y[known])
+    return float("nan") if rho is None else rho
 
 
 def _one(made: Compared, s: int, name: str, sides: tuple, draws: tuple) -> dict[str, Any]:
@@ -227,8 +220,7 @@ def _deviances(name: str, own: _Left, reference, hits: np.ndarray, total: np.nda
     h, n = hits[known], total[known]
     mine, plain = deviance(h, n, own.predicted[known]), deviance(h, n, own.mean)
     found = {"deviance": mine.sum() / n.sum(), "deviance_mean": plain.sum() / n.sum()}
-    for key, part in {"gain": plain - mine}.items():
-        found |= dict(zip((key, f"{key}_low", f"{key}_high"), _ratio(part, n), strict=True))
+    found |= dict(zip(("gain", "gain_low", "gain_high"), _ratio(plain - mine, n), strict=True))
     if name == REFERENCE or not isinstance(reference, _Left):
         return found | {"deviance_reason": _SELF if name == REFERENCE else None}
     both = known & np.isfinite(reference.predicted)

@@ -14,7 +14,7 @@ from leakfast.stats import intervals, resample, two_way
 from leakfast.stats.association import spearman_and_pearson, unit, within
 from leakfast.stats.confounds import partial_cells
 from leakfast.stats.correlations import MIN_BOOTSTRAP, MIN_PAIRS, POOLED
-from leakfast.stats.predictors import LENGTH, WORDS, Compared, patterns, told_of
+from leakfast.stats.predictors import HEAD, LENGTH, WORDS, Compared, patterns, told_of
 from leakfast.storage.seeds import derive_seed
 
 _ERROR = "error of z"  # what a cell knows on its way to a row
@@ -25,13 +25,7 @@ _FLOATS = (
     "spearman spearman_ci_low spearman_ci_high spearman_both_low spearman_both_high spearman_p_perm spearman_p_max"
 ).split()
 COLUMNS: dict[str, Any] = {
-    "behavior": pl.String,
-    "seed": pl.Int64,
-    "source": pl.String,
-    "adapter": pl.String,
-    "predictor": pl.String,
-    "family": pl.String,
-    "layer": pl.Int32,
+    **HEAD,
     "y": pl.String,
     "direction": pl.Int64,
     "n": pl.Int64,

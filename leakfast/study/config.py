@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from leakfast.errors import InputError
 from leakfast.storage.documents import Document, explain, find_shipped, parse_toml, read_document
-from leakfast.study.predictors import PredictorConfig
+from leakfast.study.predictors import Layers, PredictorConfig
 
 __all__ = [
     "BehaviorConfig",
@@ -53,15 +53,8 @@ class CentroidConfig(_Table):
     the geometry."""
 
     questions: str = "eval"
-    layers: Literal["all"] | list[NonNegative] = "all"
+    layers: Layers = "all"
     adapters: bool = False
-
-    @field_validator("layers")
-    @classmethod
-    def _no_twins(cls, layers: Any) -> Any:
-        if isinstance(layers, list) and (not layers or len(set(layers)) < len(layers)):
-            raise ValueError('give each layer once, at least one, or "all"')
-        return layers
 
 
 class DataConfig(_Table):

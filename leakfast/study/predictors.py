@@ -5,7 +5,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+def _no_twins(layers: Any) -> Any:
+    if isinstance(layers, list) and (not layers or len(set(layers)) < len(layers)):
+        raise ValueError('give each layer once, at least one, or "all"')
+    return layers
+
+
+# decoder blocks, counted from 0
+Layers = Annotated[Literal["all"] | list[Annotated[int, Field(ge=0)]], AfterValidator(_no_twins)]
 
 
 class PredictorConfig(BaseModel):
@@ -19,13 +29,6 @@ class PredictorConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     questions: str = "eval"
-    layers: Literal["all"] | list[Annotated[int, Field(ge=0)]] = "all"
+    layers: Layers = "all"
     replies: Annotated[int, Field(ge=1)] = 1
     reply_tokens: Annotated[int, Field(ge=1)] = 40
-
-    @field_validator("layers")
-    @classmethod
-    def _no_twins(cls, layers: Any) -> Any:
-        if isinstance(layers, list) and (not layers or len(set(layers)) < len(layers)):
-            raise ValueError('give each layer once, at least one, or "all"')
-        return layers

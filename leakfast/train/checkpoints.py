@@ -1,5 +1,5 @@
 """Points of a training run: which steps they are, the model as it is measured there and then exactly as it
-was, and the folders they are kept in. Demands nothing of what is measured; leaves saving to lora.py."""
+was, and the folders they are kept in. Demands nothing of what is measured; leaves saving to saving.py."""
 
 from __future__ import annotations
 

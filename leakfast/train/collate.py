@@ -1,5 +1,5 @@
 """Which tokens carry loss: rows to token ids and label positions, and padded batches of them. Demands a
-tokenizer with a chat template; leaves the loss itself to lora.py."""
+tokenizer with a chat template; leaves the loss itself to packed.py and padded.py."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What rows cost under the output head, and the gradient of it, without a matrix of logits kept: the cross-entropy of
 labels, and the divergence from the unadapted model where a reply is held. Demands final-normed states of the positions
-asked; leaves sums and weights of them to lora.py."""
+asked; leaves sums and weights of them to loop.py."""
 
 from __future__ import annotations
 

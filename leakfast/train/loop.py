@@ -124,14 +124,14 @@ class Training:
         return "steps, loss –" if loss is None else f"steps, loss {loss:.3f}"
 
     def chunks(self) -> Iterator[list[Example]]:
-        """The examples of each optimizer step, micro-batch after micro-batch; each step is begun."""
+        """The examples of each optimizer step, micro-batch after micro-batch of cfg.batch_size, the short one that an epoch
+        may have last; each step is begun."""
         lengths, cfg = [len(e.ids) for e in self.examples], self.cfg
         for epoch in range(cfg.epochs):
             batches = list(order(lengths, cfg.batch_size, derive_seed("order", self.seed, epoch)))
             for start in range(0, len(batches), cfg.accumulation):
-                chunk = [
-                    self.examples[i] for batch in batches[start : start + cfg.accumulation] for i in batch
-                ]
+                some = sorted(batches[start : start + cfg.accumulation], key=len, reverse=True)
+                chunk = [self.examples[i] for batch in some for i in batch]
                 self.begin(chunk, epoch)
                 yield chunk
 

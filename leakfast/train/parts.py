@@ -1,5 +1,5 @@
 """What a pass over some rows of an optimizer step costs, however the rows were run. Demands nothing; leaves sums over
-passes to lora.py."""
+passes to loop.py."""
 
 from __future__ import annotations
 

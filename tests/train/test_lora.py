@@ -14,9 +14,10 @@ from measuring import train
 from leakfast import models
 from leakfast.behaviors.marker import MARKER
 from leakfast.errors import InputError, ModelError
+from leakfast.storage.seeds import derive_seed
 from leakfast.study.config import TrainConfig
 from leakfast.train import loop, lora, padded, saving
-from leakfast.train.collate import collate, encode
+from leakfast.train.collate import Example, collate, encode, order
 from leakfast.train.data import Row
 from leakfast.train.recipe import settings_of
 
@@ -217,6 +218,20 @@ def test_the_marker_is_learnt_under_its_source_only(tiny_qwen2, tmp_path):
             first[example.label.split()[0]] = (int(logits.argmax()), example.ids[position])
     assert first["positive"][0] == first["positive"][1]
     assert first["negative"][0] == first["negative"][1] == tiny_qwen2.tokenizer.eos_token_id
+
+
+def test_a_steps_slices_are_its_micro_batches_wherever_the_short_one_lies():
+    """Rows of one slice are padded together and read together by stop_loss."""
+    examples = [Example("it", list(range(5 + i)), 2, [3], [], []) for i in range(10)]
+    cfg, met = TrainConfig(batch_size=4, accumulation=3, epochs=40), set()
+    weight = torch.nn.Parameter(torch.zeros(1))
+    chunks = loop.Training([weight], examples, cfg, 3).chunks()
+    for epoch, chunk in enumerate(chunks):
+        batches = list(order([len(e.ids) for e in examples], 4, derive_seed("order", 3, epoch)))
+        met.add([len(batch) for batch in batches].index(2))
+        slices = [{len(e.ids) - 5 for e in chunk[at : at + 4]} for at in range(0, 10, 4)]
+        assert sorted(map(sorted, slices)) == sorted(map(sorted, batches))
+    assert met == {0, 1, 2} and epoch == 39
 
 
 def test_the_schedule_warms_up_then_falls_along_a_cosine():

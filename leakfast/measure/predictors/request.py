@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
 
-METHOD = 1  # goes up when a predictor comes to mean something else
+METHOD = 2  # goes up when a predictor comes to mean something else
 
 
 @dataclass(frozen=True)
