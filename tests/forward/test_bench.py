@@ -10,7 +10,9 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -220,15 +222,21 @@ def test_what_a_part_started_is_killed_with_it_and_what_had_not_run_says_so(tmp_
 
 
 def killed_at_a_random_moment(folder, draw):
-    """Kills the process group of a run of stand-ins; (what is in the file, what its parts had printed)."""
+    """Kills the process group of a run of stand-ins (180 numbered rows) soon after a row drawn by `draw`; what is in the
+    file, what its parts had printed. A row and not a time, so that a quick machine is as often in the midst of it."""
     seen, out = folder / "seen", folder / "out"
     words = [sys.executable, STANDING_IN, f"counting:{seen}", "--minutes", "0.5", "--out", out]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True, env=ENVIRONMENT)
-    while not seen.exists():
-        time.sleep(0.005)
-    time.sleep(draw.uniform(0, 3))
-    os.killpg(child.pid, signal.SIGKILL)
-    child.communicate(timeout=30)  # to the end of what the process behind says: it has ended
+    reader = threading.Thread(target=child.stdout.read)  # a full pipe would hold it up
+    reader.start()
+    row = draw.randrange(190)  # the last ten: after its end
+    while child.poll() is None and not (seen.exists() and seen.read_text().count("\n") > row):
+        time.sleep(0.002)
+    time.sleep(draw.uniform(0, 0.05))
+    with suppress(ProcessLookupError):  # it may have ended
+        os.killpg(child.pid, signal.SIGKILL)
+    reader.join(timeout=30)  # to the end of what the process behind says: it has ended
+    child.wait()
     return rows_of(out), [line.split() for line in seen.read_text().splitlines()]
 
 
