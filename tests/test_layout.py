@@ -37,6 +37,7 @@ FLOORS = [
     {"figures", "published"},
     {"report"},
     {"pipeline", "doctor", "sinks"},
+    {"cluster"},
     {"api"},
     {""},  # leakfast.py
     {"cli"},

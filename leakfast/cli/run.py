@@ -4,6 +4,7 @@ Demands a study file; leaves the work to leakfast.pipeline."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,25 +29,43 @@ from leakfast.cli.settings import threads_option
     help="Share the finished run: inspect:FOLDER, wandb:PROJECT or hub:OWNER/NAME; may be repeated. What goes wrong there "
     "is a warning.",
 )
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=None,
+    help="Processes of this machine that share the work, each with GPUs, or cores, of its own. One for every GPU if not given "
+    "(of tensor_parallel GPUs, where the study says so); one without GPUs.",
+)
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print stages, tables' summary and paths as JSON.")
 def cli(
-    study: Path, out: Path | None, only: str | None, exports: tuple[str, ...], as_json: bool
+    study: Path,
+    out: Path | None,
+    only: str | None,
+    exports: tuple[str, ...],
+    workers: int | None,
+    as_json: bool,
 ) -> int | None:
     """Run all stages of a study file, skipping what is done.
 
     Example: leakfast run configs/demo.toml
     """
+    from leakfast import cluster
     from leakfast.cli.export import after_run, targets
     from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.stats import show
     from leakfast.cli.text import print_json
+    from leakfast.cluster.local import processes, workers_of
     from leakfast.pipeline.stages import run
+    from leakfast.study.config import load_study
 
     words = [word.strip() for word in (only or "").split(",") if word.strip()]
     asked = targets(exports, out or study.with_suffix(""))
-    outcome = run(study, out=out, only=words, progress=progress_for)
+    checked = load_study(study)
+    workers = workers or workers_of(checked)
+    about: dict[str, Any] = {"out": out, "only": words, "progress": progress_for}
+    outcome = run(checked, **about) if workers == 1 else cluster.run(checked, processes(workers), **about)
     exported = after_run(outcome.run, asked, outcome.stats)
     if as_json:
         tell(outcome.stats.warnings(), err=True)

@@ -118,7 +118,8 @@ def asked_of(behavior: str, cfg: EvalConfig, model: Any = None) -> list[Asked]:
 @dataclass(frozen=True)
 class Request:
     """What is to be measured. asked: behaviors with their questions or items; adapters: peft folders; base: the unadapted
-    model too; seed: of the draws; source: the persona trained, for adapters without a card.
+    model too; seed: of the draws; source: the persona trained, for adapters without a card; portion: (k, n), of every target's
+    shards each n-th alone, from the k-th, for processes that share a measurement ((0, 1): all).
 
     Raises InputError for no personas, and for nothing to ask them."""
 
@@ -128,6 +129,7 @@ class Request:
     base: bool = False
     seed: int = 42
     source: Source = None
+    portion: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "asked", tuple(self.asked))

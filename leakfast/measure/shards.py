@@ -52,6 +52,10 @@ class Job:
     def missing(self) -> list[Shard]:
         return [shard for shard in self.shards if not shard.done]
 
+    def portion(self, k: int, n: int) -> Job:
+        """Each n-th of its shards alone, from the k-th."""
+        return replace(self, shards=self.shards[k::n])
+
 
 def plan_job(
     run: Run, folder: str, target: Target, n: int, block: tuple[int, int], request: Callable[..., str]

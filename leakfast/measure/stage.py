@@ -75,6 +75,8 @@ def measure(
     with run.lock():
         planned = [(measurer, measurer.parts(run)) for measurer in measurers]
         parts = [part for _, some in planned for part in some]
+        for part in parts:
+            part.jobs = [job.portion(*request.portion) for job in part.jobs]
         for measurer, some in planned:
             if not replace:
                 refuse_stale(run, [job for part in some for job in part.jobs], measurer.made)

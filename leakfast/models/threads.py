@@ -23,6 +23,11 @@ def ask(threads: int | None) -> None:
     _asked[:] = [threads]
 
 
+def asked() -> int | None:
+    """Threads that a command was told to take and has not set yet."""
+    return _asked[-1] if _asked else None
+
+
 def settle() -> None:
     """Set torch's threads to what was asked for, or choose and say why; nothing where no command has asked."""
     if not _asked:

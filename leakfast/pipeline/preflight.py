@@ -19,11 +19,11 @@ def check(
 ) -> None:
     """Raises InputError, JudgeError or ModelError for behaviors of the study that are to be judged, or to be drawn.
     loaded: makes the model, once nothing else is wrong."""
-    _check_judges(study, judged, run)
-    _check_drawing(study, drawn, run, loaded)
+    check_judges(study, judged, run)
+    check_drawing(study, drawn, run, loaded)
 
 
-def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
+def check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
     """Judges that are no judges, have no price or lack their key."""
     from leakfast.behaviors.registry import get
     from leakfast.judge import stage
@@ -38,7 +38,7 @@ def _check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
             stage.check(cfg)
 
 
-def _check_drawing(study: Study, behaviors: Sequence[str], run: Run, loaded: Callable[[], Loaded]) -> None:
+def check_drawing(study: Study, behaviors: Sequence[str], run: Run, loaded: Callable[[], Loaded]) -> None:
     """A backend that cannot draw what is asked, under the adapters that will be there, on this machine."""
     from leakfast.behaviors.registry import get
     from leakfast.generation import backends

@@ -57,7 +57,7 @@ def run(
     resume. Raises InputError for a study that cannot be meant, StoreError for a folder that cannot be
     written, ModelError or AdapterError from the stages."""
     study = study if isinstance(study, Study) else load_study(study)
-    chosen = _chosen(study, only)
+    chosen = chosen_of(study, only)
     store = Run(out or study.run_dir)
     with store.lock():
         store.create(study.raw_text)
@@ -65,7 +65,7 @@ def run(
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class Chosen:
     """The part of a study that is run."""
 
     behaviors: list[str]
@@ -73,7 +73,7 @@ class _Chosen:
     seeds: list[int]
 
 
-def _chosen(study: Study, only: Sequence[str]) -> _Chosen:
+def chosen_of(study: Study, only: Sequence[str]) -> Chosen:
     known = {**dict.fromkeys(study.behaviors), **dict.fromkeys(study.sources)}
     known |= dict.fromkeys(map(str, study.seeds))
     for word in only:
@@ -86,13 +86,13 @@ def _chosen(study: Study, only: Sequence[str]) -> _Chosen:
     def part(all_of: Sequence[Any]) -> list[Any]:
         return [one for one in all_of if str(one) in only] or list(all_of)
 
-    return _Chosen(part(list(study.behaviors)), part(study.sources), part(study.seeds))
+    return Chosen(part(list(study.behaviors)), part(study.sources), part(study.seeds))
 
 
 class Stages:
     """One pass over a study; the model is loaded when the first stage that needs it comes."""
 
-    def __init__(self, study: Study, store: Run, progress: Shown, chosen: _Chosen):
+    def __init__(self, study: Study, store: Run, progress: Shown, chosen: Chosen):
         self.study, self.store, self.chosen = study, store, chosen
         self.steps = Steps(store, progress)
         self.personas: Sequence[Persona] = load_personas(study.personas)
@@ -111,12 +111,9 @@ class Stages:
         return loaded
 
     def all(self) -> Outcome:
-        from leakfast.figures.files import write_all
         from leakfast.pipeline import preflight
-        from leakfast.report import report, trajectory
-        from leakfast.stats import current
 
-        trained, controls = self._sorted()
+        trained, controls = self.sorted()
         preflight.check(
             self.study,
             self.store,
@@ -124,16 +121,31 @@ class Stages:
             judged=self.chosen.behaviors,
             drawn=[*trained, *controls],
         )
-        self._keep_personas()
-        self.steps.do("centroids", self._centroid_inputs(), self._centroids, [layout.centroids()])
+        self.keep_personas()
+        self.centroids()
         if self.study.asks_predictors:
-            self._predictors()
+            self.predictors()
         adapters = {behavior: self._behavior(behavior) for behavior in trained}
         for behavior in controls:
             self._control(behavior, adapters)
         for behavior in self.chosen.behaviors:
-            self._judge(behavior)
+            self.judge(behavior)
         self._trajectory(adapters)
+        return self.told()
+
+    def check_drawing(self) -> None:
+        """What of the drawing can be known to fail before anything is spent."""
+        from leakfast.pipeline import preflight
+
+        trained, controls = self.sorted()
+        preflight.check_drawing(self.study, [*trained, *controls], self.store, lambda: self.loaded)
+
+    def told(self) -> Outcome:
+        """Tables, figures and report of what is there."""
+        from leakfast.figures.files import write_all
+        from leakfast.report import report, trajectory
+        from leakfast.stats import current
+
         with self.steps.timed("tables, figures, report") as shown:
             trajectory.write(self.store)
             stats = current(self.store)
@@ -141,7 +153,7 @@ class Stages:
             write_all(self.store, stats)
         return Outcome(self.store.path, stats, page, self.steps.took)
 
-    def _keep_personas(self) -> None:
+    def keep_personas(self) -> None:
         """Who takes part, so that the tables can be made again where the study's persona file is gone."""
         from leakfast.geometry import names_extras
 
@@ -155,6 +167,10 @@ class Stages:
         self.store.add_file(layout.PERSONAS, json.dumps(kept, indent=1).encode())
 
     # ── the stages ───────────────────────────────────────────────────────────────────────────────
+    def centroids(self) -> None:
+        """Those of the unadapted model."""
+        self.steps.do("centroids", self._centroid_inputs(), self._centroids, [layout.centroids()])
+
     def _centroid_inputs(self) -> str:
         """The model, how it is asked, the personas' prompts, the questions, the layers."""
         from leakfast.prompts import chat
@@ -184,7 +200,7 @@ class Stages:
         )
         self.store.add_file(path, made.save)
 
-    def _predictors(self) -> None:
+    def predictors(self) -> None:
         """What may predict leakage, before anything is trained."""
         from leakfast.measure import Drawing
         from leakfast.measure.predictors.stage import predictors
@@ -196,7 +212,7 @@ class Stages:
 
         self.steps.do("predictors", request.hash(self.loaded), work, [layout.predictors()])
 
-    def _adapted_centroids(self, adapter: Path) -> None:
+    def adapted_centroids(self, adapter: Path) -> None:
         """The same under an adapter, where the study asks for them."""
         from leakfast import models
 
@@ -211,7 +227,7 @@ class Stages:
         inputs = hash_of(self._centroid_inputs(), models.adapter_hash(adapter))
         self.steps.do(f"centroids of {adapter.name}", inputs, work, [path])
 
-    def _sorted(self) -> tuple[list[str], list[str]]:
+    def sorted(self) -> tuple[list[str], list[str]]:
         """Behaviors that are trained, and controls. What the former are trained on is there, before anything is
         spent. Raises InputError where it is not."""
         from leakfast.train.data import material
@@ -234,21 +250,21 @@ class Stages:
 
     def _behavior(self, behavior: str) -> list[tuple[Path, int]]:
         """Train and measure every source under every seed; (adapter, seed) of all."""
-        from leakfast.train.recipe import Recipe
-
         found, maker = [], self.maker(behavior)
-        settled = maker.settled()
         for seed in self.chosen.seeds:
-            adapters = []
-            for source in self.chosen.sources:
-                rows = maker.rows(source, seed)
-                recipe = Recipe(behavior, source, seed, settled)
-                adapters.append(maker.adapter(recipe, rows))
+            adapters = [self.trained(maker, source, seed) for source in self.chosen.sources]
             for adapter in adapters:
-                self._adapted_centroids(adapter)
+                self.adapted_centroids(adapter)
             self._measure(behavior, adapters, seed)
             found += [(adapter, seed) for adapter in adapters]
         return found
+
+    def trained(self, maker: Maker, source: str, seed: int) -> Path:
+        """The adapter of a source and a seed, its rows and its learning rate made where they are not there yet."""
+        from leakfast.train.recipe import Recipe
+
+        settled = maker.settled()
+        return maker.adapter(Recipe(maker.behavior, source, seed, settled), maker.rows(source, seed))
 
     def _control(self, behavior: str, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure a control on the adapters of other behaviors."""
@@ -261,41 +277,48 @@ class Stages:
         """All adapters of a training seed, and the base, in one engine; the base is drawn under the first seed alone."""
         first = self.study.seeds[0]
         if seed != first:
-            self._evaluate(behavior, [], first)
+            self.evaluate(behavior, [], first, base=True)
         if adapters or seed == first:
-            self._evaluate(behavior, adapters, seed)
+            self.evaluate(behavior, adapters, seed, base=seed == first)
 
-    def _evaluate(self, behavior: str, adapters: Sequence[Path], seed: int) -> None:
+    def evaluate(
+        self,
+        behavior: str,
+        adapters: Sequence[Path],
+        seed: int,
+        *,
+        base: bool,
+        portion: tuple[int, int] = (0, 1),
+    ) -> None:
+        """Measure a behavior under adapters (and the base); portion: as of a `Request`."""
         from leakfast.measure import Drawing, Request
         from leakfast.measure.as_asked import measure_as_asked
 
         several = f" (seed {seed})" if len(self.study.seeds) > 1 else ""
         asked = asks.asked(self.study, behavior)
-        request = Request(asked, self.personas, adapters, base=seed == self.study.seeds[0], seed=seed)
+        request = Request(asked, self.personas, adapters, base=base, seed=seed, portion=portion)
+        drawing = Drawing.of(self.study)
         with self.steps.timed(f"evaluate {behavior}{several if adapters else ' of base'}") as report:
-            measure_as_asked(self.loaded, self.store, request, Drawing.of(self.study), progress=report)
+            measure_as_asked(self.loaded, self.store, request, drawing, progress=report)
 
     def _trajectory(self, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure behaviors at the points of training that the study names, under its few personas."""
+        followed = [adapter for of in asks.followed(self.study) for adapter, _ in adapters.get(of, [])]
+        for behavior in [b for b in self.chosen.behaviors if b in self.study.trajectory.behaviors]:
+            self.through_training(behavior, followed)
+            self.judge(behavior, series=True)
+
+    def through_training(self, behavior: str, followed: Sequence[Path]) -> None:
+        """Measure a behavior at the points of those adapters' trainings."""
         from leakfast.measure import Drawing, Request
         from leakfast.measure.as_asked import measure_as_asked
 
-        followed = [adapter for of in asks.followed(self.study) for adapter, _ in adapters.get(of, [])]
-        for behavior in [b for b in self.chosen.behaviors if b in self.study.trajectory.behaviors]:
-            people, one = asks.asked_on_the_way(self.study, behavior, self.personas)
-            request = Request([one], people, followed, seed=self.study.seeds[0])
-            with self.steps.timed(f"{behavior} through training") as report:
-                measure_as_asked(
-                    self.loaded,
-                    self.store,
-                    request,
-                    Drawing.of(self.study),
-                    at="checkpoints",
-                    progress=report,
-                )
-            self._judge(behavior, series=True)
+        people, one = asks.asked_on_the_way(self.study, behavior, self.personas)
+        request, drawing = Request([one], people, followed, seed=self.study.seeds[0]), Drawing.of(self.study)
+        with self.steps.timed(f"{behavior} through training") as report:
+            measure_as_asked(self.loaded, self.store, request, drawing, at="checkpoints", progress=report)
 
-    def _judge(self, behavior: str, series: bool = False) -> None:
+    def judge(self, behavior: str, series: bool = False) -> None:
         """Score the completions of a behavior that a judge measures (series: those of checkpoints); what was scored
         before is kept."""
         from leakfast.judge import stage

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,15 @@ class Run:
     def add_file(self, relpath: str, content: bytes | Callable[[Path], Any], **meta: Any) -> Path:
         """As `add_shard`, for any other file: bytes, or a function that writes the path it is given."""
         return self._add(relpath, content, None, meta)
+
+    def add_bytes(self, relpath: str, content: bytes, sha256: str, meta: Mapping[str, Any]) -> Path:
+        """Store a file that was made in another folder, with what its manifest says of it. Raises StoreError where the
+        bytes are not those of `sha256`."""
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise StoreError(
+                f"{self.path / relpath}: {_OTHER_BYTES}. Run the same command again: it is made anew."
+            )
+        return self._add(relpath, content, sha256, dict(meta))
 
     def shards(self, prefix: str = "") -> list[str]:
         """Relative paths, sorted, of the files in the manifest under folder (or file) `prefix` whose bytes

@@ -97,7 +97,7 @@ def test_the_plan_says_what_the_table_asks_for_and_nothing_without_it(tiny_folde
 
 
 def test_the_stage_of_a_run_is_the_commands_and_is_done_once(tiny_folder, questions, tmp_path, monkeypatch):
-    from leakfast.pipeline.stages import Stages, _chosen
+    from leakfast.pipeline.stages import Stages, chosen_of
     from leakfast.storage.run import Run
 
     monkeypatch.setenv("LEAKFAST_RUNS", str(tmp_path / "runs"))
@@ -110,9 +110,9 @@ def test_the_stage_of_a_run_is_the_commands_and_is_done_once(tiny_folder, questi
     store = Run(tmp_path / "by-stages")
     store.create(study.raw_text)
     for took in (float, type(None)):  # made, then skipped
-        stages = Stages(study, store, _silent, _chosen(study, ()))
+        stages = Stages(study, store, _silent, chosen_of(study, ()))
         with store.lock():
-            stages._predictors()
+            stages.predictors()
         assert isinstance(stages.steps.took["predictors"], took)
         assert pl.read_parquet(store.path / layout.predictors()).equals(frame)
 

@@ -21,7 +21,8 @@ import numpy as np
 from leakfast.errors import ModelError
 from leakfast.generation.contract import Completion, Finished, Sampling, Work
 from leakfast.generation.vllm.serve import serve
-from leakfast.generation.vllm.start import VISIBLE, EngineDied, Spec, devices_of
+from leakfast.generation.vllm.start import EngineDied, Spec, devices_of
+from leakfast.models.gpus import VISIBLE
 
 log = logging.getLogger("leakfast.generate")
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import AdapterError, InputError, LeakfastError, ModelError
 from leakfast.generation.vllm.widths import Width
+from leakfast.models import gpus
 from leakfast.prompts.rendering import Rendering, rendering_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("leakfast.generate")
 
 INVARIANT = "VLLM_BATCH_INVARIANT"
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 _SPARE = 0.06  # of a GPU's memory that stays free beside what others hold already
 _CPU_TOKENS = 4096  # of one step on a CPU
 # adapters in one batch; works come adapter by adapter, so few stand beside each other. specialize_active_lora, which
@@ -190,12 +190,9 @@ def check_machine(*, data_parallel: int = 1, tensor_parallel: int = 1, invariant
 def devices_of(n: int, each: int) -> list[str | None]:
     """CUDA_VISIBLE_DEVICES of n engines on `each` GPUs; None without a GPU, where engines share the processor. Raises
     InputError for more GPUs than there are."""
-    import torch
-
-    if not torch.cuda.is_available():
+    names = gpus.visible()
+    if not names:
         return [None] * n
-    given = os.environ.get(VISIBLE)
-    names = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
     if n * each > len(names):
         asked = f"--data-parallel {n}" if each == 1 else f"--data-parallel {n} × --tensor-parallel {each}"
         raise InputError(

@@ -1,0 +1,177 @@
+"""Workers as processes of this machine, each with GPUs of its own where there are any. Demands nothing but this Python; a
+worker ends with its driver, however that ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from leakfast.cluster import messages as m
+from leakfast.cluster.tasks import Task
+from leakfast.errors import InputError
+from leakfast.models import gpus, threads
+
+if TYPE_CHECKING:
+    from leakfast.study.config import Study
+
+_LAST_LINES = 20  # of what a worker that is gone had written
+
+
+def workers_of(study: Study) -> int:
+    """How many workers a run takes where nobody says: one for every GPU, or group of `tensor_parallel` GPUs; one without GPUs,
+    and where the study asks for `data_parallel`, whose engines are on all of them already."""
+    if study.vllm.data_parallel > 1:
+        return 1
+    return max(1, len(gpus.visible()) // study.vllm.tensor_parallel)
+
+
+def processes(workers: int) -> Callable[[Study, Sequence[str]], LocalPool]:
+    """So many processes of this machine, with its GPUs, or its cores, in equal parts. They raise InputError for more workers
+    than there are GPUs, or cores."""
+
+    def pool(study: Study, only: Sequence[str]) -> LocalPool:
+        check_alone(study, workers)
+        names, each = gpus.visible(), study.vllm.tensor_parallel
+        most = len(names) // each if names else len(threads.affinity())
+        if not 1 <= workers <= most:
+            kind = f"groups of {each} GPUs" if names and each > 1 else "GPUs" if names else "cores"
+            raise InputError(
+                f"run: --workers {workers} given, but this machine has {most} {kind}. Give 1 to {most}."
+            )
+        devices = [",".join(names[k * each : (k + 1) * each]) or None for k in range(workers)]
+        level = logging.getLogger("leakfast").getEffectiveLevel()
+        each = threads.asked() or max(1, threads.chosen()[0] // workers)
+        return LocalPool(study, only, devices, each, level)
+
+    return pool
+
+
+def check_alone(study: Study, workers: int) -> None:
+    """Raises InputError where a study asks for several engines in a process, and there are several processes."""
+    if workers > 1 and study.vllm.data_parallel > 1:
+        raise InputError(
+            f"run: {workers} workers, and the study says [vllm] data_parallel = {study.vllm.data_parallel}: both would take "
+            "every GPU. Take data_parallel out of the study, or give --workers 1."
+        )
+
+
+class LocalPool:
+    """devices: of each worker, the value of CUDA_VISIBLE_DEVICES, None where there is no GPU; threads: of each."""
+
+    def __init__(
+        self, study: Study, only: Sequence[str], devices: Sequence[str | None], threads: int, level: int
+    ) -> None:
+        self.size, self.devices, self.threads = len(devices), devices, threads
+        self._told = (study, tuple(only), level)
+        self._place = Path(tempfile.mkdtemp(prefix="leakfast-workers-"))
+        self._process: dict[int, subprocess.Popen[bytes]] = {}
+        self._line: dict[int, Connection] = {}
+
+    def start(self, worker: int) -> None:
+        self.kill(worker)
+        folder = self._place / str(worker)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        ours, theirs = socket.socketpair()
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        if self.devices[worker] is not None:
+            environment[gpus.VISIBLE] = str(self.devices[worker])
+        with (folder / "stderr").open("wb") as said:
+            self._process[worker] = subprocess.Popen(
+                [sys.executable, "-m", "leakfast.cluster.local", str(theirs.fileno()), str(folder)],
+                stdin=subprocess.PIPE,  # closed by the system when we end: so does the worker
+                stdout=said,
+                stderr=said,
+                env=environment,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is the driver's to answer
+            )
+        theirs.close()
+        self._line[worker] = Connection(ours.detach())
+        self._line[worker].send(self._told)
+
+    def give(self, worker: int, task: Task, files: Mapping[str, m.Lent], stages: Mapping[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # it is gone: `next` says so
+            self._line[worker].send((task, dict(files), dict(stages)))
+
+    def next(self, timeout_s: float) -> tuple[int, m.Message] | None:
+        numbers = {id(line): worker for worker, line in self._line.items()}
+        for line in wait(list(self._line.values()), timeout_s):
+            worker = numbers[id(line)]
+            try:
+                said = line.recv()  # type: ignore[union-attr]
+            except (EOFError, OSError):
+                said = m.Died(self._why(worker))
+                self.kill(worker)
+            return worker, said
+        return None
+
+    def _why(self, worker: int) -> str:
+        """How its process ended, and the last that it wrote."""
+        try:
+            code: int | None = self._process[worker].wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            code = None
+        ended = f"signal {-code}" if code is not None and code < 0 else f"exit {code}"
+        lines = (self._place / str(worker) / "stderr").read_text(errors="replace").splitlines()
+        return "\n".join([ended, *lines[-_LAST_LINES:]])
+
+    def kill(self, worker: int) -> None:
+        if line := self._line.pop(worker, None):
+            line.close()
+        if process := self._process.pop(worker, None):
+            process.kill()
+            process.wait()
+            if process.stdin:
+                process.stdin.close()
+
+    def close(self) -> None:
+        for worker in list(self._process):
+            self.kill(worker)
+        shutil.rmtree(self._place, ignore_errors=True)
+
+
+def _serve(descriptor: int, folder: Path) -> None:
+    """The process of a worker."""
+    from leakfast.cluster.worker import Worker
+
+    line, lock = Connection(descriptor), threading.Lock()
+
+    def send(message: m.Message) -> None:
+        with lock:
+            try:
+                line.send(message)
+            except OSError:
+                os._exit(1)  # nobody listens
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(1)  # the driver has ended
+
+    threading.Thread(target=watch, daemon=True).start()
+    study, only, level = line.recv()
+    logging.getLogger("leakfast").setLevel(level)
+    logging.getLogger("leakfast").propagate = False
+    threads.ask(int(os.environ["OMP_NUM_THREADS"]))
+    worker = Worker(study, only, folder / "run", send)
+    while True:
+        try:
+            task, files, stages = line.recv()
+        except (EOFError, OSError):
+            return
+        worker.do(task, files, stages)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), Path(sys.argv[2]))
