@@ -34,7 +34,14 @@ from leakfast.cli.settings import threads_option
     type=click.IntRange(min=1),
     default=None,
     help="Processes of this machine that share the work, each with GPUs, or cores, of its own. One for every GPU if not given "
-    "(of tensor_parallel GPUs, where the study says so); one without GPUs.",
+    "(of tensor_parallel GPUs, where the study says so); one without GPUs. With --cluster: actors.",
+)
+@click.option(
+    "--cluster",
+    metavar="auto|HOST:PORT",
+    default=None,
+    help="Work on a Ray cluster (pip install 'leakfast[cluster]'): auto takes the one that runs here, or starts one on this "
+    "machine.",
 )
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print stages, tables' summary and paths as JSON.")
@@ -44,18 +51,20 @@ def cli(
     only: str | None,
     exports: tuple[str, ...],
     workers: int | None,
+    cluster: str | None,
     as_json: bool,
 ) -> int | None:
     """Run all stages of a study file, skipping what is done.
 
     Example: leakfast run configs/demo.toml
     """
-    from leakfast import cluster
     from leakfast.cli.export import after_run, targets
     from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.stats import show
     from leakfast.cli.text import print_json
+    from leakfast.cluster import run as run_on
+    from leakfast.cluster.actors import actors
     from leakfast.cluster.local import processes, workers_of
     from leakfast.pipeline.stages import run
     from leakfast.study.config import load_study
@@ -63,9 +72,12 @@ def cli(
     words = [word.strip() for word in (only or "").split(",") if word.strip()]
     asked = targets(exports, out or study.with_suffix(""))
     checked = load_study(study)
-    workers = workers or workers_of(checked)
     about: dict[str, Any] = {"out": out, "only": words, "progress": progress_for}
-    outcome = run(checked, **about) if workers == 1 else cluster.run(checked, processes(workers), **about)
+    if cluster is not None:
+        outcome = run_on(checked, actors(cluster, workers), **about)
+    else:
+        n = workers or workers_of(checked)
+        outcome = run(checked, **about) if n == 1 else run_on(checked, processes(n), **about)
     exported = after_run(outcome.run, asked, outcome.stats)
     if as_json:
         tell(outcome.stats.warnings(), err=True)

@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.cluster import messages as m
+from leakfast.cluster import scratch
 from leakfast.cluster.tasks import Task
 from leakfast.errors import InputError
 from leakfast.models import gpus, threads
@@ -74,7 +74,7 @@ class LocalPool:
     ) -> None:
         self.size, self.devices, self.threads = len(devices), devices, threads
         self._told = (study, tuple(only), level)
-        self._place = Path(tempfile.mkdtemp(prefix="leakfast-workers-"))
+        self._place = scratch.folder()
         self._process: dict[int, subprocess.Popen[bytes]] = {}
         self._line: dict[int, Connection] = {}
 

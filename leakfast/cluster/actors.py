@@ -1,0 +1,178 @@
+"""Workers as actors of a Ray cluster, one on each GPU (or group of tensor_parallel GPUs). Demands ray, and leakfast of this
+very version on every node; starts a cluster on this machine alone where none runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from leakfast.cluster import messages as m
+from leakfast.cluster.local import check_alone
+from leakfast.cluster.tasks import Task
+from leakfast.errors import InputError, LeakfastError
+from leakfast.version import __version__
+
+if TYPE_CHECKING:
+    from leakfast.study.config import Study
+
+log = logging.getLogger("leakfast.cluster")
+
+_GONE = (
+    "the Ray cluster is gone: {}. What was made is kept; start the cluster and run the same command again."
+)
+
+
+def actors(address: str, workers: int | None = None) -> Callable[[Study, Sequence[str]], RayPool]:
+    """Actors of the cluster at `address` (HOST:PORT; auto: the one that runs here, else a new one on this machine, bound to
+    loopback, without its dashboard). workers: how many; None: one for every GPU, or group of tensor_parallel GPUs; one for
+    every node where there are no GPUs. Raises InputError where ray is not installed or cannot be reached."""
+
+    def pool(study: Study, only: Sequence[str]) -> RayPool:
+        return RayPool(study, only, address, workers)
+
+    return pool
+
+
+class RayPool:
+    """size: how many actors the cluster has room for, or as many as were asked for."""
+
+    def __init__(self, study: Study, only: Sequence[str], address: str, workers: int | None) -> None:
+        self._ray = _connected(address)
+        nodes = [node for node in self._ray.nodes() if node["Alive"]]
+        there = self._ray.cluster_resources()
+        gpus, cores = int(there.get("GPU", 0)), int(there.get("CPU", 0))
+        each = study.vllm.tensor_parallel
+        most = gpus // each if gpus else cores
+        self.size = workers or (most if gpus else len(nodes))
+        if not 1 <= self.size <= most:
+            self.close()
+            raise InputError(
+                f"run: {self.size} workers wanted, but the cluster has room for {most} ({gpus} GPUs, {cores} cores). "
+                "Give --workers a smaller number, or add nodes."
+            )
+        check_alone(study, self.size)
+        self._threads = max(1, cores // self.size)
+        self._needs = {"num_gpus": each} if gpus else {"num_cpus": self._threads}
+        level = logging.getLogger("leakfast").getEffectiveLevel()
+        self._told = self._ray.put((study, tuple(only), level, self._threads))
+        from ray.util.queue import Queue
+
+        self._inbox = Queue(actor_options={"num_cpus": 0})
+        self._letter: Any = None  # the next message, asked for and not there yet
+        self._actor: dict[int, Any] = {}
+        self._work: dict[Any, int] = {}  # calls under way → worker
+        self._life: dict[int, int] = {}  # how often a worker was started
+
+    def start(self, worker: int) -> None:
+        self.kill(worker)
+        life = self._life[worker] = self._life.get(worker, 0) + 1
+        remote = self._ray.remote(**self._needs, max_restarts=0, max_task_retries=0)(_Actor)
+        actor = self._actor[worker] = remote.remote(self._told, self._inbox, (worker, life))
+        self._work[actor.version.remote()] = worker
+
+    def give(self, worker: int, task: Task, files: Mapping[str, m.Lent], stages: Mapping[str, Any]) -> None:
+        self._work[self._actor[worker].do.remote(task, dict(files), dict(stages))] = worker
+
+    def next(self, timeout_s: float) -> tuple[int, m.Message] | None:
+        from ray.exceptions import RayActorError, RayError
+
+        if self._letter is None:
+            self._letter = self._inbox.actor.get.remote()
+        ready, _ = self._ray.wait([self._letter, *self._work], num_returns=1, timeout=timeout_s)
+        for one in ready:
+            if one is self._letter:
+                self._letter = None
+                try:
+                    (worker, life), said = self._ray.get(one)
+                except RayError as error:
+                    raise LeakfastError(_GONE.format(_first_line(error))) from None
+                return (worker, said) if life == self._life[worker] else None
+            worker = self._work.pop(one)
+            try:
+                self._check_version(self._ray.get(one))
+            except RayActorError as error:
+                self.kill(worker)
+                return worker, m.Died(_first_line(error))
+        return None
+
+    def _check_version(self, found: str | None) -> None:
+        if found not in (None, __version__):
+            raise InputError(
+                f"run: a node of the cluster has leakfast {found}, this one {__version__}. Install the same."
+            )
+
+    def kill(self, worker: int) -> None:
+        if actor := self._actor.pop(worker, None):
+            self._ray.kill(actor)
+            self._work = {call: of for call, of in self._work.items() if of != worker}
+
+    def close(self) -> None:
+        for worker in list(getattr(self, "_actor", {})):
+            self.kill(worker)
+        self._ray.shutdown()
+
+
+class _Actor:
+    """What runs on a node."""
+
+    def __init__(self, told: tuple[Any, ...], inbox: Any, who: tuple[int, int]) -> None:
+        import atexit
+
+        import ray
+
+        from leakfast.cluster import scratch
+        from leakfast.cluster.worker import Worker
+        from leakfast.models import threads
+
+        study, only, level, n = told
+        logging.getLogger("leakfast").setLevel(level)
+        logging.getLogger("leakfast").propagate = False
+        threads.ask(n)
+        folder = scratch.folder()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+        def send(message: m.Message) -> None:
+            ray.get(inbox.actor.put.remote((who, message)))
+
+        self._worker = Worker(study, only, folder / "run", send)
+
+    def version(self) -> str:
+        return __version__
+
+    def do(self, task: Task, files: Mapping[str, m.Lent], stages: Mapping[str, Any]) -> None:
+        self._worker.do(task, files, stages)
+
+
+def _connected(address: str) -> Any:
+    """ray, in a cluster. Raises InputError."""
+    try:
+        import ray
+    except ImportError:
+        raise InputError(
+            'run: --cluster given, but ray is not installed. Type: pip install "leakfast[cluster]", on every node.'
+        ) from None
+    about: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": False,
+    }
+    try:
+        ray.init(address=address, **about)
+    except ConnectionError as error:
+        if address != "auto":
+            raise InputError(
+                f"run: --cluster {address} given, but no Ray cluster answers there ({_first_line(error)}). Start one: "
+                "ray start --head on one machine, ray start --address HOST:PORT on the others; or give --cluster auto."
+            ) from None
+        log.info("cluster: none runs here; one is started on this machine")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by itself: beside anything else they would starve
+        ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **about)
+    return ray
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
