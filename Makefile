@@ -23,6 +23,7 @@ SMOLLM2 := .venv/.smollm2
 TRL := .venv/.trl
 SINKS := .venv/.sinks
 BROWSER := .venv/.browser
+RAY := .venv/.ray
 DOCS := .venv/.docs
 
 .PHONY: install install-gpu demo test test-fast test-gpu lint docs bench bench-gpu clean
@@ -55,7 +56,7 @@ install-gpu: .venv/bin/python constraints-gpu.txt $(SOURCES)
 demo: install
 	$(BIN)/leakfast run configs/demo.toml
 
-test: install $(VLLM) $(SMOLLM2) $(TRL) $(SINKS) $(BROWSER)
+test: install $(VLLM) $(SMOLLM2) $(TRL) $(SINKS) $(BROWSER) $(RAY)
 	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # without vLLM, trainings and further processes: for use while something is changed
@@ -92,6 +93,12 @@ $(BROWSER): $(INSTALLED) constraints.txt
 	  test -z "$$found" && echo "no chromium on the PATH; the tests of the report in a browser are skipped" || \
 	  { $(PIP) install -q -c constraints.txt playwright axe-playwright-python && touch $@; } || \
 	  echo "playwright could not be installed here; the tests of the report in a browser are skipped"
+
+# ray, for the tests of `leakfast run --cluster`; without it they are skipped and say so. After the readers above, whose
+# locked versions of what it needs it keeps.
+$(RAY): $(INSTALLED) $(SINKS) constraints-cluster.txt
+	@$(PIP) install -q --no-deps -r constraints-cluster.txt && touch $@ || \
+	  echo "ray could not be installed here (no wheel, or no network); the tests of clusters are skipped"
 
 test-gpu: install
 	$(BIN)/pytest -m gpu $(ARGS)

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.errors import InputError
+
 if TYPE_CHECKING:
+    from leakfast.cluster.simulate import Planned
     from leakfast.study.config import Study
 
 RHOS = (0.3, 0.5)  # assumed, at which the power is told
@@ -40,6 +43,25 @@ TRIALS = 400
     help="Who calibrates.  [default: the study's]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of the calibration's draws.")
+@click.option(
+    "--from",
+    "timed",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="A run that was timed (of this study, or one like it): the whole study, training included, on --workers or --gpus.",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=None, help="With --from: how many workers.  [default: 1]"
+)
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    default=None,
+    help="With --from: workers of one GPU each, or tensor_parallel.",
+)
+@click.option(
+    "--usd-per-hour", type=click.FloatRange(min=0), default=None, help="With --from: price of a worker."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the stages as JSON.")
 def cli(
     study: Path,
@@ -48,9 +70,15 @@ def cli(
     tokens_per_s: float | None,
     backend: str | None,
     seed: int,
+    timed: Path | None,
+    workers: int | None,
+    gpus: int | None,
+    usd_per_hour: float | None,
     as_json: bool,
 ) -> None:
     """Show prompts, tokens, seconds, disk, judge's price and power of a study's measurements.
+
+    With --from RUN: the wall time of the whole study on so many workers.
 
     Example: leakfast plan configs/demo.toml --calibrate 64
     """
@@ -60,6 +88,9 @@ def cli(
     from leakfast.study.config import load_study
 
     checked = load_study(study)
+    if timed or workers or gpus or usd_per_hour:
+        _show_scheduled(_scheduled(checked, timed, workers, gpus, usd_per_hour), as_json)
+        return
     with progress_for("calibrate") as progress:
         stages = plan(
             checked,
@@ -121,6 +152,51 @@ def cli(
         from leakfast.stats.power import Assumed
 
         click.echo(f"power {assumptions(Assumed())}; {TRIALS} simulated studies. Others: `leakfast power`.")
+
+
+def _scheduled(
+    study: Study, timed: Path | None, workers: int | None, gpus: int | None, usd_per_hour: float | None
+) -> Planned:
+    """Raises InputError for a flag that does not go with the others."""
+    from leakfast.cluster.simulate import simulate
+    from leakfast.models import threads
+    from leakfast.storage.run import Run
+
+    if timed is None:
+        raise InputError(
+            "plan: --workers, --gpus and --usd-per-hour need the rates of a run that was timed. Add --from RUN; a small one of "
+            "the same model will do."
+        )
+    if workers and gpus:
+        raise InputError("plan: --workers and --gpus given. Give one of them.")
+    each = study.vllm.tensor_parallel
+    if gpus and gpus < each:
+        raise InputError(
+            f"plan: --gpus {gpus} given, but the study says tensor_parallel = {each}. Give {each} or more."
+        )
+    cores = len(threads.affinity())
+    n = gpus // each if gpus else workers or 1
+    shared = 1.0 if gpus else max(1.0, n / cores)
+    return simulate(study, Run(timed).open(), n, usd_per_hour=usd_per_hour, shared=shared)
+
+
+def _show_scheduled(planned: Planned, as_json: bool) -> None:
+    from leakfast.cli.text import print_json
+
+    if as_json:
+        print_json(asdict(planned))
+        return
+    if planned.wall_s is None or planned.efficiency is None or planned.critical_path_s is None:
+        click.echo(f"nobody timed {', '.join(planned.untimed)}; no time is given. Rates are {planned.said}.")
+        return
+    click.echo(
+        f"{planned.tasks} tasks on {planned.workers} workers: {planned.wall_s / 60:.1f} min, of which they work "
+        f"{100 * planned.efficiency:.0f} %; rates {planned.said}. Judges, tables and the report come after."
+    )
+    click.echo(f"critical path: {planned.critical_path_s / 60:.1f} min ({' → '.join(planned.path)})")
+    click.echo("last to end: " + ", ".join(f"{name} at {s / 60:.1f} min" for name, s in planned.last))
+    if planned.usd is not None:
+        click.echo(f"price: {planned.usd:.2f} USD")
 
 
 def powers(study: Study) -> list[dict[str, Any]]:

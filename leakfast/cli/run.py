@@ -4,11 +4,15 @@ Demands a study file; leaves the work to leakfast.pipeline."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from leakfast.cli.settings import threads_option
+from leakfast.errors import InputError
+
+if TYPE_CHECKING:
+    from leakfast.study.config import Study
 
 
 @click.command()
@@ -38,10 +42,16 @@ from leakfast.cli.settings import threads_option
 )
 @click.option(
     "--cluster",
-    metavar="auto|HOST:PORT",
+    metavar="auto|HOST:PORT|slurm|kubernetes",
     default=None,
     help="Work on a Ray cluster (pip install 'leakfast[cluster]'): auto takes the one that runs here, or starts one on this "
-    "machine.",
+    "machine. slurm, kubernetes: with --print.",
+)
+@click.option(
+    "--print",
+    "printed",
+    is_flag=True,
+    help="Print a script that starts a Ray cluster on an allocation and the study on it, and run nothing.",
 )
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print stages, tables' summary and paths as JSON.")
@@ -52,6 +62,7 @@ def cli(
     exports: tuple[str, ...],
     workers: int | None,
     cluster: str | None,
+    printed: bool,
     as_json: bool,
 ) -> int | None:
     """Run all stages of a study file, skipping what is done.
@@ -66,12 +77,17 @@ def cli(
     from leakfast.cluster import run as run_on
     from leakfast.cluster.actors import actors
     from leakfast.cluster.local import processes, workers_of
+    from leakfast.cluster.scripts import SCHEDULERS
     from leakfast.pipeline.stages import run
     from leakfast.study.config import load_study
 
     words = [word.strip() for word in (only or "").split(",") if word.strip()]
     asked = targets(exports, out or study.with_suffix(""))
     checked = load_study(study)
+    if printed or cluster in SCHEDULERS:
+        given = {"--out": out, "--only": only, "--workers": workers}
+        click.echo(_script(cluster, printed, checked, study, given), nl=False)
+        return None
     about: dict[str, Any] = {"out": out, "only": words, "progress": progress_for}
     if cluster is not None:
         outcome = run_on(checked, actors(cluster, workers), **about)
@@ -97,3 +113,20 @@ def cli(
         show(outcome.stats)
         click.echo(f"report: {outcome.report}")
     return 3 if outcome.stats.missing else None
+
+
+def _script(cluster: str | None, printed: bool, checked: Study, file: Path, given: dict[str, Any]) -> str:
+    """The script of a scheduler. Raises InputError where one of the two flags lacks the other."""
+    from leakfast.cluster.scripts import SCHEDULERS, script
+
+    if cluster not in SCHEDULERS:
+        raise InputError(
+            "run: --print given, which writes a script for a scheduler. Say which: --cluster slurm or --cluster kubernetes."
+        )
+    if not printed:
+        raise InputError(
+            f"run: --cluster {cluster} given; leakfast submits nothing itself. Type: leakfast run {file} --cluster {cluster} "
+            "--print > JOB, look at it, and hand it to the scheduler (sbatch JOB; kubectl apply -f JOB)."
+        )
+    words = [word for flag, value in given.items() if value is not None for word in (flag, str(value))]
+    return script(cluster, checked, file, words)

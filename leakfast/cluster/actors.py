@@ -65,6 +65,7 @@ class RayPool:
         self._actor: dict[int, Any] = {}
         self._work: dict[Any, int] = {}  # calls under way → worker
         self._life: dict[int, int] = {}  # how often a worker was started
+        self.where: dict[int, str] = {}  # host and process of a worker that was ready
 
     def start(self, worker: int) -> None:
         self.kill(worker)
@@ -89,6 +90,8 @@ class RayPool:
                     (worker, life), said = self._ray.get(one)
                 except RayError as error:
                     raise LeakfastError(_GONE.format(_first_line(error))) from None
+                if isinstance(said, m.Ready):
+                    self.where[worker] = said.where
                 return (worker, said) if life == self._life[worker] else None
             worker = self._work.pop(one)
             try:
@@ -169,7 +172,9 @@ def _connected(address: str) -> Any:
             ) from None
         log.info("cluster: none runs here; one is started on this machine")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_worker_niceness", "0")  # 15 by itself: beside anything else they would starve
+        os.environ.setdefault(
+            "RAY_worker_niceness", "0"
+        )  # 15 by itself: beside anything else they would starve
         ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **about)
     return ray
 

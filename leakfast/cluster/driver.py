@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from leakfast import errors
 from leakfast.cluster import messages as m
 from leakfast.cluster.pool import Pool
-from leakfast.cluster.tasks import Task, cut, tasks_of
+from leakfast.cluster.tasks import Task, cut, first_free, tasks_of
 from leakfast.errors import LeakfastError
 from leakfast.pipeline.preflight import check_judges
 from leakfast.pipeline.stages import Outcome, Stages, chosen_of
@@ -51,7 +51,7 @@ def run(
     chosen, store = chosen_of(study, only), Run(out or study.run_dir)
     with store.lock():
         store.create(study.raw_text)
-        stages = Stages(study, store, progress, chosen)
+        stages = Stages(study, store, progress, chosen=chosen)
         trained, controls = stages.sorted()
         check_judges(study, chosen.behaviors, store)
         stages.keep_personas()
@@ -119,11 +119,11 @@ class _Driver:
         self.seats[worker] = _Seat(since=time.monotonic())
 
     def _hand_out(self) -> None:
-        """To every worker that is free the heaviest task that can begin: trainings, which others wait for, first."""
+        """To every worker that is free a task that can begin."""
         for worker, seat in self.seats.items():
             if not seat.ready or seat.task is not None:
                 continue
-            task = self._next()
+            task = first_free(self.waiting, self.done)
             if task is None:
                 return
             self.waiting.remove(task)
@@ -137,11 +137,6 @@ class _Driver:
                 files[path] = m.Lent(entry, None if there else (self.store.path / path).read_bytes())
                 seat.has[path] = entry["sha256"]
             self.pool.give(worker, task, files, self.store.manifest["stages"])
-
-    def _next(self) -> Task | None:
-        free = [task for task in self.waiting if all(name in self.done for name in task.after)]
-        order = {"check": 0, "train": 1}
-        return min(free, key=lambda task: (order.get(task.kind, 2), -task.weight), default=None)
 
     # ── what workers say ─────────────────────────────────────────────────────────────────────────
     def _hear(self, worker: int, said: m.Message) -> None:

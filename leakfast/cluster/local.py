@@ -51,8 +51,8 @@ def processes(workers: int) -> Callable[[Study, Sequence[str]], LocalPool]:
             )
         devices = [",".join(names[k * each : (k + 1) * each]) or None for k in range(workers)]
         level = logging.getLogger("leakfast").getEffectiveLevel()
-        each = threads.asked() or max(1, threads.chosen()[0] // workers)
-        return LocalPool(study, only, devices, each, level)
+        n = threads.asked() or max(1, threads.chosen()[0] // workers)
+        return LocalPool(study, only, devices, n, level)
 
     return pool
 
@@ -67,7 +67,10 @@ def check_alone(study: Study, workers: int) -> None:
 
 
 class LocalPool:
-    """devices: of each worker, the value of CUDA_VISIBLE_DEVICES, None where there is no GPU; threads: of each."""
+    """command: starts the process of a worker. devices: of each, the value of CUDA_VISIBLE_DEVICES, None where there is no
+    GPU; threads: of each."""
+
+    command = (sys.executable, "-m", "leakfast.cluster.local")
 
     def __init__(
         self, study: Study, only: Sequence[str], devices: Sequence[str | None], threads: int, level: int
@@ -89,7 +92,7 @@ class LocalPool:
             environment[gpus.VISIBLE] = str(self.devices[worker])
         with (folder / "stderr").open("wb") as said:
             self._process[worker] = subprocess.Popen(
-                [sys.executable, "-m", "leakfast.cluster.local", str(theirs.fileno()), str(folder)],
+                [*self.command, str(theirs.fileno()), str(folder)],
                 stdin=subprocess.PIPE,  # closed by the system when we end: so does the worker
                 stdout=said,
                 stderr=said,
@@ -142,8 +145,8 @@ class LocalPool:
         shutil.rmtree(self._place, ignore_errors=True)
 
 
-def _serve(descriptor: int, folder: Path) -> None:
-    """The process of a worker."""
+def serve(descriptor: int, folder: Path) -> None:
+    """The process of a worker: its end of the line to the driver, its folder."""
     from leakfast.cluster.worker import Worker
 
     line, lock = Connection(descriptor), threading.Lock()
@@ -174,4 +177,4 @@ def _serve(descriptor: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), Path(sys.argv[2]))
+    serve(int(sys.argv[1]), Path(sys.argv[2]))

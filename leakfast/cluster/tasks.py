@@ -3,7 +3,7 @@ Demands a checked study; carries out nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -178,6 +178,14 @@ def _shards(study: Study, task: Task) -> int:
     if one.by_choices:
         return -(-people // max(1, SHARD_PROMPTS // asked))
     return -(-people * asked // max(1, SHARD_ROWS // one.config.samples))
+
+
+def first_free(waiting: Sequence[Task], done: Collection[str]) -> Task | None:
+    """The next task for a worker that is free: of those that can begin the heaviest, trainings, which others wait for,
+    first. done: names of tasks."""
+    free = [task for task in waiting if all(name in done for name in task.after)]
+    order = {"check": 0, "train": 1}
+    return min(free, key=lambda task: (order.get(task.kind, 2), -task.weight), default=None)
 
 
 def carry_out(stages: Stages, task: Task) -> None:

@@ -85,7 +85,7 @@ class Worker:
         self._send = send
         self.run = Loan(folder, send)
         self.run.create()
-        self.stages = Stages(study, self.run, self._progress, chosen_of(study, only))
+        self.stages = Stages(study, self.run, self._progress, chosen=chosen_of(study, only))
         logging.getLogger("leakfast").addHandler(_Sender(send))
         send(m.Ready(f"{socket.gethostname()}:{os.getpid()}"))
 

@@ -3,6 +3,7 @@ run and a loaded base model; the same call again resumes. Leaves what is done wi
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,9 +85,10 @@ def measure(
             for target in measurer.targets:
                 keep_card(run, target)
         done, total = sum(part.done for part in parts), sum(part.rows for part in parts)
-        counter = Counter(done, total, progress)
+        counter, began = Counter(done, total, progress), time.monotonic()
         for measurer, some in planned:
             measurer.carry_out(run, some, counter)
+        each = (time.monotonic() - began) / max(1, sum(part.made for part in parts))  # s a row
     found = [
         Measured(
             part.asked.behavior,
@@ -107,6 +109,7 @@ def measure(
             adapters=[t.name for t in one.targets],
             made=one.made,
             kept=one.kept,
+            seconds=round(each * one.made, 3),
             threads=threads.in_use(),
             rendering=recorded(loaded.tokenizer),
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -61,7 +62,7 @@ def run(
     store = Run(out or study.run_dir)
     with store.lock():
         store.create(study.raw_text)
-        return Stages(study, store, progress, chosen).all()
+        return Stages(study, store, progress, chosen=chosen).all()
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def chosen_of(study: Study, only: Sequence[str]) -> Chosen:
 class Stages:
     """One pass over a study; the model is loaded when the first stage that needs it comes."""
 
-    def __init__(self, study: Study, store: Run, progress: Shown, chosen: Chosen):
+    def __init__(self, study: Study, store: Run, progress: Shown = silent, *, chosen: Chosen):
         self.study, self.store, self.chosen = study, store, chosen
         self.steps = Steps(store, progress)
         self.personas: Sequence[Persona] = load_personas(study.personas)
@@ -103,11 +104,12 @@ class Stages:
         from leakfast.models import threads
         from leakfast.prompts.rendering import asked_by
 
-        study = self.study
+        study, began = self.study, time.monotonic()
         loaded = models.load(
             study.model, dtype=study.dtype, revision=study.revision, rendering=asked_by(study)
         )
-        self.store.log("model", name=loaded.name, dtype=loaded.dtype, threads=threads.in_use())
+        about = {"name": loaded.name, "dtype": loaded.dtype, "threads": threads.in_use()}
+        self.store.log("model", **about, seconds=round(time.monotonic() - began, 3))
         return loaded
 
     def all(self) -> Outcome:

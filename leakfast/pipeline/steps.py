@@ -30,11 +30,12 @@ class Steps:
 
     @contextmanager
     def timed(self, name: str) -> Iterator[Progress]:
-        """Progress under that title, and its seconds in `took`."""
+        """Progress under that title, and its seconds in `took` and the journal."""
         began = time.monotonic()
         with self.progress(name) as report:
             yield report
         self.took[name] = time.monotonic() - began
+        self.run.log("took", step=name, seconds=round(time.monotonic() - began, 3))
 
     def do(
         self,

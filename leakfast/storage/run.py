@@ -27,6 +27,7 @@ from leakfast.storage.disk import (
     store_error,
     write_parquet,
 )
+from leakfast.storage.journal import FORMAT, check_of, parse_manifest, retell
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,7 +36,6 @@ __all__ = ["Run", "atomic_write", "file_hash", "write_parquet"]
 
 log = logging.getLogger("leakfast.store")
 
-_FORMAT = 1
 _OTHER_BYTES = "its bytes do not match their hash"
 _held: dict[str, tuple[int, int]] = {}  # locked folder → (file descriptor, depth), of this process
 
@@ -199,7 +199,7 @@ class Run:
     def log(self, event: str, **fields: Any) -> None:
         """Append one JSON line {time, event, …} to log.jsonl."""
         entry = json.loads(json.dumps({"time": _now(), "event": event, **fields}))  # as it will be read
-        line = json.dumps({"check": _check_of(entry), **entry}, ensure_ascii=False) + "\n"
+        line = json.dumps({"check": check_of(entry), **entry}, ensure_ascii=False) + "\n"
         path = self.path / layout.JOURNAL
         with explained(path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -303,7 +303,7 @@ class Run:
             stamp = stamp_of(path)
             if self._manifest is not None and stamp == self._seen:
                 return self._manifest
-            manifest = _parse_manifest(path.read_bytes())
+            manifest = parse_manifest(path.read_bytes())
         except FileNotFoundError:
             stamp, manifest = None, None
         except OSError as error:
@@ -342,13 +342,13 @@ class Run:
 
     def _from_log(self) -> dict[str, Any]:
         """The manifest that log.jsonl tells: a shard it names counts if its bytes still match."""
-        manifest: dict[str, Any] = {"format": _FORMAT, "shards": {}, "stages": {}}
+        manifest: dict[str, Any] = {"format": FORMAT, "shards": {}, "stages": {}}
         path, damaged = self.path / layout.JOURNAL, []
         lines = path.read_bytes().split(b"\n") if path.is_file() else []
         for number, line in enumerate(lines, 1):
             try:
                 if line.strip():
-                    _retell(manifest, line)
+                    retell(manifest, line)
             except (ValueError, KeyError, TypeError, AttributeError):
                 damaged.append(number)  # torn by a crash, or damaged: what it told is made again
         if damaged and damaged != self._damaged:
@@ -359,50 +359,6 @@ class Run:
                 ", ".join(map(str, damaged)),
             )
         return manifest
-
-
-def _retell(manifest: dict[str, Any], line: bytes) -> None:
-    """Put what a line of the log tells into the manifest. Raises ValueError for a line whose bytes changed since it
-    was written, and what a line without its fields raises. Lines of earlier versions begin with their time."""
-    entry = json.loads(line)
-    checked = line.startswith(b'{"check": ')
-    if (checked and entry.pop("check") != _check_of(entry)) or not (checked or line.startswith(b'{"time": ')):
-        raise ValueError("its bytes do not match their check")
-    event, when = entry.pop("event"), entry.pop("time")
-    if event == "shard":
-        relpath = entry.pop("path")
-        if not isinstance(relpath, str) or not isinstance(entry["sha256"], str):
-            raise ValueError("no shard")
-        manifest["shards"][relpath] = entry
-    elif event == "stage":
-        told = {"inputs": entry["inputs"], "outputs": entry["outputs"], "finished": when}
-        manifest["stages"][entry["key"]] = told
-    elif event == "study":
-        manifest["study"] = entry["sha256"]
-
-
-def _check_of(entry: dict[str, Any]) -> str:
-    """16 hex digits of SHA-256 over a log line's fields."""
-    body = json.dumps(entry, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(body.encode()).hexdigest()[:16]
-
-
-def _parse_manifest(content: bytes) -> dict[str, Any] | None:
-    """The manifest, or None if its bytes were damaged. A newer format is an error."""
-    try:
-        manifest: dict[str, Any] = json.loads(content)
-        checksum = manifest.pop("checksum")
-    except (ValueError, KeyError, AttributeError, TypeError):
-        return None
-    body = json.dumps(manifest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    if hashlib.sha256(body.encode()).hexdigest() != checksum:
-        return None
-    if manifest.get("format") != _FORMAT:
-        raise StoreError(
-            f"manifest.json: format {manifest.get('format')}, but this leakfast reads {_FORMAT}. "
-            "Use the version that made the run, or another run directory."
-        )
-    return manifest
 
 
 def _now() -> str:

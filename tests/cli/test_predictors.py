@@ -110,7 +110,7 @@ def test_the_stage_of_a_run_is_the_commands_and_is_done_once(tiny_folder, questi
     store = Run(tmp_path / "by-stages")
     store.create(study.raw_text)
     for took in (float, type(None)):  # made, then skipped
-        stages = Stages(study, store, _silent, chosen_of(study, ()))
+        stages = Stages(study, store, _silent, chosen=chosen_of(study, ()))
         with store.lock():
             stages.predictors()
         assert isinstance(stages.steps.took["predictors"], took)
