@@ -102,19 +102,24 @@ def measure(
         for part in parts
     ]
     for one in found:
-        run.log(
-            "eval",
-            behavior=one.behavior,
-            questions=one.questions,
-            adapters=[t.name for t in one.targets],
-            made=one.made,
-            kept=one.kept,
-            seconds=round(each * one.made, 3),
-            threads=threads.in_use(),
-            rendering=recorded(loaded.tokenizer),
-        )
+        _note(run, loaded, one, each)
     order = [(one.behavior, one.set_name) for one in request.asked]
     return sorted(found, key=lambda one: order.index((one.behavior, one.questions)))
+
+
+def _note(run: Run, loaded: Loaded, one: Measured, each: float) -> None:
+    """A line of the journal. each: seconds that a row took."""
+    run.log(
+        "eval",
+        behavior=one.behavior,
+        questions=one.questions,
+        adapters=[t.name for t in one.targets],
+        made=one.made,
+        kept=one.kept,
+        seconds=round(each * one.made, 3),
+        threads=threads.in_use(),
+        rendering=recorded(loaded.tokenizer),
+    )
 
 
 def rates(run: Run, measured: Measured, personas: Sequence[Persona], by: str = "sum") -> pl.DataFrame:
