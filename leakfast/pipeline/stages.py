@@ -237,17 +237,21 @@ class Stages:
         from leakfast.train.recipe import Recipe
 
         found, maker = [], self.maker(behavior)
-        settled = maker.settled()
-        for seed in self.chosen.seeds:
-            adapters = []
-            for source in self.chosen.sources:
-                rows = maker.rows(source, seed)
-                recipe = Recipe(behavior, source, seed, settled)
-                adapters.append(maker.adapter(recipe, rows))
-            for adapter in adapters:
-                self._adapted_centroids(adapter)
-            self._measure(behavior, adapters, seed)
-            found += [(adapter, seed) for adapter in adapters]
+        settled, sources = maker.settled(), self.chosen.sources
+        together = settled.together
+        for seeds in [self.chosen.seeds] if together > 1 else [[seed] for seed in self.chosen.seeds]:
+            wanted = (
+                (Recipe(behavior, source, seed, settled), maker.rows(source, seed))
+                for seed in seeds
+                for source in sources
+            )
+            made = maker.adapters(wanted, together=together)
+            for number, seed in enumerate(seeds):
+                adapters = made[number * len(sources) : (number + 1) * len(sources)]
+                for adapter in adapters:
+                    self._adapted_centroids(adapter)
+                self._measure(behavior, adapters, seed)
+                found += [(adapter, seed) for adapter in adapters]
         return found
 
     def _control(self, behavior: str, adapters: dict[str, list[tuple[Path, int]]]) -> None:

@@ -147,7 +147,7 @@ def card_of(
     from leakfast.train.data import data_hash
 
     how = {
-        **recipe.train.model_dump(exclude={"sample"}),
+        **recipe.train.model_dump(exclude={"sample", "together"}),
         "target_modules": list(TARGETS),
         "betas": list(loop.BETAS),
         "eps": loop.EPS,
