@@ -55,7 +55,9 @@ class Making:
         an adapter that is there and not as it is wanted."""
         from leakfast.cli.progress import progress_for
         from leakfast.storage.run import Run
+        from leakfast.train import quantized
 
+        quantized.check(self.loaded)  # before rows are drawn
         run, found, waiting = Run(self.run).create(), dict.fromkeys(w.out for w in wanted), []
         with run.lock():
             for one in wanted:

@@ -22,6 +22,7 @@ from leakfast.pipeline.steps import Steps
 from leakfast.progress import Progress
 from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
+from leakfast.train import quantized
 from leakfast.train.built import inputs_of
 from leakfast.train.collate import reading
 from leakfast.train.company import train_adapters
@@ -104,6 +105,7 @@ class Maker:
     def settled(self, rows: Rows | None = None) -> TrainConfig:
         """The training's settings; a learning rate that is to be found is found once, on the first source and seed, and kept
         in data/<behavior>-lr.json. rows: those of the first source, where they are there already."""
+        quantized.check(self.loaded)
         cfg = self.config.train
         if cfg.lr != "auto":
             return cfg

@@ -16,7 +16,7 @@ from leakfast.models.adapters import taken_off
 from leakfast.models.loading import unfit
 from leakfast.progress import Progress
 from leakfast.storage.seeds import derive_seed
-from leakfast.train import loop, packed
+from leakfast.train import loop, packed, quantized
 from leakfast.train.checkpoints import Checkpoints, measured
 from leakfast.train.collate import encode
 from leakfast.train.fits import check
@@ -192,6 +192,7 @@ def attached(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
     from peft import get_peft_model
     from peft.tuners.lora import Linear, LoraLayer
 
+    quantized.check(loaded)
     names = {name.rpartition(".")[2] for name, _ in loaded.model.named_modules()}
     absent = [target for target in TARGETS if target not in names]
     if absent:
@@ -203,7 +204,8 @@ def attached(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
             raise unfit(
                 "train", loaded, f"which peft does not adapt ({str(error).splitlines()[0]})"
             ) from error
-        if any(isinstance(m, LoraLayer) and type(m) is not Linear for m in net.modules()):
+        layers = [m for m in net.modules() if isinstance(m, LoraLayer)]
+        if any(type(m) is not Linear and not quantized.is_4bit(m.get_base_layer()) for m in layers):
             raise unfit("train", loaded, "whose projections are not all linear layers of their own (experts)")
         net.train()
         yield net
