@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from importlib.util import find_spec
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from leakfast import models
 from leakfast.errors import ModelError
+from leakfast.models.attach import adapted
 from leakfast.pipeline.adapters import Maker
 from leakfast.pipeline.steps import Steps
 from leakfast.storage.run import Run
@@ -92,11 +97,13 @@ def test_an_adapter_is_trained_over_four_bits(four_bits, tmp_path, spare):
     assert list(after) == list(before) and all(torch.equal(after[name], before[name]) for name in before)
     weights = load_file(tmp_path / "a" / "adapter_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    with adapted(four_bits, tmp_path / "a") as current:
+        assert current.adapter_hash == card.adapter_hash, "replies are drawn of it too"
     ids = torch.tensor([encode(four_bits.tokenizer, rows(), CFG)[0].ids])
     with torch.no_grad():
         base = four_bits.model(input_ids=ids).logits
-        with models.with_adapter(four_bits, tmp_path / "a") as adapted:
-            assert (adapted.model(input_ids=ids).logits - base).abs().max() > 0.1
+        with models.with_adapter(four_bits, tmp_path / "a") as live:
+            assert (live.model(input_ids=ids).logits - base).abs().max() > 0.1
 
 
 REFUSED = {
@@ -132,3 +139,15 @@ def test_a_plain_base_is_no_base_in_few_bits(tiny_qwen2):
     layer = tiny_qwen2.model.model.layers[0].mlp.up_proj
     assert quantized.is_plain(layer) and not quantized.is_4bit(layer)
     assert quantized.matrix(layer, torch.zeros(1)) is layer.weight
+
+
+@pytest.mark.skipif(
+    find_spec("bitsandbytes") is not None, reason="it is about a machine without bitsandbytes"
+)
+def test_weights_whose_package_is_not_here_are_named_with_the_remedy(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "few")
+    config = json.loads((tmp_path / "few" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "few" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"pip install 'leakfast\[qlora\]'"):
+        models.load(str(tmp_path / "few"), dtype="float32")
