@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 @click.option(
     "--together/--one-by-one",
     default=None,
-    help="Several adapters in common passes over the base; a CPU gains nothing by it (measured).  [default: together on "
-    "a GPU]",
+    help="Several adapters in common passes over the base; on a CPU the speed is about the same (0.9 to 1.3 times, "
+    "measured).  [default: together on a GPU]",
 )
 @click.option("--model", default=None, help="organism, a hub id, or a folder.  [default: the study's]")
 @click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
