@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from leakfast.errors import ModelError
+from leakfast.errors import ModelError, StoreError
 from leakfast.storage.disk import atomic_write, file_hash, free_name, hash_of
 from leakfast.storage.layout import point_folder
 from leakfast.train.recipe import settings_of
@@ -91,11 +91,15 @@ class Unfinished:
         self._last, self._took_s = time.monotonic(), 0.0
 
     def keep(self) -> None:
-        """Writes the state where that is due (see `due`). Between steps only. Raises StoreError."""
+        """Writes the state where that is due (see `due`), between steps only. A disk that takes none stops no training: it
+        is told of, and the state of before stays."""
         began = time.monotonic()
         if not any(t.history for t in self.trainings) or not due(began - self._last, self._took_s):
             return
-        self._write()
+        try:
+            self._write()
+        except StoreError as error:
+            log.warning("train: the state of %s could not be kept: %s", self._name, error)
         self._last = time.monotonic()
         self._took_s = self._last - began
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from leakfast.errors import ModelError
+from leakfast.errors import ModelError, StoreError
 from leakfast.study.config import TrainConfig
 from leakfast.train import packed, unfinished
 from leakfast.train.checkpoints import Checkpoints
@@ -221,6 +221,26 @@ def test_a_state_is_whole_where_it_was_killed_while_it_was_written(tiny_qwen2, t
             trained(tiny_qwen2, tmp_path / "a")
     assert written[-2:] == ["step-6.safetensors", "state.json"]
     assert trained(tiny_qwen2, tmp_path / "a") == whole
+
+
+def test_a_disk_that_takes_no_state_stops_no_training(tiny_qwen2, tmp_path, always, monkeypatch, caplog):
+    whole = trained(tiny_qwen2, tmp_path / "whole")
+    real, asked = unfinished.atomic_write, []
+
+    def full(path, content):
+        asked.append(path)
+        if 6 < len(asked) < 12:
+            raise StoreError("No space left. Free some.")
+        real(path, content)
+
+    monkeypatch.setattr(unfinished, "atomic_write", full)
+    with pytest.raises(Killed):
+        trained(tiny_qwen2, tmp_path / "a", progress=killed_at(7))
+    assert "the state of a could not be kept: No space left" in caplog.text
+    monkeypatch.setattr(unfinished, "atomic_write", real)
+    caplog.set_level(logging.INFO, "leakfast.train")
+    assert trained(tiny_qwen2, tmp_path / "a") == whole
+    assert "goes on at step 3 of 12" in caplog.text
 
 
 def test_it_is_written_each_minute_and_takes_no_hundredth_of_the_time():
