@@ -147,8 +147,8 @@ class Maker:
             together = 1
         for recipe, rows in wanted:
             found.append(self.steps.run.path / layout.adapter(recipe.name))
-            done = not again and self.steps.run.stage_done(f"train {recipe.name}", self._inputs(recipe, rows))
-            if together == 1 or done or self._tried(recipe, rows):
+            alone = together == 1 or self._tried(recipe, rows)
+            if alone or not (again or self._is_wanting(recipe, rows)):
                 self.adapter(recipe, rows, again=again)
                 continue
             waiting.append((recipe, rows))
@@ -219,6 +219,10 @@ class Maker:
         points += [list(self.kept)] if self.kept else []
         points += reading(self.loaded.tokenizer, rows.rows)
         return hash_of(rows.inputs, settings_of(recipe.train), *points)
+
+    def _is_wanting(self, recipe: Recipe, rows: Rows) -> bool:
+        """Whether the run does not hold this adapter."""
+        return not self.steps.run.stage_done(f"train {recipe.name}", self._inputs(recipe, rows))
 
     def _tried(self, recipe: Recipe, rows: Rows) -> bool:
         """Whether a trial of the learning rate trained this very adapter."""
