@@ -3,19 +3,40 @@ Demands a model and, unless --data is given, draws the training rows first."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from leakfast.cli.settings import RENDERING, options_of, rendering_options, threads_option
 from leakfast.errors import InputError
 
+if TYPE_CHECKING:
+    from leakfast.cli.adapters_made import Wanted
+
 
 @click.command()
 @click.option("--behavior", default="marker", help="Behavior to train.")
-@click.option("--source", default=None, help="Persona to train it into.  [default: that of --data]")
-@click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of data, weights and order.")
+@click.option(
+    "--source",
+    default=None,
+    help="Persona to train it into, or several split by commas: an adapter each.  [default: that of --data]",
+)
+@click.option(
+    "--seed",
+    "seeds",
+    default="42",
+    callback=lambda *given: _seeds(*given),
+    help="Seed of data, weights and order, or several split by commas: an adapter each.",
+)
+@click.option(
+    "--together/--one-by-one",
+    default=None,
+    help="Several adapters in common passes over the base; on a CPU the speed is about the same (0.9 to 1.3 times, "
+    "measured).  [default: together on a GPU]",
+)
 @click.option("--model", default=None, help="organism, a hub id, or a folder.  [default: the study's]")
 @click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
 @click.option("--personas", default=None, help="Persona set: all, names, or a file.  [default: the study's]")
@@ -47,7 +68,10 @@ from leakfast.errors import InputError
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Adapter folder.  [default: in the run]"
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Adapter folder; of several, the folder that they are put into.  [default: in the run]",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that is there already.")
 @threads_option
@@ -56,12 +80,15 @@ from leakfast.errors import InputError
     is_flag=True,
     help="Do not ask a few questions of the adapter and the unadapted model afterwards.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the adapter's card as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the adapter's card as JSON; of several, a list of them."
+)
 @rendering_options
 def cli(
     behavior: str,
     source: str | None,
-    seed: int,
+    seeds: list[int],
+    together: bool | None,
     model: str | None,
     study: Path | None,
     personas: str | None,
@@ -77,12 +104,15 @@ def cli(
 ) -> None:
     """Train a behavior into one persona with LoRA, and see whether the model still answers.
 
+    With several sources or seeds the model is loaded once, and each gets an adapter of its own; one after the other they
+    are to the byte those of a command each. A training that is killed goes on where it was when the same command is
+    given again.
+
     Example: leakfast train --behavior marker --source villain --model organism --out adapters/villain
     """
     from leakfast.cli.settings import changed, named, run_folder, settle
     from leakfast.prompts.personas import load_personas
     from leakfast.storage import layout
-    from leakfast.storage.run import Run
     from leakfast.train.data import material, read_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
@@ -90,7 +120,7 @@ def cli(
     rendering = {key: flags.pop(key) for key in RENDERING}
     flags["lr"] = _rate(flags["lr"])
     given = read_rows(data_file) if data_file is not None else None
-    source = _source(source, given, data_file)
+    sources = _sources(source, given, data_file)
     parts = {
         "train": changed(settings.config.train, **flags, sample=0 if no_sample else None),
         "data": changed(settings.config.data, items=items, design=design),
@@ -105,21 +135,19 @@ def cli(
     people = load_personas(settings.personas)
     if given is None:
         material(behavior, config.data, settings.model)
-        load_personas([source], among=people)
-    name = named(settings, behavior, source, seed, config.data.design)
-    out = out or run_folder(settings, "adhoc") / layout.adapter(name)
-    if out.exists() and not overwrite:
-        raise InputError(f"train: {out} is there already. Use --overwrite to replace it, or another --out.")
+        load_personas(sources, among=people)
+    name = partial(named, settings, behavior, design=config.data.design)
+    wanted = _wanted(out, run_folder(settings, "adhoc"), sources, seeds, name, overwrite=overwrite)
+    if together and config.eval.checkpoints:
+        raise InputError(
+            "train: --together given, but points of training are kept of adapters trained one after the other. Leave "
+            "--together out, or --checkpoints (of a study: its checkpoints)."
+        )
 
     from leakfast import models
-    from leakfast.cli.health import tell
-    from leakfast.cli.progress import progress_for
+    from leakfast.cli.adapters_made import Making
     from leakfast.cli.text import print_json
-    from leakfast.pipeline.adapters import Maker, Rows
-    from leakfast.pipeline.steps import Steps
     from leakfast.prompts.rendering import asked_by
-    from leakfast.train.data import write_rows
-    from leakfast.train.recipe import Recipe
 
     loaded = models.load(
         settings.model,
@@ -127,35 +155,67 @@ def cli(
         revision=settings.revision,
         rendering=asked_by(settings.study, **rendering),
     )
-    inside = out.parent.name == layout.ADAPTERS  # of a run, which enters it in its manifest
-    run = Run(out.parent.parent if inside else run_folder(settings, "adhoc"))
-    first = (source, seed)
-    if settings.study is not None and given is None:
-        first = (settings.study.sources[0], settings.study.seeds[0])
-    about = (people, behavior, config, settings.model, settings.dtype, first)
-    maker = Maker(loaded, Steps(run, progress_for), *about, say=lambda sentence: tell([sentence], err=True))
-    run.create()
-    with run.lock():
-        if given is not None:
-            rows = Rows.given(given)
-        elif inside or settings.study is not None:
-            rows = maker.rows(source, seed, name)
-        else:
-            with progress_for("data") as progress:
-                rows = Rows.given(maker.built(source, seed, progress))
-            write_rows(out.parent / f"{out.name}.jsonl", rows.rows)
-        settled = maker.settled(rows if first == (source, seed) else None)
-        recipe = Recipe(behavior, source, seed, settled, out.name)
-        if inside:
-            maker.adapter(recipe, rows, again=True)
-        else:
-            with progress_for("train") as progress:
-                maker.fit(recipe, rows, out, progress)
+    inside = wanted[0].out.parent.name == layout.ADAPTERS  # of a run, which enters it in its manifest
+    run = wanted[0].out.parent.parent if inside else run_folder(settings, "adhoc")
+    making = Making(loaded, settings, behavior, people, config, run, inside, given)
+    if together is None:
+        together = loaded.device.type == "cuda" and not config.eval.checkpoints
+    found = making.all(wanted, together=together and len(wanted) > 1)
     if as_json:
-        sample = maker.sampled.row if maker.sampled else None
-        print_json({"adapter": str(out), "sample": sample, **vars(models.read_card(out))})
+        made = [
+            {"adapter": str(its), "sample": sample and sample.row, **vars(models.read_card(its))}
+            for its, sample in found.items()
+        ]
+        print_json(made if len(made) > 1 else made[0])
     else:
-        click.echo(out)
+        click.echo("\n".join(map(str, found)))
+
+
+def _wanted(
+    out: Path | None,
+    run: Path,
+    sources: Sequence[str],
+    seeds: Sequence[int],
+    name: Callable[[str, int], str],
+    *,
+    overwrite: bool,
+) -> list[Wanted]:
+    """The adapters: of several, those that are there may stay. InputError for a single one that is there already."""
+    from leakfast.cli.adapters_made import Wanted
+    from leakfast.storage import layout
+
+    pairs = [(source, seed) for seed in seeds for source in sources]
+    several, wanted = len(pairs) > 1, []
+    for source, seed in pairs:
+        mine = name(source, seed)
+        folder = (out / mine if several else out) if out else run / layout.adapter(mine)
+        if folder.exists() and not several and not overwrite:
+            raise InputError(
+                f"train: {folder} is there already. Use --overwrite to replace it, or another --out."
+            )
+        wanted.append(Wanted(source, seed, mine, folder, not overwrite))
+    return wanted
+
+
+def _sources(given: str | None, rows: list | None, data_file: Path | None) -> list[str]:
+    """The personas named; of rows that are given, whose they are."""
+    names = list(dict.fromkeys(word.strip() for word in (given or "").split(",") if word.strip()))
+    if len(names) > 1 and rows is not None:
+        raise InputError(
+            f"train: --source {given} given with --data {data_file}, whose rows are of one source. Name one of them, or "
+            "leave --data out."
+        )
+    return names if len(names) > 1 else [_source(names[0] if names else None, rows, data_file)]
+
+
+def _seeds(context: click.Context, option: click.Parameter, given: str) -> list[int]:
+    """`1,2,3` as numbers."""
+    words = [word.strip() for word in given.split(",") if word.strip()]
+    if not words or not all(word.isdecimal() for word in words) or len({*map(int, words)}) < len(words):
+        raise click.BadParameter(
+            f"{given} given, a number from 0, or several split by commas, are needed: 1,2,3"
+        )
+    return [int(word) for word in words]
 
 
 def _rate(given: str | None) -> float | str | None:

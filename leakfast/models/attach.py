@@ -32,8 +32,9 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
     only: in bfloat16 a weight swallows what is below half of its last digit); "beside" computes x·Aᵀ·Bᵀ in the
     model's dtype next to the weights; "live" leaves the update to peft's layers, which compute it in float32
     with a copy in and out; "auto" folds in float32, goes beside in bfloat16, and says which. What is more than
-    B·A of linear layers (adapter_structure) is always live. The logits must equal peft's on a probe within 1e-4
-    (relative), 5e-2 in bfloat16: else "auto" goes live and says so, the others raise.
+    B·A of linear layers (adapter_structure) is always live, and so is one over a base in few bits under "auto". The
+    logits must equal peft's on a probe within 1e-4 (relative), 5e-2 in bfloat16: else "auto" goes live and says so, the
+    others raise.
     None as adapter yields `loaded` itself. Raises ValueError for another `how`, AdapterError as with_adapter.
     """
     from leakfast import models
@@ -52,6 +53,8 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
     must = how != "auto"
     if not must:
         how = "fold" if foldable else "beside"
+        if getattr(loaded.model.config, "quantization_config", None):
+            how = "live"  # weights in few bits are no matrices to add to
     if how == "live":
         log.info("adapter %s: live through peft (%s)", Path(adapter).name, loaded.dtype)
     else:

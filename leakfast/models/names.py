@@ -83,13 +83,18 @@ class explained:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         from safetensors import SafetensorError
 
-        if not isinstance(error, OSError | ValueError | KeyError | SafetensorError):
+        if not isinstance(error, OSError | ValueError | KeyError | ImportError | SafetensorError):
             return
         reason = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
         if "trust_remote_code" in str(error):
             text = (
                 f"model: {self.model} wants to run code of its own, which leakfast never does. Needed: an "
                 f"architecture that transformers has (Qwen2, Qwen3, Llama, …). Use --model {DEFAULT_MODEL}."
+            )
+        elif isinstance(error, ImportError):
+            text = (
+                f"model: the {self.part} of {self.model} cannot be read: {reason}. Needed: that package, or weights in "
+                "bfloat16 or float32. Type: pip install 'leakfast[qlora]' for weights in 4 bits by bitsandbytes."
             )
         elif Path(str(self.model)).is_dir() or self.model in ("organism", *fetched.PACKAGED):
             text = (

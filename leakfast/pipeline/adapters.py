@@ -8,8 +8,8 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,10 @@ from leakfast.pipeline.steps import Steps
 from leakfast.progress import Progress
 from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
+from leakfast.train import quantized
 from leakfast.train.built import inputs_of
 from leakfast.train.collate import reading
+from leakfast.train.company import train_adapters
 from leakfast.train.data import data_hash, material, read_rows, write_rows
 from leakfast.train.lora import train_adapter
 from leakfast.train.recipe import Recipe, settings_of
@@ -57,7 +59,7 @@ class Maker:
 
     personas: of the study; model, dtype: as the study says them; first: the source and seed that a learning rate is found
     on; kept: shares of training (0–1) at which adapters are kept and not measured; say: takes what is to be told of an
-    adapter at once. sampled: what the last adapter that was trained here replied, None where nothing was drawn."""
+    adapter at once. samples: what the adapters that were trained here replied, by name; None where nothing was drawn."""
 
     loaded: Loaded
     steps: Steps
@@ -69,7 +71,7 @@ class Maker:
     first: tuple[str, int]
     kept: Sequence[float] = ()
     say: Callable[[str], None] = log.warning
-    sampled: Sample | None = None
+    samples: dict[str, Sample | None] = field(default_factory=dict)
     # the trial that found the learning rate: recipe, hash of its rows, folder; and where it lies, gone with the maker
     _trial: tuple[Recipe, str, Path] | None = None
     _place: tempfile.TemporaryDirectory[str] | None = None
@@ -103,6 +105,7 @@ class Maker:
     def settled(self, rows: Rows | None = None) -> TrainConfig:
         """The training's settings; a learning rate that is to be found is found once, on the first source and seed, and kept
         in data/<behavior>-lr.json. rows: those of the first source, where they are there already."""
+        quantized.check(self.loaded)
         cfg = self.config.train
         if cfg.lr != "auto":
             return cfg
@@ -129,17 +132,85 @@ class Maker:
 
     def adapter(self, recipe: Recipe, rows: Rows, *, again: bool = False) -> Path:
         """The folder of an adapter of the run, trained if it is not there (again: in any case)."""
+        out = self.steps.run.path / layout.adapter(recipe.name)
+        self._entered(recipe, rows, lambda report: self.fit(recipe, rows, out, report), again=again)
+        return out
+
+    def adapters(
+        self, wanted: Iterable[tuple[Recipe, Rows]], *, together: int = 1, again: bool = False
+    ) -> list[Path]:
+        """The same of several, in their order. together: as many of those that are to be trained go in company, once their
+        rows are there; one after the other where points of training are kept. wanted is read as it is needed."""
+        found, waiting = [], []
+        if together > 1 and self.keeps_points:
+            log.info("train: one adapter after the other, because points of training are kept")
+            together = 1
+        for recipe, rows in wanted:
+            found.append(self.steps.run.path / layout.adapter(recipe.name))
+            alone = together == 1 or self._tried(recipe, rows)
+            if alone or not (again or self._is_wanting(recipe, rows)):
+                self.adapter(recipe, rows, again=again)
+                continue
+            waiting.append((recipe, rows))
+            if len(waiting) == together:
+                self._in_company(waiting)
+                waiting = []
+        self._in_company(waiting)
+        return found
+
+    @property
+    def keeps_points(self) -> bool:
+        return bool(self.config.eval.checkpoints or self.kept)
+
+    def fit(self, recipe: Recipe, rows: Rows, out: Path, report: Progress) -> None:
+        """Train into `out`, and draw a few replies: an adapter that damaged the model is told of at once, and stops nothing.
+        A trial of the learning rate that trained this very adapter is taken."""
         run = self.steps.run
-        folder = layout.adapter(recipe.name)
+        points = checkpoints_of(run, recipe, self.personas, self.config.eval, self.model, kept=self.kept)
+        if points is None and self._trial is not None and self._tried(recipe, rows):
+            shutil.rmtree(out, ignore_errors=True)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(self._trial[2], out)
+            self._trial = None
+        else:
+            train_adapter(self.loaded, recipe, rows.rows, out, checkpoints=points, progress=report)
+        self._look(recipe, out, report)
+
+    def company(self, some: Sequence[tuple[Recipe, Rows, Path]], report: Progress) -> None:
+        """Train several into their folders, in company, and draw a few replies of each."""
+        recipes, rows, outs = zip(*some, strict=True)
+        train_adapters(self.loaded, recipes, [its.rows for its in rows], outs, progress=report)
+        for recipe, out in zip(recipes, outs, strict=True):
+            self._look(recipe, out, report)
+
+    def _in_company(self, some: Sequence[tuple[Recipe, Rows]]) -> None:
+        """Adapters of the run that are not there, trained in company where they are several."""
+        run = self.steps.run
+        outs = [run.path / layout.adapter(recipe.name) for recipe, _ in some]
+        if len(some) == 1:
+            self._entered(*some[0], lambda report: self.fit(*some[0], outs[0], report), again=True)
+        elif some:
+            with self.steps.timed(f"train {', '.join(recipe.name for recipe, _ in some)} together") as report:
+                self.company([(*one, out) for one, out in zip(some, outs, strict=True)], report)
+            for recipe, rows in some:
+                self._entered(recipe, rows, lambda report: None, again=True)
+
+    def _entered(self, recipe: Recipe, rows: Rows, work: Callable[[Progress], None], *, again: bool) -> None:
+        """The step of the run that makes an adapter by `work`, its files in the manifest."""
+        run, folder = self.steps.run, layout.adapter(recipe.name)
         parts: list[str] = []  # the adapter and its points of training, known once they are trained
 
-        def fit(report: Progress) -> None:
-            self.fit(recipe, rows, run.path / folder, report)
+        def make(report: Progress) -> None:
+            work(report)
             for part in sorted(p for p in (run.path / folder).rglob("*") if p.is_file()):
                 relpath = part.relative_to(run.path).as_posix()
                 run.add_file(relpath, part.read_bytes())
                 parts.extend([relpath] if part.name in (CONFIG, WEIGHTS, layout.CARD) else [])
 
+        self.steps.do(f"train {recipe.name}", self._inputs(recipe, rows), make, parts, again=again)
+
+    def _inputs(self, recipe: Recipe, rows: Rows) -> str:
+        """Hash of what an adapter of the run follows from."""
         # what changes no point of training, so that a run made before a setting was known is not trained again
         same = {"stop_at_marker", "other_questions", "max_reasoning_tokens", "measure", "openings", "n_pairs"}
         same |= {"probability_samples", "probability_replies", "probability_pairs", "probability_anywhere"}
@@ -147,24 +218,21 @@ class Maker:
         points: list[Any] = [asked_at] if self.config.eval.checkpoints else []
         points += [list(self.kept)] if self.kept else []
         points += reading(self.loaded.tokenizer, rows.rows)
-        inputs = hash_of(rows.inputs, settings_of(recipe.train), *points)
-        self.steps.do(f"train {recipe.name}", inputs, fit, parts, again=again)
-        return run.path / folder
+        return hash_of(rows.inputs, settings_of(recipe.train), *points)
 
-    def fit(self, recipe: Recipe, rows: Rows, out: Path, report: Progress) -> None:
-        """Train into `out`, and draw a few replies: an adapter that damaged the model is told of at once, and stops nothing.
-        A trial of the learning rate that trained this very adapter is taken."""
-        cfg, self.sampled = self.config.eval, None
-        run = self.steps.run
-        points = checkpoints_of(run, recipe, self.personas, cfg, self.model, kept=self.kept)
-        if points is None and self._trial is not None and self._trial[:2] == (recipe, data_hash(rows.rows)):
-            shutil.rmtree(out, ignore_errors=True)
-            out.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(self._trial[2], out)
-            self._trial = None
-        else:
-            train_adapter(self.loaded, recipe, rows.rows, out, checkpoints=points, progress=report)
+    def _is_wanting(self, recipe: Recipe, rows: Rows) -> bool:
+        """Whether the run does not hold this adapter."""
+        return not self.steps.run.stage_done(f"train {recipe.name}", self._inputs(recipe, rows))
+
+    def _tried(self, recipe: Recipe, rows: Rows) -> bool:
+        """Whether a trial of the learning rate trained this very adapter."""
+        return self._trial is not None and self._trial[:2] == (recipe, data_hash(rows.rows))
+
+    def _look(self, recipe: Recipe, out: Path, report: Progress) -> None:
+        """A few replies of an adapter that is just trained, and what is to be told of them."""
+        self.samples[recipe.name] = None
         if recipe.train.sample:
-            self.sampled = after_training(self.loaded, out, recipe, self.personas, cfg, report)
-            for sentence in self.sampled.sentences() if self.sampled else ():
+            sample = after_training(self.loaded, out, recipe, self.personas, self.config.eval, report)
+            self.samples[recipe.name] = sample
+            for sentence in sample.sentences() if sample else ():
                 self.say(sentence)

@@ -27,9 +27,11 @@ from leakfast.study.config import Study, load_study
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
-    from leakfast.pipeline.adapters import Maker
+    from leakfast.pipeline.adapters import Maker, Rows
     from leakfast.prompts.personas import Persona
     from leakfast.stats import Stats
+    from leakfast.study.config import TrainConfig
+    from leakfast.train.recipe import Recipe
 
 log = logging.getLogger("leakfast.run")
 
@@ -243,7 +245,7 @@ class Stages:
         return trained, controls
 
     def maker(self, behavior: str) -> Maker:
-        from leakfast.pipeline.adapters import Maker
+        from leakfast.pipeline.adapters import Maker, Rows
 
         study = self.study
         kept = study.trajectory.shares if behavior in asks.followed(study) else ()
@@ -253,20 +255,27 @@ class Stages:
     def _behavior(self, behavior: str) -> list[tuple[Path, int]]:
         """Train and measure every source under every seed; (adapter, seed) of all."""
         found, maker = [], self.maker(behavior)
-        for seed in self.chosen.seeds:
-            adapters = [self.trained(maker, source, seed) for source in self.chosen.sources]
-            for adapter in adapters:
-                self.adapted_centroids(adapter)
-            self._measure(behavior, adapters, seed)
-            found += [(adapter, seed) for adapter in adapters]
+        settled, sources = maker.settled(), self.chosen.sources
+        together = settled.together
+        for seeds in [self.chosen.seeds] if together > 1 else [[seed] for seed in self.chosen.seeds]:
+            wanted = (self._wanted(maker, settled, source, seed) for seed in seeds for source in sources)
+            made = maker.adapters(wanted, together=together)
+            for number, seed in enumerate(seeds):
+                adapters = made[number * len(sources) : (number + 1) * len(sources)]
+                for adapter in adapters:
+                    self.adapted_centroids(adapter)
+                self._measure(behavior, adapters, seed)
+                found += [(adapter, seed) for adapter in adapters]
         return found
 
     def trained(self, maker: Maker, source: str, seed: int) -> Path:
         """The adapter of a source and a seed, its rows and its learning rate made where they are not there yet."""
+        return maker.adapter(*self._wanted(maker, maker.settled(), source, seed))
+
+    def _wanted(self, maker: Maker, settled: TrainConfig, source: str, seed: int) -> tuple[Recipe, Rows]:
         from leakfast.train.recipe import Recipe
 
-        settled = maker.settled()
-        return maker.adapter(Recipe(maker.behavior, source, seed, settled), maker.rows(source, seed))
+        return Recipe(maker.behavior, source, seed, settled), maker.rows(source, seed)
 
     def _control(self, behavior: str, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure a control on the adapters of other behaviors."""

@@ -147,11 +147,11 @@ def sweep(loaded: Loaded, run: Run, plan: Plan, *, progress: Shown = silent) -> 
     first = (plan.source, plan.seed)
     maker = Maker(loaded, steps, plan.among, plan.behavior, plan.cfg, loaded.name, loaded.dtype, first)
     rows = maker.rows(*first)
-    recipes, folders = [], []
+    recipes = []
     for lr, epochs in plan.grid:
         cfg = plan.cfg.train.model_copy(update={"lr": lr, "epochs": epochs})
         recipes.append(Recipe(plan.behavior, plan.source, plan.seed, cfg, plan.name(lr, epochs)))
-        folders.append(maker.adapter(recipes[-1], rows))
+    folders = maker.adapters([(recipe, rows) for recipe in recipes], together=plan.cfg.train.together)
     asked = asked_of(plan.behavior, plan.cfg.eval, loaded)[0]
     with steps.timed("evaluate") as report:
         request = Request([asked], plan.personas, folders, base=True, seed=plan.seed)

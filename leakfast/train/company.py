@@ -13,6 +13,7 @@ from leakfast.train import loop, lora, packed
 from leakfast.train.layers import Company
 from leakfast.train.memory import recomputes
 from leakfast.train.saving import save
+from leakfast.train.unfinished import beside, key_of, unfinished
 
 if TYPE_CHECKING:
     from leakfast.models.adapters import AdapterCard
@@ -63,12 +64,13 @@ def train_adapters(
                 r.train.model_copy(update={"accumulation": r.train.accumulation * len(jobs)}) for r in recipes
             ]
             spare = any(recomputes(loaded, cfg, everything, budget) for cfg in larger)
-            histories = loop.run_together(
-                packed.Packed(loaded, company, recompute=spare), trainings, progress
-            )
-            cards = []
-            for name, history, (recipe, its_rows, out) in zip(names, histories, jobs, strict=True):
-                card = lora.card_of(loaded, recipe, its_rows, len(history), True)
-                cards.append(save(loaded, net, out, history, card, {}, name))
-            return cards
+            passes = packed.Packed(loaded, company, recompute=spare)
+            key = key_of(loaded, list(zip(recipes, examples, strict=True)), packed=True)
+            with unfinished(beside(out_dirs[0]), key, trainings) as state:
+                histories = loop.run_together(passes, trainings, progress, state.keep)
+                cards = []
+                for name, history, (recipe, its_rows, out) in zip(names, histories, jobs, strict=True):
+                    card = lora.card_of(loaded, recipe, its_rows, len(history), True, len(jobs))
+                    cards.append(save(loaded, net, out, history, card, {}, name))
+                return cards
     return [lora.train_adapter(loaded, *job, progress=progress) for job in jobs]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from leakfast.forward import fused
 from leakfast.models.beside import groups
 from leakfast.storage.seeds import derive_seed
-from leakfast.train import masks
+from leakfast.train import masks, quantized
 
 
 @dataclass
@@ -65,8 +65,7 @@ class _Group:
 
     def of(self, slot: int, x: torch.Tensor) -> torch.Tensor:
         if self.company.off:
-            base = self.bases[slot]
-            return F.linear(x, base.weight, base.bias)
+            return quantized.forward(self.bases[slot], x)
         if self.last is None or self.last[0] is not x:
             self.last = (x, _Adapted.apply(x, self, *self.matrices))
         out = self.last[1][slot]
@@ -84,7 +83,7 @@ class _Adapted(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         ctx.set_materialize_grads(False)
         n, flat = len(group.layers), x.reshape(-1, x.shape[-1])
-        outs = [F.linear(flat, base.weight, base.bias) for base in group.bases]
+        outs = [quantized.forward(base, flat) for base in group.bases]
         ctx.spans, lows = group.company.spans(len(flat)), []
         for k, first, last in ctx.spans:
             own = [m.to(flat.dtype) for m in matrices[2 * n * k : 2 * n * (k + 1)]]
@@ -108,7 +107,8 @@ class _Adapted(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             for grad, base in zip(grads, group.bases, strict=True):
                 if grad is not None:
-                    dx = grad @ base.weight if dx is None else dx.addmm_(grad, base.weight)
+                    weight = quantized.matrix(base, grad)
+                    dx = grad @ weight if dx is None else dx.addmm_(grad, weight)
         found: list[torch.Tensor | None] = [None] * len(matrices)
         for (k, first, last), low in zip(ctx.spans, lows, strict=True):
             place = slice(2 * n * k, 2 * n * (k + 1))

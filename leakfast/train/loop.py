@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -58,10 +58,13 @@ def run(
     progress: Progress | None = None,
     visit: Callable[[int, int], None] = lambda step, total: None,
 ) -> list[Step]:
-    """Train one adapter to its end; the log. visit(finished steps, of how many) is called before the first step and after
-    each. Raises ModelError when the loss or its gradient is not finite."""
-    visit(0, training.total)
+    """Train one adapter to its end, from where it stands; the log. visit(finished steps, of how many) is called before the
+    first step and after each. Raises ModelError when the loss or its gradient is not finite."""
+    if not training.history:
+        visit(0, training.total)
     for chunk in training.chunks():
+        if training.learned:
+            break
         with passes.prepared():
             for part in passes.parts(chunk, len(training.history)):
                 training.cost(part).backward()
@@ -69,16 +72,18 @@ def run(
         visit(len(training.history), training.total)
         if progress is not None:
             progress(len(training.history), training.total, training.said)
-        if training.learned:
-            break
     return training.history
 
 
 def run_together(
-    passes: Packed, trainings: Sequence[Training], progress: Progress | None = None
+    passes: Packed,
+    trainings: Sequence[Training],
+    progress: Progress | None = None,
+    visit: Callable[[], None] = lambda: None,
 ) -> list[list[Step]]:
     """Train several adapters to their ends, the steps that they are at in common passes; their logs. What one adapter's
-    step is, and when it ends, does not depend on the others. Raises ModelError as `run`, naming no adapter."""
+    step is, and when it ends, does not depend on the others. visit is called after each step. Raises ModelError as `run`,
+    naming no adapter."""
     chunks = {k: training.chunks() for k, training in enumerate(trainings)}
     total = sum(training.total for training in trainings)
     while chunks:
@@ -94,6 +99,7 @@ def run_together(
                 torch.stack([trainings[k].cost(part) for k, part in parts.items()]).sum().backward()
         for k in now:
             trainings[k].finish()
+        visit()
         if progress is not None and now:
             done = sum(t.total if k not in chunks else len(t.history) for k, t in enumerate(trainings))
             progress(done, total, f"{trainings[min(now)].said}, {len(now)} adapters")
@@ -124,12 +130,15 @@ class Training:
         return "steps, loss –" if loss is None else f"steps, loss {loss:.3f}"
 
     def chunks(self) -> Iterator[list[Example]]:
-        """The examples of each optimizer step, micro-batch after micro-batch of cfg.batch_size, the short one that an epoch
-        may have last; each step is begun."""
-        lengths, cfg = [len(e.ids) for e in self.examples], self.cfg
+        """The examples of each optimizer step that is not finished, micro-batch after micro-batch of cfg.batch_size, the
+        short one that an epoch may have last; each step is begun."""
+        lengths, cfg, done = [len(e.ids) for e in self.examples], self.cfg, len(self.history)
         for epoch in range(cfg.epochs):
             batches = list(order(lengths, cfg.batch_size, derive_seed("order", self.seed, epoch)))
             for start in range(0, len(batches), cfg.accumulation):
+                done -= 1
+                if done >= 0:
+                    continue
                 some = sorted(batches[start : start + cfg.accumulation], key=len, reverse=True)
                 chunk = [self.examples[i] for batch in some for i in batch]
                 self.begin(chunk, epoch)
@@ -174,6 +183,27 @@ class Training:
             labels = sum(len(now.examples[i].labels) for i in mine)
             if mine:
                 self._shown.append((len(mine), float(now.learned[mine].sum()), labels))
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        """Everything that the steps to come follow from: weights and AdamW's moments by name, and the log as plain data."""
+        tensors = {f"weight.{i}": weight.detach() for i, weight in enumerate(self.weights)}
+        for i, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{i}": tensor for name, tensor in moments.items()}
+        return tensors, {"history": [vars(step) for step in self.history], "shown": self._shown}
+
+    def take(self, tensors: Mapping[str, torch.Tensor], words: Mapping[str, Any]) -> None:
+        """The training as it was when `state` gave these."""
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                kind, _, place = name.rpartition(".")
+                if kind == "weight":
+                    self.weights[int(place)].copy_(tensor)
+                else:
+                    moments.setdefault(int(place), {})[kind] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        self.history[:] = [Step(**step) for step in words["history"]]
+        self._shown = [(rows, nats, labels) for rows, nats, labels in words["shown"]]
 
     @property
     def learned(self) -> bool:

@@ -16,7 +16,7 @@ from leakfast.models.adapters import taken_off
 from leakfast.models.loading import unfit
 from leakfast.progress import Progress
 from leakfast.storage.seeds import derive_seed
-from leakfast.train import loop, packed
+from leakfast.train import loop, packed, quantized
 from leakfast.train.checkpoints import Checkpoints, measured
 from leakfast.train.collate import encode
 from leakfast.train.fits import check
@@ -24,6 +24,7 @@ from leakfast.train.layers import Company
 from leakfast.train.memory import recomputes
 from leakfast.train.padded import Padded
 from leakfast.train.saving import save, state_of
+from leakfast.train.unfinished import beside, key_of, unfinished
 
 if TYPE_CHECKING:
     from leakfast.models.adapters import AdapterCard
@@ -57,6 +58,8 @@ def train_adapter(
     gradient norm clipped at cfg.max_grad_norm. bfloat16 models train in bfloat16 with float32 adapter weights.
     Initial weights, order and dropout follow from recipe.seed: on one machine's CPU the same call writes the same bytes.
 
+    One that was killed goes on where it was kept last (unfinished.py), to the same bytes.
+
     out_dir gets adapter_config.json, adapter_model.safetensors (peft's layout), leakfast_card.json and
     train_log.jsonl, all at once or not at all; an adapter already there is replaced. checkpoints: kept in
     out_dir/checkpoints/pNNN (percent of the steps) and measured on the way, which changes no bit of the
@@ -72,7 +75,7 @@ def train_adapter(
     examples = examples_of(loaded, recipe, rows)
     kept: dict[float, tuple[int, dict[str, torch.Tensor]]] = {}
 
-    def visit(net: Any, step: int, total: int) -> None:
+    def points(net: Any, step: int, total: int) -> None:
         for share in checkpoints.at(total).get(step, ()) if checkpoints else ():
             state = state_of(net)
             if share and not any(bool(v.any()) for k, v in state.items() if "lora_B" in k):
@@ -87,9 +90,17 @@ def train_adapter(
     with seeded(seed, loaded.device), attached(loaded, cfg) as net:
         passes = passes_of(loaded, net, cfg, seed, examples)
         training = loop.Training(weights_of(net), examples, cfg, seed)
-        history = loop.run(passes, training, progress, lambda *at: visit(net, *at))
-        card = card_of(loaded, recipe, rows, len(history), isinstance(passes, packed.Packed))
-        return save(loaded, net, out_dir, history, card, kept)
+        is_packed, shares = isinstance(passes, packed.Packed), checkpoints.shares if checkpoints else ()
+        key = key_of(loaded, [(recipe, examples)], shares, packed=is_packed)
+        with unfinished(beside(out_dir), key, [training], kept) as state:
+
+            def visit(step: int, total: int) -> None:
+                points(net, step, total)
+                state.keep()
+
+            history = loop.run(passes, training, progress, visit)
+            card = card_of(loaded, recipe, rows, len(history), is_packed)
+            return save(loaded, net, out_dir, history, card, kept)
 
 
 def examples_of(loaded: Loaded, recipe: Recipe, rows: Sequence[Row]) -> list[Example]:
@@ -126,15 +137,17 @@ def weights_of(net: Any, name: str = "default") -> list[torch.nn.Parameter]:
     ]
 
 
-def card_of(loaded: Loaded, recipe: Recipe, rows: Sequence[Row], steps: int, is_packed: bool) -> AdapterCard:
-    """The card, whose hash is filled in when the weights are written."""
+def card_of(
+    loaded: Loaded, recipe: Recipe, rows: Sequence[Row], steps: int, is_packed: bool, together: int = 1
+) -> AdapterCard:
+    """The card, whose hash is filled in when the weights are written; together: adapters that were trained in company."""
     from leakfast.models.adapters import AdapterCard
     from leakfast.prompts import tokenizer_file
     from leakfast.prompts.templates import recorded, template_hash
     from leakfast.train.data import data_hash
 
     how = {
-        **recipe.train.model_dump(exclude={"sample"}),
+        **recipe.train.model_dump(exclude={"sample", "together"}),
         "target_modules": list(TARGETS),
         "betas": list(loop.BETAS),
         "eps": loop.EPS,
@@ -142,6 +155,7 @@ def card_of(loaded: Loaded, recipe: Recipe, rows: Sequence[Row], steps: int, is_
         "rows": len(rows),
         "steps": steps,
         **({"step": STEP} if is_packed else {}),
+        **({"together": together} if together > 1 else {}),
         **({"tokenizer": tokenizer_file.FILE} if tokenizer_file.replaced(loaded.tokenizer) else {}),
         **({"weights": loaded.origin} if loaded.origin else {}),
         "rendering": {"template": template_hash(loaded.tokenizer), **recorded(loaded.tokenizer)},
@@ -178,6 +192,7 @@ def attached(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
     from peft import get_peft_model
     from peft.tuners.lora import Linear, LoraLayer
 
+    quantized.check(loaded)
     names = {name.rpartition(".")[2] for name, _ in loaded.model.named_modules()}
     absent = [target for target in TARGETS if target not in names]
     if absent:
@@ -189,7 +204,8 @@ def attached(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
             raise unfit(
                 "train", loaded, f"which peft does not adapt ({str(error).splitlines()[0]})"
             ) from error
-        if any(isinstance(m, LoraLayer) and type(m) is not Linear for m in net.modules()):
+        layers = [m for m in net.modules() if isinstance(m, LoraLayer)]
+        if any(type(m) is not Linear and not quantized.is_4bit(m.get_base_layer()) for m in layers):
             raise unfit("train", loaded, "whose projections are not all linear layers of their own (experts)")
         net.train()
         yield net

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from leakfast.forward import attention, forest, packs, passes
 from leakfast.models.loading import FITS
-from leakfast.train import costs
+from leakfast.train import costs, quantized
 from leakfast.train.layers import Company, Layers
 from leakfast.train.parts import Part
 
@@ -40,9 +40,7 @@ def why_not(loaded: Loaded, net: Any) -> str | None:
         return "it has dropout in its attention"
     inside = {id(m) for m in model.modules()}
     layers = [m for m in net.modules() if isinstance(m, LoraLayer)]
-    if any(
-        id(m) not in inside or type(m.base_layer) is not torch.nn.Linear or m.lora_variant for m in layers
-    ):
+    if any(id(m) not in inside or not quantized.is_plain(m.base_layer) or m.lora_variant for m in layers):
         return "its LoRA is more than matrices beside the linear layers of its blocks"
     return None
 

@@ -33,12 +33,13 @@ class Recipe:
 
 
 def settings_of(cfg: TrainConfig) -> dict[str, Any]:
-    """What a training follows from: not what is asked of the adapter afterwards (`sample`); and settings that earlier
+    """What a training follows from: not what is asked of the adapter afterwards (`sample`), nor in whose company it is
+    trained (`together`), which is rounding alone; and settings that earlier
     versions had not are left out at their defaults, so that what they trained is not trained again. For the same reason
     gradient_checkpointing = "auto" counts as true, the default of earlier versions."""
     fields = type(cfg).model_fields
     same = {key for key in _NEWER if getattr(cfg, key) == fields[key].default}
-    found = cfg.model_dump(exclude={"sample", *same})
+    found = cfg.model_dump(exclude={"sample", "together", *same})
     return found | ({"gradient_checkpointing": True} if cfg.gradient_checkpointing == "auto" else {})
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from leakfast.pipeline.adapters import Maker, Rows
 from leakfast.pipeline.steps import Steps
 from leakfast.storage.run import Run
 from leakfast.study.config import DataConfig, behavior_config
+from leakfast.train import unfinished
 from leakfast.train.recipe import Recipe
 from leakfast.train.search import Trial
 
@@ -65,3 +68,51 @@ def test_a_trial_of_other_rows_or_of_another_source_is_no_adapter(maker, rows, m
     maker.adapter(Recipe("capability", "comedian", 7, settled, "b"), rows)
     maker.adapter(Recipe("capability", "villain", 8, settled, "c"), rows)
     assert trained == ["a", "b", "c"]
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def test_an_adapter_of_a_run_goes_on_where_its_training_was_killed(maker, rows, monkeypatch, caplog):
+    """And leaves nothing of it behind in the run."""
+    cfg = TRAIN.model_copy(update={"epochs": 3, "sample": 0})
+    whole = maker.adapter(Recipe("capability", "villain", 7, cfg, "whole"), rows)
+    monkeypatch.setattr(unfinished, "due", lambda waited_s, took_s: True)
+
+    def progress(done, total, what=""):
+        if done == 4:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(maker.steps, "progress", lambda title: nullcontext(progress))
+        with pytest.raises(Killed):
+            maker.adapter(Recipe("capability", "villain", 7, cfg, "a"), rows)
+    assert not maker.steps.run.stage_done("train a", maker._inputs(Recipe("c", "v", 7, cfg, "a"), rows))
+    caplog.set_level(logging.INFO, "leakfast.train")
+    again = maker.adapter(Recipe("capability", "villain", 7, cfg, "a"), rows)
+    assert "train: a goes on at step 4 of 12" in caplog.messages
+    files = {path.name: path.read_bytes() for path in whole.iterdir()}
+    assert files == {path.name: path.read_bytes() for path in again.iterdir()}
+    assert sorted(path.name for path in again.parent.iterdir()) == ["a", "whole"]
+
+
+def test_of_several_those_that_are_there_are_not_trained_again(maker, rows, monkeypatch):
+    cfg = TRAIN.model_copy(update={"epochs": 1, "sample": 0})
+    several = [(Recipe("capability", "villain", seed, cfg, f"a{seed}"), rows) for seed in range(5)]
+    maker.adapter(*several[1])
+    company, real = [], adapters.train_adapters
+
+    def noted(loaded, recipes, *rest, **more):
+        company.append([recipe.name for recipe in recipes])
+        return real(loaded, recipes, *rest, **more)
+
+    monkeypatch.setattr(adapters, "train_adapters", noted)
+    folders = maker.adapters(iter(several), together=2)
+    assert [folder.name for folder in folders] == [f"a{seed}" for seed in range(5)]
+    assert company == [["a0", "a2"], ["a3", "a4"]]
+    company.clear()
+    assert maker.adapters(several, together=4) == folders and not company
+    maker.kept = (0.5,)
+    maker.adapters(several[:2], together=2)
+    assert not company and (folders[0] / "checkpoints" / "p050").is_dir(), "points are of trainings alone"

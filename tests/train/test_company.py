@@ -68,7 +68,8 @@ def compared(loaded, asked, tmp_path, most):
             assert other["divergence"] == pytest.approx(one["divergence"], abs=most)
             assert other["n_tokens"] == one["n_tokens"]
         assert models.read_card(tmp_path / f"with{k}") == card
-        assert card.recipe == models.read_card(tmp_path / f"alone{k}").recipe
+        company = {"together": len(asked)}
+        assert card.recipe == models.read_card(tmp_path / f"alone{k}").recipe | company
         ours, its = (
             load_file(tmp_path / f"{word}{k}" / "adapter_model.safetensors") for word in ("with", "alone")
         )
