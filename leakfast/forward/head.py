@@ -81,7 +81,7 @@ def head_of(loaded: Loaded) -> Head:
         (name,) = output.active_adapters
         weight, bias = output.modules_to_save[name].weight, output.modules_to_save[name].bias
     else:
-        weight = output.weight
+        weight = output.weight if loaded.stream is None else loaded.stream.head()
     return Head(weight, bias, scale, cap)
 
 

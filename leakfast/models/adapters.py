@@ -25,6 +25,7 @@ from leakfast.models.adapter_structure import (
     structure_of,
     unchanged,
 )
+from leakfast.models.adapters_on_disk import attach
 from leakfast.prompts.templates import warn_of_adapter
 from leakfast.storage import layout
 from leakfast.storage.disk import atomic_write
@@ -117,7 +118,8 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
     one of the same kind, else by name; without a card, by the last part of its name), and what
     structure_of checks. Checked after attaching: the canary, that is, the adapter moves the logits of a
     probe. On leaving, the adapter is removed, weights that it overwrote are put back, and every weight
-    and the probe's logits are bit for bit what they were. Raises AdapterError."""
+    and the probe's logits are bit for bit what they were. Of a model on disk, plain LoRA alone, and the canary is that its
+    matrices are numbers and not all 0. Raises AdapterError."""
     import torch
     from peft import PeftModel
 
@@ -125,6 +127,10 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
         raise ValueError("an adapter is attached already; leave its block first")
     structure = check_fits(loaded, folder)
     digest = adapter_hash(folder)
+    if loaded.stream is not None:
+        with taken_off(loaded.model):
+            yield replace(loaded, model=attach(loaded, folder, structure), adapter_hash=digest)
+        return
     before = _probe(loaded.model, loaded.tokenizer)
     with unchanged(loaded.model, structure.writes, str(folder)), taken_off(loaded.model):
         adapted = PeftModel.from_pretrained(loaded.model, str(folder), torch_device=str(loaded.device)).eval()
