@@ -30,9 +30,12 @@ def opened(
         )
     if stream == "off":
         return None
+    free = free_bytes(device)
+    most = sum(f.stat().st_size for f in folder.glob("*.safetensors")) * dtype.itemsize // 2 if folder else None
+    if stream == "auto" and most is not None and free is not None and most + BESIDE_BYTES <= free:
+        return None  # as any does that has two bytes a weight or more, without a look at its modules
     net = streamed.skeleton(config, dtype)
     n_bytes = sum(p.numel() for p in net.parameters()) * dtype.itemsize
-    free = free_bytes(device)
     if stream == "auto" and (free is None or n_bytes + BESIDE_BYTES <= free):
         said = "an unknown amount" if free is None else f"{free / 2**30:.1f} GiB"
         log.info("model: %s is loaded whole: %.1f GiB of weights, %s free", model, n_bytes / 2**30, said)
