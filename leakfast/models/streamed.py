@@ -67,6 +67,7 @@ class Blocks:
         self.files, self.dtype, self.device = files, dtype, device
         self.until = -1
         self._open: dict[Path, Any] = {}
+        self._laid: dict[int, list[range]] = {}
         self._here: int | None = None
         self._ahead: tuple[int, int, Future[list[Any]]] | None = None
         self._slot = 0
@@ -96,7 +97,7 @@ class Blocks:
     @property
     def block_bytes(self) -> int:
         """Of the largest block, in the model's dtype."""
-        return max(self._bytes(places) for places in self.blocks)
+        return max(self._bytes(n) for n in range(len(self.blocks)))
 
     def bring(self, n: int) -> None:
         """Block n has its weights, and the block after it is being read, if it is not beyond `until`."""
@@ -183,17 +184,26 @@ class Blocks:
             self._open[path] = safe_open(str(path), framework="pt", device="cpu")
         return self._open[path].get_tensor(name)
 
-    def _bytes(self, places: Sequence[_Place]) -> int:
-        return sum(len(b) for b in self._ranges(places))
+    def _bytes(self, n: int) -> int:
+        return max((where.stop for where in self._ranges(n)), default=0)
 
-    def _ranges(self, places: Sequence[_Place]) -> list[range]:
-        """Where each parameter lies in a buffer, bytes."""
-        found, start = [], 0
-        for place in places:
-            size = place.module._parameters[place.name].numel() * self.dtype.itemsize
-            found.append(range(start, start + -(-size // _ALIGNED) * _ALIGNED))
-            start = found[-1].stop
-        return found
+    def _ranges(self, n: int) -> list[range]:
+        """Where each parameter of block n lies in a buffer, bytes."""
+        if n not in self._laid:
+            found, end = [], 0
+            for place in self.blocks[n]:
+                size = place.module._parameters[place.name].numel() * self.dtype.itemsize
+                start = -(-end // _ALIGNED) * _ALIGNED + self._phase(place)
+                found.append(range(start, start + size))
+                end = found[-1].stop
+            self._laid[n] = found
+        return self._laid[n]
+
+    def _phase(self, place: _Place) -> int:
+        """How far from a boundary the weight of a loaded model lies: on a CPU that is a view of the file's map where the
+        dtype is the file's, and a BLAS may sum in another order there."""
+        mapped = self._tensor(place.tensor)
+        return mapped.data_ptr() % _ALIGNED if self.device.type == "cpu" and mapped.dtype == self.dtype else 0
 
     def _read(self, n: int, slot: int) -> list[Any]:
         """Block n copied from the map into a buffer: its parameters' views. Runs in the reader's thread too."""
@@ -213,10 +223,9 @@ class Blocks:
 
     def _views(self, buffer: Any, n: int) -> list[Any]:
         views = []
-        for place, where in zip(self.blocks[n], self._ranges(self.blocks[n]), strict=True):
+        for place, where in zip(self.blocks[n], self._ranges(n), strict=True):
             shape = place.module._parameters[place.name].shape
-            size = shape.numel() * self.dtype.itemsize
-            views.append(buffer[where.start : where.start + size].view(self.dtype).view(shape))
+            views.append(buffer[where.start : where.stop].view(self.dtype).view(shape))
         return views
 
     def _put(self, n: int, views: list[Any], slot: int) -> None:
