@@ -101,7 +101,9 @@ def measured(folder: Path, out: Path, stream: str, words: list[str], threads: in
     took = time.perf_counter() - began
     said = process.stderr.read() if process.stderr else ""
     if process.returncode:
-        raise RuntimeError(f"--stream {stream}: {said.strip().splitlines()[-1] if said.strip() else 'no word'}")
+        raise RuntimeError(
+            f"--stream {stream}: {said.strip().splitlines()[-1] if said.strip() else 'no word'}"
+        )
     return {"seconds": took, "rss_anon_bytes": peak["RssAnon"], "rss_file_bytes": peak["RssFile"]}
 
 

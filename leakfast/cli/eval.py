@@ -220,7 +220,11 @@ def _streamed(given: str | None, settings: Any, asked: Sequence[Any], engine: st
     if not drawn and engine == "packed":
         return given or (settings.study.stream if settings.study else "auto")
     if given == "on":
-        what = f"{', '.join(dict.fromkeys(drawn))} is measured by completions" if drawn else "vLLM scores letters"
+        what = (
+            f"{', '.join(dict.fromkeys(drawn))} is measured by completions"
+            if drawn
+            else "vLLM scores letters"
+        )
         raise InputError(
             f"eval: --stream on given, but {what}, which takes the model in memory. Use --stream off, --measure probability, "
             "or --engine packed."

@@ -146,7 +146,9 @@ def span_means(
         device = pack.rows.device
         places = attention.put(pack.places.astype(np.int64), device)
         ends = attention.put(np.concatenate([[0], np.cumsum(pack.counts)]).astype(np.int64), device)
-        return lambda states, rows: ops.segment_means(packs.wanted(states, rows).index_select(0, places), ends)
+        return lambda states, rows: ops.segment_means(
+            packs.wanted(states, rows).index_select(0, places), ends
+        )
 
     means = np.empty((len(sequences), len(layers), model.config.hidden_size), np.float32)
     for pack, which, found in _values(loaded, sequences, counts, budget_tokens, progress, layers, reading):

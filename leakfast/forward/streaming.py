@@ -174,7 +174,9 @@ class _Held:
                 spilled += size
         self.file = None
         if spilled:
-            log.info("engine: %.1f GiB of states between blocks go into a file in %s", spilled / 2**30, folder)
+            log.info(
+                "engine: %.1f GiB of states between blocks go into a file in %s", spilled / 2**30, folder
+            )
             path = Path(folder) / "states"
             self.file = torch.from_file(str(path), shared=True, size=spilled, dtype=torch.uint8)
             path.unlink()  # what is mapped stays until it is let go

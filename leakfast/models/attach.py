@@ -7,12 +7,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from leakfast.models import adapters_on_disk, beside
+from leakfast.models import beside
 
 log = logging.getLogger("leakfast.generate")
 
@@ -84,7 +85,7 @@ def _put_on(loaded: Any, adapter: str | Path, how: str) -> Iterator[tuple[str | 
         digest, on_disk = live.adapter_hash, loaded.stream is not None
         wanted = None if on_disk else _probe_logits(live)
         if how == "fold":
-            changes: Any = adapters_on_disk.deltas(live.model) if on_disk else _deltas(live.model)
+            changes: Any = _late_deltas(live.model) if on_disk else _deltas(live.model)
         else:
             changes = pairs_of(live.model)
     put_on: Any = _folded if how == "fold" else _beside
@@ -127,6 +128,25 @@ def _deltas(model: Any) -> dict[str, Any]:
     return {name.removesuffix(".weight"): update for name, _, update in updates(model) if update is not None}
 
 
+def _late_deltas(model: Any) -> dict[Any, Callable[[], Any]]:
+    """Linear layer → what makes its weight update, of peft's attached model: made anew for every block that is read, as all
+    of them together are as large as the model."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return {layer.get_base_layer(): partial(_delta, layer) for layer in layers}
+
+
+def _delta(layer: Any) -> Any:
+    """scale·B·A of a peft layer, summed over its active adapters; None where it has none."""
+    found = None
+    for active in layer.active_adapters:
+        if active in layer.scaling:
+            one = layer.get_delta_weight(active).detach()
+            found = one.clone() if found is None else found + one
+    return found
+
+
 def updates(model: Any) -> Iterator[tuple[str, Any, Any]]:
     """(name in a checkpoint, weight, update or None) of every parameter of the plain model, one at a time; the
     update as peft computes it for the active adapters. Tied parameters come once."""
@@ -142,7 +162,7 @@ def updates(model: Any) -> Iterator[tuple[str, Any, Any]]:
             where = where.removesuffix(".base_layer")
             module = plain.get_submodule(where)
             if last == "weight" and isinstance(module, LoraLayer):
-                update = adapters_on_disk.delta(module)
+                update = _delta(module)
         yield f"{where}.{last}", weight, update
 
 

@@ -31,7 +31,9 @@ def opened(
     if stream == "off":
         return None
     free = free_bytes(device)
-    most = sum(f.stat().st_size for f in folder.glob("*.safetensors")) * dtype.itemsize // 2 if folder else None
+    most = (
+        sum(f.stat().st_size for f in folder.glob("*.safetensors")) * dtype.itemsize // 2 if folder else None
+    )
     if stream == "auto" and most is not None and free is not None and most + BESIDE_BYTES <= free:
         return None  # as any does that has two bytes a weight or more, without a look at its modules
     net = streamed.skeleton(config, dtype)

@@ -14,7 +14,17 @@ from leakfast.forward import packs, passes, streaming
 from leakfast.forward.head import head_of
 from leakfast.measure import asking
 
-KINDS = ("qwen2", "qwen3", "llama", "gemma2", "gemma3_text", "phi3", "mistral-window", "llama-dynamic", "granite")
+KINDS = (
+    "qwen2",
+    "qwen3",
+    "llama",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "mistral-window",
+    "llama-dynamic",
+    "granite",
+)
 BUDGET = 60  # packed tokens: several batches
 
 
@@ -54,9 +64,7 @@ def test_states_are_the_loaded_models_bit_for_bit(folder_of, kind, dtype):
     assert on_disk.fingerprint == whole.fingerprint and on_disk.n_layers == whole.n_layers
     given, layers = prompts(), [2, 0]
     expected = passes.last_token_states(whole, given, layers, budget_tokens=BUDGET)
-    assert np.array_equal(
-        passes.last_token_states(on_disk, given, layers, budget_tokens=BUDGET), expected
-    )
+    assert np.array_equal(passes.last_token_states(on_disk, given, layers, budget_tokens=BUDGET), expected)
     segments = np.arange(len(given)) % 4
     for ours, own in zip(
         *(passes.last_token_sums(m, given, layers, segments, budget_tokens=BUDGET) for m in (on_disk, whole)),
@@ -77,7 +85,7 @@ def test_log_probabilities_are_the_loaded_models_bit_for_bit(folder_of, kind):
     assert np.array_equal(ours, own) and np.isfinite(own).all()
 
 
-@pytest.mark.parametrize("held, spilled", [(0, 1 << 30), (12_000, 1 << 30), (0, 12_000)])
+@pytest.mark.parametrize(("held", "spilled"), [(0, 1 << 30), (12_000, 1 << 30), (0, 12_000)])
 def test_spilled_states_and_chunks_change_no_bit(folder_of, monkeypatch, held, spilled):
     whole, on_disk = pair_of(folder_of("qwen2"))
     given = prompts()
@@ -114,7 +122,11 @@ def test_all_prompts_pass_a_block_before_the_next_is_read(folder_of):
     _, on_disk = pair_of(folder_of("qwen2"))
     told = []
     passes.last_token_states(
-        on_disk, prompts(), [3], budget_tokens=BUDGET, progress=lambda done, total, what: told.append((done, total))
+        on_disk,
+        prompts(),
+        [3],
+        budget_tokens=BUDGET,
+        progress=lambda done, total, what: told.append((done, total)),
     )
     assert on_disk.stream.read_blocks == [0, 1, 2, 3]
     assert told == sorted(told) and told[-1][0] == told[-1][1] == len({tuple(one) for one in prompts()})
