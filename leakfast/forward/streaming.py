@@ -14,10 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from leakfast.errors import ModelError
 from leakfast.forward import packs, plain, room
+from leakfast.models.loading import FITS
 
 if TYPE_CHECKING:
     from leakfast.models.streamed import Blocks
@@ -30,6 +32,7 @@ Value = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 HELD_BYTES = 512 << 20  # of states between blocks in memory; what is more goes into a file
 SPILLED_BYTES = 16 << 30  # of states in the file at most, and half of what its disk has free
+_TRIAL_TOKENS = 12
 MASK_BYTES = 128 << 20  # of attention's masks and rows kept from one block to the next
 
 
@@ -77,6 +80,7 @@ def _through(
 ) -> Iterator[tuple[int, int, Any, Any]]:
     """(block, place of the batch, its value where the block is one of `layers`, the decoder's own end after the deepest)."""
     run = _Run(model, max(layers))
+    _try(blocks, model, run.deepest)
     blocks.until = run.deepest
     with _held(model, batches) as held:
         for n in range(run.deepest + 1):
@@ -90,6 +94,34 @@ def _through(
                 done(batch, (n + 1) / (run.deepest + 1))
                 if n in layers:
                     yield n, index, found, ended
+
+
+def _try(blocks: Blocks, model: Any, deepest: int) -> None:
+    """ModelError where block after block is not what the decoder's own forward gives for a short prompt, as where later blocks
+    take more from earlier ones than states. Once a depth; types that the tests hold to transformers are not tried."""
+    if model.config.model_type in FITS or deepest <= blocks.tried:
+        return
+    blocks.tried = deepest
+    ids = (torch.arange(_TRIAL_TOKENS) % model.config.vocab_size).tolist()
+    found: list[torch.Tensor] = []
+
+    def own(batch: plain.Padded) -> torch.Tensor:
+        with torch.inference_mode():
+            return batch.through(model, [deepest], lambda n, states, rows: found.append(states.clone()))
+
+    try:
+        ((batch, _),) = plain.walk(model, [ids], np.ones(1, np.int64), _TRIAL_TOKENS, own)
+        ours: list[Value] = [lambda states, rows: states]
+        ((_, _, states, _),) = _through(blocks, model, [batch], [deepest], ours, lambda batch, share: None)
+        trouble = None if torch.equal(states, found[0]) else "its states are others, block after block"
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
+        trouble = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    if trouble is not None:
+        blocks.tried = -1
+        raise ModelError(
+            f"engine: a model of type {model.config.model_type} is read block by block, but {trouble}. Needed: blocks that take "
+            "nothing but states from one another. Use --stream off."
+        )
 
 
 class _Run:

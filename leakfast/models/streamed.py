@@ -61,11 +61,11 @@ class Blocks:
     Read through safetensors' memory map, so that pages are the page cache's; a block is copied from there into one of two
     buffers (pinned where the model is on a GPU), cast as loading does. A block's forward brings its own weights, so that any
     forward of the model gives what it gives loaded, slowly: block-major order is forward.streaming's.
-    until: the last block that is read ahead."""
+    until: the last block that is read ahead; tried: the deepest that forward.streaming has tried block by block."""
 
     def __init__(self, net: Any, files: Mapping[str, Path], dtype: Any, device: Any) -> None:
         self.files, self.dtype, self.device = files, dtype, device
-        self.until = -1
+        self.until = self.tried = -1
         self._open: dict[Path, Any] = {}
         self._laid: dict[int, list[range]] = {}
         self._here: int | None = None

@@ -142,6 +142,32 @@ def test_the_model_is_as_before_after_a_run(folder_of):
     assert np.array_equal(passes.last_token_states(on_disk, prompts(), [1]), first)
 
 
+def test_a_model_whose_blocks_share_more_than_states_is_refused(folder_of, monkeypatch):
+    """Of a type that is tried; here the last block looks at what the first one has kept."""
+    _, on_disk = pair_of(folder_of("granite"))
+    blocks = packs.stack(passes.decoder(on_disk))[1]
+    kept = []
+    own = [vars(block)["forward"] for block in blocks]
+
+    def first(hidden, *more, **named):
+        kept.append(hidden.mean())
+        return own[0](hidden, *more, **named)
+
+    def last(hidden, *more, **named):
+        return own[-1](hidden + kept.pop(), *more, **named) if kept else own[-1](hidden, *more, **named)
+
+    blocks[0].forward, blocks[-1].forward = first, last
+    one_block = streaming._Run.step
+
+    def step(self, *given):
+        kept.clear()
+        return one_block(self, *given)  # nothing is left of the block before
+
+    monkeypatch.setattr(streaming._Run, "step", step)
+    with pytest.raises(ModelError, match="block after block"):
+        passes.last_token_states(on_disk, prompts(), [len(blocks) - 1])
+
+
 def test_fp8_is_refused_for_a_model_on_disk(folder_of, monkeypatch):
     from leakfast.forward import fp8
 
