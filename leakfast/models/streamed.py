@@ -133,6 +133,11 @@ class Blocks:
             self._head = self._tensor(self._head_name).to(self.device, self.dtype)
         return self._head
 
+    def embedding_rows(self, ids: Any) -> Any:
+        """Rows (N, D) of the input embedding for token ids (N,) int64 on the CPU, which alone are read; in the model's dtype and
+        on its device."""
+        return self._tensor(self._table)[ids].to(self.device, self.dtype)
+
     @contextmanager
     def adding(self, updates: Mapping[Any, Callable[[], Any]]) -> Iterator[None]:
         """Linear layers of the blocks with an update added to their weights whenever a block is brought, inside the block."""
@@ -160,7 +165,7 @@ class Blocks:
         shape = parameter.shape
         try:
             module.padding_idx = None  # matters for gradients alone
-            parameter.data = self._tensor(self._table)[rows].to(self.device, self.dtype)
+            parameter.data = self.embedding_rows(rows)
             return type(module).forward(module, where.to(ids.device))
         finally:
             module.padding_idx = padding

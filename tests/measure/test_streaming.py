@@ -4,6 +4,7 @@ and without an adapter; the commands take --stream, and what needs the model in 
 from __future__ import annotations
 
 import json
+import shutil
 
 import adapter_makers as make
 import numpy as np
@@ -26,6 +27,7 @@ from leakfast.models.attach import adapted
 from leakfast.prompts import chat
 from leakfast.prompts.items import load_items
 from leakfast.prompts.personas import load_personas, load_questions
+from leakfast.storage import layout
 
 DTYPES = ("float32", "bfloat16")
 PEOPLE = "villain,comedian,assistant"
@@ -154,3 +156,21 @@ def test_the_eval_command_streams_letters_and_refuses_completions(tmp_path):
     assert rates[0] == rates[1]
     done = command(*about, "--behavior", "marker", "--stream", "on", "--out", tmp_path / "marker")
     assert done.exit_code == 2 and "--stream on given, but marker is measured by completions" in done.output
+
+
+def test_the_predictors_command_streams_all_but_the_replies(tmp_path):
+    questions = tmp_path / "asked.toml"
+    questions.write_text('questions = ["Who are you?", "Why?", "Is it late?", "What is rain?"]\n')
+    about = ["predictors", "--model", "organism", "--dtype", "float32", "--personas", PEOPLE]
+    about += ["--questions", questions, "--reply-tokens", 6]
+    without = command(*about, "--layers", "0-1", "--stream", "on", "--out", tmp_path / "none")
+    assert without.exit_code != 0 and "replies of organism are to be drawn" in without.output
+    assert command(*about, "--layers", "0-1", "--stream", "off", "--out", tmp_path / "off").exit_code == 0
+    shutil.copytree(tmp_path / "off", tmp_path / "on")
+    made = []
+    for stream in ("on", "off"):
+        shutil.rmtree(tmp_path / stream / layout.divergences())  # along the replies that are there
+        done = command(*about, "--layers", "0-2", "--stream", stream, "--out", tmp_path / stream)
+        assert done.exit_code == 0, done.output
+        made.append(pl.read_parquet(tmp_path / stream / layout.predictors()))
+    assert made[0].equals(made[1]) and set(made[0]["layer"].drop_nulls()) == {0, 1, 2}
