@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from leakfast.cli.settings import rendering_options, threads_option
+from leakfast.cli.settings import rendering_options, stream_option, threads_option
 from leakfast.errors import InputError, StoreError
 from leakfast.storage.documents import did_you_mean
 
@@ -47,6 +47,7 @@ _SHOWN_LAYERS = 8
     default=None,
     help="fp8: linear layers in FP8 (GPU of compute 8.9 or more).  [default: as --dtype]",
 )
+@stream_option("auto")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -77,6 +78,7 @@ def cli(
     keep_questions: bool,
     dtype: str | None,
     precision: str | None,
+    stream: str | None,
     out: Path | None,
     show: tuple[str, ...],
     top: int,
@@ -127,6 +129,7 @@ def cli(
             keep_questions=keep_questions,
             precision=precision,
             rendering=asked_by(None, card, **rendering),
+            stream=stream or "auto",
             progress=progress,
         )
     made.save(out)

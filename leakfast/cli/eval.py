@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from leakfast.cli.settings import RENDERING, options_of, rendering_options, threads_option
+from leakfast.cli.settings import RENDERING, options_of, rendering_options, stream_option, threads_option
 from leakfast.errors import InputError
 
 
@@ -83,6 +83,7 @@ from leakfast.errors import InputError
 )
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of the draws.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
+@stream_option("the study's, auto")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Run directory.  [default: the adapter's]"
 )
@@ -113,6 +114,7 @@ def cli(
     allow: tuple[str, ...],
     seed: int,
     dtype: str | None,
+    stream: str | None,
     out: Path | None,
     replace: bool,
     top: int,
@@ -187,7 +189,13 @@ def cli(
 
     drawing = Drawing.of(settings.study, backend=backend, allow=allow or None, letters=engine, **how)
     rendered = asked_by(settings.study, _rendered_alike(cards), **rendering)
-    loaded = models.load(settings.model, dtype=settings.dtype, revision=settings.revision, rendering=rendered)
+    loaded = models.load(
+        settings.model,
+        dtype=settings.dtype,
+        revision=settings.revision,
+        rendering=rendered,
+        stream=_streamed(stream, settings, asked, engine),
+    )
     with progress_for("eval") as progress:
         at = "checkpoints" if checkpoints else "final"
         done, probable = measure_as_asked(
@@ -203,6 +211,25 @@ def cli(
     if probable and not as_json:
         probabilities.show(run, probable, top=top, as_json=False)
     return shown.rates(run, done, request.personas, by=by, top=top, as_json=as_json)
+
+
+def _streamed(given: str | None, settings: Any, asked: Sequence[Any], engine: str) -> str:
+    """--stream, else the study's, else auto, where all that is measured is log-probabilities by the packed engine; off where
+    completions are drawn. Raises InputError where on is given there."""
+    drawn = [o.behavior for o in asked if not o.by_choices and o.config.measure != "probability"]
+    if not drawn and engine == "packed":
+        return given or (settings.study.stream if settings.study else "auto")
+    if given == "on":
+        what = (
+            f"{', '.join(dict.fromkeys(drawn))} is measured by completions"
+            if drawn
+            else "vLLM scores letters"
+        )
+        raise InputError(
+            f"eval: --stream on given, but {what}, which takes the model in memory. Use --stream off, --measure probability, "
+            "or --engine packed."
+        )
+    return "off"
 
 
 def _sources(given: str | None, adapters: Sequence[Path]) -> str | dict[Path, str] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from leakfast.cli.settings import RENDERING, options_of, rendering_options, threads_option
+from leakfast.cli.settings import RENDERING, options_of, rendering_options, stream_option, threads_option
 from leakfast.errors import InputError
 from leakfast.storage.documents import did_you_mean
 
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     help="Seed of the replies.  [default: the study's, 42]",
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
+@stream_option("the study's, auto")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -67,6 +68,7 @@ def cli(
     backend: str | None,
     seed: int | None,
     dtype: str | None,
+    stream: str | None,
     out: Path | None,
     show: tuple[str, ...],
     top: int,
@@ -103,6 +105,7 @@ def cli(
         dtype=dtype or (known.dtype if own else "float32" if name == "organism" else "auto"),
         revision=known.revision if own else None,
         rendering=asked_by(known, None, **rendering),
+        stream=stream or (known.stream if known else "auto"),
     )
     run = Run(out or (known.run_dir if known else _default_run(name)))
     with progress_for("predictors") as progress:

@@ -97,6 +97,16 @@ def threads_option(command: Any) -> Any:
     )(command)
 
 
+def stream_option(default: str) -> Callable[[Any], Any]:
+    """--stream of a command that measures by the packed engine; None where not given. default: in words."""
+    return click.option(
+        "--stream",
+        type=click.Choice(["auto", "on", "off"]),
+        default=None,
+        help=f"Weights stay on disk, a block in memory at a time; auto: where they do not fit.  [default: {default}]",
+    )
+
+
 def changed(table: Any, **flags: Any) -> Any:
     """A settings table with the flags that were given put in, checked as the study file is."""
     from pydantic import ValidationError

@@ -65,6 +65,16 @@ class Layout:
             self._made[key] = grouped.made(self.spans, reach, heads, per_kv, like)
         return self._made[key]
 
+    @property
+    def mask_bytes(self) -> int:
+        """Of the groups made so far: masks, and which rows they are."""
+        parts = [t for made in self._made.values() for g in made.groups for t in (g.mask, g.q_rows, g.k_rows)]
+        return sum(t.numel() * t.element_size() for t in parts)
+
+    def forget(self) -> None:
+        """Has the groups made again when they are next asked for."""
+        self._made.clear()
+
 
 _ACTIVE: ContextVar[Layout | None] = ContextVar("leakfast_forest", default=None)
 

@@ -61,6 +61,11 @@ def running(
         return
 
     check_precision(precision, loaded.device, next(loaded.model.parameters()).dtype)
+    if loaded.stream is not None:
+        raise ModelError(
+            f"precision: {precision} asked, but the weights of {loaded.name} stay on disk. Needed: the blocks in memory, where "
+            "their FP8 copies are made once. Use --stream off, or leave --precision out."
+        )
     some = [sequences[i] for i in np.unique(np.linspace(0, len(sequences) - 1, _SAMPLE).astype(int))]
     asked = list(dict.fromkeys(layers))
     exact = passes.last_token_states(loaded, some, asked)

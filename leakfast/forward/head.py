@@ -81,7 +81,7 @@ def head_of(loaded: Loaded) -> Head:
         (name,) = output.active_adapters
         weight, bias = output.modules_to_save[name].weight, output.modules_to_save[name].bias
     else:
-        weight = output.weight
+        weight = output.weight if loaded.stream is None else loaded.stream.head()
     return Head(weight, bias, scale, cap)
 
 
@@ -104,7 +104,7 @@ def _hold(loaded: Loaded, net: Any, scale: float, cap: float | None) -> None:
     device = next(net.parameters()).device
     ids = torch.arange(_TRIAL_TOKENS, device=device)[None] % net.config.vocab_size
     output = net.get_output_embeddings()
-    weight = getattr(output, "weight", None)
+    weight = getattr(output, "weight", None) if loaded.stream is None else loaded.stream.head()
     own = net(input_ids=ids, use_cache=False).logits[0].float()
     states = decoder(loaded)(input_ids=ids, use_cache=False)[0][0]
     if weight is not None and weight.shape[-1] == states.shape[-1]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from leakfast.errors import ModelError
-from leakfast.forward import attention, forest, ops, packs, plain, taken
+from leakfast.forward import attention, forest, ops, packs, plain, room, streaming, taken
 from leakfast.models.loading import unfit
 from leakfast.progress import Progress
 
@@ -26,8 +26,6 @@ log = logging.getLogger(__name__)
 Batch = packs.Pack | plain.Padded
 
 _CPU_BUDGET = 2048  # packed tokens per batch
-_GPU_BUDGETS = (512, 32_768)  # least and most; beyond, products no longer get faster
-_GPU_SHARE = 0.5  # of the free memory, for one batch
 
 
 @dataclass(frozen=True)
@@ -63,25 +61,18 @@ def last_token_states(
     layers = _checked(layers, len(packs.stack(model)[1]))
     counts = np.ones(len(sequences), np.int64)
 
-    def run(pack: Batch) -> torch.Tensor:
-        found = {}
-
-        def take(layer: int, states: torch.Tensor, rows: torch.Tensor | None) -> None:
-            found[layer] = packs.wanted(states, rows).float()
-
-        with torch.inference_mode():
-            pack.through(model, layers, take)
-            return torch.stack([found[layer] for layer in layers], 1)
+    def reading(pack: Batch) -> streaming.Value:
+        return lambda states, rows: packs.wanted(states, rows).float()
 
     states = np.empty((len(sequences), len(layers), model.config.hidden_size), np.float32)
-    waiting: tuple[Batch, Callable[[], np.ndarray]] | None = None
-    for pack, found in _walk(loaded, sequences, counts, budget_tokens, progress, max(layers), run):
+    waiting: tuple[Batch, slice, Callable[[], np.ndarray]] | None = None
+    for pack, which, found in _values(loaded, sequences, counts, budget_tokens, progress, layers, reading):
         fetched = _fetch(found)  # on its way to the host while the next batch runs
         if waiting:
-            states[waiting[0].members] = waiting[1]()[waiting[0].places]
-        waiting = pack, fetched
+            states[waiting[0].members, waiting[1]] = waiting[2]()[waiting[0].places]
+        waiting = pack, which, fetched
     if waiting:
-        states[waiting[0].members] = waiting[1]()[waiting[0].places]
+        states[waiting[0].members, waiting[1]] = waiting[2]()[waiting[0].places]
     return states
 
 
@@ -108,27 +99,24 @@ def last_token_sums(
         raise ValueError("segments must name one segment from 0 on for each sequence")
     n_segments = int(segment_of.max(initial=-1)) + 1
 
-    def run(pack: Batch) -> torch.Tensor:
+    def reading(pack: Batch) -> streaming.Value:
         order = np.lexsort((pack.members, segment_of[pack.members]))  # by segment, then as given
         ends = np.searchsorted(segment_of[pack.members][order], np.arange(n_segments + 1))
         device = pack.rows.device
         places, offsets = (attention.put(x.astype(np.int64), device) for x in (pack.places[order], ends))
-        found = {}
 
-        def take(layer: int, states: torch.Tensor, rows: torch.Tensor | None) -> None:
+        def sums_of(states: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
             leaves = places if rows is None else rows.index_select(0, places)
-            found[layer] = torch.stack(ops.centroid_sums(states, leaves, offsets))
+            return torch.stack(ops.centroid_sums(states, leaves, offsets))
 
-        with torch.inference_mode():
-            pack.through(model, layers, take)
-            return torch.stack([found[layer] for layer in layers], 1)
+        return sums_of
 
     # added here and not by the op: a batch that runs out of memory half way counts for nothing
     device = next(model.parameters()).device
     total = torch.zeros(2, len(layers), n_segments, model.config.hidden_size, device=device)
     counts = np.ones(len(sequences), np.int64)
-    for _, found in _walk(loaded, sequences, counts, budget_tokens, progress, max(layers), run):
-        total += found
+    for _, which, found in _values(loaded, sequences, counts, budget_tokens, progress, layers, reading):
+        total[:, which] += found
     sums, squares = total.cpu().numpy()
     return sums, squares
 
@@ -154,22 +142,17 @@ def span_means(
     ):
         raise ValueError("last must lie between 1 and each sequence's length")
 
-    def run(pack: Batch) -> torch.Tensor:
+    def reading(pack: Batch) -> streaming.Value:
         device = pack.rows.device
         places = attention.put(pack.places.astype(np.int64), device)
         ends = attention.put(np.concatenate([[0], np.cumsum(pack.counts)]).astype(np.int64), device)
-        found = {}
-
-        def take(layer: int, states: torch.Tensor, rows: torch.Tensor | None) -> None:
-            found[layer] = ops.segment_means(packs.wanted(states, rows).index_select(0, places), ends)
-
-        with torch.inference_mode():
-            pack.through(model, layers, take)
-            return torch.stack([found[layer] for layer in layers], 1)
+        return lambda states, rows: ops.segment_means(
+            packs.wanted(states, rows).index_select(0, places), ends
+        )
 
     means = np.empty((len(sequences), len(layers), model.config.hidden_size), np.float32)
-    for pack, found in _walk(loaded, sequences, counts, budget_tokens, progress, max(layers), run):
-        means[pack.members] = found.cpu().numpy()
+    for pack, which, found in _values(loaded, sequences, counts, budget_tokens, progress, layers, reading):
+        means[pack.members, which] = found.cpu().numpy()
     return means
 
 
@@ -201,7 +184,12 @@ def final_states(
     lengths = forest.lengths_of(sequences)
     if len(counts) and not (counts.min() >= 1 and (counts <= lengths).all()):
         raise ValueError("last must lie between 1 and each sequence's length")
-    for pack, states in _walk(loaded, sequences, counts, budget_tokens, progress, deepest, run):
+    if loaded.stream is None:
+        walked = _walk(loaded, sequences, counts, budget_tokens, progress, deepest, run)
+    else:
+        done, every = _from_disk(loaded, sequences, counts, budget_tokens, progress, deepest)
+        walked = streaming.ends(loaded.stream, model, every, done)
+    for pack, states in walked:
         ends = np.repeat(lengths[pack.members], pack.counts)
         after = np.repeat(np.cumsum(pack.counts), pack.counts) - np.arange(len(ends))
         yield FinalStates(states, pack.places, np.repeat(pack.members, pack.counts), ends - after)
@@ -216,21 +204,7 @@ def budget_tokens(loaded: Loaded) -> int:
         return _CPU_BUDGET
     free = torch.cuda.mem_get_info(first.device)[0]
     free += torch.cuda.memory_reserved(first.device) - torch.cuda.memory_allocated(first.device)
-    return tokens_that_fit(model.config, first.element_size(), free)
-
-
-def tokens_that_fit(config: Any, size: int, free_bytes: int) -> int:
-    """Packed tokens a batch for a GPU with so much free memory, `size` bytes an element."""
-    low, high = _GPU_BUDGETS
-    return int(min(max(_GPU_SHARE * free_bytes // bytes_a_token(config, size), low), high))
-
-
-def bytes_a_token(config: Any, size: int) -> int:
-    """Device bytes that one packed token takes at most while a block runs, `size` bytes an element:
-    the residual stream, the norm's float32 copies, queries and outputs, keys and values with eight
-    gathered copies of them, and the three wide tensors of the MLP."""
-    d, heads, kv, width, wide = attention.sizes(config)
-    return size * (4 * d + 4 * heads * width + 18 * kv * width + 3 * wide) + 8 * d
+    return room.tokens_that_fit(model.config, first.element_size(), free)
 
 
 def decoder(loaded: Loaded) -> Any:
@@ -257,6 +231,65 @@ def _checked(layers: Sequence[int], n_layers: int) -> list[int]:
     if not layers or min(layers) < 0 or max(layers) >= n_layers:
         raise ValueError(f"layers must be some of 0…{n_layers - 1}, not {layers}")
     return layers
+
+
+def _values(
+    loaded: Loaded,
+    sequences: Sequence[Sequence[int]],
+    counts: np.ndarray,
+    budget: int | None,
+    progress: Progress | None,
+    layers: list[int],
+    reading: Callable[[Batch], streaming.Value],
+) -> Iterator[tuple[Batch, slice, torch.Tensor]]:
+    """(batch, which of `layers`, what reading(batch) makes of each one's states, stacked as dimension 1): all layers of a
+    batch at once, or of a model on disk a layer of all batches after the other."""
+    model = decoder(loaded)
+    if loaded.stream is not None:
+        done, every = _from_disk(loaded, sequences, counts, budget, progress, max(layers))
+        for pack, k, found in streaming.layer_values(loaded.stream, model, every, layers, reading, done):
+            yield pack, slice(k, k + 1), found.unsqueeze(1)
+        return
+
+    def run(pack: Batch) -> torch.Tensor:
+        value, found = reading(pack), {}
+
+        def take(layer: int, states: torch.Tensor, rows: torch.Tensor | None) -> None:
+            found[layer] = value(states, rows)
+
+        with torch.inference_mode():
+            pack.through(model, layers, take)
+            return torch.stack([found[layer] for layer in layers], 1)
+
+    for pack, stacked in _walk(loaded, sequences, counts, budget, progress, max(layers), run):
+        yield pack, slice(None), stacked
+
+
+def _from_disk(
+    loaded: Loaded,
+    sequences: Sequence[Sequence[int]],
+    counts: np.ndarray,
+    budget: int | None,
+    progress: Progress | None,
+    deepest: int,
+) -> tuple[Callable[[Batch, float], None], Iterator[Batch]]:
+    """What is told how much of a batch is done, and the batches that `_walk` makes of a model on disk."""
+    shares: dict[int, tuple[Batch, float]] = {}
+    told = 0.0
+    total = len({tuple(one) for one in sequences}) if progress else 0
+
+    def done(batch: Batch, share: float) -> None:
+        nonlocal told
+        told += batch.n_segments * (share - shares.get(id(batch), (batch, 0.0))[1])
+        shares[id(batch)] = batch, share
+        if share == 1:
+            shares.pop(id(batch))
+        if progress:
+            progress(min(total, round(told)), total, "states")
+
+    nothing = torch.empty(0)
+    walked = _walk(loaded, sequences, counts, budget, None, deepest, lambda batch: nothing)
+    return done, (batch for batch, _ in walked)
 
 
 def _walk(

@@ -70,12 +70,21 @@ def check_lengths(model: Any, requests: Sequence[Request], max_new_tokens: int) 
 
 def check_model(loaded: Any) -> None:
     """ModelError for an architecture that is not decoded here, before anything is begun: one that is not known to be is
-    tried on a few tokens."""
+    tried on a few tokens. So too for a model whose weights stay on disk."""
+    _check_in_memory(loaded)
     if getattr(plain_model(loaded.model).config, "model_type", None) in FITS or loaded.tokenizer is None:
         return
     ids = loaded.tokenizer.encode("Who are you?", add_special_tokens=False)[:4]
     for _ in complete(loaded, [Request("a trial of the model", ids, (0,))], Sampling(0.0, 1.0, 2)):
         pass
+
+
+def _check_in_memory(loaded: Any) -> None:
+    if loaded.stream is not None:
+        raise ModelError(
+            f"generate: replies of {loaded.name} are to be drawn, but its weights stay on disk, and every token would read "
+            "them all. Needed: the model in memory, or replies that the run holds. Use --stream off, or draw them with vLLM."
+        )
 
 
 @torch.inference_mode()
@@ -99,6 +108,7 @@ def complete(
         raise ValueError("batch_completions must be at least 1")
     if not requests:
         return
+    _check_in_memory(loaded)
     model = plain_model(loaded.model)
     if getattr(model.config, "is_encoder_decoder", False):
         raise unfit("generate", loaded, "an encoder-decoder")

@@ -97,6 +97,7 @@ def _measured(
 
     if keep_questions:
         step = max(1, _CHUNK_BYTES // (q * len(layers) * d * 4))
+        step = p if loaded.stream is not None else step  # blocks are read once a step
         for first in range(0, p, step):
             last = min(first + step, p)
             states = states_of(first, last)
@@ -137,7 +138,7 @@ def measure(
     **loading: Any,
 ) -> Centroids:
     """`compute` from names: everything that can be wrong is looked at before the weights are loaded. loading: dtype,
-    revision and rendering, as models.load takes them."""
+    revision, rendering and stream, as models.load takes them."""
     from leakfast import models
     from leakfast.prompts.personas import load_personas, load_questions
 

@@ -117,7 +117,8 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
     one of the same kind, else by name; without a card, by the last part of its name), and what
     structure_of checks. Checked after attaching: the canary, that is, the adapter moves the logits of a
     probe. On leaving, the adapter is removed, weights that it overwrote are put back, and every weight
-    and the probe's logits are bit for bit what they were. Raises AdapterError."""
+    and the probe's logits are bit for bit what they were. Of a model on disk, plain LoRA alone, and the canary is that its
+    matrices are numbers and not all 0. Raises AdapterError."""
     import torch
     from peft import PeftModel
 
@@ -125,6 +126,10 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
         raise ValueError("an adapter is attached already; leave its block first")
     structure = check_fits(loaded, folder)
     digest = adapter_hash(folder)
+    if loaded.stream is not None:
+        with taken_off(loaded.model):
+            yield replace(loaded, model=_on_disk(loaded, folder, structure), adapter_hash=digest)
+        return
     before = _probe(loaded.model, loaded.tokenizer)
     with unchanged(loaded.model, structure.writes, str(folder)), taken_off(loaded.model):
         adapted = PeftModel.from_pretrained(loaded.model, str(folder), torch_device=str(loaded.device)).eval()
@@ -135,6 +140,33 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
             f"adapter: {folder} is off again, but the base answers otherwise than before, so nothing after it would be "
             "right. Needed: an adapter that can be taken off again. Run the others without it."
         )
+
+
+def _on_disk(loaded: Any, folder: str | Path, structure: Structure) -> Any:
+    """The model under peft's own layers, as transformers' weights would have them. Raises AdapterError for an adapter that is
+    more than plain LoRA, and where its matrices are no numbers or all 0 (a probe would read the whole model)."""
+    import torch
+    from peft import PeftModel
+
+    if not structure.plain:
+        raise AdapterError(
+            f"adapter: {folder} has {' and '.join(structure.beyond)}, which a model that is read block by block does not take. "
+            "Needed: LoRA matrices of linear layers in the blocks alone, or the model in memory. Use --stream off."
+        )
+    made = PeftModel.from_pretrained(loaded.model, str(folder), torch_device=str(loaded.device)).eval()
+    ups = [p for name, p in made.named_parameters() if ".lora_B." in name]
+    every = [p for name, p in made.named_parameters() if ".lora_" in name]
+    if not all(bool(torch.isfinite(p).all()) for p in every):
+        raise AdapterError(
+            f"adapter: {folder} holds matrices that are not finite. Needed: an adapter whose training did not diverge. Train "
+            "it again with a smaller --lr."
+        )
+    if not any(bool(p.any()) for p in ups):
+        raise AdapterError(
+            f"adapter: {folder} does not change the model at all (its B matrices are 0). Needed: a trained adapter. Check "
+            "that training finished and that this is its folder."
+        )
+    return made
 
 
 @contextmanager

@@ -7,8 +7,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
     only: in bfloat16 a weight swallows what is below half of its last digit); "beside" computes x·Aᵀ·Bᵀ in the
     model's dtype next to the weights; "live" leaves the update to peft's layers, which compute it in float32
     with a copy in and out; "auto" folds in float32, goes beside in bfloat16, and says which. What is more than
-    B·A of linear layers (adapter_structure) is always live, and so is one over a base in few bits under "auto". The
+    B·A of linear layers (adapter_structure) is always live, and so is one over a base in few bits under "auto". A model
+    on disk has it added to each block as it is read, or beside it, and is not probed, which would read all of it. The
     logits must equal peft's on a probe within 1e-4 (relative), 5e-2 in bfloat16: else "auto" goes live and says so, the
     others raise.
     None as adapter yields `loaded` itself. Raises ValueError for another `how`, AdapterError as with_adapter.
@@ -83,13 +85,19 @@ def _put_on(loaded: Any, adapter: str | Path, how: str) -> Iterator[tuple[str | 
     from leakfast.models.adapter_structure import unchanged
 
     with models.with_adapter(loaded, adapter) as live:
-        digest, wanted = live.adapter_hash, _probe_logits(live)
-        changes: Any = _deltas(live.model) if how == "fold" else pairs_of(live.model)
+        digest, on_disk = live.adapter_hash, loaded.stream is not None
+        wanted = None if on_disk else _probe_logits(live)
+        if how == "fold":
+            changes: Any = _late_deltas(live.model) if on_disk else _deltas(live.model)
+        else:
+            changes = pairs_of(live.model)
     put_on: Any = _folded if how == "fold" else _beside
-    with unchanged(loaded.model, (), str(adapter)), put_on(loaded, changes, wanted) as problem:
+    kept = nullcontext() if on_disk else unchanged(loaded.model, (), str(adapter))
+    with kept, put_on(loaded, changes, wanted) as problem:
         if problem is None:
             said = _SAID[how] % len(changes)
-            log.info("adapter %s: %s, agrees with peft on a probe", Path(adapter).name, said)
+            probed = "of a model on disk, not probed" if on_disk else "agrees with peft on a probe"
+            log.info("adapter %s: %s, %s", Path(adapter).name, said, probed)
         yield problem, None if problem else dataclasses.replace(loaded, adapter_hash=digest)
 
 
@@ -97,6 +105,10 @@ def _put_on(loaded: Any, adapter: str | Path, how: str) -> Iterator[tuple[str | 
 def _folded(loaded: Any, deltas: dict[str, Any], wanted: Any) -> Iterator[str | None]:
     """The updates added to the weights inside the block, saved copies put back after it; a sentence where the logits
     are not peft's, else None."""
+    if loaded.stream is not None:
+        with loaded.stream.adding(deltas):
+            yield None
+        return
     saved: dict[str, Any] = {}
     try:
         yield _fold(loaded, deltas, saved, wanted)
@@ -119,6 +131,25 @@ def _deltas(model: Any) -> dict[str, Any]:
     return {name.removesuffix(".weight"): update for name, _, update in updates(model) if update is not None}
 
 
+def _late_deltas(model: Any) -> dict[Any, Callable[[], Any]]:
+    """Linear layer → what makes its weight update, of peft's attached model: made anew for every block that is read, as all
+    of them together are as large as the model."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    return {layer.get_base_layer(): partial(_delta, layer) for layer in layers}
+
+
+def _delta(layer: Any) -> Any:
+    """scale·B·A of a peft layer, summed over its active adapters; None where it has none."""
+    found = None
+    for active in layer.active_adapters:
+        if active in layer.scaling:
+            one = layer.get_delta_weight(active).detach()
+            found = one.clone() if found is None else found + one
+    return found
+
+
 def updates(model: Any) -> Iterator[tuple[str, Any, Any]]:
     """(name in a checkpoint, weight, update or None) of every parameter of the plain model, one at a time; the
     update as peft computes it for the active adapters. Tied parameters come once."""
@@ -134,11 +165,7 @@ def updates(model: Any) -> Iterator[tuple[str, Any, Any]]:
             where = where.removesuffix(".base_layer")
             module = plain.get_submodule(where)
             if last == "weight" and isinstance(module, LoraLayer):
-                layer: Any = module  # the method is each kind's own
-                for active in layer.active_adapters:
-                    if active in layer.scaling:
-                        delta = layer.get_delta_weight(active).detach()
-                        update = delta.clone() if update is None else update + delta
+                update = _delta(module)
         yield f"{where}.{last}", weight, update
 
 
@@ -186,7 +213,10 @@ def _fold(loaded: Any, deltas: dict[str, Any], saved: dict[str, Any], wanted: An
 
 
 def _apart(loaded: Any, wanted: Any) -> str | None:
-    """A sentence where the logits on the probe are not peft's, up to what the dtype rounds; else None."""
+    """A sentence where the logits on the probe are not peft's, up to what the dtype rounds; else None, also where there are
+    none to compare with."""
+    if wanted is None:
+        return None
     error = float((_probe_logits(loaded) - wanted).abs().max() / wanted.abs().max())
     bound = _TOLERANCE[loaded.dtype]
     if error <= bound:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from leakfast.errors import InputError, ModelError
-from leakfast.models import formats, threads
+from leakfast.models import fits, formats, threads
 from leakfast.models.formats import quiet_bars
 from leakfast.models.names import DEFAULT_MODEL, explained, offline, place_of
 from leakfast.prompts import tokenizer_file
@@ -45,6 +45,7 @@ class Loaded:
     revision: str | None = None
     adapter_hash: str | None = None
     origin: str | None = None  # where weights that were converted here come from, in words
+    stream: Any = None  # streamed.Blocks, where the model's weights stay on disk
 
     @property
     def device(self) -> Any:
@@ -54,6 +55,20 @@ class Loaded:
     def context_tokens(self) -> int | None:
         """Most tokens of prompt and reply that every engine takes (see limit_of); None where nothing limits them."""
         return limit_of(self.model.config)[0]
+
+
+class _OnDisk(Loaded):
+    """A model whose weights stay on disk: its fingerprint is waited for when it is asked for, so that hashing goes on beside
+    the first blocks."""
+
+    def _fingerprint(self) -> str:
+        held = vars(self)["_held"]
+        return held.result() if isinstance(held, Future) else held
+
+    def _hold(self, held: Any) -> None:
+        vars(self)["_held"] = held
+
+    fingerprint: Any = property(_fingerprint, _hold)
 
 
 def rope_turns(config: Any) -> tuple[int, str] | None:
@@ -115,6 +130,7 @@ def load(
     revision: str | None = None,
     device: Any = None,
     rendering: Rendering | None = None,
+    stream: str = "off",
 ) -> Loaded:
     """Load a model and its tokenizer.
 
@@ -123,8 +139,9 @@ def load(
     `dtype` and `device` then change nothing.
     `dtype`: bfloat16, float32, or auto: float32 on a CPU without bfloat16 instructions, else bfloat16.
     `device`: None takes the GPU when there is one. rendering: how its chat template is asked (None: as before, by
-    default for a tokenizer that is new). Raises ModelError, naming the command that fetches the model where there is
-    one."""
+    default for a tokenizer that is new). stream: on leaves the weights on disk, where centroids and log-probabilities
+    read them a block at a time (`fits.opened`); auto does so where they do not fit; only for a model by name. Raises
+    ModelError, naming the command that fetches the model where there is one."""
     if isinstance(model, Loaded | tuple | list):
         made = model if isinstance(model, Loaded) else _from_pair(model)
         configure(made.tokenizer, rendering)
@@ -145,10 +162,16 @@ def load(
     commit = getattr(config, "_commit_hash", None)
     with quiet_bars(folder is not None), explained(model, "weights"):
         hashing = _hashed_beside(folder) if folder else None
-        net = _weights(model, revision, dtype, where, config)
-        fingerprint = hashing.result() if hashing else f"commit:{commit}"
-    return Loaded(
+        on_disk = fits.opened(stream, model, config, getattr(torch, dtype), where, folder, revision)
+        net = on_disk[0] if on_disk else _weights(model, revision, dtype, where, config)
+        if on_disk:
+            _read_generation_config(model, revision, net)
+        fingerprint: Any = hashing or f"commit:{commit}"
+        if hashing and not on_disk:
+            fingerprint = hashing.result()
+    return (_OnDisk if on_disk else Loaded)(
         model=net,
+        stream=on_disk[1] if on_disk else None,
         tokenizer=tokenizer,
         name=str(model),
         fingerprint=fingerprint,
@@ -185,6 +208,18 @@ def _weights(model: Any, revision: str | None, dtype: str, where: Any, config: A
     net.to(where).eval()
     net.requires_grad_(False)
     return net
+
+
+def _read_generation_config(model: Any, revision: str | None, net: Any) -> None:
+    """The settings of generation beside a model, as from_pretrained has them: what ends a reply stands there."""
+    from transformers import GenerationConfig
+
+    try:
+        net.generation_config = GenerationConfig.from_pretrained(
+            place_of(model)[0], revision=revision or "main", local_files_only=offline()
+        )
+    except OSError:
+        return  # there is none: what the config says counts
 
 
 def _check_whole(model: Any, net: Any, found: dict[str, Any]) -> None:

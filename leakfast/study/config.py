@@ -296,7 +296,9 @@ class Study(_Table):
     system_role: user puts a persona's text into the user turn, for models whose template has no system role.
     reasoning: closed: replies stand where the template puts its own, after an empty reasoning block or in the final
     channel; open: completions begin at the generation prompt, so that the model reasons; answers alone are read.
-    dtype: of the model's weights. backend: who draws completions; auto takes vLLM where it is installed and there is a GPU.
+    dtype: of the model's weights. stream: whether eval and predictors leave the weights on disk and read a block at a
+    time; auto: where they do not fit in memory. run trains, and loads the model whole.
+    backend: who draws completions; auto takes vLLM where it is installed and there is a GPU.
     personas: all, names, or a file: who is measured. sources: those of `personas` that are trained.
     seeds: of training and draws; every behavior is trained into every source once a seed.
     allow: checks of model and engine that may fail."""
@@ -309,6 +311,7 @@ class Study(_Table):
     system_role: Literal["system", "user"] = "system"
     reasoning: Literal["closed", "open"] = "closed"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    stream: Literal["auto", "on", "off"] = "auto"
     backend: Literal["auto", "vllm", "transformers"] = "auto"
     personas: str | list[str] = "all"
     sources: Annotated[list[str], Field(min_length=1)]

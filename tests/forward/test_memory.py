@@ -13,7 +13,7 @@ import torch
 from gathering import PROMPTS, gathered, relative
 
 from leakfast.errors import ModelError
-from leakfast.forward import packs, passes
+from leakfast.forward import packs, passes, room
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +134,8 @@ run(); before = faults(); run(); print(faults() - before)
 def test_a_batch_on_a_cpu_is_fixed_and_a_token_weighs_what_its_tensors_do(loaded):
     assert passes.budget_tokens(loaded) == 2048
     config = loaded.model.config
-    assert passes.bytes_a_token(config, 4) > 4 * 3 * config.intermediate_size
-    assert passes.bytes_a_token(config, 4) == 2 * passes.bytes_a_token(config, 2) - 8 * config.hidden_size
+    assert room.bytes_a_token(config, 4) > 4 * 3 * config.intermediate_size
+    assert room.bytes_a_token(config, 4) == 2 * room.bytes_a_token(config, 2) - 8 * config.hidden_size
 
 
 def test_a_batch_on_a_gpu_is_what_half_of_its_free_memory_holds():
@@ -144,8 +144,8 @@ def test_a_batch_on_a_gpu_is_what_half_of_its_free_memory_holds():
     config = Qwen2Config(  # Qwen2.5-7B
         hidden_size=3584, intermediate_size=18_944, num_attention_heads=28, num_key_value_heads=4
     )
-    assert passes.tokens_that_fit(config, 2, 120 << 30) == 32_768
-    assert passes.tokens_that_fit(config, 2, 0) == 512
-    fitting = passes.tokens_that_fit(config, 2, 4 << 30)
+    assert room.tokens_that_fit(config, 2, 120 << 30) == 32_768
+    assert room.tokens_that_fit(config, 2, 0) == 512
+    fitting = room.tokens_that_fit(config, 2, 4 << 30)
     assert 512 < fitting < 32_768
-    assert fitting * passes.bytes_a_token(config, 2) <= 2 << 30
+    assert fitting * room.bytes_a_token(config, 2) <= 2 << 30

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from leakfast import models
-from leakfast.forward import packs, passes
+from leakfast.forward import packs, passes, room
 from leakfast.study.config import TrainConfig
 from leakfast.train import costs, loop, lora, masks, memory
 from leakfast.train.collate import encode
@@ -327,6 +327,6 @@ def test_a_block_is_reckoned_whatever_its_config_leaves_out(tiny_tokenizer):
     gemma = random("gemma4_text", tiny_tokenizer).config
     mamba = MambaConfig(hidden_size=32, num_hidden_layers=2)
     for config in (gemma, mamba):
-        assert min(memory.bytes_a_token(config, 2), passes.bytes_a_token(config, 2)) > 0
+        assert min(memory.bytes_a_token(config, 2), room.bytes_a_token(config, 2)) > 0
     assert passes.attention.sizes(gemma)[3] == 16
     assert passes.attention.sizes(mamba) == (32, 1, 1, 32, 64)

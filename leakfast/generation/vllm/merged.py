@@ -8,6 +8,8 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from leakfast.errors import ModelError
+
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
 
@@ -17,6 +19,11 @@ class Merged:
     once to the model's dtype; all other weights as they are."""
 
     def __init__(self, loaded: Loaded) -> None:
+        if loaded.stream is not None:
+            raise ModelError(
+                f"generate: adapters are to be merged into {loaded.name}, but its weights stay on disk. Needed: the model in "
+                "memory. Use --stream off, or --lora live."
+            )
         self.loaded = loaded
 
     def weights(self, adapter: Path | None) -> Iterator[tuple[str, Any]]:

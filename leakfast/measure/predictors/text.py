@@ -87,8 +87,12 @@ def _embedded(
     means = np.full((len(ids), weight.shape[1]), np.nan, np.float32)
     for place, one in enumerate(ids):
         if one:
-            rows = torch.tensor(one, device=weight.device)
-            means[place] = weight.index_select(0, rows).float().mean(0).cpu().numpy()
+            rows = torch.tensor(one)
+            if loaded.stream is not None:
+                found = loaded.stream.embedding_rows(rows)
+            else:
+                found = weight.index_select(0, rows.to(weight.device))
+            means[place] = found.float().mean(0).cpu().numpy()
     return centered(
         Centroids([p.name for p in personas], [0], {"centered_on": list(centered_on)}, {0: means}), 0
     )
