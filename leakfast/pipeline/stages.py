@@ -245,7 +245,7 @@ class Stages:
         return trained, controls
 
     def maker(self, behavior: str) -> Maker:
-        from leakfast.pipeline.adapters import Maker, Rows
+        from leakfast.pipeline.adapters import Maker
 
         study = self.study
         kept = study.trajectory.shares if behavior in asks.followed(study) else ()
