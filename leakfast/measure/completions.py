@@ -172,7 +172,12 @@ class Completions:
             )
             assert frame.height == shard.rows, "completions were lost or repeated"
             people = {p.persona: self.prompt_hashes[p.persona] for p in block}
-            meta = {"request": shard.request, "adapter": job.target.digest, "personas": people, **job.target.told}
+            meta = {
+                "request": shard.request,
+                "adapter": job.target.digest,
+                "personas": people,
+                **job.target.told,
+            }
             run.add_shard(shard.relpath, frame, **meta, **self._about(part))
             partial.forget(shard)
             part.made += len(drawn)

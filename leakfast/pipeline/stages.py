@@ -134,6 +134,11 @@ class Stages:
         for behavior in self.chosen.behaviors:
             self._judge(behavior)
         self._trajectory(adapters)
+        if self.study.steering:
+            from leakfast.pipeline.steering import Steering
+
+            steering = Steering(self.study, self.store, self.loaded, self.personas)
+            steering.all(self.steps, adapters, self.chosen.behaviors)
         with self.steps.timed("tables, figures, report") as shown:
             trajectory.write(self.store)
             stats = current(self.store)

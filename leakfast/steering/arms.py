@@ -106,7 +106,11 @@ class Arm:
         vector = torch.from_numpy(self.directions.vectors[layer]).to(device, torch.float32)
         length = float(vector.double().norm())
         along = vector / length
-        many = self.directions.residual_norms[layer] if self.unit == "residual" and self.mode != "project" else length
+        many = (
+            self.directions.residual_norms[layer]
+            if self.unit == "residual" and self.mode != "project"
+            else length
+        )
         if self.mode == "add":
             step = along * (self.strength * many)
             return lambda h: (h.float() + step).to(h.dtype)
@@ -115,7 +119,9 @@ class Arm:
         return lambda h: _less(h, along, lambda c: (c - self.strength * many).clamp(min=0))
 
 
-def _less(h: torch.Tensor, along: torch.Tensor, taken: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+def _less(
+    h: torch.Tensor, along: torch.Tensor, taken: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
     """h less `taken` of its component. The component is summed along the last axis alone, so that a token's result does
     not depend on how many others stand beside it."""
     whole = h.float()
@@ -124,12 +130,7 @@ def _less(h: torch.Tensor, along: torch.Tensor, taken: Callable[[torch.Tensor], 
 
 
 def arms_of(
-    name: str,
-    given: Directions,
-    mode: Mode = "add",
-    strengths: Sequence[float] = (1.0,),
-    **how: Any,
+    name: str, given: Directions, mode: Mode = "add", strengths: Sequence[float] = (1.0,), **how: Any
 ) -> list[Arm]:
     """An arm a strength, each strength once. how: unit, layers."""
     return [Arm(name, given, mode, strength, **how) for strength in dict.fromkeys(map(float, strengths))]
-

@@ -132,11 +132,7 @@ def _sound(vector: np.ndarray, where: str) -> np.ndarray:
 
 
 def of_centroids(
-    made: Centroids,
-    kind: Kind,
-    source: str,
-    against: Sequence[str] = (),
-    layers: Sequence[int] | None = None,
+    made: Centroids, kind: Kind, source: str, against: Sequence[str] = (), layers: Sequence[int] | None = None
 ) -> Directions:
     """A direction at each layer, from (P, D) centroids c at it; M: the personas that a centered cosine's mean is over.
 

@@ -16,6 +16,7 @@ SERIES = "series"  # series/completions/<behavior>/<adapter>@pNNN/: drawn at poi
 POINTS = "trajectory"  # trajectory/<adapter>/<items>-<scoring>/pNNN/: scored at points of training
 PROBABILITY = "probability"  # probability/<behavior>/<adapter>/; series/probability/… at points of training
 STEERED = "steered"  # steered/<kind>/…/<adapter>+steer-…: the same under an intervention; steered/text/<arm>/: its cost
+DIRECTIONS = "directions"  # directions/<name>-<source>.safetensors: what is steered along
 STEERED_BY = "+steer-"  # stands between an adapter's name and what is done to the model
 PREDICTORS = "predictors"  # predictors/base.parquet: what may predict leakage, of the unadapted model
 DIVERGENCES = "divergences"  # replies.parquet, sums/part-NNNNN.parquet: what those of its output rest on
@@ -65,6 +66,11 @@ def unsteered(name: str) -> str:
 def _root(adapter: str, series: bool = False) -> list[str]:
     """What is measured under an intervention lies apart, so that no other table reads it."""
     return [STEERED] * (STEERED_BY in adapter) + [SERIES] * series
+
+
+def direction(name: str, source: str) -> str:
+    """A direction of a study, for one source."""
+    return f"{DIRECTIONS}/{name}-{source}.safetensors"
 
 
 def steered_text(adapter: str) -> str:

@@ -197,9 +197,7 @@ def test_decoding_with_a_cache_is_the_whole_text_at_once(loaded, prompts, mode):
     sampling = Sampling(0.0, 1.0, 12)
 
     def drawn():
-        return {
-            c.request: c.token_ids for done in local.complete(loaded, asked, sampling) for c in done
-        }
+        return {c.request: c.token_ids for done in local.complete(loaded, asked, sampling) for c in done}
 
     unsteered = drawn()
     with steered(loaded, arm) as calls:
@@ -223,8 +221,9 @@ def test_strength_0_draws_the_same_completions(loaded, prompts):
 
 def test_what_never_fires_is_an_error_and_leaves_the_model(loaded, prompts):
     expected = passes.last_token_states(loaded, prompts, [3])
-    with pytest.raises(ModelError, match="layer 4, but no token passed"), steered(
-        loaded, Arm("one", direction(loaded), "add", 1.0)
+    with (
+        pytest.raises(ModelError, match="layer 4, but no token passed"),
+        steered(loaded, Arm("one", direction(loaded), "add", 1.0)),
     ):
         passes.last_token_states(loaded, prompts, [3])  # block 4 is not run
     assert np.array_equal(passes.last_token_states(loaded, prompts, [3]), expected)
