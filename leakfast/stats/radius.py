@@ -41,9 +41,9 @@ _VALUES = (
 )
 _METHOD = (
     "logistic curve between the bystanders' mean baseline and the source's rate, binomial quasi-likelihood; percentiles of "
-    "a bootstrap over personas"
+    "a bootstrap over personas, and over the source's replies"
 )
-_UNIT = "persona"
+_UNIT = "persona, and reply of the source"
 
 
 def table(
@@ -57,12 +57,12 @@ def table(
     """Table `radius`: a row an adapter, at its behavior's cosine and layer (`best`: behavior → (cosine, layer)).
 
     Estimand: the cosine at which the mean leakage over further personas of these kinds is half way from the baseline to the
-    source's rate, this adapter, these questions and this source's rate being given. Resampling unit: the persona. Assumes
-    that leakage rises with the cosine, and falls to the baseline far away. share_inside: of the bystanders, at the radius
-    or nearer. status: reached; all above or all below (the curve crosses half outside the bystanders' cosines: radius null,
-    everybody or nobody inside); source below (the source's rate is less than LEAST_RATE above the baseline); too few
-    (fewer than LEAST_PERSONAS bystanders with a cosine). An end of the interval is null where 2.5 % of the resamples or
-    more have their radius beyond any cosine, said in ci_reason."""
+    source's rate, this adapter and these questions being given. Resampling units: the persona, and the source's replies
+    (taken as independent). Assumes that leakage rises with the cosine, and falls to the baseline far away. share_inside: of
+    the bystanders, at the radius or nearer. status: reached; all above or all below (the curve crosses half outside the
+    bystanders' cosines: radius null, everybody or nobody inside); source below (the source's rate is less than LEAST_RATE
+    above the baseline); too few (fewer than LEAST_PERSONAS bystanders with a cosine). An end of the interval is null where
+    2.5 % of the resamples or more have their radius beyond any cosine, said in ci_reason."""
     schema: dict[str, Any] = {
         **{name: pairs.schema.get(name, pl.String) for name in _KEYS},
         "cosine": pl.String,
@@ -111,7 +111,8 @@ def _one(
     data = [kept[name].to_numpy().astype(np.float64) for name in (f"cosine_{cosine}", "hits", "total")]
     bootstraps, seed, workers = draws
     its = derive_seed("radius", seed, *(group[name][0] for name in _KEYS))
-    found = radius(*data, (floor, source), bootstraps, its, workers)
+    replies = (int(own["hits"][0]), int(own["total"][0]))
+    found = radius(*data, floor, replies, bootstraps, its, workers)
     return {**told, **found, "bootstraps": bootstraps, "bootstrap_seed": seed}
 
 
@@ -119,17 +120,19 @@ def radius(
     similarity: np.ndarray,
     hits: np.ndarray,
     total: np.ndarray,
-    ends: tuple[float, float],
+    floor: float,
+    source: tuple[int, int],
     bootstraps: int,
     seed: int,
     workers: int | None = None,
 ) -> dict[str, Any]:
     """status, radius, share_inside, their ends, radius_isotonic, slope (β), reason, ci_reason of one adapter.
 
-    similarity, hits, total: (n,) of the bystanders; ends: (floor, ceiling) of the curve, floor < ceiling. The same seed
-    gives the same bits, whatever the threads. See `table`."""
+    similarity, hits, total: (n,) of the bystanders; floor: the curve's far end; source: (hits, replies) of the source, whose
+    rate, above the floor, is its near end. The same seed gives the same bits, whatever the threads. See `table`."""
     from leakfast.stats import radius_fits
 
+    ends = floor, source[0] / source[1]
     if not ends[0] < ends[1]:
         raise ValueError(f"the curve's ends must rise, not {ends}")
     middle, spread = float(similarity.mean()), float(similarity.std()) or 1.0
@@ -140,7 +143,8 @@ def radius(
     drawn = np.empty((bootstraps, 2))
 
     def part(first: int, count: int) -> None:
-        radius_fits.resampled(s, y, weight, both, resample.word(seed), first, drawn[first : first + count])
+        its = drawn[first : first + count]
+        radius_fits.resampled(s, y, weight, both, source, resample.word(seed), first, its)
 
     resample.spread(part, bootstraps, workers, 20 * len(s))
     status = ABOVE if at <= similarity.min() else BELOW if at > similarity.max() else REACHED

@@ -86,21 +86,27 @@ def midpoint(s, y, weight, ends):
 
 
 @compiled
-def resampled(s, y, totals, ends, seed, first, out):
+def resampled(s, y, totals, ends, source, seed, first, out):
     """Fills out (count, 2): the midpoint, and the share of the personas drawn that lie at or beyond it, of each resample of
-    rows with replacement. totals: the weight of each row."""
+    rows with replacement. totals: the weight of each row; source: (hits, replies), of which as many are drawn again for the
+    ceiling; inf where that is not above the floor."""
     n = len(s)
+    both = ends.copy()
     weight = np.empty(n)
     for k in range(out.shape[0]):
         start = stream(seed, first + k)
         weight[:] = 0.0
         for place in range(n):
             weight[below(start, place, n)] += 1.0
+        right = 0
+        for place in range(source[1]):
+            right += below(start, n + place, source[1]) < source[0]
+        both[1] = right / source[1]
         inside = 0.0
         times = weight.copy()
         for i in range(n):
             weight[i] *= totals[i]
-        at = midpoint(s, y, weight, ends)
+        at = midpoint(s, y, weight, both) if both[1] > both[0] else np.inf
         for i in range(n):
             if s[i] >= at:
                 inside += times[i]

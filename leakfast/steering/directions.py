@@ -100,7 +100,7 @@ def load(path: str | Path, fingerprint: str | None = None) -> Directions:
         number = key.removeprefix(_LAYER)
         if not key.startswith(_LAYER) or not number.isdigit() or value.ndim != 1:
             raise InputError(f"directions: {path} holds {key} of shape {value.shape}. {needed}")
-        vectors[int(number)] = _sound(value, f"{path}, layer {number}")
+        vectors[int(number)] = value
     if not vectors:
         raise InputError(f"directions: {path} holds no vector. {needed}")
     if _HASH not in texts:
@@ -109,7 +109,9 @@ def load(path: str | Path, fingerprint: str | None = None) -> Directions:
                 f"directions: {path} does not say which model it is of. Stamp it first: leakfast directions --kind file "
                 f"--like {path} --model MODEL --out FILE"
             )
-        return Directions(vectors, "file", fingerprint)
+        return Directions(
+            {k: _sound(v, f"{path}, layer {k}") for k, v in vectors.items()}, "file", fingerprint
+        )
     told = {name: json.loads(texts[name]) for name in _TEXTS if name in texts}
     told["residual_norms"] = {int(k): v for k, v in told.get("residual_norms", {}).items()}
     told["against"] = tuple(told.get("against", ()))

@@ -16,13 +16,18 @@ N, QUESTIONS = 110, 200
 
 
 def world(trial, *, middle=0.3, width=0.12, ends=(0.0, 0.95), spread=0.0):
-    """(similarity, hits, total, source's measured rate) of personas drawn anew. spread: sd of a persona's own log-odds."""
+    """(similarity, hits, total, source's (hits, replies)) of personas drawn anew. spread: sd of a persona's own log-odds."""
     draw = np.random.default_rng(derive_seed("radius world", trial, middle, spread, *ends))
     s = draw.uniform(-0.7, 0.9, N)
     eta = (s - middle) / width + spread * draw.standard_normal(N)
     p = ends[0] + (ends[1] - ends[0]) * expit(eta)
     total = np.full(N, float(QUESTIONS))
-    return s, draw.binomial(QUESTIONS, p).astype(float), total, draw.binomial(QUESTIONS, ends[1]) / QUESTIONS
+    return (
+        s,
+        draw.binomial(QUESTIONS, p).astype(float),
+        total,
+        (int(draw.binomial(QUESTIONS, ends[1])), QUESTIONS),
+    )
 
 
 def test_a_curve_without_noise_gives_its_midpoint():
@@ -30,7 +35,7 @@ def test_a_curve_without_noise_gives_its_midpoint():
     total = np.full(60, 1e6)
     for floor, ceiling in ((0.0, 0.9), (0.2, 1.0)):
         hits = total * (floor + (ceiling - floor) * expit((s - 0.25) / 0.1))
-        found = radius.radius(s, hits, total, (floor, ceiling), 200, 1)
+        found = radius.radius(s, hits, total, floor, (round(100 * ceiling), 100), 200, 1)
         assert found["radius"] == pytest.approx(0.25, abs=1e-6)
         assert found["slope"] == pytest.approx(10.0, rel=1e-5)
         assert found["status"] == "reached"
@@ -56,9 +61,9 @@ def test_the_fit_is_scipys(ends):
 def test_what_is_not_reached_has_a_status_and_no_radius():
     s = np.linspace(-0.5, 0.8, 40)
     total = np.full(40, 100.0)
-    above = radius.radius(s, total * 0.8, total, (0.0, 0.9), 100, 1)
-    below = radius.radius(s, total * 0.02, total, (0.0, 0.9), 100, 1)
-    falling = radius.radius(s, total * expit(-5 * s), total, (0.0, 0.9), 100, 1)
+    above = radius.radius(s, total * 0.8, total, 0.0, (90, 100), 100, 1)
+    below = radius.radius(s, total * 0.02, total, 0.0, (90, 100), 100, 1)
+    falling = radius.radius(s, total * expit(-5 * s), total, 0.0, (90, 100), 100, 1)
     assert (above["status"], above["radius"], above["share_inside"]) == ("all above", None, 1.0)
     assert (below["status"], below["radius"], below["share_inside"]) == ("all below", None, 0.0)
     assert falling["radius"] is None and falling["slope"] == 0.0
@@ -68,14 +73,14 @@ def test_what_is_not_reached_has_a_status_and_no_radius():
 
 def test_separated_personas_have_a_radius_between_them():
     s, total = np.array([-0.4, -0.3, -0.2, 0.0, 0.3, 0.5, 0.6, 0.7] * 3), np.full(24, 50.0)
-    found = radius.radius(s, np.where(s > 0.1, 45.0, 0.0), total, (0.0, 0.9), 200, 3)
+    found = radius.radius(s, np.where(s > 0.1, 45.0, 0.0), total, 0.0, (90, 100), 200, 3)
     assert found["status"] == "reached" and 0.0 < found["radius"] < 0.3
 
 
 def test_threads_change_no_bit_and_another_seed_does():
     s, hits, total, source = world(2, spread=0.7)
     one, many, other = (
-        radius.radius(s, hits, total, (0.0, source), 2000, seed, workers)
+        radius.radius(s, hits, total, 0.0, source, 2000, seed, workers)
         for seed, workers in ((5, 1), (5, 3), (6, 1))
     )
     assert one == many
@@ -125,7 +130,7 @@ def test_the_interval_covers(spread):
     held, widths = 0, []
     for trial in range(1000):
         s, hits, total, source = world(trial, spread=spread)
-        found = radius.radius(s, hits, total, (0.0, source), 1000, trial, 1)
+        found = radius.radius(s, hits, total, 0.0, source, 1000, trial, 1)
         assert found["radius_low"] is not None and found["radius_high"] is not None
         held += found["radius_low"] <= 0.3 <= found["radius_high"]
         widths.append(found["radius_high"] - found["radius_low"])
