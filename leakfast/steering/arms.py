@@ -75,7 +75,8 @@ class Arm:
     @property
     def label(self) -> str:
         """What stands behind an adapter's name: `+steer-villain-add-1`."""
-        where = "" if self.layers is None else f"-L{'.'.join(map(str, self.at))}"
+        some = list(self.at) != self.directions.layers
+        where = f"-L{'.'.join(map(str, self.at))}" if some else ""
         unit = "r" if self.unit == "residual" and self.mode != "project" else ""
         return f"{STEERED_BY}{self.name}{where}-{self.mode}-{self.strength:g}{unit}"
 
