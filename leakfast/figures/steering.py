@@ -69,7 +69,11 @@ def steering(table: pl.DataFrame, *, behavior: str, width: float = PAGE_IN) -> F
             for direction in one["direction"].unique(maintain_order=True):
                 _lines(upper, lower, one.filter(direction=direction).sort("strength"), colours[direction])
             name = source_words(column["source"] or column["adapter"], column["seed"], several)
-            headed(upper, wrapped(name, width / across - 0.75, 8.5), [column["adapter"] if column["adapter"] == "base" else ""])
+            headed(
+                upper,
+                wrapped(name, width / across - 0.75, 8.5),
+                [column["adapter"] if column["adapter"] == "base" else ""],
+            )
             lower.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
             lower.set_xlabel(wrapped(_MODES[column["mode"]], width / across - 0.2, 7.5))
             lower.xaxis.set_major_locator(MaxNLocator(nbins=4))
