@@ -34,6 +34,7 @@ PACKAGES = [
     "leakfast.report",
     "leakfast.sinks",
     "leakfast.stats",
+    "leakfast.steering",
     "leakfast.storage",
     "leakfast.study",
     "leakfast.train",

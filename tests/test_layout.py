@@ -29,6 +29,7 @@ FLOORS = [
     {"models"},
     {"geometry", "kernels"},
     {"forward"},
+    {"steering"},
     {"generation"},
     {"train", "organism"},
     {"judge"},
@@ -44,7 +45,7 @@ FLOORS = [
     {"__main__"},
 ]
 TABLES_ONLY = {"stats", "figures", "report", "published", "sinks"}
-MODEL_SIDE = {"models", "forward", "generation", "train", "organism"}
+MODEL_SIDE = {"models", "forward", "steering", "generation", "train", "organism"}
 RENDERING = {"leakfast.prompts.chat", "leakfast.prompts.templates"}  # which need a tokenizer
 HEAVY = {"torch", "transformers", "peft", "vllm"}
 

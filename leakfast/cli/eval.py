@@ -9,7 +9,9 @@ from typing import Any
 
 import click
 
+from leakfast.cli import steering
 from leakfast.cli.settings import RENDERING, options_of, rendering_options, stream_option, threads_option
+from leakfast.cli.steering import steering_options
 from leakfast.errors import InputError
 
 
@@ -57,6 +59,7 @@ from leakfast.errors import InputError
     default="sum",
     help="Full text: log-probability of a choice, in all, per character or per byte.",
 )
+@steering_options
 @click.option(
     "--checkpoints",
     is_flag=True,
@@ -152,6 +155,7 @@ def cli(
     how["invariant"] = invariant or None
     scored = {key: given.pop(key) for key in ("items", "half", "scoring")}
     rendering = {key: given.pop(key) for key in RENDERING}
+    arms = steering.arms(**{key: given.pop(key) for key in steering.OPTIONS})
     asked_for = {"questions": sets[0] if sets else None, **given}
     drawn = {**asked_for, "other_questions": sets[1:] if sets else None}  # told by --questions
     flags = {name: drawn if get(name).by_completions else scored for name in names}
@@ -173,7 +177,7 @@ def cli(
             )
     asked = [one for name in names for one in asked_of(name, cfgs[name], settings.model)]
     request = Request(
-        asked, load_personas(settings.personas), adapters, base, seed, _sources(source, adapters)
+        asked, load_personas(settings.personas), adapters, base, seed, _sources(source, adapters), arms
     )
     targets = request.targets
     check_sources(targets, request.personas)
@@ -196,6 +200,8 @@ def cli(
         rendering=rendered,
         stream=_streamed(stream, settings, asked, engine),
     )
+    if arms:
+        return steering.measured(loaded, run, request, drawing, replace, as_json)
     with progress_for("eval") as progress:
         at = "checkpoints" if checkpoints else "final"
         done, probable = measure_as_asked(

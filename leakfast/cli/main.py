@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "power": ("leakfast.cli.power", "Simulate how likely a study is to find what it looks for."),
     "personas": ("leakfast.cli.personas", "List, show and check persona and question sets."),
     "centroids": ("leakfast.cli.centroids", "Average last-token states per persona and layer."),
+    "directions": ("leakfast.cli.directions", "Make a direction of the residual stream to steer along."),
     "predictors": ("leakfast.cli.predictors", "Compare every two personas before any training."),
     "data": ("leakfast.cli.data", "Build the contrastive training set of a behavior and source."),
     "train": ("leakfast.cli.train", "Train a behavior into one persona with LoRA."),

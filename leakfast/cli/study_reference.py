@@ -37,6 +37,7 @@ SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("`[centroids]`", config.CentroidConfig),
     ("`[predictors]`", config.PredictorConfig),
     ("`[trajectory]`", config.TrajectoryConfig),
+    ("`[[steering]]`", config.SteeringConfig),
     ("`[behaviors.NAME.data]`", config.DataConfig),
     ("`[behaviors.NAME.train]`", config.TrainConfig),
     ("`[behaviors.NAME.eval]`", config.EvalConfig),

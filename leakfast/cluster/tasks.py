@@ -26,7 +26,7 @@ ROW = 10  # completions that take as long as a row that is trained on once (Smol
 @dataclass(frozen=True)
 class Task:
     """One thing that one worker does. kind: check (what can be known to fail), centroids,
-    predictors, train, measure or trajectory. adapters: names of those
+    predictors, train, measure, trajectory or steering. adapters: names of those
     that are trained or measured (of none: the base). after: names of tasks; needs: folders and files of the run that are
     read. weight: completions, prompts scored or training rows, for the order and the count of what is done."""
 
@@ -65,6 +65,8 @@ def tasks_of(study: Study, chosen: Chosen, trained: Sequence[str], controls: Seq
         names = tuple(t.adapters[0] for t in mine)
         needs = (*map(layout.adapter, names), layout.SERIES, layout.POINTS)
         found.append(Task("trajectory", behavior, names, after=_names(mine), needs=needs, weight=5000))
+    if study.steering:
+        found += _steering(study, trainings, found)
     return [check, *(replace(task, after=(check.name, *task.after)) for task in found)]
 
 
@@ -126,6 +128,21 @@ def _measuring(
         after = (training.name, *([base.name] if probable else []))
         about = (behavior, (name,), training.source, training.seed)
         found.append(Task("measure", *about, after=after, needs=read, weight=rows))
+    return found
+
+
+def _steering(study: Study, trainings: Sequence[Task], before: Sequence[Task]) -> list[Task]:
+    """Every adapter under all arms, and the base where a table asks for it, after what is measured without."""
+    base = tuple(f"{layout.completions(b)}/{layout.BASE}" for b in study.behaviors)
+    needs = (layout.centroids(), layout.DIRECTIONS, layout.STEERED, *base)
+    first = tuple(t.name for t in before if t.kind == "centroids" or (t.kind == "measure" and not t.adapters))
+    found = []
+    for task in trainings:
+        about = (task.behavior, task.adapters, task.source, task.seed)
+        read = (layout.adapter(task.adapters[0]), *needs)
+        found.append(Task("steering", *about, after=(task.name, *first), needs=read, weight=5000))
+    if any(table.base for table in study.steering):
+        found.append(Task("steering", after=first, needs=needs, weight=5000))
     return found
 
 
@@ -201,6 +218,9 @@ def carry_out(stages: Stages, task: Task) -> None:
         stages.adapted_centroids(stages.trained(stages.maker(task.behavior), task.source, task.seed))
     elif task.kind == "measure":
         stages.evaluate(task.behavior, adapters, task.seed, base=not adapters, portion=task.portion)
+    elif task.kind == "steering":
+        named = {task.behavior: [(adapter, task.seed) for adapter in adapters]} if adapters else {}
+        stages.steered(named, base=not adapters)
     elif task.kind == "trajectory":
         stages.through_training(task.behavior, [Path(a) for a in adapters])
     else:

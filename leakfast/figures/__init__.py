@@ -12,6 +12,7 @@ from leakfast.figures.question_sets import question_sets as question_sets
 from leakfast.figures.relations import relations as relations
 from leakfast.figures.scatter import scatter as scatter
 from leakfast.figures.shifts import shifts as shifts
+from leakfast.figures.steering import steering as steering
 from leakfast.figures.style import CATEGORY_STYLES as CATEGORY_STYLES
 from leakfast.figures.style import captioned as captioned
 from leakfast.figures.style import noted as noted

@@ -22,6 +22,7 @@ from leakfast.figures.question_sets import question_sets
 from leakfast.figures.relations import relations
 from leakfast.figures.scatter import scatter
 from leakfast.figures.shifts import shifts
+from leakfast.figures.steering import steering
 from leakfast.figures.style import PAGE_IN, noted
 from leakfast.figures.trajectory import trajectory
 from leakfast.geometry import Centroids
@@ -168,6 +169,13 @@ def _predictors(source: _Source, behavior: str) -> Figure | str:
     return predictors(table, behavior=behavior, width=source.choices.width) or "no predictor has a mean ρ"
 
 
+def _steering(source: _Source, behavior: str) -> Figure | str:
+    table = source.stats.more.get("steering")
+    if table is None:
+        return "nothing was steered"
+    return steering(table, behavior=behavior, width=source.choices.width) or "it was not measured steered"
+
+
 def _grid(source: _Source, behavior: str | None = None) -> Figure | str:
     every = source.stats.behaviors() if behavior is None else [behavior]
     found = {name: source.layer(name) for name in every}
@@ -229,6 +237,7 @@ _OF_ONE: dict[str, Callable[[_Source, str], Figure | str]] = {
     "predictors": _predictors,
     "question_sets": _of_table(question_sets, "question_sets"),
     "shifts": _of_table(shifts, "shifts", "shift_correlations"),
+    "steering": _steering,
 }
 KINDS = ("grid", *_OF_ONE, "relations", "trajectory", "map")
 

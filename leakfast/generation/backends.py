@@ -276,13 +276,16 @@ class _Local:
         """As Engine.stream. A draw depends on those beside it, so a work is drawn whole, what is there already too."""
         from leakfast.generation import transformers as local
         from leakfast.models.attach import adapted
+        from leakfast.steering.running import steered
 
         with ExitStack() as stack:
-            current, under = None, None
+            current, under = None, (None, None)
             for work in works:
-                if current is None or work.adapter != under:
+                if current is None or (work.adapter, work.steer) != under:
                     stack.close()
-                    current, under = stack.enter_context(adapted(self.loaded, work.adapter)), work.adapter
+                    current = stack.enter_context(adapted(self.loaded, work.adapter))
+                    stack.enter_context(steered(current, work.steer))
+                    under = work.adapter, work.steer
                 done: list[Completion] = []
 
                 def ended(

@@ -75,12 +75,13 @@ class Work:
     """Requests to be completed under one adapter (None: the base), and whatever the asker knows them by.
 
     there: (request, sample) of completions that the asker has already; they are not drawn, and one at least is not
-    among them."""
+    among them. steer: an intervention (leakfast.steering.arms.Arm) that the model runs under; transformers alone takes it."""
 
     key: Any
     adapter: Path | None
     requests: Sequence[Request]
     there: frozenset[tuple[int, int]] = frozenset()
+    steer: Any = None
 
     @property
     def wanted(self) -> int:

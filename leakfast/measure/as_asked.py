@@ -57,7 +57,8 @@ def _draw_lacking(
     ]
     if of_base:
         run.create()
-        measure(loaded, run, replace(_of(request, of_base), adapters=(), base=True), drawing, **how)
+        unadapted = replace(_of(request, of_base), adapters=(), arms=(), base=True)
+        measure(loaded, run, unadapted, drawing, **how)
     for one in asked:
         if one.config.probability_replies == "base" or not request.adapters:
             continue

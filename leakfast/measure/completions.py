@@ -20,6 +20,7 @@ from leakfast.measure.contract import Counter, Measured, Part
 from leakfast.measure.partial import Partial, tidy
 from leakfast.measure.request import Asked, Request, Target, check_targets, warn_of_personas
 from leakfast.measure.shards import SHARD_ROWS, Job, plan_job, retire, take_over
+from leakfast.measure.steerable import steerable
 from leakfast.prompts import chat
 from leakfast.prompts.templates import recorded
 from leakfast.stats import rates as rate_tables
@@ -65,6 +66,7 @@ class Completions:
             points = [folder for a in request.adapters for share, folder in find_series(a) if share > 0]
             request = replace(request, adapters=points, base=True)
             asked = [replace(one, series=True) for one in asked if not one.beside]
+        drawing = steerable(drawing, request, at)
         self.loaded, self.request, self.asked, self.drawing = loaded, request, asked, drawing
         samplings = [one.sampling for one in asked]  # refused before anything else
         self.targets = request.targets
@@ -170,7 +172,12 @@ class Completions:
             )
             assert frame.height == shard.rows, "completions were lost or repeated"
             people = {p.persona: self.prompt_hashes[p.persona] for p in block}
-            meta = {"request": shard.request, "adapter": job.target.digest, "personas": people}
+            meta = {
+                "request": shard.request,
+                "adapter": job.target.digest,
+                "personas": people,
+                **job.target.told,
+            }
             run.add_shard(shard.relpath, frame, **meta, **self._about(part))
             partial.forget(shard)
             part.made += len(drawn)
@@ -180,10 +187,10 @@ class Completions:
                 _clean(run, job)
                 for shard in job.missing:
                     block = part.prompts[shard.start : shard.stop]
-                    requests = requests_for(block, cfg.samples, self.request.seed, job.target.digest)
+                    requests = requests_for(block, cfg.samples, self.request.seed, job.target.seeds_by)
                     there = before[shard.relpath] = partial.of(shard) if keeps else []
                     have = frozenset((c.request, c.sample) for c in there)
-                    work = Work((job, shard), job.target.path, requests, have)
+                    work = Work((job, shard), job.target.path, requests, have, job.target.steer)
                     counter.add(len(there), job.target.name)
                     if work.wanted:
                         yield work

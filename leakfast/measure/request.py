@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from leakfast.errors import AdapterError, InputError
 from leakfast.prompts.items import ItemSet
 from leakfast.prompts.questions import texts_hash
 from leakfast.storage import layout
+from leakfast.storage.disk import hash_of
 from leakfast.storage.documents import did_you_mean
 from leakfast.storage.layout import BASE, CHECKPOINTS
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.prompts.questions import QuestionSet
+    from leakfast.steering.arms import Arm
     from leakfast.storage.run import Run
     from leakfast.study.config import EvalConfig
 
@@ -33,7 +35,9 @@ Source = str | Mapping[Path, str] | None  # of adapters without a card: one for 
 class Target:
     """What is measured: an adapter, or the unadapted model (path None, name `base`).
 
-    source is the persona it was trained on, None for the base; digest its content hash, or `base`.
+    source is the persona it was trained on, None for the base; digest its content hash, or `base`. steer: what is done to
+    the model besides; it is part of the name and of the digest, and of no seed, so that an adapter's arms draw from the
+    same random numbers (drawn_by: the digest without it). The source of a steered base is its direction's.
     """
 
     name: str
@@ -41,6 +45,29 @@ class Target:
     source: str | None
     seed: int | None
     digest: str
+    steer: Arm | None = None
+    drawn_by: str = ""
+
+    @property
+    def seeds_by(self) -> str:
+        """The digest that seeds of completions come from."""
+        return self.drawn_by or self.digest
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the manifest says of each shard because of the arm."""
+        if self.steer is None:
+            return {}
+        of = {"adapter": layout.unsteered(self.name), "source": self.source, "seed": self.seed}
+        return {"steer": {**self.steer.described(), **of}}
+
+    def under(self, arm: Arm) -> Target:
+        """The same under an arm."""
+        source = self.source if self.path is not None else arm.directions.source
+        digest = hash_of(self.digest, arm.digest)
+        return replace(
+            self, name=self.name + arm.label, source=source, digest=digest, steer=arm, drawn_by=self.digest
+        )
 
 
 @dataclass(frozen=True)
@@ -118,8 +145,9 @@ def asked_of(behavior: str, cfg: EvalConfig, model: Any = None) -> list[Asked]:
 @dataclass(frozen=True)
 class Request:
     """What is to be measured. asked: behaviors with their questions or items; adapters: peft folders; base: the unadapted
-    model too; seed: of the draws; source: the persona trained, for adapters without a card; portion: (k, n), of every target's
-    shards each n-th alone, from the k-th, for processes that share a measurement ((0, 1): all).
+    model too; seed: of the draws; source: the persona trained, for adapters without a card; arms: interventions, under each
+    of which every adapter (and the base) is measured instead of as it is; portion: (k, n), of every target's shards each
+    n-th alone, from the k-th, for processes that share a measurement ((0, 1): all).
 
     Raises InputError for no personas, and for nothing to ask them."""
 
@@ -129,6 +157,7 @@ class Request:
     base: bool = False
     seed: int = 42
     source: Source = None
+    arms: Sequence[Arm] = ()
     portion: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
@@ -150,10 +179,12 @@ class Request:
 
     @property
     def targets(self) -> list[Target]:
-        """The adapters in order, the base last, each hashed as it is now. Raises as find_targets."""
-        return find_targets(
+        """The adapters in order, the base last, each hashed as it is now, and under each arm where there are any. Raises as
+        find_targets."""
+        found = find_targets(
             self.adapters, self.asked[0].behavior if self.asked else "", source=self.source, base=self.base
         )
+        return [target.under(arm) for target in found for arm in self.arms] or found
 
 
 def find_targets(
@@ -190,6 +221,10 @@ def find_targets(
             )
         if card is not None and card.behavior != behavior:
             log.info("eval: %s was trained for %s; here %s is measured", name, card.behavior, behavior)
+        if layout.STEERED_BY in name:
+            raise InputError(
+                f"eval: {path} is called as a steered model is ({layout.STEERED_BY}…). Rename that folder."
+            )
         if name in (BASE, *(t.name for t in targets)):
             raise InputError(
                 f"eval: two targets are called {name!r}, and results are kept by name. Rename the folder "
@@ -264,7 +299,7 @@ def keep_card(run: Run, target: Target) -> None:
 
     if target.path is None:
         return
-    name, path = target.name, target.path
+    name, path = layout.unsteered(target.name), target.path
     if path.resolve().parent.name == CHECKPOINTS:
         path = path.resolve().parent.parent
         name = path.name

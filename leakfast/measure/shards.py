@@ -157,7 +157,15 @@ def take_over(run: Run, job: Job, behavior: str, **meta: Any) -> Job:
             pl.lit(job.target.source, pl.String).alias("source"),
         )
         asked = {"personas": entries[twin]["personas"]} if "personas" in entries[twin] else {}
-        run.add_shard(shard.relpath, frame, request=shard.request, adapter=job.target.digest, **asked, **meta)
+        run.add_shard(
+            shard.relpath,
+            frame,
+            request=shard.request,
+            adapter=job.target.digest,
+            **asked,
+            **job.target.told,
+            **meta,
+        )
         log.info("eval: %s is drawn already, as %s: copied", shard.relpath, twin)
         shards.append(replace(shard, done=True))
     done = {shard.relpath for shard in shards if shard.done}

@@ -135,7 +135,16 @@ class Stages:
         for behavior in self.chosen.behaviors:
             self.judge(behavior)
         self._trajectory(adapters)
+        if self.study.steering:
+            self.steered(adapters)
         return self.told()
+
+    def steered(self, adapters: dict[str, list[tuple[Path, int]]], *, base: bool = True) -> None:
+        """Measure adapters (and the base, where a table asks for it) again under the arms of the study."""
+        from leakfast.pipeline.steering import Steering
+
+        steering = Steering(self.study, self.store, self.loaded, self.personas)
+        steering.all(self.steps, adapters, self.chosen.behaviors, base=base)
 
     def check_drawing(self) -> None:
         """What of the drawing can be known to fail before anything is spent."""

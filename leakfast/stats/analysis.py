@@ -30,6 +30,7 @@ from leakfast.stats import (
     predictors_skill,
     probabilities,
     question_sets,
+    radius,
     relations,
     restricted,
     shifts,
@@ -86,6 +87,8 @@ TABLES = {
     "agreement_measures": "probability against sampled rate per source: ρ, r, and what ρ with the cosine each gives",
     "probability_correlations": "ρ of the cosine with the probability, where there are sampled rates too",
     "calibration": "expected rates against observed ones in ten bins of personas, per source and pooled",
+    "radius": "the cosine at which leakage has fallen to half of the source's, and who is inside it",
+    "steering": "dose and response: the behavior under interventions along directions, and what they cost",
     "verdicts": "the study's rules with the numbers that decide them",
     "published": "each number the published study stored, beside ours",
 }
@@ -151,6 +154,7 @@ def further(
         "relations": relations.categories(rates, related, draws.permutations, draws.seed),
         "relations_alike": relations.alike(rates, related, *draws[:3]),
         "variants": variants.compare(rates),
+        "steering": found.steered,
         "restricted": restricted.correlate_within(pairs, found.centroids, *_shuffled(draws)),
         "matrix_tests": matrix_tests.table(pairs, rates, found.people, found.centroids, *_shuffled(draws)),
     }
@@ -164,6 +168,7 @@ def further(
         behavior: headline(rates, correlations, behavior, asked.layer)
         for behavior in rates["behavior"].unique(maintain_order=True)
     }
+    tables["radius"] = radius.table(pairs, rates, best, *draws[1:])
     tables |= _probable(found, rates, best, draws)
     tables |= of_predictors(found, rates, draws)
     if pairs.height:

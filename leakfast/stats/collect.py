@@ -19,6 +19,7 @@ from leakfast.stats import pairs as pair_tables
 from leakfast.stats import prompts as prompt_checks
 from leakfast.stats import rates as rate_tables
 from leakfast.stats import shifts as shift_tables
+from leakfast.stats import steering as steering_tables
 from leakfast.stats.imported import IMPORTED, as_imported, read_imported
 from leakfast.stats.rates import BASE
 from leakfast.storage import layout, schema
@@ -53,7 +54,8 @@ class Collected:
     """A run's measurements. `questions`: schema `question_counts`; `judged`: mean scores per question;
     `published`: numbers to compare with; `shifts`: schema `shifts`; `sets`: rates on every
     question set where there are several; `centroids`: of the base model; `replies`: of `exposure.replies`;
-    `probability`: schema `probability`; `predictors`: of the unadapted model, without rows where none were asked."""
+    `probability`: schema `probability`; `predictors`: of the unadapted model, without rows where none were asked;
+    `steered`: table `steering`."""
 
     rates: pl.DataFrame
     pairs: pl.DataFrame
@@ -69,6 +71,7 @@ class Collected:
     replies: pl.DataFrame = field(default_factory=pl.DataFrame)
     probability: pl.DataFrame = field(default_factory=pl.DataFrame)
     predictors: pl.DataFrame = field(default_factory=pl.DataFrame)
+    steered: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def collect(run: Run) -> Collected:
@@ -129,6 +132,7 @@ def collect(run: Run) -> Collected:
         replies=exposure.read(run, completion_folders(run)),
         probability=probable,
         predictors=run.read(layout.PREDICTORS),
+        steered=steering_tables.table(run, people.named),
     )
 
 
@@ -160,6 +164,7 @@ _FOLDERS = (
     f"{layout.PROBABILITY}/",
     f"{layout.PROBABILITY_OWN}/",
     f"{layout.PREDICTORS}/",
+    f"{layout.STEERED}/",
 )
 
 

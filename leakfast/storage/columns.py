@@ -26,6 +26,10 @@ MEASUREMENTS = {
     "predictors": ("an ordered pair of two personas, a predictor and a layer", ""),
     "probability": ("an estimator of a behavior's words, beginnings or replies, on what is asked", ""),
     "judgements": ("a judged completion, whether it got scores or not", ""),
+    "steered_text": (
+        "a reply of the unadapted model that a steered model reads",
+        "adapter persona question sample n_tokens logprob_nats",
+    ),
 }
 _HEAD = "behavior seed source adapter"
 _CELL = f"{_HEAD} layer cosine y"
@@ -194,6 +198,19 @@ FURTHER = {
         "pearson mean_rate mean_value rho_rate rho_probability difference difference_low difference_high "
         "difference_reason reason bootstraps",
     ),
+    "radius": (
+        "an adapter, at the cosine and layer looked at closely",
+        f"{_HEAD} layer cosine n status source_rate mean_baseline level radius radius_low radius_high share_inside "
+        "share_inside_low share_inside_high radius_isotonic slope reason ci_reason bootstraps bootstrap_seed resampling_unit "
+        "method",
+    ),
+    "steering": (
+        "an intervention, for an adapter, behavior, measure and estimator",
+        f"{_HEAD} direction kind direction_source set_against mode unit strength steered_layers direction_norm "
+        "residual_norm measure estimator personas questions on_source on_source_change mean_bystander mean_bystander_low "
+        "mean_bystander_high change change_low change_high accuracy text_logprob_nats text_change_nats text_tokens reason "
+        "change_reason method",
+    ),
     "verdicts": (
         "a test of a rule for an adapter, or a trait of the stop rule",
         "claim behavior seed source adapter layer quantity n value p p_from p_source bar reached_is_enough p_below "
@@ -222,7 +239,7 @@ _KINDS = {
     "n_incoherent n_unscored length_pairs length_pairs_all questions personas pairs k controls sources degrees direction "
     "layers_tested family_size permutations permutation_seed bootstraps bootstrap_seed resampling_seed hits_per_byte "
     "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens candidates unrelated splits split_seed "
-    "input_tokens output_tokens n_unscored_replies bin predictors_compared within_n",
+    "input_tokens output_tokens n_unscored_replies bin predictors_compared within_n text_tokens",
     "Boolean": "chosen chosen_per_byte chosen_per_char correct related best best_other_related main mostly met agrees "
     "reached_is_enough",
     "String": "behavior adapter persona source category role taught text finish_reason status item items scoring label "
@@ -231,13 +248,15 @@ _KINDS = {
     "control words_of against "
     "predictor taken_out within_reason partial_reason deviance_reason "
     "left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
-    "file subset compared agree_reason measure estimator summary size geometry prompt_length_in",
+    "file subset compared agree_reason measure estimator summary size geometry prompt_length_in kind direction_source "
+    "set_against mode steered_layers change_reason",
 }
 _DTYPES = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _OTHER_DTYPES = {
     "commonality.total": "Float64",
     "set_rates.questions": "String",
     "gradients.direction": "String",
+    "steering.direction": "String",
 }
 
 

@@ -15,6 +15,9 @@ CHOICES = "choices"  # choices/<adapter>/<items>-<scoring>/
 SERIES = "series"  # series/completions/<behavior>/<adapter>@pNNN/: drawn at points of training
 POINTS = "trajectory"  # trajectory/<adapter>/<items>-<scoring>/pNNN/: scored at points of training
 PROBABILITY = "probability"  # probability/<behavior>/<adapter>/; series/probability/… at points of training
+STEERED = "steered"  # steered/<kind>/…/<adapter>+steer-…: the same under an intervention; steered/text/<arm>/: its cost
+DIRECTIONS = "directions"  # directions/<name>-<source>.safetensors: what is steered along
+STEERED_BY = "+steer-"  # stands between an adapter's name and what is done to the model
 PREDICTORS = "predictors"  # predictors/base.parquet: what may predict leakage, of the unadapted model
 DIVERGENCES = "divergences"  # replies.parquet, sums/part-NNNNN.parquet: what those of its output rest on
 PROBABILITY_OWN = "probability-own"  # the same on each adapter's own replies
@@ -55,11 +58,31 @@ def centroids(adapter: str = BASE) -> str:
     return f"{CENTROIDS}/{adapter}.safetensors"
 
 
+def unsteered(name: str) -> str:
+    """The adapter of an arm's name, `<adapter>+steer-…`; any other name as it is."""
+    return name.partition(STEERED_BY)[0]
+
+
+def _root(adapter: str, series: bool = False) -> list[str]:
+    """What is measured under an intervention lies apart, so that no other table reads it."""
+    return [STEERED] * (STEERED_BY in adapter) + [SERIES] * series
+
+
+def direction(name: str, source: str) -> str:
+    """A direction of a study, for one source."""
+    return f"{DIRECTIONS}/{name}-{source}.safetensors"
+
+
+def steered_text(adapter: str) -> str:
+    """The folder of how likely plain text is under an arm."""
+    return f"{STEERED}/text/{adapter}"
+
+
 def completions(behavior: str = "", adapter: str = "", *, questions: str = "", series: bool = False) -> str:
     """The folder of an adapter's completions (of all adapters', of all behaviors', where none is named). questions: a
     set beside the main one; series: drawn at points of training."""
     parts = [SETS, behavior, questions] if questions else [COMPLETIONS, behavior]
-    return "/".join(filter(None, [*[SERIES] * series, *parts, adapter]))
+    return "/".join(filter(None, [*_root(adapter, series), *parts, adapter]))
 
 
 def judgements(behavior: str, adapter: str = "", *, series: bool = False) -> str:
@@ -71,7 +94,7 @@ def probability(behavior: str = "", adapter: str = "", *, series: bool = False, 
     """The folder of how likely a behavior's words are under an adapter (under all, of all behaviors, where none is named).
     own: on the adapter's own replies."""
     kind = PROBABILITY_OWN if own else PROBABILITY
-    return "/".join(filter(None, [*[SERIES] * series, kind, behavior, adapter]))
+    return "/".join(filter(None, [*_root(adapter, series), kind, behavior, adapter]))
 
 
 def predictors() -> str:
@@ -90,7 +113,7 @@ def divergences() -> str:
 
 
 def choices(adapter: str, items: str, scoring: str) -> str:
-    return f"{CHOICES}/{adapter}/{items}-{scoring}"
+    return "/".join([*_root(adapter), CHOICES, adapter, f"{items}-{scoring}"])
 
 
 def points(adapter: str, items: str, scoring: str, share: float) -> str:

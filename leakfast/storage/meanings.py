@@ -7,6 +7,7 @@ from leakfast.storage.meanings_growth import GROWTH
 from leakfast.storage.meanings_mixed import MIXED
 from leakfast.storage.meanings_predicting import PREDICTING
 from leakfast.storage.meanings_probability import PROBABILITY
+from leakfast.storage.meanings_steering import STEERING
 
 MEANINGS = {
     # who and what
@@ -25,8 +26,7 @@ MEANINGS = {
     "layer": "decoder block whose output the centroids are of, counted from 0",
     "cosine": "centered (the mean centroid is subtracted first) or raw",
     "y": "what is set against the cosine: rate, or delta where the unadapted model was measured",
-    "scoring": "letters or full-text; in a trajectory also `detector`, the judge's name, or probability and "
-    "the estimator",
+    "scoring": "letters or full-text; in a trajectory also `detector`, the judge, or probability and the estimator",
     "judge": "whose scores count: organism, or service:model",
     "scope": "all pairs, or related: those whose bystander's related_to names the source",
     "other_behavior": "the behavior it is compared with",
@@ -185,6 +185,7 @@ MEANINGS = {
     "cross_fitted_share": "share of the picks that it is",
     "cross_fitted_reason": "why there is no cross-fitted ρ",
     **GROWTH,
+    **STEERING,
     # the source among all personas
     "candidates": "the source and its bystanders, each put in the source's place",
     "rank": "place of the source's |ρ| among the candidates', 1 the largest; pooled the mean place",

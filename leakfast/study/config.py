@@ -8,11 +8,20 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+)
 
 from leakfast.errors import InputError
 from leakfast.storage.documents import Document, explain, find_shipped, parse_toml, read_document
 from leakfast.study.predictors import Layers, PredictorConfig
+from leakfast.study.steering import SteeringConfig, in_order
 
 __all__ = [
     "BehaviorConfig",
@@ -21,6 +30,7 @@ __all__ = [
     "EvalConfig",
     "JudgeConfig",
     "PredictorConfig",
+    "SteeringConfig",
     "Study",
     "TrainConfig",
     "TrajectoryConfig",
@@ -321,6 +331,7 @@ class Study(_Table):
     centroids: CentroidConfig = CentroidConfig()
     predictors: PredictorConfig = PredictorConfig()
     trajectory: TrajectoryConfig = TrajectoryConfig()
+    steering: Annotated[list[SteeringConfig], AfterValidator(in_order)] = []
     behaviors: Annotated[dict[str, BehaviorConfig], Field(min_length=1)]
 
     _raw_text: str = PrivateAttr(default="")

@@ -15,7 +15,9 @@ def keys_of(table: type[BaseModel]) -> dict[str, dict[str, Any]]:
     return {
         key: schema
         for key, schema in table.model_json_schema()["properties"].items()
-        if "$ref" not in schema and "$ref" not in schema.get("additionalProperties", ())
+        if not any(
+            "$ref" in one for one in (schema, *(schema.get(n, ()) for n in ("additionalProperties", "items")))
+        )
     }
 
 

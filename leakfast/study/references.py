@@ -25,6 +25,7 @@ _FILES = (
     "items",
     "pairs",
     "prices",
+    "file",
 )  # may name a file
 
 
@@ -84,6 +85,7 @@ def check_words(study: Study, document: Document) -> None:
                     f"one of {', '.join(NAMED_ITEMS)}."
                 )
     _check_trajectory(study, document, personas)
+    _check_steering(study, document, personas)
     _check_questions(study, document, sets)
 
 
@@ -125,6 +127,35 @@ def _check_trajectory(study: Study, document: Document, personas: list[Persona])
         load_personas(cfg.personas, among=personas)
     except InputError as error:
         raise InputError(f"{document.where(('trajectory', 'personas'))}: {error.message}") from None
+
+
+def _check_steering(study: Study, document: Document, personas: list[Persona]) -> None:
+    """The personas and behaviors that directions name are the study's, and their files are there."""
+    known = {persona.name for persona in personas}
+    for number, table in enumerate(study.steering):
+        key: KeyPath = ("steering", number)
+        for field, names in (("source", [table.source] if table.source else []), ("against", table.against)):
+            for name in names:
+                if name not in known:
+                    raise InputError(
+                        f"{document.where((*key, field))}: {name!r} is none of the study's {len(known)} personas, of which "
+                        f"there are centroids.{did_you_mean(name, known)} Correct that line."
+                    )
+        try:
+            load_personas(table.personas, among=personas)
+        except InputError as error:
+            raise InputError(f"{document.where((*key, 'personas'))}: {error.message}") from None
+        for behavior in table.of:
+            if behavior not in study.behaviors:
+                raise InputError(
+                    f"{document.where((*key, 'of'))}: the study has no behavior {behavior!r}."
+                    f"{did_you_mean(behavior, study.behaviors)} Correct that line."
+                )
+        if table.file is not None and not find_shipped(table.file).is_file():
+            raise InputError(
+                f"{document.where((*key, 'file'))}: there is no file {table.file}. Make it: leakfast directions --out "
+                f"{table.file}"
+            )
 
 
 def beside(data: dict[str, Any], folder: Path) -> dict[str, Any]:

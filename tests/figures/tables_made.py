@@ -214,3 +214,30 @@ def relations() -> tuple[pl.DataFrame, pl.DataFrame]:
         crossed, schema=["scope", "seed", "behavior", "other_behavior", "spearman"], orient="row"
     )
     return pl.DataFrame(rows, schema=names, orient="row"), alike
+
+
+def steering() -> pl.DataFrame:
+    """Table `steering` of the marker of two sources, five strengths of four directions in three modes."""
+    rng = np.random.default_rng(5)
+    rows = []
+    for source in SOURCES[:2]:
+        for mode in ("add", "project", "cap"):
+            for direction in ("mean", "contrast", "difference", "random"):
+                for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
+                    mean = float(0.3 * np.exp(-strength) + 0.02 * rng.normal())
+                    told = {
+                        "behavior": "marker",
+                        "seed": 42,
+                        "source": source,
+                        "adapter": f"marker-{source}-s42",
+                    }
+                    told |= {
+                        "direction": direction,
+                        "mode": mode,
+                        "strength": strength,
+                        "measure": "completions",
+                    }
+                    told |= {"on_source": 0.9 - 0.3 * strength, "mean_bystander": mean}
+                    told |= {"mean_bystander_low": mean - 0.05, "mean_bystander_high": mean + 0.05}
+                    rows.append(told | {"text_change_nats": -strength * float(rng.uniform())})
+    return pl.DataFrame(rows).with_columns(estimator=pl.lit(None, pl.String))

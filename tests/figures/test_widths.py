@@ -65,6 +65,8 @@ def _draw(kind: str, width: float) -> Figure:
         return figures.question_sets(made.question_sets(), behavior="marker", layer=10, width=width)
     if kind == "shifts":
         return figures.shifts(*made.shifts(pairs), behavior="marker", layer=10, width=width)
+    if kind == "steering":
+        return figures.steering(made.steering(), behavior="marker", width=width)
     if kind == "relations":
         table, alike = made.relations()
         units = dict.fromkeys(table["behavior"].unique(), "share")
@@ -84,6 +86,7 @@ KINDS += [
     "predictors",
     "question sets",
     "shifts",
+    "steering",
     "relations",
     "trajectory",
     "trajectory all",

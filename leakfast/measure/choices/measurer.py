@@ -4,7 +4,7 @@ base model; leaves counting to stats."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,11 @@ from leakfast.measure.choices.scores import LETTERS, prompts_of
 from leakfast.measure.contract import Counter, Measured, Part
 from leakfast.measure.request import Asked, Request, Target, check_targets, find_targets, warn_of_personas
 from leakfast.measure.shards import SHARD_PROMPTS, Job, Shard, plan_job, retire
+from leakfast.measure.steerable import steerable
 from leakfast.models.attach import adapted
 from leakfast.prompts import chat
 from leakfast.prompts.grid import PromptGrid
+from leakfast.steering.running import steered
 from leakfast.storage import layout
 from leakfast.storage.interrupts import Stop, finishing
 from leakfast.train.checkpoints import find_series
@@ -52,6 +54,7 @@ class Choices:
     made = "scored"
 
     def __init__(self, loaded: Loaded, request: Request, drawing: Drawing, at: str) -> None:
+        drawing = steerable(drawing, request, at)
         self.loaded, self.request, self.at = loaded, request, at
         self.asked = [one for one in request.asked if one.by_choices]
         self.engine, self.engine_name = None, drawing.letters
@@ -128,7 +131,11 @@ class Choices:
 
         target, items, how = job.target, part.asked.questions, part.asked.config.scoring
         scorer = self._scorer(part, job)
-        with nullcontext(self.loaded) if self.engine else adapted(self.loaded, target.path) as current:
+        with ExitStack() as stack:
+            current = self.loaded
+            if self.engine is None:
+                current = stack.enter_context(adapted(self.loaded, target.path))
+                stack.enter_context(steered(current, target.steer))
             for number, shard in enumerate(job.missing):
                 block = self.request.personas[shard.start : shard.stop]
 
@@ -156,6 +163,7 @@ class Choices:
                         base=self.loaded.fingerprint,
                         items=items.name,
                         behavior=part.behavior,
+                        **target.told,
                         personas=chat.prompt_hashes(self.loaded.tokenizer, block),
                         **({"answers": items.reading} if items.reading else {}),
                     )

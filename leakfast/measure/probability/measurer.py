@@ -15,8 +15,10 @@ from leakfast.measure.probability.contract import Asking, frame
 from leakfast.measure.probability.dispatch import askings, check_asked
 from leakfast.measure.request import Request, Target, check_targets, warn_of_personas
 from leakfast.measure.shards import SHARD_PROMPTS, Job, Shard, plan_job, retire
+from leakfast.measure.steerable import steerable
 from leakfast.models.attach import adapted
 from leakfast.prompts import chat
+from leakfast.steering.running import steered
 from leakfast.storage import layout
 from leakfast.storage.interrupts import Stop, finishing
 
@@ -51,6 +53,7 @@ class Probability:
         from leakfast.train.checkpoints import find_series
 
         check(loaded)  # says which models it takes
+        steerable(drawing, request, at)
         self.at = at
         if at == "checkpoints":
             points = [folder for a in request.adapters for share, folder in find_series(a) if share > 0]
@@ -107,7 +110,7 @@ class Probability:
         """The job's missing shards, each written as soon as it is whole; KeyboardInterrupt after the one in hand where a
         stop was asked for."""
         (counter, stop), target = watched, job.target
-        with adapted(self.loaded, target.path) as current:
+        with adapted(self.loaded, target.path) as current, steered(current, target.steer):
             for shard in job.missing:
 
                 def shown(done: int, total: int, what: str, shard: Shard = shard) -> None:
@@ -122,6 +125,7 @@ class Probability:
                         made,
                         request=shard.request,
                         adapter=target.digest,
+                        **target.told,
                         base=self.loaded.fingerprint,
                         questions=part.asked.set_name,
                         questions_sha256=part.asked.texts_hash,
