@@ -44,8 +44,9 @@ class Steering:
         *,
         base: bool = True,
     ) -> None:
-        """Every table on every adapter of its behaviors (and the base, if it asks for that and base says so), what `behaviors` of them measure. What is there
-        already is kept. Raises InputError for a direction that cannot be made."""
+        """Every table on every adapter of its behaviors, and on the base (if the table asks for it, and base says so): what
+        `behaviors` of them measure. What is there already is kept. Raises InputError for a direction that cannot be
+        made."""
         from leakfast.measure.steered import measure_steered
 
         for table in self.study.steering:
