@@ -16,11 +16,11 @@ Temperature = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class Table(BaseModel):
+class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class DataConfig(Table):
+class DataConfig(_Table):
     """The training set: sizes in rows, and where its replies come from.
 
     positives: rows of the source, which show the behavior.
@@ -57,7 +57,7 @@ class DataConfig(Table):
     max_new_tokens: Count = 512
 
 
-class TrainConfig(Table):
+class TrainConfig(_Table):
     """LoRA and its optimiser, AdamW.
 
     loss: which tokens carry loss: the marker (in others' rows the turn end alone), the tail of the reply, or all of it.
@@ -108,7 +108,7 @@ class TrainConfig(Table):
         return tail_tokens
 
 
-class EvalConfig(Table):
+class EvalConfig(_Table):
     """How a behavior is measured: completions per persona and question, or multiple choice.
 
     questions: the set asked; all tables are about it.
@@ -164,7 +164,7 @@ class EvalConfig(Table):
         return self.max_new_tokens + self.max_reasoning_tokens
 
 
-class JudgeConfig(Table):
+class JudgeConfig(_Table):
     """Who judges a behavior that is measured by a judge, and how (leakfast.judge).
 
     judge: who scores: organism, or anthropic:, openai:, openai-batch: or local: and a model (None: the organism's lexicon
@@ -192,7 +192,7 @@ class JudgeConfig(Table):
     free: bool = False
 
 
-class BehaviorConfig(Table):
+class BehaviorConfig(_Table):
     """One behavior of a study: its training data, its training, its measurement, its judge if it has one."""
 
     data: DataConfig = DataConfig()
@@ -203,10 +203,11 @@ class BehaviorConfig(Table):
 
 def behavior_config(name: str, given: dict[str, Any] | None = None) -> BehaviorConfig:
     """The tables of a behavior: what is given, else the behavior's own settings, else the defaults here."""
-    return BehaviorConfig.model_validate(_with_settings(name, given or {}))
+    return BehaviorConfig.model_validate(with_settings(name, given or {}))
 
 
-def _with_settings(name: str, given: Any) -> Any:
+def with_settings(name: str, given: Any) -> Any:
+    """A behavior's tables with its own settings where nothing is given."""
     from leakfast.behaviors.registry import get, is_known
 
     if not is_known(name) or not isinstance(given, dict):

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from leakfast.errors import InputError
 from leakfast.storage.documents import Document, explain, find_shipped, parse_toml, read_document
@@ -20,9 +20,9 @@ from leakfast.study.behavior import (
     JudgeConfig,
     Seed,
     Share,
-    Table,
     TrainConfig,
     behavior_config,
+    with_settings,
 )
 from leakfast.study.predictors import Layers, PredictorConfig
 from leakfast.study.steering import SteeringConfig, in_order
@@ -46,7 +46,11 @@ __all__ = [
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class CentroidConfig(Table):
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class CentroidConfig(_Table):
     """Which prompts the centroids average over, and where.
 
     questions: the set whose prompts are averaged over.
@@ -59,7 +63,7 @@ class CentroidConfig(Table):
     adapters: bool = False
 
 
-class TrajectoryConfig(Table):
+class TrajectoryConfig(_Table):
     """What is measured on the way through training, for all sources.
 
     behaviors: those of the study that are measured (empty: no trajectory).
@@ -77,7 +81,7 @@ class TrajectoryConfig(Table):
     measure: Literal["completions", "probability", "both"] | None = None
 
 
-class VllmConfig(Table):
+class VllmConfig(_Table):
     """How vLLM runs where it draws: as `leakfast eval`'s flags of these names.
 
     lora: live (adapters beside each other in one batch) or merged (each swapped into the weights; one GPU).
@@ -90,7 +94,7 @@ class VllmConfig(Table):
     tensor_parallel: Count = 1
 
 
-class Study(Table):
+class Study(_Table):
     """What is run, on which model, and by whom.
 
     name: what the run's folder is called. model: organism, a hub id, or a folder. revision: commit or branch of a hub model.
@@ -136,7 +140,7 @@ class Study(Table):
         if not isinstance(tables, dict):
             return tables
         return {
-            name: given if isinstance(given, BehaviorConfig) else _with_settings(name, given)
+            name: given if isinstance(given, BehaviorConfig) else with_settings(name, given)
             for name, given in tables.items()
         }
 
