@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leakfast.errors import StoreError
+from leakfast.storage.documents import parse_json
 
 FORMAT = 1  # of a manifest
 
@@ -16,7 +17,7 @@ FORMAT = 1  # of a manifest
 def retell(manifest: dict[str, Any], line: bytes) -> None:
     """Put what a line of the log tells into the manifest. Raises ValueError for a line whose bytes changed since it
     was written, and what a line without its fields raises. Lines of earlier versions begin with their time."""
-    entry = json.loads(line)
+    entry = parse_json(line)
     checked = line.startswith(b'{"check": ')
     if (checked and entry.pop("check") != check_of(entry)) or not (checked or line.startswith(b'{"time": ')):
         raise ValueError("its bytes do not match their check")
@@ -41,7 +42,7 @@ def events(path: Path, name: str) -> list[dict[str, Any]]:
             continue
         try:
             retell({"shards": {}, "stages": {}}, line)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
         entry = json.loads(line)
         if entry["event"] == name:
@@ -58,9 +59,9 @@ def check_of(entry: dict[str, Any]) -> str:
 def parse_manifest(content: bytes) -> dict[str, Any] | None:
     """The manifest, or None if its bytes were damaged. A newer format is an error."""
     try:
-        manifest: dict[str, Any] = json.loads(content)
+        manifest: dict[str, Any] = parse_json(content)
         checksum = manifest.pop("checksum")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return None
     body = json.dumps(manifest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     if hashlib.sha256(body.encode()).hexdigest() != checksum:
