@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from leakfast.errors import StoreError
@@ -24,11 +24,13 @@ def retell(manifest: dict[str, Any], line: bytes) -> None:
     event, when = entry.pop("event"), entry.pop("time")
     if event == "shard":
         relpath = entry.pop("path")
-        if not isinstance(relpath, str) or not isinstance(entry["sha256"], str):
-            raise ValueError("no shard")
+        if not _is_file(relpath, entry):
+            raise ValueError("no file of the run")
         manifest["shards"][relpath] = entry
     elif event == "stage":
         told = {"inputs": entry["inputs"], "outputs": entry["outputs"], "finished": when}
+        if not _is_stage(entry["key"], told):
+            raise ValueError("no stage")
         manifest["stages"][entry["key"]] = told
     elif event == "study":
         manifest["study"] = entry["sha256"]
@@ -71,4 +73,28 @@ def parse_manifest(content: bytes) -> dict[str, Any] | None:
             f"manifest.json: format {manifest.get('format')}, but this leakfast reads {FORMAT}. "
             "Use the version that made the run, or another run directory."
         )
-    return manifest
+    shards, stages = manifest.get("shards"), manifest.get("stages")
+    if not isinstance(shards, dict) or not isinstance(stages, dict):
+        return None
+    whole = all(_is_file(*one) for one in shards.items()) and all(_is_stage(*one) for one in stages.items())
+    return manifest if whole else None
+
+
+def _is_file(relpath: Any, entry: Any) -> bool:
+    """Whether these are the path of a file inside the run, and what is told of it."""
+    if (
+        not isinstance(relpath, str)
+        or not isinstance(entry, dict)
+        or not isinstance(entry.get("sha256"), str)
+    ):
+        return False
+    path = PurePosixPath(relpath)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in relpath
+
+
+def _is_stage(key: Any, told: Any) -> bool:
+    if not isinstance(key, str) or not isinstance(told, dict) or not isinstance(told.get("inputs"), str):
+        return False
+    outputs = told.get("outputs")
+    files = outputs.get("files", []) if isinstance(outputs, dict) else None
+    return isinstance(files, list | tuple) and all(isinstance(one, str) for one in files)

@@ -4,6 +4,8 @@ examples by default, large ones in the slow tier."""
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -249,9 +251,11 @@ def test_a_damaged_shard_is_read_by_nobody(tmp_path, examples):
 
 
 @tiers
-def test_journal_lines_and_manifests(tmp_path, examples):
+def test_journal_lines_and_manifests(tmp_path, examples, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
+    monkeypatch.setattr(logging.getLogger("leakfast.store"), "disabled", True)  # a line for each
+    beside = tmp_path / "x"
 
     def check(given_):
         lines, manifest = given_
@@ -261,7 +265,10 @@ def test_journal_lines_and_manifests(tmp_path, examples):
             found = clean(lambda: parse_manifest(manifest))
             assert found is None or isinstance(found["shards"], dict)
             (folder / "manifest.json").write_bytes(manifest)
+        beside.write_text("not of the run")
         assert isinstance(clean(lambda: Run(folder).shards()) or [], list)
+        assert beside.exists(), "no file outside is moved"
+        shutil.rmtree(folder / "quarantine", ignore_errors=True)
 
     told = st.fixed_dictionaries(
         {
@@ -422,6 +429,19 @@ def test_a_run_writes_inside_its_folder_alone(tmp_path, path):
     with pytest.raises(ValueError, match="inside the run"):
         store.add_file(path, b"x")
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "."])
+def test_a_manifest_or_journal_that_names_a_file_outside_moves_nothing(tmp_path, path):
+    (tmp_path / "x").write_text("not of the run")
+    (tmp_path / "run").mkdir()
+    entry = {"sha256": "0" * 64}
+    (tmp_path / "run" / "manifest.json").write_bytes(checked({"shards": {path: entry}, "stages": {}}))
+    (tmp_path / "run" / "log.jsonl").write_text(
+        json.dumps({"time": "", "event": "shard", "path": path, **entry}) + "\n"
+    )
+    assert Run(tmp_path / "run").shards() == []
+    assert (tmp_path / "x").read_text() == "not of the run"
 
 
 def test_a_card_in_a_strange_place_names_no_folder(tmp_path):
