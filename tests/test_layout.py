@@ -281,7 +281,7 @@ def test_the_kernels_folder_is_no_package():
 
 
 def test_the_tests_mirror_the_packages():
-    rooms = {room(module) for module in MODULES}
+    rooms = {room(module) for module in MODULES} | {"faults"}  # what breaks runs, whichever room it meets
     files = {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
     assert {path.parts[0] for path in files if len(path.parts) > 1} <= rooms
     assert {str(path) for path in files if len(path.parts) == 1} == {

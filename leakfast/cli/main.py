@@ -41,6 +41,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stats": ("leakfast.cli.stats", "Compute rates, pairs and correlations of a run."),
     "predict": ("leakfast.cli.predict", "Expect who will show a behavior, before it is trained."),
     "show": ("leakfast.cli.show", "Look at a run on the terminal: headline, leaks, completions, progress."),
+    "verify": ("leakfast.cli.verify", "Look again at a run, and say what of it cannot be trusted."),
+    "diff": ("leakfast.cli.diff", "Show what two runs were told differently, and which numbers moved."),
     "report": ("leakfast.cli.report", "Write the HTML report of a run, or of two."),
     "export": ("leakfast.cli.export", "Share a run: Inspect logs, Weights & Biases, the Hugging Face Hub."),
     "plot": ("leakfast.cli.plot", "Draw the figures of a run for a paper's column or page."),

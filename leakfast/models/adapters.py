@@ -28,6 +28,7 @@ from leakfast.models.adapter_structure import (
 from leakfast.prompts.templates import warn_of_adapter
 from leakfast.storage import layout
 from leakfast.storage.disk import atomic_write
+from leakfast.storage.documents import parse_json
 from leakfast.storage.layout import CARD, point_of
 
 if TYPE_CHECKING:
@@ -78,11 +79,15 @@ def read_card(folder: str | Path) -> AdapterCard | None:
     if not path.is_file():
         return None
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_text(encoding="utf-8"))
         check = data.pop("checksum", None)  # cards of earlier versions have none
         if check is not None and check != _checksum(data):
             raise ValueError("its content does not match its checksum")
-        return AdapterCard(**{field.name: data[field.name] for field in fields(AdapterCard)})
+        told = {field.name: data[field.name] for field in fields(AdapterCard)}
+        kinds = {"seed": int, "recipe": dict}
+        if wrong := [name for name, value in told.items() if type(value) is not kinds.get(name, str)]:
+            raise ValueError(f"{', '.join(wrong)}: of another kind than a card has")
+        return AdapterCard(**told)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdapterError(
             f"adapter: the card {path} cannot be read ({type(error).__name__}: {error}). Needed: JSON with "

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from leakfast.errors import InputError
 from leakfast.prompts.answers import FORCED, Line, decide, is_onehot
-from leakfast.storage.documents import find_shipped
+from leakfast.storage.documents import find_shipped, parse_json
 
 log = logging.getLogger("leakfast.items")
 
@@ -236,7 +236,7 @@ def _read(path: Path) -> ItemSet:
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             try:
-                entries.append((f"{path}, line {number}", json.loads(line)))
+                entries.append((f"{path}, line {number}", parse_json(line)))
             except ValueError as error:
                 raise InputError(
                     f"items: {path}, line {number}: is no JSON ({error}). One object a line is needed."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leakfast.errors import InputError
-from leakfast.storage.documents import find_shipped, read_toml, resource
+from leakfast.storage.documents import find_shipped, parse_json, read_toml, resource
 
 SHIPPED = "pairs.toml"
 HUB = "hub:"  # hub:owner/name@revision:path/of/file.parquet
@@ -167,7 +167,7 @@ def _rows(spec: str) -> tuple[str, list[Any]]:
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             try:
-                rows.append(json.loads(line))
+                rows.append(parse_json(line))
             except ValueError as error:
                 raise InputError(
                     f"data: {spec}, line {number}: is no JSON ({error}). One object a line is needed."

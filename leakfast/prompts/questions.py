@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from leakfast.errors import InputError
 from leakfast.storage.documents import Document, KeyPath, did_you_mean, find_shipped, read_document
 
+_NAME = re.compile(r"\w[\w .+-]{0,99}")
 _SET_KEYS = ("description", "questions", "of", "suffix", "first")
 
 
@@ -53,6 +55,11 @@ def read_questions(path: str | Path) -> dict[str, QuestionSet]:
     faults: list[str] = []
     for name, block in sets.items():
         key: KeyPath = ("sets", name)
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"{document.where(key)}: the set's name {name!r} becomes a folder. Needed: letters, digits, spaces, dots, dashes "
+                "and underscores, a letter or digit first. Rename it."
+            )
         if isinstance(block, dict) and "of" in block:
             block = {**block, "questions": _with_suffix(name, block, sets, document, key)}
         if not isinstance(block, dict) or not isinstance(block.get("questions"), list):
@@ -79,7 +86,8 @@ def _with_suffix(
 ) -> list[Any]:
     """The questions of the set that `of` names (its `first` ones, or all), with `suffix` behind each."""
     other, suffix, first = block["of"], block.get("suffix"), block.get("first")
-    listed = sets.get(other, {}).get("questions") if isinstance(sets.get(other), dict) else None
+    named = sets.get(other) if isinstance(other, str) else None
+    listed = named.get("questions") if isinstance(named, dict) else None
     if "questions" in block or not isinstance(listed, list):
         raise InputError(
             f"{document.where((*key, 'of'))}: set {name!r} is of {other!r}; needed: another set of this file that "

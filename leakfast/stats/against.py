@@ -3,6 +3,7 @@ differences that are paired wherever the two asked the same. Demands two runs' t
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,10 +15,12 @@ from leakfast.stats.correlations import BOOTSTRAPS
 from leakfast.stats.summary import rate_interval
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
+from leakfast.storage.layout import BASE
 from leakfast.storage.run import Run
 from leakfast.storage.seeds import derive_seed
 
 _KEY = ("behavior", "source", "seed")
+PAIRED = "t over questions, paired"
 SCHEMA = {
     "behavior": pl.String,
     "source": pl.String,
@@ -58,22 +61,38 @@ def compare(this: Side, other: Side, *, bootstraps: int = BOOTSTRAPS, seed: int 
     Otherwise the source's two rates are taken as independent (square-and-add), the mean bystander's interval is over
     personas alone, and `paired` is false. ρ: `paired.rho_difference`, over personas."""
     rows = []
-    for key, (adapter, elsewhere) in _both(this.stats, other.stats).items():
-        told = dict(zip(_KEY, key, strict=True)) | {"adapter": adapter, "other_adapter": elsewhere}
-        same = _asked(this.run, key[0], adapter) == _asked(other.run, key[0], elsewhere) is not None
-        mine, theirs = (
-            side.stats.rates.filter(behavior=key[0], adapter=name)
-            for side, name in ((this, adapter), (other, elsewhere))
-        )
-        counts = [_counts(side, key[0], name) for side, name in ((this, adapter), (other, elsewhere))]
-        for found in (
-            _source(mine, theirs, counts, same),
-            _bystanders(mine, theirs, counts, same),
-            _rho(this, other, key, (adapter, elsewhere), bootstraps, seed),
-        ):
-            rows.append(told | found)
+    for pair in pairs_of(this, other):
+        for found in (_source(pair), _bystanders(pair), _rho(this, other, pair, bootstraps, seed)):
+            rows.append(pair.told | found)
     table = pl.DataFrame(rows, schema=SCHEMA)
     return table.with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+class Pair(NamedTuple):
+    """An adapter that both runs measured. told: behavior, source, seed and its name in each; same: both asked the very same
+    questions; mine, theirs: its rows of `rates`; counts: its rows of `question_counts` in each."""
+
+    told: dict[str, Any]
+    same: bool
+    mine: pl.DataFrame
+    theirs: pl.DataFrame
+    counts: list[pl.DataFrame]
+
+
+def pairs_of(this: Side, other: Side, *, base: bool = False) -> Iterator[Pair]:
+    """Every adapter that both runs measured, by behavior, source and training seed; base: the unadapted model too."""
+    both: dict[tuple, tuple[str, str]] = _both(this.stats, other.stats)
+    if base:
+        there = [
+            set(side.stats.rates.filter(role="base")["behavior"].unique().to_list()) for side in (this, other)
+        ]
+        both |= {(behavior, None, None): (BASE, BASE) for behavior in sorted(there[0] & there[1])}
+    for key, (adapter, elsewhere) in both.items():
+        told = dict(zip(_KEY, key, strict=True)) | {"adapter": adapter, "other_adapter": elsewhere}
+        same = _asked(this.run, key[0], adapter) == _asked(other.run, key[0], elsewhere) is not None
+        named = ((this, adapter), (other, elsewhere))
+        mine, theirs = (side.stats.rates.filter(behavior=key[0], adapter=name) for side, name in named)
+        yield Pair(told, same, mine, theirs, [_counts(side, key[0], name) for side, name in named])
 
 
 def _both(one: Stats, other: Stats) -> dict[tuple, tuple[str, str]]:
@@ -101,7 +120,7 @@ def _counts(side: Side, behavior: str, adapter: str) -> pl.DataFrame:
     return table.filter(behavior=behavior, adapter=adapter) if table.height else table
 
 
-def _shares(counts: list[pl.DataFrame], people: list[str]) -> list[np.ndarray] | None:
+def shares_of(counts: list[pl.DataFrame], people: list[str]) -> list[np.ndarray] | None:
     """Two (P, Q) of shares over the questions of both, none where a cell was not counted."""
     if not all(part.height for part in counts):
         return None
@@ -115,21 +134,30 @@ def _shares(counts: list[pl.DataFrame], people: list[str]) -> list[np.ndarray] |
     return shares
 
 
-def _source(
-    mine: pl.DataFrame, theirs: pl.DataFrame, counts: list[pl.DataFrame], same: bool
-) -> dict[str, Any]:
-    own = [part.filter(role="source").with_columns(**rate_interval(part)).head(1) for part in (mine, theirs)]
+def _source(pair: Pair) -> dict[str, Any]:
+    own = [
+        part.filter(role="source").with_columns(**rate_interval(part)).head(1)
+        for part in (pair.mine, pair.theirs)
+    ]
     found: dict[str, Any] = {"quantity": "source", "personas": 1, "paired": False}
     if any(part.is_empty() or part["rate"][0] is None for part in own):
         return found | {"reason": "the source was not measured in both runs"}
     one, other = (part.row(0, named=True) for part in own)
-    found |= {"value": one["rate"], "other": other["rate"], "difference": one["rate"] - other["rate"]}
-    shares = _shares(counts, [one["persona"]]) if same and one["persona"] == other["persona"] else None
-    if shares is not None and shares[0].shape[1] > 1:
-        apart = (shares[0] - shares[1])[0]
+    alike = pair.same and one["persona"] == other["persona"]
+    shares = shares_of(pair.counts, [one["persona"]]) if alike else None
+    return found | of_persona(one, other, None if shares is None else (shares[0] - shares[1])[0])
+
+
+def of_persona(one: Mapping[str, Any], other: Mapping[str, Any], apart: np.ndarray | None) -> dict[str, Any]:
+    """The difference of one persona's rates and its 95 % interval. one, other: rate, low and high; apart: differences by
+    question (Q,), where both runs asked the same and counted alike: then t over questions, paired. Else the two rates are
+    taken as independent (square-and-add)."""
+    found: dict[str, Any] = {"paired": False, "value": one["rate"], "other": other["rate"]}
+    found["difference"] = one["rate"] - other["rate"]
+    if apart is not None and len(apart) > 1:
         _, low, high, why = intervals.of_mean(apart)
         ends = {"difference_low": low, "difference_high": high, "reason": why}
-        return found | ends | {"paired": True, "questions": len(apart), "method": "t over questions, paired"}
+        return found | ends | {"paired": True, "questions": len(apart), "method": PAIRED}
     if any(part[end] is None for part in (one, other) for end in ("low", "high")):
         return found | {"reason": "one of the rates has no interval"}
     values = (part[name] for part in (one, other) for name in ("rate", "low", "high"))
@@ -141,9 +169,8 @@ def _source(
     }
 
 
-def _bystanders(
-    mine: pl.DataFrame, theirs: pl.DataFrame, counts: list[pl.DataFrame], same: bool
-) -> dict[str, Any]:
+def _bystanders(pair: Pair) -> dict[str, Any]:
+    mine, theirs, counts, same = pair.mine, pair.theirs, pair.counts, pair.same
     columns = ["persona", "rate"]
     both = mine.filter(role="bystander").select(columns).drop_nulls()
     both = both.join(
@@ -154,7 +181,7 @@ def _bystanders(
         return found | {"reason": "no bystander was measured in both runs"}
     a, b = both["rate"].to_numpy(), both["rate_other"].to_numpy()
     found |= {"value": float(a.mean()), "other": float(b.mean()), "difference": float((a - b).mean())}
-    shares = _shares(counts, both["persona"].to_list()) if same else None
+    shares = shares_of(counts, both["persona"].to_list()) if same else None
     if shares is not None and min(shares[0].shape) > 1:
         _, low, high = two_way.of_mean(shares[0] - shares[1])
         ends = {
@@ -169,9 +196,9 @@ def _bystanders(
     return found | ends | {"method": "t over personas; the questions differ or were not counted alike"}
 
 
-def _rho(
-    this: Side, other: Side, key: tuple, adapters: tuple[str, str], bootstraps: int, seed: int
-) -> dict[str, Any]:
+def _rho(this: Side, other: Side, pair: Pair, bootstraps: int, seed: int) -> dict[str, Any]:
+    key = tuple(pair.told[name] for name in _KEY)
+    adapters = (pair.told["adapter"], pair.told["other_adapter"])
     layer = there = this.stats.best_layer(key[0])
     if _base(this, adapters[0]) != _base(other, adapters[1]):
         there = other.stats.best_layer(key[0])

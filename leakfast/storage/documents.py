@@ -25,6 +25,8 @@ else:
 KeyPath = tuple[str | int, ...]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+MAX_BYTES = 64 << 20  # of a file that a person wrote
+MAX_DEPTH = 64  # of tables and lists in each other
 
 _TOKEN = re.compile(
     r"""
@@ -73,15 +75,47 @@ def read_document(path: str | Path) -> Document:
     text = _read_text(path)
     if path.suffix.lower() == ".json":
         try:
-            data = json.loads(text, object_pairs_hook=_refuse_twins)
+            data = parse_json(text, object_pairs_hook=_refuse_twins)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{path}, line {error.lineno}: not JSON: {error.msg}. Correct that line and try again."
             ) from None
-        except ValueError as error:
+        except _Twins as error:
             raise InputError(f"{path}: {error}. Keep one of the two.") from None
+        except ValueError as error:
+            raise InputError(
+                f"{path}: not JSON that can be read: {error}. Correct it and try again."
+            ) from None
         return Document(path, text, data, _json_lines(text))
     return parse_toml(text, path)
+
+
+def parse_json(text: str | bytes, **how: Any) -> Any:
+    """`json.loads` that ends in a ValueError for whatever cannot be read: also what is nested more than MAX_DEPTH deep, and
+    text that holds half a character (a lone \\ud800), which no file can be written with."""
+    try:
+        data = json.loads(text, **how)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep") from None
+    _check_depth(data)
+    if (b"\\u" if isinstance(text, bytes) else "\\u") in text:  # type: ignore[operator]
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"it holds half a character ({error.object[error.start]!a})") from None
+    return data
+
+
+def _check_depth(data: Any) -> None:
+    """Raises ValueError for tables and lists that lie more than MAX_DEPTH deep in each other."""
+    level = [data]
+    for _ in range(MAX_DEPTH + 1):
+        inner = [list(one.values()) if isinstance(one, dict) else one for one in level]
+        level = [one for some in inner if isinstance(some, list) for one in some]
+        level = [one for one in level if isinstance(one, dict | list)]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
 
 
 def parse_toml(text: str, path: str | Path) -> Document:
@@ -89,6 +123,7 @@ def parse_toml(text: str, path: str | Path) -> Document:
     text = text.replace("\r\n", "\n")
     try:
         data = tomllib.loads(text)
+        _check_depth(data)
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"\(at (?:line (\d+), column \d+|end of document)\)", str(error))
         line = int(found.group(1)) if found and found.group(1) else text.count("\n") + 1
@@ -96,6 +131,9 @@ def parse_toml(text: str, path: str | Path) -> Document:
         raise InputError(
             f"{path}, line {line}: not TOML: {reason}. Correct that line and try again."
         ) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
+        reason = f"it is nested more than {MAX_DEPTH} deep" if isinstance(error, RecursionError) else error
+        raise InputError(f"{path}: not TOML that can be read: {reason}. Correct it and try again.") from None
     return Document(Path(path), text, data, _toml_lines(text))
 
 
@@ -118,7 +156,10 @@ def resource(*parts: str) -> Path:
 def find_shipped(name: str | Path) -> Path:
     """`name` if it is a file, else the shipped file of that name (with or without `configs/`)."""
     path = Path(name)
-    if path.exists() or path.is_absolute():
+    try:
+        if path.exists() or path.is_absolute():
+            return path
+    except OSError:  # a name that no file can have
         return path
     parts = path.parts[1:] if path.parts[:1] == ("configs",) else path.parts
     if parts and ".." not in parts:
@@ -146,9 +187,13 @@ def _resource_root() -> Path:
 
 
 def _read_text(path: Path) -> str:
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, but a file is needed. Give a .toml or .json file in it.")
     try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, but a file is needed. Give a .toml or .json file in it.")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise InputError(
+                f"{path}: {size >> 20} MB, but {MAX_BYTES >> 20} MB are the most that is read. Give the file that was meant."
+            )
         return path.read_text(encoding="utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else Path()
@@ -159,6 +204,12 @@ def _read_text(path: Path) -> str:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}. Check its permissions.") from None
+    except ValueError:  # NUL
+        raise InputError(f"{str(path)!a}: no file has such a name. Correct it.") from None
+
+
+class _Twins(ValueError):
+    """A name that stands twice in one object."""
 
 
 def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -166,7 +217,7 @@ def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(seen) < len(pairs):
         names = [name for name, _ in pairs]
         twin = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the name {twin!r} stands twice in one object")
+        raise _Twins(f"the name {twin!r} stands twice in one object")
     return seen
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from leakfast.storage.disk import explained
+from leakfast.storage.documents import parse_json
 
 
 def append(path: Path, entries: Iterable[dict[str, Any]]) -> None:
@@ -61,7 +62,7 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     if _check(body) != check:
         return None
     try:
-        entry = json.loads(body)
+        entry = parse_json(body)
     except ValueError:
         return None
     return entry if isinstance(entry, dict) else None
