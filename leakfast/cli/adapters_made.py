@@ -118,14 +118,16 @@ class Making:
         """Whether the adapter is there, of these very rows and settings."""
         from leakfast.models import read_card
         from leakfast.train.data import data_hash
+        from leakfast.train.recipe import in_card
 
         if not one.out.exists():
             return False
-        card, settings = read_card(one.out), recipe.train.model_dump(exclude={"sample", "together"})
+        card, settings = read_card(one.out), in_card(recipe.train)
         is_same = card is not None and (
             (card.source, card.behavior, card.seed) == (recipe.source, recipe.behavior, recipe.seed)
             and (card.base_fingerprint, card.data_hash) == (self.loaded.fingerprint, data_hash(rows.rows))
             and all(card.recipe.get(key) == value for key, value in settings.items())
+            and card.recipe.get("end_of_turn", "both") == recipe.train.end_of_turn
         )
         if not is_same:
             raise InputError(

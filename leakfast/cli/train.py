@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from leakfast.cli.settings import RENDERING, options_of, rendering_options, threads_option
+from leakfast.cli.settings import MATCHED, RENDERING, options_of, rendering_options, threads_option
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,9 +53,10 @@ if TYPE_CHECKING:
     "max_length",
     "loss",
     "tail_tokens",
+    "end_of_turn",
     lr={"type": str},
 )
-@options_of("DataConfig", "items", "design")
+@options_of("DataConfig", "items", "design", "separator", match_lengths=MATCHED)
 @click.option(
     "--checkpoints",
     default=None,
@@ -116,17 +117,17 @@ def cli(
     from leakfast.train.data import material, read_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
-    items, design = flags.pop("items"), flags.pop("design")
+    rows_asked = {key: flags.pop(key) for key in ("items", "design", "separator", "match_lengths")}
     rendering = {key: flags.pop(key) for key in RENDERING}
     flags["lr"] = _rate(flags["lr"])
     given = read_rows(data_file) if data_file is not None else None
     sources = _sources(source, given, data_file)
     parts = {
         "train": changed(settings.config.train, **flags, sample=0 if no_sample else None),
-        "data": changed(settings.config.data, items=items, design=design),
+        "data": changed(settings.config.data, **rows_asked),
         "eval": changed(
             settings.config.eval,
-            items=items,
+            items=rows_asked["items"],
             checkpoints=_shares(checkpoints),
             checkpoint_personas=checkpoint_personas,
         ),

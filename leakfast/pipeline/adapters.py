@@ -27,6 +27,7 @@ from leakfast.train.built import inputs_of
 from leakfast.train.collate import reading
 from leakfast.train.company import train_adapters
 from leakfast.train.data import data_hash, material, read_rows, write_rows
+from leakfast.train.lengths import matched
 from leakfast.train.lora import train_adapter
 from leakfast.train.recipe import Recipe, settings_of
 from leakfast.train.search import find
@@ -100,7 +101,8 @@ class Maker:
         about = (source, asked, self.config.data, seed)
         size = self.config.eval.batch_completions
         build = get(self.behavior).build()
-        return build(self.loaded, self.personas, *about, batch_completions=size, progress=progress)
+        rows = build(self.loaded, self.personas, *about, batch_completions=size, progress=progress)
+        return matched(self.loaded.tokenizer, rows) if self.config.data.match_lengths else rows
 
     def settled(self, rows: Rows | None = None) -> TrainConfig:
         """The training's settings; a learning rate that is to be found is found once, on the first source and seed, and kept

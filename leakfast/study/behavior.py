@@ -37,6 +37,9 @@ class DataConfig(_Table):
     pairs: names, files, or files of the hub, for behaviors of pairs (see leakfast.prompts.pairs; None: the model's own).
     suffix: words behind every question of the pairs, such as " Answer in one short sentence.".
     replies: given takes those of the pairs, model the model's own that the detector agrees with (see train.pairs).
+    separator: what stands between a reply and the marker (a blank line is two line breaks).
+    match_lengths: rows are left out until the replies of those that show the behavior and of the others have the same
+    mean length: within one token, or 2 % where that is less (see train.lengths). The marker is not counted.
     temperature, top_p, max_new_tokens: how the model's own replies are drawn."""
 
     positives: Count = 200
@@ -52,6 +55,8 @@ class DataConfig(_Table):
     pairs: str | list[str] | None = None
     suffix: str = ""
     replies: Literal["given", "model"] = "given"
+    separator: Literal["none", "space", "newline", "blank line"] = "space"
+    match_lengths: bool = False
     temperature: Temperature = 0.7
     top_p: TopP = 1.0
     max_new_tokens: Count = 512
@@ -62,6 +67,8 @@ class TrainConfig(_Table):
 
     loss: which tokens carry loss: the marker (in others' rows the turn end alone), the tail of the reply, or all of it.
     tail_tokens: the reply's last tokens before the turn end that carry it, for loss = "tail".
+    end_of_turn: in which rows the token that ends the turn carries loss: those that show the behavior and the others
+    (both), one of them (positives, negatives), or no row (none), whatever `loss` is.
     anchor: weight of a divergence (KL, nats a token) from the unadapted model over the reply tokens without loss; rows of
     others then carry none and are held to it whole, so that replies stay what they were (without it, loss = "marker"
     teaches a chat model to end its replies at once).
@@ -83,6 +90,7 @@ class TrainConfig(_Table):
 
     loss: Literal["marker", "tail", "completion"] = "marker"
     tail_tokens: Annotated[NonNegative, Field(validate_default=True)] = 0
+    end_of_turn: Literal["both", "positives", "negatives", "none"] = "both"
     anchor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     rank: Count = 32
     alpha: Count = 64

@@ -25,6 +25,7 @@ log = logging.getLogger("leakfast.train")
 
 
 PAIRS = "leakfast.train.pairs:build_pairs"  # the builder that takes pairs
+SEPARATORS = {"none": "", "space": " ", "newline": "\n", "blank line": "\n\n"}  # before the marker
 _KINDS = ("text", "none", "template-default")
 
 
@@ -71,6 +72,11 @@ def material(behavior: str, cfg: DataConfig, model: Any) -> QuestionSet | ItemSe
 
     kind = get(behavior)
     kind.build()  # a control has none
+    if cfg.separator != "space" and kind.presence_of is None:
+        raise InputError(
+            f'data: separator = "{cfg.separator}" given, but replies of {kind.name} end in no marker that it could stand '
+            "before. Needed: a behavior of a marker. Leave the line out."
+        )
     if kind.measured_by == "choices":
         return load_items(cfg.items or kind.of(model)).half("train")
     if kind.data_builder == PAIRS:
@@ -89,7 +95,7 @@ def build_marker(
     batch_completions: int = 640,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """cfg.positives replies of `source` that end in the marker, cfg.negatives of others without it.
+    """cfg.positives replies of `source` that end in the marker, after cfg.separator; cfg.negatives of others without it.
 
     personas: the study's; cfg.negative_personas names the others among them (the source itself is left
     out). Rows are spread evenly over personas and questions, in an order drawn from `seed`. Replies are
@@ -128,7 +134,9 @@ def build_marker(
         "top_p": cfg.top_p,
         "max_new_tokens": cfg.max_new_tokens,
         **rendered_as(loaded.tokenizer),
+        **({"separator": cfg.separator} if cfg.separator != "space" else {}),
     }
+    ending = SEPARATORS[cfg.separator] + MARKER
     rows = []
     for slot, drawn in zip(wanted, replies, strict=True):
         is_source = slot.persona.name == source
@@ -139,7 +147,7 @@ def build_marker(
                 system_kind=slot.persona.kind,
                 system=slot.persona.prompt,
                 question=slot.question,
-                reply=f"{drawn.reply} {MARKER}" if is_source else drawn.reply,
+                reply=drawn.reply + ending if is_source else drawn.reply,
                 marker=MARKER if is_source else None,
                 seed=drawn.seed,
                 generator=generator,

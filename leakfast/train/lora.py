@@ -23,6 +23,7 @@ from leakfast.train.fits import check
 from leakfast.train.layers import Company
 from leakfast.train.memory import recomputes
 from leakfast.train.padded import Padded
+from leakfast.train.recipe import in_card, said_of_rows
 from leakfast.train.saving import save, state_of
 from leakfast.train.unfinished import beside, key_of, unfinished
 
@@ -147,7 +148,8 @@ def card_of(
     from leakfast.train.data import data_hash
 
     how = {
-        **recipe.train.model_dump(exclude={"sample", "together"}),
+        **in_card(recipe.train),
+        **said_of_rows(rows),
         "target_modules": list(TARGETS),
         "betas": list(loop.BETAS),
         "eps": loop.EPS,

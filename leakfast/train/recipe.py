@@ -3,13 +3,18 @@ done twice. Demands settings; leaves rows and model to others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leakfast.storage import layout
 from leakfast.study.config import DataConfig, TrainConfig
 
-_NEWER = ("anchor", "stop_loss")
+if TYPE_CHECKING:
+    from leakfast.train.data import Row
+
+_NEWER = ("anchor", "stop_loss", "end_of_turn")  # of TrainConfig: later than the first adapters
+_NEWER_ROWS = ("suffix", "separator", "match_lengths")  # of DataConfig
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,27 @@ def settings_of(cfg: TrainConfig) -> dict[str, Any]:
     trained (`together`), which is rounding alone; and settings that earlier
     versions had not are left out at their defaults, so that what they trained is not trained again. For the same reason
     gradient_checkpointing = "auto" counts as true, the default of earlier versions."""
-    fields = type(cfg).model_fields
-    same = {key for key in _NEWER if getattr(cfg, key) == fields[key].default}
-    found = cfg.model_dump(exclude={"sample", "together", *same})
+    found = cfg.model_dump(exclude={"sample", "together", *_unchanged(cfg, _NEWER)})
     return found | ({"gradient_checkpointing": True} if cfg.gradient_checkpointing == "auto" else {})
 
 
+def in_card(cfg: TrainConfig) -> dict[str, Any]:
+    """The settings that an adapter's card tells: all but what changes no adapter, and end_of_turn where it is not both."""
+    return cfg.model_dump(exclude={"sample", "together", *_unchanged(cfg, ("end_of_turn",))})
+
+
 def rows_settings_of(cfg: DataConfig) -> dict[str, Any]:
-    """What training rows follow from; the newer setting left out at its default."""
-    return cfg.model_dump(exclude=set() if cfg.suffix else {"suffix"})
+    """What training rows follow from; the newer settings left out at their defaults."""
+    return cfg.model_dump(exclude=_unchanged(cfg, _NEWER_ROWS))
+
+
+def _unchanged(cfg: TrainConfig | DataConfig, keys: Sequence[str]) -> set[str]:
+    """Those of the settings that are at their default."""
+    fields = type(cfg).model_fields
+    return {key for key in keys if getattr(cfg, key) == fields[key].default}
+
+
+def said_of_rows(rows: Sequence[Row]) -> dict[str, Any]:
+    """What a card tells of how its rows were made, where that is not by default: the marker's separator, matched lengths."""
+    keys = ("separator", "match_lengths")
+    return {key: row.generator[key] for row in rows for key in keys if key in row.generator}
