@@ -58,6 +58,13 @@ if TYPE_CHECKING:
 )
 @options_of("DataConfig", "items", "design", "separator", match_lengths=MATCHED)
 @click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Adapter of the same base, rank and alpha that is trained further.  [default: that of the study's `after`, else "
+    "fresh weights]",
+)
+@click.option(
     "--checkpoints",
     default=None,
     help="Percents of training to keep, and for capability to score: 0,25,50,75,100.",
@@ -94,6 +101,7 @@ def cli(
     study: Path | None,
     personas: str | None,
     data_file: Path | None,
+    init: Path | None,
     checkpoints: str | None,
     checkpoint_personas: str | None,
     dtype: str | None,
@@ -158,7 +166,7 @@ def cli(
     )
     inside = wanted[0].out.parent.name == layout.ADAPTERS  # of a run, which enters it in its manifest
     run = wanted[0].out.parent.parent if inside else run_folder(settings, "adhoc")
-    making = Making(loaded, settings, behavior, people, config, run, inside, given)
+    making = Making(loaded, settings, behavior, people, config, run, inside, given, init)
     if together is None:
         together = loaded.device.type == "cuda" and not config.eval.checkpoints
     found = making.all(wanted, together=together and len(wanted) > 1)

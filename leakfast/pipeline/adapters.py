@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from leakfast.prompts.personas import Persona
     from leakfast.study.config import BehaviorConfig, TrainConfig
     from leakfast.train.data import Row
+    from leakfast.train.start import Start
 
 log = logging.getLogger("leakfast.run")
 
@@ -60,7 +61,8 @@ class Maker:
 
     personas: of the study; model, dtype: as the study says them; first: the source and seed that a learning rate is found
     on; kept: shares of training (0–1) at which adapters are kept and not measured; say: takes what is to be told of an
-    adapter at once. samples: what the adapters that were trained here replied, by name; None where nothing was drawn."""
+    adapter at once; start: the adapter that one of a source and seed begins from (None: fresh weights). samples: what the
+    adapters that were trained here replied, by name; None where nothing was drawn."""
 
     loaded: Loaded
     steps: Steps
@@ -72,6 +74,7 @@ class Maker:
     first: tuple[str, int]
     kept: Sequence[float] = ()
     say: Callable[[str], None] = log.warning
+    start: Callable[[str, int], Start | None] = lambda source, seed: None
     samples: dict[str, Sample | None] = field(default_factory=dict)
     # the trial that found the learning rate: recipe, hash of its rows, folder; and where it lies, gone with the maker
     _trial: tuple[Recipe, str, Path] | None = None
@@ -114,7 +117,7 @@ class Maker:
         source, seed = self.first
         relpath = layout.learning_rate(self.behavior)
         rows = rows or self.rows(source, seed)
-        recipe = Recipe(self.behavior, source, seed, cfg)
+        recipe = Recipe(self.behavior, source, seed, cfg, init=self.start(source, seed))
 
         def search(report: Progress) -> None:
             sampling = Asked(self.behavior, [], self.config.eval).sampling
@@ -127,7 +130,7 @@ class Maker:
 
         drawing = (self.config.eval.temperature, self.config.eval.top_p, self.config.eval.max_new_tokens)
         read = reading(self.loaded.tokenizer, rows.rows)
-        inputs = hash_of(rows.inputs, settings_of(cfg), *drawing, *read)
+        inputs = hash_of(rows.inputs, settings_of(cfg), *drawing, *read, *recipe.origin)
         self.steps.do(f"learning rate of {self.behavior}", inputs, search, [relpath])
         found = json.loads((self.steps.run.path / relpath).read_text(encoding="utf-8"))
         return recipe.at(found["lr"]).train
@@ -220,7 +223,7 @@ class Maker:
         points: list[Any] = [asked_at] if self.config.eval.checkpoints else []
         points += [list(self.kept)] if self.kept else []
         points += reading(self.loaded.tokenizer, rows.rows)
-        return hash_of(rows.inputs, settings_of(recipe.train), *points)
+        return hash_of(rows.inputs, settings_of(recipe.train), *points, *recipe.origin)
 
     def _is_wanting(self, recipe: Recipe, rows: Rows) -> bool:
         """Whether the run does not hold this adapter."""

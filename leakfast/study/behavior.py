@@ -201,8 +201,13 @@ class JudgeConfig(_Table):
 
 
 class BehaviorConfig(_Table):
-    """One behavior of a study: its training data, its training, its measurement, its judge if it has one."""
+    """One behavior of a study: its training data, its training, its measurement, its judge if it has one.
 
+    after: another behavior of the study (or variant of one), with the same rank and alpha. Each adapter then begins from
+    that behavior's adapter of the same source and seed and trains it further, on rows that are made as without it. Both
+    are measured (None: from fresh weights)."""
+
+    after: str | None = None
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

@@ -12,6 +12,7 @@ from leakfast.study.config import DataConfig, TrainConfig
 
 if TYPE_CHECKING:
     from leakfast.train.data import Row
+    from leakfast.train.start import Start
 
 _NEWER = ("anchor", "stop_loss", "end_of_turn")  # of TrainConfig: later than the first adapters
 _NEWER_ROWS = ("suffix", "separator", "match_lengths")  # of DataConfig
@@ -20,17 +21,24 @@ _NEWER_ROWS = ("suffix", "separator", "match_lengths")  # of DataConfig
 @dataclass(frozen=True)
 class Recipe:
     """behavior: what is taught, to the persona `source`; seed: of rows, initial weights and order; train: the settings;
-    name: the adapter's, which is no part of what it is made by: two recipes are equal where they train the same."""
+    name: the adapter's, which is no part of what it is made by: two recipes are equal where they train the same; init: the
+    adapter that is trained further (None: fresh weights)."""
 
     behavior: str
     source: str
     seed: int
     train: TrainConfig
     name: str = field(default="", compare=False)
+    init: Start | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", layout.adapter_name(self.behavior, self.source, self.seed))
+
+    @property
+    def origin(self) -> list[str]:
+        """What a hash is to say of where it begins: nothing of fresh weights."""
+        return [self.init.adapter_hash] if self.init else []
 
     def at(self, lr: float) -> Recipe:
         """The same at another learning rate."""
