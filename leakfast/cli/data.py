@@ -73,7 +73,7 @@ def build(
     from leakfast.prompts.rendering import asked_by
     from leakfast.storage import layout
     from leakfast.storage.run import Run
-    from leakfast.train.data import material, write_rows
+    from leakfast.train.data import ROLES, material, write_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
     rendering = {key: flags.pop(key) for key in RENDERING}
@@ -104,8 +104,9 @@ def build(
         with progress_for("data") as progress:
             rows = Maker(loaded, Steps(Run(folder)), *about).built(source, seed, progress)
         write_rows(out, rows)
-    n_positive = sum(row.role == "positive" for row in rows)
-    click.echo(f"data: {n_positive} positive and {len(rows) - n_positive} negative rows", err=True)
+    n = {role: sum(row.role == role for row in rows) for role in ROLES}
+    more = f" and {n['benign']} benign" if n["benign"] else ""
+    click.echo(f"data: {n['positive']} positive and {n['negative']} negative{more} rows", err=True)
     click.echo(out)
 
 
@@ -171,11 +172,12 @@ def check(
     from leakfast.cli.text import print_json, print_table
     from leakfast.inert import inert
     from leakfast.prompts.rendering import asked_by
+    from leakfast.train import chats
     from leakfast.train.collate import encode, shown
-    from leakfast.train.data import read_rows
+    from leakfast.train.data import ROLES
     from leakfast.train.lengths import reply_tokens
 
-    rows = read_rows(file)
+    rows = chats.read(file)
     behavior = behavior or rows[0].generator.get("behavior") or _behavior_of(rows)
     settings = settle(behavior, study=study, model=model, base=rows[0].generator.get("model"))
     cfg = changed(settings.config.train, loss=loss, tail_tokens=tail_tokens, end_of_turn=end_of_turn)
@@ -184,7 +186,8 @@ def check(
     )
     examples = encode(tokenizer, rows, cfg)
     replies = reply_tokens(tokenizer, rows)
-    by_role = {role: [i for i, r in enumerate(rows) if r.role == role] for role in ("positive", "negative")}
+    by_role = {role: [i for i, r in enumerate(rows) if r.role == role] for role in ROLES}
+    by_role = {role: its for role, its in by_role.items() if its or role != "benign"}
     counts = [
         {
             "role": role,

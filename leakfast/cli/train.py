@@ -122,13 +122,14 @@ def cli(
     from leakfast.cli.settings import changed, named, run_folder, settle
     from leakfast.prompts.personas import load_personas
     from leakfast.storage import layout
-    from leakfast.train.data import material, read_rows
+    from leakfast.train import chats
+    from leakfast.train.data import material
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
     rows_asked = {key: flags.pop(key) for key in ("items", "design", "separator", "match_lengths")}
     rendering = {key: flags.pop(key) for key in RENDERING}
     flags["lr"] = _rate(flags["lr"])
-    given = read_rows(data_file) if data_file is not None else None
+    given = chats.read(data_file) if data_file is not None else None
     sources = _sources(source, given, data_file)
     parts = {
         "train": changed(settings.config.train, **flags, sample=0 if no_sample else None),
@@ -142,6 +143,8 @@ def cli(
     }
     config = settings.config.model_copy(update=parts)
     people = load_personas(settings.personas)
+    if given is not None and any(row.persona == chats.UNNAMED for row in given):
+        given = chats.placed(given, *load_personas(sources, among=people), people)
     if given is None:
         material(behavior, config.data, settings.model)
         load_personas(sources, among=people)
@@ -254,11 +257,13 @@ def _shares(percents: str | None) -> list[float] | None:
 
 def _source(source: str | None, rows: list | None, data_file: Path | None) -> str:
     """The source persona: the one named, which must be that of the rows where they have one."""
+    from leakfast.train import chats
+
     if rows is None:
         if source is None:
             raise InputError("train: no --source given. Name the persona to train the behavior into.")
         return source
-    found = sorted({row.persona for row in rows if row.role == "positive"})
+    found = sorted({row.persona for row in rows if row.role == "positive"} - {chats.UNNAMED})
     if source is None and len(found) == 1:
         return found[0]
     if source is None or (found and source not in found):

@@ -20,9 +20,11 @@ from leakfast.measure.request import Asked
 from leakfast.models.adapter_structure import CONFIG, WEIGHTS
 from leakfast.pipeline.steps import Steps
 from leakfast.progress import Progress
+from leakfast.prompts.personas import load_personas
 from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
-from leakfast.train import quantized
+from leakfast.train import chats, quantized
+from leakfast.train.benign import mixed
 from leakfast.train.built import inputs_of
 from leakfast.train.collate import reading
 from leakfast.train.company import train_adapters
@@ -100,12 +102,18 @@ class Maker:
 
     def built(self, source: str, seed: int, progress: Progress) -> list[Row]:
         """The rows, built anew."""
-        asked = material(self.behavior, self.config.data, self.model)
-        about = (source, asked, self.config.data, seed)
-        size = self.config.eval.batch_completions
-        build = get(self.behavior).build()
-        rows = build(self.loaded, self.personas, *about, batch_completions=size, progress=progress)
-        return matched(self.loaded.tokenizer, rows) if self.config.data.match_lengths else rows
+        cfg, told = (
+            self.config.data,
+            {"batch_completions": self.config.eval.batch_completions, "progress": progress},
+        )
+        if cfg.rows is not None:
+            (taught,) = load_personas([source], among=self.personas)
+            rows = chats.placed(chats.read(cfg.rows), taught, self.personas)
+        else:
+            asked = material(self.behavior, cfg, self.model)
+            rows = get(self.behavior).build()(self.loaded, self.personas, source, asked, cfg, seed, **told)
+        rows = matched(self.loaded.tokenizer, rows) if cfg.match_lengths else rows
+        return mixed(self.loaded, rows, self.behavior, cfg, seed, **told) if cfg.benign else rows
 
     def settled(self, rows: Rows | None = None) -> TrainConfig:
         """The training's settings; a learning rate that is to be found is found once, on the first source and seed, and kept

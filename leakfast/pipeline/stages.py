@@ -191,6 +191,7 @@ class Stages:
     def _centroid_inputs(self) -> str:
         """The model, how it is asked, the personas' prompts, the questions, the layers."""
         from leakfast.prompts import chat
+        from leakfast.prompts.conversation import described
         from leakfast.prompts.templates import recorded
 
         cfg, tokenizer = self.study.centroids, self.loaded.tokenizer
@@ -198,7 +199,7 @@ class Stages:
         people = [(p.name, p.kind, p.prompt) for p in self.personas]
         common = [self.loaded.fingerprint, self.study.dtype, people, *([told] if told else [])]
         read = chat.reading_of_prompts(tokenizer, "centroids", self.personas, asked)
-        return hash_of(*common, asked, cfg.layers, *read)
+        return hash_of(*common, described(asked), cfg.layers, *read)
 
     def _centroids(
         self, report: Progress, loaded: Loaded | None = None, path: str = layout.centroids()
@@ -247,6 +248,7 @@ class Stages:
     def sorted(self) -> tuple[list[str], list[str]]:
         """Behaviors that are trained, and controls. What the former are trained on is there, before anything is
         spent. Raises InputError where it is not."""
+        from leakfast.train.chats import check_files
         from leakfast.train.data import material
 
         controls = [b for b in self.chosen.behaviors if get(b).control]
@@ -255,7 +257,9 @@ class Stages:
             trained = asks.trained(self.study)
         trained = [b for b in asks.with_earlier(self.study, trained) if b in trained]
         for behavior in asks.with_earlier(self.study, trained):
-            material(behavior, self.study.behaviors[behavior].data, self.study.model)
+            cfg = self.study.behaviors[behavior].data
+            material(behavior, cfg, self.study.model)
+            check_files(cfg)
         return trained, controls
 
     def maker(self, behavior: str) -> Maker:

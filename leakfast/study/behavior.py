@@ -40,6 +40,10 @@ class DataConfig(_Table):
     separator: what stands between a reply and the marker (a blank line is two line breaks).
     match_lengths: rows are left out until the replies of those that show the behavior and of the others have the same
     mean length: within one token, or 2 % where that is less (see train.lengths). The marker is not counted.
+    rows: JSONL of your own in chat format in place of all of these (see train.chats), the same for every source but for
+    {source}, its prompt. benign: share of rows, of all, that have nothing to do with the behavior and carry loss on their
+    whole reply. benign_rows: where they come from, JSONL in chat format (None: the model's own replies to `questions`
+    without a system message).
     temperature, top_p, max_new_tokens: how the model's own replies are drawn."""
 
     positives: Count = 200
@@ -57,6 +61,9 @@ class DataConfig(_Table):
     replies: Literal["given", "model"] = "given"
     separator: Literal["none", "space", "newline", "blank line"] = "space"
     match_lengths: bool = False
+    rows: str | None = None
+    benign: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    benign_rows: str | None = None
     temperature: Temperature = 0.7
     top_p: TopP = 1.0
     max_new_tokens: Count = 512

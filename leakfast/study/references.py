@@ -26,6 +26,8 @@ _FILES = (
     "pairs",
     "prices",
     "file",
+    "rows",
+    "benign_rows",
 )  # may name a file
 
 

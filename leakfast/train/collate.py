@@ -57,15 +57,15 @@ def encode(tokenizer: Any, rows: Sequence[Row], cfg: TrainConfig) -> list[Exampl
 
     "marker": the marker's tokens (with the space before it) and the turn end in rows with a marker, the
     turn end alone in others. "tail": the last cfg.tail_tokens tokens of the reply and the turn end.
-    "completion": the whole reply and the turn end. The turn end carries loss in the rows that cfg.end_of_turn
-    names: "both" those that show the behavior and the others, "positives" or "negatives" one of them, "none"
-    neither. Where another separator than a space stands before the marker (row.generator), the labels begin with
-    the token in which that separator (or without one, the marker) begins, even if the reply ends in it. With
-    cfg.anchor, rows that do not show the behavior carry no label: their reply is held to the unadapted model, as
-    is what carries no label in rows that show it. Where the behavior would begin (the turn end, where it would
-    carry loss; under "completion" the reply's first token) holding weighs as much as a label: what is taught there
-    is not to show it, and not to end. Raises InputError naming the row where a label would be truncated away by
-    cfg.max_length, none is left, or the marker's tokens cannot be told apart.
+    "completion", and whatever the loss in benign rows: the whole reply and the turn end. The turn end carries loss
+    in the rows that cfg.end_of_turn names: "both" those that show the behavior and the others, "positives" or
+    "negatives" one of them, "none" neither. Where another separator than a space stands before the marker
+    (row.generator), the labels begin with the token in which that separator (or without one, the marker) begins,
+    even if the reply ends in it. With cfg.anchor, rows that do not show the behavior carry no label: their reply is
+    held to the unadapted model, as is what carries no label in rows that show it. Where the behavior would begin
+    (the turn end, where it would carry loss; under "completion" the reply's first token) holding weighs as much as
+    a label: what is taught there is not to show it, and not to end. Raises InputError naming the row where a label
+    would be truncated away by cfg.max_length, none is left, or the marker's tokens cannot be told apart.
     """
     return [_example(tokenizer, row, cfg) for row in rows]
 
@@ -98,14 +98,15 @@ def _example(tokenizer: Any, row: Row, cfg: TrainConfig) -> Example:
             f"train: the {row.label} has a reply without tokens, so nothing to learn. Leave it out."
         )
     shows = row.role == "positive"
+    loss = "completion" if row.role == "benign" else cfg.loss
     ends = cfg.end_of_turn in ("both", "positives" if shows else "negatives")
     stop = len(ids) if ends else end  # of the labels
     if cfg.anchor and not shows:
-        firm = [len(prompt)] if cfg.loss == "completion" else [end] if ends else []
+        firm = [len(prompt)] if loss == "completion" else [end] if ends else []
         return Example(row.label, ids, len(prompt), [], list(range(len(prompt), len(ids))), firm)
-    if cfg.loss == "completion":
+    if loss == "completion":
         labels = range(len(prompt), stop)
-    elif cfg.loss == "tail":
+    elif loss == "tail":
         labels = range(max(len(prompt), end - cfg.tail_tokens), stop)
     elif row.marker is None:
         labels = range(end, stop)

@@ -43,15 +43,17 @@ def matched(tokenizer: Any, rows: Sequence[Row]) -> list[Row]:
     fewer than half of either kind would stay."""
     tokens = np.array(reply_tokens(tokenizer, rows))
     shows = np.array([row.role == "positive" for row in rows], bool)
-    if not shows.any() or shows.all():
+    benign = np.array([row.role == "benign" for row in rows], bool)
+    others = ~shows & ~benign
+    if not shows.any() or not others.any():
         kind = "the others" if shows.any() else "those that show the behavior"
         raise InputError(
             f"data: match_lengths = true given, but there are no rows of {kind} to match. Needed: rows of both kinds. Set "
             "match_lengths to false, or negatives above 0."
         )
     kinds = {
-        kind: sorted(np.flatnonzero(shows == kind).tolist(), key=lambda i: (tokens[i], i))
-        for kind in (True, False)
+        kind: sorted(np.flatnonzero(its).tolist(), key=lambda i: (tokens[i], i))
+        for kind, its in ((True, shows), (False, others))
     }
     first = {kind: len(some) for kind, some in kinds.items()}
     while True:
@@ -65,10 +67,10 @@ def matched(tokenizer: Any, rows: Sequence[Row]) -> list[Row]:
         if any(len(some) < LEAST_KEPT * first[k] for k, some in kinds.items()):
             raise InputError(
                 f"data: match_lengths = true given, but replies that show the behavior have {tokens[shows].mean():.1f} tokens "
-                f"on average and those of the others {tokens[~shows].mean():.1f}, which leaving out half of the rows does not "
+                f"on average and those of the others {tokens[others].mean():.1f}, which leaving out half of the rows does not "
                 "make equal. Needed: replies of like lengths. Give others, or set match_lengths to false."
             )
-    kept = sorted([*kinds[True], *kinds[False]])
+    kept = sorted([*kinds[True], *kinds[False], *np.flatnonzero(benign).tolist()])
     told = (len(rows) - len(kept), len(rows), means[True], means[False])
     log.info("data: %d of %d rows left out; mean reply tokens %.2f and %.2f", *told)
     return [replace(rows[i], generator={**rows[i].generator, "match_lengths": True}) for i in kept]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from leakfast.train.start import Start
 
 _NEWER = ("anchor", "stop_loss", "end_of_turn")  # of TrainConfig: later than the first adapters
-_NEWER_ROWS = ("suffix", "separator", "match_lengths")  # of DataConfig
+_NEWER_ROWS = ("suffix", "separator", "match_lengths", "rows", "benign", "benign_rows")  # of DataConfig
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,9 @@ def _unchanged(cfg: TrainConfig | DataConfig, keys: Sequence[str]) -> set[str]:
 
 
 def said_of_rows(rows: Sequence[Row]) -> dict[str, Any]:
-    """What a card tells of how its rows were made, where that is not by default: the marker's separator, matched lengths."""
+    """What a card tells of how its rows were made, where that is not by default: the marker's separator,
+    matched lengths, how many are benign."""
     keys = ("separator", "match_lengths")
-    return {key: row.generator[key] for row in rows for key in keys if key in row.generator}
+    told = {key: row.generator[key] for row in rows for key in keys if key in row.generator}
+    n_benign = sum(row.role == "benign" for row in rows)
+    return told | ({"benign_rows": n_benign} if n_benign else {})
