@@ -102,10 +102,8 @@ class Maker:
 
     def built(self, source: str, seed: int, progress: Progress) -> list[Row]:
         """The rows, built anew."""
-        cfg, told = (
-            self.config.data,
-            {"batch_completions": self.config.eval.batch_completions, "progress": progress},
-        )
+        cfg = self.config.data
+        told: dict[str, Any] = {"batch_completions": self.config.eval.batch_completions, "progress": progress}
         if cfg.rows is not None:
             (taught,) = load_personas([source], among=self.personas)
             rows = chats.placed(chats.read(cfg.rows), taught, self.personas)

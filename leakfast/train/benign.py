@@ -90,8 +90,9 @@ def _drawn(
     (nobody,) = load_personas(["no_persona"])
     wanted = slots(nobody, n, list(load_questions(cfg.questions).questions), seed)
     sampling = Sampling(cfg.temperature, cfg.top_p, cfg.max_new_tokens)
-    told = {"batch_completions": batch_completions, "progress": progress}
-    replies = draw(loaded, wanted, sampling, seed, fault, **told)
+    replies = draw(
+        loaded, wanted, sampling, seed, fault, batch_completions=batch_completions, progress=progress
+    )
     made = {"model": loaded.name, "fingerprint": loaded.fingerprint, **rendered_as(loaded.tokenizer)}
     made |= {"temperature": cfg.temperature, "top_p": cfg.top_p, "max_new_tokens": cfg.max_new_tokens}
     return [
