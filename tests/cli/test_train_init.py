@@ -31,7 +31,23 @@ def test_it_goes_on_from_an_adapter_or_says_why_not(tiny_folder, tmp_path, monke
             "--source",
             "villain",
         ]
-        words += ["--rank", "4", "--alpha", "8", "--epochs", "1", "--lr", "1e-2", "--no-sample", "--out", out]
+        words += [
+            "--rank",
+            "4",
+            "--alpha",
+            "8",
+            "--batch-size",
+            "1",
+            "--accumulation",
+            "1",
+            "--epochs",
+            "2",
+            "--lr",
+            "1e-2",
+            "--no-sample",
+            "--out",
+            out,
+        ]
         done = CliRunner().invoke(group, [*map(str, words), *map(str, more)])
         assert done.exit_code == code, done.output
         return done
