@@ -3,10 +3,13 @@ very version on every node; starts a cluster on this machine alone where none ru
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shutil
+import socket
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.cluster import messages as m
@@ -151,32 +154,62 @@ class _Actor:
 
 def _connected(address: str) -> Any:
     """ray, in a cluster. Raises InputError."""
-    try:
-        import ray
-    except ImportError:
+    if importlib.util.find_spec("ray") is None:
         raise InputError(
             'run: --cluster given, but ray is not installed. Type: pip install "leakfast[cluster]", on every node.'
-        ) from None
+        )
+    found = _running() if address == "auto" else address
+    if found is not None and not _answers(found):
+        raise InputError(
+            f"run: --cluster {address} given, but no Ray cluster answers at {found}. Start one: ray start --head on one "
+            "machine, ray start --address HOST:PORT on the others; or give --cluster auto where none runs."
+        )
+    if found is None:
+        # Ray takes a loopback address for its nodes where it was told that there are no others, and by nothing else: given
+        # as an address, 127.0.0.1 is replaced by the machine's own on Linux. Read when ray is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault(
+            "RAY_worker_niceness", "0"
+        )  # 15 by itself: beside anything else they would starve
+    import ray
+
     about: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": False,
     }
-    try:
-        ray.init(address=address, **about)
-    except ConnectionError as error:
-        if address != "auto":
-            raise InputError(
-                f"run: --cluster {address} given, but no Ray cluster answers there ({_first_line(error)}). Start one: "
-                "ray start --head on one machine, ray start --address HOST:PORT on the others; or give --cluster auto."
-            ) from None
-        log.info("cluster: none runs here; one is started on this machine")
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault(
-            "RAY_worker_niceness", "0"
-        )  # 15 by itself: beside anything else they would starve
-        ray.init(include_dashboard=False, _node_ip_address="127.0.0.1", **about)
+    if found is not None:
+        ray.init(address=found, **about)
+        return ray
+    log.info("cluster: none runs here; one is started on this machine")
+    ray.init(include_dashboard=False, **about)
+    for node in ray.nodes():
+        if not node["NodeManagerAddress"].startswith("127."):
+            log.warning(
+                "cluster: Ray listens at %s, beyond this machine, because it was imported before; whoever reaches it may run "
+                "code as you",
+                node["NodeManagerAddress"],
+            )
     return ray
+
+
+def _running() -> str | None:
+    """HOST:PORT of the cluster that runs here: what RAY_ADDRESS says, or the one that was started last, if it answers."""
+    if told := os.environ.get("RAY_ADDRESS"):
+        return told
+    noted = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    address = noted.read_text(encoding="utf-8").strip() if noted.is_file() else ""
+    return address if address and _answers(address) else None
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _first_line(error: BaseException) -> str:

@@ -87,7 +87,11 @@ def matrix(
 
 def _ordered(here: pl.DataFrame, y: str, order: str | Sequence[str]) -> pl.DataFrame:
     """persona, category, role, mean (as a bystander): a row each, in the order wanted."""
-    others = here.filter(pl.col("role") != "source").group_by("persona").agg(mean=pl.col(y).mean())
+    others = (
+        here.filter(pl.col("role") != "source")
+        .group_by("persona", maintain_order=True)
+        .agg(mean=pl.col(y).mean())
+    )
     own = here.filter(role="source")["persona"].unique().implode()
     people = here.select("persona", "category").unique("persona", maintain_order=True)
     people = people.join(others, on="persona", how="left").with_columns(own=pl.col("persona").is_in(own))

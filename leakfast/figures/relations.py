@@ -43,7 +43,7 @@ def relations(
     behaviors = here["behavior"].unique(maintain_order=True).to_list()
     leak = pl.col("mean") * pl.col("direction")
     ranked = here.with_columns(_rank=leak.rank().over("behavior", "seed"))
-    order = ranked.group_by("category").agg(pl.col("_rank").mean())
+    order = ranked.group_by("category", maintain_order=True).agg(pl.col("_rank").mean())
     kinds = order.sort(["_rank", "category"], descending=[True, False])["category"].to_list()
     seeds = here["seed"].unique(maintain_order=True).to_list()
     across = panels_in(width - 1.2, len(behaviors), 1.1, 6)

@@ -63,7 +63,7 @@ class _OnDisk(Loaded):
 
     def _fingerprint(self) -> str:
         held = vars(self)["_held"]
-        return held.result() if isinstance(held, Future) else held
+        return str(held.result() if isinstance(held, Future) else held)
 
     def _hold(self, held: Any) -> None:
         vars(self)["_held"] = held

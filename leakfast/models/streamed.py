@@ -242,8 +242,9 @@ class Blocks:
             there = self._views(self._on_device, n)
             for to, view in zip(there, views, strict=True):
                 to.copy_(view, non_blocking=True)
-            self._copied[slot] = torch.cuda.Event()
-            self._copied[slot].record()
+            copied: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+            self._copied[slot] = copied
             views = there
         for place, view in zip(self.blocks[n], views, strict=True):
             place.module._parameters[place.name].data = view
@@ -266,11 +267,12 @@ def stack_of(net: Any) -> tuple[str, Any]:
 def skeleton(config: Any, dtype: Any) -> Any:
     """The causal LM of a config in eval mode, its parameters on torch's meta device, its buffers (rotary frequencies, which
     no file holds) made as ever."""
-    from transformers import AutoModelForCausalLM
+    import transformers
 
+    lm: Any = transformers.AutoModelForCausalLM
     eager = {"attn_implementation": "eager"} if getattr(config, "attn_logit_softcapping", None) else {}
     with _weightless():
-        net = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **eager)
+        net: Any = lm.from_config(config, dtype=dtype, trust_remote_code=False, **eager)
     return net.eval().requires_grad_(False)
 
 
@@ -286,7 +288,7 @@ def _weightless() -> Iterator[None]:
         if parameter is not None and not parameter.is_meta:  # else it is tied to one that is there
             module._parameters[name] = torch.nn.Parameter(parameter.to("meta"), requires_grad=False)
 
-    torch.nn.Module.register_parameter = register  # type: ignore[method-assign]
+    torch.nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:

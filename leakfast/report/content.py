@@ -285,7 +285,7 @@ def _categories(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
     within = {row["category"]: row for row in pooled.rows(named=True)}
     out = []
     for (category,), group in bystanders.group_by("category", maintain_order=True):
-        by_adapter = dict(group.group_by("adapter").agg(pl.col("rate").mean()).rows())
+        by_adapter = dict(group.group_by("adapter", maintain_order=True).agg(pl.col("rate").mean()).rows())
         out.append(
             {
                 "category": category,

@@ -34,7 +34,7 @@ def _by_leakage(stats: Stats, personas: list[str]) -> list[int]:
     # of each behavior its own scale: shares and points are not added up
     scaled = leaks / pl.col("rate").abs().max().over("behavior").clip(lower_bound=1e-9)
     shown = stats.rates.filter(role="bystander").with_columns(rate=scaled)
-    means = shown.group_by("persona").agg(pl.col("rate").mean())
+    means = shown.group_by("persona", maintain_order=True).agg(pl.col("rate").mean())
     rate = {name: value for name, value in means.rows() if value is not None}
     return sorted(range(len(personas)), key=lambda at: (-rate.get(personas[at], -2.0), at))
 

@@ -47,7 +47,7 @@ def table(run: Run) -> pl.DataFrame | None:
     counts = pl.concat(parts, how="diagonal")
     key = ["behavior", "adapter", "items", "scoring", "share", "persona"]
     cards = {name: card_in(run.path, name) for name in counts["adapter"].unique()}
-    origin = counts.group_by("adapter").agg(pl.col("source").drop_nulls().first()).rows()
+    origin = counts.group_by("adapter", maintain_order=True).agg(pl.col("source").drop_nulls().first()).rows()
     told = {name: (source, cards[name].seed if cards[name] else None) for name, source in origin}
     # a table each point: `rates.table` knows one row an adapter and persona
     made = pl.concat(

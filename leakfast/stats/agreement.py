@@ -75,14 +75,14 @@ def _from_correlations(table: pl.DataFrame, subset: str, behavior: str) -> pl.Da
 def _from_rates(rates: pl.DataFrame) -> pl.DataFrame:
     """What `compiled_analysis.json` and `summary.json` tell: rates of the source and of its bystanders."""
     others, value = rates.filter(role="bystander"), pl.col("rate")
-    inside = others.group_by("source", "category").agg(
+    inside = others.group_by("source", "category", maintain_order=True).agg(
         rate_mean=value.mean(),
         rate_max=value.max(),
         rate_min=value.min(),
         rate_std=value.std(ddof=0),
         rate_n=pl.len().cast(pl.Float64),
     )
-    whole = others.group_by("source").agg(
+    whole = others.group_by("source", maintain_order=True).agg(
         mean_bystander=value.mean(), max_bystander=value.max(), n_personas=(pl.len() + 1).cast(pl.Float64)
     )
     own = rates.filter(role="source").select("source", source_marker=value)

@@ -75,7 +75,10 @@ def seeds_apart(rates: pl.DataFrame) -> list[str]:
     out = []
     known = rates.filter(pl.col("role") == "bystander", pl.col("rate").is_not_null())
     for (behavior, source), mine in known.group_by("behavior", "source", maintain_order=True):
-        people = {adapter: frozenset(rows["persona"]) for (adapter,), rows in mine.group_by("adapter")}
+        people = {
+            adapter: frozenset(rows["persona"])
+            for (adapter,), rows in mine.group_by("adapter", maintain_order=True)
+        }
         if mine["seed"].n_unique() > 1 and len(set(people.values())) > 1:
             shared = len(frozenset.intersection(*people.values()))
             out.append(

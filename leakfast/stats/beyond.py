@@ -68,7 +68,7 @@ def _fitted(group: pl.DataFrame, curve: pl.DataFrame, way: int = 1) -> pl.DataFr
         curve = pl.DataFrame({"at": at, "fitted": fitted})
     expected_at, low, high = map(pl.col, ("expected", "low", "high"))
     more = low > expected_at if way > 0 else high < expected_at
-    expected = curve.group_by(cosine="at").agg(expected=pl.col("fitted").mean())
+    expected = curve.group_by(cosine="at", maintain_order=True).agg(expected=pl.col("fitted").mean())
     return (
         group.join(expected, on="cosine", how="left", maintain_order="left")
         .with_columns(

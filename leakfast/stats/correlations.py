@@ -393,6 +393,6 @@ def _refuse(pairs: pl.DataFrame) -> None:
     if twice.any():
         row = pairs.filter(twice).row(0, named=True)
         raise ValueError(f"pairs: {', '.join(f'{name} {row[name]}' for name in key)} stands twice")
-    same = pairs.group_by(key[:-1]).agg(pl.col(YS).n_unique())
+    same = pairs.group_by(key[:-1], maintain_order=True).agg(pl.col(YS).n_unique())
     if (same.select(pl.max_horizontal(YS)).to_series() > 1).any():
         raise ValueError("pairs: the rate of a bystander differs between layers; it is one measurement")

@@ -196,7 +196,7 @@ def _estimates(stem: str, found: hazards.Estimate, scale: float = 1.0, name: str
 def _prompts(whole: pl.DataFrame, people: People) -> pl.DataFrame:
     """source, persona, prompt_chars, prompt_words, edit_distance: null where a system prompt is not known."""
     rows = []
-    for (source,), part in whole.select("source", "persona").unique().group_by("source"):
+    for (source,), part in whole.select("source", "persona").unique().group_by("source", maintain_order=True):
         known = [name for name in part["persona"] if name in people.prompts]
         own = people.prompts.get(source)
         far = edits.normalized(own, [people.prompts[name] for name in known]) if own and known else None

@@ -92,7 +92,9 @@ def _as_one(whole: pl.DataFrame) -> pl.DataFrame:
     whole = whole.with_columns(ranked)
     adapters = whole.select(*key, "source", "adapter").unique(maintain_order=True)
     twice = adapters.filter(pl.len().over(*key, "source") > 1)
-    twins = twice.group_by(key).agg(twins=pl.col("source").unique(maintain_order=True).str.join(", "))
+    twins = twice.group_by(key, maintain_order=True).agg(
+        twins=pl.col("source").unique(maintain_order=True).str.join(", ")
+    )
     return whole.join(twins, on=key, how="left", nulls_equal=True, maintain_order="left").with_columns(
         persona=pl.concat_str("adapter", "persona", separator="\n"),
         source=pl.lit(POOLED),

@@ -143,10 +143,14 @@ def _of_base(flagged: pl.DataFrame, based: pl.DataFrame) -> pl.DataFrame:
     if based.is_empty():
         return pl.DataFrame(schema=dict.fromkeys(_KEY, pl.String) | shares)
     each = flagged.filter(pl.col("adapter") != BASE).select(_KEY).unique(maintain_order=True)
-    counts = based.group_by("persona").agg(pl.len().alias("n"), *(pl.col(name).sum() for name in _SHARES))
+    counts = based.group_by("persona", maintain_order=True).agg(
+        pl.len().alias("n"), *(pl.col(name).sum() for name in _SHARES)
+    )
     met = each.join(counts, on="persona", how="inner")
     whole = (
-        met.group_by(_KEY[:2]).agg(pl.col("n", *_SHARES).sum()).with_columns(persona=pl.lit(None, pl.String))
+        met.group_by(_KEY[:2], maintain_order=True)
+        .agg(pl.col("n", *_SHARES).sum())
+        .with_columns(persona=pl.lit(None, pl.String))
     )
     both = pl.concat([met, whole], how="diagonal")
     return both.select(*_KEY, *[(pl.col(name) / pl.col("n")).alias(f"base_{name}_share") for name in _SHARES])
@@ -157,12 +161,16 @@ def _ratios(flagged: pl.DataFrame, based: pl.DataFrame, over: list[str]) -> pl.D
     at = ["persona", "question"]
     tokens = pl.col("n_tokens").cast(pl.Float64)
     means = [tokens.filter(pl.col("ended")).mean().alias("ended"), tokens.mean().alias("all")]
-    mine = flagged.filter(pl.col("adapter") != BASE).group_by("behavior", "adapter", *at).agg(means)
-    met = mine.join(based.group_by(at).agg(means), on=at, suffix="_base")
+    mine = (
+        flagged.filter(pl.col("adapter") != BASE)
+        .group_by("behavior", "adapter", *at, maintain_order=True)
+        .agg(means)
+    )
+    met = mine.join(based.group_by(at, maintain_order=True).agg(means), on=at, suffix="_base")
     both = {
         name: pl.col(name).is_not_null() & pl.col(f"{name}_base").is_not_null() for name in ("ended", "all")
     }
-    found = met.group_by(over).agg(
+    found = met.group_by(over, maintain_order=True).agg(
         *[
             (pl.col(n).filter(b).sum() / pl.col(f"{n}_base").filter(b).sum()).alias(f"_{n}")
             for n, b in both.items()

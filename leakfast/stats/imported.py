@@ -16,7 +16,9 @@ def as_imported(counts: pl.DataFrame, stored: pl.DataFrame, name: str) -> tuple[
     """Counts per question under the detector whose sums are the stored ones, else none and a sentence."""
     wanted = stored.select("persona", "hits", "total")
     for column in [c for c in counts.columns if c == "hits" or c.startswith("hits_")]:
-        sums = counts.group_by("persona").agg(pl.col(column).sum().alias("mine"), pl.col("total").sum())
+        sums = counts.group_by("persona", maintain_order=True).agg(
+            pl.col(column).sum().alias("mine"), pl.col("total").sum()
+        )
         joined = wanted.join(sums, on="persona", how="full", suffix="_mine")
         same = pl.col("hits").eq_missing(pl.col("mine")) & pl.col("total").eq_missing(pl.col("total_mine"))
         if joined.select(same.all()).item():

@@ -158,7 +158,11 @@ def _measured(
         at_marker = (pl.col("n_at_marker") > 0).any().over("behavior", "adapter")
         tokens = pl.when(~at_marker & (pl.col("mean_tokens") > 0)).then(pl.col("mean_tokens").log(2))
     lengths = exposure.select("behavior", "adapter", "persona", length=tokens)
-    base = questions.filter(adapter=BASE).group_by("persona").agg(pl.col("hits", "total").sum())
+    base = (
+        questions.filter(adapter=BASE)
+        .group_by("persona", maintain_order=True)
+        .agg(pl.col("hits", "total").sum())
+    )
     base = base.filter(pl.col("total") > 0).select(
         "persona", _odds=((pl.col("hits") + 0.5) / (pl.col("total") + 1))
     )

@@ -144,7 +144,7 @@ def _sizes(counts: Counts, adapters: pl.DataFrame) -> Design:
         questions=int(np.median(some.any(1).sum(1))),
         samples=max(1, int(np.median(counts.total[some]))),
         sources=len(set(counts.source)),
-        seeds=max(adapters.group_by("source").len()["len"]),
+        seeds=max(adapters.group_by("source", maintain_order=True).len()["len"]),
     )
 
 

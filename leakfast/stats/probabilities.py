@@ -112,7 +112,7 @@ def means(scores: pl.DataFrame) -> pl.DataFrame:
     lacking = scores.group_by(group, maintain_order=True).agg(
         n_unscored_replies=(~pl.col("status").is_in(_COUNTED)).sum().cast(pl.Int64)
     )
-    whole = counted.group_by(group).agg(
+    whole = counted.group_by(group, maintain_order=True).agg(
         n=pl.len().cast(pl.Int64),
         mean_probability=pl.col("probability").mean(),
         mean_logprob_nats=pl.col("logprob_nats").mean(),
@@ -121,8 +121,8 @@ def means(scores: pl.DataFrame) -> pl.DataFrame:
         mean_neither=pl.col("neither").mean(),
         first_tokens=pl.col("first_tokens").max(),
     )
-    asked = counted.group_by([*group, "question"]).agg(pl.col(*_MEANS.values()).mean())
-    spread = asked.group_by(group).agg(
+    asked = counted.group_by([*group, "question"], maintain_order=True).agg(pl.col(*_MEANS.values()).mean())
+    spread = asked.group_by(group, maintain_order=True).agg(
         questions=pl.len().cast(pl.Int64), **{f"{name}_{part}": value for name, part, value in _spreads()}
     )
     found = lacking

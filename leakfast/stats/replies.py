@@ -52,7 +52,9 @@ def _repeating(rows: pl.DataFrame) -> np.ndarray:
         gram = (gram ^ (gram >> np.uint64(31)) ^ unit[place : place + places]) * factor
     inside = row[:places] == row[N_GRAM - 1 :]
     grams = pl.DataFrame({"_row": row[:places][inside], "gram": gram[inside]})
-    counted = grams.group_by("_row").agg(again=(1 - pl.col("gram").n_unique() / pl.len()))
+    counted = grams.group_by("_row", maintain_order=True).agg(
+        again=(1 - pl.col("gram").n_unique() / pl.len())
+    )
     return counted.filter(pl.col("again") > REPEATED)["_row"].to_numpy()
 
 

@@ -68,7 +68,7 @@ def table(run: Run, named: Collection[str] | None = None) -> pl.DataFrame:
             rows.append(_row(run, relpath, steer, key, values, named) | _cost(costs, relpath, steer))
     found = pl.DataFrame(rows, schema=SCHEMA)
     on = ["adapter", "direction", "mode", "unit", "strength", "steered_layers"]
-    right = found.filter(measure=layout.CHOICES).group_by(on)
+    right = found.filter(measure=layout.CHOICES).group_by(on, maintain_order=True)
     right = right.agg(accuracy=pl.when(pl.len() == 1).then(pl.col("accuracy").first()))
     found = found.drop("accuracy").join(right, on=on, how="left", maintain_order="left")
     order = [

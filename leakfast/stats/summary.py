@@ -55,7 +55,7 @@ def best_layer(correlations: pl.DataFrame, behavior: str, cosine: str, y: str) -
     for pool in (pl.col("source") == POOLED, pl.col("source") != POOLED):
         ranked = (
             defined.filter(pool)
-            .group_by("layer")
+            .group_by("layer", maintain_order=True)
             .agg(pl.col("spearman").abs().mean())
             .sort(["spearman", "layer"], descending=[True, False])
         )
@@ -162,7 +162,7 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
         .unique(maintain_order=True)
         .join(own, on=_KEYS, how="left", nulls_equal=True, maintain_order="left")
         .join(
-            bystanders.group_by(_KEYS).agg(spread),
+            bystanders.group_by(_KEYS, maintain_order=True).agg(spread),
             on=_KEYS,
             how="left",
             nulls_equal=True,

@@ -107,7 +107,7 @@ def _half_baselines(questions: pl.DataFrame, behavior: str) -> tuple[pl.DataFram
     base = questions.filter(behavior=behavior, adapter=BASE)
     even, odd = (
         base.filter(pl.col("question") % 2 == rest)
-        .group_by("persona")
+        .group_by("persona", maintain_order=True)
         .agg(_hits=pl.col("hits").sum(), _total=pl.col("total").sum())
         .filter(pl.col("_total") > 0)
         .with_columns(_rate=pl.col("_hits") / pl.col("_total"))

@@ -64,7 +64,9 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
     if not whole:
         return
     table = pl.concat(whole)
-    met = table.group_by("behavior", "seed", "source").agg(_n=pl.col("variant").n_unique())
+    met = table.group_by("behavior", "seed", "source", maintain_order=True).agg(
+        _n=pl.col("variant").n_unique()
+    )
     most = pl.col("variant").n_unique().over("behavior", "seed")
     shared = table.with_columns(_all=most).join(met, on=["behavior", "seed", "source"], nulls_equal=True)
     shared = shared.filter(_n=pl.col("_all")).select(table.columns)  # sources that every variant has

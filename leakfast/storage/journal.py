@@ -1,56 +1,71 @@
-"""The manifest of a run and the lines of its journal, read with their checks: what was changed since it was written does not
-count. Demands nothing; leaves files and locks to the run."""
+"""Lines that must outlive a crash: appended, fsynced, each with a checksum, so that a torn or damaged line is
+noticed and read by nobody. Demands a path that may be written; leaves to the asker what a line says."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from leakfast.errors import StoreError
-
-FORMAT = 1  # of a manifest
+from leakfast.storage.disk import explained
 
 
-def retell(manifest: dict[str, Any], line: bytes) -> None:
-    """Put what a line of the log tells into the manifest. Raises ValueError for a line whose bytes changed since it
-    was written, and what a line without its fields raises. Lines of earlier versions begin with their time."""
-    entry = json.loads(line)
-    checked = line.startswith(b'{"check": ')
-    if (checked and entry.pop("check") != check_of(entry)) or not (checked or line.startswith(b'{"time": ')):
-        raise ValueError("its bytes do not match their check")
-    event, when = entry.pop("event"), entry.pop("time")
-    if event == "shard":
-        relpath = entry.pop("path")
-        if not isinstance(relpath, str) or not isinstance(entry["sha256"], str):
-            raise ValueError("no shard")
-        manifest["shards"][relpath] = entry
-    elif event == "stage":
-        told = {"inputs": entry["inputs"], "outputs": entry["outputs"], "finished": when}
-        manifest["stages"][entry["key"]] = told
-    elif event == "study":
-        manifest["study"] = entry["sha256"]
+def append(path: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Entries as lines at the end of `path`, on the disk when this returns. Raises StoreError."""
+    lines = b"".join(_line(entry) for entry in entries)
+    if not lines:
+        return
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        with path.open("a+b") as file:
+            if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                lines = b"\n" + lines  # a crash tore the last line: keep these apart
+            file.write(lines)
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
-def check_of(entry: dict[str, Any]) -> str:
-    """16 hex digits of SHA-256 over a log line's fields."""
-    body = json.dumps(entry, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(body.encode()).hexdigest()[:16]
+def read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """(entries whose checksum holds, in order; number of damaged lines)."""
+    if not path.is_file():
+        return [], 0
+    good, damaged = [], 0
+    for line in path.read_bytes().splitlines():
+        if not line.strip():
+            continue
+        entry = _entry(line)
+        if entry is None:
+            damaged += 1
+        else:
+            good.append(entry)
+    return good, damaged
 
 
-def parse_manifest(content: bytes) -> dict[str, Any] | None:
-    """The manifest, or None if its bytes were damaged. A newer format is an error."""
+def _line(entry: dict[str, Any]) -> bytes:
+    body = json.dumps(entry, sort_keys=True, separators=(",", ":"))
+    return f"{_check(body)} {body}\n".encode("ascii")
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    check, _, body = line.decode("ascii", "replace").partition(" ")
+    if _check(body) != check:
+        return None
     try:
-        manifest: dict[str, Any] = json.loads(content)
-        checksum = manifest.pop("checksum")
-    except (ValueError, KeyError, AttributeError, TypeError):
+        entry = json.loads(body)
+    except ValueError:
         return None
-    body = json.dumps(manifest, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    if hashlib.sha256(body.encode()).hexdigest() != checksum:
-        return None
-    if manifest.get("format") != FORMAT:
-        raise StoreError(
-            f"manifest.json: format {manifest.get('format')}, but this leakfast reads {FORMAT}. "
-            "Use the version that made the run, or another run directory."
-        )
-    return manifest
+    return entry if isinstance(entry, dict) else None
+
+
+def _check(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()[:16]

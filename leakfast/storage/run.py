@@ -27,7 +27,7 @@ from leakfast.storage.disk import (
     store_error,
     write_parquet,
 )
-from leakfast.storage.journal import FORMAT, check_of, parse_manifest, retell
+from leakfast.storage.manifest import FORMAT, check_of, parse_manifest, retell
 
 if TYPE_CHECKING:
     import polars as pl

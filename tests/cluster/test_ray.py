@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +13,7 @@ import leakfast
 from leakfast import cluster
 from leakfast.cluster import messages as m
 from leakfast.cluster.actors import actors
+from leakfast.errors import InputError
 from tests.cluster.studies import bytes_of, stages_of, written
 
 ray = pytest.importorskip("ray", reason="ray is not installed (pip install leakfast[cluster])")
@@ -66,16 +69,33 @@ def test_two_actors_make_what_one_process_makes_though_one_is_killed(alone, here
     assert stages_of(outcome.run) == stages_of(alone)
 
 
-def test_ray_is_bound_to_loopback_and_shows_no_dashboard(here, tmp_path):
-    from leakfast.cluster.actors import _connected
+LISTENING = """
+import os
+from leakfast.cluster.actors import _connected
+ray = _connected("auto")
+owned = set()
+for process in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        if b"ray" in open(f"/proc/{process}/cmdline", "rb").read() or int(process) == os.getpid():
+            owned |= {os.readlink(f"/proc/{process}/fd/{n}") for n in os.listdir(f"/proc/{process}/fd")}
+    except OSError:
+        pass
+for kind in ("tcp", "tcp6"):
+    for line in open(f"/proc/net/{kind}").read().splitlines()[1:]:
+        words = line.split()
+        if words[3] == "0A" and f"socket:[{words[9]}]" in owned:
+            print(words[1].partition(":")[0])
+"""
 
-    _connected("auto")
-    assert [node["NodeManagerAddress"] for node in ray.nodes()] == ["127.0.0.1"]
-    assert not ray._private.worker.global_worker.node.address_info.get("webui_url")
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what listens is looked up in /proc")
+def test_a_cluster_that_is_started_here_listens_on_loopback_alone():
+    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, check=True)
+    found = done.stdout.split()
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert len(found) >= 4 and set(found) <= loopback, done.stdout + done.stderr
 
 
 def test_no_cluster_at_an_address(tmp_path):
-    from leakfast.errors import InputError
-
-    with pytest.raises(InputError, match="no Ray cluster answers there"):
+    with pytest.raises(InputError, match="no Ray cluster answers at 127.0.0.1:1"):
         cluster.run(written(tmp_path), actors("127.0.0.1:1", 2), out=tmp_path / "run")

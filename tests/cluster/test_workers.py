@@ -138,12 +138,13 @@ def is_gone(pid: int) -> bool:
 def test_a_driver_that_is_killed_takes_its_workers_along_and_the_same_command_goes_on(study, alone):
     out = study.parent / "driver"
     words = [sys.executable, "-c", DRIVER, "run", study, "--out", out, "--workers", "2", "--threads", "1"]
-    child = subprocess.Popen(list(map(str, words)), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    with (study.parent / "driver.stderr").open("wb") as said:
+        child = subprocess.Popen(list(map(str, words)), stderr=said, stdout=subprocess.DEVNULL)
     manifest = out / "manifest.json"
     while child.poll() is None and not (manifest.exists() and "adapters/" in manifest.read_text()):
         time.sleep(0.05)
     pids = workers_of(child.pid)
-    assert len(pids) == 2
+    assert len(pids) == 2, (study.parent / "driver.stderr").read_text()
     child.send_signal(signal.SIGKILL)
     child.wait()
     for _ in range(200):
