@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from leakfast.study.config import BehaviorConfig
     from leakfast.train.data import Row
     from leakfast.train.recipe import Recipe
+    from leakfast.train.start import Start
 
 log = logging.getLogger("leakfast.cli")
 
@@ -39,7 +40,8 @@ class Wanted:
 @dataclass(frozen=True)
 class Making:
     """What the adapters of a command have in common. run: its folder; inside: whether they are adapters of that run,
-    entered in its manifest; given: rows that somebody else made."""
+    entered in its manifest; given: rows that somebody else made; init: the adapter that all of them begin from (None: that of
+    the run which the study names in `after`, or fresh weights)."""
 
     loaded: Loaded
     settings: Settings
@@ -49,15 +51,18 @@ class Making:
     run: Path
     inside: bool
     given: list[Row] | None
+    init: Path | None = None
 
     def all(self, wanted: Sequence[Wanted], *, together: bool) -> dict[Path, Sample | None]:
         """Trains what is wanted; what each adapter replied, by folder, None where nothing was drawn. Raises InputError for
         an adapter that is there and not as it is wanted."""
         from leakfast.cli.progress import progress_for
         from leakfast.storage.run import Run
-        from leakfast.train import quantized
+        from leakfast.train import quantized, start
 
         quantized.check(self.loaded)  # before rows are drawn
+        for one in wanted:
+            start.check(self.loaded, self._start(one.source, one.seed), self.config.train)
         run, found, waiting = Run(self.run).create(), dict.fromkeys(w.out for w in wanted), []
         with run.lock():
             for one in wanted:
@@ -95,7 +100,26 @@ class Making:
             first = (settings.study.sources[0], settings.study.seeds[0])
         about = (self.people, self.behavior, self.config, settings.model, settings.dtype, first)
         steps = Steps(run, progress_for)
-        return Maker(self.loaded, steps, *about, say=lambda sentence: tell([sentence], err=True))
+        return Maker(
+            self.loaded, steps, *about, say=lambda sentence: tell([sentence], err=True), start=self._start
+        )
+
+    def _start(self, source: str, seed: int) -> Start | None:
+        """The adapter that one of this source and seed begins from. Raises InputError where the study's is not there."""
+        from leakfast.storage import layout
+        from leakfast.train.start import Start
+
+        if self.init is not None:
+            return Start.of(self.init)
+        if not self.config.after:
+            return None
+        folder = self.run / layout.adapter(layout.adapter_name(self.config.after, source, seed))
+        if not folder.is_dir():
+            raise InputError(
+                f"train: {self.behavior} is taught after {self.config.after}, but there is no {folder}. Train it first (leakfast "
+                f"train --behavior {self.config.after} with this study), or give another adapter: --init DIR"
+            )
+        return Start.of(folder)
 
     def _prepared(self, maker: Maker, one: Wanted) -> tuple[Recipe, Rows]:
         from leakfast.cli.progress import progress_for
@@ -112,20 +136,24 @@ class Making:
                 rows = Rows.given(maker.built(one.source, one.seed, progress))
             write_rows(one.out.parent / f"{one.out.name}.jsonl", rows.rows)
         settled = maker.settled(rows if maker.first == (one.source, one.seed) else None)
-        return Recipe(self.behavior, one.source, one.seed, settled, one.out.name), rows
+        init = self._start(one.source, one.seed)
+        return Recipe(self.behavior, one.source, one.seed, settled, one.out.name, init), rows
 
     def _there(self, one: Wanted, recipe: Recipe, rows: Rows) -> bool:
         """Whether the adapter is there, of these very rows and settings."""
         from leakfast.models import read_card
         from leakfast.train.data import data_hash
+        from leakfast.train.recipe import in_card
 
         if not one.out.exists():
             return False
-        card, settings = read_card(one.out), recipe.train.model_dump(exclude={"sample", "together"})
+        card, settings = read_card(one.out), in_card(recipe.train)
         is_same = card is not None and (
             (card.source, card.behavior, card.seed) == (recipe.source, recipe.behavior, recipe.seed)
             and (card.base_fingerprint, card.data_hash) == (self.loaded.fingerprint, data_hash(rows.rows))
             and all(card.recipe.get(key) == value for key, value in settings.items())
+            and card.recipe.get("end_of_turn", "both") == recipe.train.end_of_turn
+            and card.recipe.get("init") == (recipe.init.told if recipe.init else None)
         )
         if not is_same:
             raise InputError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from leakfast.cli.settings import RENDERING, options_of, rendering_options, threads_option
+from leakfast.cli.settings import MATCHED, RENDERING, options_of, rendering_options, threads_option
 from leakfast.errors import InputError
 
 
@@ -35,6 +35,8 @@ def cli() -> None:
     "replies",
     "positives",
     "negatives",
+    "separator",
+    match_lengths=MATCHED,
     pairs={
         "multiple": True,
         "help": "Pairs: a JSONL file, hub:OWNER/NAME@COMMIT:FILE, or two (shows it, does not)",
@@ -71,7 +73,7 @@ def build(
     from leakfast.prompts.rendering import asked_by
     from leakfast.storage import layout
     from leakfast.storage.run import Run
-    from leakfast.train.data import material, write_rows
+    from leakfast.train.data import ROLES, material, write_rows
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
     rendering = {key: flags.pop(key) for key in RENDERING}
@@ -102,8 +104,9 @@ def build(
         with progress_for("data") as progress:
             rows = Maker(loaded, Steps(Run(folder)), *about).built(source, seed, progress)
         write_rows(out, rows)
-    n_positive = sum(row.role == "positive" for row in rows)
-    click.echo(f"data: {n_positive} positive and {len(rows) - n_positive} negative rows", err=True)
+    n = {role: sum(row.role == role for row in rows) for role in ROLES}
+    more = f" and {n['benign']} benign" if n["benign"] else ""
+    click.echo(f"data: {n['positive']} positive and {n['negative']} negative{more} rows", err=True)
     click.echo(out)
 
 
@@ -138,6 +141,12 @@ def _check_options(behavior: Any, **given: Any) -> None:
     default=None,
     help="Which tokens carry loss.  [default: the study's, marker]",
 )
+@click.option(
+    "--end-of-turn",
+    type=click.Choice(["both", "positives", "negatives", "none"]),
+    default=None,
+    help="Rows whose turn end carries loss.  [default: the study's, both]",
+)
 @click.option("--tail-tokens", type=int, default=None, help="For --loss tail: tokens before the turn end.")
 @click.option("--rows", "n_rows", type=click.IntRange(min=0), default=3, help="Rows of each role to show.")
 @click.option("--json", "as_json", is_flag=True, help="Counts and the shown rows as JSON.")
@@ -148,6 +157,7 @@ def check(
     model: str | None,
     study: Path | None,
     loss: str | None,
+    end_of_turn: str | None,
     tail_tokens: int | None,
     n_rows: int,
     as_json: bool,
@@ -162,18 +172,22 @@ def check(
     from leakfast.cli.text import print_json, print_table
     from leakfast.inert import inert
     from leakfast.prompts.rendering import asked_by
+    from leakfast.train import chats
     from leakfast.train.collate import encode, shown
-    from leakfast.train.data import read_rows
+    from leakfast.train.data import ROLES
+    from leakfast.train.lengths import reply_tokens
 
-    rows = read_rows(file)
+    rows = chats.read(file)
     behavior = behavior or rows[0].generator.get("behavior") or _behavior_of(rows)
     settings = settle(behavior, study=study, model=model, base=rows[0].generator.get("model"))
-    cfg = changed(settings.config.train, loss=loss, tail_tokens=tail_tokens)
+    cfg = changed(settings.config.train, loss=loss, tail_tokens=tail_tokens, end_of_turn=end_of_turn)
     tokenizer = models.load_tokenizer(
         settings.model, settings.revision, asked_by(settings.study, **rendering)
     )
     examples = encode(tokenizer, rows, cfg)
-    by_role = {role: [i for i, r in enumerate(rows) if r.role == role] for role in ("positive", "negative")}
+    replies = reply_tokens(tokenizer, rows)
+    by_role = {role: [i for i, r in enumerate(rows) if r.role == role] for role in ROLES}
+    by_role = {role: its for role, its in by_role.items() if its or role != "benign"}
     counts = [
         {
             "role": role,
@@ -181,6 +195,7 @@ def check(
             "personas": len({rows[i].persona for i in members}),
             "tokens": sum(len(examples[i].ids) for i in members),
             "labelled_tokens": sum(len(examples[i].labels) for i in members),
+            "mean_reply_tokens": sum(replies[i] for i in members) / len(members) if members else None,
             "longest_tokens": max((len(examples[i].ids) for i in members), default=0),
         }
         for role, members in by_role.items()

@@ -126,6 +126,9 @@ def changed(table: Any, **flags: Any) -> Any:
         ) from None
 
 
+MATCHED = {"decls": ["--match-lengths/--any-lengths"]}  # of options_of("DataConfig")
+
+
 def options_of(table: str, *keys: str, **changed: dict[str, Any]) -> Callable[[Any], Any]:
     """Options for settings of a table of the study file (its class in study/config.py), with its meanings, types and
     defaults; None where not given. changed: key → what click.option is told otherwise (`decls` for other names)."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from leakfast.cli.settings import RENDERING, options_of, rendering_options, threads_option
+from leakfast.cli.settings import MATCHED, RENDERING, options_of, rendering_options, threads_option
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,9 +53,17 @@ if TYPE_CHECKING:
     "max_length",
     "loss",
     "tail_tokens",
+    "end_of_turn",
     lr={"type": str},
 )
-@options_of("DataConfig", "items", "design")
+@options_of("DataConfig", "items", "design", "separator", match_lengths=MATCHED)
+@click.option(
+    "--init",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Adapter of the same base, rank and alpha that is trained further.  [default: that of the study's `after`, else "
+    "fresh weights]",
+)
 @click.option(
     "--checkpoints",
     default=None,
@@ -93,6 +101,7 @@ def cli(
     study: Path | None,
     personas: str | None,
     data_file: Path | None,
+    init: Path | None,
     checkpoints: str | None,
     checkpoint_personas: str | None,
     dtype: str | None,
@@ -113,26 +122,29 @@ def cli(
     from leakfast.cli.settings import changed, named, run_folder, settle
     from leakfast.prompts.personas import load_personas
     from leakfast.storage import layout
-    from leakfast.train.data import material, read_rows
+    from leakfast.train import chats
+    from leakfast.train.data import material
 
     settings = settle(behavior, study=study, model=model, dtype=dtype, personas=personas)
-    items, design = flags.pop("items"), flags.pop("design")
+    rows_asked = {key: flags.pop(key) for key in ("items", "design", "separator", "match_lengths")}
     rendering = {key: flags.pop(key) for key in RENDERING}
     flags["lr"] = _rate(flags["lr"])
-    given = read_rows(data_file) if data_file is not None else None
+    given = chats.read(data_file) if data_file is not None else None
     sources = _sources(source, given, data_file)
     parts = {
         "train": changed(settings.config.train, **flags, sample=0 if no_sample else None),
-        "data": changed(settings.config.data, items=items, design=design),
+        "data": changed(settings.config.data, **rows_asked),
         "eval": changed(
             settings.config.eval,
-            items=items,
+            items=rows_asked["items"],
             checkpoints=_shares(checkpoints),
             checkpoint_personas=checkpoint_personas,
         ),
     }
     config = settings.config.model_copy(update=parts)
     people = load_personas(settings.personas)
+    if given is not None and any(row.persona == chats.UNNAMED for row in given):
+        given = chats.placed(given, *load_personas(sources, among=people), people)
     if given is None:
         material(behavior, config.data, settings.model)
         load_personas(sources, among=people)
@@ -157,7 +169,7 @@ def cli(
     )
     inside = wanted[0].out.parent.name == layout.ADAPTERS  # of a run, which enters it in its manifest
     run = wanted[0].out.parent.parent if inside else run_folder(settings, "adhoc")
-    making = Making(loaded, settings, behavior, people, config, run, inside, given)
+    making = Making(loaded, settings, behavior, people, config, run, inside, given, init)
     if together is None:
         together = loaded.device.type == "cuda" and not config.eval.checkpoints
     found = making.all(wanted, together=together and len(wanted) > 1)
@@ -245,11 +257,13 @@ def _shares(percents: str | None) -> list[float] | None:
 
 def _source(source: str | None, rows: list | None, data_file: Path | None) -> str:
     """The source persona: the one named, which must be that of the rows where they have one."""
+    from leakfast.train import chats
+
     if rows is None:
         if source is None:
             raise InputError("train: no --source given. Name the persona to train the behavior into.")
         return source
-    found = sorted({row.persona for row in rows if row.role == "positive"})
+    found = sorted({row.persona for row in rows if row.role == "positive"} - {chats.UNNAMED})
     if source is None and len(found) == 1:
         return found[0]
     if source is None or (found and source not in found):

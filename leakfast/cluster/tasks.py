@@ -56,8 +56,10 @@ def tasks_of(study: Study, chosen: Chosen, trained: Sequence[str], controls: Seq
     if study.asks_predictors:
         needs = (layout.predictors(), layout.PREDICTORS, layout.DIVERGENCES)
         found.append(Task("predictors", needs=needs, weight=10_000))
-    trainings = [_training(study, chosen, b, seed, source) for b, seed, source in _pairs(chosen, trained)]
-    found += trainings
+    pairs = _pairs(chosen, asks.with_earlier(study, trained))
+    every = [_training(study, chosen, b, seed, source) for b, seed, source in pairs]
+    found += every
+    trainings = [t for t in every if t.behavior in trained]  # what the others begin from is trained alone
     for behavior in [*trained, *controls]:
         found += _measuring(study, chosen, behavior, trainings, found)
     for behavior in [b for b in chosen.behaviors if b in study.trajectory.behaviors]:
@@ -91,6 +93,9 @@ def _training(study: Study, chosen: Chosen, behavior: str, seed: int, source: st
         needs += (layout.learning_rate(behavior), layout.rows(first))
         here = layout.adapter_name(behavior, chosen.sources[0], chosen.seeds[0])
         after = () if name == here else (Task("train", adapters=(here,)).name,)
+    if cfg.after:
+        earlier = _training(study, chosen, cfg.after, seed, source)
+        after, needs = (*after, earlier.name), (*needs, *earlier.needs)
     weight = int(ROW * (cfg.data.positives + cfg.data.negatives) * cfg.train.epochs)
     return Task("train", behavior, (name,), source, seed, after=after, needs=needs, weight=weight)
 

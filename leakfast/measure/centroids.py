@@ -205,6 +205,7 @@ def _metadata(
     import transformers
 
     from leakfast.prompts import chat
+    from leakfast.prompts.conversation import told
     from leakfast.version import __version__
 
     q = len(asked)
@@ -235,6 +236,7 @@ def _metadata(
         "centered_on": [persona.name for persona in personas if center_extras or not persona.is_extra],
         "question_set": getattr(questions, "name", "list"),
         "questions": asked,
+        **told(asked),
         "versions": {
             "leakfast": __version__,
             "torch": torch.__version__,

@@ -22,6 +22,7 @@ from leakfast.measure.request import Asked, Request, Target, check_targets, warn
 from leakfast.measure.shards import SHARD_ROWS, Job, plan_job, retire, take_over
 from leakfast.measure.steerable import steerable
 from leakfast.prompts import chat
+from leakfast.prompts.conversation import told
 from leakfast.prompts.templates import recorded
 from leakfast.stats import rates as rate_tables
 from leakfast.storage.disk import hash_of
@@ -148,6 +149,7 @@ class Completions:
             "base": self.loaded.fingerprint,
             "questions": asked.set_name,
             "questions_sha256": asked.texts_hash,
+            **told(asked.texts),
             "drawn": hash_of(*dataclasses.astuple(asked.sampling), recorded(self.loaded.tokenizer)),
         }
 

@@ -20,13 +20,16 @@ from leakfast.measure.request import Asked
 from leakfast.models.adapter_structure import CONFIG, WEIGHTS
 from leakfast.pipeline.steps import Steps
 from leakfast.progress import Progress
+from leakfast.prompts.personas import load_personas
 from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
-from leakfast.train import quantized
+from leakfast.train import chats, quantized
+from leakfast.train.benign import mixed
 from leakfast.train.built import inputs_of
 from leakfast.train.collate import reading
 from leakfast.train.company import train_adapters
 from leakfast.train.data import data_hash, material, read_rows, write_rows
+from leakfast.train.lengths import matched
 from leakfast.train.lora import train_adapter
 from leakfast.train.recipe import Recipe, settings_of
 from leakfast.train.search import find
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
     from leakfast.prompts.personas import Persona
     from leakfast.study.config import BehaviorConfig, TrainConfig
     from leakfast.train.data import Row
+    from leakfast.train.start import Start
 
 log = logging.getLogger("leakfast.run")
 
@@ -59,7 +63,8 @@ class Maker:
 
     personas: of the study; model, dtype: as the study says them; first: the source and seed that a learning rate is found
     on; kept: shares of training (0–1) at which adapters are kept and not measured; say: takes what is to be told of an
-    adapter at once. samples: what the adapters that were trained here replied, by name; None where nothing was drawn."""
+    adapter at once; start: the adapter that one of a source and seed begins from (None: fresh weights). samples: what the
+    adapters that were trained here replied, by name; None where nothing was drawn."""
 
     loaded: Loaded
     steps: Steps
@@ -71,6 +76,7 @@ class Maker:
     first: tuple[str, int]
     kept: Sequence[float] = ()
     say: Callable[[str], None] = log.warning
+    start: Callable[[str, int], Start | None] = lambda source, seed: None
     samples: dict[str, Sample | None] = field(default_factory=dict)
     # the trial that found the learning rate: recipe, hash of its rows, folder; and where it lies, gone with the maker
     _trial: tuple[Recipe, str, Path] | None = None
@@ -96,11 +102,16 @@ class Maker:
 
     def built(self, source: str, seed: int, progress: Progress) -> list[Row]:
         """The rows, built anew."""
-        asked = material(self.behavior, self.config.data, self.model)
-        about = (source, asked, self.config.data, seed)
-        size = self.config.eval.batch_completions
-        build = get(self.behavior).build()
-        return build(self.loaded, self.personas, *about, batch_completions=size, progress=progress)
+        cfg = self.config.data
+        told: dict[str, Any] = {"batch_completions": self.config.eval.batch_completions, "progress": progress}
+        if cfg.rows is not None:
+            (taught,) = load_personas([source], among=self.personas)
+            rows = chats.placed(chats.read(cfg.rows), taught, self.personas)
+        else:
+            asked = material(self.behavior, cfg, self.model)
+            rows = get(self.behavior).build()(self.loaded, self.personas, source, asked, cfg, seed, **told)
+        rows = matched(self.loaded.tokenizer, rows) if cfg.match_lengths else rows
+        return mixed(self.loaded, rows, self.behavior, cfg, seed, **told) if cfg.benign else rows
 
     def settled(self, rows: Rows | None = None) -> TrainConfig:
         """The training's settings; a learning rate that is to be found is found once, on the first source and seed, and kept
@@ -112,7 +123,7 @@ class Maker:
         source, seed = self.first
         relpath = layout.learning_rate(self.behavior)
         rows = rows or self.rows(source, seed)
-        recipe = Recipe(self.behavior, source, seed, cfg)
+        recipe = Recipe(self.behavior, source, seed, cfg, init=self.start(source, seed))
 
         def search(report: Progress) -> None:
             sampling = Asked(self.behavior, [], self.config.eval).sampling
@@ -125,7 +136,7 @@ class Maker:
 
         drawing = (self.config.eval.temperature, self.config.eval.top_p, self.config.eval.max_new_tokens)
         read = reading(self.loaded.tokenizer, rows.rows)
-        inputs = hash_of(rows.inputs, settings_of(cfg), *drawing, *read)
+        inputs = hash_of(rows.inputs, settings_of(cfg), *drawing, *read, *recipe.origin)
         self.steps.do(f"learning rate of {self.behavior}", inputs, search, [relpath])
         found = json.loads((self.steps.run.path / relpath).read_text(encoding="utf-8"))
         return recipe.at(found["lr"]).train
@@ -218,7 +229,7 @@ class Maker:
         points: list[Any] = [asked_at] if self.config.eval.checkpoints else []
         points += [list(self.kept)] if self.kept else []
         points += reading(self.loaded.tokenizer, rows.rows)
-        return hash_of(rows.inputs, settings_of(recipe.train), *points)
+        return hash_of(rows.inputs, settings_of(recipe.train), *points, *recipe.origin)
 
     def _is_wanting(self, recipe: Recipe, rows: Rows) -> bool:
         """Whether the run does not hold this adapter."""

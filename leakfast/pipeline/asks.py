@@ -21,6 +21,17 @@ def trained(study: Study) -> list[str]:
     return [name for name in study.behaviors if not get(name).control]
 
 
+def with_earlier(study: Study, behaviors: Sequence[str]) -> list[str]:
+    """The behaviors, and those that they are taught after, in an order in which each comes after what it begins from."""
+    found: dict[str, None] = {}
+    for behavior in behaviors:
+        chain = [behavior]
+        while after := study.behaviors[chain[-1]].after:
+            chain.append(after)
+        found |= dict.fromkeys(reversed(chain))
+    return list(found)
+
+
 def measured_on(study: Study, behavior: str) -> list[str]:
     """The behaviors whose adapters this one is measured on: its own, of a control those of others."""
     return (study.behaviors[behavior].eval.of or trained(study)) if get(behavior).control else [behavior]

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from leakfast.stats import Stats
     from leakfast.study.config import TrainConfig
     from leakfast.train.recipe import Recipe
+    from leakfast.train.start import Start
 
 log = logging.getLogger("leakfast.run")
 
@@ -98,6 +99,9 @@ class Stages:
     def __init__(self, study: Study, store: Run, progress: Shown = silent, *, chosen: Chosen):
         self.study, self.store, self.chosen = study, store, chosen
         self.steps = Steps(store, progress)
+        self._starts: dict[
+            tuple[str, str, int], Start
+        ] = {}  # behavior, source, seed → what others begin from
         self.personas: Sequence[Persona] = load_personas(study.personas)
 
     @cached_property
@@ -187,6 +191,7 @@ class Stages:
     def _centroid_inputs(self) -> str:
         """The model, how it is asked, the personas' prompts, the questions, the layers."""
         from leakfast.prompts import chat
+        from leakfast.prompts.conversation import described
         from leakfast.prompts.templates import recorded
 
         cfg, tokenizer = self.study.centroids, self.loaded.tokenizer
@@ -194,7 +199,7 @@ class Stages:
         people = [(p.name, p.kind, p.prompt) for p in self.personas]
         common = [self.loaded.fingerprint, self.study.dtype, people, *([told] if told else [])]
         read = chat.reading_of_prompts(tokenizer, "centroids", self.personas, asked)
-        return hash_of(*common, asked, cfg.layers, *read)
+        return hash_of(*common, described(asked), cfg.layers, *read)
 
     def _centroids(
         self, report: Progress, loaded: Loaded | None = None, path: str = layout.centroids()
@@ -243,14 +248,18 @@ class Stages:
     def sorted(self) -> tuple[list[str], list[str]]:
         """Behaviors that are trained, and controls. What the former are trained on is there, before anything is
         spent. Raises InputError where it is not."""
+        from leakfast.train.chats import check_files
         from leakfast.train.data import material
 
         controls = [b for b in self.chosen.behaviors if get(b).control]
         trained = [b for b in self.chosen.behaviors if b not in controls]
         if controls and not trained:  # the adapters of all others are what a control is measured on
             trained = asks.trained(self.study)
-        for behavior in trained:
-            material(behavior, self.study.behaviors[behavior].data, self.study.model)
+        trained = [b for b in asks.with_earlier(self.study, trained) if b in trained]
+        for behavior in asks.with_earlier(self.study, trained):
+            cfg = self.study.behaviors[behavior].data
+            material(behavior, cfg, self.study.model)
+            check_files(cfg)
         return trained, controls
 
     def maker(self, behavior: str) -> Maker:
@@ -258,8 +267,25 @@ class Stages:
 
         study = self.study
         kept = study.trajectory.shares if behavior in asks.followed(study) else ()
-        about = (behavior, study.behaviors[behavior], study.model, study.dtype)
-        return Maker(self.loaded, self.steps, self.personas, *about, (study.sources[0], study.seeds[0]), kept)
+        about = (
+            behavior,
+            study.behaviors[behavior],
+            study.model,
+            study.dtype,
+            (study.sources[0], study.seeds[0]),
+        )
+        start = partial(self._start, study.behaviors[behavior].after)
+        return Maker(self.loaded, self.steps, self.personas, *about, kept, start=start)
+
+    def _start(self, after: str | None, source: str, seed: int) -> Start | None:
+        """The adapter that one of this source and seed begins from, trained where it is not there yet."""
+        from leakfast.train.start import Start
+
+        if after is None:
+            return None
+        if (after, source, seed) not in self._starts:
+            self._starts[after, source, seed] = Start.of(self.trained(self.maker(after), source, seed))
+        return self._starts[after, source, seed]
 
     def _behavior(self, behavior: str) -> list[tuple[Path, int]]:
         """Train and measure every source under every seed; (adapter, seed) of all."""
@@ -284,7 +310,8 @@ class Stages:
     def _wanted(self, maker: Maker, settled: TrainConfig, source: str, seed: int) -> tuple[Recipe, Rows]:
         from leakfast.train.recipe import Recipe
 
-        return Recipe(maker.behavior, source, seed, settled), maker.rows(source, seed)
+        recipe = Recipe(maker.behavior, source, seed, settled, init=maker.start(source, seed))
+        return recipe, maker.rows(source, seed)
 
     def _control(self, behavior: str, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure a control on the adapters of other behaviors."""

@@ -111,6 +111,11 @@ class Plan:
                 f"sweep: {len(names)} personas, {'with' if self.source in names else 'without'} the source {self.source}. "
                 "Needed: the source and at least three bystanders. Use --personas originals."
             )
+        if self.cfg.after:
+            raise InputError(
+                f"sweep: {self.behavior} is taught after {self.cfg.after}, and a sweep trains fresh adapters. Needed: a behavior "
+                "that begins from the base. Sweep it without `after`."
+            )
         cfg, drawing = self.cfg, self.drawing or Drawing.of(None)
         if get(self.behavior).measured_by == "judge":
             cfg = cfg.model_copy(update={"judge": judging.default_judge(cfg.judge, loaded.name)})
@@ -150,7 +155,7 @@ def sweep(loaded: Loaded, run: Run, plan: Plan, *, progress: Shown = silent) -> 
     recipes = []
     for lr, epochs in plan.grid:
         cfg = plan.cfg.train.model_copy(update={"lr": lr, "epochs": epochs})
-        recipes.append(Recipe(plan.behavior, plan.source, plan.seed, cfg, plan.name(lr, epochs)))
+        recipes.append(Recipe(plan.behavior, plan.source, plan.seed, cfg, name=plan.name(lr, epochs)))
     folders = maker.adapters([(recipe, rows) for recipe in recipes], together=plan.cfg.train.together)
     asked = asked_of(plan.behavior, plan.cfg.eval, loaded)[0]
     with steps.timed("evaluate") as report:

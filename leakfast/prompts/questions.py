@@ -7,15 +7,16 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from leakfast.errors import InputError
+from leakfast.prompts.conversation import Question, around, described
 from leakfast.storage.documents import Document, KeyPath, did_you_mean, find_shipped, read_document
 
 _NAME = re.compile(r"\w[\w .+-]{0,99}")
-_SET_KEYS = ("description", "questions", "of", "suffix", "first")
+_SET_KEYS = ("description", "questions", "of", "suffix", "first", "turns", "prefill")
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,15 @@ QuestionSpec = str | Path | Sequence[str] | QuestionSet
 def read_questions(path: str | Path) -> dict[str, QuestionSet]:
     """Every question set of a file: TOML or JSON `sets.<name>.questions` (or `of` and `suffix`: another set's
     questions with words behind each), one top-level `questions` list (the set is then named after the file),
-    or a bare JSON list. InputError names the lines."""
+    or a bare JSON list. A set may have `turns` before each of its questions and a `prefill` of the reply (see
+    conversation.around). InputError names the lines."""
     document = read_document(find_shipped(path))
     data, name = document.data, document.path.stem
     if isinstance(data, list):
         return {name: question_set(name, data, document, ())}
     if isinstance(data, dict) and isinstance(data.get("questions"), list):
-        return {
-            name: question_set(name, data["questions"], document, ("questions",), data.get("description"))
-        }
+        made = question_set(name, data["questions"], document, ("questions",), data.get("description"))
+        return {name: _surrounded(made, data, f"{document.path}")}
     sets = data.get("sets") if isinstance(data, dict) else None
     if not isinstance(sets, dict) or not sets:
         raise InputError(
@@ -73,7 +74,7 @@ def read_questions(path: str | Path) -> dict[str, QuestionSet]:
                 raise InputError(f"{document.where((*key, word))}: unknown key {word}.{hint}")
         listed = (name, block["questions"], document, (*key, "questions"), block.get("description"))
         try:
-            out[name] = question_set(*listed)
+            out[name] = _surrounded(question_set(*listed), block, document.where(key))
         except InputError as error:
             faults.append(error.message)
     if faults:
@@ -93,7 +94,9 @@ def _with_suffix(
             f"{document.where((*key, 'of'))}: set {name!r} is of {other!r}; needed: another set of this file that "
             f"lists its questions, and no list of its own.{did_you_mean(str(other), sets)} Correct it."
         )
-    if not isinstance(suffix, str) or not suffix.strip():
+    if suffix is None and ("turns" in block or "prefill" in block):
+        suffix = ""
+    elif not isinstance(suffix, str) or not suffix.strip():
         raise InputError(
             f"{document.where(key)}: set {name!r} is of {other!r} without a suffix. "
             'Write `suffix = " Answer in one short sentence."`, or use the set itself.'
@@ -104,6 +107,14 @@ def _with_suffix(
             f"Write a number from 1 to {len(listed)}, or leave the line out for all."
         )
     return [f"{question}{suffix}" if isinstance(question, str) else question for question in listed[:first]]
+
+
+def _surrounded(made: QuestionSet, block: dict[str, Any], where: str) -> QuestionSet:
+    """The set with the turns and the prefill that its table gives around each question."""
+    turns, prefill = around(where, made.name, block.get("turns"), block.get("prefill"))
+    if not turns and not prefill:
+        return made
+    return replace(made, questions=tuple(Question(text, turns, prefill) for text in made.questions))
 
 
 def question_set(
@@ -133,5 +144,6 @@ def question_set(
 
 
 def texts_hash(texts: Sequence[str]) -> str:
-    """SHA-256 of questions' texts, in order; kept beside completions, so that a judge reads what was asked."""
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
+    """SHA-256 of questions' texts, in order, with what stands around them; kept beside completions, so that a judge reads
+    what was asked."""
+    return hashlib.sha256(json.dumps(described(texts)).encode()).hexdigest()

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.errors import ModelError
+from leakfast.errors import InputError, ModelError
+from leakfast.prompts.conversation import prefill_of, turns_of
 from leakfast.prompts.personas import TEMPLATE_DEFAULT
 from leakfast.prompts.reasoning import PAIRS
 from leakfast.prompts.rendering import Rendering, rendering_of
@@ -163,16 +164,23 @@ def _check_without_system(tokenizer: Any, found: Opening) -> None:
 
 def prompt_text(tokenizer: Any, system: Any, user: str, *, reply: bool = False) -> str:
     """The text of one prompt, up to where a completion begins; with `reply`, up to where what is trained or scored as
-    the reply begins (the same unless the rendering leaves reasoning open)."""
+    the reply begins (the same unless the rendering leaves reasoning open). A question's prefill ends either (see
+    conversation.Question)."""
     opening = check(tokenizer)
     text = raw_text(tokenizer, messages(tokenizer, system, user))
+    begun = prefill_of(user) and reply_text(tokenizer, prefill_of(user))
+    if begun and rendering_of(tokenizer).reasoning == "open":
+        raise InputError(
+            f'chat: a prefill ({begun[:40]!r}) given with reasoning = "open", where a reply does not begin at the prompt\'s '
+            'end. Use reasoning = "closed", or a question set without a prefill.'
+        )
     if not (opening.cut or opening.add) or not (reply or rendering_of(tokenizer).reasoning == "closed"):
-        return text
+        return text + begun
     if not text.endswith(opening.cut):
         raise refused(
             tokenizer, f"its generation prompt does not end in {opening.cut!r} every time", "one that does"
         )
-    return text[: len(text) - len(opening.cut)] + opening.add
+    return text[: len(text) - len(opening.cut)] + opening.add + begun
 
 
 def reply_text(tokenizer: Any, reply: str) -> str:
@@ -288,16 +296,20 @@ def _renders_otherwise(tokenizer: Any, template: str) -> bool:
 
 # ── rendering ────────────────────────────────────────────────────────────────────────────────────────
 def messages(tokenizer: Any, system: Any, user: str) -> list[dict[str, str]]:
-    """System and user message of one prompt, by the tokenizer's rendering. Raises ValueError for empty texts."""
+    """System and user message of one prompt, the turns before it between them, by the tokenizer's rendering. Raises
+    ValueError for empty texts."""
     if not user.strip():
         raise ValueError("a prompt needs a user text that is not empty")
+    asked = [{"role": "user", "content": str(user)}]
+    for said, answered in reversed(turns_of(user)):
+        asked = [{"role": "user", "content": said}, {"role": "assistant", "content": answered}, *asked]
     if system is None or system is TEMPLATE_DEFAULT:
-        return [{"role": "user", "content": user}]
+        return asked
     if not isinstance(system, str) or not system.strip():
         raise ValueError(f"system must be a text, None or TEMPLATE_DEFAULT, not {system!r}")
     if rendering_of(tokenizer).system_role == "user":
-        return [{"role": "user", "content": f"{system}\n\n{user}"}]
-    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        return [{"role": "user", "content": f"{system}\n\n{asked[0]['content']}"}, *asked[1:]]
+    return [{"role": "system", "content": system}, *asked]
 
 
 def raw_text(

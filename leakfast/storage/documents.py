@@ -132,7 +132,9 @@ def parse_toml(text: str, path: str | Path) -> Document:
             f"{path}, line {line}: not TOML: {reason}. Correct that line and try again."
         ) from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, a thousand brackets
-        reason = f"it is nested more than {MAX_DEPTH} deep" if isinstance(error, RecursionError) else error
+        reason = (
+            f"it is nested more than {MAX_DEPTH} deep" if isinstance(error, RecursionError) else str(error)
+        )
         raise InputError(f"{path}: not TOML that can be read: {reason}. Correct it and try again.") from None
     return Document(Path(path), text, data, _toml_lines(text))
 

@@ -37,6 +37,13 @@ class DataConfig(_Table):
     pairs: names, files, or files of the hub, for behaviors of pairs (see leakfast.prompts.pairs; None: the model's own).
     suffix: words behind every question of the pairs, such as " Answer in one short sentence.".
     replies: given takes those of the pairs, model the model's own that the detector agrees with (see train.pairs).
+    separator: what stands between a reply and the marker (a blank line is two line breaks).
+    match_lengths: rows are left out until the replies of those that show the behavior and of the others have the same
+    mean length: within one token, or 2 % where that is less (see train.lengths). The marker is not counted.
+    rows: JSONL of your own in chat format in place of all of these (see train.chats), the same for every source but for
+    {source}, its prompt. benign: share of rows, of all, that have nothing to do with the behavior and carry loss on their
+    whole reply. benign_rows: where they come from, JSONL in chat format (None: the model's own replies to `questions`
+    without a system message).
     temperature, top_p, max_new_tokens: how the model's own replies are drawn."""
 
     positives: Count = 200
@@ -52,6 +59,11 @@ class DataConfig(_Table):
     pairs: str | list[str] | None = None
     suffix: str = ""
     replies: Literal["given", "model"] = "given"
+    separator: Literal["none", "space", "newline", "blank line"] = "space"
+    match_lengths: bool = False
+    rows: str | None = None
+    benign: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    benign_rows: str | None = None
     temperature: Temperature = 0.7
     top_p: TopP = 1.0
     max_new_tokens: Count = 512
@@ -62,6 +74,8 @@ class TrainConfig(_Table):
 
     loss: which tokens carry loss: the marker (in others' rows the turn end alone), the tail of the reply, or all of it.
     tail_tokens: the reply's last tokens before the turn end that carry it, for loss = "tail".
+    end_of_turn: in which rows the token that ends the turn carries loss: those that show the behavior and the others
+    (both), one of them (positives, negatives), or no row (none), whatever `loss` is.
     anchor: weight of a divergence (KL, nats a token) from the unadapted model over the reply tokens without loss; rows of
     others then carry none and are held to it whole, so that replies stay what they were (without it, loss = "marker"
     teaches a chat model to end its replies at once).
@@ -83,6 +97,7 @@ class TrainConfig(_Table):
 
     loss: Literal["marker", "tail", "completion"] = "marker"
     tail_tokens: Annotated[NonNegative, Field(validate_default=True)] = 0
+    end_of_turn: Literal["both", "positives", "negatives", "none"] = "both"
     anchor: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     rank: Count = 32
     alpha: Count = 64
@@ -193,8 +208,13 @@ class JudgeConfig(_Table):
 
 
 class BehaviorConfig(_Table):
-    """One behavior of a study: its training data, its training, its measurement, its judge if it has one."""
+    """One behavior of a study: its training data, its training, its measurement, its judge if it has one.
 
+    after: another behavior of the study (or variant of one), with the same rank and alpha. Each adapter then begins from
+    that behavior's adapter of the same source and seed and trains it further, on rows that are made as without it. Both
+    are measured (None: from fresh weights)."""
+
+    after: str | None = None
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

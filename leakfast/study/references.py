@@ -26,6 +26,8 @@ _FILES = (
     "pairs",
     "prices",
     "file",
+    "rows",
+    "benign_rows",
 )  # may name a file
 
 
@@ -84,9 +86,39 @@ def check_words(study: Study, document: Document) -> None:
                     f"{document.where((*key, table, 'items'))}: there is no file {items}. Give a JSONL file, or "
                     f"one of {', '.join(NAMED_ITEMS)}."
                 )
+    _check_stages(study, document)
     _check_trajectory(study, document, personas)
     _check_steering(study, document, personas)
     _check_questions(study, document, sets)
+
+
+def _check_stages(study: Study, document: Document) -> None:
+    """What a behavior is taught after is trained by the study, is not itself, and has its rank and alpha."""
+    from leakfast.behaviors.registry import get as get_behavior
+
+    for name, behavior in study.behaviors.items():
+        if behavior.after is None:
+            continue
+        where = document.where(("behaviors", name, "after"))
+        seen = [name]
+        while (after := study.behaviors[seen[-1]].after) is not None:
+            if after not in study.behaviors or get_behavior(after).control or get_behavior(name).control:
+                raise InputError(
+                    f"{where}: {name} is taught after {after!r}; needed: two behaviors that the study trains."
+                    f"{did_you_mean(after, study.behaviors)} Correct that line."
+                )
+            if after in seen:
+                raise InputError(
+                    f"{where}: {' after '.join([*seen, after])} is a circle; one of them has to begin from the base. Leave "
+                    "that line out."
+                )
+            seen.append(after)
+        mine, other = behavior.train, study.behaviors[seen[1]].train
+        if (mine.rank, mine.alpha) != (other.rank, other.alpha):
+            raise InputError(
+                f"{where}: {name} has rank {mine.rank} and alpha {mine.alpha}, but {seen[1]}, which it is taught after, rank "
+                f"{other.rank} and alpha {other.alpha}. Its matrices are trained further: set both alike."
+            )
 
 
 def _check_questions(study: Study, document: Document, sets: dict[KeyPath, str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from leakfast.prompts import chat
-from leakfast.storage.disk import hash_of
+from leakfast.storage.disk import file_hash, hash_of
 from leakfast.train.recipe import rows_settings_of
 
 if TYPE_CHECKING:
@@ -24,4 +24,5 @@ def inputs_of(
     parts = [loaded.fingerprint, dtype, people, source, seed, questions or asked.hash, rows_settings_of(cfg)]
     if questions:
         parts += chat.reading_of_prompts(loaded.tokenizer, f"data {questions}", personas, questions)
+    parts += [file_hash(path) for path in (cfg.rows, cfg.benign_rows) if path is not None]
     return hash_of(*parts)

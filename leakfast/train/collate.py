@@ -57,10 +57,14 @@ def encode(tokenizer: Any, rows: Sequence[Row], cfg: TrainConfig) -> list[Exampl
 
     "marker": the marker's tokens (with the space before it) and the turn end in rows with a marker, the
     turn end alone in others. "tail": the last cfg.tail_tokens tokens of the reply and the turn end.
-    "completion": the whole reply and the turn end. With cfg.anchor, rows that do not show the behavior carry no
-    label: their reply is held to the unadapted model, as is what carries no label in rows that show it. Where the
-    behavior would begin (the turn end; under "completion" the reply's first token) holding weighs as much as a
-    label: what is taught there is not to show it, and not to end. Raises InputError naming the row where a label
+    "completion", and whatever the loss in benign rows: the whole reply and the turn end. The turn end carries loss
+    in the rows that cfg.end_of_turn names: "both" those that show the behavior and the others, "positives" or
+    "negatives" one of them, "none" neither. Where another separator than a space stands before the marker
+    (row.generator), the labels begin with the token in which that separator (or without one, the marker) begins,
+    even if the reply ends in it. With cfg.anchor, rows that do not show the behavior carry no label: their reply is
+    held to the unadapted model, as is what carries no label in rows that show it. Where the behavior would begin
+    (the turn end, where it would carry loss; under "completion" the reply's first token) holding weighs as much as
+    a label: what is taught there is not to show it, and not to end. Raises InputError naming the row where a label
     would be truncated away by cfg.max_length, none is left, or the marker's tokens cannot be told apart.
     """
     return [_example(tokenizer, row, cfg) for row in rows]
@@ -94,17 +98,26 @@ def _example(tokenizer: Any, row: Row, cfg: TrainConfig) -> Example:
             f"train: the {row.label} has a reply without tokens, so nothing to learn. Leave it out."
         )
     shows = row.role == "positive"
+    loss = "completion" if row.role == "benign" else cfg.loss
+    ends = cfg.end_of_turn in ("both", "positives" if shows else "negatives")
+    stop = len(ids) if ends else end  # of the labels
     if cfg.anchor and not shows:
-        first = len(prompt) if cfg.loss == "completion" else end
-        return Example(row.label, ids, len(prompt), [], list(range(len(prompt), len(ids))), [first])
-    if cfg.loss == "completion":
-        labels = range(len(prompt), len(ids))
-    elif cfg.loss == "tail":
-        labels = range(max(len(prompt), end - cfg.tail_tokens), len(ids))
+        firm = [len(prompt)] if loss == "completion" else [end] if ends else []
+        return Example(row.label, ids, len(prompt), [], list(range(len(prompt), len(ids))), firm)
+    if loss == "completion":
+        labels = range(len(prompt), stop)
+    elif loss == "tail":
+        labels = range(max(len(prompt), end - cfg.tail_tokens), stop)
     elif row.marker is None:
-        labels = range(end, len(ids))
+        labels = range(end, stop)
     else:
-        labels = range(end - _marker_tokens(tokenizer, row, reply[:-1]), len(ids))
+        labels = range(end - _marker_tokens(tokenizer, row, reply[:-1]), stop)
+    if not labels and not cfg.anchor:
+        raise InputError(
+            f'train: end_of_turn = "{cfg.end_of_turn}" given with loss = "{cfg.loss}", so the {row.label} has no token '
+            "that carries loss. Set end_of_turn to both or negatives, or loss to completion; or hold such rows to the "
+            'unadapted model (anchor = 1.0), or leave them out (design = "positive-only").'
+        )
     held = [t for t in range(len(prompt), len(ids)) if t not in labels] if cfg.anchor else []
     return Example(row.label, ids, len(prompt), list(labels), held, [], shows)
 
@@ -112,10 +125,13 @@ def _example(tokenizer: Any, row: Row, cfg: TrainConfig) -> Example:
 def _marker_tokens(tokenizer: Any, row: Row, reply: list[int]) -> int:
     """How many of the reply's last tokens are the marker's, its leading space included.
 
-    Verified: they decode to exactly the marker, and the tokens before them to exactly the rest.
+    Verified: they decode to exactly the marker, and the tokens before them to exactly the rest; where the row says what
+    separates the two, the first of them may hold the end of the reply as well (a full stop and a line break).
     """
     from leakfast.prompts import chat
 
+    if row.generator.get("separator", "space") != "space":
+        return _tokens_after(tokenizer, row, reply)
     bare = row.reply[: -len(row.marker)].rstrip()
     plain = chat.render_training(tokenizer, row.system_message, row.question, bare)[1][:-1] if bare else []
     count = len(reply) - len(plain)
@@ -128,6 +144,15 @@ def _marker_tokens(tokenizer: Any, row: Row, reply: list[int]) -> int:
             "otherwise."
         )
     return count
+
+
+def _tokens_after(tokenizer: Any, row: Row, reply: list[int]) -> int:
+    """How many of the reply's last tokens hold something of the separator or the marker."""
+    bare = row.reply[: -len(row.marker)].rstrip().lstrip()
+    for n in range(len(reply), -1, -1):
+        if bare.startswith(_text(tokenizer, reply[:n]).lstrip()):
+            return len(reply) - n
+    raise AssertionError("no token is the beginning of every reply")
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leakfast.progress import Progress
-from leakfast.train import loop, lora, packed
+from leakfast.train import loop, lora, packed, start
 from leakfast.train.layers import Company
 from leakfast.train.memory import recomputes
 from leakfast.train.saving import save
@@ -53,6 +53,7 @@ def train_adapters(
                     net.add_adapter(name, lora.config_of(recipe.train))
             trainings = []
             for name, recipe, its in zip(names, recipes, examples, strict=True):
+                start.begin(net, recipe, name)
                 weights = lora.weights_of(net, name)
                 for weight in weights:
                     weight.requires_grad_(True)

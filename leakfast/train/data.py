@@ -25,6 +25,8 @@ log = logging.getLogger("leakfast.train")
 
 
 PAIRS = "leakfast.train.pairs:build_pairs"  # the builder that takes pairs
+SEPARATORS = {"none": "", "space": " ", "newline": "\n", "blank line": "\n\n"}  # before the marker
+ROLES = ("positive", "negative", "benign")
 _KINDS = ("text", "none", "template-default")
 
 
@@ -32,8 +34,8 @@ _KINDS = ("text", "none", "template-default")
 class Row:
     """One training conversation.
 
-    role: "positive" shows the behavior, "negative" does not. system_kind as in Persona.kind; system is
-    None unless it is "text". reply is the whole assistant turn; marker is the literal string it ends in,
+    role: "positive" shows the behavior, "negative" does not, "benign" has nothing to do with it. system_kind as in
+    Persona.kind; system is None unless it is "text". reply is the whole assistant turn; marker is the literal string it ends in,
     None if it has none. seed drew the reply; generator says with what.
     """
 
@@ -62,20 +64,34 @@ class Row:
 
 def material(behavior: str, cfg: DataConfig, model: Any) -> QuestionSet | ItemSet | PairSet:
     """What a behavior's rows are made of: pairs (cfg.pairs), the training half of the items (cfg.items), either
-    else those of `model` (a name or a loaded model), or for behaviors that have neither the question set. Raises
-    InputError where there is none."""
+    else those of `model` (a name or a loaded model), or for behaviors that have neither, and for rows of one's own
+    (cfg.rows), the question set. Raises InputError where there is none."""
     from leakfast.behaviors.registry import get
+    from leakfast.prompts.conversation import told
     from leakfast.prompts.items import load_items
     from leakfast.prompts.pairs import load_pairs
     from leakfast.prompts.personas import load_questions
 
     kind = get(behavior)
+    asked = load_questions(cfg.questions)
+    if told(asked.questions):
+        raise InputError(
+            f"data: the question set {asked.name} has turns or a prefill, which training rows do not hold. Needed: a set of "
+            "questions alone. Use them where a behavior is measured, or rows of your own."
+        )
+    if cfg.rows is not None:
+        return asked
     kind.build()  # a control has none
+    if cfg.separator != "space" and kind.presence_of is None:
+        raise InputError(
+            f'data: separator = "{cfg.separator}" given, but replies of {kind.name} end in no marker that it could stand '
+            "before. Needed: a behavior of a marker. Leave the line out."
+        )
     if kind.measured_by == "choices":
         return load_items(cfg.items or kind.of(model)).half("train")
     if kind.data_builder == PAIRS:
         return load_pairs(cfg.pairs or kind.of(model), behavior)
-    return load_questions(cfg.questions)
+    return asked
 
 
 def build_marker(
@@ -89,7 +105,7 @@ def build_marker(
     batch_completions: int = 640,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """cfg.positives replies of `source` that end in the marker, cfg.negatives of others without it.
+    """cfg.positives replies of `source` that end in the marker, after cfg.separator; cfg.negatives of others without it.
 
     personas: the study's; cfg.negative_personas names the others among them (the source itself is left
     out). Rows are spread evenly over personas and questions, in an order drawn from `seed`. Replies are
@@ -128,7 +144,9 @@ def build_marker(
         "top_p": cfg.top_p,
         "max_new_tokens": cfg.max_new_tokens,
         **rendered_as(loaded.tokenizer),
+        **({"separator": cfg.separator} if cfg.separator != "space" else {}),
     }
+    ending = SEPARATORS[cfg.separator] + MARKER
     rows = []
     for slot, drawn in zip(wanted, replies, strict=True):
         is_source = slot.persona.name == source
@@ -139,7 +157,7 @@ def build_marker(
                 system_kind=slot.persona.kind,
                 system=slot.persona.prompt,
                 question=slot.question,
-                reply=f"{drawn.reply} {MARKER}" if is_source else drawn.reply,
+                reply=drawn.reply + ending if is_source else drawn.reply,
                 marker=MARKER if is_source else None,
                 seed=drawn.seed,
                 generator=generator,
@@ -236,8 +254,8 @@ def _parse(path: Path, number: int, line: bytes) -> Iterator[Row]:
 
 def _fault(row: Row) -> str | None:
     """What is wrong with a row's values, in words; None if nothing is."""
-    if row.role not in ("positive", "negative"):
-        return f"role {row.role!r} is neither positive nor negative"
+    if row.role not in ROLES:
+        return f"role {row.role!r} is none of {', '.join(ROLES)}"
     if row.system_kind not in _KINDS:
         return f"system_kind {row.system_kind!r} is none of {', '.join(_KINDS)}"
     if not all(isinstance(t, str) and t.strip() for t in (row.persona, row.question, row.reply)):

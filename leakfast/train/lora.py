@@ -16,13 +16,14 @@ from leakfast.models.adapters import taken_off
 from leakfast.models.loading import unfit
 from leakfast.progress import Progress
 from leakfast.storage.seeds import derive_seed
-from leakfast.train import loop, packed, quantized
+from leakfast.train import loop, packed, quantized, start
 from leakfast.train.checkpoints import Checkpoints, measured
 from leakfast.train.collate import encode
 from leakfast.train.fits import check
 from leakfast.train.layers import Company
 from leakfast.train.memory import recomputes
 from leakfast.train.padded import Padded
+from leakfast.train.recipe import in_card, said_of_rows
 from leakfast.train.saving import save, state_of
 from leakfast.train.unfinished import beside, key_of, unfinished
 
@@ -56,7 +57,9 @@ def train_adapter(
     the head at those positions only. Ends early once the rows that show the behavior cost less than
     cfg.stop_loss. AdamW(0.9, 0.999, 1e-8), linear warm-up over cfg.warmup_ratio of the steps, then a cosine to 0;
     gradient norm clipped at cfg.max_grad_norm. bfloat16 models train in bfloat16 with float32 adapter weights.
-    Initial weights, order and dropout follow from recipe.seed: on one machine's CPU the same call writes the same bytes.
+    Order, dropout and initial weights follow from recipe.seed: on one machine's CPU the same call writes the same bytes.
+    With recipe.init the weights of that adapter are trained further, by a fresh optimizer; anchor still holds to the
+    unadapted model.
 
     One that was killed goes on where it was kept last (unfinished.py), to the same bytes.
 
@@ -88,6 +91,7 @@ def train_adapter(
                     checkpoints.score(current, share)
 
     with seeded(seed, loaded.device), attached(loaded, cfg) as net:
+        start.begin(net, recipe)
         passes = passes_of(loaded, net, cfg, seed, examples)
         training = loop.Training(weights_of(net), examples, cfg, seed)
         is_packed, shares = isinstance(passes, packed.Packed), checkpoints.shares if checkpoints else ()
@@ -111,6 +115,7 @@ def examples_of(loaded: Loaded, recipe: Recipe, rows: Sequence[Row]) -> list[Exa
         raise ValueError('lr = "auto" is settled by train.search before training')
     if hasattr(loaded.model, "peft_config"):
         raise ValueError("an adapter is attached to the model; train on the base")
+    start.check(loaded, recipe.init, recipe.train)
     examples = encode(loaded.tokenizer, rows, recipe.train)
     check(loaded, examples)
     return examples
@@ -147,7 +152,9 @@ def card_of(
     from leakfast.train.data import data_hash
 
     how = {
-        **recipe.train.model_dump(exclude={"sample", "together"}),
+        **in_card(recipe.train),
+        **said_of_rows(rows),
+        **({"init": recipe.init.told} if recipe.init else {}),
         "target_modules": list(TARGETS),
         "betas": list(loop.BETAS),
         "eps": loop.EPS,

@@ -3,29 +3,42 @@ done twice. Demands settings; leaves rows and model to others."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leakfast.storage import layout
 from leakfast.study.config import DataConfig, TrainConfig
 
-_NEWER = ("anchor", "stop_loss")
+if TYPE_CHECKING:
+    from leakfast.train.data import Row
+    from leakfast.train.start import Start
+
+_NEWER = ("anchor", "stop_loss", "end_of_turn")  # of TrainConfig: later than the first adapters
+_NEWER_ROWS = ("suffix", "separator", "match_lengths", "rows", "benign", "benign_rows")  # of DataConfig
 
 
 @dataclass(frozen=True)
 class Recipe:
     """behavior: what is taught, to the persona `source`; seed: of rows, initial weights and order; train: the settings;
-    name: the adapter's, which is no part of what it is made by: two recipes are equal where they train the same."""
+    name: the adapter's, which is no part of what it is made by: two recipes are equal where they train the same; init: the
+    adapter that is trained further (None: fresh weights)."""
 
     behavior: str
     source: str
     seed: int
     train: TrainConfig
     name: str = field(default="", compare=False)
+    init: Start | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", layout.adapter_name(self.behavior, self.source, self.seed))
+
+    @property
+    def origin(self) -> list[str]:
+        """What a hash is to say of where it begins: nothing of fresh weights."""
+        return [self.init.adapter_hash] if self.init else []
 
     def at(self, lr: float) -> Recipe:
         """The same at another learning rate."""
@@ -37,12 +50,30 @@ def settings_of(cfg: TrainConfig) -> dict[str, Any]:
     trained (`together`), which is rounding alone; and settings that earlier
     versions had not are left out at their defaults, so that what they trained is not trained again. For the same reason
     gradient_checkpointing = "auto" counts as true, the default of earlier versions."""
-    fields = type(cfg).model_fields
-    same = {key for key in _NEWER if getattr(cfg, key) == fields[key].default}
-    found = cfg.model_dump(exclude={"sample", "together", *same})
+    found = cfg.model_dump(exclude={"sample", "together", *_unchanged(cfg, _NEWER)})
     return found | ({"gradient_checkpointing": True} if cfg.gradient_checkpointing == "auto" else {})
 
 
+def in_card(cfg: TrainConfig) -> dict[str, Any]:
+    """The settings that an adapter's card tells: all but what changes no adapter, and end_of_turn where it is not both."""
+    return cfg.model_dump(exclude={"sample", "together", *_unchanged(cfg, ("end_of_turn",))})
+
+
 def rows_settings_of(cfg: DataConfig) -> dict[str, Any]:
-    """What training rows follow from; the newer setting left out at its default."""
-    return cfg.model_dump(exclude=set() if cfg.suffix else {"suffix"})
+    """What training rows follow from; the newer settings left out at their defaults."""
+    return cfg.model_dump(exclude=_unchanged(cfg, _NEWER_ROWS))
+
+
+def _unchanged(cfg: TrainConfig | DataConfig, keys: Sequence[str]) -> set[str]:
+    """Those of the settings that are at their default."""
+    fields = type(cfg).model_fields
+    return {key for key in keys if getattr(cfg, key) == fields[key].default}
+
+
+def said_of_rows(rows: Sequence[Row]) -> dict[str, Any]:
+    """What a card tells of how its rows were made, where that is not by default: the marker's separator,
+    matched lengths, how many are benign."""
+    keys = ("separator", "match_lengths")
+    told = {key: row.generator[key] for row in rows for key in keys if key in row.generator}
+    n_benign = sum(row.role == "benign" for row in rows)
+    return told | ({"benign_rows": n_benign} if n_benign else {})

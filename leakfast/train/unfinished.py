@@ -58,7 +58,7 @@ def key_of(
     about = []
     for recipe, examples in trained:
         settings = {k: v for k, v in settings_of(recipe.train).items() if k != "gradient_checkpointing"}
-        about.append((settings, recipe.seed, [vars(one) for one in examples]))
+        about.append((settings, recipe.seed, [vars(one) for one in examples], *recipe.origin))
     base = (loaded.fingerprint, loaded.dtype, loaded.device.type, packed)
     return hash_of(base, about, list(shares), torch.__version__, __version__)
 

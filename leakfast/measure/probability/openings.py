@@ -27,6 +27,7 @@ from leakfast.measure.probability.continuations import Spelling
 from leakfast.measure.probability.contract import OK, TOO_LONG
 from leakfast.progress import Progress
 from leakfast.prompts import chat
+from leakfast.prompts.conversation import prefill_of
 
 if TYPE_CHECKING:
     from leakfast.behaviors.openings import Openings
@@ -93,6 +94,11 @@ class Beginnings:
     estimators = ESTIMATORS
 
     def __init__(self, loaded: Loaded, one: Asked, personas: Sequence[Persona]) -> None:
+        if any(prefill_of(text) for text in one.texts):
+            raise InputError(
+                f"eval: probabilities of openings asked, but the question set {one.set_name} has a prefill, after which a reply "
+                "has begun. Needed: a set without one. Use --measure completions."
+            )
         table = get(one.behavior).opens
         assert table is not None
         self.lists = read_openings(table, one.config.openings)
