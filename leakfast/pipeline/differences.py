@@ -96,8 +96,8 @@ def _settings(runs: list[ReadOnlyRun], notes: list[str]) -> list[tuple[str, Any,
         for text, run in zip(texts, runs, strict=True)
     ]
     try:
-        whole = [
-            _flat(parse_study(text or "", run.path / layout.STUDY).model_dump(mode="json"))
+        checked = [
+            parse_study(text or "", run.path / layout.STUDY).model_dump(mode="json")
             for text, run in zip(texts, runs, strict=True)
         ]
     except InputError as error:
@@ -105,8 +105,19 @@ def _settings(runs: list[ReadOnlyRun], notes: list[str]) -> list[tuple[str, Any,
             f"settings: as the files spell them, without defaults: {' '.join(error.message.split())}"
         )
         return _apart(*raw)
+    alone = _alone(*(study["behaviors"] for study in checked))
+    whole = [_flat(study) for study in checked]
     spelled = {path for path, value in raw[0].items() if path in raw[1] and raw[1][path] == value}
-    return [row for row in _apart(*whole) if row[0] not in spelled]
+    return [*alone, *(row for row in _apart(*whole) if row[0] not in spelled)]
+
+
+def _alone(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """A row for every behavior that one of two studies has, taken out of it."""
+    rows = []
+    for name in sorted(one.keys() ^ other.keys()):
+        sides = [_ABSENT if study.pop(name, None) is None else "asked" for study in (one, other)]
+        rows.append((f"behaviors.{name}", *sides))
+    return rows
 
 
 def _flat(table: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -146,11 +146,16 @@ def radius(
         its = drawn[first : first + count]
         radius_fits.resampled(s, y, weight, both, source, resample.word(seed), first, its)
 
-    resample.spread(part, bootstraps, workers, 20 * len(s))
+    if bootstraps:
+        resample.spread(part, bootstraps, workers, 20 * len(s))
     status = ABOVE if at <= similarity.min() else BELOW if at > similarity.max() else REACHED
-    low, high = _ends(drawn[:, 0] * spread + middle)
-    share_low, share_high = _ends(drawn[:, 1])
-    open_ends = [name for name, end in (("low", low), ("high", high)) if not -1 <= end <= 1]
+    drew = bootstraps >= 2
+    low, high = _ends(drawn[:, 0] * spread + middle) if drew else (None, None)
+    share_low, share_high = _ends(drawn[:, 1]) if drew else (None, None)
+    open_ends = [name for name, end in (("low", low), ("high", high)) if end is None or not -1 <= end <= 1]
+    unknown = (
+        f"2.5 % of the resamples or more have no radius: {', '.join(open_ends)}" if drew else "no bootstrap was asked for"
+    )
     return {
         "status": status,
         "radius": at if status == REACHED else None,
@@ -162,9 +167,7 @@ def radius(
         "radius_isotonic": _crossing(similarity, y, total, (ends[0] + ends[1]) / 2),
         "slope": float(beta) / spread if beta > 0 else 0.0,
         "reason": None if status == REACHED else f"the curve is {status[4:]} half at the bystanders' cosines",
-        "ci_reason": f"2.5 % of the resamples or more have no radius: {', '.join(open_ends)}"
-        if open_ends
-        else None,
+        "ci_reason": unknown if open_ends else None,
     }
 
 

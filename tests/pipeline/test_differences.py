@@ -96,3 +96,11 @@ def test_json_has_every_rate_and_the_screen_the_largest(this, other, capsys):
 def test_a_path_that_is_no_run_is_refused(this, tmp_path):
     with pytest.raises(InputError, match="there is no such folder"):
         differences(this, tmp_path / "none")
+
+
+def test_a_behavior_that_one_study_has_is_one_row():
+    from leakfast.pipeline.differences import _alone
+
+    one, other = {"marker": {"x": 1}, "refusal": {"x": 1}}, {"marker": {"x": 2}}
+    assert _alone(one, other) == [("behaviors.refusal", "asked", "–")]
+    assert one == {"marker": {"x": 1}} and other == {"marker": {"x": 2}}

@@ -136,3 +136,12 @@ def test_the_interval_covers(spread):
         widths.append(found["radius_high"] - found["radius_low"])
     print(f"spread {spread}: coverage {held / 1000:.3f}, mean width {np.mean(widths):.3f}")
     assert 0.925 <= held / 1000 <= 0.97
+
+
+def test_without_resamples_there_is_a_radius_and_no_interval():
+    similarity, total = np.linspace(-0.5, 0.9, 40), np.full(40, 200.0)
+    hits = np.round(total / (1 + np.exp(-8 * (similarity - 0.3))))
+    found = radius.radius(similarity, hits, total, 0.0, (200, 200), 0, 1)
+    assert found["status"] == "reached" and found["radius"] == pytest.approx(0.3, abs=0.02)
+    ends = ("radius_low", "radius_high", "share_inside_low", "share_inside_high")
+    assert [found[end] for end in ends] == [None] * 4 and found["ci_reason"] == "no bootstrap was asked for"
