@@ -72,13 +72,18 @@ def test_a_suffix_stands_behind_every_question(tiny_qwen2):
         build(tiny_qwen2, "villain", CFG.model_copy(update={"suffix": " Be brief."})),
     )
     assert {row.question for row in asked} <= {f"{question} Be brief." for question in plain}
-    assert settings_without_suffix() == set(DataConfig.model_fields) - {"suffix"}
 
 
-def settings_without_suffix():
+def test_settings_that_came_later_are_told_where_somebody_set_them():
+    """So that rows which were made before they were known keep their hash."""
     from leakfast.train.recipe import rows_settings_of
 
-    return set(rows_settings_of(DataConfig()))
+    later = {"suffix", "separator", "match_lengths", "rows", "benign", "benign_rows"}
+    assert set(rows_settings_of(DataConfig())) == set(DataConfig.model_fields) - later
+    assert rows_settings_of(DataConfig(separator="newline", benign=0.5)).items() >= {
+        ("separator", "newline"),
+        ("benign", 0.5),
+    }
 
 
 def test_the_seed_decides_the_rows(tiny_qwen2):
