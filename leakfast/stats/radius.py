@@ -154,7 +154,9 @@ def radius(
     share_low, share_high = _ends(drawn[:, 1]) if drew else (None, None)
     open_ends = [name for name, end in (("low", low), ("high", high)) if end is None or not -1 <= end <= 1]
     unknown = (
-        f"2.5 % of the resamples or more have no radius: {', '.join(open_ends)}" if drew else "no bootstrap was asked for"
+        f"2.5 % of the resamples or more have no radius: {', '.join(open_ends)}"
+        if drew
+        else "no bootstrap was asked for"
     )
     return {
         "status": status,
