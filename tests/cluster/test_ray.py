@@ -76,7 +76,8 @@ ray = _connected("auto")
 owned = set()
 for process in filter(str.isdigit, os.listdir("/proc")):
     try:
-        if b"ray" in open(f"/proc/{process}/cmdline", "rb").read() or int(process) == os.getpid():
+        words = open(f"/proc/{process}/cmdline", "rb").read()
+        if int(process) == os.getpid() or any(part in words for part in (b"ray::", b"/ray/")):
             owned |= {os.readlink(f"/proc/{process}/fd/{n}") for n in os.listdir(f"/proc/{process}/fd")}
     except OSError:
         pass
