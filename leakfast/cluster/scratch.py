@@ -8,6 +8,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from leakfast.storage.reading import lives
+
 _PREFIX = "leakfast-workers-"
 
 
@@ -16,16 +18,6 @@ def folder() -> Path:
     place = Path(tempfile.gettempdir())
     for left in place.glob(f"{_PREFIX}*"):
         owner = re.match(rf"{_PREFIX}(\d+)-", left.name)
-        if owner and not _lives(int(owner[1])):
+        if owner and not lives(int(owner[1])):
             shutil.rmtree(left, ignore_errors=True)
     return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True

@@ -100,7 +100,7 @@ def writer(run: Run) -> int | None:
     try:
         held = [line.split() for line in _LOCKS.read_text(encoding="ascii").splitlines()]
     except OSError:
-        return holder if _lives(holder) else None
+        return holder if lives(holder) else None
     return holder if any(_is_of(words, inode) for words in held) else None
 
 
@@ -111,7 +111,8 @@ def _is_of(words: list[str], inode: int) -> bool:
     )
 
 
-def _lives(pid: int) -> bool:
+def lives(pid: int) -> bool:
+    """Whether there is a process of that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
