@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker waits for its first task. where: machine and process; device: what it computes on."""
+    """A worker waits for its first task. where: machine and process."""
 
     where: str
 

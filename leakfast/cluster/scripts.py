@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from leakfast.study.config import Study
 
 SCHEDULERS = ("slurm", "kubernetes")
-RAY = "2.60.0"  # the version that the scripts were tried with; constraints and the extra say the same
+RAY = "2.60.0"  # that the tests run with; constraints-cluster.txt says the same
 
 _SLURM = """\
 #!/bin/bash

@@ -4,15 +4,16 @@ Demands a checked study and such a run; a task whose kind was never timed is nam
 from __future__ import annotations
 
 import heapq
-import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from leakfast.behaviors.registry import get
 from leakfast.cluster.tasks import Task, cut, first_free, tasks_of
 from leakfast.pipeline.stages import Stages, chosen_of
 from leakfast.storage import layout
+from leakfast.storage.manifests import events
 
 if TYPE_CHECKING:
     from leakfast.storage.run import Run
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of a worker: a row measured, by behavior; a training with its rows, by adapter; the search of a learning rate;
-    centroids; predictors; loading the model. said: where they are from."""
+    """Seconds of a worker: a row measured by what a behavior is measured by itself, and a whole adapter by probability, both by
+    behavior; a training with its rows, by adapter; an adapter under all arms; steps that are done once, by their name;
+    loading the model. said: where they are from."""
 
     row: dict[str, float]
+    probability: dict[str, float]
     training: dict[str, float]
-    search: dict[str, float]
+    steered: float | None
     once: dict[str, float]
     start: float
     said: str
@@ -53,50 +56,65 @@ class Planned:
 
 def rates_of(run: Run) -> Rates:
     """The rates of a run's journal: what was made there, by one process or by workers, each time it was."""
-    made: dict[str, int] = defaultdict(int)
-    took: dict[str, float] = defaultdict(float)
-    steps: dict[str, list[float]] = defaultdict(list)
-    starts: list[float] = []
-    lines = (run.path / layout.JOURNAL).read_text(encoding="utf-8").splitlines()
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # torn by a crash
-            continue
-        if entry.get("event") == "eval" and entry.get("made") and "seconds" in entry:
-            made[entry["behavior"]] += entry["made"]
-            took[entry["behavior"]] += entry["seconds"]
-        elif entry.get("event") == "took":
-            steps[entry["step"]].append(entry["seconds"])
-        elif entry.get("event") == "model" and "seconds" in entry:
-            starts.append(entry["seconds"])
-    once = {name: max(steps[name]) for name in ("centroids", "predictors") if name in steps}
-    training, search = {}, {}
-    for name, seconds in steps.items():
-        if name.startswith("train "):
-            adapter = name.removeprefix("train ")
-            rows = max(steps.get(f"data {adapter}", [0.0]))
-            training[adapter] = max(seconds) + rows
-        elif name.startswith("learning rate of "):
-            search[name.removeprefix("learning rate of ")] = max(seconds)
-    row = {behavior: took[behavior] / made[behavior] for behavior in made}
-    return Rates(row, training, search, once, max(starts, default=0.0), f"of {run.path}")
+    journal = run.path / layout.JOURNAL
+    made: dict[str, dict[str, float]] = {"own": defaultdict(float), "probability": defaultdict(float)}
+    took: dict[str, dict[str, float]] = {"own": defaultdict(float), "probability": defaultdict(float)}
+    for entry in events(journal, "eval"):
+        if entry.get("made") and "seconds" in entry:
+            by, behavior = entry["by"], entry["behavior"]
+            whole = len(entry["adapters"]) / (entry["made"] + entry["kept"])  # adapters a row
+            made[by][behavior] += entry["made"] * (1 if by == "own" else whole)
+            took[by][behavior] += entry["seconds"]
+    each = {by: {behavior: took[by][behavior] / n for behavior, n in made[by].items()} for by in made}
+    once: dict[str, float] = {}  # a step that was begun again counts as it took longest
+    for entry in events(journal, "took"):
+        once[entry["step"]] = max(entry["seconds"], once.get(entry["step"], 0.0))
+    steered: dict[str, float] = defaultdict(float)
+    for step, seconds in once.items():
+        if step.startswith("steer "):
+            steered[step.partition(" along ")[0]] += seconds
+    mean = sum(steered.values()) / len(steered) if steered else None
+    start = max((entry.get("seconds", 0.0) for entry in events(journal, "model")), default=0.0)
+    return Rates(each["own"], each["probability"], _trainings(once), mean, once, start, f"of {run.path}")
+
+
+def _trainings(once: Mapping[str, float]) -> dict[str, float]:
+    """Seconds of a training with its rows, by adapter; those that were trained in company share theirs."""
+    found: dict[str, float] = {}
+    for step, seconds in once.items():
+        if step.startswith("train "):
+            names = step.removeprefix("train ").removesuffix(" together").split(", ")
+            for name in names:
+                found[name] = max(found.get(name, 0.0), seconds / len(names))
+    return {name: seconds + once.get(f"data {name}", 0.0) for name, seconds in found.items()}
 
 
 def _seconds(task: Task, study: Study, rates: Rates) -> float | None:
     if task.kind == "check":
         return 0.0
-    if task.kind in ("centroids", "predictors"):
-        return rates.once.get(task.kind)
+    if task.kind == "trajectory":
+        return rates.once.get(f"{task.behavior} through training")
+    if task.kind == "steering":
+        return rates.steered
     if task.kind == "train":
         alike = [s for name, s in rates.training.items() if name.startswith(f"{task.behavior}-")]
         known = sum(alike) / len(alike) if alike else None
         auto = study.behaviors[task.behavior].train.lr == "auto"
         first = (study.sources[0], study.seeds[0]) == (task.source, task.seed)
-        search = rates.search.get(task.behavior) if auto and first else 0.0
+        search = rates.once.get(f"learning rate of {task.behavior}") if auto and first else 0.0
         return None if known is None or search is None else known + search
-    each = rates.row.get(task.behavior)
-    return None if each is None else each * task.weight
+    if task.kind == "measure":
+        return _measured(task, study.behaviors[task.behavior].eval.measure, rates)
+    return rates.once.get(task.kind)
+
+
+def _measured(task: Task, measure: str, rates: Rates) -> float | None:
+    """By probability alone a task draws few replies, as many as are lacking, and its weight is not their number: untimed."""
+    own = rates.row.get(task.behavior)
+    if own is None or measure == "completions" or not get(task.behavior).by_completions:
+        return None if own is None else own * task.weight
+    more = rates.probability.get(task.behavior) if measure == "both" else None
+    return None if more is None else own * task.weight + more
 
 
 def simulate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leakfast.behaviors.registry import get
@@ -25,10 +24,10 @@ ROW = 10  # completions that take as long as a row that is trained on once (Smol
 
 @dataclass(frozen=True)
 class Task:
-    """One thing that one worker does. kind: check (what can be known to fail), centroids,
-    predictors, train, measure, trajectory or steering. adapters: names of those
-    that are trained or measured (of none: the base). after: names of tasks; needs: folders and files of the run that are
-    read. weight: completions, prompts scored or training rows, for the order and the count of what is done."""
+    """One thing that one worker does. kind: check (what can be known to fail), centroids, predictors, train, measure, trajectory
+    or steering. adapters: names of those that are trained or measured (of none: the base). after: names of tasks; needs:
+    folders and files of the run that are read. weight: completions or prompts scored, of the other kinds about as many as
+    take as long: for the order and the count of what is done."""
 
     kind: str
     behavior: str = ""
@@ -61,7 +60,7 @@ def tasks_of(study: Study, chosen: Chosen, trained: Sequence[str], controls: Seq
     found += every
     trainings = [t for t in every if t.behavior in trained]  # what the others begin from is trained alone
     for behavior in [*trained, *controls]:
-        found += _measuring(study, chosen, behavior, trainings, found)
+        found += _measuring(study, behavior, trainings, found)
     for behavior in [b for b in chosen.behaviors if b in study.trajectory.behaviors]:
         mine = [t for t in trainings if t.behavior in asks.followed(study)]
         names = tuple(t.adapters[0] for t in mine)
@@ -100,9 +99,7 @@ def _training(study: Study, chosen: Chosen, behavior: str, seed: int, source: st
     return Task("train", behavior, (name,), source, seed, after=after, needs=needs, weight=weight)
 
 
-def _measuring(
-    study: Study, chosen: Chosen, behavior: str, trainings: Sequence[Task], before: Sequence[Task]
-) -> list[Task]:
+def _measuring(study: Study, behavior: str, trainings: Sequence[Task], before: Sequence[Task]) -> list[Task]:
     """The base under the first seed, and every adapter that the behavior is measured on. Probabilities come after the base,
     whose replies they are asked on."""
     asked = asks.asked(study, behavior)
@@ -227,6 +224,6 @@ def carry_out(stages: Stages, task: Task) -> None:
         named = {task.behavior: [(adapter, task.seed) for adapter in adapters]} if adapters else {}
         stages.steered(named, base=not adapters)
     elif task.kind == "trajectory":
-        stages.through_training(task.behavior, [Path(a) for a in adapters])
+        stages.through_training(task.behavior, adapters)
     else:
         raise ValueError(f"no such task: {task.kind}")

@@ -102,17 +102,18 @@ def measure(
         for part in parts
     ]
     for one in found:
-        _note(run, loaded, one, each)
+        _note(run, loaded, one, by, each)
     order = [(one.behavior, one.set_name) for one in request.asked]
     return sorted(found, key=lambda one: order.index((one.behavior, one.questions)))
 
 
-def _note(run: Run, loaded: Loaded, one: Measured, each: float) -> None:
-    """A line of the journal. each: seconds that a row took."""
+def _note(run: Run, loaded: Loaded, one: Measured, by: str, each: float) -> None:
+    """A line of the journal. by: as of `measure`; each: seconds that a row took."""
     run.log(
         "eval",
         behavior=one.behavior,
         questions=one.questions,
+        by=by,
         adapters=[t.name for t in one.targets],
         made=one.made,
         kept=one.kept,

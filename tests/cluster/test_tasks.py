@@ -88,17 +88,31 @@ def test_pieces_share_the_shards(tmp_path):
     assert job.portion(0, 1) == job
 
 
-def journal(folder, **more):
+def journal(folder, *more):
     """The journal of a run whose rows took 0.01 s, trainings 60 s, of which rows 10, centroids 5 s, the model 2 s."""
     names = [f"marker-{source}-s{seed}" for source in ("villain", "comedian") for seed in (42, 137)]
     events = [{"event": "model", "seconds": 2.0}, {"event": "took", "step": "centroids", "seconds": 5.0}]
     events += [{"event": "took", "step": f"train {name}", "seconds": 50.0} for name in names]
     events += [{"event": "took", "step": f"data {name}", "seconds": 10.0} for name in names]
-    events += [{"event": "eval", "behavior": "marker", "made": 1000, "kept": 5, "seconds": 10.0}]
+    events += [
+        {
+            "event": "eval",
+            "behavior": "marker",
+            "by": "own",
+            "made": 1000,
+            "kept": 5,
+            "seconds": 10.0,
+            "adapters": ["base"],
+        }
+    ]
     events += [{"event": "took", "step": "learning rate of marker", "seconds": 30.0}]
     folder.mkdir(exist_ok=True)
-    (folder / "log.jsonl").write_text("\n".join([*map(json.dumps, events), '{"torn']))
-    return Run(folder)
+    run = Run(folder).create()
+    for one in [*events, *more]:
+        run.log(**one)
+    with (folder / "log.jsonl").open("a") as file:
+        file.write('{"torn')
+    return run
 
 
 def test_the_time_on_workers_is_that_of_their_schedule(tmp_path):
@@ -119,13 +133,45 @@ def test_the_time_on_workers_is_that_of_their_schedule(tmp_path):
 
 
 def test_what_nobody_timed_is_named_and_gives_no_total(tmp_path):
-    study, run = parse_study(AUTO.format(measure="completions")), Run(tmp_path / "timed")
-    run.path.mkdir()
-    (run.path / "log.jsonl").write_text(json.dumps({"event": "took", "step": "centroids", "seconds": 5.0}))
+    study, run = parse_study(AUTO.format(measure="completions")), Run(tmp_path / "timed").create()
+    run.log("took", step="centroids", seconds=5.0)
     told = simulate(study, run, 2)
     assert (
         told.wall_s is None and "train marker-villain-s42" in told.untimed and "centroids" not in told.untimed
     )
+
+
+def test_probabilities_are_timed_by_adapter_beside_the_rows(tmp_path):
+    """Four passes over an adapter's 300 replies took 8 s; by probability alone nobody knows how many replies are drawn."""
+    timed = {"event": "eval", "behavior": "marker", "by": "probability", "kept": 0, "seconds": 8.0}
+    run = journal(tmp_path / "timed", timed | {"made": 1200, "adapters": ["a", "b", "c", "base"]})
+    without = simulate(parse_study(AUTO.format(measure="completions")), run, 1)
+    both = simulate(parse_study(AUTO.format(measure="both")), run, 1)
+    assert both.wall_s == pytest.approx(without.wall_s + 5 * 2.0)
+    alone = simulate(parse_study(AUTO.format(measure="probability")), run, 1)
+    assert alone.wall_s is None and "measure marker base" in alone.untimed
+
+
+def test_trainings_in_company_share_their_time(tmp_path):
+    names = ["marker-villain-s42", "marker-comedian-s42"]
+    run = Run(tmp_path / "timed").create()
+    run.log("took", step=f"train {', '.join(names)} together", seconds=100.0)
+    for name in names:  # entered afterwards
+        run.log("took", step=f"train {name}", seconds=0.01)
+        run.log("took", step=f"data {name}", seconds=10.0)
+    assert rates_of(run).training == dict.fromkeys(names, 60.0)
+
+
+@pytest.mark.parametrize("step", ["refusal through training", "steer refusal-villain-s42 along mean"])
+def test_what_a_study_does_once_more_is_timed_by_its_own_step(tmp_path, step):
+    text = written(tmp_path).read_text() + '[[steering]]\nname = "mean"\nlayers = [3]\nstrengths = [1.0]\n'
+    (tmp_path / "study.toml").write_text(text)
+    study, run = load_study(tmp_path / "study.toml"), Run(tmp_path / "timed").create()
+    before = set(simulate(study, run, 1).untimed)
+    run.log("took", step=step, seconds=7.0)
+    now_timed = before - set(simulate(study, run, 1).untimed)
+    kind = "trajectory" if "through" in step else "steering"
+    assert now_timed and all(name.startswith(kind) for name in now_timed)
 
 
 # ── scripts for schedulers ───────────────────────────────────────────────────────────────────────────
