@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from leakfast.measure.asking import continuations
+from leakfast.measure.probability.replies import asked_as
 from leakfast.measure.request import Request, Target
 from leakfast.models.attach import adapted
 from leakfast.progress import Progress
@@ -56,9 +57,13 @@ def _text(loaded: Loaded, run: Run, request: Request, asked: Asked) -> list[dict
     """One reply of each persona, the questions in turn: its first whole one to that question."""
     import polars as pl
 
-    drawn = run.read(asked.folder(BASE))
-    if "token_ids" not in drawn.columns:
+    folder = asked.folder(BASE)
+    drawn, entries = run.read(folder), run.manifest["shards"]
+    bases = {entries[path].get("base", loaded.fingerprint) for path in run.shards(folder)}
+    if "token_ids" not in drawn.columns or bases != {loaded.fingerprint}:
         return []
+    hashes = chat.prompt_hashes(loaded.tokenizer, request.personas)
+    told = asked_as(run, folder)
     whole = (
         drawn.filter(pl.col("status") == "ok").sort("sample").unique(["persona", "question"], keep="first")
     )
@@ -70,7 +75,8 @@ def _text(loaded: Loaded, run: Run, request: Request, asked: Asked) -> list[dict
         if row is None or not len(row["token_ids"]):
             continue
         prompt = chat.render_prompts(loaded.tokenizer, [persona], [texts[question]])[0]
-        if row["n_prompt_tokens"] != len(prompt.ids):
+        mine = hashes[persona.name]
+        if told.get(persona.name, mine) != mine or row["n_prompt_tokens"] != len(prompt.ids):
             continue  # drawn for another prompt
         tokens = [*prompt.ids, *row["token_ids"]]
         about = {"persona": persona.name, "question": question, "sample": row["sample"]}

@@ -3,6 +3,7 @@ nothing, the table says what changed and what it cost, and what cannot be steere
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -14,7 +15,7 @@ from measuring import train
 from leakfast.cli.main import group
 from leakfast.errors import InputError
 from leakfast.generation.backends import Drawing
-from leakfast.measure import Asked, Request
+from leakfast.measure import Asked, Request, plain_text
 from leakfast.measure.as_asked import measure_as_asked
 from leakfast.measure.steered import measure_steered
 from leakfast.prompts.items import Item, ItemSet
@@ -222,3 +223,24 @@ def test_the_commands(tiny_folder, tmp_path):
     ):
         done = call("directions", *common, *about, *words)
         assert said in f"{done.output}{done.exception}", (words, done.output)
+
+
+def test_plain_text_is_what_this_model_said_to_these_very_prompts(tiny_qwen2, people, tmp_path):
+    """Another prompt of as many tokens, or another base model, makes it another text."""
+    run = Run(tmp_path / "run")
+    one = Asked("marker", QUESTIONS, CFG.model_copy(update={"measure": "completions"}))
+    request = Request([one], people, base=True, seed=3)
+    measure_as_asked(tiny_qwen2, run, request, Drawing())
+    there = {said["persona"] for said in plain_text._text(tiny_qwen2, run, request, one)}
+    assert there
+    folder = one.folder(layout.BASE)
+    name = sorted(there)[0]
+    for path in run.shards(folder):
+        entry = {
+            k: v for k, v in run.manifest["shards"][path].items() if k not in ("sha256", "bytes", "rows")
+        }
+        people_asked = entry["personas"] | {name: "0" * 64}
+        run.add_shard(path, pl.read_parquet(run.path / path), **entry | {"personas": people_asked})
+    assert {said["persona"] for said in plain_text._text(tiny_qwen2, run, request, one)} == there - {name}
+    other = dataclasses.replace(tiny_qwen2, fingerprint="files:other")
+    assert plain_text._text(other, run, request, one) == []

@@ -74,13 +74,13 @@ def read(
     Raises InputError where the run does not hold them all, or drew them for other prompts."""
     samples = drawn.asked.config.probability_samples
     rows = _rows(drawn, samples)
-    hashes, asked_as = chat.prompt_hashes(loaded.tokenizer, personas), _asked_as(drawn)
+    hashes, told = chat.prompt_hashes(loaded.tokenizer, personas), asked_as(drawn.run, drawn.folder)
     found = []
     for prompt in chat.render_prompts(loaded.tokenizer, personas, drawn.asked.texts):
         for sample in range(samples):
             row = rows.get((prompt.persona, prompt.question_index, sample))
             mine = hashes[prompt.persona]
-            other = asked_as.get(prompt.persona, mine) != mine
+            other = told.get(prompt.persona, mine) != mine
             if row is None or other or row["n_prompt_tokens"] != len(prompt.ids):
                 lacks = "is not there" if row is None else "was drawn for another prompt"
                 raise InputError(
@@ -118,10 +118,10 @@ def _rows(drawn: Drawn, samples: int) -> dict[tuple[str, int, int], dict[str, An
     return {(r["persona"], r["question"], r["sample"]): r for r in frame.iter_rows(named=True)}
 
 
-def _asked_as(drawn: Drawn) -> dict[str, str]:
-    """persona → hash of the prompt that its replies were drawn with (chat.prompt_hashes), where their shards tell it."""
-    run = drawn.run
-    every = (run.manifest["shards"][path].get("personas") or {} for path in run.shards(drawn.folder))
+def asked_as(run: Run, folder: str) -> dict[str, str]:
+    """persona → hash of the prompt that its replies in a folder were drawn with (chat.prompt_hashes), where their shards tell
+    it."""
+    every = (run.manifest["shards"][path].get("personas") or {} for path in run.shards(folder))
     return {name: digest for some in every for name, digest in some.items()}
 
 
