@@ -12,6 +12,7 @@ import time
 from functools import partial
 from itertools import pairwise
 
+import _between
 import torch
 import torch.nn.functional as F
 from _common import card, ending_with_json, make_model, parser, ratio, skipped, spread, surroundings, tell
@@ -261,6 +262,26 @@ def bench_divergences(n, d, v, options, rate):
     }
 
 
+def bench_between(op, options, bandwidth):
+    """One row: what stands between the products of the 7B's block, over a pack's tokens, against eager torch."""
+    sizes = (64, 4, 2, 16, 128) if options.rehearse else (16_384, 28, 4, 128, 18_944)
+    case = _between.cases(options.device, *sizes)[op]
+    with torch.inference_mode():
+        ours, eager = _between.errors(case)
+        runs = {"ours": lambda _: case.ours(), "eager": lambda _: case.eager()}
+        times = timed(runs, options.repeats, options.device)
+    return {
+        "op": op,
+        "N": sizes[0],
+        "D": sizes[4] if op in ("gated", "fp8_rows") else sizes[1] * sizes[3],
+        "times_ms": {name: spread(t) for name, t in times.items()},
+        "ratio": {"eager": ratio(times["eager"], times["ours"])},
+        "of_copy_bandwidth": case.moved / statistics.median(times["ours"]) * 1e3 / bandwidth,
+        "rms_error": [ours, eager],
+        "right": ours <= max(1.02 * eager, 1e-6),
+    }
+
+
 def may_compile(options):
     """Whether this row is among the first --compiled, which alone are measured beside torch.compile: it takes seconds."""
     options.compiled -= 1
@@ -283,6 +304,8 @@ def jobs(options, bandwidth, rate):
         for q in questions
     ]
     block = [(f"engine {part}", partial(bench_part, part, options)) for part in ("norm", "mlp")]
+    names = ("rope", "gated", "add_norm", "fp8_rows")
+    block += [(name, partial(bench_between, name, options, bandwidth)) for name in names]
     n, d = (5, 64) if options.rehearse else (512, 3584)
     pairs = [(f"divergences N={n} D={d}", partial(bench_divergences, n, d, v, options, rate))]
     return [*choices[:2], *sums, *block, *pairs, *choices[2:]]

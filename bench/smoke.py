@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import _between
 import numpy as np
 import torch
 from _common import SHAPES, ending_with_json, loaded, make_model, parser, surroundings, tell
@@ -79,6 +80,15 @@ def attending(device: str) -> dict[str, Any]:
     """Which attention the engine takes; on a GPU there must be one of variable length."""
     taken = attention.variable_length(device, 0 if device == "cuda" else None, torch.bfloat16, 128)
     return {"taken": str(taken), "ok": device == "cpu" or taken is not None}
+
+
+def between(device: str, op: str, sizes: tuple[int, int, int, int, int]) -> dict[str, Any]:
+    """Root mean square errors of a kernel between the block's products and of eager torch."""
+    poison(device)
+    first, again = (_between.cases(device, *sizes)[op] for _ in range(2))
+    ours, eager = _between.errors(first)
+    same = all(map(torch.equal, _between.cases(device, *sizes)[op].ours(), again.ours()))
+    return judged(ours, eager, max(1e-6, 1.02 * eager), same)
 
 
 def engine(device: str, dtype: str, tiny: bool) -> dict[str, Any]:
@@ -152,6 +162,9 @@ def checks_of(device: str, tiny: bool) -> dict[str, Callable[[], dict[str, Any]]
         found[f"centroid_sums P={p} Q={q} D={d}"] = lambda p=p, q=q, d=d: centroid_sums(device, p, q, d)
     for n, v, d in heads:
         found[f"divergences N={n} V={v} D={d}"] = lambda n=n, v=v, d=d: divergences(device, n, v, d)
+    sizes = (5, 4, 2, 16, 128) if tiny else (300, 28, 4, 128, 18_944)
+    for op in ("rope", "gated", "add_norm", "fp8_rows"):
+        found[op] = lambda op=op: between(device, op, sizes)
     for dtype in ("float32", "bfloat16"):
         found[f"engine {dtype}"] = lambda dtype=dtype: engine(device, dtype, tiny)
     return {**found, "fp8": lambda: in_fp8(device)}

@@ -104,3 +104,42 @@ def divergences_reference(
         out[1, rows] = (q * (lq - lp)).sum(-1)
         out[2, rows] = ((p * (lp - lm)).sum(-1) + (q * (lq - lm)).sum(-1)) / 2
     return out[0], out[1], out[2]
+
+
+def rope_reference(
+    q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """q (T, H, d) and k (T, K, d) turned by cos and sin (T, d): `x * cos + rotate_half(x) * sin`, as transformers'
+    apply_rotary_pos_emb computes it, in the dtype of the tensors."""
+    half = q.shape[-1] // 2
+    cos, sin = cos[:, None], sin[:, None]
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        return (x * cos) + (torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin)
+
+    return turned(q), turned(k)
+
+
+def gated_reference(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """silu(gate)·up of two tensors of one shape and dtype."""
+    return torch.nn.functional.silu(gate) * up
+
+
+def add_norm_reference(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(x + y, its RMS norm times weight): x, y (…, D), weight (D,), one dtype. The sum is rounded to the dtype, the mean square
+    is float32, the scaled row is rounded before it meets the weight, as in transformers."""
+    total = x + y
+    wide = total.float()
+    return total, weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def fp8_rows_reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of x (T, K), any float dtype, in float8_e4m3fn and their scales (T, 1) float32: a row's largest magnitude / 448, at
+    least the smallest normal float32. x ≈ out.float() · scale."""
+    kind = torch.float8_e4m3fn
+    largest = torch.finfo(kind).max
+    low, high = torch.aminmax(x, dim=1, keepdim=True)
+    scale = torch.maximum(-low, high).float().clamp(min=torch.finfo(torch.float32).tiny * largest) / largest
+    return (x.float() / scale).to(kind), scale

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
 from leakfast.errors import InputError, ModelError
-from leakfast.forward import packs, passes
+from leakfast.forward import ops, packs, passes
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp8",)
-_DTYPE = torch.float8_e4m3fn
-_LARGEST = torch.finfo(_DTYPE).max
 _LEAST_CAPABILITY = (8, 9)
 _SAMPLE = 32  # prompts the agreement is measured on
 
@@ -139,7 +137,7 @@ class Products(TorchFunctionMode):
         if any(width % 16 for width in weight.shape):
             return
         with torch.inference_mode():
-            quantized, scale = quantize(weight.detach())
+            quantized, scale = ops.fp8_rows(weight.detach())
             self.weights[id(weight)] = weight, quantized.t(), scale.t()
 
     def __exit__(self, *error: Any) -> None:
@@ -163,12 +161,5 @@ class Products(TorchFunctionMode):
     def _rows(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x in FP8 with its scales; made once for the layers that take the same x (q, k, v; gate, up)."""
         if self.last is None or self.last[0]() is not x:
-            self.last = weakref.ref(x), *quantize(x.reshape(-1, x.shape[-1]))
+            self.last = weakref.ref(x), *ops.fp8_rows(x.reshape(-1, x.shape[-1]))
         return self.last[1:]
-
-
-def quantize(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of x (N, K) in FP8 e4m3 and their scales (N, 1) float32: x ≈ quantized.float() * scale."""
-    low, high = torch.aminmax(x, dim=1, keepdim=True)
-    scale = torch.maximum(-low, high).float().clamp(min=torch.finfo(torch.float32).tiny * _LARGEST) / _LARGEST
-    return (x.float() / scale).to(_DTYPE), scale

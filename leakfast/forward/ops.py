@@ -23,6 +23,7 @@ IMPLEMENTATIONS = {
     "centroid_sums": ("triton", "reference"),
     "choice_logprobs": ("triton", "native", "tiled", "reference"),
     "divergences": ("triton", "native", "reference"),
+    "fp8_rows": ("triton", "reference"),
 }
 _FLOAT_NAMES = ("float32", "bfloat16")
 
@@ -163,6 +164,25 @@ def divergences(
     from leakfast.kernels import reference
 
     return reference.divergences_reference(*given)
+
+
+def fp8_rows(x: torch.Tensor, impl: str = "auto") -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of x (T, K), any float dtype, in float8_e4m3fn and their scales (T, 1) float32, x ≈ out.float() · scale: a scale is
+    the row's largest magnitude / 448, the division IEEE's. Every implementation gives the same bits. impl: "auto" or a name
+    of IMPLEMENTATIONS. Raises ValueError for what is not a matrix of floats, or an impl that cannot run here."""
+    if x.ndim != 2 or not x.is_floating_point():
+        raise ValueError("x must be (T, K) of a float dtype")
+    chosen = _choose("fp8_rows", impl, x.device.type, (str(x.dtype).removeprefix("torch."),))
+    if chosen == "reference":
+        from leakfast.kernels import reference
+
+        return reference.fp8_rows_reference(x)
+    import torch
+
+    from leakfast.kernels.fp8_rows import fp8_rows as triton_fp8_rows
+
+    with torch.cuda.device(x.device):  # Triton launches on the current device
+        return triton_fp8_rows(x if x.stride(1) == 1 else x.contiguous())
 
 
 def chosen_paths(device: str | None = None) -> dict[str, str]:

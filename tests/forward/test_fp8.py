@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from leakfast import models
 from leakfast.cli.centroids import cli
 from leakfast.errors import InputError, ModelError
-from leakfast.forward import fp8, passes
+from leakfast.forward import fp8, ops, passes
 from leakfast.measure.centroids import compute
 from leakfast.prompts.personas import load_personas
 
@@ -59,7 +59,7 @@ def test_a_product_is_that_of_the_rounded_operands(bias):
     with torch.no_grad(), fp8.Products([layer]) as products:
         got = layer(x)
         assert len(products) == 1
-    (xq, sx), (wq, sw) = fp8.quantize(x[0]), fp8.quantize(layer.weight.detach())
+    (xq, sx), (wq, sw) = ops.fp8_rows(x[0]), ops.fp8_rows(layer.weight.detach())
     exact = (xq.double() * sx) @ (wq.double() * sw).T + (layer.bias.double() if bias else 0)
     torch.testing.assert_close(got[0].double(), exact, rtol=2**-7, atol=1e-6)
     assert got.dtype == torch.bfloat16
@@ -69,7 +69,7 @@ def test_a_product_is_that_of_the_rounded_operands(bias):
 
 def test_rows_fill_the_range_and_what_is_not_finite_stays_so():
     x = torch.tensor([[1.0, -3.0, 0.5], [0, 0, 0], [1e-30, 2e-30, 0], [float("nan"), 1, 2]])
-    quantized, scale = fp8.quantize(x)
+    quantized, scale = ops.fp8_rows(x)
     assert quantized.float()[0].tolist() == [144.0, -448.0, 72.0]  # 149.3 and 74.7 in steps of 16 and 8
     assert quantized.float()[1].tolist() == [0, 0, 0]
     assert torch.isfinite(scale[:3]).all() and quantized[3].float().isnan().any()
@@ -113,9 +113,9 @@ def test_an_odd_width_is_left_alone():
 @needs_rows
 def test_inputs_are_rounded_once_for_the_layers_that_share_them(monkeypatch):
     first, second = (torch.nn.Linear(16, 16).bfloat16() for _ in range(2))
-    real, seen = fp8.quantize, []
+    real, seen = ops.fp8_rows, []
     products = fp8.Products([first, second])
-    monkeypatch.setattr(fp8, "quantize", lambda x: seen.append(1) or real(x))
+    monkeypatch.setattr(ops, "fp8_rows", lambda x: seen.append(1) or real(x))
     x, other = torch.randn(3, 16).bfloat16(), torch.randn(3, 16).bfloat16()
     with torch.no_grad(), products:
         for layer, given in ((first, x), (second, x), (first, other), (first, x)):

@@ -21,7 +21,7 @@ def relative(got, expected):
 
 def test_on_a_cpu_a_block_runs_as_transformers_has_it(tiny_qwen2, monkeypatch):
     monkeypatch.delenv("LEAKFAST_AUTOTUNE", raising=False)
-    assert fused.chosen(tiny_qwen2.model.model) == {"norm": "plain", "mlp": "plain"}
+    assert set(fused.chosen(tiny_qwen2.model.model).values()) == {"plain"}
     before = {id(module): dict(vars(module)) for module in tiny_qwen2.model.modules()}
     with fused.applied(tiny_qwen2.model.model, {"norm": "plain", "mlp": "plain"}):
         assert {id(module): dict(vars(module)) for module in tiny_qwen2.model.modules()} == before

@@ -17,7 +17,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from leakfast.kernels import choice_logprobs, divergences, last_token_centroids
+from leakfast.kernels import (
+    add_norm,
+    choice_logprobs,
+    divergences,
+    fp8_rows,
+    gated,
+    last_token_centroids,
+    rope,
+)
 
 pytestmark = pytest.mark.long
 
@@ -36,14 +44,20 @@ POINTERS = {
     "out": "*fp32",
     "leaf_rows": "*i64",
     "offsets": "*i64",
+    "scales": "*fp32",
+    "eps": "fp32",
 }
+ELEMENTS = ("hidden", "head", "states", "states_p", "states_q", "q", "k", "cos", "sin", "gate", "up")
+ELEMENTS += ("x", "y", "weight", "total", "normed")
 
 
-def compile_for_hopper(kernel, element, constants, multiples_of_16, warps, stages, folder, monkeypatch):
+def compile_for_hopper(
+    kernel, element, constants, multiples_of_16, warps, stages, folder, monkeypatch, out=None
+):
     """(registers, stack bytes, local bytes, shared bytes, PTX) of one kernel for sm_90."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
     names = kernel.arg_names
-    known = POINTERS | dict.fromkeys(("hidden", "head", "states", "states_p", "states_q"), element)
+    known = POINTERS | dict.fromkeys(ELEMENTS, element) | (out or {})
     signature = {name: "constexpr" if name in constants else known.get(name, "i32") for name in names}
     aligned = [name for name in names if signature[name].startswith("*") or name in multiples_of_16]
     source = ASTSource(
@@ -195,3 +209,56 @@ def test_the_merges_of_divergences_fit(total, tmp_path, monkeypatch):
     constants = {"TOTAL": total, "BLOCK_N": rows, "BLOCK_P": parts}
     kernel = divergences._merge_kernel
     check(compile_for_hopper(kernel, "", constants, (), warps, 3, tmp_path, monkeypatch))
+
+
+@pytest.mark.skipif(not CUOBJDUMP.is_file(), reason="this triton brings no cuobjdump")
+@pytest.mark.parametrize("element", ["*bf16", "*fp16", "*fp32"])
+@pytest.mark.parametrize("heads", [(28, 4, 128), (14, 2, 64), (9, 3, 64)], ids=["7B", "0.5B", "SmolLM2"])
+def test_rope_fits(heads, element, tmp_path, monkeypatch):
+    sixteens = ("stride_q", "stride_k", "stride_cos", "stride_sin")
+    given = rope._rope_kernel, element, rope.constants(*heads), sixteens, rope.WARPS, 3
+    usage = compile_for_hopper(*given, tmp_path, monkeypatch)
+    check(usage)
+    assert re.search(r"(ld|st)\.global\S*\.v[24]\.b32", usage[-1]), "loads are not wide"
+
+
+@pytest.mark.skipif(not CUOBJDUMP.is_file(), reason="this triton brings no cuobjdump")
+@pytest.mark.parametrize("element", ["*bf16", "*fp16", "*fp32"])
+def test_gated_fits(element, tmp_path, monkeypatch):
+    given = gated._gated_kernel, element, {"BLOCK": gated.BLOCK}, ("n",), gated.WARPS, 3
+    usage = compile_for_hopper(*given, tmp_path, monkeypatch)
+    check(usage)
+    assert re.search(r"ld\.global\S*\.v4\.b32", usage[-1]), "loads are not 16 bytes wide"
+
+
+@pytest.mark.skipif(not CUOBJDUMP.is_file(), reason="this triton brings no cuobjdump")
+@pytest.mark.parametrize("element", ["*bf16", "*fp32"])
+@pytest.mark.parametrize("d", [576, 896, 3584, 8192])
+def test_add_norm_fits(d, element, tmp_path, monkeypatch):
+    constants = {"BLOCK_D": triton.next_power_of_2(d)}
+    given = (
+        add_norm._add_norm_kernel,
+        element,
+        constants,
+        ("d", "stride_x", "stride_y"),
+        add_norm.warps_for(d),
+        3,
+    )
+    usage = compile_for_hopper(*given, tmp_path, monkeypatch)
+    check(usage)
+    assert re.search(r"ld\.global\S*\.v4\.b32", usage[-1]), "loads are not 16 bytes wide"
+
+
+@pytest.mark.skipif(not CUOBJDUMP.is_file(), reason="this triton brings no cuobjdump")
+def test_fp8_rows_fits(tmp_path, monkeypatch):
+    given = (
+        fp8_rows._fp8_rows_kernel,
+        "*bf16",
+        {"BLOCK": fp8_rows.BLOCK},
+        ("d", "stride_x"),
+        fp8_rows.WARPS,
+        3,
+    )
+    usage = compile_for_hopper(*given, tmp_path, monkeypatch, out={"out": "*fp8e4nv"})
+    check(usage)
+    assert "cvt.rn.satfinite.e4m3x2" in usage[-1], "Hopper's conversion is not used"
