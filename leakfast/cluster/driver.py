@@ -78,14 +78,23 @@ def _judge(stages: Stages, study: Study, chosen: Chosen) -> None:
 @dataclass
 class _Seat:
     """A worker as the driver sees it. has: files that were sent to it, or made by it, path → hash; since: when it last
-    said something; share: done of its task, 0–1."""
+    said something; share: done of its task, 0–1, which never falls though a task shows several things one after the other."""
 
     ready: bool = False
     task: Task | None = None
     has: dict[str, str] = field(default_factory=dict)
     since: float = 0.0
     share: float = 0.0
+    before: float = 0.0
+    title: str = ""
     what: str = ""
+
+    def hears(self, title: str, done: int, total: int) -> None:
+        """How far one of a task's steps is; how many steps will follow nobody knows, so that each takes half of what is left."""
+        if title != self.title:
+            self.before, self.title = self.share, title
+        now = self.before + (1 - self.before) / 2 * (min(1.0, done / total) if total else 0.0)
+        self.share, self.what = max(self.share, now), f"{title} {done}/{total}"
 
 
 class _Driver:
@@ -127,7 +136,8 @@ class _Driver:
             if task is None:
                 return
             self.waiting.remove(task)
-            seat.task, seat.since, seat.share, seat.what = task, time.monotonic(), 0.0, ""
+            seat.task, seat.since, seat.share, seat.before = task, time.monotonic(), 0.0, 0.0
+            seat.title = seat.what = ""
             held = {
                 path: self.store.manifest["shards"][path] for n in task.needs for path in self.store.shards(n)
             }
@@ -158,8 +168,7 @@ class _Driver:
         elif isinstance(said, m.Said):
             logging.getLogger(said.logger).log(said.level, "worker %d: %s", worker, said.text)
         elif isinstance(said, m.Shown):
-            seat.share = min(1.0, said.done / said.total) if said.total else 0.0
-            seat.what = f"{said.title} {said.done}/{said.total}"
+            seat.hears(said.title, said.done, said.total)
         elif isinstance(said, m.Done):
             self._finish(seat, said)
         elif isinstance(said, m.Failed):

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from leakfast.cluster import messages as m
-from leakfast.cluster.driver import _Driver
+from leakfast.cluster.driver import _Driver, _Seat
 from leakfast.cluster.tasks import Task
 from leakfast.errors import InputError, LeakfastError
 from leakfast.storage.run import Run
@@ -140,3 +140,13 @@ def test_a_file_that_follows_from_another_request_now_is_struck_once(tmp_path):
     _Driver(run, pool, tasks, 60.0).all(lambda *_: None)
     assert (run.path / "completions/b/part").read_bytes() == b"x"
     assert run.has("completions/b/part")
+
+
+def test_a_task_that_shows_one_thing_after_another_never_goes_back():
+    seat = _Seat()
+    shares = []
+    for title, total in (("rows", 10), ("learning rate", 4), ("learning rate", 4), ("train", 46)):
+        for done in range(0, total + 1):
+            seat.hears(title, done, total)
+            shares.append(seat.share)
+    assert shares == sorted(shares) and 0.8 < shares[-1] < 1 and seat.what == "train 46/46"
