@@ -146,7 +146,7 @@ def test_a_task_that_shows_one_thing_after_another_never_goes_back():
     seat = _Seat()
     shares = []
     for title, total in (("rows", 10), ("learning rate", 4), ("learning rate", 4), ("train", 46)):
-        for done in range(0, total + 1):
+        for done in range(total + 1):
             seat.hears(title, done, total)
             shares.append(seat.share)
     assert shares == sorted(shares) and 0.8 < shares[-1] < 1 and seat.what == "train 46/46"
