@@ -9,8 +9,10 @@ estimates' errors,
 
 c and v come from leaving out each persona and each question from all estimates at once: personas + questions − cells, as in
 `two_way`. S² has k − 1 degrees of freedom and c those of the personas or questions; the t quantile is the geometric mean of
-theirs, weighted by the variances. For normal z that covers 94.7 to 96.5 % from k = 3 on, whatever the two sizes are; Cochran
-and Cox's arithmetic mean (1950, Experimental Designs, 4.14) 95.0 to 97.0, Satterthwaite's degrees of freedom 92.3 to 95.0."""
+theirs, weighted by the squares of the variances, as Satterthwaite (1946) weighs degrees of freedom. For normal z, three
+estimates and 20 questions that covers 94.8 to 96.1 %, whatever the two sizes are; weighted by the variances themselves 94.8 to
+97.0, by Cochran and Cox's arithmetic mean (1950, Experimental Designs, 4.14) 95.0 to 97.4, with Satterthwaite's degrees of
+freedom 92.4 to 95.2."""
 
 from __future__ import annotations
 
@@ -160,14 +162,17 @@ def split(covariance: np.ndarray) -> tuple[float, float]:
 
 
 def half_width(variances: Sequence[float], df: Sequence[int]) -> float:
-    """Half the width of a 95 % interval whose variance is a sum of independent estimates with df degrees of freedom."""
+    """Half the width of a 95 % interval whose variance is a sum of independent estimates V_i with df f_i:
+
+    √ΣV_i · exp(Σ V_i² ln t(f_i) / Σ V_i²), t the 97.5 % quantile."""
     whole = sum(variances)
     if whole <= 0:
         return 0.0
+    shares = [(part / whole) ** 2 for part in variances]
     log_t = sum(
-        part * float(np.log(intervals.t_half(1.0, free))) for part, free in zip(variances, df, strict=True)
+        share * float(np.log(intervals.t_half(1.0, free))) for share, free in zip(shares, df, strict=True)
     )
-    return float(np.exp(log_t / whole) * np.sqrt(whole))
+    return float(np.exp(log_t / sum(shares)) * np.sqrt(whole))
 
 
 class Part:
