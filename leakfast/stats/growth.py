@@ -137,7 +137,8 @@ def _rows(
         layers = [layer for layer in sorted(part["layer"].unique()) if wide[str(layer)].count()]
         x = np.column_stack([np.empty((wide.height, 0)), *(ties.floats(wide[str(k)]) for k in layers)])
         sides: dict[bytes, list[tuple[str, np.ndarray]]] = {}
-        kept_of, why_of = {}, {}
+        kept_of: dict[str, np.ndarray] = {}
+        why_of: dict[str, str] = {}
         for y_name in YS:
             y = ties.floats(one_each[y_name])
             kept = kept_of[y_name] = np.isfinite(x).all(1) & np.isfinite(y)
@@ -148,7 +149,7 @@ def _rows(
                 why_of[y_name] = f"{y_name} is {y[kept][0]:g} for all {kept.sum()} bystanders"
             else:
                 sides.setdefault(kept.tobytes(), []).append((y_name, y[kept]))
-        sets = {}
+        sets: dict[str, _Sets] = {}
         for several in sides.values():
             kept = kept_of[several[0][0]]
             found = _sets(x[kept], [y for _, y in several], (block[kept], at[kept], deal), workers)
@@ -264,9 +265,13 @@ def _values(sides: tuple, sign: np.ndarray) -> list[dict[str, Any]]:
     sides: (K, M) each, sign: (K,) of ρ over all."""
     own, other, above = sides
     lost = np.isnan(own) | np.isnan(other)
-    gone, out = lost.mean(1), [{} for _ in own]
+    gone = lost.mean(1)
+    out: list[dict[str, Any]] = [{} for _ in own]
     whole = np.nonzero(~lost.any(1))[0]
-    groups = [(whole, slice(None)), *(([k], ~lost[k]) for k in np.nonzero(lost.any(1))[0])]
+    groups: list[tuple[Any, Any]] = [
+        (whole, slice(None)),
+        *(([k], ~lost[k]) for k in np.nonzero(lost.any(1))[0]),
+    ]
     for members, kept in groups:
         if not len(members):
             continue

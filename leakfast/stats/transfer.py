@@ -69,10 +69,12 @@ def crossed(
         if a[1] != b[1] or (a[0] == b[0]) == (a[2] == b[2]):
             continue
         y = "delta" if all(side.has_delta(x[0], x[3]) for x in (a, b)) else "rate"
-        method, halves = _CROSSED, (None, None)
+        method = _CROSSED
+        halves: tuple[int | None, int | None] = (None, None)
         if y == "delta" and a[0] == b[0]:
             split = side.halves(a[0]) is not None
-            method, halves = f"{_CROSSED}; {_SPLIT if split else _SHARED}", (0, 1) if split else halves
+            method = f"{_CROSSED}; {_SPLIT if split else _SHARED}"
+            halves = (0, 1) if split else halves
         (people, x), (others, values) = (
             side.of(one[0], one[3], y, half) for one, half in zip((a, b), halves, strict=True)
         )
@@ -109,7 +111,9 @@ class _Sides:
         """(names (n,) in order, values (n,)) where they are known; half: of the baseline."""
         frame = self.frames[behavior, adapter]
         if half is not None:
-            frame = _against(frame, self.halves(behavior)[half])
+            halves = self.halves(behavior)
+            assert halves is not None, "asked for where there are some"
+            frame = _against(frame, halves[half])
         frame = frame.select("persona", y).drop_nulls().sort("persona")
         return frame["persona"].to_numpy().astype(str), frame[y].to_numpy()
 
