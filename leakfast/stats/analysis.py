@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +34,7 @@ from leakfast.stats import (
     question_sets,
     radius,
     relations,
+    resample,
     restricted,
     shifts,
     specificity,
@@ -135,6 +138,11 @@ def further(
 ) -> dict[str, pl.DataFrame]:
     """The tables of TABLES that have rows."""
     pairs, related = found.pairs, found.people.related_to
+    exposed = exposure.table(found.replies, rates, found.people)
+    best = {
+        behavior: headline(rates, correlations, behavior, asked.layer)
+        for behavior in rates["behavior"].unique(maintain_order=True)
+    }
     tables = {
         "question_counts": found.questions.select(pl.exclude("^hits_.*$")),
         "chosen_labels": found.labels,
@@ -142,43 +150,26 @@ def further(
         "shifts": found.shifts,
         "set_rates": found.sets,
         "layers": summaries.layers(correlations),
-        "means": means.table(correlations, pairs, found.questions, draws.seed),
-        "exposure": (exposed := exposure.table(found.replies, rates, found.people)),
-        "exposure_correlations": exposure_correlations.correlated(pairs, exposed),
-        "disattenuated": summaries.disattenuated(pairs, found.questions, *draws[1:]),
+        "exposure": exposed,
         "matrix": transfer.leakage_matrix(rates),
-        "crossed": transfer.crossed(rates, found.questions, *draws),
-        "picked": picked.table(pairs, found.questions, *draws[1:]),
-        "growth": growth.table(pairs, correlations, draws.seed, draws.workers),
         "bystanders": two_way.mean_bystanders(rates, found.questions),
-        "relations": relations.categories(rates, related, draws.permutations, draws.seed),
-        "relations_alike": relations.alike(rates, related, *draws[:3]),
         "variants": variants.compare(rates),
         "steering": found.steered,
-        "restricted": restricted.correlate_within(pairs, found.centroids, *_shuffled(draws)),
-        "matrix_tests": matrix_tests.table(pairs, rates, found.people, found.centroids, *_shuffled(draws)),
     }
-    if found.shifts.height:
-        tables["shift_correlations"] = shifts.correlated(pairs, found.shifts, *draws)
-    if found.sets.height:
-        tables["question_sets"] = question_sets.compare(found.sets, found.centroids, *draws)
-    if "related" in pairs.columns:
-        tables["related"] = correlate(pairs.filter("related"), **draws._asdict())
-    best = {
-        behavior: headline(rates, correlations, behavior, asked.layer)
-        for behavior in rates["behavior"].unique(maintain_order=True)
-    }
-    tables["radius"] = radius.table(pairs, rates, best, *draws[1:])
-    tables |= _probable(found, rates, best, draws)
-    tables |= of_predictors(found, rates, draws)
-    if pairs.height:
-        said = confounds.covariates(pairs, rates, found.people, asked.similarity)
-        tables |= _looked_at_closely(said, rates, best, asked.similarity is not None)
-        tables["mixed"] = mixed.table(said, found.questions, exposed, correlations, best)
-    if pairs.height and found.centroids is not None:
-        tables["specificity"] = specificity.table(pairs, found.centroids, related, *draws[1:])
-    elif pairs.height:
-        tables["specificity"] = among_sources.table(pairs, related, *draws[1:])
+    for made in side_by_side(
+        [
+            *_of_geometry(found, rates, correlations, exposed, draws),
+            lambda: of_predictors(found, rates, draws),
+            lambda: _of_covariates(found, rates, correlations, exposed, best, asked),
+            lambda: _probable(found, rates, best, draws),
+            lambda: {"crossed": transfer.crossed(rates, found.questions, *draws)},
+            lambda: {"relations": relations.categories(rates, related, draws.permutations, draws.seed)},
+            lambda: {"relations_alike": relations.alike(rates, related, *draws[:3])},
+            lambda: {"radius": radius.table(pairs, rates, best, *draws[1:])},
+        ],
+        draws.workers,
+    ):
+        tables |= made
     at = {behavior: layer for behavior, (_, layer) in best.items()}
     tables["verdicts"] = verdicts.judge(
         rates,
@@ -193,6 +184,63 @@ def further(
             found.published, rates, correlations, tables.get("related", correlations.clear()), "marker"
         )
     return {name: tables[name] for name in TABLES if name in tables and tables[name].height}
+
+
+Made = dict[str, pl.DataFrame]
+
+
+def side_by_side(jobs: Sequence[Callable[[], Made]], workers: int | None) -> list[Made]:
+    """What each job gives, in their order, two at a time where there are several threads. A job draws from seeds of its
+    own, so company changes no bit; more than two at a time would hold too much in memory."""
+    if resample.threads(workers) < 2:
+        return [job() for job in jobs]
+    with ThreadPoolExecutor(2, thread_name_prefix="tables") as pool:
+        return [done.result() for done in [pool.submit(job) for job in jobs]]
+
+
+def _of_geometry(
+    found: Collected, rates: pl.DataFrame, correlations: pl.DataFrame, exposed: pl.DataFrame, draws: Draws
+) -> list[Callable[[], Made]]:
+    """What rests on pairs, the longest first."""
+    pairs, asked, related = found.pairs, found.questions, found.people.related_to
+    shuffled = _shuffled(draws)
+    jobs: list[Callable[[], Made]] = [
+        lambda: {"growth": growth.table(pairs, correlations, draws.seed, draws.workers)},
+        lambda: {"restricted": restricted.correlate_within(pairs, found.centroids, *shuffled)},
+        lambda: {"matrix_tests": matrix_tests.table(pairs, rates, found.people, found.centroids, *shuffled)},
+        lambda: {"picked": picked.table(pairs, asked, *draws[1:])},
+        lambda: {"disattenuated": summaries.disattenuated(pairs, asked, *draws[1:])},
+        lambda: {"means": means.table(correlations, pairs, asked, draws.seed)},
+        lambda: {"exposure_correlations": exposure_correlations.correlated(pairs, exposed)},
+    ]
+    if pairs.height and found.centroids is not None:
+        centroids = found.centroids
+        jobs.append(lambda: {"specificity": specificity.table(pairs, centroids, related, *draws[1:])})
+    elif pairs.height:
+        jobs.append(lambda: {"specificity": among_sources.table(pairs, related, *draws[1:])})
+    if found.shifts.height:
+        jobs.append(lambda: {"shift_correlations": shifts.correlated(pairs, found.shifts, *draws)})
+    if found.sets.height:
+        jobs.append(lambda: {"question_sets": question_sets.compare(found.sets, found.centroids, *draws)})
+    if "related" in pairs.columns:
+        jobs.append(lambda: {"related": correlate(pairs.filter("related"), **draws._asdict())})
+    return jobs
+
+
+def _of_covariates(
+    found: Collected,
+    rates: pl.DataFrame,
+    correlations: pl.DataFrame,
+    exposed: pl.DataFrame,
+    best: dict[str, tuple[str, int | None]],
+    asked: Asked,
+) -> Made:
+    """What else could explain the correlations, and the curves at the layer that is looked at closely."""
+    if found.pairs.is_empty():
+        return {}
+    said = confounds.covariates(found.pairs, rates, found.people, asked.similarity)
+    tables = _looked_at_closely(said, rates, best, asked.similarity is not None)
+    return tables | {"mixed": mixed.table(said, found.questions, exposed, correlations, best)}
 
 
 def _probable(

@@ -6,8 +6,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import scipy  # loads its parts when they are used
 from scipy.special import stdtr
+
+from leakfast.stats.ranking import average_ranks, ranks_within
 
 
 def spearman_and_pearson(x, y) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -24,9 +25,8 @@ def spearman_and_pearson(x, y) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.n
         raise ValueError(f"a correlation needs at least 3 pairs, got {len(y)}")
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ValueError("a correlation needs finite values")
-    spearman = np.clip(
-        unit(scipy.stats.rankdata(x, axis=0)).T @ unit(scipy.stats.rankdata(y)[:, None])[:, 0], -1, 1
-    )
+    # columns of ranks lie whole in memory, so that a sum over one is made in the same order whatever stands beside it
+    spearman = np.clip(unit(average_ranks(x.T).T).T @ unit(average_ranks(y[None]).T)[:, 0], -1, 1)
     pearson = np.clip(unit(x).T @ unit(y[:, None])[:, 0], -1, 1)
     return spearman, p_by_t(spearman, len(y)), pearson, p_by_t(pearson, len(y))
 
@@ -48,9 +48,8 @@ def within(values: np.ndarray, block: np.ndarray) -> np.ndarray:
 
     block: (n,) codes, a source's bystanders each. Equal values share a rank."""
     out = np.empty_like(values)
-    for one in np.unique(block):
-        mine = block == one
-        out[mine] = (scipy.stats.rankdata(values[mine], axis=0) - 0.5) / mine.sum()
+    rank, size = ranks_within(values.T, block)
+    out[...] = ((rank - 0.5) / size).T
     return out
 
 

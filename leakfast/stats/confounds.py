@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
-import scipy  # loads its parts when they are used
 from scipy.special import stdtr
 
 from leakfast.stats import intervals
 from leakfast.stats.collect import People
 from leakfast.stats.correlations import MIN_PAIRS, YS
+from leakfast.stats.ranking import alike, average_ranks
 from leakfast.stats.resample import ordered
 from leakfast.stats.ties import floats
 
@@ -96,7 +96,7 @@ def partial_spearman(x, y, controls, groups=None) -> tuple[float, float, int] | 
 def _partial_columns(x, y, controls, groups=None) -> list[tuple[float, float, int] | str]:
     """`partial_spearman` of every column of x (n, K), the controls taken out once for all of them."""
     n = len(y)
-    columns = [np.ones(n)] + [scipy.stats.rankdata(c) for c in np.asarray(controls, float).reshape(n, -1).T]
+    columns = [np.ones(n), *average_ranks(np.asarray(controls, float).reshape(n, -1).T)]
     if groups is not None:
         columns += [np.asarray(groups == g, float) for g in sorted(set(groups))[1:]]
     design = np.column_stack(columns)
@@ -141,9 +141,11 @@ class _Adapter:
 
     def alike(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(which layers, which personas (n,)) for each set of personas that some layers have cosines for."""
-        known = np.isfinite(self.x)
-        patterns, which = np.unique(known, axis=1, return_inverse=True)
-        return [(np.nonzero(which.ravel() == k)[0], patterns[:, k]) for k in range(patterns.shape[1])]
+        return [(columns, rows) for rows, columns in alike(np.isfinite(self.x))]
+
+    def same(self) -> bool:
+        """Whether rate and delta are equal to the bit (over a baseline of 0, say), so that what is told of one holds of both."""
+        return np.array_equal(*(self.column(y) for y in YS), equal_nan=True)
 
     def rows(self, found: Mapping[tuple, dict], cosine: str) -> list[dict]:
         """(layer's number, y, …) → values, as rows in order of layer and y."""
@@ -177,9 +179,9 @@ def partials(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
     rows = []
     for one in by_adapter(table, cosine):
         values, found = {c: one.column(c) for c in CONTROLS if c != "category"}, {}
-        kinds = one.people["category"].to_numpy()
+        kinds, words_of = one.people["category"].to_numpy(), one.people["words_of"][0]
         for which, known in one.alike():
-            for y_name in YS:
+            for y_name in YS[:1] if one.same() else YS:
                 y = one.column(y_name)
                 both = known & np.isfinite(y)
                 vary = [c for c, value in values.items() if _varies(value[both])]
@@ -190,9 +192,9 @@ def partials(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
                     z = np.column_stack([values[c] for c in columns]) if columns else np.empty((len(y), 0))
                     told = partial_cells(one.x[:, which], y, z, both, columns, kinds if by_category else None)
                     for j, cell in zip(which, told, strict=True):
-                        cell |= {"control": name, "words_of": one.people["words_of"][0]}
+                        cell |= {"control": name, "words_of": words_of}
                         found[int(j), y_name, name] = cell
-        rows += one.rows(found, cosine)
+        rows += one.rows(_both(found) if one.same() else found, cosine)
     columns = _columns(table, "layer") | dict.fromkeys(("cosine", "y", "control"), pl.String)
     columns |= {"n": pl.Int64, "controls": pl.Int64}
     columns |= dict.fromkeys(("partial", "low", "high", "p_t"), pl.Float64)
@@ -284,7 +286,7 @@ def left_out(table: pl.DataFrame, by: str, cosine: str = "centered") -> pl.DataF
     for one in by_adapter(table, cosine):
         names, found = one.people[by].to_numpy(), {}
         for which, known in one.alike():
-            for y_name in YS:
+            for y_name in YS[:1] if one.same() else YS:
                 y = one.column(y_name)
                 keep = known & np.isfinite(y)
                 whole = _rhos(one.x[np.ix_(keep, which)], y[keep])
@@ -304,10 +306,15 @@ def left_out(table: pl.DataFrame, by: str, cosine: str = "centered") -> pl.DataF
                             else None,
                             "method": "Spearman of the others, ranked anew",
                         }
-        rows += one.rows(found, cosine)
+        rows += one.rows(_both(found) if one.same() else found, cosine)
     columns = _columns(table, "layer") | dict.fromkeys(("cosine", "y", "left_out"), pl.String)
     columns |= {"n": pl.Int64, **dict.fromkeys(("spearman", "spearman_all", "change"), pl.Float64)}
     return pl.DataFrame(rows, schema=columns | {"reason": pl.String, "method": pl.String})
+
+
+def _both(found: dict[tuple, dict]) -> dict[tuple, dict]:
+    """What is told of the first y, of the other too."""
+    return found | {(j, YS[1], *more): cell for (j, _, *more), cell in found.items()}
 
 
 def _rhos(x: np.ndarray, y: np.ndarray) -> list[float | None]:

@@ -112,7 +112,8 @@ def _rows(one, cosine: str) -> list[dict]:
     told = {**one.key, "cosine": cosine, "prompt_length_in": units[0] if len(units) == 1 else None}
     if len(units) > 1:
         values["prompt_length"] = np.full(people.height, np.nan)
-    alike, cut = one.alike(), bool(people["at_marker"].any())
+    alike, cut, same = one.alike(), bool(people["at_marker"].any()), one.same()
+    solved: dict[tuple, list[dict]] = {}
     cells = [(y, y, control) for y in YS for control in CONTROLS]
     cells += [(y, column, "none") for y, column in ADJUSTED.items()]
     for y_name, column, control in cells:
@@ -120,9 +121,11 @@ def _rows(one, cosine: str) -> list[dict]:
         z = np.column_stack([values[name] for name in names]) if names else np.empty((len(y), 0))
         for which, known in alike:
             both = known & np.isfinite(y)
-            found = partial_cells(one.x[:, which], y, z, both, names, None)
-            for j, cell in zip(which, found, strict=True):
-                cell |= {"y": y_name, "control": control, "layer": one.layers[j]}
+            key = (which.tobytes(), YS[0] if same and column in YS else column, control)
+            if key not in solved:
+                solved[key] = partial_cells(one.x[:, which], y, z, both, names, None)
+            for j, cell in zip(which, solved[key], strict=True):
+                cell = cell | {"y": y_name, "control": control, "layer": one.layers[j]}
                 if why:
                     cell |= dict.fromkeys(("partial", "low", "high", "p_t")) | {"reason": why}
                 elif cut and LENGTH in names:

@@ -213,9 +213,13 @@ def _edge(curve: Curve, loss: float, theta: np.ndarray, index: int, side: int) -
         step = gone * float(np.clip(1.15 * bar / max(root, 1e-3) - 1, 0.2, 3.0))
         inside, point = outside, there
 
+    told = {outside: root - bar}  # brentq asks for both ends again
+
     def above(at: float) -> float:
-        value, _ = curve.best(point, {index: at})
-        return float(np.sqrt(max(0.0, 2 * (value - loss)))) - bar
+        if at not in told:
+            value, _ = curve.best(point, {index: at})
+            told[at] = float(np.sqrt(max(0.0, 2 * (value - loss)))) - bar
+        return told[at]
 
     return (
         float(scipy.optimize.brentq(above, inside, outside, xtol=1e-3, rtol=1e-4))

@@ -7,7 +7,7 @@ disjoint, so one half is to the other what a second study with other personas of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import polars as pl
 
 from leakfast.stats import intervals, ties
 from leakfast.stats.correlations import COSINES, MIN_PAIRS, POOLED, YS
+from leakfast.stats.ranking import ranks_within
 from leakfast.stats.subsets import spearman_of_subsets
 from leakfast.storage.seeds import derive_seed
 
@@ -135,21 +136,36 @@ def _rows(
         wide = wide.sort("adapter", "persona")
         layers = [layer for layer in sorted(part["layer"].unique()) if wide[str(layer)].count()]
         x = np.column_stack([np.empty((wide.height, 0)), *(ties.floats(wide[str(k)]) for k in layers)])
+        sides: dict[bytes, list[tuple[str, np.ndarray]]] = {}
+        kept_of: dict[str, np.ndarray] = {}
+        why_of: dict[str, str] = {}
         for y_name in YS:
             y = ties.floats(one_each[y_name])
-            kept = np.isfinite(x).all(1) & np.isfinite(y)
-            told = {"cosine": cosine, "y": y_name}
-            why = None
+            kept = kept_of[y_name] = np.isfinite(x).all(1) & np.isfinite(y)
             if not layers or kept.sum() < MIN_PAIRS:
-                why = f"{kept.sum() if layers else 0} pairs with both values; at least {MIN_PAIRS} are needed"
+                n = kept.sum() if layers else 0
+                why_of[y_name] = f"{n} pairs with both values; at least {MIN_PAIRS} are needed"
             elif np.ptp(y[kept]) == 0:
-                why = f"{y_name} is {y[kept][0]:g} for all {kept.sum()} bystanders"
-            if why is not None:
-                yield told | {"size": "all", "n": int(kept.sum()), "reason": why, "agree_reason": why}
+                why_of[y_name] = f"{y_name} is {y[kept][0]:g} for all {kept.sum()} bystanders"
+            else:
+                sides.setdefault(kept.tobytes(), []).append((y_name, y[kept]))
+        sets: dict[str, _Sets] = {}
+        for several in sides.values():
+            kept = kept_of[several[0][0]]
+            found = _sets(x[kept], [y for _, y in several], (block[kept], at[kept], deal), workers)
+            sets |= {y_name: one for (y_name, _), one in zip(several, found, strict=True)}
+        made: dict[tuple, list[dict]] = {}
+        for y_name in YS:
+            told = {"cosine": cosine, "y": y_name}
+            if (why := why_of.get(y_name)) is not None:
+                n = int(kept_of[y_name].sum())
+                yield told | {"size": "all", "n": n, "reason": why, "agree_reason": why}
                 continue
-            sets = _sets(x[kept], y[kept], (block[kept], at[kept], deal), workers)
-            ses = [errors.get((layer, cosine, y_name)) for layer in layers]
-            for row in _told(sets, layers, ses):
+            ses = tuple(errors.get((layer, cosine, y_name)) for layer in layers)
+            key = (id(sets[y_name]), ses)
+            if key not in made:
+                made[key] = list(_told(sets[y_name], layers, ses))
+            for row in made[key]:
                 yield told | row
 
 
@@ -164,30 +180,39 @@ class _Sets:
     people: dict[str, int]
 
 
-def _sets(x: np.ndarray, y: np.ndarray, who: tuple, workers: int | None) -> _Sets:
+def _sets(x: np.ndarray, ys: list[np.ndarray], who: tuple, workers: int | None) -> list[_Sets]:
+    """Of each of ys (n,), all over the same rows; where one is ranked as another (a baseline of 0) they are the same object."""
     block, at, deal = who
+    ranks, _ = ranks_within(np.stack(ys), block)
+    first = [next(j for j in range(k + 1) if np.array_equal(ranks[j], ranks[k])) for k in range(len(ys))]
+    chosen = sorted(set(first))
     mine = deal[:, at]
     member = np.concatenate(
         [
-            (mine[:, None] == np.arange(4)[:, None]).reshape(-1, len(y)),
-            (mine[:, None] // 2 == np.arange(2)[:, None]).reshape(-1, len(y)),
-            np.ones((1, len(y)), dtype=bool),
+            (mine[:, None] == np.arange(4)[:, None]).reshape(-1, len(at)),
+            (mine[:, None] // 2 == np.arange(2)[:, None]).reshape(-1, len(at)),
+            np.ones((1, len(at)), dtype=bool),
         ]
     )
-    rho = spearman_of_subsets(x.T, y, member, block, workers)
+    rho = spearman_of_subsets(x.T, np.stack([ys[k] for k in chosen]), member, block, workers)
     persons = np.unique(at)
     sizes = [np.array([(deal[:, persons] // d == k).sum(1) for k in range(4 // d)]) for d in (1, 2)]
+    people = {"quarter": int(sizes[0].min()), "half": int(sizes[1].min()), "all": len(persons)}
     s, k = len(deal), x.shape[1]
-    rho = np.where((member.sum(1) >= MIN_PAIRS)[:, None], rho, np.nan)
-    return _Sets(
-        rho[: 4 * s].reshape(s, 4, k),
-        rho[4 * s : 6 * s].reshape(s, 2, k),
-        rho[-1],
-        {"quarter": int(sizes[0].min()), "half": int(sizes[1].min()), "all": len(persons)},
-    )
+    rho = np.where((member.sum(1) >= MIN_PAIRS)[:, None, None], rho, np.nan)
+    made = {
+        one: _Sets(
+            np.ascontiguousarray(rho[: 4 * s, j]).reshape(s, 4, k),
+            np.ascontiguousarray(rho[4 * s : 6 * s, j]).reshape(s, 2, k),
+            np.ascontiguousarray(rho[-1, j]),
+            people,
+        )
+        for j, one in enumerate(chosen)
+    }
+    return [made[one] for one in first]
 
 
-def _told(sets: _Sets, layers: list[int], ses: list[float | None]) -> Iterator[dict[str, Any]]:
+def _told(sets: _Sets, layers: list[int], ses: Sequence[float | None]) -> Iterator[dict[str, Any]]:
     """The rows of one source, cosine and y. ses: standard error of atanh ρ at each layer, over all personas."""
     own = {"quarter": sets.quarter, "half": sets.half, "all": sets.all[None, None]}
     larger = {"quarter": np.repeat(sets.half, 2, axis=1), "half": np.broadcast_to(sets.all, sets.half.shape)}
@@ -200,25 +225,33 @@ def _told(sets: _Sets, layers: list[int], ses: list[float | None]) -> Iterator[d
         wider = np.sqrt(2 * sets.people["all"] / max(1, sets.people[size]))  # an empty set has no ρ to widen
         flat, beside = rho.reshape(-1, len(layers)), other.reshape(-1, len(layers))
         above = None if whole else larger[size].reshape(-1, len(layers))
+        sides = tuple(
+            None if side is None else np.ascontiguousarray(side.T) for side in (flat, beside, above)
+        )
+        values = _values(sides, np.sign(sets.all))
+        agreed = [{}] * len(layers) if whole else _agreed(sides, ses, wider)
         for k, layer in enumerate(layers):
             row = told | {"layer": layer, "picked_share": float((pick == k).mean())}
             if np.isnan(sets.all[k]):
                 why = "the cosine is the same for all bystanders"
                 yield row | {"picked_share": None, "reason": why, "agree_reason": why}
                 continue
-            sides = (flat[:, k], beside[:, k], None if above is None else above[:, k])
-            row |= _values(sides, np.sign(sets.all[k]))
-            yield row | ({} if whole or row.get("reason") else _agreed(sides, ses[k], wider))
+            row |= values[k]
+            yield row | ({} if row.get("reason") else agreed[k])
         if len(layers) > 1 and best >= 0:
             rows = np.arange(len(flat))
             sign = np.sign(flat[rows, pick])
             known = pick >= 0
             sides = tuple(
-                None if side is None else np.where(known, sign * side[rows, pick], np.nan)
+                None if side is None else np.where(known, sign * side[rows, pick], np.nan)[None]
                 for side in (flat, beside, above)
             )
             row = told | {"layer": None, "picked_share": float((pick == best).mean())}
-            yield {**row, "agree_reason": "the layer is picked anew in each set", **_values(sides, 1.0)}
+            yield {
+                **row,
+                "agree_reason": "the layer is picked anew in each set",
+                **_values(sides, np.ones(1))[0],
+            }
 
 
 def _pick(rho: np.ndarray) -> np.ndarray:
@@ -227,34 +260,63 @@ def _pick(rho: np.ndarray) -> np.ndarray:
     return np.where(size.max(1) >= 0, size.argmax(1), -1)
 
 
-def _values(sides: tuple, sign: float) -> dict[str, Any]:
-    """Spread of the sets' own ρ, and what stands beside them: the sibling's, and that of both together. sides: (M,) each."""
+def _values(sides: tuple, sign: np.ndarray) -> list[dict[str, Any]]:
+    """Of each layer the spread of the sets' own ρ, and what stands beside them: the sibling's, and that of both together.
+    sides: (K, M) each, sign: (K,) of ρ over all."""
     own, other, above = sides
     lost = np.isnan(own) | np.isnan(other)
-    if lost.mean() > intervals.TOO_FEW_DRAWS:
-        why = f"{lost.mean():.0%} of the sets are too small or do not vary"
-        return {"reason": why, "agree_reason": why, "picked_share": None}
-    own, other = own[~lost], other[~lost]
-    if above is None:
-        return {"spearman": float(own[0]), "reason": _WHOLE, "agree_reason": _WHOLE}
-    apart, grown = own - other, above[~lost] - own
-    out = {"spearman": own.mean(), "spearman_sd": own.std(ddof=1), "elsewhere": other.mean()}
-    out |= {"change": grown.mean(), "difference": np.abs(apart).mean()}
+    gone = lost.mean(1)
+    out: list[dict[str, Any]] = [{} for _ in own]
+    whole = np.nonzero(~lost.any(1))[0]
+    groups: list[tuple[Any, Any]] = [
+        (whole, slice(None)),
+        *(([k], ~lost[k]) for k in np.nonzero(lost.any(1))[0]),
+    ]
+    for members, kept in groups:
+        if not len(members):
+            continue
+        if gone[members[0]] > intervals.TOO_FEW_DRAWS:
+            why = f"{gone[members[0]]:.0%} of the sets are too small or do not vary"
+            out[members[0]] = {"reason": why, "agree_reason": why, "picked_share": None}
+            continue
+        a, b = (side[members][:, kept] for side in (own, other))
+        if above is None:
+            told = [{"spearman": float(v), "reason": _WHOLE, "agree_reason": _WHOLE} for v in a[:, 0]]
+        else:
+            told = _spread(a, b, above[members][:, kept], sign[members])
+        for k, one in zip(members, told, strict=True):
+            out[k] = one
+    return out
+
+
+def _spread(own: np.ndarray, other: np.ndarray, above: np.ndarray, sign: np.ndarray) -> list[dict[str, Any]]:
+    """The values of layers in which every set has a ρ, (K, M) each."""
+    apart, grown = own - other, above - own
+    out = {"spearman": own.mean(1), "spearman_sd": own.std(1, ddof=1), "elsewhere": other.mean(1)}
+    out |= {"change": grown.mean(1), "difference": np.abs(apart).mean(1)}
     for name, values in (("spearman", own), ("change", grown), ("difference", apart)):
-        out |= dict(zip((f"{name}_low", f"{name}_high"), np.quantile(values, [0.025, 0.975]), strict=True))
-    out["same_sign"] = ((np.sign(own) == sign) & (np.sign(other) == sign)).mean()
-    return {name: float(value) for name, value in out.items()}
+        ends = np.quantile(values, [0.025, 0.975], axis=1)
+        out |= dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
+    of_all = sign[:, None]
+    out["same_sign"] = ((np.sign(own) == of_all) & (np.sign(other) == of_all)).mean(1)
+    return [
+        dict(zip(out, row, strict=True))
+        for row in zip(*(values.tolist() for values in out.values()), strict=True)
+    ]
 
 
-def _agreed(sides: tuple, se: float | None, wider: float) -> dict[str, Any]:
-    """Share of siblings whose difference has an interval with 0 in it. se: over all personas; wider: times that, of the
-    difference of two such sets."""
-    if se is None:
-        return {"agree_reason": "no standard error of ρ over personas"}
+def _agreed(sides: tuple, ses: Sequence[float | None], wider: float) -> list[dict[str, Any]]:
+    """Of each layer the share of siblings whose difference has an interval with 0 in it. ses: over all personas; wider:
+    times that, of the difference of two such sets."""
     with np.errstate(divide="ignore", invalid="ignore"):
         apart = np.abs(np.arctanh(sides[0]) - np.arctanh(sides[1]))
-    known = ~np.isnan(apart)  # both ±1 alike are no difference that has a size
-    return {"agree": float((apart[known] <= _Z * se * wider).mean())}
+        known = (~np.isnan(apart)).sum(1)  # both ±1 alike are no difference that has a size
+        bar = _Z * np.array([np.nan if se is None else se for se in ses]) * wider
+        share = ((apart <= bar[:, None]).sum(1) / known).tolist()
+    return [
+        {"agree_reason": "no standard error of ρ over personas"} if se is None else {"agree": one}
+        for se, one in zip(ses, share, strict=True)
+    ]
 
 
 def _errors(correlations: pl.DataFrame) -> dict[tuple, float]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import scipy  # loads its parts when they are used
 
 from leakfast.stats import intervals, resample, ties
 from leakfast.stats.association import unit, within
 from leakfast.stats.correlations import COSINES, MIN_BOOTSTRAP, POOLED, YS
+from leakfast.stats.ranking import average_ranks
 from leakfast.stats.rates import BASE
 from leakfast.stats.two_way import counts_table
 from leakfast.storage.seeds import derive_seed
@@ -86,6 +86,7 @@ def _rows(part: pl.DataFrame, questions: pl.DataFrame, draws: tuple, scope: tupl
     layers = sorted(part["layer"].unique())
     one_each = part.unique(["adapter", "persona"]).sort("adapter", "persona")
     block = one_each["adapter"].rank("dense").to_numpy().astype(np.int64)
+    asked: dict[tuple[bytes, str], list[tuple[np.ndarray, np.ndarray]] | str] = {}
     for cosine in COSINES:
         wide = part.pivot("layer", index=["adapter", "persona"], values=f"cosine_{cosine}").sort(
             "adapter", "persona"
@@ -110,18 +111,24 @@ def _rows(part: pl.DataFrame, questions: pl.DataFrame, draws: tuple, scope: tupl
             told |= {"n": int(rows.sum()), "layer": layers[best], "spearman": float(rho[best])}
             drawn = derive_seed("picked", seed, *scope, cosine, y_name)
             told |= _paid(xs, ys[:, 0], rho, best, (people, bootstraps, drawn, workers))
-            counted = one_each.filter(pl.Series(rows))
-            told |= _cross_fitted(x[rows], counted, questions, y_name, (inside, layers, drawn))
+            key = (rows.tobytes(), y_name)  # the same for both cosines
+            if key not in asked:
+                asked[key] = _counted(one_each.filter(pl.Series(rows)), questions, y_name)
+            told |= _cross_fitted(xs, asked[key], (inside, layers, drawn))
             yield told
 
 
 def _ranked(values: np.ndarray, block: np.ndarray) -> np.ndarray:
-    return scipy.stats.rankdata(within(values, block), axis=0)
+    return average_ranks(within(values, block).T).T
 
 
 def _rho(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(K, Q) correlations of the columns of x (n, K) and y (n, Q); NaN where one does not vary."""
-    return np.clip(unit(x).T @ unit(y), -1, 1)
+    return _product(unit(x), unit(y))
+
+
+def _product(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.clip(x.T @ y, -1, 1)
 
 
 def _paid(x: np.ndarray, y: np.ndarray, rho: np.ndarray, best: int, draws: tuple) -> dict[str, Any]:
@@ -155,31 +162,41 @@ def _paid(x: np.ndarray, y: np.ndarray, rho: np.ndarray, best: int, draws: tuple
     }
 
 
-def _cross_fitted(
-    x: np.ndarray, who: pl.DataFrame, questions: pl.DataFrame, y_name: str, how: tuple
-) -> dict[str, Any]:
-    """ρ on the half of the questions that did not pick the layer. who: adapter, persona of the rows of x."""
-    block, layers, seed = how
+def _counted(
+    who: pl.DataFrame, questions: pl.DataFrame, y_name: str
+) -> list[tuple[np.ndarray, np.ndarray]] | str:
+    """Hits and totals (n, Q) of the rows `who` (adapter, persona), and of `delta` the base's too; or why there are none."""
     counts = questions.filter(behavior=who["behavior"][0]) if questions.height else questions
     numbers = sorted(counts["question"].unique()) if counts.height else []
     if len(numbers) < 4:
-        return {"cross_fitted_reason": f"{len(numbers)} questions with counts; at least 4 are needed"}
+        return f"{len(numbers)} questions with counts; at least 4 are needed"
     tables = [counts_table(counts, who["adapter"], who["persona"], numbers)]
     if y_name == "delta":
         tables.append(counts_table(counts, [BASE] * who.height, who["persona"], numbers))
-    rng = np.random.Generator(np.random.PCG64(seed))
-    ranked, values, picks = _ranked(x, block), [], []
+    return tables
+
+
+def _cross_fitted(
+    ranked: np.ndarray, tables: list[tuple[np.ndarray, np.ndarray]] | str, how: tuple
+) -> dict[str, Any]:
+    """ρ on the half of the questions that did not pick the layer. ranked (n, K): `_ranked` cosines."""
+    if isinstance(tables, str):
+        return {"cross_fitted_reason": tables}
+    block, layers, seed = how
+    rng, asked = np.random.Generator(np.random.PCG64(seed)), tables[0][0].shape[1]
+    halves = []
     for _ in range(SPLITS):
-        order = rng.permutation(len(numbers))
-        halves = []
+        order = rng.permutation(asked)
         for half in (order[: len(order) // 2], order[len(order) // 2 :]):
             sums = [side[:, half].sum(1) for pair in tables for side in pair]
             with np.errstate(divide="ignore", invalid="ignore"):
                 y = sums[0] / sums[1] if len(sums) == 2 else ties.difference(*sums)
             halves.append(y)
-        if not all(np.isfinite(y).all() for y in halves):
-            return {"cross_fitted_reason": "some persona has no sample on half of the questions"}
-        rho = _rho(ranked, _ranked(np.column_stack(halves), block))
+    if not np.isfinite(halves).all():
+        return {"cross_fitted_reason": "some persona has no sample on half of the questions"}
+    x, ys, values, picks = unit(ranked), _ranked(np.column_stack(halves), block), [], []
+    for split in range(0, 2 * SPLITS, 2):
+        rho = _product(x, unit(ys[:, split : split + 2]))
         for one, other in ((0, 1), (1, 0)):
             if not np.isnan(rho[:, one]).all():
                 pick = int(np.nanargmax(np.abs(rho[:, one])))
@@ -193,5 +210,5 @@ def _cross_fitted(
         "cross_fitted": float(np.mean(values)),
         "cross_fitted_layer": layers[pick],
         "cross_fitted_share": times / len(picks),
-        "questions": len(numbers),
+        "questions": asked,
     }

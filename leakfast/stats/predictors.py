@@ -18,6 +18,7 @@ import polars as pl
 from leakfast.stats import confounds, resample, summary, ties, two_way
 from leakfast.stats.collect import Collected, People
 from leakfast.stats.pairs import cosines
+from leakfast.stats.ranking import alike
 from leakfast.storage.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -254,10 +255,9 @@ def _shuffled(made: Compared, moved: np.ndarray) -> Compared:
 def patterns(x: np.ndarray, y: np.ndarray, least: int = 4) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(rows (n,), columns) of each set of columns of x (n, K) that are known in the same rows, y (n,) known too."""
     usable = np.isfinite(x) & np.isfinite(y)[:, None]
-    found, which = np.unique(usable, axis=1, return_inverse=True)
-    for k in range(found.shape[1]):
-        if found[:, k].sum() >= least:
-            yield found[:, k], np.nonzero(which.ravel() == k)[0]
+    for rows, columns in alike(usable):
+        if rows.sum() >= least:
+            yield rows, columns
 
 
 def told_of(made: Compared) -> Mapping[str, Any]:

@@ -106,7 +106,12 @@ def deviance(hits: np.ndarray, total: np.ndarray, p: np.ndarray | float) -> np.n
 
 
 def _rows(made: Compared, draws: tuple) -> Iterator[dict]:
-    left = {name: [_leave_out(made, s, own) for s in range(len(made.adapters))] for name, own in _own(made)}
+    rho = np.array(
+        [[_rho(made, s, column) for column in range(len(made.columns))] for s in range(len(made.adapters))]
+    )
+    left = {
+        name: [_leave_out(made, s, own, rho) for s in range(len(made.adapters))] for name, own in _own(made)
+    }
     bootstraps, seed, workers = draws
     each: dict[str, list[dict]] = {name: [] for name in left}
     for s in range(len(made.adapters)):
@@ -128,10 +133,10 @@ def _own(made: Compared) -> list[tuple[str, list[int]]]:
     return list(found.items())
 
 
-def _leave_out(made: Compared, s: int, own: list[int]) -> _Left | str:
-    """What the other sources say of adapter s by the columns `own` of a predictor."""
+def _leave_out(made: Compared, s: int, own: list[int], rho: np.ndarray) -> _Left | str:
+    """What the other sources say of adapter s by the columns `own` of a predictor. rho: (adapters, columns)."""
     others = [k for k in range(len(made.adapters)) if k != s]
-    rho = np.array([[_rho(made, k, column) for column in own] for k in others])
+    rho = rho[np.ix_(others, own)]
     known = np.isfinite(rho).all(0)
     if not known.any():
         return "it does not vary over the bystanders of one of the other sources"

@@ -15,6 +15,7 @@ from leakfast.stats.association import spearman_and_pearson, unit, within
 from leakfast.stats.confounds import partial_cells
 from leakfast.stats.correlations import MIN_BOOTSTRAP, MIN_PAIRS, POOLED
 from leakfast.stats.predictors import HEAD, LENGTH, WORDS, Compared, patterns, told_of
+from leakfast.stats.ranking import alike
 from leakfast.storage.seeds import derive_seed
 
 _ERROR = "error of z"  # what a cell knows on its way to a row
@@ -139,9 +140,9 @@ def _shuffled(cells: list[dict], sides: tuple, draws: tuple) -> None:
     used = np.array(["spearman" in cell for cell in cells])
     if not permutations or not used.any():
         return
-    ranks = np.empty((len(y), int(used.sum())))
-    for j, column in enumerate(x[:, used].T):
-        ranks[:, j] = _in_the_middle(column, block)
+    ranks = np.full((len(y), int(used.sum())), 0.5)  # what is not known stands in the middle
+    for rows, columns in alike(np.isfinite(x[:, used])):
+        ranks[np.ix_(rows, columns)] = within(x[:, used][np.ix_(rows, columns)], block[rows])
     found = resample.permute_spearman(
         ranks.T,
         within(y[:, None], block)[:, 0],
@@ -155,13 +156,6 @@ def _shuffled(cells: list[dict], sides: tuple, draws: tuple) -> None:
         if np.isfinite(p):
             told = {"spearman_p_perm": float(p), "spearman_p_max": float(p_max), "permutations": permutations}
             cells[k] |= told | {"predictors_compared": int(used.sum())}
-
-
-def _in_the_middle(column: np.ndarray, block: np.ndarray) -> np.ndarray:
-    """Ranks within blocks, 0–1; ½ where a value is not known."""
-    out, known = np.full(len(column), 0.5), np.isfinite(column)
-    out[known] = within(column[known][:, None], block[known])[:, 0]
-    return out
 
 
 def _two_way(cells: list[dict], asked: list[two_way.Asked], made: Compared, seed: int) -> None:
@@ -210,21 +204,32 @@ def _partial(cells: list[dict], made: Compared, sides: tuple, several: bool) -> 
     x, y, block = sides
     first = {c.predictor: k for k, c in reversed(list(enumerate(made.columns)))}
     controls = [next((n for n in names if n in first), None) for names in (LENGTH, WORDS)]
-    for k, (column, cell) in enumerate(zip(made.columns, cells, strict=True)):
+    groups: dict[
+        tuple[tuple[str, ...], bytes], list[int]
+    ] = {}  # columns freed of the same, over the same rows
+    for k, column in enumerate(made.columns):
         names = [n for n in controls if n is not None and n != column.predictor]
         z = x[:, [first[n] for n in names]]
         both = np.isfinite(y) & np.isfinite(x[:, k]) & np.isfinite(z).all(1)
-        names = [n for n, values in zip(names, z.T, strict=True) if both.any() and np.ptp(values[both]) > 0]
+        vary = [n for n, values in zip(names, z.T, strict=True) if both.any() and np.ptp(values[both]) > 0]
+        groups.setdefault((tuple(vary), both.tobytes()), []).append(k)
+    for (names, mask), members in groups.items():
         if not names:
-            cell["partial_reason"] = "neither lengths nor words in common are known, or they do not vary"
+            for k in members:
+                cells[k]["partial_reason"] = (
+                    "neither lengths nor words in common are known, or they do not vary"
+                )
             continue
-        sides = x[both][:, [k, *(first[n] for n in names)]], y[both]
-        ranked, out = _ranked(*sides, block[both], several)
+        rows, count = np.frombuffer(mask, dtype=bool), len(members)
+        sides = x[rows][:, [*members, *(first[n] for n in names)]], y[rows]
+        ranked, out = _ranked(*sides, block[rows], several)
         everyone = np.ones(len(out), dtype=bool)
-        told = partial_cells(ranked[:, :1], out, ranked[:, 1:], everyone, names, None)[0]
-        cell |= {"taken_out": ", ".join(names), "partial": told.get("partial")}
-        cell["partial_reason"] = told.get("reason")
-        if several and cell["partial"] is not None:
-            cell["partial_reason"] = "no interval: the sources share their personas"
-        elif not several:
-            cell |= {"partial_low": told.get("low"), "partial_high": told.get("high")}
+        found = partial_cells(ranked[:, :count], out, ranked[:, count:], everyone, list(names), None)
+        for k, told in zip(members, found, strict=True):
+            cell = cells[k]
+            cell |= {"taken_out": ", ".join(names), "partial": told.get("partial")}
+            cell["partial_reason"] = told.get("reason")
+            if several and cell["partial"] is not None:
+                cell["partial_reason"] = "no interval: the sources share their personas"
+            elif not several:
+                cell |= {"partial_low": told.get("low"), "partial_high": told.get("high")}

@@ -19,6 +19,7 @@ import scipy  # loads its parts when they are used
 from leakfast.stats import resample
 from leakfast.stats.association import spearman_and_pearson, within
 from leakfast.stats.correlations import MIN_PAIRS, POOLED
+from leakfast.stats.ranking import alike
 from leakfast.stats.wide import COSINES, YS, Leaks, leaks
 from leakfast.storage import schema
 from leakfast.storage.seeds import derive_seed
@@ -133,14 +134,16 @@ def _cells(
 ) -> Iterator[dict]:
     """Every layer × cosine × y over the rows `inside`; layers known for the same rows are solved together."""
     for cosine in COSINES:
+        tested: dict[tuple, tuple] = {}
         for y_name in YS:
             x, y = whole.x[cosine], whole.y[y_name]
             usable = np.isfinite(x) & (np.isfinite(y) & inside)[:, None]
-            patterns, which = np.unique(usable, axis=1, return_inverse=True)
             solved: dict[int, dict] = {}
-            for k in range(patterns.shape[1]):
-                members, rows = np.nonzero(which.ravel() == k)[0], np.nonzero(patterns[:, k])[0]
-                cells = _solve(whole, rows, x[np.ix_(rows, members)], (y_name, y[rows]), strata, draws, why)
+            for mask, members in alike(usable):
+                rows = np.nonzero(mask)[0]
+                key = (mask.tobytes(), members.tobytes(), y[rows].tobytes())
+                sides = (x[np.ix_(rows, members)], (y_name, y[rows]))
+                cells, tested[key] = _solve(whole, rows, sides, strata, draws, why, tested.get(key))
                 solved.update(zip(members.tolist(), cells, strict=True))
             for j, layer in enumerate(whole.layers):
                 yield {"layer": layer, "cosine": cosine, "y": y_name, **solved[j]}
@@ -149,22 +152,23 @@ def _cells(
 def _solve(
     whole: Leaks,
     rows: np.ndarray,
-    x: np.ndarray,
-    y: tuple[str, np.ndarray],
+    sides: tuple[np.ndarray, tuple[str, np.ndarray]],
     strata: np.ndarray | None,
     draws: tuple[int, int, int | None],
     why: str | None,
-) -> list[dict]:
-    """The values of some layers, x (n, K), all over the same rows."""
+    tested: tuple | None,
+) -> tuple[list[dict], tuple | None]:
+    """The values of some layers, all over the same rows. sides: x (n, K), the name and values of y; tested: what was found for
+    another y of these values, None for nothing yet. Gives that back beside the cells."""
     permutations, seed, workers = draws
-    name, values = y
+    x, (name, values) = sides
     told: dict = {"n": len(rows)}
     if why is None and len(rows) < MIN_PAIRS:
         why = f"{len(rows)} pairs with both values; at least {MIN_PAIRS} are needed"
     if why is None and np.ptp(values) == 0:
         why = f"{name} is {values[0]:g} for all {len(rows)} bystanders"
     if why is not None or strata is None:
-        return [told | {"reason": why}] * x.shape[1]
+        return [told | {"reason": why}] * x.shape[1], None
     people = np.unique(whole.persona[rows], return_inverse=True)[1]
     one_each = np.unique(people, return_index=True)[1]
     sizes = np.sort(np.unique(strata[rows][one_each], return_counts=True)[1])[::-1]
@@ -172,10 +176,21 @@ def _solve(
     if len(np.unique(block)) > 1:  # pooled: of ranks within each source, as in the correlations
         x, values = within(x, block), within(values[:, None], block)[:, 0]
     told |= {"personas": len(one_each), "strata": len(sizes), "sizes": _listed(sizes)}
-    rho = spearman_and_pearson(x, values)[0]
-    found = resample.permute_within(
-        x.T, values, permutations, seed, stratum=strata[rows], person=people, block=block, workers=workers
-    )
+    if tested is None:
+        tested = (
+            spearman_and_pearson(x, values)[0],
+            resample.permute_within(
+                x.T,
+                values,
+                permutations,
+                seed,
+                stratum=strata[rows],
+                person=people,
+                block=block,
+                workers=workers,
+            ),
+        )
+    rho, found = tested
     told["movable"] = found.movable
     out = []
     for j in range(x.shape[1]):
@@ -193,7 +208,7 @@ def _solve(
             cell |= {"p": float(found.p[j]), "p_max": float(found.p_max[j])}
             cell |= {"permutations": permutations, "permutation_seed": seed}
         out.append(cell)
-    return out
+    return out, tested
 
 
 def _listed(sizes: np.ndarray) -> str:

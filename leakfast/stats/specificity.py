@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import polars as pl
-import scipy  # loads its parts when they are used
 from scipy.special import ndtr
 
 from leakfast.stats import intervals, resample, ties
 from leakfast.stats.correlations import COSINES, MIN_BOOTSTRAP, MIN_PAIRS, POOLED, YS
+from leakfast.stats.ranking import average_ranks
 from leakfast.storage.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def ranks_without(values: np.ndarray, source: int) -> np.ndarray:
     """(P, P) centered average ranks of each row over all but the source's column and the diagonal, which are 0."""
     left_out = np.eye(len(values), dtype=bool)
     left_out[:, source] = True
-    ranks = scipy.stats.rankdata(np.where(left_out, -np.inf, values), axis=1)
+    ranks = average_ranks(np.where(left_out, -np.inf, values))
     n = (~left_out).sum(1, keepdims=True)
     return np.where(left_out, 0.0, ranks - (len(values) - n) - (n + 1) / 2)
 
@@ -159,15 +159,16 @@ def _one_adapter(
     source = key["source"]
     people = group.unique("persona", maintain_order=True).sort("persona")
     layers = [layer for layer in sorted(group["layer"].unique()) if layer in geometry.centroids.layers]
+    made: dict[bytes, tuple[_Side, dict]] = {}  # a delta over a baseline of 0 is the rate
     for y_name in YS:
         value = ties.floats(people[y_name])
         known = np.isfinite(value) & np.array([name in geometry.place for name in people["persona"]])
         side = _Side(
             [source, *people["persona"].filter(pl.Series(known))], np.concatenate([[0.0], value[known]])
         )
-        cells = {
-            (cosine, layer): _cell(geometry, layer, cosine, side) for cosine in COSINES for layer in layers
-        }
+        side, cells = made.setdefault(known.tobytes() + side.y.tobytes(), (side, {}))
+        for cosine, layer in [] if cells else [(cosine, layer) for cosine in COSINES for layer in layers]:
+            cells[cosine, layer] = _cell(geometry, layer, cosine, side)
         found = [cell for cell in cells.values() if not isinstance(cell, str)]
         differences = iter(_differences(found, draws, (*key.values(), y_name)))
         for cosine in COSINES:

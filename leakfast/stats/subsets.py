@@ -83,21 +83,25 @@ def _part(
     member: np.ndarray,
     out: np.ndarray,
 ) -> None:
-    """The last column against all others, for each row of member (M, n)."""
-    n, last = len(block), len(orders) - 1
+    """The last columns, as many as out (M, Y, K) has y, against all others, for each row of member (M, n)."""
+    n, several, columns = len(block), out.shape[1], out.shape[2]
     key, size = np.zeros(n, np.int64), np.zeros(len(starts) - 1, np.int64)
     counts = np.zeros((len(starts), 2 * n + 1), np.int64)
+    length = np.empty(several)
     for m in range(len(member)):
         rows = np.nonzero(member[m])[0]
-        a, b = np.empty(len(rows)), np.empty(len(rows))
-        _keys(orders[last], begins[last], starts, member[m], key, size)
-        _ranks(key, block, rows, size, counts, b)
-        length = (b * b).sum()
-        for k in range(last):
+        a, b = np.empty(len(rows)), np.empty((several, len(rows)))
+        for y in range(several):
+            _keys(orders[columns + y], begins[columns + y], starts, member[m], key, size)
+            _ranks(key, block, rows, size, counts, b[y])
+            length[y] = (b[y] * b[y]).sum()
+        for k in range(columns):
             _keys(orders[k], begins[k], starts, member[m], key, size)
             _ranks(key, block, rows, size, counts, a)
-            whole = np.sqrt((a * a).sum() * length)
-            out[m, k] = max(-1.0, min(1.0, (a * b).sum() / whole)) if whole > 0 else np.nan
+            own = (a * a).sum()
+            for y in range(several):
+                whole = np.sqrt(own * length[y])
+                out[m, y, k] = max(-1.0, min(1.0, (a * b[y]).sum() / whole)) if whole > 0 else np.nan
 
 
 def spearman_of_subsets(
@@ -107,7 +111,8 @@ def spearman_of_subsets(
     block: np.ndarray | None = None,
     workers: int | None = None,
 ) -> np.ndarray:
-    """(M, K) float64: ρ of each row of x (K, n) with y (n,) over the rows that member (M, n) Boolean names.
+    """(M, K) float64: ρ of each row of x (K, n) with y (n,) over the rows that member (M, n) Boolean names; (M, Y, K) of
+    several y (Y, n), for which the columns of x are ranked once.
 
     block: (n,) codes in ascending order; where a subset has several blocks, ranks are taken within each first, as
     `association.within` does. Equal to `scipy.stats.spearmanr` of each subset, NaN where a side does not vary; the same bits
@@ -128,10 +133,11 @@ def spearman_of_subsets(
     value = np.take_along_axis(both, orders, 1)
     begins = np.ones(both.shape, np.bool_)
     begins[:, 1:] = value[:, 1:] != value[:, :-1]
-    out = np.empty((len(member), len(both) - 1))
+    several = len(np.atleast_2d(y))
+    out = np.empty((len(member), several, len(both) - several))
     count = max(1, min(threads(workers), len(member)))
     with ThreadPoolExecutor(count) as pool:
         parts = zip(np.array_split(member, count), np.array_split(out, count), strict=True)
         for done in [pool.submit(_part, orders, begins, starts, block, rows, into) for rows, into in parts]:
             done.result()
-    return out
+    return out[:, 0] if np.ndim(y) == 1 else out

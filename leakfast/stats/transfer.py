@@ -3,6 +3,7 @@ predicted from geometry alone? Demands rates and pairs; the resampling unit is t
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -63,41 +64,58 @@ def crossed(
     bootstrap interval over personas, Pearson with its t p-value."""
     trained = rates.filter(pl.col("role").is_in(["source", "bystander"]))
     adapters = trained.select("behavior", "seed", "source", "adapter").unique(maintain_order=True).rows()
-    values = dict(trained.group_by("behavior", "adapter", maintain_order=True))
-    rows = []
+    side, rows = _Sides(trained, questions), []
     for a, b in combinations(adapters, 2):
         if a[1] != b[1] or (a[0] == b[0]) == (a[2] == b[2]):
             continue
-        one, other = (values[x[0], x[3]] for x in (a, b))
-        y = "delta" if all(g["delta"].is_not_null().any() for g in (one, other)) else "rate"
+        y = "delta" if all(side.has_delta(x[0], x[3]) for x in (a, b)) else "rate"
         method = _CROSSED
+        halves: tuple[int | None, int | None] = (None, None)
         if y == "delta" and a[0] == b[0]:
-            halves = _half_baselines(questions, a[0])
-            method = f"{_CROSSED}; {_SPLIT if halves is not None else _SHARED}"
-            if halves is not None:
-                one, other = (_against(g, half) for g, half in zip((one, other), halves, strict=True))
-        both = (
-            one.select("persona", x=pl.col(y))
-            .join(other.select("persona", y), on="persona")
-            .filter(~pl.col("persona").is_in([a[2], b[2]]))
-            .drop_nulls()
-            .sort("persona")
+            split = side.halves(a[0]) is not None
+            method = f"{_CROSSED}; {_SPLIT if split else _SHARED}"
+            halves = (0, 1) if split else halves
+        (people, x), (others, values) = (
+            side.of(one[0], one[3], y, half) for one, half in zip((a, b), halves, strict=True)
         )
-        key = {"between": "sources" if a[0] == b[0] else "behaviors", "seed": a[1], "y": y, "n": both.height}
+        names, at, there = np.intersect1d(people, others, assume_unique=True, return_indices=True)
+        kept = ~np.isin(names, [a[2], b[2]])
+        x, values = x[at[kept]], values[there[kept]]
+        key = {"between": "sources" if a[0] == b[0] else "behaviors", "seed": a[1], "y": y, "n": len(x)}
         key |= {"behavior": a[0], "source": a[2], "other_behavior": b[0], "other_source": b[2]}
         key |= {"resampling_unit": "persona", "method": method}
         drawn = derive_seed("crossed", seed, *a, *b)
-        rows.append(
-            key
-            | _correlated(both["x"].to_numpy(), both[y].to_numpy(), permutations, bootstraps, drawn, workers)
-        )
+        rows.append(key | _correlated(x, values, permutations, bootstraps, drawn, workers))
     columns = {"between": pl.String, "behavior": pl.String, "source": pl.String, "other_behavior": pl.String}
     columns |= {"other_source": pl.String, "seed": pl.Int64, "y": pl.String, "n": pl.Int64}
-    values = "spearman spearman_ci_low spearman_ci_high spearman_p_perm pearson pearson_p"
-    columns |= dict.fromkeys(values.split(), pl.Float64)
+    floats = "spearman spearman_ci_low spearman_ci_high spearman_p_perm pearson pearson_p"
+    columns |= dict.fromkeys(floats.split(), pl.Float64)
     columns |= dict.fromkeys(("reason", "resampling_unit", "method"), pl.String)
     columns |= dict.fromkeys(("permutations", "bootstraps", "resampling_seed"), pl.Int64)
     return pl.DataFrame(rows, schema=columns)
+
+
+class _Sides:
+    """What is crossed, each made once: of every adapter the personas by name and their values, and each behavior's baselines
+    over half of the questions."""
+
+    def __init__(self, trained: pl.DataFrame, questions: pl.DataFrame) -> None:
+        self.frames = dict(trained.group_by("behavior", "adapter", maintain_order=True))
+        self.halves = cache(lambda behavior: _half_baselines(questions, behavior))
+        self.of = cache(self._of)
+
+    def has_delta(self, behavior: str, adapter: str) -> bool:
+        return bool(self.frames[behavior, adapter]["delta"].is_not_null().any())
+
+    def _of(self, behavior: str, adapter: str, y: str, half: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """(names (n,) in order, values (n,)) where they are known; half: of the baseline."""
+        frame = self.frames[behavior, adapter]
+        if half is not None:
+            halves = self.halves(behavior)
+            assert halves is not None, "asked for where there are some"
+            frame = _against(frame, halves[half])
+        frame = frame.select("persona", y).drop_nulls().sort("persona")
+        return frame["persona"].to_numpy().astype(str), frame[y].to_numpy()
 
 
 def _half_baselines(questions: pl.DataFrame, behavior: str) -> tuple[pl.DataFrame, pl.DataFrame] | None:
@@ -163,9 +181,11 @@ def predicted(table: pl.DataFrame, cosine: str = "centered") -> pl.DataFrame:
             rows.append({**told, "reason": f"{len(sources)} source with cosines; at least 2 are needed"})
             continue
         sums = {model: np.zeros(3) for model in MODELS}
+        who = whole["source"].to_numpy()
+        near, target = whole[f"cosine_{cosine}"].to_numpy(), whole[y_name].to_numpy()
+        words = None if whole["jaccard"].null_count() else whole["jaccard"].to_numpy()
         for source in sources:
-            train, test = (whole.filter(pl.col("source").is_in([source]) == here) for here in (False, True))
-            y, fitted = test[y_name].to_numpy(), _predictions(train, test, f"cosine_{cosine}", y_name)
+            y, fitted = target[who == source], _predictions(who == source, near, words, target)
             for model in MODELS:
                 row = {**told, "source": source, "model": model, "n": len(y)}
                 if fitted[model] is None:
@@ -195,25 +215,26 @@ def _explained(parts: np.ndarray) -> dict:
 
 
 def _predictions(
-    train: pl.DataFrame, test: pl.DataFrame, cosine: str, y: str
+    left: np.ndarray, cosine: np.ndarray, words: np.ndarray | None, y: np.ndarray
 ) -> dict[str, np.ndarray | None]:
-    """Each model's prediction for `test`, None where it needs words that are not known."""
-    target = train[y].to_numpy()
+    """Each model's prediction for the rows `left` out (n,) of cosine, words and y (n,), None where it needs words that are
+    not known."""
+    target = y[~left]
 
-    def linear(*names: str) -> np.ndarray:
+    def linear(*columns: np.ndarray) -> np.ndarray:
         a, b = (
-            np.column_stack([np.ones(f.height), *(f[n].to_numpy() for n in names)]) for f in (train, test)
+            np.column_stack([np.ones(rows.sum()), *(column[rows] for column in columns)])
+            for rows in (~left, left)
         )
         return b @ np.linalg.lstsq(a, target, rcond=None)[0]
 
-    known = train["jaccard"].null_count() + test["jaccard"].null_count() == 0
-    near, order = test[cosine].to_numpy(), np.argsort(train[cosine].to_numpy(), kind="stable")
-    at, value = train[cosine].to_numpy()[order], target[order]
-    closest = np.argsort(np.abs(near[:, None] - at[None, :]), axis=1, kind="stable")[:, :NEIGHBOURS]
+    order = np.argsort(cosine[~left], kind="stable")
+    at, value = cosine[~left][order], target[order]
+    closest = np.argsort(np.abs(cosine[left][:, None] - at[None, :]), axis=1, kind="stable")[:, :NEIGHBOURS]
     return {
-        "mean": np.full(test.height, target.mean()),
-        "words": linear("jaccard") if known else None,
+        "mean": np.full(left.sum(), target.mean()),
+        "words": None if words is None else linear(words),
         "cosine": linear(cosine),
         "cosine_nearest": value[closest].mean(axis=1),
-        "cosine_and_words": linear(cosine, "jaccard") if known else None,
+        "cosine_and_words": None if words is None else linear(cosine, words),
     }

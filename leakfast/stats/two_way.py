@@ -19,6 +19,7 @@ import polars as pl
 from leakfast.stats import intervals, ties
 from leakfast.stats.association import unit, within
 from leakfast.stats.correlations import COSINES, POOLED, YS
+from leakfast.stats.ranking import alike
 from leakfast.stats.rates import BASE
 from leakfast.storage.seeds import derive_seed
 
@@ -113,6 +114,13 @@ class Asked:
     values: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray] | str]
     questions: list[int]
 
+    def same(self, one: str, other: str) -> bool:
+        """Whether two y are equal to the bit (rate and delta over a baseline of 0, say)."""
+        sides = self.values[one], self.values[other]
+        if any(isinstance(side, str) for side in sides) or not _equal(self.whole[one], self.whole[other]):
+            return False
+        return all(_equal(a, b) for a, b in zip(*sides, strict=True))
+
 
 def _one(group: pl.DataFrame, questions: pl.DataFrame, seed: int) -> Iterator[dict]:
     """The rows of one behavior and training seed."""
@@ -142,6 +150,10 @@ def _one(group: pl.DataFrame, questions: pl.DataFrame, seed: int) -> Iterator[di
                     "spearman_question_se_z": of_questions,
                     "spearman_cell_se_z": of_cells,
                 }
+
+
+def _equal(one, other) -> bool:
+    return np.array_equal(one, other, equal_nan=True)
 
 
 def asked_of(part: pl.DataFrame, counts: pl.DataFrame, layers: list[int]) -> Asked:
@@ -226,9 +238,7 @@ def errors_of(parts: list[Asked], y: str, seed: int) -> tuple[np.ndarray, np.nda
     noisy = without.mean(1, keepdims=True) + draws
     of_questions, of_cells = np.full(x.shape[1], np.nan), np.full(x.shape[1], np.nan)
     usable = np.isfinite(x) & np.isfinite(without).all(1)[:, None]
-    patterns, which = np.unique(usable, axis=1, return_inverse=True)
-    for k in range(patterns.shape[1]):
-        rows, members = patterns[:, k], np.nonzero(which.ravel() == k)[0]
+    for rows, members in alike(usable):
         if rows.sum() < 4:
             continue
         ranked = _unit_ranks(x[np.ix_(rows, members)], block[rows])

@@ -60,3 +60,12 @@ def test_threads_change_no_bit_and_faulty_input_is_refused():
     y[3] = np.nan
     with pytest.raises(ValueError, match="finite"):
         spearman_of_subsets(x, y, member)
+
+
+def test_several_y_are_each_as_if_alone():
+    x, y, member = drawn(60, 4, 33)
+    ys, block = np.stack([y, np.round(2 * y), x[1]]), np.repeat([0, 1, 2], [25, 15, 20])
+    found = spearman_of_subsets(x, ys, member, block)
+    assert found.shape == (33, 3, 4)
+    for k, one in enumerate(ys):
+        assert np.array_equal(found[:, k], spearman_of_subsets(x, one, member, block))
