@@ -13,7 +13,7 @@ import polars as pl
 from markupsafe import Markup, escape
 
 from leakfast.figures import of_run, svg
-from leakfast.report import content, payload, policy, sample
+from leakfast.report import across, content, payload, policy, sample
 from leakfast.report.caveats import caveats
 from leakfast.stats import health
 from leakfast.stats.specificity import place
@@ -78,6 +78,7 @@ def told(run: Run, stats: Stats) -> dict[str, Any]:
     """What the page says of the whole run, by the template's names."""
     return {
         "relations": content.relations(stats),
+        "across": across.grid(across.across(stats)),
         "settings": content.settings(run),
         "provenance": content.provenance(run, stats),
         "missing": stats.missing,

@@ -15,6 +15,7 @@
     if (cell.delta !== null) lines.push(`change against the unadapted model ${full(cell.delta)}, 95 % interval ${full(cell.delta_low)} to ${full(cell.delta_high)}`);
     if (cell.role === "bystander" && layer !== null) lines.push(`${cosine} cosine to the source at layer ${layer}: ${full(LF.cosine(adapter, persona, layer, cosine))}`);
     lines.push(`run ${run.name}${run.study ? ` (study SHA-256 ${run.study})` : ""}, leakfast ${run.leakfast ?? "of a version not recorded"}${run.commit ? `, commit ${run.commit}` : ""}`);
+    lines.push(`measured by ${run.made.length ? run.made.join("; then ") : "leakfast of a version not recorded"}`);
     for (const [name, hash] of Object.entries(tables)) lines.push(`tables/${name}.parquet SHA-256 ${hash}`);
     return lines.map(LF.inert).join("\n");
   };
