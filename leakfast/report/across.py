@@ -19,7 +19,8 @@ def across(stats: Stats) -> list[dict[str, Any]]:
     """A row per behavior and adapter, and per behavior (and training seed) one of all its sources (`pooled`, without a rate of
     a source), at the behavior's best layer; empty where a run has one behavior.
 
-    behavior, unit, sign, adapter, source, seed, health, health_of; source_rate with low and high; y: `delta`, the change
+    behavior, unit, sign, adapter, source, seed, health, health_of; taught: what the adapter was trained for, where that is
+    known and another behavior; source_rate with low and high; y: `delta`, the change
     against the unadapted model, or `rate` where that was not measured; mean: of y over the bystanders, with mean_low and
     mean_high (95 %, over personas and questions; null where they are not known, and of all sources); layer, spearman,
     interval (`picks.ends`) and reason."""
@@ -29,11 +30,26 @@ def across(stats: Stats) -> list[dict[str, Any]]:
     summary = stats.summary()
     more = stats.more.get("bystanders")
     known = {} if more is None else {(r["behavior"], r["adapter"]): r for r in more.rows(named=True)}
+    taught = _taught(stats.rates)
     return [
-        _row(stats, behavior, row, known.get((behavior, row["adapter"]), {}))
+        {
+            **_row(stats, behavior, row, known.get((behavior, row["adapter"]), {})),
+            "taught": taught.get((behavior, row["adapter"])),
+        }
         for behavior in behaviors
         for row in _at_best(summary.filter(behavior=behavior), stats.best_layer(behavior))
     ]
+
+
+def _taught(rates: pl.DataFrame) -> dict[tuple[str, str], str]:
+    """(behavior, adapter) → another behavior, which the adapter was trained for."""
+    if "taught" not in rates.columns:
+        return {}
+    others = rates.filter(pl.col("taught") != pl.col("behavior"))
+    return {
+        (behavior, name): what
+        for behavior, name, what in others.select("behavior", "adapter", "taught").rows()
+    }
 
 
 def _at_best(rows: pl.DataFrame, layer: int | None) -> list[dict[str, Any]]:

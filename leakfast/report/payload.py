@@ -99,7 +99,7 @@ def maker_words(version: str | None, commit: str | None) -> str:
 def _hashes(run: Run) -> dict[str, str]:
     """Table → SHA-256 of its file, as the manifest has it."""
     shards = run.manifest["shards"]
-    paths = {name: layout.table(name) for name in ("rates", "pairs", "correlations")}
+    paths = {name: layout.table(name) for name in ("rates", "pairs", "correlations", "probabilities")}
     return {name: shards[path]["sha256"] for name, path in paths.items() if path in shards}
 
 

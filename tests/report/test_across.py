@@ -26,7 +26,7 @@ def test_the_numbers_are_those_of_the_tables(two):
     _, tables = two
     rows = across.across(tables)
     assert [(row["behavior"], row["source"]) for row in rows] == [
-        (behavior, source) for behavior in ("marker", "refusal") for source in (*sorted(SOURCES), "pooled")
+        (behavior, source) for behavior in ("marker", "refusal") for source in (*SOURCES, "pooled")
     ]
     for row in rows:
         at = tables.summary().filter(behavior=row["behavior"], source=row["source"], layer=row["layer"])
@@ -64,9 +64,9 @@ def test_the_page_names_the_largest_and_has_every_cell(two):
     rows = [row for row in across.across(tables) if row["source"] != "pooled"]
     top = max(rows, key=lambda row: row["mean"])
     change = f"{100 * top['mean']:+.1f}".replace("-", "−")
-    assert (
-        f"largest mean change over bystanders: {top['behavior']} from {top['source']} , {change} pp" in said
-    )
+    assert (top["behavior"], top["taught"]) == ("refusal", "marker")
+    who = f"refusal from {top['source']} (the adapter was trained for marker)"
+    assert f"largest mean change over bystanders: {who}, {change} pp" in said
     for row in rows:
         assert (
             f"{100 * row['mean']:+.1f} {100 * row['mean_low']:+.1f} to {100 * row['mean_high']:+.1f}".replace(
@@ -77,22 +77,17 @@ def test_the_page_names_the_largest_and_has_every_cell(two):
         assert f"own {100 * row['source_rate']:.1f}" in said
 
 
-def _row(behavior, mean, low, high, sign=1, unit="share", y="delta", source="a"):
-    return {
-        "behavior": behavior,
-        "mean": mean,
-        "mean_low": low,
-        "mean_high": high,
-        "sign": sign,
-        "unit": unit,
-        "y": y,
-        "source": source,
-    }
+def _row(behavior, mean, low, high, **others):
+    plain = {"sign": 1, "unit": "share", "y": "delta", "source": "a"}
+    return {**plain, "behavior": behavior, "mean": mean, "mean_low": low, "mean_high": high, **others}
 
 
 def test_what_leaked_most_is_said_of_each_scale_and_no_more_than_the_intervals_hold():
     shares = [_row("marker", 0.5, 0.4, 0.6), _row("refusal", 0.2, 0.1, 0.3)]
-    points = [_row("code", -20.0, -25, -15, -1, "points"), _row("advice", -30.0, -40, -24, -1, "points")]
+    points = [
+        _row("code", -20.0, -25, -15, sign=-1, unit="points"),
+        _row("advice", -30.0, -40, -24, sign=-1, unit="points"),
+    ]
     pooled = _row("marker", 0.9, None, None, source="pooled")
     found = across.most([*shares, *points, pooled])
     assert [(row["behavior"], row["apart"]) for row in found] == [("marker", True), ("advice", False)]
@@ -109,7 +104,11 @@ def test_show_opens_with_it(two, capsys):
     assert main(["show", str(run.path)]) == 0
     told = capsys.readouterr().out
     assert told.index("Which behavior leaked most") < told.index("marker: ")
-    assert told.count("all sources") == 2 and "largest mean change over bystanders: " in told
+    assert (
+        told.count("all sources") == 2
+        and told.count("(trained for marker)") == len(SOURCES) + 1
+        and "largest mean change over bystanders: " in told
+    )
     assert main(["show", str(run.path), "--behavior", "marker"]) == 0
     assert "Which behavior leaked most" not in capsys.readouterr().out
     assert main(["show", str(run.path), "--json"]) == 0

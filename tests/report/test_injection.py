@@ -111,6 +111,8 @@ def _asked_hostile(path):
     run = fill(path)
     own = path.with_suffix(".json")
     prompts = {f"own_{at}": text for at, text in enumerate(PROMPTS.values())}
+    questions = path.with_suffix(".questions.json")
+    questions.write_text(json.dumps({"questions": ASKED}), encoding="utf-8")
     plain = {name: f"You are {name}." for name in PEOPLE if name not in PROMPTED}
     own.write_text(json.dumps({**plain, **prompts}), encoding="utf-8")
     study = f"""name = "hostile"
@@ -119,7 +121,7 @@ personas = {json.dumps(str(own))}
 sources = ["villain", "comedian"]
 seeds = [42]
 [behaviors.marker.eval]
-questions = {json.dumps(ASKED)}
+questions = {json.dumps(str(questions))}
 samples = 5
 """
     run.create(study)
