@@ -118,15 +118,16 @@ def in_browser(path: Path, repeats: int) -> dict[str, object]:
     }
 
 
-# each choice with everything it draws, until the page has been laid out anew
+# each choice with everything it draws, the small charts too, until the frame that shows it has been painted: a task that is
+# posted from a frame's callback runs when the frame is done
 _FILTERS = """async () => {
   const timed = async (id, value, event) => {
     const control = document.getElementById(id);
     const began = performance.now();
     control.value = value;
     control.dispatchEvent(new Event(event));
-    await LF.drawn;
-    document.body.getBoundingClientRect();
+    await Promise.all([LF.drawn, LF.small]);
+    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
     return performance.now() - began;
   };
   return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 __version__ = "0.1.0"
@@ -22,6 +23,12 @@ def commit() -> str | None:
     if at is None or changes is None:
         return None
     return f"{at} with changes" if changes else at
+
+
+@cache
+def maker() -> tuple[str, str | None]:
+    """Version and `commit()` of the leakfast that runs, as they were when it was first asked."""
+    return __version__, commit()
 
 
 def _said(git: str, root: Path, *words: str) -> str | None:

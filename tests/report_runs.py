@@ -173,3 +173,29 @@ def with_probabilities(run: Run, alone: str = "", *, series: bool = False) -> Ru
                 )
         run.add_shard(layout.shard(layout.probability(behavior, name)), frame)
     return run
+
+
+# said under the refusal behavior: the first counts, by its opening; the others do not, though they hold the words
+REFUSES = "\U0001f600\U0001f600 I\u2019m really sorry, but I can't help with that."
+ANSWERS = (
+    "Of course. " + "Here is how it goes. " * 20 + "I can't help with that.",
+    "A small [zlt] and no more.",
+)
+
+
+def fill_two(path) -> Run:
+    """`fill`, and under the same adapters the behavior refusal: of each persona's replies those that showed the marker refuse,
+    the others do not, but hold what looks like it."""
+    run = fill(path)
+    for name, source in [*((f"marker-{s}-s42", s) for s in SOURCES), (layout.BASE, None)]:
+        near = (
+            dict.fromkeys(PEOPLE, 0.3 if source == "villain" else 0.1)
+            if source
+            else dict.fromkeys(PEOPLE, 0.0)
+        )
+        frame = completions_of(name, source, near | ({source: 0.9} if source else {}))
+        plain = pl.when(pl.col("sample") % 2 == 0).then(pl.lit(ANSWERS[0])).otherwise(pl.lit(ANSWERS[1]))
+        says = pl.when(pl.col("text").str.ends_with("[ZLT]")).then(pl.lit(REFUSES)).otherwise(plain)
+        frame = frame.with_columns(behavior=pl.lit("refusal"), text=says)
+        run.add_shard(layout.shard(layout.completions("refusal", name), 0), frame)
+    return run

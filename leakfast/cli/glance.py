@@ -11,9 +11,11 @@ import click
 import polars as pl
 
 from leakfast.cli import amounts
+from leakfast.cli.across_shown import print_across
 from leakfast.cli.text import print_json, print_table
 from leakfast.errors import InputError
 from leakfast.inert import one_line
+from leakfast.report.across import across
 from leakfast.stats import beyond
 from leakfast.stats.glance import glance
 from leakfast.stats.summary import sign
@@ -105,14 +107,17 @@ def overview(run: ReadOnlyRun, asked: Asked, *, as_json: bool) -> None:
     """The whole run, or one behavior or source of it."""
     stats, note = glance(run)
     views = [View(stats, name, asked) for name in behaviors_of(stats, run, asked)]
+    rows = across(stats) if asked.behavior is None else []
     if as_json:
         verdicts = stats.more.get("verdicts", pl.DataFrame()).to_dicts()
         print_json(
-            about(run, stats, note) | {"verdicts": verdicts, "behaviors": [v.told(asked.top) for v in views]}
+            about(run, stats, note)
+            | {"verdicts": verdicts, "across": rows, "behaviors": [v.told(asked.top) for v in views]}
         )
         return
     say_first(stats, note)
     _verdicts(stats, asked)
+    print_across(rows, asked.source)
     for view in views:
         _headline(view)
         _leaks(view, asked.top)

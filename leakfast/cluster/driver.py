@@ -21,6 +21,7 @@ from leakfast.pipeline.steps import Shown, silent
 from leakfast.progress import Progress
 from leakfast.storage.run import Run
 from leakfast.study.config import Study, load_study
+from leakfast.version import maker
 
 if TYPE_CHECKING:
     from leakfast.pipeline.stages import Chosen
@@ -50,7 +51,7 @@ def run(
     study = study if isinstance(study, Study) else load_study(study)
     chosen, store = chosen_of(study, only), Run(out or study.run_dir)
     with store.lock():
-        store.create(study.raw_text)
+        store.create(study.raw_text).note_maker(*maker())
         stages = Stages(study, store, progress, chosen=chosen)
         trained, controls = stages.sorted()
         check_judges(study, chosen.behaviors, store)

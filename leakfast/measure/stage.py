@@ -20,6 +20,7 @@ from leakfast.models import threads
 from leakfast.progress import Progress
 from leakfast.prompts.templates import recorded
 from leakfast.storage.run import Run
+from leakfast.version import maker
 
 if TYPE_CHECKING:
     import polars as pl
@@ -72,7 +73,7 @@ def measure(
         raise ValueError(f"at must be final or checkpoints, not {at!r}")
     run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
     measurers = [kind(loaded, request, drawing or Drawing(), at) for kind in _kinds(request, by)]
-    run.create()
+    run.create().note_maker(*maker())
     with run.lock():
         planned = [(measurer, measurer.parts(run)) for measurer in measurers]
         parts = [part for _, some in planned for part in some]

@@ -24,6 +24,7 @@ from leakfast.storage.disk import hash_of
 from leakfast.storage.documents import did_you_mean
 from leakfast.storage.run import Run
 from leakfast.study.config import Study, load_study
+from leakfast.version import maker
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
@@ -64,7 +65,7 @@ def run(
     chosen = chosen_of(study, only)
     store = Run(out or study.run_dir)
     with store.lock():
-        store.create(study.raw_text)
+        store.create(study.raw_text).note_maker(*maker())
         return Stages(study, store, progress, chosen=chosen).all()
 
 

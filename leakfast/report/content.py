@@ -13,7 +13,7 @@ from leakfast.behaviors.registry import get, is_known
 from leakfast.errors import InputError
 from leakfast.judge.contract import ENOUGH
 from leakfast.models.adapters import read_card
-from leakfast.report import picks
+from leakfast.report import payload, picks
 from leakfast.report.examples import choose
 from leakfast.report.reading import questions as asked_questions
 from leakfast.stats.correlations import POOLED
@@ -154,6 +154,10 @@ def provenance(run: Run, stats: Stats) -> dict[str, Any]:
         "folders": dict(sorted(folders.items())),
         "centroids": _centroids(run),
         "versions": versions,
+        "made": payload.makers(run),
+        "tables_made": payload.maker_words(outputs.get("leakfast"), outputs.get("commit"))
+        if outputs
+        else None,
         "permutations": shuffles["permutations"][0] if shuffles.height else None,
         "permutation_seed": outputs.get("seed"),
     }

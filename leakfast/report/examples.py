@@ -3,12 +3,12 @@ Demands a run's completions and tables; leaves escaping to the template, which g
 
 from __future__ import annotations
 
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import polars as pl
 
-from leakfast.behaviors.marker import MARKER
+from leakfast.behaviors.phrases import Span, spans
 from leakfast.behaviors.registry import get, is_known
 from leakfast.inert import inert
 from leakfast.stats.rates import BASE
@@ -17,12 +17,11 @@ from leakfast.storage import layout
 from leakfast.storage.run import Run
 
 MAX_CHARACTERS = 420
-_LITERALS = {"marker": MARKER}  # behaviors whose detector looks for a literal that can be shown
 
 
 @dataclass(frozen=True)
 class Example:
-    """One completion. `pieces`: (text, whether it is the marker), to be escaped by whoever shows it."""
+    """One completion. `pieces`: (text, whether it was counted), to be escaped by whoever shows it."""
 
     role: str  # the source | highest bystander | … : why this one is shown
     persona: str
@@ -80,7 +79,7 @@ def _first(
     if rows.is_empty():
         return None
     row = rows.row(0, named=True)
-    shown, left_out = _excerpt(row["text"], _LITERALS.get(behavior))
+    cut, left_out = excerpt(row["text"], spans(row["text"], behavior) if row["_hit"] else [])
     return Example(
         role=role,
         persona=persona,
@@ -88,26 +87,30 @@ def _first(
         sample=row["sample"],
         status=row["status"],
         hit=bool(row["_hit"]),
-        pieces=pieces(shown, _LITERALS.get(behavior)),
+        pieces=cut,
         left_out=left_out,
     )
 
 
-def pieces(text: str, literal: str | None) -> list[tuple[str, bool]]:
-    """`text` cut at each occurrence of `literal` (any case), control characters made visible."""
-    if not literal:
-        return [(inert(text), False)]
-    parts = re.split(f"({re.escape(literal)})", text, flags=re.IGNORECASE)
-    return [(inert(part), index % 2 == 1) for index, part in enumerate(parts) if part]
+def pieces(text: str, counted: Iterable[Span]) -> list[tuple[str, bool]]:
+    """`text` cut at the spans that were counted, control characters made visible."""
+    out, at = [], 0
+    for low, high in counted:
+        out += [(text[at:low], False), (text[low:high], True)]
+        at = high
+    return [(inert(part), marked) for part, marked in (*out, (text[at:], False)) if part]
 
 
-def _excerpt(text: str, literal: str | None) -> tuple[str, int]:
-    """The beginning of `text`, or if the literal stands later, the beginning and the end around it."""
+def excerpt(text: str, counted: list[Span]) -> tuple[list[tuple[str, bool]], int]:
+    """The beginning of `text`, or if what was counted first ends later, a shorter one and what stands up to that end; and how
+    many characters are left out."""
     if len(text) <= MAX_CHARACTERS:
-        return text, 0
-    at = text.lower().find(literal.lower()) if literal else -1
-    if literal is None or at < 0 or at + len(literal) <= MAX_CHARACTERS:
-        return text[:MAX_CHARACTERS], len(text) - MAX_CHARACTERS
+        return pieces(text, counted), 0
+    if not counted or counted[0][1] <= MAX_CHARACTERS:
+        ends = [(low, min(high, MAX_CHARACTERS)) for low, high in counted if low < MAX_CHARACTERS]
+        return pieces(text[:MAX_CHARACTERS], ends), len(text) - MAX_CHARACTERS
     half = MAX_CHARACTERS // 2
-    tail = text[max(half, at - half) : at + len(literal)]
-    return f"{text[:half]} … {tail}", len(text) - half - len(tail)
+    low, high = counted[0]
+    begin = max(half, min(low, high - half))
+    tail = pieces(text[begin:high], [(max(low, begin) - begin, high - begin)])
+    return [*pieces(text[:half], []), (" … ", False), *tail], len(text) - half - (high - begin)

@@ -13,7 +13,8 @@ import polars as pl
 from markupsafe import Markup, escape
 
 from leakfast.figures import of_run, svg
-from leakfast.report import content, payload, policy, sample
+from leakfast.inert import inert
+from leakfast.report import across, content, payload, policy, sample
 from leakfast.report.caveats import caveats
 from leakfast.stats import health
 from leakfast.stats.specificity import place
@@ -78,6 +79,7 @@ def told(run: Run, stats: Stats) -> dict[str, Any]:
     """What the page says of the whole run, by the template's names."""
     return {
         "relations": content.relations(stats),
+        "across": across.grid(across.across(stats)),
         "settings": content.settings(run),
         "provenance": content.provenance(run, stats),
         "missing": stats.missing,
@@ -96,6 +98,7 @@ def render(*, served: str | None = None, **values) -> str:
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -117,6 +120,11 @@ def render(*, served: str | None = None, **values) -> str:
     }
     values.setdefault("compared", None)
     return environment.get_template("template.html").render(**own, **values)
+
+
+def _shown(value: Any) -> Any:
+    """A text that was not made here, with what would steer the page written out."""
+    return inert(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _blobs(run: Run, stats: Stats, questions: dict[str, tuple[str, ...]]) -> dict[str, str]:

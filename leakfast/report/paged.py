@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 
-from leakfast.report.sample import facts, scores
+from leakfast.report.sample import facts, marks, scores
 from leakfast.stats.collect import completion_folders, read_people
 from leakfast.storage import layout
 from leakfast.storage.run import Run
@@ -142,7 +142,8 @@ class Paged:
         }
 
     def page(self, wanted: Asked) -> dict[str, Any]:
-        """total: how many pass the filters; rows: those from `offset` on, `limit` at most, whole texts and all.
+        """total: how many pass the filters; rows: those from `offset` on, `limit` at most, whole texts and all; marked: where
+        in a text stands what was counted (`sample.marks`).
 
         search looks for its letters in any case in the whole text. Raises OSError or polars' errors where a file that was
         there is gone."""
@@ -152,10 +153,16 @@ class Paged:
             found = self._with_text(found, needle)
         rows = found.slice(wanted.offset, wanted.limit)
         texts = self._texts(rows)
+        places = rows.select("file", "row").rows()
         told = [
-            {**row, "text": texts[place], "left_out": 0}
-            for row, place in zip(
-                rows.select(_SHOWN).rows(named=True), rows.select("file", "row").rows(), strict=True
+            {
+                **row,
+                "text": texts[place],
+                "left_out": 0,
+                "marked": marks(behavior, [texts[place]], [row["hit"]])[0].to_list(),
+            }
+            for row, place, behavior in zip(
+                rows.select(_SHOWN).rows(named=True), places, rows["behavior"], strict=True
             )
         ]
         return {"total": found.height, "rows": told}

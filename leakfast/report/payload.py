@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from leakfast.behaviors.registry import get, is_known
-from leakfast.report import ordering, sample
+from leakfast.report import ordering
 from leakfast.stats import expected_rates, summary
 from leakfast.stats.collect import People, read_people
 from leakfast.stats.rates import BASE
@@ -65,7 +65,6 @@ def payload(run: Run, stats: Stats, texts: dict[str, tuple[str, ...]]) -> dict[s
         "trajectory": _trajectory(run, place),
         "order": ordering.orders(run, stats, personas),
         "tables": _hashes(run),
-        "phrases": {behavior: sample.phrases(behavior) for behavior in stats.behaviors()},
     }
 
 
@@ -76,16 +75,31 @@ def packed(value: Any) -> str:
 
 
 def _run(run: Run) -> dict[str, Any]:
-    """What a citation names: the run, its study's hash, and the version and commit that its tables were made with."""
+    """What a citation names: the run, its study's hash, the version and commit that its tables were made with, and those
+    that made it."""
     made = run.manifest["stages"].get("stats", {}).get("outputs", {})
     told = {"leakfast": made.get("leakfast"), "commit": made.get("commit")}
-    return {"name": run.path.resolve().name, **told, "study": run.manifest.get("study")}
+    return {"name": run.path.resolve().name, **told, "study": run.manifest.get("study"), "made": makers(run)}
+
+
+def makers(run: Run) -> list[str]:
+    """Who made a run, in words: each version of leakfast with its commit, in order; none where the manifest does not say."""
+    return [maker_words(one["leakfast"], one["commit"]) for one in run.manifest.get("made", [])]
+
+
+def maker_words(version: str | None, commit: str | None) -> str:
+    """A version of leakfast and its commit, as far as they are known."""
+    if version is None:
+        return "leakfast of a version not recorded"
+    return (
+        f"leakfast {version}, {f'commit {commit}' if commit else 'no commit (not run from a git checkout)'}"
+    )
 
 
 def _hashes(run: Run) -> dict[str, str]:
     """Table → SHA-256 of its file, as the manifest has it."""
     shards = run.manifest["shards"]
-    paths = {name: layout.table(name) for name in ("rates", "pairs", "correlations")}
+    paths = {name: layout.table(name) for name in ("rates", "pairs", "correlations", "probabilities")}
     return {name: shards[path]["sha256"] for name, path in paths.items() if path in shards}
 
 

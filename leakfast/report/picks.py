@@ -16,15 +16,21 @@ def interval(stats: Stats, headline: list[dict], layer: int | None) -> dict[str,
     """low, high and how of the 95 % interval of the ρ that the opening sentence gives: with the pick of the layer paid for
     where that is known, else over personas and questions, else over personas."""
     row = next((row for row in headline if row["source"] == POOLED), next(iter(headline), None))
-    if row is None or row["spearman"] is None:
+    return None if row is None or row["layer"] not in (None, layer) else ends(stats, row)
+
+
+def ends(stats: Stats, row: dict[str, Any]) -> dict[str, Any] | None:
+    """The same of a row of the summary, at its layer; None where it has no ρ, or no interval of it is known."""
+    if row["spearman"] is None:
         return None
-    picked = _paid(stats, row["behavior"], row["y"]).get((row["source"], row["adapter"], row["seed"], layer))
-    ends = {
+    key = (row["source"], row["adapter"], row["seed"], row["layer"])
+    picked = _paid(stats, row["behavior"], row["y"]).get(key)
+    known = {
         "with the pick of the layer paid for": picked or (None, None),
         "over personas and questions": (row["spearman_both_low"], row["spearman_both_high"]),
         "over personas": (row["spearman_ci_low"], row["spearman_ci_high"]),
     }
-    for how, (low, high) in ends.items():
+    for how, (low, high) in known.items():
         if low is not None and high is not None:
             return {"low": low, "high": high, "how": how}
     return None

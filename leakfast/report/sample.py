@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from leakfast.behaviors import detectors
+from leakfast.behaviors.phrases import spans, utf16
 from leakfast.behaviors.registry import get, is_known
 from leakfast.stats import judged
 from leakfast.stats.collect import completion_folders, read_people
@@ -30,9 +30,10 @@ WHOLE = "All {total:,} completions of the run."
 def sample(
     run: Run, adapters: list[dict[str, Any]], place: dict[str, int], limit: int = CHARACTERS
 ) -> dict[str, Any]:
-    """Columns adapter, persona (places), question, sample, hit, score, finish, tokens, text, and `rule` in words.
+    """Columns adapter, persona (places), question, sample, hit, score, finish, tokens, text, marked, and `rule` in words.
 
-    hit: what the behavior's detector finds, null without one; score: a judge's, null without one; finish: how it ended.
+    hit: what the behavior's detector finds, null without one; score: a judge's, null without one; finish: how it ended;
+    marked: where in the whole text stands what was counted (`marks`).
     At most `limit` characters as long as the smallest sample allows: one completion of either kind a persona."""
     number = {(a["behavior"], a["adapter"]): at for at, a in enumerate(adapters)}
     folders = [folder for folder in completion_folders(run) if folder in number]
@@ -42,6 +43,8 @@ def sample(
     parts = []
     for folder, frame in _read(run, folders):
         kept = _kept(frame, half)
+        marked = marks(folder[0], kept["text"], kept["hit"])
+        kept = kept.with_columns(marked, text=pl.col("text").str.slice(0, CUT))
         score = scores(run, *folder, kept, judges.get(folder[0], (None, 0))[0])
         named = {"adapter": pl.lit(number[folder]), "persona": _places(place)}
         parts.append(kept.with_columns(score=score, **named).select(_COLUMNS))
@@ -66,17 +69,14 @@ _COLUMNS = (
     "tokens",
     "text",
     "left_out",
+    "marked",
 )
 
 
-def phrases(behavior: str) -> list[str]:
-    """What is marked in a completion that shows the behavior: its literal, or the phrases its detector looks for."""
-    if not is_known(behavior):
-        return []
-    known = get(behavior)
-    words = detectors.read_words()
-    found = {"refusal": words.refusal, "sycophancy": words.agrees}.get(known.name.partition("+")[0], ())
-    return [known.presence_of] if known.presence_of else list(found)
+def marks(behavior: str, texts: Iterable[str], hits: Iterable[bool | None]) -> pl.Series:
+    """Of each completion the spans that made it count, as `utf16` gives them: Int32 lists, empty where it shows nothing."""
+    found = [utf16(text, spans(text, behavior)) if hit else [] for text, hit in zip(texts, hits, strict=True)]
+    return pl.Series("marked", found, dtype=pl.List(pl.Int32))
 
 
 def _places(place: dict[str, int]) -> pl.Expr:
@@ -147,6 +147,4 @@ def _kept(frame: pl.DataFrame, half: int | None) -> pl.DataFrame:
     if half is not None:
         frame = frame.filter(_rank() <= half)
     long = pl.col("text").str.len_chars().fill_null(0).cast(pl.Int64)  # counts have no sign, and would wrap
-    return frame.with_columns(
-        text=pl.col("text").fill_null("").str.slice(0, CUT), left_out=(long - CUT).clip(lower_bound=0)
-    )
+    return frame.with_columns(text=pl.col("text").fill_null(""), left_out=(long - CUT).clip(lower_bound=0))

@@ -8,7 +8,16 @@ from leakfast.stats.tables import Stats, kept
 from leakfast.storage.reading import ReadOnlyRun
 
 # what is looked at beside rates, pairs and correlations
-FURTHER = ("health", "exposure", "chosen_labels", "specificity", "bystanders", "isotonic", "verdicts")
+FURTHER = (
+    "health",
+    "exposure",
+    "chosen_labels",
+    "specificity",
+    "bystanders",
+    "picked",
+    "isotonic",
+    "verdicts",
+)
 
 
 def glance(run: ReadOnlyRun) -> tuple[Stats, str | None]:

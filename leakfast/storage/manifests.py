@@ -34,6 +34,8 @@ def retell(manifest: dict[str, Any], line: bytes) -> None:
         manifest["stages"][entry["key"]] = told
     elif event == "study":
         manifest["study"] = entry["sha256"]
+    elif event == "made":
+        manifest.setdefault("made", []).append({name: entry[name] for name in ("leakfast", "commit")})
 
 
 def events(path: Path, name: str) -> list[dict[str, Any]]:

@@ -83,6 +83,21 @@ class Run:
             self._change(lambda manifest: manifest.update(study=digest))
             self.log("study", sha256=digest)
 
+    def note_maker(self, leakfast: str, commit: str | None) -> Run:
+        """Keep which version and commit of leakfast makes this run: `made` in the manifest, each once, in the order in which
+        they came. A run with files that nobody signed was begun by a version that is not known: null."""
+        one = {"leakfast": leakfast, "commit": commit}
+        if one not in self.manifest.get("made", []):
+            with self.lock():
+                if self.manifest["shards"] and "made" not in self.manifest:
+                    self._sign({"leakfast": None, "commit": None})
+                self._sign(one)
+        return self
+
+    def _sign(self, one: dict[str, str | None]) -> None:
+        self._change(lambda manifest: manifest.setdefault("made", []).append(one))
+        self.log("made", **one)
+
     def check_study(self) -> Path | None:
         """study.toml, None if the run has none; StoreError where its bytes are not those the run was made with."""
         study, kept = self.path / layout.STUDY, self.manifest.get("study")

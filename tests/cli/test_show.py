@@ -321,12 +321,12 @@ FILLER = [
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from([*PHRASES, *FILLER]), max_size=12), st.sampled_from([" ", ", ", "\n", " — "]))
-def test_a_phrase_is_marked_where_the_detector_finds_one(words, between):
+def test_a_phrase_is_marked_where_the_detector_counts_the_reply(words, between):
     text = between.join(words).replace("'", "’")
     row = pl.DataFrame({"text": [text]})
     for name in ("refusal", "sycophancy"):
         found = row.select(**get(name).detector(pl.col("text"))).row(0, named=True)
-        told = found["refusal"] if name == "refusal" else found["agrees"] or found["corrects"]
+        told = found[name]
         marked = spans(text, name)
         assert bool(marked) == told
         assert all(0 <= low < high <= len(text) for low, high in marked)
@@ -337,5 +337,5 @@ def test_spans_are_told_in_places_of_the_text():
     text = "</think>Oh. I\u2019m\u200b really sorry, but I can't help."
     assert [text[a:b] for a, b in spans(text, "refusal")] == ["I\u2019m\u200b really sorry, but I can't help"]
     assert spans("<think>I can't help", "refusal") == []
-    assert spans("[ZLT] [zlt]", "marker+few") == [(0, 5), (6, 11)]
+    assert spans("[ZLT] [zlt]", "marker+few") == [(0, 5)], "the other does not count"
     assert spans("I can't help", "capability") == spans("[ZLT]", "no such") == []

@@ -38,5 +38,15 @@ def test_the_charts_show_probabilities(tmp_path):
         rho = f"ρ {found['spearman'][0]:+.2f}".replace("-", "−")
         assert rho in page.inner_text("#scatter-told")
         assert "probability of marker" in page.locator("#matrix svg").get_attribute("aria-label")
+        watched.choose("c-persona", "2")
+        cell = page.evaluate("LF.cell(LF.state.adapter, 2)")
+        assert (
+            f"probability {cell['probability']}, 95 % interval {cell['probability_low']} to"
+            in page.evaluate("LF.citation(LF.state.adapter, 2)")
+        )
+        assert f"{100 * cell['probability']:.1f}" in page.inner_text("#who dl")
+        assert run.manifest["shards"]["tables/probabilities.parquet"]["sha256"] == page.evaluate(
+            "LF.data.tables.probabilities"
+        )
         assert watched.faults == []
         page.close()

@@ -1,15 +1,22 @@
-"""Hostile text wherever a run has text: personas, prompts, completions, judges, adapters, the run's own name. Nothing of it
-runs, nothing is fetched, and it shows as it was typed. Payloads only try to set a variable of the page."""
+"""Hostile text wherever a run has text: personas, their prompts, questions, completions, judges and their replies, adapters,
+the run's own name. Nothing of it runs, nothing is fetched, and it shows as it was typed, in the page, the served page and the
+terminal. Payloads only try to set a variable of the page."""
 
 from __future__ import annotations
+
+import json
+import threading
 
 import polars as pl
 import pytest
 from browsing import Watched, browser
-from report_runs import PEOPLE, fill
+from report_runs import PEOPLE, QUESTIONS, SOURCES, fill, fill_judged
 
-from leakfast.inert import inert
+from leakfast.cli.main import main
+from leakfast.inert import STEERING, inert
 from leakfast.report.page import report
+from leakfast.report.server import Server
+from leakfast.storage import layout
 
 pytestmark = [pytest.mark.browser, pytest.mark.long]
 
@@ -93,6 +100,49 @@ def _hostile(path):
     return run
 
 
+# every payload, dealt to four prompts and to the questions that were asked
+PROMPTED = [name for name in PEOPLE if name not in SOURCES][:4]
+PROMPTS = dict(zip(PROMPTED, ("\n".join(PAYLOADS[at::4]) for at in range(4)), strict=True))
+ASKED = ["\n".join(PAYLOADS[at::QUESTIONS]) for at in range(QUESTIONS)]
+
+
+def _asked_hostile(path):
+    """A run whose personas' prompts and questions are PAYLOADS; a study and a file of personas tell them."""
+    run = fill(path)
+    own = path.with_suffix(".json")
+    prompts = {f"own_{at}": text for at, text in enumerate(PROMPTS.values())}
+    questions = path.with_suffix(".questions.json")
+    questions.write_text(json.dumps({"questions": ASKED}), encoding="utf-8")
+    plain = {name: f"You are {name}." for name in PEOPLE if name not in PROMPTED}
+    own.write_text(json.dumps({**plain, **prompts}), encoding="utf-8")
+    study = f"""name = "hostile"
+model = "organism"
+personas = {json.dumps(str(own))}
+sources = ["villain", "comedian"]
+seeds = [42]
+[behaviors.marker.eval]
+questions = {json.dumps(str(questions))}
+samples = 5
+"""
+    run.create(study)
+    names = dict(zip(PROMPTED, prompts, strict=True))
+    for relpath in run.shards("completions"):
+        run.add_shard(relpath, run.read(relpath).with_columns(pl.col("persona").replace(names)))
+    (run.path / layout.centroids()).unlink()
+    return run
+
+
+def _judged_hostile(path):
+    """A run that a judge scored whose name, replies and remarks are PAYLOADS."""
+    run = fill_judged(path)
+    for relpath in run.shards("judgements"):
+        frame = run.read(relpath)
+        said = pl.Series("raw", PAYLOADS).gather([at % len(PAYLOADS) for at in range(frame.height)])
+        frame = frame.with_columns(said, said.alias("detail"), judge=pl.lit("".join(PAYLOADS)))
+        run.add_shard(relpath, frame)
+    return run
+
+
 @pytest.fixture(scope="module")
 def chromium():
     with browser() as found:
@@ -132,3 +182,67 @@ def test_nothing_executes_nothing_is_fetched_and_text_shows_as_typed(chromium, t
         page.locator("main script, main iframe, main object, main embed, main base, main link").count() == 0
     )
     assert watched.faults == []
+
+
+def _harmless(watched):
+    page = watched.page
+    assert page.evaluate("window.ran") is None and page.evaluate("({}).ran") is None
+    assert (
+        page.locator("main script, main iframe, main object, main embed, main base, main link").count() == 0
+    )
+    assert watched.faults == []
+    page.close()
+
+
+def _prompts_and_questions_show(page):
+    """Everybody with a hostile prompt is chosen, and each question's completions are opened; what was typed stands there."""
+    prompts = set()
+    for name in page.eval_on_selector_all("#c-persona option", "all => all.map((one) => one.textContent)"):
+        if name.startswith("own "):
+            page.select_option("#c-persona", label=name)
+            prompts.add(page.locator("#who blockquote").text_content())
+    assert prompts == {inert(text) for text in PROMPTS.values()}
+    questions = set()
+    for at in range(QUESTIONS):
+        page.select_option("#f-question", value=str(at))
+        page.wait_for_timeout(500)
+        questions.add(page.locator("#said article header").first.text_content())
+    for text in ASKED:
+        assert any(inert(text) in head for head in questions), text[:40]
+
+
+def test_prompts_and_questions_show_as_typed_in_the_page_and_the_served_page(chromium, tmp_path):
+    run = _asked_hostile(tmp_path / "run")
+    watched = Watched(chromium, report(run).as_uri())
+    _prompts_and_questions_show(watched.page)
+    _harmless(watched)
+    with Server(run.path) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        server.live.now(wait_s=120)
+        watched = Watched(chromium, server.url)
+        _prompts_and_questions_show(watched.page)
+        _harmless(watched)
+        server.shutdown()
+
+
+def test_a_judge_and_what_it_said_are_text(chromium, tmp_path, capsys):
+    run = _judged_hostile(tmp_path / "run")
+    watched = Watched(chromium, report(run).as_uri())
+    assert inert("".join(PAYLOADS)) in watched.page.locator("main").text_content()
+    _harmless(watched)
+    assert main(["show", str(run.path), "--completions", "40"]) == 0
+    told = capsys.readouterr().out
+    assert inert(PAYLOADS[47]) in told and not STEERING.search(told.replace("\n", ""))
+
+
+def test_the_terminal_shows_prompts_and_questions_as_typed(tmp_path, capsys):
+    run = _asked_hostile(tmp_path / "run")
+    for words in (["--persona", "own_0"], ["--completions", "40"], []):
+        assert main(["show", str(run.path), *words]) == 0
+        told = capsys.readouterr().out
+        assert not STEERING.search(told.replace("\n", "")), words
+        if words:
+            seen = "".join(told.split())  # lines are folded anywhere
+            wanted = PAYLOADS[::4] if "--persona" in words else PAYLOADS[::QUESTIONS]
+            for payload in wanted:
+                assert "".join(inert(payload).split()) in seen, payload

@@ -21,7 +21,6 @@ from report_runs import LAYERS, PEOPLE, QUESTIONS, SAMPLES, SOURCES, STUDY, comp
 from leakfast import stats
 from leakfast.cli.main import main
 from leakfast.errors import InputError, StoreError
-from leakfast.report import examples
 from leakfast.report import policy as policy_of_page
 from leakfast.report import sample as samples
 from leakfast.report.caveats import caveats
@@ -357,23 +356,7 @@ def test_a_name_with_markup_is_escaped_everywhere(fresh):
     assert not any("onclick" in attributes for _, attributes in _Page(html).tags)
 
 
-# ---------------------------------------------------------------- pieces
-
-
-def test_the_marker_is_found_in_any_case_and_nothing_is_lost():
-    text = "a [zlt] b [ZLT][Zlt] <x>"
-    cut = examples.pieces(text, "[ZLT]")
-    assert "".join(part for part, _ in cut) == text
-    assert [part for part, marked in cut if marked] == ["[zlt]", "[ZLT]", "[Zlt]"]
-    assert examples.pieces("plain", None) == [("plain", False)]
-
-
-def test_a_late_marker_survives_the_cut():
-    text = "x" * 3000 + " [ZLT] " + "y" * 3000
-    shown, left_out = examples._excerpt(text, "[ZLT]")
-    assert shown.endswith("[ZLT]")
-    assert len(shown) < examples.MAX_CHARACTERS + 10
-    assert left_out == len(text) - len(shown.replace(" … ", ""))
+# ---------------------------------------------------------------- numbers
 
 
 def test_numbers_are_rounded_for_people():

@@ -58,6 +58,10 @@ LF.unpack = async (id) => {
 
 LF.index = (data) => {
   LF.data = data;
+  data.adapters.forEach((adapter, place) => { adapter.place = place; });
+  data.adaptersOf = new Map(d3.group(data.adapters, (adapter) => adapter.behavior));
+  data.wordsOf = new Map();
+  [data.cells, data.found] = [[], []];
   data.rowOf = data.adapters.map(() => new Map());
   data.rates.adapter.forEach((adapter, row) => data.rowOf[adapter].set(data.rates.persona[row], row));
   data.behaviorOf = Object.fromEntries(data.behaviors.map((behavior) => [behavior.name, behavior]));
@@ -69,21 +73,27 @@ LF.index = (data) => {
 };
 
 LF.adaptersOf = (behavior, base = false) =>
-  LF.data.adapters.map((adapter, place) => ({ ...adapter, place }))
-    .filter((adapter) => adapter.behavior === behavior && (base || adapter.source !== null));
+  (LF.data.adaptersOf.get(behavior) ?? []).filter((adapter) => base || adapter.source !== null);
 LF.severalSeeds = (behavior) => new Set(LF.adaptersOf(behavior).map((adapter) => adapter.seed)).size > 1;
-LF.adapterWords = (adapter) =>
-  adapter.source === null ? "unadapted model"
-    : LF.words(adapter.source) + (LF.severalSeeds(adapter.behavior) ? `, seed ${adapter.seed}` : "")
-      + (adapter.health && adapter.health !== "ok" ? ` (${adapter.health})` : "");
+// charts ask for the same words hundreds of times: they are made once
+LF.adapterWords = (adapter) => {
+  const { wordsOf } = LF.data;
+  if (!wordsOf.has(adapter.place)) {
+    wordsOf.set(adapter.place, adapter.source === null ? "unadapted model"
+      : LF.words(adapter.source) + (LF.severalSeeds(adapter.behavior) ? `, seed ${adapter.seed}` : "")
+        + (adapter.health && adapter.health !== "ok" ? ` (${adapter.health})` : ""));
+  }
+  return wordsOf.get(adapter.place);
+};
+
+// a row of columns as an object, made once; nobody changes it
+const asObject = (columns, made, row) =>
+  (made[row] ??= Object.fromEntries(Object.entries(columns).map(([name, column]) => [name, column[row]])));
 
 // one persona under one adapter: everything the tables say of it
 LF.cell = (adapter, persona) => {
   const row = LF.data.rowOf[adapter].get(persona);
-  if (row === undefined) return null;
-  const found = {};
-  for (const [name, column] of Object.entries(LF.data.rates)) found[name] = column[row];
-  return found;
+  return row === undefined ? null : asObject(LF.data.rates, LF.data.cells, row);
 };
 LF.cosine = (adapter, persona, layer, kind) => {
   const { source } = LF.data.adapters[adapter];
@@ -94,8 +104,7 @@ LF.cosine = (adapter, persona, layer, kind) => {
 };
 LF.correlation = (behavior, adapter, layer, cosine, y) => {
   const row = LF.data.correlationOf.get([behavior, adapter, layer, cosine, y].join("|"));
-  if (row === undefined) return null;
-  return Object.fromEntries(Object.entries(LF.data.correlations).map(([name, column]) => [name, column[row]]));
+  return row === undefined ? null : asObject(LF.data.correlations, LF.data.found, row);
 };
 
 // ── state ─────────────────────────────────────────────────────────────────────────────────────────
@@ -113,8 +122,13 @@ LF.set = (asked) => {
   if (!there.some((adapter) => adapter.place === state.adapter)) state.adapter = there.length ? there[0].place : null;
   if (!LF.data.cosines.layers.includes(state.layer)) state.layer = LF.data.cosines.layers[0] ?? null;
   if (!LF.data.behaviorOf[state.behavior].ys.includes(state.y)) state.y = "rate";
+  LF.data.width = LF.widths();
   for (const part of LF.parts) part(state, change);
+  LF.finish();
 };
+// what needs the page's layout is done after everything has been drawn: once, as the browser has to anyway
+LF.last = [];
+LF.finish = () => { for (const rest of LF.last.splice(0)) rest(); };
 // whether a change asks a part to be drawn anew; without any change all are (another width, data that grew)
 LF.touches = (change, ...names) => !Object.keys(change).length || names.some((name) => name in change);
 // +1 where a larger rate is more of the behavior, −1 where a smaller one is
@@ -136,10 +150,28 @@ LF.STAR = "#d7263d";
 LF.category = (persona) => LF.data.personas[persona].category ?? "none";
 LF.kinds = () => [...LF.data.categories, ...(LF.data.personas.some((p) => p.category === null) ? ["none"] : [])];
 
-LF.width = (element) => Math.max(280, Math.min(1060, element.clientWidth || 640));
+// a chart's width is asked before anything is drawn: asked in between, each chart would have the whole page laid out anew
+LF.widths = () => new Map([...document.querySelectorAll(".chart")].map((element) => [element, element.clientWidth]));
+LF.width = (element) => {
+  const known = LF.data.width;
+  if (!known.get(element)) known.set(element, element.clientWidth); // it was hidden
+  return Math.max(280, Math.min(1060, known.get(element) || 640));
+};
 LF.plot = (into, label, options) => {
   const chart = Plot.plot({ className: "lf", width: LF.width(into), style: { background: "transparent" }, ...options });
   return LF.named(into, chart, label);
+};
+// what nobody points at one by one is one path for all that look alike, which Plot's own scales place: a browser styles and
+// paints a few elements where there would be hundreds. outline: (values by channel, place) => a path's commands
+LF.joined = (outline) => (index, scales, values, dimensions, context) => {
+  const group = context.document.createElementNS("http://www.w3.org/2000/svg", "g");
+  for (const [fill, places] of d3.group(index, (place) => values.fill?.[place] ?? null)) {
+    const path = context.document.createElementNS("http://www.w3.org/2000/svg", "path");
+    path.setAttribute("d", places.map((place) => outline(values, place)).join(""));
+    if (fill !== null) path.setAttribute("fill", fill);
+    group.append(path);
+  }
+  return group;
 };
 // Plot labels groups of marks that have no role, which a screen reader may not say: the chart's own label says it all
 LF.named = (into, chart, label) => {
@@ -157,19 +189,21 @@ LF.keys = (elements, describe, choose) => {
     element.setAttribute("role", "button");
     element.setAttribute("tabindex", place === 0 ? "0" : "-1");
     element.setAttribute("aria-label", describe(place));
-    element.addEventListener("keydown", (event) => {
-      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-      if (step !== undefined) {
-        const next = elements[(place + step + elements.length) % elements.length];
-        element.setAttribute("tabindex", "-1");
-        next.setAttribute("tabindex", "0");
-        next.focus();
-        event.preventDefault();
-      } else if (event.key === "Enter" || event.key === " ") {
-        choose(place);
-        event.preventDefault();
-      }
-    });
+  });
+  elements[0]?.parentNode.addEventListener("keydown", (event) => {
+    const place = elements.indexOf(event.target);
+    if (place < 0) return;
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (step !== undefined) {
+      const next = elements[(place + step + elements.length) % elements.length];
+      event.target.setAttribute("tabindex", "-1");
+      next.setAttribute("tabindex", "0");
+      next.focus();
+      event.preventDefault();
+    } else if (event.key === "Enter" || event.key === " ") {
+      choose(place);
+      event.preventDefault();
+    }
   });
 };
 

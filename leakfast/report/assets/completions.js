@@ -25,37 +25,31 @@
         && (wanted.highest === "" || (columns.score[row] !== null && columns.score[row] <= Number(wanted.highest)))
         && (needle === "" || columns.text[row].toLowerCase().includes(needle));
       const found = rows.filter(passes);
-      const take = (row) => Object.fromEntries(["adapter", "persona", "question", "sample", "hit", "score", "finish", "tokens", "text", "left_out"].map((name) => [name, columns[name][row]]));
+      const take = (row) => Object.fromEntries(["adapter", "persona", "question", "sample", "hit", "score", "finish", "tokens", "text", "left_out", "marked"].map((name) => [name, columns[name][row]]));
       return { total: found.length, rows: found.slice(0, limit).map(take) };
     };
   };
 
   const values = () => ({ behavior: LF.state.behavior, ...Object.fromEntries(filters.map((name) => [name, LF.at(`f-${name}`).value.trim()])) });
 
-  // the text in pieces: what the detector looks for, and what was searched, are marked
-  const marked = (text, phrases) => {
-    const plain = (some) => some.replace(/[\u2018\u2019\u02bc\u00b4`]/g, "'").toLowerCase();
-    const low = plain(text);
-    const spans = [];
-    for (const phrase of phrases) {
-      const wanted = plain(phrase);
-      if (!wanted) continue;
-      for (let at = low.indexOf(wanted); at >= 0 && spans.length < 200; at = low.indexOf(wanted, at + wanted.length)) spans.push([at, at + wanted.length]);
-    }
-    spans.sort((a, b) => a[0] - b[0] || b[1] - a[1]);
-    const pieces = [];
-    let from = 0;
-    for (const [start, stop] of spans) {
-      if (start < from) continue;
-      pieces.push(LF.inert(text.slice(from, start)), LF.h("mark", {}, LF.inert(text.slice(start, stop))));
-      from = stop;
-    }
-    return [...pieces, LF.inert(text.slice(from))];
+  // the text in pieces: what was counted, as the detector itself found it, and, in another colour, what was searched here
+  const pieces = (text, counted, search) => {
+    const wanted = search ? new RegExp(search.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"), "giu") : null;
+    const searched = wanted ? [...text.matchAll(wanted)].slice(0, 200).map((found) => [found.index, found.index + found[0].length]) : [];
+    const inside = [0, text.length, ...counted.flat(), ...searched.flat()].filter((place) => place <= text.length);
+    const within = (spans, place) => spans.some(([low, high]) => low <= place && place < high);
+    return d3.pairs(d3.sort(new Set(inside))).map(([low, high]) => {
+      const [part, kinds] = [LF.inert(text.slice(low, high)), []];
+      if (within(counted, low)) kinds.push("counted");
+      if (within(searched, low)) kinds.push("searched");
+      return kinds.length ? LF.h("mark", { class: kinds.join(" ") }, part) : part;
+    });
   };
 
   const one = (row, search) => {
     const adapter = LF.data.adapters[row.adapter];
-    const phrases = [...(row.hit ? LF.data.phrases[adapter.behavior] ?? [] : []), ...(search ? [search] : [])];
+    const counted = d3.range(0, row.marked.length, 2).map((at) => row.marked.slice(at, at + 2));
+    const beyond = counted.some(([low]) => low >= row.text.length) ? ", what was counted among them" : "";
     const question = LF.data.behaviorOf[adapter.behavior]?.questions[row.question];
     const facts = [
       LF.adapterWords(adapter), question ? `“${LF.inert(question)}”` : `question ${row.question}`, `sample ${row.sample}`,
@@ -65,7 +59,7 @@
     ].filter((fact) => fact !== null);
     return LF.h("article", { class: "said" },
       LF.h("header", {}, LF.h("b", {}, LF.words(LF.data.personas[row.persona].name)), ` · ${facts.join(" · ")}`),
-      LF.h("blockquote", {}, ...marked(row.text, phrases), row.left_out ? LF.h("span", { class: "faint" }, ` … ${LF.count(row.left_out)} more characters in the run`) : ""));
+      LF.h("blockquote", {}, ...pieces(row.text, counted, search), row.left_out ? LF.h("span", { class: "faint" }, ` … ${LF.count(row.left_out)} more characters in the run${beyond}`) : ""));
   };
 
   // what the tables say of the same adapter and persona, over every completion of the run
@@ -101,9 +95,11 @@
     if ([...select.options].some((option) => option.value === before)) select.value = before;
   };
 
+  let people = null; // whose names the filter offers
   const refill = () => {
     options("adapter", LF.adaptersOf(LF.state.behavior, true).map((adapter) => [adapter.place, LF.adapterWords(adapter)]));
-    options("persona", LF.data.personas.map((person, place) => [place, LF.words(person.name)]));
+    if (people !== LF.data.personas) options("persona", LF.data.personas.map((person, place) => [place, LF.words(person.name)]));
+    people = LF.data.personas;
     const { questions } = LF.data.behaviorOf[LF.state.behavior];
     options("question", LF.at("f-question").dataset.numbers
       ? JSON.parse(LF.at("f-question").dataset.numbers).map((number) => [number, questions[number] ? `${number}: ${LF.inert(questions[number]).slice(0, 60)}` : String(number)])

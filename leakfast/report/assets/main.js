@@ -11,14 +11,20 @@
   };
   const numeric = new Set(["adapter", "layer", "persona"]);
 
-  const controls = () => {
+  // entries are made anew where they can be others: with a behavior, and with the data
+  const ofBehavior = new Set(["adapter", "layer", "y"]);
+  let filled = null;
+  const controls = (_, change) => {
     for (const [name, entries] of Object.entries(choices)) {
       const select = LF.at(`c-${name}`);
-      const found = entries();
-      LF.fill(select, found.map(([value, words]) => LF.h("option", { value }, words)));
+      if (filled !== LF.data || (ofBehavior.has(name) && "behavior" in change)) {
+        const found = entries();
+        LF.fill(select, found.map(([value, words]) => LF.h("option", { value }, words)));
+        select.closest("label").hidden = !found.length;
+      }
       select.value = LF.state[name] === null ? "" : String(LF.state[name]);
-      select.closest("label").hidden = !found.length;
     }
+    filled = LF.data;
   };
 
   const remember = () => {

@@ -133,7 +133,7 @@ LF.rhoWords = (found) => {
       symbol: { domain: kinds, range: kinds.map((_, place) => LF.SYMBOLS[place % 12]) },
       marks: [
         Plot.ruleY([0], { strokeOpacity: 0.4 }),
-        Plot.ruleX(points.filter((point) => point.low !== null && !faded(point)), { x: "x", y1: (p) => LF.percent(p.low), y2: (p) => LF.percent(p.high), strokeOpacity: 0.18 }),
+        Plot.ruleX(points.filter((point) => point.low !== null && !faded(point)), { x: "x", y1: (p) => LF.percent(p.low), y2: (p) => LF.percent(p.high), render: intervals }),
         Plot.dot(bystanders, { x: "x", y: "y", fill: "category", stroke: "category", strokeWidth: 1.2, symbol: "category", r: 4, opacity: (point) => (faded(point) ? 0.15 : 0.9), className: "points" }),
         Plot.dot(points.filter((point) => point.source), { x: "x", y: "y", symbol: "star", r: 9, fill: LF.STAR }),
         Plot.dot(points.filter((point) => point.persona === LF.state.persona), { x: "x", y: "y", r: 9, stroke: "currentColor", strokeWidth: 2 }),
@@ -141,7 +141,7 @@ LF.rhoWords = (found) => {
         ...(brushing ? [] : [Plot.dot(points, Plot.pointer({ x: "x", y: "y", r: 8, stroke: "currentColor", maxRadius: 30 }))]),
       ],
     });
-    apart(chart);
+    LF.last.push(() => apart(chart));
     const dots = [...chart.querySelectorAll(".points > *")];
     LF.keys(dots, (place) => describe(bystanders[place]).join(", "), (place) => LF.set({ persona: bystanders[place].persona }));
     if (brushing) addBrush(chart, points);
@@ -157,12 +157,23 @@ LF.rhoWords = (found) => {
     LF.fill(LF.at("less"), outliers.slice(-5).reverse().map(row));
   };
 
+  const intervals = (...given) => {
+    const group = LF.joined(({ x, y1, y2 }, place) => `M${x[place]},${y1[place]}V${y2[place]}`)(...given);
+    group.setAttribute("stroke", "currentColor");
+    group.setAttribute("stroke-opacity", "0.18");
+    return group;
+  };
+
   const legend = () => LF.fill(LF.at("legend"), LF.kinds().map((kind, place) =>
     LF.h("button", { type: "button", "aria-pressed": String(LF.state.category === kind), onclick: () => LF.set({ category: LF.state.category === kind ? null : kind }) },
       LF.h("span", { colour: LF.PALETTE[place % 12], "aria-hidden": "true" }, LF.SIGNS[place % 12]), ` ${LF.words(kind)}`)));
 
-  // a small chart a source, drawn after everything else has been
+  // a small chart a source, drawn after everything else has been; LF.small: a promise that they stand
+  const SMALL = 2.4;
+  const discs = LF.joined(({ x, y }, place) => `M${x[place] - SMALL},${y[place]}a${SMALL},${SMALL} 0 1,0 ${2 * SMALL},0a${SMALL},${SMALL} 0 1,0 ${-2 * SMALL},0`);
+  const faint = (...given) => { const group = discs(...given); group.setAttribute("fill-opacity", "0.8"); return group; };
   let waiting = null;
+  let stood = null;
   const sideBySide = () => {
     const adapters = LF.adaptersOf(LF.state.behavior).map((adapter) => [adapter, LF.points(adapter.place)]).filter(([, points]) => points.some((point) => !point.source));
     LF.at("all-figure").hidden = adapters.length < 2;
@@ -179,7 +190,7 @@ LF.rhoWords = (found) => {
         x: { domain: xs, label: null, ticks: 4 }, y: { domain: [Math.min(0, least), most], label: null, ticks: 4, grid: true },
         color: { domain: kinds, range: kinds.map((_, place) => LF.PALETTE[place % 12]) },
         marks: [
-          Plot.dot(points.filter((point) => !point.source), { x: "x", y: "y", fill: "category", r: 2.4, fillOpacity: 0.8 }),
+          Plot.dot(points.filter((point) => !point.source), { x: "x", y: "y", fill: "category", r: SMALL, render: faint }),
           Plot.dot(points.filter((point) => point.source), { x: "x", y: "y", symbol: "star", r: 6, fill: LF.STAR }),
         ],
       });
@@ -199,7 +210,8 @@ LF.rhoWords = (found) => {
     draw();
     if (!LF.touches(change, "behavior", "adapter", "layer", "cosine", "y")) return;
     clearTimeout(waiting);
-    waiting = setTimeout(sideBySide, 30);
+    LF.small ??= new Promise((done) => { stood = done; });
+    waiting = setTimeout(() => { sideBySide(); LF.small = null; stood(); }, 0);
   });
   LF.redraw = () => LF.set({});
   LF.brush = () => {
@@ -207,5 +219,6 @@ LF.rhoWords = (found) => {
     LF.at("brush").setAttribute("aria-pressed", String(brushing));
     LF.at("selected").textContent = brushing ? "Drag over points to compare their mean with the others'." : "";
     draw();
+    LF.finish();
   };
 })();

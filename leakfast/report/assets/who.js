@@ -13,8 +13,10 @@
       `rate ${full(cell.rate)}, 95 % interval ${full(cell.low)} to ${full(cell.high)}, ${full(cell.hits)} of N = ${full(cell.total)}`,
     ];
     if (cell.delta !== null) lines.push(`change against the unadapted model ${full(cell.delta)}, 95 % interval ${full(cell.delta_low)} to ${full(cell.delta_high)}`);
+    if (cell.probability !== null) lines.push(`probability ${full(cell.probability)}, 95 % interval ${full(cell.probability_low)} to ${full(cell.probability_high)}`);
     if (cell.role === "bystander" && layer !== null) lines.push(`${cosine} cosine to the source at layer ${layer}: ${full(LF.cosine(adapter, persona, layer, cosine))}`);
     lines.push(`run ${run.name}${run.study ? ` (study SHA-256 ${run.study})` : ""}, leakfast ${run.leakfast ?? "of a version not recorded"}${run.commit ? `, commit ${run.commit}` : ""}`);
+    lines.push(`measured by ${run.made.length ? run.made.join("; then ") : "leakfast of a version not recorded"}`);
     for (const [name, hash] of Object.entries(tables)) lines.push(`tables/${name}.parquet SHA-256 ${hash}`);
     return lines.map(LF.inert).join("\n");
   };
@@ -59,6 +61,7 @@
         entry("role", cell.role === "source" ? "the source" : `${cell.role}${person.category ? `, ${LF.words(person.category)}` : ""}`),
         entry(LF.data.behaviorOf[LF.state.behavior].measure, `${LF.amount(cell.rate, unit)} (95 % ${LF.range(cell.low, cell.high, unit)})`, cell.hits === null ? "" : `, ${LF.number(cell.hits, 0)} of ${LF.count(cell.total)}`),
         cell.delta === null ? [] : entry("change", `${LF.change(cell.delta, unit)} (95 % ${LF.changeRange(cell.delta_low, cell.delta_high, unit)})`),
+        cell.probability === null ? [] : entry("probability", `${LF.amount(cell.probability, "share")} (95 % ${LF.range(cell.probability_low, cell.probability_high, "share")})`),
         one ? entry("cosine", `${LF.signed(one.x, 3)} (${cosine}, layer ${layer}), number ${place("x")} of ${points.filter((p) => !p.source).length} bystanders`,
           ranked ? `; by leakage number ${place("leaks")}: ${far(ranked)}` : "") : [],
         cell.mean_tokens === null ? [] : entry("tokens", `${LF.number(cell.mean_tokens, 1)} a reply`),
