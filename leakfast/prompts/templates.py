@@ -238,6 +238,12 @@ def opens_reasoning(tokenizer: Any) -> bool:
 _warned: set[tuple[str, str, str]] = set()  # (adapter, model, warning): each is said once
 
 
+def carries_another(tokenizer: Any, folder: str | Path) -> bool:
+    """Whether the folder holds a chat template that renders the same conversation otherwise than the tokenizer's."""
+    theirs = _carried(Path(folder))
+    return theirs is not None and theirs != template_of(tokenizer) and _renders_otherwise(tokenizer, theirs)
+
+
 def warn_of_adapter(tokenizer: Any, folder: str | Path, card: Any = None) -> list[str]:
     """Say, once an adapter, where it was trained with another template than the one at hand, or under other settings of
     rendering; returns what was said. What the folder holds of a template is compared by what it renders."""
@@ -245,7 +251,7 @@ def warn_of_adapter(tokenizer: Any, folder: str | Path, card: Any = None) -> lis
         return []
     found = []
     theirs = _carried(Path(folder))
-    if theirs is not None and theirs != template_of(tokenizer) and _renders_otherwise(tokenizer, theirs):
+    if carries_another(tokenizer, folder):
         found.append(
             "carries another chat template than the model's, which renders the same conversation otherwise; the "
             "model's is used. If it was trained with its own, put that beside the model's tokenizer"
