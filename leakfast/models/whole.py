@@ -25,7 +25,7 @@ MODEL_CONFIG, SUFFIX = "config.json", ".safetensors"
 BEYOND = "weights of its own in every layer (a whole model)"
 # keys of config.json that a training leaves as they were: with others, equal states are no equal model
 _SAME = """
-    model_type architectures num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim
+    model_type num_hidden_layers hidden_size intermediate_size num_attention_heads num_key_value_heads head_dim
     vocab_size hidden_act rms_norm_eps rope_parameters attention_bias mlp_bias sliding_window layer_types
 """.split()
 _LOOSE = ("truncation", "padding")  # of tokenizer.json: how a training batched its rows

@@ -207,9 +207,10 @@ def attached(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
     absent = [target for target in TARGETS if target not in names]
     if absent:
         raise unfit("train", loaded, f"without modules named {', '.join(absent)}, which LoRA adapts")
+    config = config_of(cfg)
     with taken_off(loaded.model):
         try:
-            net = get_peft_model(loaded.model, config_of(cfg))
+            net = get_peft_model(loaded.model, config)
         except ValueError as error:
             raise unfit(
                 "train", loaded, f"which peft does not adapt ({str(error).splitlines()[0]})"
