@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 )
 @options_of(
     "TrainConfig",
-    "method",
     "epochs",
     "rank",
     "alpha",
@@ -57,6 +56,7 @@ if TYPE_CHECKING:
     "tail_tokens",
     "end_of_turn",
     lr={"type": str},
+    method={"help": "What is trained: an adapter of that kind, or all weights (full)."},
 )
 @options_of("DataConfig", "items", "design", "separator", match_lengths=MATCHED)
 @click.option(
