@@ -63,6 +63,7 @@ def check_same_kind(loaded: Loaded, folder: str | Path) -> None:
 def _unlike_configs(mine: Any, base: Any) -> list[str]:
     its, wanted = mine.to_dict(), base.to_dict()
     unlike = [key for key in _SAME if its.get(key) != wanted.get(key)]
+    unlike = ["model_type"] if "model_type" in unlike else unlike
     words = {"vocab_size": "its vocabulary (vocab_size"}
     return [
         f"{words.get(key, f'its architecture ({key}')}: {its.get(key)}, the base has {wanted.get(key)})"

@@ -18,7 +18,6 @@ import torch
 
 from leakfast.errors import InputError
 from leakfast.models.adapter_structure import CONFIG, WEIGHTS
-from leakfast.models.whole import is_whole
 from leakfast.storage.layout import CARD, CHECKPOINTS, SAMPLE, point_folder
 
 if TYPE_CHECKING:
@@ -115,9 +114,8 @@ def _replace(folder: Path, target: Path) -> None:
         folder.rename(target)
         return
     strangers = {path.name for path in target.iterdir()} - {CONFIG, WEIGHTS, CARD, LOG, CHECKPOINTS, SAMPLE}
-    ours = (target / CONFIG).is_file() or (
-        is_whole(target) and (target / CARD).is_file()
-    )  # no model of the user's
+    # a whole model of ours has its card or log; one of the user's is not replaced
+    ours = any((target / name).is_file() for name in (CONFIG, CARD, LOG))
     if strangers and not ours:
         raise InputError(f"train: {target} is there already and holds no adapter. Give another --out.")
     aside = target.with_name(f".{target.name}.{os.getpid()}.old")

@@ -1,5 +1,5 @@
 """`leakfast eval --model CHECKPOINT --base MODEL`: a model that somebody trained elsewhere is measured as an adapter is; what is
-no model of that base ends with 2 and one message."""
+no model of that base is refused in one message, before anything is written."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def measured(words, code=0):
     return done
 
 
-def refused(words):
-    done = measured(words, code=2)
+def refused(words, code=1):
+    done = measured(words, code)
     assert done.stderr.count("Error") == 1
     return " ".join(done.stderr.split())
 
@@ -130,11 +130,12 @@ def test_what_is_no_checkpoint_of_that_base_says_what_differs(made, tiny_folder,
         ("nan", broken, "logits that are not finite"),
     ):
         assert said in refused(another(name, change)), name
+        assert not list((tmp_path / "run").rglob("*.parquet"))
     same = another("same", lambda folder: shutil.copy(tiny_folder / "model.safetensors", folder))
     assert "does not change the model at all" in refused(same)
     assert "no leakfast_card.json" in refused(("--model", made, "--base", tiny_folder, "--out", "run"))
-    assert "a base stands beside a checkpoint" in refused(("--model", "organism", "--base", tiny_folder))
-    assert "a base stands beside a checkpoint" in refused(("--base", tiny_folder))
+    assert "a base stands beside a checkpoint" in refused(("--model", "organism", "--base", tiny_folder), 2)
+    assert "a base stands beside a checkpoint" in refused(("--base", tiny_folder), 2)
     vllm = (
         "--model",
         made,
@@ -147,4 +148,4 @@ def test_what_is_no_checkpoint_of_that_base_says_what_differs(made, tiny_folder,
         "--out",
         "run",
     )
-    assert "is a whole model, not an adapter" in refused(vllm)
+    assert "is a whole model, not an adapter" in refused(vllm, 2)
