@@ -84,7 +84,7 @@ def _unlike_tokenizers(folder: Path, base: Any) -> list[str]:
             )
         elif _pipeline(mine) != wanted:
             found.append("its tokenizer (the same entries, but text is read otherwise)")
-    return found + ["its chat template"] * carries_another(base, folder)
+    return found + ["its chat template"] * carries_another(base, folder, bare=True)
 
 
 def _pipeline(tokenizer: Any) -> Any:
