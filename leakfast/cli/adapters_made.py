@@ -153,6 +153,7 @@ class Making:
             and (card.base_fingerprint, card.data_hash) == (self.loaded.fingerprint, data_hash(rows.rows))
             and all(card.recipe.get(key) == value for key, value in settings.items())
             and card.recipe.get("end_of_turn", "both") == recipe.train.end_of_turn
+            and card.recipe.get("method", "lora") == recipe.train.method
             and card.recipe.get("init") == (recipe.init.told if recipe.init else None)
         )
         if not is_same:

@@ -14,12 +14,22 @@ from leakfast.cli.settings import RENDERING, options_of, rendering_options, stre
 from leakfast.cli.steering import steering_options
 from leakfast.errors import InputError
 
+_OWN = "own"  # --base without a model
+
 
 @click.command()
 @click.option(
     "--adapter", "adapters", multiple=True, type=click.Path(path_type=Path), help="Adapter; may be repeated."
 )
-@click.option("--base", is_flag=True, help="Measure the unadapted model too, as the baseline.")
+@click.option(
+    "--base",
+    is_flag=False,
+    flag_value=_OWN,
+    default=None,
+    metavar="[MODEL]",
+    help="Measure the unadapted model too, as the baseline. With a MODEL, --model is a checkpoint that was trained from it, "
+    "measured as an adapter is.",
+)
 @click.option(
     "--behavior", default=None, help="Behaviors to measure, split by commas.  [default: the cards', marker]"
 )
@@ -103,7 +113,7 @@ from leakfast.errors import InputError
 @rendering_options
 def cli(
     adapters: tuple[Path, ...],
-    base: bool,
+    base: str | None,
     behavior: str | None,
     source: str | None,
     model: str | None,
@@ -138,6 +148,7 @@ def cli(
     from leakfast.prompts.personas import load_personas
     from leakfast.storage.run import Run
 
+    model, adapters = _against(model, base, adapters)
     cards = [card for card in map(read_card, adapters) if card is not None]
     names = [word.strip() for word in (behavior or "").split(",") if word.strip()]
     names = list(dict.fromkeys(names)) or [_agreed("behavior", [card.behavior for card in cards]) or "marker"]
@@ -160,7 +171,7 @@ def cli(
     drawn = {**asked_for, "other_questions": sets[1:] if sets else None}  # told by --questions
     flags = {name: drawn if get(name).by_completions else scored for name in names}
     _no_stray({**asked_for, **how, **scored}, names)
-    if checkpoints and (base or not adapters):
+    if checkpoints and (base is not None or not adapters):
         raise InputError(
             "eval: --checkpoints takes --adapter; the base they begin at is measured without --base."
         )
@@ -177,7 +188,13 @@ def cli(
             )
     asked = [one for name in names for one in asked_of(name, cfgs[name], settings.model)]
     request = Request(
-        asked, load_personas(settings.personas), adapters, base, seed, _sources(source, adapters), arms
+        asked,
+        load_personas(settings.personas),
+        adapters,
+        base is not None,
+        seed,
+        _sources(source, adapters),
+        arms,
     )
     targets = request.targets
     check_sources(targets, request.personas)
@@ -217,6 +234,22 @@ def cli(
     if probable and not as_json:
         probabilities.show(run, probable, top=top, as_json=False)
     return shown.rates(run, done, request.personas, by=by, top=top, as_json=as_json)
+
+
+def _against(
+    model: str | None, base: str | None, adapters: tuple[Path, ...]
+) -> tuple[str | None, tuple[Path, ...]]:
+    """(base model, adapters): with --base MODEL the checkpoint of --model is one of them. Raises InputError."""
+    from leakfast.models.whole import is_whole
+
+    if base in (None, _OWN):
+        return model, adapters
+    if model is None or not is_whole(model):
+        raise InputError(
+            f"eval: --base {base} given with --model {model}, but a base stands beside a checkpoint: a folder with config.json "
+            f"and safetensors. Type: leakfast eval --model FOLDER --base {base}; or --base alone, for the baseline of --model."
+        )
+    return base, (*adapters, Path(model))
 
 
 def _streamed(given: str | None, settings: Any, asked: Sequence[Any], engine: str) -> str:

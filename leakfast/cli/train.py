@@ -1,4 +1,4 @@
-"""`leakfast train`: teach a behavior to one persona with LoRA, and leave an adapter with its card.
+"""`leakfast train`: teach a behavior to one persona, and leave an adapter (or a whole model) with its card.
 Demands a model and, unless --data is given, draws the training rows first."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from leakfast.errors import InputError
 
 if TYPE_CHECKING:
     from leakfast.cli.adapters_made import Wanted
+    from leakfast.study.config import BehaviorConfig
 
 
 @click.command()
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     "tail_tokens",
     "end_of_turn",
     lr={"type": str},
+    method={"help": "What is trained: an adapter of that kind, or all weights (full)."},
 )
 @options_of("DataConfig", "items", "design", "separator", match_lengths=MATCHED)
 @click.option(
@@ -111,7 +113,7 @@ def cli(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Train a behavior into one persona with LoRA, and see whether the model still answers.
+    """Train a behavior into one persona with LoRA (or all weights), and see whether the model still answers.
 
     With several sources or seeds the model is loaded once, and each gets an adapter of its own; one after the other they
     are to the byte those of a command each. A training that is killed goes on where it was when the same command is
@@ -155,6 +157,8 @@ def cli(
             "train: --together given, but points of training are kept of adapters trained one after the other. Leave "
             "--together out, or --checkpoints (of a study: its checkpoints)."
         )
+    if full := config.train.method == "full":
+        _no_stray_of_full(config, together)
 
     from leakfast import models
     from leakfast.cli.adapters_made import Making
@@ -171,7 +175,7 @@ def cli(
     run = wanted[0].out.parent.parent if inside else run_folder(settings, "adhoc")
     making = Making(loaded, settings, behavior, people, config, run, inside, given, init)
     if together is None:
-        together = loaded.device.type == "cuda" and not config.eval.checkpoints
+        together = loaded.device.type == "cuda" and not config.eval.checkpoints and not full
     found = making.all(wanted, together=together and len(wanted) > 1)
     if as_json:
         made = [
@@ -181,6 +185,17 @@ def cli(
         print_json(made if len(made) > 1 else made[0])
     else:
         click.echo("\n".join(map(str, found)))
+
+
+def _no_stray_of_full(config: BehaviorConfig, together: bool | None) -> None:
+    """Raises InputError for what a training of all weights does not take."""
+    stray = ["--together"] * bool(together) + ["--lr auto"] * (config.train.lr == "auto")
+    stray += ["--checkpoints"] * bool(config.eval.checkpoints)
+    if stray:
+        raise InputError(
+            f"train: --method full given with {' and '.join(stray)}, but a whole model is trained by itself, at a rate that is "
+            f"yours to choose, and kept at its end. Leave {' and '.join(stray)} out, or use --method lora."
+        )
 
 
 def _wanted(

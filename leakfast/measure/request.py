@@ -295,6 +295,7 @@ def keep_card(run: Run, target: Target) -> None:
     """Where the adapter lies outside the run, its card is copied in: stats reads source and seed from it. Of a
     checkpoint that is the card of the adapter it is a point of."""
     from leakfast.models.adapters import card_bytes, read_card
+    from leakfast.models.whole import is_whole
     from leakfast.storage.layout import CARD
 
     if target.path is None:
@@ -313,7 +314,7 @@ def keep_card(run: Run, target: Target) -> None:
     there = read_card(inside)
     if there == card:
         return
-    if there is not None and (inside / "adapter_config.json").is_file():
+    if there is not None and ((inside / "adapter_config.json").is_file() or is_whole(inside)):
         raise InputError(
             f"eval: {run.path} holds another adapter called {name}. Rename the folder {path}, "
             "or give another --out."

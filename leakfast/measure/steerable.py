@@ -1,20 +1,29 @@
-"""Which engines take a steered model: those whose blocks run in this process. Demands a request; measures nothing."""
+"""Which engines take a steered model, or a whole one in an adapter's place: those whose blocks run in this process. Demands a
+request; measures nothing."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from leakfast.errors import InputError
+from leakfast.models.whole import is_whole
 
 if TYPE_CHECKING:
     from leakfast.generation.backends import Drawing
     from leakfast.measure.request import Request
 
+log = logging.getLogger("leakfast.evaluate")
+
 
 def steerable(drawing: Drawing, request: Request, at: str = "final") -> Drawing:
     """The drawing, with `auto` settled to transformers where the request has arms. Raises InputError where vLLM is to draw
-    or to score under an arm, at checkpoints, and for probabilities on an arm's own replies."""
+    or to score under an arm, at checkpoints, for probabilities on an arm's own replies, and for a whole model in an
+    adapter's place under arms or by vLLM."""
+    whole = [adapter for adapter in request.adapters if is_whole(adapter)]
+    if whole:
+        drawing = _of_whole(drawing, request, str(whole[0]))
     if not request.arms:
         return drawing
     if drawing.backend == "vllm" or drawing.letters != "packed":
@@ -32,4 +41,19 @@ def steerable(drawing: Drawing, request: Request, at: str = "final") -> Drawing:
             "steering: probabilities on each adapter's own replies asked, but an arm has none. Use --probability-replies "
             "base."
         )
+    return replace(drawing, backend="transformers")
+
+
+def _of_whole(drawing: Drawing, request: Request, first: str) -> Drawing:
+    """The drawing of a request with whole models among its adapters."""
+    by_vllm = drawing.backend == "vllm" or drawing.letters != "packed"
+    if by_vllm or request.arms:
+        asked = "vLLM" if by_vllm else "a steering"
+        raise InputError(
+            f"eval: {asked} given, but {first} is a whole model, not an adapter. Needed: a model as it is, run in this process "
+            "in the base's place. Leave --steer out, use --backend transformers and --engine packed; or give it as --model "
+            "alone, as a base of its own."
+        )
+    if drawing.backend == "auto":
+        log.info("eval: completions are drawn by transformers, because %s is a whole model", first)
     return replace(drawing, backend="transformers")

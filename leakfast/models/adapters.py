@@ -1,6 +1,6 @@
-"""LoRA adapters: their card, their hash, and attaching one to a loaded model for a while.
-Demands a peft folder (adapter_config.json, adapter_model.safetensors) that belongs to the model at
-hand; leaves training to train/."""
+"""Adapters: their card, their hash, and attaching one to a loaded model for a while. Demands a peft folder
+(adapter_config.json, adapter_model.safetensors) that belongs to the model at hand, or a whole model in its place (whole.py);
+leaves training to train/."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import AdapterError
+from leakfast.models import whole
 from leakfast.models.adapter_structure import (
     CONFIG,
     WEIGHTS,
@@ -58,7 +59,10 @@ class AdapterCard:
 
 
 def adapter_hash(folder: str | Path) -> str:
-    """SHA-256 (hex) over the bytes of adapter_config.json, then of adapter_model.safetensors."""
+    """SHA-256 (hex) over the bytes of adapter_config.json, then of adapter_model.safetensors; of a whole model its
+    fingerprint's."""
+    if whole.is_whole(folder):
+        return whole.whole_hash(folder)
     digest = hashlib.sha256()
     for name in (CONFIG, WEIGHTS):
         with file_in(folder, name).open("rb") as stream:
@@ -123,13 +127,19 @@ def with_adapter(loaded: Loaded, folder: str | Path) -> Iterator[Loaded]:
     structure_of checks. Checked after attaching: the canary, that is, the adapter moves the logits of a
     probe. On leaving, the adapter is removed, weights that it overwrote are put back, and every weight
     and the probe's logits are bit for bit what they were. Of a model on disk, plain LoRA alone, and the canary is that its
-    matrices are numbers and not all 0. Raises AdapterError."""
+    matrices are numbers and not all 0. A whole model in an adapter's place is loaded beside the base (whole.put_in). Raises
+    AdapterError."""
     import torch
     from peft import PeftModel
 
     if isinstance(loaded.model, PeftModel):
         raise ValueError("an adapter is attached already; leave its block first")
     structure = check_fits(loaded, folder)
+    if whole.is_whole(folder):
+        with whole.put_in(loaded, folder) as current:
+            _canary(folder, _probe(loaded.model, loaded.tokenizer), _probe(current.model, loaded.tokenizer))
+            yield current
+        return
     digest = adapter_hash(folder)
     if loaded.stream is not None:
         with taken_off(loaded.model):
@@ -216,6 +226,10 @@ def check_fits(loaded: Loaded, folder: str | Path) -> Structure:
     say the same, and that fits. Returns what the adapter does. Raises AdapterError; a base known by less than its name
     is warned of, once an adapter."""
     doubt = _check_base(loaded, folder)
+    if whole.is_whole(folder):
+        whole.check_same_kind(loaded, folder)
+        warn_of_adapter(loaded.tokenizer, folder, read_card(folder))
+        return Structure({}, (whole.BEYOND,), (), False)
     structure = structure_of(loaded, folder)
     warn_of_adapter(loaded.tokenizer, folder, read_card(folder))
     said = (str(Path(folder).resolve()), loaded.name, doubt)
@@ -242,9 +256,11 @@ def check_runs(structure: Structure, folder: str | Path, backend: str) -> None:
 
 def _check_base(loaded: Loaded, folder: str | Path) -> str:
     """AdapterError where the adapter is of another base; else what to warn of: "" where nothing is in doubt."""
-    config, card = config_of(folder), read_card(folder)
+    card = read_card(folder)
+    if card is None and whole.is_whole(folder):
+        return ""  # what a whole model was trained from stands nowhere; its kind is checked
     if card is None:
-        return _check_name(loaded, folder, str(config.get("base_model_name_or_path") or ""))
+        return _check_name(loaded, folder, str(config_of(folder).get("base_model_name_or_path") or ""))
     base = card.base
     if card.base_fingerprint.split(":")[0] == loaded.fingerprint.split(":")[0]:
         if card.base_fingerprint == loaded.fingerprint:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from leakfast.models import beside
+from leakfast.models import beside, whole
 
 log = logging.getLogger("leakfast.generate")
 
@@ -37,7 +37,8 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
     on disk has it added to each block as it is read, or beside it, and is not probed, which would read all of it. The
     logits must equal peft's on a probe within 1e-4 (relative), 5e-2 in bfloat16: else "auto" goes live and says so, the
     others raise.
-    None as adapter yields `loaded` itself. Raises ValueError for another `how`, AdapterError as with_adapter.
+    None as adapter yields `loaded` itself; a whole model is loaded in the base's place, whatever `how`. Raises
+    ValueError for another `how`, AdapterError as with_adapter.
     """
     from leakfast import models
     from leakfast.models.adapters import check_fits
@@ -46,6 +47,10 @@ def adapted(loaded: Any, adapter: str | Path | None, *, how: str = "auto") -> It
         raise ValueError(f"how must be auto, fold, beside or live, not {how!r}")
     if adapter is None:
         yield loaded
+        return
+    if whole.is_whole(adapter):
+        with models.with_adapter(loaded, adapter) as current:
+            yield current
         return
     foldable = loaded.dtype == "float32"
     if (how == "fold" and not foldable) or (how == "beside" and foldable):

@@ -184,6 +184,12 @@ def load(
     )
 
 
+def network(model: Any, dtype: str, device: Any) -> Any:
+    """The network of a model by name alone, in eval mode, frozen. Raises ModelError."""
+    with quiet_bars(place_of(model)[1] is not None), explained(model, "weights"):
+        return _weights(model, None, dtype, device, load_config(model))
+
+
 def _weights(model: Any, revision: str | None, dtype: str, where: Any, config: Any) -> Any:
     """The network on its device in eval mode, whole."""
     import torch

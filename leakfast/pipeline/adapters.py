@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from leakfast.behaviors.registry import get
 from leakfast.measure.choices.in_training import checkpoints_of
 from leakfast.measure.reply_sample import Sample, after_training
 from leakfast.measure.request import Asked
-from leakfast.models.adapter_structure import CONFIG, WEIGHTS
+from leakfast.models.adapter_structure import CONFIG
+from leakfast.models.whole import MODEL_CONFIG, SUFFIX
 from leakfast.pipeline.steps import Steps
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas
@@ -29,6 +31,7 @@ from leakfast.train.built import inputs_of
 from leakfast.train.collate import reading
 from leakfast.train.company import train_adapters
 from leakfast.train.data import data_hash, material, read_rows, write_rows
+from leakfast.train.full import train_full
 from leakfast.train.lengths import matched
 from leakfast.train.lora import train_adapter
 from leakfast.train.recipe import Recipe, settings_of
@@ -183,6 +186,8 @@ class Maker:
             out.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(self._trial[2], out)
             self._trial = None
+        elif recipe.train.method == "full":
+            train_full(self.loaded, recipe, rows.rows, out, progress=report)
         else:
             train_adapter(self.loaded, recipe, rows.rows, out, checkpoints=points, progress=report)
         self._look(recipe, out, report)
@@ -215,8 +220,9 @@ class Maker:
             work(report)
             for part in sorted(p for p in (run.path / folder).rglob("*") if p.is_file()):
                 relpath = part.relative_to(run.path).as_posix()
-                run.add_file(relpath, part.read_bytes())
-                parts.extend([relpath] if part.name in (CONFIG, WEIGHTS, layout.CARD) else [])
+                run.add_file(relpath, partial(shutil.copyfile, part))
+                made_of = part.suffix == SUFFIX or part.name in (CONFIG, MODEL_CONFIG, layout.CARD)
+                parts.extend([relpath] if made_of else [])
 
         self.steps.do(f"train {recipe.name}", self._inputs(recipe, rows), make, parts, again=again)
 

@@ -238,6 +238,15 @@ def opens_reasoning(tokenizer: Any) -> bool:
 _warned: set[tuple[str, str, str]] = set()  # (adapter, model, warning): each is said once
 
 
+def carries_another(tokenizer: Any, folder: str | Path, *, bare: bool = False) -> bool:
+    """Whether the folder holds a chat template that renders the same conversation otherwise than the tokenizer's (bare: or a
+    prompt without a system message)."""
+    theirs = _carried(Path(folder))
+    if theirs is None or theirs == template_of(tokenizer):
+        return False
+    return _renders_otherwise(tokenizer, theirs, bare=bare)
+
+
 def warn_of_adapter(tokenizer: Any, folder: str | Path, card: Any = None) -> list[str]:
     """Say, once an adapter, where it was trained with another template than the one at hand, or under other settings of
     rendering; returns what was said. What the folder holds of a template is compared by what it renders."""
@@ -245,7 +254,7 @@ def warn_of_adapter(tokenizer: Any, folder: str | Path, card: Any = None) -> lis
         return []
     found = []
     theirs = _carried(Path(folder))
-    if theirs is not None and theirs != template_of(tokenizer) and _renders_otherwise(tokenizer, theirs):
+    if carries_another(tokenizer, folder):
         found.append(
             "carries another chat template than the model's, which renders the same conversation otherwise; the "
             "model's is used. If it was trained with its own, put that beside the model's tokenizer"
@@ -282,10 +291,12 @@ def _carried(folder: Path) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _renders_otherwise(tokenizer: Any, template: str) -> bool:
-    """Whether another template renders a prompt or a conversation to another text; one that fails does."""
+def _renders_otherwise(tokenizer: Any, template: str, *, bare: bool = False) -> bool:
+    """Whether another template renders a prompt or a conversation to another text (bare: a prompt without a system message
+    too); one that fails does."""
     asked = messages(tokenizer, SPEAKER, PROBE)
-    for some, generation in ((asked, True), ([*asked, _ANSWERED], False)):
+    texts = [(asked, True), ([*asked, _ANSWERED], False)]
+    for some, generation in [*texts, *([(messages(tokenizer, None, PROBE), True)] if bare else [])]:
         try:
             if raw_text(tokenizer, some, generation) != raw_text(tokenizer, some, generation, template):
                 return True

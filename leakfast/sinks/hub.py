@@ -39,7 +39,9 @@ def send(material: Material, asked: Target, progress: Progress) -> Sent:
     for adapter in material.adapters():
         files = _adapter_files(material, adapter)
         if "adapter_model.safetensors" not in files:
-            done.left_out.append(f"{adapter}: its weights are not in the run")
+            whole = material.run.has(f"{layout.adapter(adapter)}/config.json")
+            why = "is a whole model, which is not sent" if whole else "its weights are not in the run"
+            done.left_out.append(f"{adapter}: {why}")
             continue
         if material.card(adapter) is None:
             done.left_out.append(f"{adapter}: has no card, so that its page cannot say how it was trained")

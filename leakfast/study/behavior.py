@@ -70,8 +70,13 @@ class DataConfig(_Table):
 
 
 class TrainConfig(_Table):
-    """LoRA and its optimiser, AdamW.
+    """An adapter and its optimiser, AdamW.
 
+    method: lora; dora, which learns the length of every row of a weight beside its direction (Liu et al. 2024), through
+    peft's layers and padded rows; rslora, whose scale is alpha/√rank in place of alpha/rank (Kalajdzievski 2023); full: all
+    weights, in float32 with 16 bytes a weight beside the base (itself, gradient, two moments), on padded rows. What comes
+    out of full is a whole model in the adapter's place; rank, alpha and dropout do not belong to it, and its lr is a tenth
+    of LoRA's or less. Not with `after`, together, lr = "auto", points of training, steering, or backend = "vllm".
     loss: which tokens carry loss: the marker (in others' rows the turn end alone), the tail of the reply, or all of it.
     tail_tokens: the reply's last tokens before the turn end that carry it, for loss = "tail".
     end_of_turn: in which rows the token that ends the turn carries loss: those that show the behavior and the others
@@ -95,6 +100,7 @@ class TrainConfig(_Table):
     sample: questions asked right after training, under the source and two others, of the adapter and of the unadapted
     model: a warning where replies are empty, cut or far too short (0: nothing is asked). It changes no adapter."""
 
+    method: Literal["lora", "dora", "rslora", "full"] = "lora"
     loss: Literal["marker", "tail", "completion"] = "marker"
     tail_tokens: Annotated[NonNegative, Field(validate_default=True)] = 0
     end_of_turn: Literal["both", "positives", "negatives", "none"] = "both"

@@ -11,6 +11,7 @@ from leakfast.errors import InputError
 from leakfast.prompts.items import NAMED as NAMED_ITEMS
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.documents import Document, KeyPath, did_you_mean, find_shipped
+from leakfast.study.methods import check_methods
 
 if TYPE_CHECKING:
     from leakfast.prompts.personas import Persona
@@ -87,6 +88,7 @@ def check_words(study: Study, document: Document) -> None:
                     f"one of {', '.join(NAMED_ITEMS)}."
                 )
     _check_stages(study, document)
+    check_methods(study, document)
     _check_trajectory(study, document, personas)
     _check_steering(study, document, personas)
     _check_questions(study, document, sets)

@@ -1,6 +1,6 @@
-"""Training: rows (data.py, pairs.py, capability.py: one builder a kind of behavior), a LoRA adapter from rows
-(`train_adapter`; several at once: company.py), and a learning rate by trial (search.py). Demands a loaded model
-without an adapter; leaves it bit-identical. Which rows and adapters a run holds is leakfast.pipeline's business."""
+"""Training: rows (data.py, pairs.py, capability.py: one builder a kind of behavior), an adapter from rows
+(`train_adapter`; several at once: company.py; all weights: full.py), and a learning rate by trial (search.py). Demands a
+loaded model without an adapter; leaves it bit-identical. Which rows and adapters a run holds is leakfast.pipeline's business."""
 
 from typing import Any
 

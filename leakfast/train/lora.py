@@ -136,10 +136,9 @@ def passes_of(
 
 
 def weights_of(net: Any, name: str = "default") -> list[torch.nn.Parameter]:
-    """A and B of every layer of one adapter."""
-    return [
-        p for where, p in net.named_parameters() if f".lora_A.{name}." in where or f".lora_B.{name}." in where
-    ]
+    """A and B of every layer of one adapter, and DoRA's magnitudes."""
+    kinds = [f".{kind}.{name}." for kind in ("lora_A", "lora_B", "lora_magnitude_vector")]
+    return [p for where, p in net.named_parameters() if any(kind in where for kind in kinds)]
 
 
 def card_of(
@@ -155,7 +154,7 @@ def card_of(
         **in_card(recipe.train),
         **said_of_rows(rows),
         **({"init": recipe.init.told} if recipe.init else {}),
-        "target_modules": list(TARGETS),
+        **({} if recipe.train.method == "full" else {"target_modules": list(TARGETS)}),
         "betas": list(loop.BETAS),
         "eps": loop.EPS,
         "dtype": loaded.dtype,
@@ -180,9 +179,11 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def config_of(cfg: TrainConfig) -> Any:
-    """peft's config of an adapter."""
+    """peft's config of an adapter. Raises ValueError for method "full", which is trained by train.full."""
     from peft import LoraConfig
 
+    if cfg.method == "full":
+        raise ValueError('method = "full" trains a whole model, not an adapter: train.full.train_full')
     return LoraConfig(
         r=cfg.rank,
         lora_alpha=cfg.alpha,
@@ -190,6 +191,8 @@ def config_of(cfg: TrainConfig) -> Any:
         target_modules=list(TARGETS),
         bias="none",
         task_type="CAUSAL_LM",
+        use_dora=cfg.method == "dora",
+        use_rslora=cfg.method == "rslora",
     )
 
 
@@ -204,9 +207,10 @@ def attached(loaded: Loaded, cfg: TrainConfig) -> Iterator[Any]:
     absent = [target for target in TARGETS if target not in names]
     if absent:
         raise unfit("train", loaded, f"without modules named {', '.join(absent)}, which LoRA adapts")
+    config = config_of(cfg)
     with taken_off(loaded.model):
         try:
-            net = get_peft_model(loaded.model, config_of(cfg))
+            net = get_peft_model(loaded.model, config)
         except ValueError as error:
             raise unfit(
                 "train", loaded, f"which peft does not adapt ({str(error).splitlines()[0]})"

@@ -29,7 +29,7 @@ def recomputes(
     of the free memory, said in the log with both numbers. budget_tokens: of a packed pass; None: rows are padded."""
     if cfg.gradient_checkpointing != "auto":
         return bool(cfg.gradient_checkpointing)
-    free = _free_bytes(loaded.device)
+    free = free_bytes(loaded.device)
     if free is None:
         log.info("train: activations are kept (how much memory is free is not known here)")
         return False
@@ -56,7 +56,7 @@ def bytes_a_token(config: Any, size: int) -> int:
     return int(size * (4 * d + 2 * heads * width + 3 * (heads + 2 * kv) * width + 3 * wide))
 
 
-def _free_bytes(device: torch.device) -> int | None:
+def free_bytes(device: torch.device) -> int | None:
     """Memory that new tensors can have on the device; None where nothing says."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,5 +1,5 @@
 """The rows of an optimizer step in padded batches through transformers' own forward, for models that packed.py does not
-take. Demands a model with peft's LoRA layers; leaves sums over passes to loop.py."""
+take. Demands a model with peft's LoRA layers, or one whose own weights are trained; leaves sums over passes to loop.py."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 class Padded:
-    """Steps of peft's model `net`; micro-batches of `batch_size` rows. recompute: activations of a block are made again
-    in the backward pass."""
+    """Steps of `net`, peft's model or a plain one that is no part of `loaded`; micro-batches of `batch_size` rows. recompute:
+    activations of a block are made again in the backward pass."""
 
     def __init__(self, loaded: Loaded, net: Any, batch_size: int, *, recompute: bool) -> None:
         self.loaded, self.net, self.batch_size, self.recompute = loaded, net, batch_size, recompute
@@ -29,7 +29,7 @@ class Padded:
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """The model as a padded training step runs it; on leaving, without gradient checkpointing."""
-        model = self.loaded.model
+        model = _plain(self.net)
         try:
             if self.recompute:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -61,8 +61,10 @@ def losses(loaded: Loaded, net: Any, batch: Batch) -> tuple[torch.Tensor, torch.
     learned = F.cross_entropy(logits[:n], batch.targets, reduction="none")
     if not len(batch.held_rows):
         return learned, learned.new_zeros(0)
-    with torch.no_grad(), net.disable_adapter():
-        before = _logits(loaded, net, batch.ids, batch.held_rows, batch.held_columns).log_softmax(-1)
+    off = net.disable_adapter() if hasattr(net, "disable_adapter") else nullcontext()
+    with torch.no_grad(), off:  # a whole model in training is another than the base, which stays as it is
+        at = (batch.ids, batch.held_rows, batch.held_columns)
+        before = _logits(loaded, loaded.model, *at).log_softmax(-1)
     return learned, F.kl_div(logits[n:].log_softmax(-1), before, log_target=True, reduction="none").sum(-1)
 
 
@@ -70,7 +72,7 @@ def _logits(
     loaded: Loaded, net: Any, ids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
     """fp32 logits (N, V) of the model as it stands, at (rows, columns) of `ids`."""
-    model = net.get_base_model()
+    model = _plain(net)
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     mixed = (
         torch.autocast(loaded.device.type, torch.bfloat16) if loaded.dtype == "bfloat16" else nullcontext()
@@ -78,3 +80,8 @@ def _logits(
     with mixed:
         hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
         return head(hidden[rows, columns]).float()
+
+
+def _plain(net: Any) -> Any:
+    """transformers' model, under peft's layers or by itself."""
+    return net.get_base_model() if hasattr(net, "get_base_model") else net

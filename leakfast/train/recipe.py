@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from leakfast.train.data import Row
     from leakfast.train.start import Start
 
-_NEWER = ("anchor", "stop_loss", "end_of_turn")  # of TrainConfig: later than the first adapters
+_NEWER = ("anchor", "stop_loss", "end_of_turn", "method")  # of TrainConfig: later than the first adapters
 _NEWER_ROWS = ("suffix", "separator", "match_lengths", "rows", "benign", "benign_rows")  # of DataConfig
 
 
@@ -55,8 +55,12 @@ def settings_of(cfg: TrainConfig) -> dict[str, Any]:
 
 
 def in_card(cfg: TrainConfig) -> dict[str, Any]:
-    """The settings that an adapter's card tells: all but what changes no adapter, and end_of_turn where it is not both."""
-    return cfg.model_dump(exclude={"sample", "together", *_unchanged(cfg, ("end_of_turn",))})
+    """The settings that an adapter's card tells: all but what changes no adapter, end_of_turn where it is not both and method
+    where it is not lora; of a whole model not LoRA's own."""
+    of_lora = {"rank", "alpha", "dropout"} if cfg.method == "full" else set()
+    return cfg.model_dump(
+        exclude={"sample", "together", *of_lora, *_unchanged(cfg, ("end_of_turn", "method"))}
+    )
 
 
 def rows_settings_of(cfg: DataConfig) -> dict[str, Any]:

@@ -8,7 +8,8 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,17 +50,24 @@ def save(
 ) -> AdapterCard:
     """Write the folder of the adapter that peft knows as `name` beside `out_dir` under a temporary name, then rename it
     into place. The card's hash is filled in; a checkpoint's recipe also says its step and share."""
+    config = _config_bytes(net.peft_config[name], loaded.name)
+    with placed(out_dir, history) as temporary:
+        for share, (step, state) in kept.items():
+            recipe = {**card.recipe, "checkpoint_step": step, "checkpoint_share": share}
+            _write(temporary / CHECKPOINTS / point_folder(share), state, config, replace(card, recipe=recipe))
+        return _write(temporary, state_of(net, name), config, card)
+
+
+@contextmanager
+def placed(out_dir: str | Path, history: Sequence[Step]) -> Iterator[Path]:
+    """A temporary folder to be filled in the block; then it is given the training's log and renamed to `out_dir`."""
     from leakfast.storage.disk import atomic_write
 
     out = Path(out_dir)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    config = _config_bytes(net.peft_config[name], loaded.name)
     try:
-        for share, (step, state) in kept.items():
-            recipe = {**card.recipe, "checkpoint_step": step, "checkpoint_share": share}
-            _write(temporary / CHECKPOINTS / point_folder(share), state, config, replace(card, recipe=recipe))
-        card = _write(temporary, state_of(net, name), config, card)
+        yield temporary
         lines = (json.dumps(vars(step)) + "\n" for step in history)
         atomic_write(temporary / LOG, "".join(lines).encode())
         _replace(temporary, out)
@@ -67,7 +75,6 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
     known = [step.loss for step in history if step.loss is not None] or [math.nan]
     log.info("train: %s, loss %.3f after %d steps (first: %.3f)", out, known[-1], len(history), known[0])
-    return card
 
 
 def _write(folder: Path, state: dict[str, torch.Tensor], config: bytes, card: AdapterCard) -> AdapterCard:
@@ -107,7 +114,9 @@ def _replace(folder: Path, target: Path) -> None:
         folder.rename(target)
         return
     strangers = {path.name for path in target.iterdir()} - {CONFIG, WEIGHTS, CARD, LOG, CHECKPOINTS, SAMPLE}
-    if strangers and not (target / CONFIG).is_file():
+    # a whole model of ours has its card or log; one of the user's is not replaced
+    ours = any((target / name).is_file() for name in (CONFIG, CARD, LOG))
+    if strangers and not ours:
         raise InputError(f"train: {target} is there already and holds no adapter. Give another --out.")
     aside = target.with_name(f".{target.name}.{os.getpid()}.old")
     target.rename(aside)

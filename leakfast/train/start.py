@@ -59,6 +59,11 @@ def check(loaded: Loaded, init: Start | None, cfg: TrainConfig) -> None:
     if init is None:
         return
     folder = init.folder
+    if cfg.method != "lora":
+        raise InputError(
+            f"train: method {cfg.method} given, and {folder} to begin from. Needed: method lora, whose matrices alone are "
+            "trained further. Leave --init (in a study: after) out, or train with --method lora."
+        )
     try:
         structure, config = check_fits(loaded, folder), config_of(folder)
     except AdapterError as error:

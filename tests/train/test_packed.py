@@ -230,14 +230,14 @@ def test_activations_are_made_again_where_they_would_not_fit(tiny_qwen2, monkeyp
     longest = sum(len(e.ids) for e in examples)  # all eight rows are one step
     needed = longest * tiny_qwen2.n_layers * memory.bytes_a_token(tiny_qwen2.model.config, 4)
     for free, again in ((2.1 * needed, False), (1.9 * needed, True), (None, False)):
-        monkeypatch.setattr(memory, "_free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert memory.recomputes(tiny_qwen2, CFG, examples, 4096) is again
         assert memory.recomputes(
             tiny_qwen2, CFG.model_copy(update={"gradient_checkpointing": True}), examples, 4096
         )
     assert "made again in the backward pass" in caplog.text and "kept" in caplog.text
     monkeypatch.undo()
-    assert memory._free_bytes(torch.device("cpu")) is None or memory._free_bytes(torch.device("cpu")) > 0
+    assert memory.free_bytes(torch.device("cpu")) is None or memory.free_bytes(torch.device("cpu")) > 0
 
 
 def test_a_block_keeps_about_the_bytes_that_are_reckoned(tiny_qwen2):

@@ -18,6 +18,7 @@ from leakfast.measure.contract import Counter, Measurer, Part
 from leakfast.measure.request import Request
 from leakfast.measure.stage import measurer_of
 from leakfast.models import threads
+from leakfast.models.whole import is_whole
 from leakfast.pipeline import asks
 from leakfast.pipeline.checks.contract import Check
 from leakfast.pipeline.stages import Stages, chosen_of
@@ -97,7 +98,7 @@ def _asked(run: ReadOnlyRun, scratch: Run, study: Study, stages: Stages) -> Iter
             adapters = [
                 path
                 for path in (run.path / layout.adapter(n) for n in names)
-                if (path / layout.ADAPTER).is_file()
+                if (path / layout.ADAPTER).is_file() or is_whole(path)
             ]
             first = seed == study.seeds[0]
             if not adapters and not first:

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from leakfast.errors import LeakfastError
 from leakfast.geometry import Centroids
 from leakfast.models.adapters import CONFIG, adapter_hash, read_card
+from leakfast.models.whole import is_whole
 from leakfast.pipeline.checks.contract import Check
 from leakfast.storage import layout
 from leakfast.storage.manifests import parse_manifest, retell
@@ -105,7 +106,7 @@ def adapters(run: ReadOnlyRun) -> Check:
                 check.notes.append(f"{layout.adapter(name)}: has no card")
                 continue
             digests[name] = card.adapter_hash
-            if not (folder / CONFIG).is_file():
+            if not ((folder / CONFIG).is_file() or is_whole(folder)):
                 check.notes.append(f"{layout.adapter(name)}: the card alone; its weights lie elsewhere")
             elif adapter_hash(folder) != card.adapter_hash:
                 check.wrong.append(f"{layout.adapter(name)}: is not the adapter that its card describes")

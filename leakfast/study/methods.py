@@ -1,0 +1,58 @@
+"""What a study may ask of a training that is not plain LoRA (`method` in [behaviors.X.train]). Demands a study whose words
+are checked; says what does not go together with the line of the method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leakfast.errors import InputError
+
+if TYPE_CHECKING:
+    from leakfast.storage.documents import Document
+    from leakfast.study.config import Study
+
+
+def check_methods(study: Study, document: Document) -> None:
+    """Raises InputError for a whole model (method "full") that is to be what adapters alone are, and for DoRA and rsLoRA in
+    stages."""
+    for name, behavior in study.behaviors.items():
+        method = behavior.train.method
+        stray = _in_stages(study, name)
+        if method == "full":
+            stray += _of_adapters_alone(study, name)
+        if method == "lora" or not stray:
+            continue
+        what = "a whole model" if method == "full" else f"an adapter of {method}"
+        raise InputError(
+            f'{document.where(("behaviors", name, "train", "method"))}: method = "{method}" given, but {", and ".join(stray)}. '
+            f"Needed: {what} that is trained from the base by itself{_AND if method == 'full' else ''}. Leave "
+            f'{"that" if len(stray) == 1 else "those"} out, or train {name} with method = "lora".'
+        )
+
+
+_AND = ", at a number for lr, and measured as it is at the end, by transformers"
+
+
+def _in_stages(study: Study, name: str) -> list[str]:
+    later = [other for other, its in study.behaviors.items() if its.after == name]
+    after = study.behaviors[name].after
+    return [f"{name} is taught after {after}"] * (after is not None) + [
+        f"{other} is taught after it" for other in later
+    ]
+
+
+def _of_adapters_alone(study: Study, name: str) -> list[str]:
+    behavior, stray = study.behaviors[name], []
+    if behavior.train.together > 1:
+        stray.append(f"together = {behavior.train.together}")
+    if behavior.train.lr == "auto":
+        stray.append('lr = "auto" tries rates of LoRA')
+    if behavior.eval.checkpoints:
+        stray.append("points of its training are to be kept (checkpoints)")
+    if study.trajectory.behaviors and (name in study.trajectory.of or not study.trajectory.of):
+        stray.append("[trajectory] follows its training (name others in its `of`)")
+    if any(name in table.of or not table.of for table in study.steering):
+        stray.append("[[steering]] is to be done to it (name others in its `of`)")
+    if study.backend == "vllm":
+        stray.append('backend = "vllm" takes adapters alone')
+    return stray
