@@ -1,4 +1,4 @@
-"""The Triton kernels beside eager torch, torch.compile, F.linear_cross_entropy, Liger and cut-cross-entropy,
+"""The Triton kernels beside eager torch, torch.compile, F.linear_cross_entropy, Liger, cut-cross-entropy and QuACK,
 whichever are there: fractions of the copy bandwidth and of the matrix rate measured in the same run; and each way
 the engine knows for a block's norm and MLP. Needs a CUDA device: `--device cuda`. Inputs are larger than the L2."""
 
@@ -89,6 +89,14 @@ def libraries(hidden, head, ids):
     if importlib.util.find_spec("cut_cross_entropy"):
         cce = importlib.import_module("cut_cross_entropy").linear_cross_entropy
         found["cut-cross-entropy"] = lambda: -cce(hidden, head, first, reduction="none")
+    if importlib.util.find_spec("quack"):  # log-sum-exp and the target's logit as the product's epilogue
+        epilogue = importlib.import_module("quack.epilogue.library").lse_target_epi
+
+        def quack():
+            made = epilogue(hidden, head.mT, store_d=False, target=first, tuned=False)
+            return made["target_logit"] - made["lse"]
+
+        found["QuACK"] = quack
     return found
 
 
