@@ -73,6 +73,9 @@ def serving() -> Iterator[tuple[str, Faulty]]:
     from werkzeug.serving import make_server
 
     faulty = Faulty(moto.DomainDispatcherApplication(moto.create_backend_app))
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()  # of another server
     server = make_server("127.0.0.1", 0, faulty, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -99,7 +102,7 @@ def environment(endpoint: str, cache: Path) -> dict[str, str]:
 def make_bucket() -> None:
     import s3fs
 
-    s3fs.S3FileSystem(skip_instance_cache=True).call_s3("create_bucket", Bucket=BUCKET)
+    s3fs.S3FileSystem().call_s3("create_bucket", Bucket=BUCKET)
 
 
 def hashes(folder: Path) -> dict[str, str]:

@@ -110,8 +110,8 @@ class Mirror:
         self.known = _named_in(found.content)
         local = self.folder / layout.MANIFEST
         ours = local.is_file() and digest in self._state()
+        self._fetch_loose(over=not ours)
         if not ours:
-            self._fetch_loose()
             atomic_write(local, found.content)
         wanted = self.run.manifest["shards"]
         absent = [path for path, entry in wanted.items() if not self._is_here(path, entry["sha256"])]
@@ -134,11 +134,12 @@ class Mirror:
         why = "is not in the store" if found is None else "has other bytes than its manifest says"
         log.warning("%s/%s: %s; it is left out", self.objects.address, path, why)
 
-    def _fetch_loose(self) -> None:
+    def _fetch_loose(self, over: bool) -> None:
+        """Files beside the manifest, those that are here too where `over`."""
         listed = self.objects.get(LOOSE)
         names = json.loads(listed.content) if listed is not None else []
         for name in names:
-            if not _is_loose(name):
+            if not _is_loose(name) or (not over and (self.folder / name).is_file()):
                 continue
             found = self.objects.get(name)
             if found is not None and found.whole:

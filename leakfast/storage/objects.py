@@ -71,7 +71,7 @@ class Objects:
             raise InputError(
                 f"{address}: runs on an object store need s3fs, which is not installed. Type: pip install 'leakfast[s3]'"
             ) from None
-        self._fs = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
+        self._fs = s3fs.S3FileSystem()  # one a process: a client takes seconds to make
 
     def get(self, key: str) -> Found | None:
         """The object of that name, None where there is none. Raises StoreError."""
@@ -139,14 +139,19 @@ class Objects:
     def _explained(self, key: str) -> Iterator[None]:
         """Refusals as StoreErrors, what may pass as _Again. Of what the store says its code alone is told on, so that no
         credential can come into a message or a log."""
-        from botocore.exceptions import BotoCoreError, ConnectionError, HTTPClientError
+        import asyncio
+
+        from aiohttp import ClientError
+        from botocore import exceptions as b
 
         try:
             yield
-        except (ConnectionError, HTTPClientError) as error:
-            raise _Again(type(error).__name__) from None
-        except BotoCoreError as error:
+        except (b.NoCredentialsError, b.PartialCredentialsError, b.CredentialRetrievalError) as error:
             raise self._refusal(key, type(error).__name__) from None
+        except (b.ProfileNotFound, b.NoRegionError, b.ParamValidationError) as error:
+            raise self._refusal(key, type(error).__name__) from None
+        except (b.BotoCoreError, ClientError, asyncio.TimeoutError) as error:
+            raise _Again(type(error).__name__) from None
         except OSError as error:
             code = _code(error)
             if code in _REFUSED or isinstance(error, PermissionError):

@@ -105,8 +105,8 @@ class VllmConfig(_Table):
 class Study(_Table):
     """What is run, on which model, and by whom.
 
-    name: what the run's folder is called. runs: where it lies, a folder or s3://bucket/prefix; LEAKFAST_RUNS goes first.
-    model: organism, a hub id, or a folder. revision: commit or branch of a hub model.
+    name: what the run's folder is called. runs: what that folder lies in: a folder, or s3://bucket/prefix;
+    LEAKFAST_RUNS goes first. model: organism, a hub id, or a folder. revision: commit or branch of a hub model.
     template_system: what the model's chat template is to say where there is no system message (checked before
     anything is drawn; None: nothing is checked).
     template_kwargs: arguments of the chat template, such as enable_thinking = false, wherever a prompt is rendered.

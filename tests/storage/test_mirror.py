@@ -47,6 +47,17 @@ def elsewhere(tmp_path, monkeypatch):
     return lambda name="there": monkeypatch.setenv("LEAKFAST_CACHE", str(tmp_path / name))
 
 
+@pytest.fixture
+def one_try(store, monkeypatch):
+    """botocore tries nothing again by itself, so that giving up takes no minute."""
+    import s3fs
+
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 def make(run: Run, first: int, last: int) -> None:
     run.create(STUDY)
     for number in range(first, last):
@@ -144,28 +155,30 @@ def test_a_lease_is_renewed_while_its_driver_works_and_given_up_at_its_end(store
 
 
 def test_a_driver_that_lost_its_lease_writes_no_more(store, elsewhere, monkeypatch):
-    with pytest.raises(StoreError, match="lease on this run was lost"), working_copy(AT) as folder:
-        make(Run(folder), 0, 1)
-        Objects(AT).put(lease.KEY, b'{"holder": "another", "seconds": 60}')
-        monkeypatch.setattr(mirror.Lease, "check", _lost(mirror.Lease.check))
-        make(Run(folder), 1, 2)
+    monkeypatch.setattr(lease, "SECONDS", 2.0)
+
+    def work() -> None:
+        with working_copy(AT) as folder:
+            make(Run(folder), 0, 1)
+            Objects(AT).put(lease.KEY, b'{"holder": "another", "seconds": 60}')
+            time.sleep(2.5)  # its next renewal finds the other's
+            make(Run(folder), 1, 2)
+
+    with pytest.raises(StoreError, match="lease on this run was lost"):
+        work()
     elsewhere()
     assert len(Run(reading_copy(AT)).shards()) == 1
 
 
-def _lost(check):
-    def one(self):
-        self._taken = True
-        check(self)
-
-    return one
-
-
 def test_a_manifest_that_another_one_wrote_is_not_overwritten(store):
-    with pytest.raises(StoreError, match="another driver wrote it"), working_copy(AT) as folder:
-        make(Run(folder), 0, 1)
-        Objects(AT).put("manifest.json", b"another's")
-        make(Run(folder), 1, 2)
+    def work() -> None:
+        with working_copy(AT) as folder:
+            make(Run(folder), 0, 1)
+            Objects(AT).put("manifest.json", b"another's")
+            make(Run(folder), 1, 2)
+
+    with pytest.raises(StoreError, match="another driver wrote it"):
+        work()
     assert Objects(AT).get("manifest.json").content == b"another's"
 
 
@@ -188,12 +201,14 @@ def test_a_store_that_is_slow_and_lists_late(store, elsewhere, tmp_path):
     assert store.listings == 0
 
 
-def test_a_store_that_takes_no_more_loses_nothing(store, elsewhere, tmp_path, monkeypatch):
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(StoreError, match=r"part-00002.parquet: the store did not answer .* 3 times"):
+def test_a_store_that_takes_no_more_loses_nothing(store, one_try, elsewhere, tmp_path):
+    def work() -> None:
         with working_copy(AT) as folder:
             store.refuse = "part-00002"
             make(Run(folder), 0, 6)
+
+    with pytest.raises(StoreError, match=r"part-00002.parquet: the store did not answer .* 3 times"):
+        work()
     assert store.failed >= 3
     store.refuse = ""
     with working_copy(AT) as folder:
@@ -267,15 +282,21 @@ def test_no_run_no_bucket_no_credentials(store, monkeypatch, tmp_path):
         working_copy("s3://bucket").__enter__()
     with pytest.raises(InputError, match="leakfast run. alone"):
         Run("s3://bucket/x").create()
+
+
+def test_without_credentials_it_says_so(store, monkeypatch):
+    import s3fs
+
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(StoreError, match="NoCredentialsError"):
         reading_copy(AT)
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_credentials_are_in_no_file_object_message_or_log(store, tmp_path, caplog, monkeypatch):
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+def test_credentials_are_in_no_file_object_message_or_log(store, one_try, tmp_path, caplog):
     store.refuse = "part-00001"
     with (
         caplog.at_level(logging.INFO, "leakfast"),
