@@ -43,20 +43,11 @@ def working_copy(place: str | Path) -> Iterator[Path]:
         yield Path(place)
         return
     mirror = Mirror(address, copy_of(address))
-    with Run(mirror.folder).lock():
+    with Run(mirror.folder).lock(), contextlib.ExitStack() as leaving:
         mirror.begin()
-        try:
-            yield mirror.folder
-        except StoreError:
-            raise
-        except BaseException:  # what was made so far is kept, in the store too if it answers
-            with contextlib.suppress(StoreError):
-                mirror.finish()
-            raise
-        else:
-            mirror.finish()
-        finally:
-            mirror.end()
+        leaving.callback(mirror.end)
+        leaving.push(mirror.leave)
+        yield mirror.folder
 
 
 def reading_copy(place: str | Path) -> Path:
@@ -150,14 +141,13 @@ class Mirror:
     # ── to the store ─────────────────────────────────────────────────────────────────────────────
     def begin(self) -> None:
         """Take the lease, fetch, and mirror from now on what the run commits."""
-        self.lease.take()
-        try:
+        with contextlib.ExitStack() as unless_done:
+            self.lease.take()
+            unless_done.callback(self.lease.release)
             self.fetch()
             watchers[str(self.folder.resolve())] = self.push
             self._mirrors = True
-        except BaseException:
-            self.lease.release()
-            raise
+            unless_done.pop_all()
 
     def push(self, everything: bool = False) -> None:
         """Put what the run committed since the last time. Raises StoreError where the store does not take it, the lease is lost,
@@ -203,9 +193,15 @@ class Mirror:
                 self.objects.put(LOOSE, json.dumps(named).encode())
                 self._named = named
 
-    def finish(self) -> None:
-        """Everything that the copy holds is in the store when this returns. Raises as `push`."""
-        self.push(everything=True)
+    def leave(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Everything that the copy holds is in the store when this returns; where the work ended in an error, if the store
+        takes it. Raises as `push`."""
+        if isinstance(error, StoreError):
+            return
+        with (
+            contextlib.nullcontext() if error is None else contextlib.suppress(StoreError, FileNotFoundError)
+        ):
+            self.push(everything=True)
 
     def end(self) -> None:
         """Mirror no more, and let the next driver in."""

@@ -263,6 +263,21 @@ def test_replies_that_were_paid_for_are_kept(store, elsewhere):
         assert (folder / "judge" / "one.jsonl").read_text() == "a reply\n"
 
 
+def test_what_was_made_before_an_interruption_is_in_the_store(store, elsewhere):
+    def work() -> None:
+        with working_copy(AT) as folder:
+            make(Run(folder), 0, 2)
+            Run(folder).log("the last line")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    elsewhere()
+    with working_copy(AT) as folder:  # let in at once
+        assert len(Run(folder).shards()) == 2
+        assert "the last line" in (folder / "log.jsonl").read_text()
+
+
 def test_names_that_lead_outside_are_not_fetched(store, elsewhere, tmp_path):
     with working_copy(AT) as folder:
         make(Run(folder), 0, 1)
