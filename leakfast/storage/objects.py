@@ -109,6 +109,8 @@ class Objects:
             try:
                 return str(self._fs.call_s3("put_object", **self._at(key), **about)["ETag"])
             except OSError as error:
+                # s3fs 2026.9 makes of PreconditionFailed a FileExistsError (If-None-Match) or an OSError EINVAL (If-Match); an
+                # If-Match where there is nothing is a NoSuchKey. The code of the cause tells them from everything else.
                 lost = isinstance(error, FileNotFoundError) and _code(error) == "NoSuchKey"
                 if not condition or not (lost or _code(error) in _NOT_MET):
                     raise

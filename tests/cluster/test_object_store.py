@@ -18,6 +18,7 @@ from leakfast.cli.main import main
 from leakfast.measure import completions
 from leakfast.storage.mirror import reading_copy
 from leakfast.storage.objects import Objects
+from tests.cluster import test_workers
 from tests.cluster.studies import bytes_of, stages_of, written
 from tests.object_store import environment, make_bucket, serving
 
@@ -49,8 +50,13 @@ def place(tmp_path_factory):
         yield folder, faulty
 
 
-def driver(study: Path, cache: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-c", DRIVER, "run", str(study), *more]
+WITH_WORKERS = test_workers.DRIVER.replace(
+    "import sys\n", f"import sys\nfrom leakfast.storage import lease\nlease.SECONDS = {LEASE_S}\n", 1
+)
+
+
+def driver(study: Path, cache: Path, *more: str, program: str = DRIVER) -> subprocess.Popen:
+    command = [sys.executable, "-c", program, "run", str(study), *more]
     return subprocess.Popen(
         command,
         env={**os.environ, "LEAKFAST_CACHE": str(cache)},
@@ -60,8 +66,18 @@ def driver(study: Path, cache: Path, *more: str) -> subprocess.Popen:
     )
 
 
-def completions_in_the_store() -> int:
-    found = Objects(AT).get("manifest.json")
+def kill_after(running: subprocess.Popen, shards: int, address: str = AT) -> None:
+    """SIGKILL when so many shards of completions are in the store."""
+    deadline = time.monotonic() + 300
+    while completions_in(address) < shards and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    running.send_signal(signal.SIGKILL)
+    told = running.communicate()[0]
+    assert running.returncode == -signal.SIGKILL, told
+
+
+def completions_in(address: str) -> int:
+    found = Objects(address).get("manifest.json")
     shards = json.loads(found.content)["shards"] if found is not None else {}
     return sum(path.startswith("completions/") for path in shards)
 
@@ -74,12 +90,7 @@ def test_a_driver_that_is_killed_is_resumed_by_another_machine(place, monkeypatc
     )
     faulty.fail_every = 10
     killed = driver(study, folder / "one")
-    deadline = time.monotonic() + 300
-    while completions_in_the_store() < 2 and killed.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    killed.send_signal(signal.SIGKILL)
-    told = killed.communicate()[0]
-    assert killed.returncode == -signal.SIGKILL, told
+    kill_after(killed, 2)
     before = json.loads(Objects(AT).get("manifest.json").content)["shards"]
     refused = driver(study, folder / "two")
     assert refused.wait(300) == 1
@@ -105,3 +116,22 @@ def _commands_read_it(run: Path) -> None:
         assert main(words) == 0, words
         assert Objects(AT).get("manifest.json").etag == etag  # nothing was written there
     assert (run / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_two_sets_of_workers_resume_each_other(place):
+    folder, faulty = place
+    (folder / "shared").mkdir()
+    study, at, words = written(folder / "shared"), "s3://bucket/workers/shared", ("--workers", "2")
+    words = (*words, "--out", at)
+    faulty.fail_every = 10
+    for number, shards in enumerate((2, 4)):
+        kill_after(driver(study, folder / f"w{number}", *words, program=WITH_WORKERS), shards, at)
+        time.sleep(LEASE_S + 2)
+    last = driver(study, folder / "w0", *words, program=WITH_WORKERS)  # the first machine again
+    told = last.communicate(timeout=500)[0]
+    assert last.returncode == 0, told
+    alone = leakfast.run(study, out=folder / "alone-too").run
+    run = reading_copy(at)
+    assert bytes_of(run) == bytes_of(alone)
+    assert stages_of(run) == stages_of(alone)
