@@ -70,13 +70,17 @@ def serving() -> Iterator[tuple[str, Faulty]]:
     moto = pytest.importorskip(
         "moto.server", reason="moto's server is not installed (pip install .[s3-test])"
     )
-    from werkzeug.serving import make_server
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        def log_request(self, *told, **more) -> None:
+            pass
 
     faulty = Faulty(moto.DomainDispatcherApplication(moto.create_backend_app))
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()  # of another server
-    server = make_server("127.0.0.1", 0, faulty, threaded=True)
+    server = make_server("127.0.0.1", 0, faulty, threaded=True, request_handler=Quiet)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -7,17 +7,18 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from leakfast.errors import InputError, StoreError
 
 log = logging.getLogger("leakfast.store")
 
 WAITS_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # before a put or get is tried again; s3fs and botocore try within each
+_T = TypeVar("_T")
 _ADDRESS = re.compile(r"s3:/{1,2}([^/].*?)/*")
 _NOT_MET = {"PreconditionFailed"}
 _REFUSED = {
@@ -122,7 +123,7 @@ class Objects:
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": f"{self.prefix}/{key}"}
 
-    def _tried(self, key: str, call: Any) -> Any:
+    def _tried(self, key: str, call: Callable[[], _T]) -> _T:
         for wait in WAITS_S:
             try:
                 return call()

@@ -82,7 +82,7 @@ def completions_in(address: str) -> int:
     return sum(path.startswith("completions/") for path in shards)
 
 
-def test_a_driver_that_is_killed_is_resumed_by_another_machine(place, monkeypatch):
+def test_a_driver_that_is_killed_is_resumed_by_another_machine(place):
     folder, faulty = place
     study = written(folder)
     study.write_text(
@@ -90,11 +90,13 @@ def test_a_driver_that_is_killed_is_resumed_by_another_machine(place, monkeypatc
     )
     faulty.fail_every = 10
     killed = driver(study, folder / "one")
-    kill_after(killed, 2)
-    before = json.loads(Objects(AT).get("manifest.json").content)["shards"]
-    refused = driver(study, folder / "two")
+    while completions_in(AT) < 1 and killed.poll() is None:
+        time.sleep(0.2)
+    refused = driver(study, folder / "two")  # while the first one works
     assert refused.wait(300) == 1
     assert "another driver" in refused.communicate()[0]
+    kill_after(killed, 2)
+    before = json.loads(Objects(AT).get("manifest.json").content)["shards"]
     time.sleep(LEASE_S + 2)
     resumed = driver(study, folder / "two", "--json")
     told = resumed.communicate(timeout=500)[0]
