@@ -22,7 +22,7 @@ from tests.cluster import test_workers
 from tests.cluster.studies import bytes_of, stages_of, written
 from tests.object_store import environment, make_bucket, serving
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.slow]
 ROWS = 32  # completions in a shard
 LEASE_S = 6.0
 AT = "s3://bucket/studies/shared"
@@ -99,7 +99,7 @@ def test_a_driver_that_is_killed_is_resumed_by_another_machine(place):
     before = json.loads(Objects(AT).get("manifest.json").content)["shards"]
     time.sleep(LEASE_S + 2)
     resumed = driver(study, folder / "two", "--json")
-    told = resumed.communicate(timeout=500)[0]
+    told = resumed.communicate(timeout=1500)[0]
     assert resumed.returncode == 0, told
     assert AT in told
     run = reading_copy(AT)
@@ -120,7 +120,6 @@ def _commands_read_it(run: Path) -> None:
     assert (run / "report.html").is_file()
 
 
-@pytest.mark.slow
 def test_two_sets_of_workers_resume_each_other(place):
     folder, faulty = place
     (folder / "shared").mkdir()
@@ -131,7 +130,7 @@ def test_two_sets_of_workers_resume_each_other(place):
         kill_after(driver(study, folder / f"w{number}", *words, program=WITH_WORKERS), shards, at)
         time.sleep(LEASE_S + 2)
     last = driver(study, folder / "w0", *words, program=WITH_WORKERS)  # the first machine again
-    told = last.communicate(timeout=500)[0]
+    told = last.communicate(timeout=1500)[0]
     assert last.returncode == 0, told
     alone = leakfast.run(study, out=folder / "alone-too").run
     run = reading_copy(at)
