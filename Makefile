@@ -24,6 +24,7 @@ TRL := .venv/.trl
 SINKS := .venv/.sinks
 BROWSER := .venv/.browser
 RAY := .venv/.ray
+S3 := .venv/.s3
 DOCS := .venv/.docs
 
 .PHONY: install install-gpu demo test test-fast test-gpu lint docs bench bench-gpu clean
@@ -56,7 +57,7 @@ install-gpu: .venv/bin/python constraints-gpu.txt $(SOURCES)
 demo: install
 	$(BIN)/leakfast run configs/demo.toml
 
-test: install $(VLLM) $(SMOLLM2) $(TRL) $(SINKS) $(BROWSER) $(RAY)
+test: install $(VLLM) $(SMOLLM2) $(TRL) $(SINKS) $(BROWSER) $(RAY) $(S3)
 	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 # without vLLM, trainings and further processes: for use while something is changed
@@ -99,6 +100,11 @@ $(BROWSER): $(INSTALLED) constraints.txt
 $(RAY): $(INSTALLED) $(SINKS) constraints-cluster.txt
 	@$(PIP) install -q --no-deps -r constraints-cluster.txt && touch $@ || \
 	  echo "ray could not be installed here (no wheel, or no network); the tests of clusters are skipped"
+
+# s3fs and a local S3 server, for the tests of runs on an object store; without them they are skipped and say so.
+$(S3): $(INSTALLED) $(SINKS) constraints-s3.txt
+	@$(PIP) install -q --no-deps -r constraints-s3.txt && touch $@ || \
+	  echo "s3fs and moto could not be installed here (no wheel, or no network); the tests of object stores are skipped"
 
 test-gpu: install
 	$(BIN)/pytest -m gpu $(ARGS)

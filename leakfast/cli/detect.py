@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.places import RUN
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option("--behavior", default=None, help="Completions of this behavior alone.  [default: all]")
 @click.option(
     "--questions", default=None, help="Completions of this further question set.  [default: the main one]"

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli.places import RUN
+
 if TYPE_CHECKING:
     from leakfast.pipeline.differences import Differences
 
@@ -15,8 +17,8 @@ SHOWN = 20  # rates, of those that moved; --json has all
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("other", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
+@click.argument("other", type=RUN)
 @click.option(
     "--bootstraps",
     type=click.IntRange(min=1),

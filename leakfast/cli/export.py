@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli.places import RUN
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ _FLAGS = {"inspect": "out", "wandb": "project", "hub": "repo"}
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option("--to", type=click.Choice([*_FLAGS]), required=True, help="Where to.")
 @click.option("--out", default=None, help="inspect: folder of the logs.  [default: logs/<name of the run>]")
 @click.option("--project", default=None, help="wandb: project, or ENTITY/PROJECT.  [default: leakfast]")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli.places import RUN
+
 if TYPE_CHECKING:
     from leakfast.figures.of_run import Drawn
     from leakfast.storage.run import Run
@@ -16,7 +18,7 @@ FORMATS = ("png", "pdf", "svg")
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option(
     "--only", metavar="KINDS", help="Kinds of figures, by commas: grid, scatter, layers, … [default: all]"
 )

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from leakfast.cli.places import RUN
+
 if TYPE_CHECKING:
     from leakfast.report.page import Compared
     from leakfast.stats.tables import Stats
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=RUN,
     help="Another run: the page, then RUN/report-against.html, opens with the differences between the two.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the path of the report as JSON.")

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Run directory; runs/<name> if not given."
+    "--out",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Run directory, or s3://BUCKET/PREFIX (pip install 'leakfast[s3]'); the study's, runs/<name>, if not given.",
 )
 @click.option(
     "--only",
@@ -79,6 +82,7 @@ def cli(
     from leakfast.cluster.local import processes, workers_of
     from leakfast.cluster.scripts import SCHEDULERS
     from leakfast.pipeline.stages import run
+    from leakfast.storage.objects import address_of
     from leakfast.study.config import load_study
 
     words = [word.strip() for word in (only or "").split(",") if word.strip()]
@@ -94,6 +98,7 @@ def cli(
     else:
         n = workers or workers_of(checked)
         outcome = run(checked, **about) if n == 1 else run_on(checked, processes(n), **about)
+    address = address_of(out or checked.run_dir)
     exported = after_run(outcome.run, asked, outcome.stats)
     if as_json:
         tell(outcome.stats.warnings(), err=True)
@@ -102,6 +107,7 @@ def cli(
             {
                 "health": [] if health is None else health.to_dicts(),
                 "run": str(outcome.run),
+                "address": address,
                 "report": str(outcome.report),
                 "stages_s": outcome.stages,
                 "summary": outcome.stats.summary().to_dicts(),
@@ -112,6 +118,8 @@ def cli(
     else:
         show(outcome.stats)
         click.echo(f"report: {outcome.report}")
+        if address is not None:
+            click.echo(f"run: {address}")
     return 3 if outcome.stats.missing else None
 
 

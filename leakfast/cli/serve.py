@@ -7,9 +7,11 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.places import RUN
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; 0 takes any that is free."
 )

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.places import RUN
+
 COSINES = ("centered", "raw")
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option("--behavior", default=None, help="This behavior alone.  [default: all]")
 @click.option("--source", default=None, help="Adapters trained on this persona alone.  [default: all]")
 @click.option(

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from leakfast.cli.places import RUN
 from leakfast.errors import InputError
 from leakfast.storage.documents import did_you_mean
 
@@ -18,7 +19,7 @@ MANY_LAYERS = 10  # more than these, and the table of layers has a row for each
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option(
     "--layer",
     type=int,

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.places import RUN
+
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=RUN)
 @click.option(
     "--sample",
     type=click.IntRange(min=0),

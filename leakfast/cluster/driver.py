@@ -19,6 +19,7 @@ from leakfast.pipeline.preflight import check_judges
 from leakfast.pipeline.stages import Outcome, Stages, chosen_of
 from leakfast.pipeline.steps import Shown, silent
 from leakfast.progress import Progress
+from leakfast.storage.mirror import working_copy
 from leakfast.storage.run import Run
 from leakfast.study.config import Study, load_study
 from leakfast.version import maker
@@ -49,8 +50,8 @@ def run(
     driver, loses what was under way; the same call again is the resume. Raises as `run`, and LeakfastError where a task
     failed TRIES times."""
     study = study if isinstance(study, Study) else load_study(study)
-    chosen, store = chosen_of(study, only), Run(out or study.run_dir)
-    with store.lock():
+    chosen = chosen_of(study, only)
+    with working_copy(out or study.run_dir) as folder, Run(folder).lock() as store:
         store.create(study.raw_text).note_maker(*maker())
         stages = Stages(study, store, progress, chosen=chosen)
         trained, controls = stages.sorted()

@@ -22,6 +22,7 @@ from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
 from leakfast.storage.documents import did_you_mean
+from leakfast.storage.mirror import working_copy
 from leakfast.storage.run import Run
 from leakfast.study.config import Study, load_study
 from leakfast.version import maker
@@ -55,7 +56,7 @@ def run(
     only: Sequence[str] = (),
     progress: Shown = silent,
 ) -> Outcome:
-    """Run every stage of `study` that is not done yet, in `out` (default runs/<name>).
+    """Run every stage of `study` that is not done yet, in `out` (default runs/<name>), a folder or s3://bucket/prefix.
 
     only: names of its behaviors, sources and seeds; where any of a kind is named, the others of that kind are
     left for another call. progress: title → context manager giving a function (done, total, what). The same call again is the
@@ -63,8 +64,7 @@ def run(
     written, ModelError or AdapterError from the stages."""
     study = study if isinstance(study, Study) else load_study(study)
     chosen = chosen_of(study, only)
-    store = Run(out or study.run_dir)
-    with store.lock():
+    with working_copy(out or study.run_dir) as folder, Run(folder).lock() as store:
         store.create(study.raw_text).note_maker(*maker())
         return Stages(study, store, progress, chosen=chosen).all()
 

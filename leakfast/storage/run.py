@@ -28,6 +28,7 @@ from leakfast.storage.disk import (
     write_parquet,
 )
 from leakfast.storage.manifests import FORMAT, check_of, parse_manifest, retell
+from leakfast.storage.objects import address_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,6 +39,9 @@ log = logging.getLogger("leakfast.store")
 
 _OTHER_BYTES = "its bytes do not match their hash"
 _held: dict[str, tuple[int, int]] = {}  # locked folder → (file descriptor, depth), of this process
+watchers: dict[
+    str, Callable[[], None]
+] = {}  # folder → what is told of each line of its journal, in this process
 
 
 class Run:
@@ -222,12 +226,18 @@ class Run:
                 if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
                     line = "\n" + line  # a crash tore the last line: keep this one apart
                 file.write(line.encode())
+        if watchers and (told := watchers.get(str(self.path.resolve()))):
+            told()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[Run]:
         """Hold the folder against other processes; may be nested; the system frees it if we die.
 
         Raises StoreError if another process holds it or the folder cannot be written."""
+        if address := address_of(self.path):
+            raise InputError(
+                f"{address}: is not a folder, and `leakfast run` alone writes a run to an object store. Give the folder of a run."
+            )
         path = self.path / ".lock"
         with explained(path):
             if self.path.exists() and not self.path.is_dir():

@@ -105,7 +105,8 @@ class VllmConfig(_Table):
 class Study(_Table):
     """What is run, on which model, and by whom.
 
-    name: what the run's folder is called. model: organism, a hub id, or a folder. revision: commit or branch of a hub model.
+    name: what the run's folder is called. runs: what that folder lies in: a folder, or s3://bucket/prefix;
+    LEAKFAST_RUNS goes first. model: organism, a hub id, or a folder. revision: commit or branch of a hub model.
     template_system: what the model's chat template is to say where there is no system message (checked before
     anything is drawn; None: nothing is checked).
     template_kwargs: arguments of the chat template, such as enable_thinking = false, wherever a prompt is rendered.
@@ -120,6 +121,7 @@ class Study(_Table):
     allow: checks of model and engine that may fail."""
 
     name: str
+    runs: str = "runs"
     model: str = "Qwen/Qwen2.5-7B-Instruct"
     revision: str | None = None
     template_system: str | None = None
@@ -179,8 +181,9 @@ class Study(_Table):
 
     @property
     def run_dir(self) -> Path:
-        """Where the run goes: `$LEAKFAST_RUNS/<name>`, by default `runs/<name>`."""
-        return Path(os.environ.get("LEAKFAST_RUNS") or "runs") / self.name
+        """Where the run goes: `$LEAKFAST_RUNS/<name>`, else `<runs>/<name>`. A Path makes one slash of the two of s3://;
+        `leakfast.storage.objects.address_of` has the address."""
+        return Path(os.environ.get("LEAKFAST_RUNS") or self.runs) / self.name
 
 
 def load_study(path: str | Path) -> Study:
