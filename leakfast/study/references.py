@@ -11,6 +11,7 @@ from leakfast.errors import InputError
 from leakfast.prompts.items import NAMED as NAMED_ITEMS
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.documents import Document, KeyPath, did_you_mean, find_shipped
+from leakfast.study.negatives import check_count, rule_of
 
 if TYPE_CHECKING:
     from leakfast.prompts.personas import Persona
@@ -75,8 +76,12 @@ def check_words(study: Study, document: Document) -> None:
             asked["eval", "other_questions", index] = spec
         sets |= {(*key, *field): spec for field, spec in asked.items()}
         for table, field in (("data", "negative_personas"), ("eval", "checkpoint_personas")):
+            spec = getattr(getattr(behavior, table), field)
             try:
-                load_personas(getattr(getattr(behavior, table), field), among=personas)
+                if table == "data" and (rule := rule_of(spec)) is not None:
+                    check_count(rule, sum(not p.is_extra for p in personas) - 1)
+                else:
+                    load_personas(spec, among=personas)
             except InputError as error:
                 raise at((*key, table, field), error) from None
         for table in ("data", "eval"):
@@ -87,6 +92,7 @@ def check_words(study: Study, document: Document) -> None:
                     f"one of {', '.join(NAMED_ITEMS)}."
                 )
     _check_stages(study, document)
+    _check_averages(study, document)
     _check_trajectory(study, document, personas)
     _check_steering(study, document, personas)
     _check_questions(study, document, sets)
@@ -118,6 +124,36 @@ def _check_stages(study: Study, document: Document) -> None:
             raise InputError(
                 f"{where}: {name} has rank {mine.rank} and alpha {mine.alpha}, but {seen[1]}, which it is taught after, rank "
                 f"{other.rank} and alpha {other.alpha}. Its matrices are trained further: set both alike."
+            )
+
+
+def _check_averages(study: Study, document: Document) -> None:
+    """The means are of two or more behaviors that the study trains itself, each once, and begin nothing themselves."""
+    from leakfast.behaviors.registry import get as get_behavior
+
+    for name, behavior in study.behaviors.items():
+        parts = behavior.average
+        where = document.where(("behaviors", name, "average"))
+        for part in parts:
+            given = study.behaviors.get(part)
+            if given is None or given.average or get_behavior(part).control:
+                raise InputError(
+                    f"{where}: {name} is the mean of {part!r} and others; needed: behaviors that the study trains."
+                    f"{did_you_mean(part, study.behaviors)} Correct that line."
+                )
+        if parts and (len(set(parts)) < max(2, len(parts)) or get_behavior(name).control or behavior.after):
+            raise InputError(
+                f"{where}: {', '.join(parts)} given; a mean is of two or more different behaviors, and begins from none. "
+                "Correct that line."
+            )
+        if behavior.after and behavior.after in study.behaviors and study.behaviors[behavior.after].average:
+            raise InputError(
+                f"{document.where(('behaviors', name, 'after'))}: {behavior.after} is a mean of adapters, whose rank is another. "
+                "Needed: a behavior that is trained. Correct that line."
+            )
+        if parts and name in study.trajectory.of:
+            raise InputError(
+                f"{document.where(('trajectory', 'of'))}: {name} is a mean of adapters, without a training to follow. Leave it out."
             )
 
 
