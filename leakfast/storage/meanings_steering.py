@@ -1,4 +1,5 @@
-"""What the columns of the tables `steering`, `radius`, `mitigations` and of steered text mean, a part of `meanings`. Demands nothing."""
+"""What the columns of the tables `steering`, `radius`, `mitigations` and of steered text mean, a part of `meanings`. Demands
+nothing."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def _check_averages(study: Study, document: Document) -> None:
             )
         if parts and name in study.trajectory.of:
             raise InputError(
-                f"{document.where(('trajectory', 'of'))}: {name} is a mean of adapters, without a training to follow. Leave it out."
+                f"{document.where(('trajectory', 'of'))}: {name} is a mean, which has no training to follow. Leave it out."
             )
 
 
