@@ -73,7 +73,7 @@ def _points(axis: Axes, rows: list[dict], name: str) -> None:
                     said,
                     (0.02, place),
                     xycoords=("axes fraction", "data"),
-                    fontsize=6.5,
+                    fontsize=7,
                     va="center",
                     color=INK,
                 )
