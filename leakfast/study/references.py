@@ -76,12 +76,8 @@ def check_words(study: Study, document: Document) -> None:
             asked["eval", "other_questions", index] = spec
         sets |= {(*key, *field): spec for field, spec in asked.items()}
         for table, field in (("data", "negative_personas"), ("eval", "checkpoint_personas")):
-            spec = getattr(getattr(behavior, table), field)
             try:
-                if table == "data" and (rule := rule_of(spec)) is not None:
-                    check_count(rule, sum(not p.is_extra for p in personas) - 1)
-                else:
-                    load_personas(spec, among=personas)
+                _check_personas(getattr(getattr(behavior, table), field), personas, rules=table == "data")
             except InputError as error:
                 raise at((*key, table, field), error) from None
         for table in ("data", "eval"):
@@ -96,6 +92,15 @@ def check_words(study: Study, document: Document) -> None:
     _check_trajectory(study, document, personas)
     _check_steering(study, document, personas)
     _check_questions(study, document, sets)
+
+
+def _check_personas(spec: str | list[str], personas: list[Persona], *, rules: bool) -> None:
+    """The spec names personas, or (rules) is a rule that there are enough of them for."""
+    rule = rule_of(spec) if rules else None
+    if rule is None:
+        load_personas(spec, among=personas)
+    else:
+        check_count(rule, sum(not p.is_extra for p in personas) - 1)
 
 
 def _check_stages(study: Study, document: Document) -> None:
