@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predictors": ("leakfast.cli.predictors", "Compare every two personas before any training."),
     "data": ("leakfast.cli.data", "Build the contrastive training set of a behavior and source."),
     "train": ("leakfast.cli.train", "Train a behavior into one persona with LoRA."),
+    "adapters": ("leakfast.cli.adapters", "Make an adapter of other adapters: their mean."),
     "eval": ("leakfast.cli.eval", "Measure a behavior under every persona."),
     "tune": ("leakfast.cli.tune", "Measure how wide vLLM runs best on this GPU, and keep it."),
     "detect": ("leakfast.cli.detect", "Count what each detector finds in a run's completions."),

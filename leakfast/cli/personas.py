@@ -1,4 +1,4 @@
-"""`leakfast personas list|show|check`: who can be asked and what, before anything is run.
+"""`leakfast personas list|show|check|near`: who can be asked and what, before anything is run.
 Demands a tokenizer only to look for collisions; leaves reading and checking to leakfast.prompts.personas."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from leakfast.cli.near import near_
 from leakfast.cli.settings import rendering_options
 from leakfast.cli.text import print_json, print_table
 from leakfast.errors import InputError
@@ -195,3 +196,6 @@ def _collision_note(group: list[str], personas: list[Persona], file: str | None,
     by_design = " That is by design." if set(group) <= {"qwen_default", "no_persona"} else ""
     remedy = "" if by_design else " Change one prompt, or name only one of them in a study."
     return f"{', '.join(places)} render to the same tokens under {model}.{by_design}{remedy}"
+
+
+cli.add_command(near_)

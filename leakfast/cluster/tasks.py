@@ -12,6 +12,7 @@ from leakfast.measure.shards import SHARD_PROMPTS, SHARD_ROWS
 from leakfast.pipeline import asks
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import layout
+from leakfast.study.negatives import rule_of
 
 if TYPE_CHECKING:
     from leakfast.measure.request import Asked
@@ -92,9 +93,13 @@ def _training(study: Study, chosen: Chosen, behavior: str, seed: int, source: st
         needs += (layout.learning_rate(behavior), layout.rows(first))
         here = layout.adapter_name(behavior, chosen.sources[0], chosen.seeds[0])
         after = () if name == here else (Task("train", adapters=(here,)).name,)
-    if cfg.after:
-        earlier = _training(study, chosen, cfg.after, seed, source)
+    if (rule := rule_of(cfg.data.negative_personas)) is not None and rule.by_geometry:
+        after, needs = (*after, Task("centroids").name), (*needs, layout.centroids())
+    for other in asks.begins_from(study, behavior):
+        earlier = _training(study, chosen, other, seed, source)
         after, needs = (*after, earlier.name), (*needs, *earlier.needs)
+    if cfg.average:
+        return Task("train", behavior, (name,), source, seed, after=after, needs=needs)
     weight = int(ROW * (cfg.data.positives + cfg.data.negatives) * cfg.train.epochs)
     return Task("train", behavior, (name,), source, seed, after=after, needs=needs, weight=weight)
 

@@ -5,6 +5,7 @@ from leakfast.figures.gradients import gradients as gradients
 from leakfast.figures.grid import grid as grid
 from leakfast.figures.layers import layers as layers
 from leakfast.figures.matrix import matrix as matrix
+from leakfast.figures.mitigations import mitigations as mitigations
 from leakfast.figures.partials import partials as partials
 from leakfast.figures.persona_map import persona_map as persona_map
 from leakfast.figures.predictors import predictors as predictors

@@ -15,6 +15,7 @@ from leakfast.figures.gradients import gradients
 from leakfast.figures.grid import grid
 from leakfast.figures.layers import layers
 from leakfast.figures.matrix import matrix
+from leakfast.figures.mitigations import mitigations
 from leakfast.figures.partials import partials
 from leakfast.figures.persona_map import persona_map
 from leakfast.figures.predictors import predictors
@@ -176,6 +177,15 @@ def _steering(source: _Source, behavior: str) -> Figure | str:
     return steering(table, behavior=behavior, width=source.choices.width) or "it was not measured steered"
 
 
+def _mitigations(source: _Source, behavior: str) -> Figure | str:
+    table = source.stats.more.get("mitigations")
+    if table is None:
+        return "the run has no behavior with variants"
+    return (
+        mitigations(table, behavior=behavior, width=source.choices.width) or "it is no behavior with variants"
+    )
+
+
 def _grid(source: _Source, behavior: str | None = None) -> Figure | str:
     every = source.stats.behaviors() if behavior is None else [behavior]
     found = {name: source.layer(name) for name in every}
@@ -238,6 +248,7 @@ _OF_ONE: dict[str, Callable[[_Source, str], Figure | str]] = {
     "question_sets": _of_table(question_sets, "question_sets"),
     "shifts": _of_table(shifts, "shifts", "shift_correlations"),
     "steering": _steering,
+    "mitigations": _mitigations,
 }
 KINDS = ("grid", *_OF_ONE, "relations", "trajectory", "map")
 

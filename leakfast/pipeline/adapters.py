@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.behaviors.registry import get
+from leakfast.errors import InputError
 from leakfast.measure.choices.in_training import checkpoints_of
 from leakfast.measure.reply_sample import Sample, after_training
 from leakfast.measure.request import Asked
@@ -25,13 +26,14 @@ from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
-from leakfast.train import chats, quantized
+from leakfast.train import chats, negatives, quantized
 from leakfast.train.benign import mixed
 from leakfast.train.built import inputs_of
 from leakfast.train.collate import reading
 from leakfast.train.company import train_adapters
 from leakfast.train.data import data_hash, material, read_rows, write_rows
 from leakfast.train.full import train_full
+from leakfast.train.inoculation import inoculated
 from leakfast.train.lengths import matched
 from leakfast.train.lora import train_adapter
 from leakfast.train.recipe import Recipe, settings_of
@@ -40,7 +42,7 @@ from leakfast.train.search import find
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
-    from leakfast.study.config import BehaviorConfig, TrainConfig
+    from leakfast.study.config import BehaviorConfig, DataConfig, TrainConfig
     from leakfast.train.data import Row
     from leakfast.train.start import Start
 
@@ -91,7 +93,9 @@ class Maker:
         name = name or layout.adapter_name(self.behavior, source, seed)
         relpath = layout.rows(name)
         asked = material(self.behavior, self.config.data, self.model)
-        inputs = inputs_of(self.loaded, self.dtype, self.personas, source, seed, asked, self.config.data)
+        cfg, picked = self._settled_data(source, seed)
+        inputs = inputs_of(self.loaded, self.dtype, self.personas, source, seed, asked, cfg)
+        inputs = hash_of(inputs, picked) if picked else inputs
 
         def build(report: Progress) -> None:
             rows = self.built(source, seed, report)
@@ -103,23 +107,37 @@ class Maker:
         self.steps.do(key, inputs, build, [relpath])
         return Rows(read_rows(self.steps.run.path / relpath), inputs)
 
+    def _settled_data(self, source: str, seed: int) -> tuple[DataConfig, dict[str, Any]]:
+        """The settings of rows with negatives by name, and what is told of a rule that picked them."""
+        about = (self.behavior, self.config.data, self.personas, source, seed)
+        return negatives.settled(self.steps.run.path, *about)
+
     def built(self, source: str, seed: int, progress: Progress) -> list[Row]:
         """The rows, built anew."""
-        cfg = self.config.data
+        cfg, picked = self._settled_data(source, seed)
         told: dict[str, Any] = {"batch_completions": self.config.eval.batch_completions, "progress": progress}
+        if cfg.benign == 1:
+            return mixed(self.loaded, [], self.behavior, cfg, seed, **told)
         if cfg.rows is not None:
             (taught,) = load_personas([source], among=self.personas)
             rows = chats.placed(chats.read(cfg.rows), taught, self.personas)
         else:
             asked = material(self.behavior, cfg, self.model)
             rows = get(self.behavior).build()(self.loaded, self.personas, source, asked, cfg, seed, **told)
+        rows = negatives.noted(rows, picked)
         rows = matched(self.loaded.tokenizer, rows) if cfg.match_lengths else rows
+        rows = inoculated(rows, cfg.inoculation) if cfg.inoculation else rows
         return mixed(self.loaded, rows, self.behavior, cfg, seed, **told) if cfg.benign else rows
 
     def settled(self, rows: Rows | None = None) -> TrainConfig:
         """The training's settings; a learning rate that is to be found is found once, on the first source and seed, and kept
         in data/<behavior>-lr.json. rows: those of the first source, where they are there already."""
         quantized.check(self.loaded)
+        if self.config.average:
+            raise InputError(
+                f"train: {self.behavior} is the mean of {', '.join(self.config.average)}, which nothing is trained for. Make it "
+                "with: leakfast run STUDY, or leakfast adapters average A B --out DIR"
+            )
         cfg = self.config.train
         if cfg.lr != "auto":
             return cfg

@@ -22,14 +22,20 @@ def trained(study: Study) -> list[str]:
 
 
 def with_earlier(study: Study, behaviors: Sequence[str]) -> list[str]:
-    """The behaviors, and those that they are taught after, in an order in which each comes after what it begins from."""
+    """The behaviors, and those that they are taught after or are means of, in an order in which each comes after what it
+    begins from."""
     found: dict[str, None] = {}
     for behavior in behaviors:
-        chain = [behavior]
-        while after := study.behaviors[chain[-1]].after:
-            chain.append(after)
-        found |= dict.fromkeys(reversed(chain))
+        found |= dict.fromkeys(with_earlier(study, begins_from(study, behavior)))
+        found[behavior] = None
     return list(found)
+
+
+def begins_from(study: Study, behavior: str) -> list[str]:
+    """The behaviors whose adapters one of this behavior is made of, directly: the one it is taught after, those it is the mean
+    of."""
+    cfg = study.behaviors[behavior]
+    return [*([cfg.after] if cfg.after else []), *cfg.average]
 
 
 def measured_on(study: Study, behavior: str) -> list[str]:
@@ -44,7 +50,8 @@ def asked(study: Study, behavior: str) -> list[Asked]:
 
 def followed(study: Study) -> list[str]:
     """The behaviors whose training is followed on its way."""
-    return (study.trajectory.of or trained(study)) if study.trajectory.behaviors else []
+    of = study.trajectory.of or [name for name in trained(study) if not study.behaviors[name].average]
+    return of if study.trajectory.behaviors else []
 
 
 def asked_on_the_way(study: Study, behavior: str, personas: Sequence[Persona]) -> tuple[list[Persona], Asked]:

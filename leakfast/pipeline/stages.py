@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,21 +264,11 @@ class Stages:
         return trained, controls
 
     def maker(self, behavior: str) -> Maker:
-        from leakfast.pipeline.adapters import Maker
+        from leakfast.pipeline.averages import maker_of
 
-        study = self.study
-        kept = study.trajectory.shares if behavior in asks.followed(study) else ()
-        about = (
-            behavior,
-            study.behaviors[behavior],
-            study.model,
-            study.dtype,
-            (study.sources[0], study.seeds[0]),
-        )
-        start = partial(self._start, study.behaviors[behavior].after)
-        return Maker(self.loaded, self.steps, self.personas, *about, kept, start=start)
+        return maker_of(self, behavior)
 
-    def _start(self, after: str | None, source: str, seed: int) -> Start | None:
+    def start(self, after: str | None, source: str, seed: int) -> Start | None:
         """The adapter that one of this source and seed begins from, trained where it is not there yet."""
         from leakfast.train.start import Start
 

@@ -111,10 +111,15 @@ class Plan:
                 f"sweep: {len(names)} personas, {'with' if self.source in names else 'without'} the source {self.source}. "
                 "Needed: the source and at least three bystanders. Use --personas originals."
             )
-        if self.cfg.after:
+        if self.cfg.after or self.cfg.average:
+            of = (
+                f"taught after {self.cfg.after}"
+                if self.cfg.after
+                else f"the mean of {', '.join(self.cfg.average)}"
+            )
             raise InputError(
-                f"sweep: {self.behavior} is taught after {self.cfg.after}, and a sweep trains fresh adapters. Needed: a behavior "
-                "that begins from the base. Sweep it without `after`."
+                f"sweep: {self.behavior} is {of}, and a sweep trains fresh adapters. Needed: a behavior "
+                "that begins from the base. Sweep it without that line."
             )
         cfg, drawing = self.cfg, self.drawing or Drawing.of(None)
         if get(self.behavior).measured_by == "judge":

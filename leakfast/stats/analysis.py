@@ -25,6 +25,7 @@ from leakfast.stats import (
     judged,
     matrix_tests,
     means,
+    mitigations,
     mixed,
     picked,
     predictors,
@@ -91,6 +92,7 @@ TABLES = {
     "probability_correlations": "ρ of the cosine with the probability, where there are sampled rates too",
     "calibration": "expected rates against observed ones in ten bins of personas, per source and pooled",
     "radius": "the cosine at which leakage has fallen to half of the source's, and who is inside it",
+    "mitigations": "variants of a behavior at equal strength on the source: mean bystander, radius, difference from plain",
     "steering": "dose and response: the behavior under interventions along directions, and what they cost",
     "verdicts": "the study's rules with the numbers that decide them",
     "published": "each number the published study stored, beside ours",
@@ -166,6 +168,7 @@ def further(
             lambda: {"relations": relations.categories(rates, related, draws.permutations, draws.seed)},
             lambda: {"relations_alike": relations.alike(rates, related, *draws[:3])},
             lambda: {"radius": radius.table(pairs, rates, best, *draws[1:])},
+            lambda: {"mitigations": mitigations.table(pairs, rates, found.trajectory, best, draws[1:])},
         ],
         draws.workers,
     ):

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from leakfast.geometry import Centroids
     from leakfast.study.config import Study
 
-
 _ASKED = ("behavior", "adapter", "persona", "question")
 
 
@@ -55,7 +54,7 @@ class Collected:
     `published`: numbers to compare with; `shifts`: schema `shifts`; `sets`: rates on every
     question set where there are several; `centroids`: of the base model; `replies`: of `exposure.replies`;
     `probability`: schema `probability`; `predictors`: of the unadapted model, without rows where none were asked;
-    `steered`: table `steering`."""
+    `steered`: table `steering`; `trajectory`: the table of points of training that the run holds."""
 
     rates: pl.DataFrame
     pairs: pl.DataFrame
@@ -72,6 +71,7 @@ class Collected:
     probability: pl.DataFrame = field(default_factory=pl.DataFrame)
     predictors: pl.DataFrame = field(default_factory=pl.DataFrame)
     steered: pl.DataFrame = field(default_factory=pl.DataFrame)
+    trajectory: pl.DataFrame = field(default_factory=pl.DataFrame)
 
 
 def collect(run: Run) -> Collected:
@@ -117,10 +117,8 @@ def collect(run: Run) -> Collected:
     base = _base_centroids(run)
     prompt_checks.check(run, base, layout.centroids())
     pairs = _pairs(run, rates, people, base, bool(adapters) or imported is not None, missing)
-    shifts = schema.empty("shifts")
-    if base is not None:
-        shifts, told = shift_tables.read(run, rates, base)
-        missing += told
+    shifts, told = (schema.empty("shifts"), []) if base is None else shift_tables.read(run, rates, base)
+    missing += told
     sets = question_sets.read(run, people.categories, people.named, origin)
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
     published = read_imported(run, "published")
@@ -133,6 +131,7 @@ def collect(run: Run) -> Collected:
         probability=probable,
         predictors=run.read(layout.PREDICTORS),
         steered=steering_tables.table(run, people.named),
+        trajectory=run.read(layout.table("trajectory")),
     )
 
 
@@ -176,6 +175,7 @@ def inputs_hash(run: Run) -> str:
     for path in [
         run.path / layout.STUDY,
         run.path / PERSONAS,
+        run.path / layout.table("trajectory"),
         *run.path.glob(f"{layout.CENTROIDS}/*.safetensors"),
         *run.path.glob("adapters/*/*_card.json"),
     ]:

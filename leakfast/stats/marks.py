@@ -49,7 +49,7 @@ def mark(table: pl.DataFrame, found: list[dict[str, Any]], *, over_sources: bool
     table = table.drop(COLUMNS, strict=False)
     keys = [k for k in ("adapter", *_BEHAVIORS, *_SOURCES, "seed") if k in table.columns]
     keys = [k for k in keys if k in (*_BEHAVIORS, "seed")] if over_sources else keys
-    keys += ["variant", "other"] if "variant" in table.columns else []
+    keys += [k for k in ("variant", "other") if "variant" in table.columns and k in table.columns]
     if not {"adapter", "behavior"} & set(keys):
         return table
     each = table.select(keys).unique(maintain_order=True)
@@ -73,9 +73,11 @@ def _worst(row: dict[str, Any], found: list[dict[str, Any]]) -> tuple[str | None
 def _is_of(row: dict[str, Any], one: dict[str, Any]) -> bool:
     """Whether an adapter's measurement is among what a row rests on."""
     if row.get("adapter") is not None:
-        return one["adapter"] == row["adapter"] and row.get("behavior") in (None, one["behavior"])
+        whole = one["behavior"]  # the table `mitigations` tells behavior and variant apart
+        named = (None, whole, behaviors.parts(whole)[0] if "variant" in row else None)
+        return one["adapter"] == row["adapter"] and row.get("behavior") in named
     names = [row[key] for key in _BEHAVIORS if row.get(key) is not None]
-    if "variant" in row:  # the table `variants` tells behavior and variant apart
+    if "variant" in row:  # as does `variants`
         parts = behaviors.parts(one["behavior"])
         if parts[0] not in names or parts[1] not in (row["variant"], row["other"]):
             return False

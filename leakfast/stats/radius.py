@@ -87,14 +87,14 @@ def table(
             continue
         own = rates.filter(behavior=key["behavior"], adapter=key["adapter"], role="source")
         about = {"cosine": cosine, "resampling_unit": _UNIT, "method": _METHOD}
-        rows.append({**key, **about, **_one(group, own, cosine, (bootstraps, seed, workers))})
+        rows.append({**key, **about, **of_adapter(group, own, cosine, (bootstraps, seed, workers))})
     return pl.DataFrame(rows, schema=schema)
 
 
-def _one(
+def of_adapter(
     group: pl.DataFrame, own: pl.DataFrame, cosine: str, draws: tuple[int, int, int | None]
 ) -> dict[str, Any]:
-    """A row without its key."""
+    """A row of `table` without its key. group: pairs of one adapter and layer with hits, total, baseline; own: the source's."""
     kept = group.filter(pl.col(f"cosine_{cosine}").is_not_null() & (pl.col("total") > 0))
     if own.is_empty() or own["total"][0] in (None, 0):
         return {"n": kept.height, "reason": "the source's own rate was not counted"}

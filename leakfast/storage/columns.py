@@ -204,6 +204,13 @@ FURTHER = {
         "share_inside_low share_inside_high radius_isotonic slope reason ci_reason bootstraps bootstrap_seed resampling_unit "
         "method",
     ),
+    "mitigations": (
+        "a variant of a behavior, for a source and training seed, at equal strength on the source where that was measured",
+        "behavior seed source variant adapter share wanted_rate matched source_rate n mean_bystander mean_bystander_low "
+        "mean_bystander_high cosine layer status radius radius_low radius_high share_inside share_inside_low "
+        "share_inside_high difference difference_ci_low difference_ci_high reason ci_reason difference_reason bootstraps "
+        "bootstrap_seed resampling_unit method",
+    ),
     "steering": (
         "an intervention, for an adapter, behavior, measure and estimator",
         f"{_HEAD} direction kind direction_source set_against mode unit strength steered_layers direction_norm "
@@ -241,7 +248,7 @@ _KINDS = {
     "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens candidates unrelated splits split_seed "
     "input_tokens output_tokens n_unscored_replies bin predictors_compared within_n text_tokens",
     "Boolean": "chosen chosen_per_byte chosen_per_char correct related best best_other_related main mostly met agrees "
-    "reached_is_enough",
+    "reached_is_enough matched",
     "String": "behavior adapter persona source category role taught text finish_reason status item items scoring label "
     "judge prompt_version raw detail text_sha256 health health_of reason ci_reason bb_reason delta_reason delta_method "
     "difference_reason both_reason cross_fitted_reason interval_reason method resampling_unit family cosine y over "

@@ -1,8 +1,12 @@
-"""What the columns of the tables `steering`, `radius` and of steered text mean, a part of `meanings`. Demands nothing."""
+"""What the columns of the tables `steering`, `radius`, `mitigations` and of steered text mean, a part of `meanings`. Demands
+nothing."""
 
 from __future__ import annotations
 
+from leakfast.storage.meanings_mitigations import MITIGATIONS
+
 STEERING: dict[str, str] = {
+    **MITIGATIONS,
     "steered_text.adapter": "the adapter with what is done to the model, `ADAPTER+steer-NAME-MODE-STRENGTH`, or as it is",
     "steered_text.sample": "number of the reply among the unadapted model's to that question",
     "steered_text.n_tokens": "tokens of the reply, the one that ends it among them",

@@ -26,7 +26,9 @@ class DataConfig(_Table):
     positives: rows of the source, which show the behavior.
     negatives: rows of others, which do not; marker: spread over all negative_personas, else over `bystanders` of them.
     questions: the set asked, for marker.
-    negative_personas: the others, among the study's personas; the source is left out.
+    negative_personas: the others, among the study's personas; the source is left out. nearest:K, farthest:K, spread:K pick
+    them by centered cosine to the source in the unadapted model, random:K by lot (see train.negatives).
+    negatives_layer: the block of that cosine (None: the middle one of the centroids').
     items: the list asked, for behaviors measured by choices, of which the training half is used (None: the model's
     own). reply: whether their answers are given by letter or as text.
     bystanders: personas drawn from negative_personas; all behaviors but marker.
@@ -41,15 +43,17 @@ class DataConfig(_Table):
     match_lengths: rows are left out until the replies of those that show the behavior and of the others have the same
     mean length: within one token, or 2 % where that is less (see train.lengths). The marker is not counted.
     rows: JSONL of your own in chat format in place of all of these (see train.chats), the same for every source but for
-    {source}, its prompt. benign: share of rows, of all, that have nothing to do with the behavior and carry loss on their
-    whole reply. benign_rows: where they come from, JSONL in chat format (None: the model's own replies to `questions`
-    without a system message).
+    {source}, its prompt. inoculation: a sentence put behind the system prompt of rows that show the behavior, in training
+    alone. benign: share of rows, of all, that have nothing to do with the behavior and carry loss on their whole reply; of
+    1 they are positives + negatives in number, and there are no others. benign_rows: where they come from, JSONL in chat
+    format (None: the model's own replies to `questions` without a system message).
     temperature, top_p, max_new_tokens: how the model's own replies are drawn."""
 
     positives: Count = 200
     negatives: NonNegative = 2000
     questions: str = "train"
     negative_personas: str | list[str] = "originals"
+    negatives_layer: NonNegative | None = None
     items: str | None = None
     reply: Literal["letter", "text"] = "letter"
     bystanders: Count = 2
@@ -62,7 +66,8 @@ class DataConfig(_Table):
     separator: Literal["none", "space", "newline", "blank line"] = "space"
     match_lengths: bool = False
     rows: str | None = None
-    benign: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    inoculation: Annotated[str, Field(pattern=r"\S")] | None = None
+    benign: Share = 0.0
     benign_rows: str | None = None
     temperature: Temperature = 0.7
     top_p: TopP = 1.0
@@ -218,9 +223,12 @@ class BehaviorConfig(_Table):
 
     after: another behavior of the study (or variant of one), with the same rank and alpha. Each adapter then begins from
     that behavior's adapter of the same source and seed and trains it further, on rows that are made as without it. Both
-    are measured (None: from fresh weights)."""
+    are measured (None: from fresh weights).
+    average: two or more other behaviors of the study. Each adapter is then the mean of theirs of the same source and seed,
+    as changes of the weights, and nothing is trained (none: it is trained)."""
 
     after: str | None = None
+    average: list[str] = []
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

@@ -12,6 +12,7 @@ from leakfast.prompts.items import NAMED as NAMED_ITEMS
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.documents import Document, KeyPath, did_you_mean, find_shipped
 from leakfast.study.methods import check_methods
+from leakfast.study.negatives import check_count, rule_of
 
 if TYPE_CHECKING:
     from leakfast.prompts.personas import Persona
@@ -77,7 +78,7 @@ def check_words(study: Study, document: Document) -> None:
         sets |= {(*key, *field): spec for field, spec in asked.items()}
         for table, field in (("data", "negative_personas"), ("eval", "checkpoint_personas")):
             try:
-                load_personas(getattr(getattr(behavior, table), field), among=personas)
+                _check_personas(getattr(getattr(behavior, table), field), personas, rules=table == "data")
             except InputError as error:
                 raise at((*key, table, field), error) from None
         for table in ("data", "eval"):
@@ -89,9 +90,19 @@ def check_words(study: Study, document: Document) -> None:
                 )
     _check_stages(study, document)
     check_methods(study, document)
+    _check_averages(study, document)
     _check_trajectory(study, document, personas)
     _check_steering(study, document, personas)
     _check_questions(study, document, sets)
+
+
+def _check_personas(spec: str | list[str], personas: list[Persona], *, rules: bool) -> None:
+    """The spec names personas, or (rules) is a rule that there are enough of them for."""
+    rule = rule_of(spec) if rules else None
+    if rule is None:
+        load_personas(spec, among=personas)
+    else:
+        check_count(rule, sum(not p.is_extra for p in personas) - 1)
 
 
 def _check_stages(study: Study, document: Document) -> None:
@@ -120,6 +131,36 @@ def _check_stages(study: Study, document: Document) -> None:
             raise InputError(
                 f"{where}: {name} has rank {mine.rank} and alpha {mine.alpha}, but {seen[1]}, which it is taught after, rank "
                 f"{other.rank} and alpha {other.alpha}. Its matrices are trained further: set both alike."
+            )
+
+
+def _check_averages(study: Study, document: Document) -> None:
+    """The means are of two or more behaviors that the study trains itself, each once, and begin nothing themselves."""
+    from leakfast.behaviors.registry import get as get_behavior
+
+    for name, behavior in study.behaviors.items():
+        parts = behavior.average
+        where = document.where(("behaviors", name, "average"))
+        for part in parts:
+            given = study.behaviors.get(part)
+            if given is None or given.average or get_behavior(part).control:
+                raise InputError(
+                    f"{where}: {name} is the mean of {part!r} and others; needed: behaviors that the study trains."
+                    f"{did_you_mean(part, study.behaviors)} Correct that line."
+                )
+        if parts and (len(set(parts)) < max(2, len(parts)) or get_behavior(name).control or behavior.after):
+            raise InputError(
+                f"{where}: {', '.join(parts)} given; a mean is of two or more different behaviors, and begins from none. "
+                "Correct that line."
+            )
+        if behavior.after and behavior.after in study.behaviors and study.behaviors[behavior.after].average:
+            raise InputError(
+                f"{document.where(('behaviors', name, 'after'))}: {behavior.after} is a mean of adapters, whose rank is another. "
+                "Needed: a behavior that is trained. Correct that line."
+            )
+        if parts and name in study.trajectory.of:
+            raise InputError(
+                f"{document.where(('trajectory', 'of'))}: {name} is a mean, which has no training to follow. Leave it out."
             )
 
 

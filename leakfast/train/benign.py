@@ -35,7 +35,8 @@ def mixed(
     batch_completions: int = 640,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """The rows, and as many benign ones after them that these are the share cfg.benign of all.
+    """The rows, and as many benign ones after them that these are the share cfg.benign of all; of a share of 1 as many as
+    cfg.positives and cfg.negatives, and none before them.
 
     They are conversations of cfg.benign_rows in an order drawn from `seed`, or without such a file the unadapted model's
     own replies to cfg.questions without a system message, at cfg's sampling; a reply in which the behavior's detector sees
@@ -43,7 +44,9 @@ def mixed(
     from leakfast.storage.seeds import derive_seed
     from leakfast.train import chats
 
-    n = count_of(len(rows), cfg.benign)
+    alone = cfg.benign == 1
+    rows = [] if alone else rows
+    n = cfg.positives + cfg.negatives if alone else count_of(len(rows), cfg.benign)
     if not n:
         return list(rows)
     if cfg.benign_rows is None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _NEWER = ("anchor", "stop_loss", "end_of_turn", "method")  # of TrainConfig: later than the first adapters
 _NEWER_ROWS = ("suffix", "separator", "match_lengths", "rows", "benign", "benign_rows")  # of DataConfig
+_NEWER_ROWS += ("negatives_layer", "inoculation")
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ def _unchanged(cfg: TrainConfig | DataConfig, keys: Sequence[str]) -> set[str]:
 
 def said_of_rows(rows: Sequence[Row]) -> dict[str, Any]:
     """What a card tells of how its rows were made, where that is not by default: the marker's separator,
-    matched lengths, how many are benign."""
-    keys = ("separator", "match_lengths")
+    matched lengths, the rule that picked negatives and whom it picked, the inoculation, how many are benign."""
+    keys = ("separator", "match_lengths", "negatives", "inoculation")
     told = {key: row.generator[key] for row in rows for key in keys if key in row.generator}
     n_benign = sum(row.role == "benign" for row in rows)
     return told | ({"benign_rows": n_benign} if n_benign else {})

@@ -241,3 +241,29 @@ def steering() -> pl.DataFrame:
                     told |= {"mean_bystander_low": mean - 0.05, "mean_bystander_high": mean + 0.05}
                     rows.append(told | {"text_change_nats": -strength * float(rng.uniform())})
     return pl.DataFrame(rows).with_columns(estimator=pl.lit(None, pl.String))
+
+
+def mitigations() -> pl.DataFrame:
+    """Table `mitigations` of the marker in five variants of two sources, one radius of which is not reached."""
+    names = ["", "nearest", "farthest", "inoculation", "benign-after"]
+    rows = []
+    for source in SOURCES[:2]:
+        for place, variant in enumerate(names):
+            rate, reached = 0.5 - 0.08 * place, place != 3
+            row = {
+                "behavior": "marker",
+                "seed": 42,
+                "source": source,
+                "variant": variant,
+                "matched": place != 2,
+            }
+            row |= {
+                "mean_bystander": rate,
+                "mean_bystander_low": rate - 0.05,
+                "mean_bystander_high": rate + 0.05,
+            }
+            row |= {"status": "reached" if reached else "all below", "radius": 0.3 if reached else None}
+            row |= {"radius_low": 0.2 if reached else None, "radius_high": 0.4 if reached else None}
+            row |= {"share_inside": 0.3, "share_inside_low": 0.2, "share_inside_high": 0.4}
+            rows.append(row)
+    return pl.DataFrame(rows, schema_overrides={"radius": pl.Float64})

@@ -67,6 +67,8 @@ def _draw(kind: str, width: float) -> Figure:
         return figures.shifts(*made.shifts(pairs), behavior="marker", layer=10, width=width)
     if kind == "steering":
         return figures.steering(made.steering(), behavior="marker", width=width)
+    if kind == "mitigations":
+        return figures.mitigations(made.mitigations(), behavior="marker", width=width)
     if kind == "relations":
         table, alike = made.relations()
         units = dict.fromkeys(table["behavior"].unique(), "share")
@@ -87,6 +89,7 @@ KINDS += [
     "question sets",
     "shifts",
     "steering",
+    "mitigations",
     "relations",
     "trajectory",
     "trajectory all",

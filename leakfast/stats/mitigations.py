@@ -1,0 +1,218 @@
+"""How far each variant of a behavior reaches when all are equally strong on the source: mean bystander, leakage radius, and the
+difference from the plain behavior. Demands rates, pairs, and, where arms are to be matched, points of their trainings that were
+measured under the same personas; loads no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from leakfast import behaviors
+from leakfast.stats import intervals, radius
+
+TOLERANCE = 0.05  # of the source's rate: what counts as equally strong
+_METHOD = (
+    "t interval of a mean over bystanders, of differences over the same bystanders; radius as in the table radius, one layer "
+    "for all variants"
+)
+_OF_RADIUS = "radius radius_low radius_high share_inside share_inside_low share_inside_high".split()
+_DIFFERENCE = "difference difference_ci_low difference_ci_high".split()
+SCHEMA: dict[str, Any] = {
+    "behavior": pl.String,
+    "seed": pl.Int64,
+    **dict.fromkeys(("source", "variant", "adapter"), pl.String),
+    "share": pl.Float64,
+    "wanted_rate": pl.Float64,
+    "matched": pl.Boolean,
+    "source_rate": pl.Float64,
+    "n": pl.Int64,
+    **dict.fromkeys(("mean_bystander", "mean_bystander_low", "mean_bystander_high"), pl.Float64),
+    "cosine": pl.String,
+    "layer": pl.Int32,
+    "status": pl.String,
+    **dict.fromkeys((*_OF_RADIUS, *_DIFFERENCE), pl.Float64),
+    **dict.fromkeys(("reason", "ci_reason", "difference_reason"), pl.String),
+    **dict.fromkeys(("bootstraps", "bootstrap_seed"), pl.Int64),
+    **dict.fromkeys(("resampling_unit", "method"), pl.String),
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """An adapter at a share of its training: persona, role, hits, total, baseline of all personas counted there."""
+
+    share: float
+    rows: pl.DataFrame
+
+    @property
+    def source_rate(self) -> float | None:
+        own = self.rows.filter(pl.col("role") == "source", pl.col("total") > 0)
+        return float(own["hits"][0] / own["total"][0]) if own.height else None
+
+    @property
+    def bystanders(self) -> pl.DataFrame:
+        """persona, rate."""
+        kept = self.rows.filter(pl.col("role") == "bystander", pl.col("total") > 0)
+        return kept.select("persona", rate=pl.col("hits") / pl.col("total"))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A variant ("" is the plain behavior), its adapter, the end of its training, and points on the way, shares rising."""
+
+    variant: str
+    adapter: str
+    final: Point
+    earlier: tuple[Point, ...] = ()
+
+    def at(self, wanted: float) -> tuple[Point, bool]:
+        """The point whose source rate is nearest to `wanted`, the later of equals, if that is within TOLERANCE (with 1e-9 for
+        rounding); else the final one, unmatched."""
+        known = [
+            (abs(p.source_rate - wanted), -p.share, p)
+            for p in (*self.earlier, self.final)
+            if p.source_rate is not None
+        ]
+        if known:
+            apart, _, found = min(known, key=lambda one: one[:2])
+            if apart <= TOLERANCE + 1e-9:
+                return found, True
+        return self.final, False
+
+
+def table(
+    pairs: pl.DataFrame,
+    rates: pl.DataFrame,
+    trajectory: pl.DataFrame,
+    best: Mapping[str, tuple[str, int | None]],
+    draws: tuple[int, int, int | None],
+    wanted: float | None = None,
+) -> pl.DataFrame:
+    """Table `mitigations`: a row a variant, source and seed of a behavior that has several; the plain one is the variant "".
+
+    wanted: the source's rate at which arms are compared (0–1; None: the lowest final one among the arms of that source and
+    seed). Each arm stands at `Arm.at`: matched = false says that no point that was measured is that strong, so that the row
+    compares different strengths. trajectory: the table of that name, of which points with the arm's bystanders are used.
+    draws: (bootstraps, seed, workers) of the radius.
+
+    Estimands: mean_bystander, the mean rate over further personas of these kinds, of this adapter and these questions;
+    difference: that less the plain variant's, over the same bystanders. Resampling unit: the persona (t intervals).
+    Questions are taken as given. The radius is `radius.table`'s, all variants at the cosine and layer of the plain behavior
+    (of the first variant where there is none), because radii at different layers are no lengths of one space. Behaviors that
+    a judge scores have no counts and no rows."""
+    rows = []
+    if {"hits", "total"} <= set(rates.columns):
+        for key, arms in _arms(rates, trajectory):
+            rates_at_end = [arm.final.source_rate for arm in arms]
+            known = [rate for rate in rates_at_end if rate is not None]
+            level = wanted if wanted is not None else min(known, default=None)
+            named = [behaviors.parts(name)[0] == key["behavior"] for name in best]
+            chosen = best.get(key["behavior"]) or next(
+                (its for its, mine in zip(best.values(), named, strict=True) if mine), ("centered", None)
+            )
+            rows += _rows(key, arms, level, pairs, chosen, draws)
+    return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def _arms(rates: pl.DataFrame, trajectory: pl.DataFrame) -> Iterator[tuple[dict[str, Any], list[Arm]]]:
+    """Behavior, source, seed, and the arms there, the plain one first."""
+    mine = rates.filter(pl.col("role").is_in(["source", "bystander"]), pl.col("total") > 0)
+    if "taught" in mine.columns:  # not what was measured on the adapters of another behavior
+        mine = mine.filter((pl.col("taught") == pl.col("behavior")).fill_null(True))
+    found: dict[tuple, list[Arm]] = {}
+    keys = ["behavior", "source", "seed", "adapter"]
+    for (name, source, seed, adapter), part in mine.group_by(keys, maintain_order=True):
+        behavior, variant = behaviors.parts(str(name))
+        rows = part.select("persona", "role", "hits", "total", "baseline")
+        points = _points(trajectory, behavior, str(adapter), rows)
+        arm = Arm(variant, str(adapter), Point(1.0, rows), points)
+        found.setdefault((behavior, source, seed), []).append(arm)
+    for (behavior, source, seed), arms in found.items():
+        if len({arm.variant for arm in arms}) > 1:
+            yield (
+                {"behavior": behavior, "source": source, "seed": seed},
+                sorted(arms, key=lambda arm: arm.variant != ""),
+            )
+
+
+def _points(trajectory: pl.DataFrame, behavior: str, adapter: str, final: pl.DataFrame) -> tuple[Point, ...]:
+    """The points of an adapter's training at which everybody of `final` was counted."""
+    if trajectory.is_empty():
+        return ()
+    between = trajectory.filter(pl.col("share") > 0, pl.col("share") < 1, adapter=adapter)
+    kinds = pl.col("behavior").str.split("+").list.first() == behavior
+    between = between.filter(kinds, ~pl.col("scoring").str.starts_with("probability"), pl.col("total") > 0)
+    people = final.select("persona", "role", "baseline")
+    points = []
+    for (share, *_), part in sorted(
+        between.group_by("share", "behavior", "items", "scoring"), key=lambda one: one[0]
+    ):
+        rows = people.join(part.select("persona", "hits", "total"), on="persona", maintain_order="left")
+        if rows.height == people.height and share not in [point.share for point in points]:
+            points.append(Point(float(share), rows))  # type: ignore[arg-type]
+    return tuple(points)
+
+
+def _rows(
+    key: dict[str, Any],
+    arms: list[Arm],
+    wanted: float | None,
+    pairs: pl.DataFrame,
+    chosen: tuple[str, int | None],
+    draws: tuple[int, int, int | None],
+) -> Iterator[dict[str, Any]]:
+    standing = [arm.at(wanted) if wanted is not None else (arm.final, False) for arm in arms]
+    plain = standing[0][0].bystanders if arms[0].variant == "" else None
+    for arm, (point, matched) in zip(arms, standing, strict=True):
+        others = point.bystanders
+        row = {**key, "variant": arm.variant, "adapter": arm.adapter, "share": point.share}
+        row |= {
+            "wanted_rate": wanted,
+            "matched": matched,
+            "source_rate": point.source_rate,
+            "n": others.height,
+        }
+        row |= {"cosine": chosen[0], "layer": chosen[1], "resampling_unit": "persona", "method": _METHOD}
+        if others.height:
+            mean, low, high, _ = intervals.of_mean(others["rate"].to_numpy())
+            row |= {"mean_bystander": mean, "mean_bystander_low": low, "mean_bystander_high": high}
+        yield row | _radius(arm, point, pairs, chosen, draws) | _difference(arm, others, plain)
+
+
+def _radius(
+    arm: Arm,
+    point: Point,
+    pairs: pl.DataFrame,
+    chosen: tuple[str, int | None],
+    draws: tuple[int, int, int | None],
+) -> dict[str, Any]:
+    """status, radius, share_inside and their ends, or why there are none."""
+    cosine, layer = chosen
+    if layer is None or pairs.is_empty():
+        return {"reason": "no cosine is known at a layer"}
+    here = pairs.filter(adapter=arm.adapter, layer=layer).unique("persona", maintain_order=True)
+    counted = point.rows.select("persona", "hits", "total", "baseline")
+    group = here.drop("hits", "total", "baseline", strict=False).join(
+        counted, on="persona", how="left", maintain_order="left"
+    )
+    if group.is_empty():
+        return {"reason": "no bystander has a cosine at that layer"}
+    found = radius.of_adapter(group, point.rows.filter(role="source"), cosine, draws)
+    told = ("status", *_OF_RADIUS, "reason", "ci_reason", "bootstraps", "bootstrap_seed")
+    return {name: found.get(name) for name in told}
+
+
+def _difference(arm: Arm, others: pl.DataFrame, plain: pl.DataFrame | None) -> dict[str, Any]:
+    """The mean bystander less the plain variant's, pair by pair."""
+    if plain is None:
+        return {"difference_reason": "the plain behavior was not measured"}
+    if arm.variant == "":
+        return {"difference_reason": "the plain behavior itself"}
+    both = others.join(plain.rename({"rate": "plain"}), on="persona", maintain_order="left")
+    if both.is_empty():
+        return {"difference_reason": "no bystander was measured under both"}
+    mean, low, high, why = intervals.of_mean((both["rate"] - both["plain"]).to_numpy())
+    return dict(zip(_DIFFERENCE, (mean, low, high), strict=True)) | {"difference_reason": why}

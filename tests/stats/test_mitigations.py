@@ -1,0 +1,136 @@
+"""Variants at equal strength: the right point of training is taken, means and paired differences are numpy's and scipy's, the
+radius is that of the table radius, and what is not there has a reason."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from scipy import stats
+from scipy.special import expit
+
+from leakfast.stats import mitigations, radius
+
+N = 40
+COSINE = np.linspace(-0.6, 0.9, N)
+DRAWS = (200, 0, 1)
+BEST = {"marker": ("centered", 2), "marker+far": ("centered", 4)}
+
+
+def counts(middle, source, total=100):
+    """persona, role, hits, total of a source and N bystanders on a logistic curve."""
+    hits = np.rint(total * source * expit((COSINE - middle) / 0.1)).astype(int)
+    names, roles = ["s", *(f"p{i}" for i in range(N))], ["source", *["bystander"] * N]
+    about = {"persona": names, "role": roles, "hits": [round(total * source), *hits.tolist()]}
+    return pl.DataFrame(about | {"total": [total] * (N + 1)})
+
+
+def rates(**arms):
+    """variant → (middle of the curve, the source's rate)."""
+    parts = []
+    for variant, (middle, source) in arms.items():
+        name = "marker" if variant == "plain" else f"marker+{variant}"
+        about = {"behavior": name, "adapter": f"{name}-s-s42", "source": "s", "taught": name}
+        lits = [pl.lit(value).alias(key) for key, value in about.items()]
+        parts.append(
+            counts(middle, source).with_columns(*lits, seed=pl.lit(42, pl.Int64), baseline=pl.lit(0.0))
+        )
+    return pl.concat(parts)
+
+
+def pairs(found):
+    others = found.filter(role="bystander").select("behavior", "seed", "source", "adapter", "persona")
+    cosine = pl.DataFrame({"persona": [f"p{i}" for i in range(N)], "cosine_centered": COSINE})
+    here = others.join(cosine, on="persona", maintain_order="left")
+    return pl.concat(
+        [
+            here.with_columns(layer=pl.lit(2, pl.Int32)),
+            here.with_columns(-pl.col("cosine_centered"), layer=pl.lit(4, pl.Int32)),
+        ]
+    )
+
+
+def point(variant, share, middle, source):
+    about = {
+        "behavior": "marker",
+        "adapter": f"marker+{variant}-s-s42",
+        "scoring": "detector",
+        "items": "eval",
+    }
+    lits = [pl.lit(value).alias(key) for key, value in about.items()]
+    return counts(middle, source).drop("role").with_columns(*lits, share=pl.lit(share))
+
+
+def made(found, trajectory=None, **more):
+    trajectory = pl.DataFrame() if trajectory is None else trajectory
+    return mitigations.table(pairs(found), found, trajectory, BEST, DRAWS, **more).rows_by_key(
+        "variant", named=True, unique=True
+    )
+
+
+def test_means_and_differences_are_over_the_same_bystanders():
+    found = rates(far=(0.4, 0.9), plain=(0.1, 0.9))
+    table = made(found)
+    assert list(table) == ["", "far"]
+    plain, far = (counts(m, 0.9).filter(role="bystander")["hits"].to_numpy() / 100 for m in (0.1, 0.4))
+    assert table["far"]["mean_bystander"] == pytest.approx(far.mean())
+    low, high = stats.t.interval(0.95, N - 1, far.mean(), stats.sem(far))
+    assert (table["far"]["mean_bystander_low"], table["far"]["mean_bystander_high"]) == pytest.approx(
+        (low, high)
+    )
+    paired = stats.ttest_rel(far, plain).confidence_interval()
+    assert table["far"]["difference"] == pytest.approx((far - plain).mean())
+    ends = (table["far"]["difference_ci_low"], table["far"]["difference_ci_high"])
+    assert ends == pytest.approx((paired.low, paired.high))
+    assert table[""]["difference"] is None and table[""]["difference_reason"] == "the plain behavior itself"
+
+
+def test_the_radius_is_at_the_plain_behaviors_layer_for_all():
+    found = rates(plain=(0.1, 0.9), far=(0.4, 0.9))
+    table = made(found)
+    assert {row["layer"] for row in table.values()} == {2}
+    assert [row["radius"] for row in table.values()] == pytest.approx([0.1, 0.4], abs=0.01)
+    assert table["far"]["radius_low"] < 0.4 < table["far"]["radius_high"]
+    same = (
+        radius.table(pairs(found), found, {"marker": ("centered", 2)}, *DRAWS)
+        .filter(behavior="marker")
+        .row(0, named=True)
+    )
+    for name in ("status", "radius", "radius_low", "radius_high", "share_inside", "share_inside_low"):
+        assert table[""][name] == same[name]
+
+
+def test_the_point_of_training_nearest_the_weakest_arm_is_taken():
+    found = rates(plain=(0.1, 0.6), strong=(0.0, 1.0), lost=(0.2, 0.95))
+    points = [point("strong", s, m, r) for s, m, r in ((0.25, 0.5, 0.2), (0.5, 0.3, 0.57), (0.75, 0.2, 0.63))]
+    points += [point("lost", 0.5, 0.3, 0.3), point("strong", 1.0, 0.0, 0.6)]
+    table = made(found, pl.concat(points))
+    assert {row["wanted_rate"] for row in table.values()} == {0.6}
+    assert (table["strong"]["share"], table["strong"]["matched"], table["strong"]["source_rate"]) == (
+        0.75,
+        True,
+        0.63,
+    )
+    assert (table["lost"]["share"], table["lost"]["matched"], table["lost"]["source_rate"]) == (
+        1.0,
+        False,
+        0.95,
+    )
+    assert (table[""]["share"], table[""]["matched"]) == (1.0, True)
+    asked = made(found, pl.concat(points), wanted=0.95)
+    assert (asked["lost"]["matched"], asked["strong"]["matched"], asked[""]["matched"]) == (True, True, False)
+
+
+def test_points_that_were_asked_of_other_personas_are_not_taken():
+    found = rates(plain=(0.1, 0.6), strong=(0.0, 1.0))
+    few = point("strong", 0.5, 0.3, 0.6).filter(pl.col("persona") != "p3")
+    chances = point("strong", 0.75, 0.3, 0.6).with_columns(scoring=pl.lit("probability, end"))
+    assert not made(found, pl.concat([few, chances]))["strong"]["matched"]
+
+
+def test_a_behavior_without_variants_has_no_row_and_what_another_was_trained_for_is_none():
+    assert not made(rates(plain=(0.1, 0.9)))
+    both = rates(plain=(0.1, 0.9), far=(0.4, 0.9)).with_columns(taught=pl.lit("refusal"))
+    assert not made(both)
+    found = made(rates(far=(0.4, 0.9), near=(0.1, 0.9)))
+    assert {row["difference_reason"] for row in found.values()} == {"the plain behavior was not measured"}
