@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 
 
 def check_methods(study: Study, document: Document) -> None:
-    """Raises InputError for a whole model (method "full") that is to be what adapters alone are, and for DoRA and rsLoRA in
-    stages."""
+    """Raises InputError for a whole model (method "full") that is to be what adapters alone are, for DoRA and rsLoRA in
+    stages, and for DoRA in a mean."""
     for name, behavior in study.behaviors.items():
         method = behavior.train.method
         stray = _in_stages(study, name)
+        if method in ("dora", "full"):  # rsLoRA's updates are products too
+            means = [other for other, its in study.behaviors.items() if name in its.average]
+            stray += [f"{other} is a mean of updates, with it among them" for other in means]
         if method == "full":
             stray += _of_adapters_alone(study, name)
         if method == "lora" or not stray:

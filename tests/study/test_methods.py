@@ -69,6 +69,14 @@ def test_other_adapters_stand_in_no_stages(method):
     study(method, "together = 2", '[[steering]]\nname = "up"\nlayers = [1]')
 
 
+@pytest.mark.parametrize("method", ["dora", "full"])
+def test_a_mean_is_of_updates(method):
+    more = "[behaviors.refusal]\n" + '[behaviors."marker+mean"]\naverage = ["marker", "refusal"]'
+    with pytest.raises(InputError, match=r"marker\+mean is a mean of updates"):
+        study(method, more=more)
+    study("rslora", more=more)
+
+
 def test_vllm_draws_of_adapters_alone():
     text = STUDY.format(method="full", train="", more="").replace(
         "[behaviors.marker]", 'backend = "vllm"\n[behaviors.marker]'
