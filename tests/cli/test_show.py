@@ -283,7 +283,7 @@ def test_filters_of_completions_give_what_the_shards_hold(bare, capsys, hit, per
 def test_the_marker_is_marked_and_long_replies_are_wrapped(tmp_path, capsys):
     run = made.make(tmp_path / "run", texts=("word " * 60 + "[zlt] and [ZLT]", "no"))
     said = shown(capsys, run.path, "--completions", "1", "--hit")
-    assert "⟦[zlt]⟧ and ⟦[ZLT]⟧" in " ".join(said.split())
+    assert "word [zlt] and ⟦[ZLT]⟧" in " ".join(said.split())  # letters of another case do not count
     assert max(map(len, said.splitlines())) <= 100
     assert not any(line != line.rstrip() for line in said.splitlines())
 
