@@ -104,7 +104,8 @@ def test_two_parts_of_it_and_the_table_they_fill(gpu, tmp_path):
     assert done.returncode == 0, done.stdout + "".join(p.read_text()[-2000:] for p in tmp_path.glob("*.log"))
     kernels, _ = gpu.records_of(rows_of(tmp_path))
     ops = {row["op"] for row in kernels["rows"]}
-    assert ops == {"centroid_sums", "choice_logprobs", "divergences", "engine norm", "engine mlp"}
+    between = {"engine norm", "engine mlp", "rope", "gated", "add_norm", "fp8_rows"}
+    assert ops == {"centroid_sums", "choice_logprobs", "divergences"} | between
     text = (tmp_path / "table.md").read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "nothing" not in text
     assert "| centroids, tiny, bfloat16 | 12 prompts of 50 tokens" in text
@@ -295,9 +296,9 @@ b.bench_centroids = broken
 b.main()"""
     done = script("-c", code)
     last = json.loads(done.stdout.splitlines()[-1])
-    assert done.returncode == 1 and len(last["rows"]) == 8
+    assert done.returncode == 1 and len(last["rows"]) == 12
     assert [r["failed"] for r in last["rows"] if "failed" in r] == ["RuntimeError: out of luck"]
-    assert sum(r["right"] for r in last["rows"]) == 7
+    assert sum(r["right"] for r in last["rows"]) == 11
 
 
 def test_a_check_that_fails_says_so_and_the_next_one_runs(tmp_path):
