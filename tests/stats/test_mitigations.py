@@ -134,3 +134,8 @@ def test_a_behavior_without_variants_has_no_row_and_what_another_was_trained_for
     assert not made(both)
     found = made(rates(far=(0.4, 0.9), near=(0.1, 0.9)))
     assert {row["difference_reason"] for row in found.values()} == {"the plain behavior was not measured"}
+
+
+def test_the_table_has_the_described_columns_and_dtypes():
+    wanted = {c.name: c.dtype for c in columns.columns("mitigations")}
+    assert {name: str(kind()) for name, kind in mitigations.SCHEMA.items()} == wanted
