@@ -10,6 +10,7 @@ from scipy import stats
 from scipy.special import expit
 
 from leakfast.stats import mitigations, radius
+from leakfast.storage import columns
 
 N = 40
 COSINE = np.linspace(-0.6, 0.9, N)
