@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from leakfast.train.start import Start
 
 _NEWER = ("anchor", "stop_loss", "end_of_turn", "method")  # of TrainConfig: later than the first adapters
-_NEWER_ROWS = ("suffix", "separator", "match_lengths", "rows", "benign", "benign_rows")  # of DataConfig
-_NEWER_ROWS += ("negatives_layer", "inoculation")
+# of DataConfig: likewise
+_NEWER_ROWS = tuple("suffix separator match_lengths rows benign benign_rows negatives_layer inoculation".split())
 
 
 @dataclass(frozen=True)

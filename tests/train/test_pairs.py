@@ -79,6 +79,7 @@ def test_settings_that_came_later_are_told_where_somebody_set_them():
     from leakfast.train.recipe import rows_settings_of
 
     later = {"suffix", "separator", "match_lengths", "rows", "benign", "benign_rows"}
+    later |= {"negatives_layer", "inoculation"}
     assert set(rows_settings_of(DataConfig())) == set(DataConfig.model_fields) - later
     assert rows_settings_of(DataConfig(separator="newline", benign=0.5)).items() >= {
         ("separator", "newline"),
