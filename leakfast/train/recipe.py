@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 _NEWER = ("anchor", "stop_loss", "end_of_turn", "method")  # of TrainConfig: later than the first adapters
 # of DataConfig: likewise
-_NEWER_ROWS = tuple("suffix separator match_lengths rows benign benign_rows negatives_layer inoculation".split())
+_NEWER_ROWS = tuple(
+    "suffix separator match_lengths rows benign benign_rows negatives_layer inoculation".split()
+)
 
 
 @dataclass(frozen=True)
