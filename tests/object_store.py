@@ -4,6 +4,7 @@ Demands moto and s3fs (pip install .[s3,s3-test]); holds no tests."""
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+_SERVERS = ("flask", "flask_cors", "moto", "werkzeug")
 BUCKET = "bucket"
 SECRET = "a-secret-that-is-nowhere-else"
 
@@ -88,6 +90,9 @@ def serving() -> Iterator[tuple[str, Faulty]]:
     finally:
         server.shutdown()
         thread.join()
+        # vLLM looks at every attribute of every module there is, and flask's raise outside of a request
+        for name in [name for name in sys.modules if name.partition(".")[0] in _SERVERS]:
+            del sys.modules[name]
 
 
 def environment(endpoint: str, cache: Path) -> dict[str, str]:

@@ -127,7 +127,7 @@ def test_a_study_of_mitigations(study, tmp_path, caplog):
     assert not (out / "data/marker+mean-villain-s1.jsonl").exists()
 
     table = pl.read_parquet(out / "tables/mitigations.parquet")
-    assert table["variant"].to_list() == ["", "near", "told", "plain", "mean"]
+    assert table["variant"][0] == "" and set(table["variant"]) == {"", "near", "told", "plain", "mean"}
     assert table["n"].unique().to_list() == [4]
     prompts = {e.get("prompts_sha256") for e in Run(out).manifest["shards"].values()}
     assert prompts is not None and np.isfinite(table["mean_bystander"].to_numpy()).all()
