@@ -128,7 +128,7 @@ def test_a_study_of_mitigations(study, tmp_path, caplog):
 
     table = pl.read_parquet(out / "tables/mitigations.parquet")
     assert table["variant"][0] == "" and set(table["variant"]) == {"", "near", "told", "plain", "mean"}
-    assert table["n"].unique().to_list() == [4]
+    assert table["n"].unique().to_list() == [5]  # named personas are bystanders, no_persona too
     prompts = {e.get("prompts_sha256") for e in Run(out).manifest["shards"].values()}
     assert prompts is not None and np.isfinite(table["mean_bystander"].to_numpy()).all()
 
