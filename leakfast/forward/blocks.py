@@ -94,11 +94,7 @@ def rotated(
     **words: Any,
 ) -> Any:
     """`own` by the kernel, in place, for one sequence: q (1, H, T, d), k (1, K, T, d), cos and sin (1, T, d)."""
-    fits = not given and not words and not q.requires_grad
-    fits = fits and q.ndim == k.ndim == 4 and len(q) == len(k) == len(cos) == len(sin) == 1
-    fits = fits and cos.ndim == sin.ndim == 3 and q.dtype == k.dtype == cos.dtype == sin.dtype
-    fits = fits and all((x.shape[-1], *x.stride()[1::2]) == (cos.shape[-1], cos.shape[-1], 1) for x in (q, k))
-    if not fits:
+    if given or words or not _turns(q, k, cos, sin):
         return own(q, k, cos, sin, *given, **words)
     from leakfast.kernels.rope import rope
 
@@ -106,19 +102,30 @@ def rotated(
     return q, k
 
 
+def _turns(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> bool:
+    """Whether the kernel takes these: one sequence, heads as wide as the angles, side by side, one dtype, no gradient."""
+    fits = not q.requires_grad and q.ndim == k.ndim == 4 and len(q) == len(k) == len(cos) == len(sin) == 1
+    fits = fits and cos.ndim == sin.ndim == 3 and q.dtype == k.dtype == cos.dtype == sin.dtype
+    return fits and all((x.shape[-1], *x.stride()[1::2]) == (cos.shape[-1], cos.shape[-1], 1) for x in (q, k))
+
+
 def trial_of_rotation(model: Any, dtype: torch.dtype, device: Any) -> Callable[[], torch.Tensor]:
-    """What turns the same random queries and keys at every call, through the function that the model's attention calls.
-    Raises ValueError where there is none."""
+    """What turns the same random queries and keys by the model's own angles at every call, through the function that its
+    attention calls. Raises ValueError where there is none, or where the kernel does not take what it is given."""
     found = places(model.modules())
     if len(found) != 1:
         raise ValueError(f"{len(found)} rotations are called {ROTATE}")
     config, (name,) = model.config, found
-    heads, keys = config.num_attention_heads, getattr(config, "num_key_value_heads", None) or 1
+    heads, keys = (
+        config.num_attention_heads,
+        getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+    )
     d = getattr(config, "head_dim", None) or config.hidden_size // heads
     draw, tokens = torch.Generator().manual_seed(0), 5
-    angles = torch.randn(1, tokens, d // 2, generator=draw).repeat(1, 1, 2)
-    cos, sin = (f(angles).to(device, dtype) for f in (torch.cos, torch.sin))
     q, k = (torch.randn(1, tokens, n, d, generator=draw).to(device, dtype) for n in (heads, keys))
+    cos, sin = model.rotary_emb(q, torch.arange(tokens, device=device)[None])
+    if not _turns(q.transpose(1, 2), k.transpose(1, 2), cos, sin):
+        raise ValueError(f"its angles are {tuple(cos.shape)}, {cos.dtype}, its heads {d} wide, {dtype}")
 
     def run() -> torch.Tensor:
         turned = vars(sys.modules[name])[ROTATE](

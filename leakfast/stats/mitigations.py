@@ -148,7 +148,7 @@ def _points(trajectory: pl.DataFrame, behavior: str, adapter: str, final: pl.Dat
     people = final.select("persona", "role", "baseline")
     points = []
     for (share, *_), part in sorted(
-        between.group_by("share", "behavior", "items", "scoring"), key=lambda one: one[0]
+        between.group_by("share", "behavior", "items", "scoring", maintain_order=True), key=lambda one: one[0]
     ):
         rows = people.join(part.select("persona", "hits", "total"), on="persona", maintain_order="left")
         if rows.height == people.height and share not in [point.share for point in points]:
