@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from leakfast.study.config import Study
 
 
+def _listed(_context: click.Context, _option: click.Parameter, text: str | None) -> Any:
+    """Words between commas, those that are whole numbers as such; "all" and nothing as they are."""
+    if text is None or text == "all":
+        return text
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    return [int(word) if re.fullmatch(r"-?\d+", word) else word for word in words]
+
+
 @click.command()
 @click.option(
     "--model", default=None, help="organism, a hub id, or a folder.  [default: the study's, else Qwen2.5-7B]"
@@ -29,7 +37,15 @@ if TYPE_CHECKING:
     "--study", type=click.Path(path_type=Path), default=None, help="Study file; its [predictors] and its run."
 )
 @click.option("--personas", default=None, help="all, names, or a file.  [default: the study's, all]")
-@options_of("PredictorConfig", "questions", "replies", "reply_tokens")
+@options_of(
+    "PredictorConfig",
+    "questions",
+    "replies",
+    "reply_tokens",
+    families={"type": str, "callback": _listed, "metavar": "LIST"},
+    positions={"type": str, "callback": _listed, "metavar": "LIST"},
+    statements={"decls": ["--statements/--no-statements"], "type": None},
+)
 @click.option(
     "--layers", default=None, help="Decoder blocks from 0: all, 0,2,4, or 0-5.  [default: the study's, all]"
 )
@@ -120,21 +136,16 @@ def _request(
     from leakfast.cli.settings import changed
     from leakfast.geometry import names_extras
     from leakfast.measure.predictors.request import Request
-    from leakfast.prompts.personas import load_personas, load_questions
+    from leakfast.prompts.personas import load_personas
     from leakfast.study.config import PredictorConfig
 
     cfg = changed(study.predictors if study else PredictorConfig(), **flags)
     spec = personas if personas is not None else study.personas if study else "all"
     people = load_personas(spec)
-    return Request(
-        people,
-        load_questions(cfg.questions),
-        layers if layers is not None else cfg.layers,
-        cfg.reply_tokens,
-        cfg.replies,
-        seed if seed is not None else study.seeds[0] if study else 42,
-        names_extras(spec, people),
-    )
+    more = {"seed": seed if seed is not None else study.seeds[0] if study else 42}
+    if layers is not None:
+        more["layers"] = layers
+    return Request.of(cfg, people, center_extras=names_extras(spec, people), **more)
 
 
 def _default_run(model: str) -> Path:

@@ -117,11 +117,13 @@ def changed(table: Any, **flags: Any) -> Any:
     try:
         return type(table).model_validate({**table.model_dump(exclude_unset=True), **given})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = str(first["loc"][0]) if first["loc"] else "settings"
+        found = error.errors(include_url=False)
+        name = str(found[0]["loc"][0]) if found[0]["loc"] else "settings"
+        said = [one["msg"].removeprefix("Value error, ") for one in found if one["loc"][:1] == (name,)]
+        value = given.get(name)
+        shown = ",".join(map(str, value)) if isinstance(value, list) else value
         raise InputError(
-            f"--{name.replace('_', '-')} {given.get(name)} given: "
-            f"{first['msg'].removeprefix('Value error, ')}. "
+            f"--{name.replace('_', '-')} {shown} given: {'; or: '.join(dict.fromkeys(said or [found[0]['msg']]))}. "
             "Correct that flag."
         ) from None
 

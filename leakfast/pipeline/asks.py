@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from leakfast.behaviors.registry import get
 from leakfast.measure.request import Asked, asked_of
-from leakfast.prompts.personas import load_personas, load_questions
+from leakfast.prompts.personas import load_personas
 
 if TYPE_CHECKING:
     from leakfast.measure.predictors.request import Request
@@ -75,7 +75,5 @@ def predictors(study: Study, personas: Sequence[Persona]) -> Request:
     from leakfast.geometry import names_extras
     from leakfast.measure.predictors.request import Request
 
-    cfg, extras = study.predictors, names_extras(study.personas, personas)
-    drawn = {"reply_tokens": cfg.reply_tokens, "replies": cfg.replies, "seed": study.seeds[0]}
-    questions = load_questions(cfg.questions)
-    return Request(personas, questions, cfg.layers, center_extras=extras, **drawn)
+    extras = names_extras(study.personas, personas)
+    return Request.of(study.predictors, personas, seed=study.seeds[0], center_extras=extras)

@@ -117,17 +117,20 @@ def plan(
 
 def _predictors(study: Study, tokenizer: Any, personas: Sequence[Any], rate: float | None) -> list[Stage]:
     """The replies that are drawn, and each of them read under every persona: prompts counts those readings, prompt_tokens
-    the tokens that go through the model where what they share is read once, with replies as long as they may be."""
+    the tokens that go through the model where what they share is read once, with replies as long as they may be. Neither
+    where no family that was asked needs it."""
     cfg, p = study.predictors, len(personas)
+    asked = {"geometry", "output", "text"} if cfg.families == "all" else set(cfg.families)
     lengths = _lengths(tokenizer, personas, load_questions(cfg.questions).questions)
     drawn = cfg.replies * len(lengths)
     tokens = drawn * cfg.reply_tokens
     said = "at most: reply_tokens"
     seconds, stated = (tokens / rate, "stated") if rate else (None, "")
-    return [
+    stages = [
         Stage("predictors: replies", 1, len(lengths), sum(lengths), drawn, tokens, said, seconds, stated),
         Stage("predictors: replies read by all", p, p * drawn, sum(lengths) + p * tokens),
     ]
+    return stages if "output" in asked else stages[:1] if "geometry" in asked else []
 
 
 def _probable(

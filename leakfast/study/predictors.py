@@ -8,14 +8,28 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
-def _no_twins(layers: Any) -> Any:
-    if isinstance(layers, list) and (not layers or len(set(layers)) < len(layers)):
-        raise ValueError('give each layer once, at least one, or "all"')
-    return layers
+def _no_twins(some: Any) -> Any:
+    if isinstance(some, list) and (not some or len(set(some)) < len(some)):
+        raise ValueError('give each once, at least one, or "all"')
+    return some
 
 
 # decoder blocks, counted from 0
 Layers = Annotated[Literal["all"] | list[Annotated[int, Field(ge=0)]], AfterValidator(_no_twins)]
+
+
+Family = Literal["geometry", "output", "text"]
+Families = Annotated[Literal["all"] | list[Family], AfterValidator(_no_twins)]
+Position = Literal["system_end", "question_end"] | Annotated[int, Field(le=-1)]
+
+
+def _no_place_twice(positions: list[Any]) -> list[Any]:
+    if len(set(positions)) < len(positions):
+        raise ValueError("give each position once")
+    return positions
+
+
+Positions = Annotated[list[Position], AfterValidator(_no_place_twice)]
 
 
 class PredictorConfig(BaseModel):
@@ -24,7 +38,12 @@ class PredictorConfig(BaseModel):
     questions: the set asked; what replies are compared on grows with it.
     layers: decoder blocks of the predictors from states, counted from 0.
     replies: drawn a persona and question, at temperature 1; each is read under every persona's prompt.
-    reply_tokens: longest reply, and how far it is read."""
+    reply_tokens: longest reply, and how far it is read.
+    families: which are made; output, which every reply is read under every prompt for, costs most.
+    positions: where else in the prompt states are compared: system_end (the last token of the system prompt), question_end, or
+    -1, -2, … from the prompt's end (post-instruction tokens).
+    statements: whether the differences between "I am X" and "I am not X" are compared, of personas whose prompt begins
+    "You are X"."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -32,3 +51,6 @@ class PredictorConfig(BaseModel):
     layers: Layers = "all"
     replies: Annotated[int, Field(ge=1)] = 1
     reply_tokens: Annotated[int, Field(ge=1)] = 40
+    families: Families = "all"
+    positions: Positions = []
+    statements: bool = False

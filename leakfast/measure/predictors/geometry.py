@@ -4,7 +4,7 @@ CKA, at each layer. Demands states' means and Gram matrices that `states` makes;
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,7 +22,10 @@ class Measured:
     """Of P personas, in order, at L layers: prompts and replies, centroids of last prompt tokens and of replies' tokens, NaN
     where there is none; contrasts (P, L, D) float32, replies' means under the persona less those of the same tokens without
     a system message; grams (P, L, Q, Q) float64 of the question-wise last-prompt states, centered over questions, or None
-    for fewer than FEWEST_QUESTIONS; lacks: persona → why it has none of this; silent: persona → why it has no replies'."""
+    for fewer than FEWEST_QUESTIONS; lacks: persona → why it has none of this; silent: persona → why it has no replies'.
+
+    By other recipes, empty or None where not asked: at, position → centroids of the states there; statements, "I am X" less
+    "I am not X"; recipes_lack: position or "statements" → persona → why it has none."""
 
     prompts: Centroids
     replies: Centroids
@@ -31,6 +34,9 @@ class Measured:
     questions: int
     lacks: Mapping[str, str]
     silent: Mapping[str, str]
+    at: Mapping[str | int, Centroids] = field(default_factory=dict)
+    statements: Centroids | None = None
+    recipes_lack: Mapping[str | int, Mapping[str, str]] = field(default_factory=dict)
 
 
 def predictors(found: Measured) -> list[Told]:
@@ -39,7 +45,10 @@ def predictors(found: Measured) -> list[Told]:
     cosine_centered, cosine_raw: of the last-prompt centroids, as geometry.Centroids.cosine has them. cosine_whitened:
     `whitened` of the same. reply_cosine_*: of replies' centroids. contrast_cosine: of contrasts. projection: the
     bystander's replies' centroid, less the mean, on the source's contrast of length 1; in units of the residual stream, so
-    to be compared within a layer alone. cka: linear centered kernel alignment of the two personas' question-wise states."""
+    to be compared within a layer alone. cka: linear centered kernel alignment of the two personas' question-wise states.
+
+    cosine_centered_at_*: of the centroids at a position. statement_cosine, statement_cosine_centered: of the differences
+    between "I am X" and "I am not X", as they are (what "not" does to all of them included) and less their mean."""
     told = []
     questions, lacks, silent = found.questions, found.lacks, {**found.silent, **found.lacks}
 
@@ -70,6 +79,13 @@ def predictors(found: Measured) -> list[Told]:
             add("cka", nothing, lacks, "0 to 1", otherwise=FEW)
         else:
             add("cka", cka(found.grams[:, place]), lacks, "0 to 1")
+        for position, made in found.at.items():
+            why = {**found.recipes_lack[position], **lacks}
+            add(f"cosine_centered_at_{position}", centered(made, layer), why)
+        if found.statements is not None:
+            why = {**found.recipes_lack["statements"], **lacks}
+            add("statement_cosine", found.statements.cosine(layer, "raw"), why)
+            add("statement_cosine_centered", centered(found.statements, layer), why)
     return told
 
 

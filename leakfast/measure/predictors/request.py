@@ -15,7 +15,9 @@ from leakfast.storage.disk import hash_of
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
+    from leakfast.study.predictors import PredictorConfig
 
+FAMILIES = ("geometry", "output", "text")
 METHOD = 2  # goes up when a predictor comes to mean something else
 
 
@@ -23,7 +25,10 @@ METHOD = 2  # goes up when a predictor comes to mean something else
 class Request:
     """Personas, questions (as centroids.compute takes them), layers (as geometry.parse_layers does), and the replies that
     output is compared on: `replies` a persona and question, drawn of the unadapted model at temperature 1 and top_p 1 with
-    `seed`, read as far as `reply_tokens`. center_extras: whether extras join the mean that centered cosines subtract."""
+    `seed`, read as far as `reply_tokens`. center_extras: whether extras join the mean that centered cosines subtract.
+
+    families: which of FAMILIES are made, in any order. positions, statements: what geometry is also made of (`recipes`): states
+    at places of the prompt as prompts.positions names them, and differences between "I am X" and "I am not X"."""
 
     personas: Sequence[Persona]
     questions: Any = "eval"
@@ -32,6 +37,9 @@ class Request:
     replies: int = 1
     seed: int = 42
     center_extras: bool = False
+    families: Sequence[str] = FAMILIES
+    positions: Sequence[str | int] = ()
+    statements: bool = False
 
     def __post_init__(self) -> None:
         if len(self.personas) < 2:
@@ -44,6 +52,28 @@ class Request:
                 raise InputError(
                     f"predictors: --{option} {getattr(self, name)} given, but at least 1 is needed. Use --{option} 1."
                 )
+
+        if "geometry" not in self.families and (self.positions or self.statements):
+            raise InputError(
+                "predictors: positions or statements asked, but without the family geometry, which they are of. Use "
+                "--families all, or leave them out."
+            )
+
+    @classmethod
+    def of(cls, cfg: PredictorConfig, personas: Sequence[Persona], **more: Any) -> Request:
+        """What a study's table asks of these personas; more: seed, center_extras, and what goes before the table."""
+        from leakfast.prompts.personas import load_questions
+
+        asked = {
+            "questions": load_questions(cfg.questions),
+            "layers": cfg.layers,
+            "reply_tokens": cfg.reply_tokens,
+            "replies": cfg.replies,
+            "families": FAMILIES if cfg.families == "all" else cfg.families,
+            "positions": cfg.positions,
+            "statements": cfg.statements,
+        }
+        return cls(personas, **{**asked, **more})
 
     @property
     def texts(self) -> list[str]:
@@ -75,8 +105,10 @@ class Request:
     def hash(self, loaded: Loaded) -> str:
         """Of everything that the frame follows from."""
         people = [(one.name, one.kind, one.prompt, list(one.related_to)) for one in self.personas]
+        own = [] if sorted(self.families) == sorted(FAMILIES) else [sorted(self.families)]
+        own += [[list(self.positions), self.statements]] if self.positions or self.statements else []
         return hash_of(
-            METHOD, self.drawn_hash(loaded), people, self.layers_of(loaded), sorted(self.centered_on())
+            METHOD, self.drawn_hash(loaded), people, self.layers_of(loaded), sorted(self.centered_on()), *own
         )
 
     def too_long(self, loaded: Loaded) -> dict[str, str]:

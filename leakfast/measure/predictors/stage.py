@@ -66,17 +66,19 @@ def predictors(
     run.create()
     with run.lock():
         run.retire(path, OTHER)
-        said = _said(loaded, run, request, people, drawing, progress)
-        sums = _compared(loaded, run, request, people, said, progress)
-        spoken = _without_ends(loaded, said)
-        known = _known(loaded, run, request, people, layers)
-        found = states.measured(loaded, request, layers, spoken, lacks, known, progress=progress)
-        names = [one.name for one in request.personas]
-        told = [
-            *geometry.predictors(found),
-            *output.predictors(names, sums, len(request.texts), lacks),
-            *text.predictors(loaded, request.personas, request.centered_on()),
-        ]
+        names, told = [one.name for one in request.personas], []
+        if {"geometry", "output"} & set(request.families):
+            said = _said(loaded, run, request, people, drawing, progress)
+        if "output" in request.families:
+            sums = _compared(loaded, run, request, people, said, progress)
+            told += output.predictors(names, sums, len(request.texts), lacks)
+        if "geometry" in request.families:
+            spoken = _without_ends(loaded, said)
+            known = _known(loaded, run, request, people, layers)
+            found = states.measured(loaded, request, layers, spoken, lacks, known, progress=progress)
+            told = [*geometry.predictors(found), *told]
+        if "text" in request.families:
+            told += text.predictors(loaded, request.personas, request.centered_on())
         made = frame(names, told)
         hashes = chat.prompt_hashes(loaded.tokenizer, request.personas)
         run.add_shard(path, made, request=digest, base=loaded.fingerprint, personas=hashes)

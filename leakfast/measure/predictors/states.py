@@ -10,7 +10,7 @@ import numpy as np
 
 from leakfast.geometry import Centroids
 from leakfast.measure import centroids
-from leakfast.measure.predictors import geometry
+from leakfast.measure.predictors import geometry, recipes
 from leakfast.measure.predictors.geometry import Measured
 from leakfast.progress import Progress
 from leakfast.prompts import chat
@@ -61,7 +61,12 @@ def measured(
 
     contrasts = whole(own - without)
     kernels = None if grams is None else whole(grams)
-    return Measured(made(means), made(own), contrasts, kernels, len(asked), lacks, silent)
+    found = recipes.measured(loaded, people, asked, layers, request.positions, request.statements, progress)
+    at = {position: made(states) for position, states in found.at.items()}
+    said = None if found.statements is None else made(found.statements)
+    return Measured(
+        made(means), made(own), contrasts, kernels, len(asked), lacks, silent, at, said, found.lacks
+    )
 
 
 def _prompts(
