@@ -75,13 +75,15 @@ def apart(got, truth):
 
 @pytest.mark.parametrize("kind", DECODERS)
 def test_states_equal_one_prompt_at_a_time(kind, loaded_of, caplog):
-    """Whatever the way, the budget, the length beyond windows and original ropes; and the log says which way."""
+    """Whatever the way, the budget, the length beyond windows and original ropes; and the log says which way. Models that sum
+    along the prompt in chunks round otherwise beside padding: alone 8e-6 from float64, in a batch 2e-5 (AVX-512)."""
     caplog.set_level(logging.INFO, "leakfast")
     loaded, given = loaded_of(kind), prompts()
+    rounding = 5e-5 if kind in PLAIN else 1e-5
     states, ends = own(loaded, given, 3)
     for budget in (None, 70):
         got = passes.last_token_states(loaded, given, [1, 0], budget_tokens=budget)
-        assert apart(got, states[:, [1, 0]]) <= 1e-5
+        assert apart(got, states[:, [1, 0]]) <= rounding
     found = taken.way(passes.decoder(loaded), kind, 59)
     assert found.packed == (kind not in PLAIN)
     assert found.reach == (24 if kind in TURNING else 0 if kind in PLAIN else None)
@@ -100,7 +102,7 @@ def test_states_equal_one_prompt_at_a_time(kind, loaded_of, caplog):
             seen[int(sequence), int(position)] = batch.states[row]
     assert len(seen) == 3 * len(given)
     for index, one in enumerate(given):
-        assert apart(torch.stack([seen[index, len(one) - 3 + k] for k in range(3)]), ends[index]) <= 1e-5
+        assert apart(torch.stack([seen[index, len(one) - 3 + k] for k in range(3)]), ends[index]) <= rounding
 
 
 @pytest.mark.parametrize("kind", DECODERS)
