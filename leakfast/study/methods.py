@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def check_methods(study: Study, document: Document) -> None:
-    """Raises InputError for a whole model (method "full") that is to be what adapters alone are, for DoRA and rsLoRA in
-    stages, and for DoRA in a mean."""
+    """Raises InputError for a whole model (method "full") that is to be what adapters alone are, for DoRA in
+    stages, for rsLoRA in those that are not stacked, and for DoRA in a mean."""
     for name, behavior in study.behaviors.items():
         method = behavior.train.method
         stray = _in_stages(study, name)
@@ -37,8 +37,11 @@ _AND = ", at a number for lr, and measured as it is at the end, by transformers"
 
 
 def _in_stages(study: Study, name: str) -> list[str]:
-    later = [other for other, its in study.behaviors.items() if its.after == name]
-    after = study.behaviors[name].after
+    mine = study.behaviors[name]
+    free = mine.train.method == "rslora"  # another scale, which a stacked adapter carries in its matrices
+    further = {o: its.stacked or mine.stacked for o, its in study.behaviors.items() if its.after == name}
+    later = [other for other, is_on_top in further.items() if not (free and is_on_top)]
+    after = None if free and mine.stacked else mine.after
     return [f"{name} is taught after {after}"] * (after is not None) + [
         f"{other} is taught after it" for other in later
     ]
