@@ -83,8 +83,9 @@ def cli(
     usd_per_hour: float | None,
     as_json: bool,
 ) -> None:
-    """Show prompts, tokens, seconds, disk, judge's price and power of a study's measurements, and what trainings of all
-    weights take.
+    """Show prompts, tokens, seconds, disk, judge's price and power of a study's measurements.
+
+    Of trainings of all weights (method = "full") memory, checkpoints on disk, and tokens.
 
     With --from RUN: the wall time of the whole study on so many workers.
 

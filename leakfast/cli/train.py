@@ -156,6 +156,11 @@ def cli(
         raise InputError(
             "train: --stacked given, but no adapter to train on top of. Give --init ADAPTER, or leave --stacked out."
         )
+    if config.train.lr == "auto" and config.data.benign == 1 and given is None:
+        raise InputError(
+            f"train: --lr auto given, but all rows of {behavior} are benign (benign = 1.0 in the study). Needed: rows that show "
+            "the behavior, by which a rate is found, or a number. Type: --lr 2e-4"
+        )
     people = load_personas(settings.personas)
     if given is not None and any(row.persona == chats.UNNAMED for row in given):
         given = chats.placed(given, *load_personas(sources, among=people), people)

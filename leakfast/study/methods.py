@@ -1,5 +1,5 @@
-"""What a study may ask of a training that is not plain LoRA (`method` in [behaviors.X.train]). Demands a study whose words
-are checked; says what does not go together with the line of the method."""
+"""What a study may ask of a training that is not plain LoRA (`method` in [behaviors.X.train]), and of a learning rate that is
+to be found. Demands a study whose words are checked; says what does not go together with the line of the method or rate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 def check_methods(study: Study, document: Document) -> None:
     """Raises InputError for a whole model (method "full") that is to be what adapters alone are, for DoRA in
-    stages, for rsLoRA in those that are not stacked, and for DoRA in a mean."""
+    stages, for rsLoRA in those that are not stacked, and for DoRA in a mean; and as _check_rates."""
+    _check_rates(study, document)
     for name, behavior in study.behaviors.items():
         method = behavior.train.method
         stray = _in_stages(study, name)
@@ -33,6 +34,17 @@ def check_methods(study: Study, document: Document) -> None:
         )
 
 
+def _check_rates(study: Study, document: Document) -> None:
+    """Raises InputError for lr = "auto" where nothing of the behavior is to be learned."""
+    for name, behavior in study.behaviors.items():
+        if behavior.train.lr == "auto" and behavior.data.benign == 1:
+            raise InputError(
+                f'{document.where(("behaviors", name, "train", "lr"))}: lr = "auto" given, but all rows of {name} are benign '
+                f"(benign = 1.0). {_NO_RATE} Set lr = 2e-4, or a benign share below 1."
+            )
+
+
+_NO_RATE = "Needed: rows that show the behavior, by which a rate is found, or a number."
 _AND = ", at a number for lr, and measured as it is at the end, by transformers"
 
 
