@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from adapter_makers import fresh, saved, trained
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 
 from leakfast import models
 from leakfast.errors import InputError
+from leakfast.forward import passes
 from leakfast.models.attach import adapted
 from leakfast.study.config import TrainConfig
 from leakfast.train import loop, lora, stacked, start, unfinished
@@ -93,8 +95,13 @@ def test_what_is_saved_is_the_first_bit_for_bit_and_the_second_on_top(tiny_qwen2
     wanted = logits(merged(tiny_qwen2, (given, 2.0), (top, 1.0)))
     apart = (logits(tiny_qwen2, first) - wanted).abs().max()
     assert (logits(tiny_qwen2, tmp_path / "both") - wanted).abs().max() < 1e-5 < 1e-3 < apart
-    with adapted(tiny_qwen2, tmp_path / "both", how="live") as live, torch.inference_mode():
-        assert (live.model(IDS).logits - wanted).abs().max() < 1e-5
+    own = merged(tiny_qwen2, (given, 2.0), (top, 1.0))
+    prompts = [IDS[0, :n].tolist() for n in (2, 3, 6)]
+    states = passes.last_token_states(own, prompts, [0, 1])
+    for how in ("fold", "live"):
+        with adapted(tiny_qwen2, tmp_path / "both", how=how) as current, torch.inference_mode():
+            assert (current.model(IDS).logits - wanted).abs().max() < 1e-5
+            assert np.abs(passes.last_token_states(current, prompts, [0, 1]) - states).max() < 1e-5
 
 
 def test_the_card_says_of_which_two_it_is_made(tiny_qwen2, tmp_path, first):
@@ -145,13 +152,13 @@ def test_the_first_has_no_gradient_and_no_dropout_packed_or_padded(tiny_qwen2, f
     for padded in (False, True):
         with lora.seeded(1, tiny_qwen2.device), lora.attached(tiny_qwen2, asked.train) as net:
             start.begin(net, asked)
-            passes = lora.passes_of(tiny_qwen2, net, asked.train, 1, examples)
-            assert not isinstance(passes, Padded)
-            passes = Padded(tiny_qwen2, net, 3, recompute=False) if padded else passes
+            runs = lora.passes_of(tiny_qwen2, net, asked.train, 1, examples)
+            assert not isinstance(runs, Padded)
+            runs = Padded(tiny_qwen2, net, 3, recompute=False) if padded else runs
             training = loop.Training(lora.weights_of(net), examples, asked.train, 1)
             training.begin(examples, 0)
-            with passes.prepared():
-                for part in passes.parts(examples, 0):
+            with runs.prepared():
+                for part in runs.parts(examples, 0):
                     training.cost(part).backward()
             its = {name: p for name, p in net.named_parameters() if "_below" in name}
             assert its and all(p.grad is None and not p.requires_grad for p in its.values())
