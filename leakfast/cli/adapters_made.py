@@ -41,7 +41,7 @@ class Wanted:
 class Making:
     """What the adapters of a command have in common. run: its folder; inside: whether they are adapters of that run,
     entered in its manifest; given: rows that somebody else made; init: the adapter that all of them begin from (None: that of
-    the run which the study names in `after`, or fresh weights)."""
+    the run which the study names in `after`, or fresh weights); config.stacked: they are trained on top of it."""
 
     loaded: Loaded
     settings: Settings
@@ -110,7 +110,7 @@ class Making:
         from leakfast.train.start import Start
 
         if self.init is not None:
-            return Start.of(self.init)
+            return Start.of(self.init, stacked=self.config.stacked)
         if not self.config.after:
             return None
         folder = self.run / layout.adapter(layout.adapter_name(self.config.after, source, seed))
@@ -119,7 +119,7 @@ class Making:
                 f"train: {self.behavior} is taught after {self.config.after}, but there is no {folder}. Train it first (leakfast "
                 f"train --behavior {self.config.after} with this study), or give another adapter: --init DIR"
             )
-        return Start.of(folder)
+        return Start.of(folder, stacked=self.config.stacked)
 
     def _prepared(self, maker: Maker, one: Wanted) -> tuple[Recipe, Rows]:
         from leakfast.cli.progress import progress_for

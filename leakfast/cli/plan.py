@@ -37,6 +37,12 @@ TRIALS = 400
     help="Output tokens a second of your device, if known.",
 )
 @click.option(
+    "--train-tokens-per-s",
+    type=click.FloatRange(min=0, min_open=True),
+    default=None,
+    help='Tokens a second that a training of all weights (method = "full") runs through, if known.',
+)
+@click.option(
     "--backend",
     type=click.Choice(["auto", "vllm", "transformers"]),
     default=None,
@@ -68,6 +74,7 @@ def cli(
     calibrate: int,
     tokens_each: float | None,
     tokens_per_s: float | None,
+    train_tokens_per_s: float | None,
     backend: str | None,
     seed: int,
     timed: Path | None,
@@ -77,6 +84,8 @@ def cli(
     as_json: bool,
 ) -> None:
     """Show prompts, tokens, seconds, disk, judge's price and power of a study's measurements.
+
+    Of trainings of all weights (method = "full") memory, checkpoints on disk, and tokens.
 
     With --from RUN: the wall time of the whole study on so many workers.
 
@@ -96,6 +105,7 @@ def cli(
             checked,
             tokens_each=tokens_each,
             tokens_per_s=tokens_per_s,
+            train_tokens_per_s=train_tokens_per_s,
             calibrate=calibrate,
             backend=backend,
             seed=seed,
@@ -105,7 +115,7 @@ def cli(
         told = {"study": checked.name, "run": str(checked.run_dir), "stages": [asdict(s) for s in stages]}
         print_json(told | {"power": powers(checked)})
         return
-    rows = [
+    rows: list[list[Any]] = [
         [
             s.name,
             s.targets,
@@ -130,8 +140,15 @@ def cli(
         "MB",
         "judge USD, about",
     ]
-    print_table(columns, rows, title=f"plan of {checked.name} on {checked.model}; training is not planned")
+    if any(stage.memory_bytes for stage in stages):
+        columns.append("memory GB")
+        for row, stage in zip(rows, stages, strict=True):
+            row.append(None if stage.memory_bytes is None else f"{stage.memory_bytes / 1e9:.3g}")
+    what = "training of adapters" if columns[-1] == "memory GB" else "training"
+    print_table(columns, rows, title=f"plan of {checked.name} on {checked.model}; {what} is not planned")
     for stage in stages:
+        if stage.note:
+            click.echo(f"{stage.name}: {stage.note}")
         if stage.output_from:
             click.echo(f"{stage.name}: output tokens {stage.output_from}")
         if stage.completions and stage.seconds is None:

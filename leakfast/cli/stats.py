@@ -56,6 +56,12 @@ MANY_LAYERS = 10  # more than these, and the table of layers has a row for each
     "persona and a number column for each dimension (a row a persona).",
 )
 @click.option(
+    "--source-rate",
+    type=click.FloatRange(0, 1),
+    help="Rate of the source (0–1) at which mitigations are compared, each at the measured point of training that is within "
+    "0.05 of it.  [default: the lowest final one]",
+)
+@click.option(
     "--permute",
     type=int,
     metavar="SEED",
@@ -78,6 +84,7 @@ def cli(
     threads: int | None,
     rules: Path | None,
     embeddings: Path | None,
+    source_rate: float | None,
     permute: int | None,
     name: str | None,
     full: bool,
@@ -114,14 +121,14 @@ def cli(
     if permute is not None:
         from leakfast.cli.predictors_shown import show_permuted
 
-        if layer is not None or rules or embeddings:
+        if layer is not None or rules or embeddings or source_rate is not None:
             raise click.UsageError(
-                "--permute shows the tables of predictors alone, which --layer, --rules and --embeddings do not change. "
-                "Leave these out."
+                "--permute shows the tables of predictors alone, which --layer, --rules, --embeddings and --source-rate do not "
+                "change. Leave these out."
             )
         drawn = {k: v for k, v in asked.items() if v is not None} | {"workers": threads}
         return show_permuted(run, permute, drawn, name, form="json" if as_json else form, full=full)
-    asked |= {"rules": rules, "embeddings": embeddings}
+    asked |= {"rules": rules, "embeddings": embeddings, "source_rate": source_rate}
     asked = {key: value for key, value in asked.items() if value is not None}
     tables = kept(run, **asked) if name is not None else None
     if tables is None:

@@ -38,6 +38,7 @@ SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("`[predictors]`", config.PredictorConfig),
     ("`[trajectory]`", config.TrajectoryConfig),
     ("`[[steering]]`", config.SteeringConfig),
+    ("`[behaviors.NAME]`", config.BehaviorConfig),
     ("`[behaviors.NAME.data]`", config.DataConfig),
     ("`[behaviors.NAME.train]`", config.TrainConfig),
     ("`[behaviors.NAME.eval]`", config.EvalConfig),

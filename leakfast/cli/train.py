@@ -67,6 +67,12 @@ if TYPE_CHECKING:
     "fresh weights]",
 )
 @click.option(
+    "--stacked/--continued",
+    default=None,
+    help="Keep that adapter as it is and train another on top, of any rank: both are kept as one.  [default: the study's, "
+    "else continued]",
+)
+@click.option(
     "--checkpoints",
     default=None,
     help="Percents of training to keep, and for capability to score: 0,25,50,75,100.",
@@ -104,6 +110,7 @@ def cli(
     personas: str | None,
     data_file: Path | None,
     init: Path | None,
+    stacked: bool | None,
     checkpoints: str | None,
     checkpoint_personas: str | None,
     dtype: str | None,
@@ -133,7 +140,7 @@ def cli(
     flags["lr"] = _rate(flags["lr"])
     given = chats.read(data_file) if data_file is not None else None
     sources = _sources(source, given, data_file)
-    parts = {
+    parts: dict[str, Any] = {
         "train": changed(settings.config.train, **flags, sample=0 if no_sample else None),
         "data": changed(settings.config.data, **rows_asked),
         "eval": changed(
@@ -143,7 +150,17 @@ def cli(
             checkpoint_personas=checkpoint_personas,
         ),
     }
+    parts |= {} if stacked is None else {"stacked": stacked}
     config = settings.config.model_copy(update=parts)
+    if config.stacked and init is None and config.after is None:
+        raise InputError(
+            "train: --stacked given, but no adapter to train on top of. Give --init ADAPTER, or leave --stacked out."
+        )
+    if config.train.lr == "auto" and config.data.benign == 1 and given is None:
+        raise InputError(
+            f"train: --lr auto given, but all rows of {behavior} are benign (benign = 1.0 in the study). Needed: rows that show "
+            "the behavior, by which a rate is found, or a number. Type: --lr 2e-4"
+        )
     people = load_personas(settings.personas)
     if given is not None and any(row.persona == chats.UNNAMED for row in given):
         given = chats.placed(given, *load_personas(sources, among=people), people)

@@ -55,7 +55,7 @@ def maker_of(stages: Stages, behavior: str) -> Maker:
     if cfg.average:
         return Averager(*about, parts=partial(_parts, stages, behavior))
     kept = study.trajectory.shares if behavior in asks.followed(study) else ()
-    return Maker(*about, kept, start=partial(stages.start, cfg.after))
+    return Maker(*about, kept, start=partial(stages.start, cfg))
 
 
 def _parts(stages: Stages, behavior: str, source: str, seed: int) -> list[Path]:

@@ -1,6 +1,6 @@
 """What a study will ask for, before anything is spent: prompts, exact prompt tokens, completions, expected
 output tokens, seconds, disk and the judge's price. Demands the tokenizer alone; the model only where a calibration is asked for.
-A number that nobody measured or stated is None, never a guess. Leaves training out: its time is not planned."""
+A number that nobody measured or stated is None, never a guess. Leaves trainings of adapters out: their time is not planned."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from leakfast.errors import InputError
 from leakfast.pipeline import asks
 from leakfast.pipeline import estimate_probability as probable
+from leakfast.pipeline import estimate_training as training
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage import layout
@@ -32,7 +33,8 @@ class Stage:
     """One stage over all its targets. completions: drawn in all; output_tokens: expected of all of them,
     `output_from` says by what; seconds: decoding them at the stated or measured rate of one engine, `rate_from` says
     which; start_s: starting the engine took that long at the calibration, and is not in `seconds`; disk_bytes: their
-    shards; judge_usd: about what the judge named in the study would cost with its longest replies, None without one."""
+    shards, of a training all its checkpoints; memory_bytes: of a training of all weights, but for activations; note: what is
+    to be said of it; judge_usd: about what the judge named in the study would cost with its longest replies, None without one."""
 
     name: str
     targets: int
@@ -46,6 +48,8 @@ class Stage:
     start_s: float | None = None
     disk_bytes: int | None = None
     judge_usd: float | None = None
+    memory_bytes: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,14 @@ def plan(
     *,
     tokens_each: float | None = None,
     tokens_per_s: float | None = None,
+    train_tokens_per_s: float | None = None,
     calibrate: int = 0,
     backend: str | None = None,
     seed: int = 42,
     progress: Progress | None = None,
 ) -> list[Stage]:
-    """Stages of `study` in order: centroids, then each behavior's measurement over its adapters and the base.
+    """Stages of `study` in order: centroids, trainings of all weights (estimate_training), then each behavior's measurement
+    over its adapters and the base. train_tokens_per_s: tokens a second of such a training, where it is known.
 
     Output tokens a completion: tokens_each if stated, else of `calibrate` completions drawn now from the
     unadapted model, else of what the study's run holds already, else at most max_new_tokens. Seconds: at
@@ -84,8 +90,12 @@ def plan(
     from leakfast.generation import backends
     from leakfast.prompts.rendering import asked_by
 
-    if calibrate < 0 or (tokens_each or 0) < 0 or (tokens_per_s is not None and tokens_per_s <= 0):
-        raise InputError("plan: --calibrate and --tokens-each must be 0 or more, --tokens-per-s above 0.")
+    rates = (tokens_per_s, train_tokens_per_s)
+    if calibrate < 0 or (tokens_each or 0) < 0 or any(rate is not None and rate <= 0 for rate in rates):
+        raise InputError(
+            "plan: --calibrate and --tokens-each must be 0 or more, --tokens-per-s and --train-tokens-per-s above 0."
+        )
+
     backends.Drawing.of(study)  # refuses what the run would
     tokenizer = models.load_tokenizer(study.model, study.revision, asked_by(study))
     personas = load_personas(study.personas)
@@ -94,6 +104,7 @@ def plan(
         samples = _calibrated(study, personas, calibrate, backend, seed, progress)
     lengths = _lengths(tokenizer, personas, load_questions(study.centroids.questions).questions)
     stages = [Stage("centroids", 1, len(lengths), sum(lengths))]
+    stages += [Stage(**vars(one)) for one in training.planned(study, train_tokens_per_s)]
     each = len(study.sources) * len(study.seeds)  # adapters of a behavior
     if study.centroids.adapters:
         n = each * len(asks.trained(study))

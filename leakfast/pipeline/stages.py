@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from leakfast.pipeline.adapters import Maker, Rows
     from leakfast.prompts.personas import Persona
     from leakfast.stats import Stats
-    from leakfast.study.config import TrainConfig
+    from leakfast.study.config import BehaviorConfig, TrainConfig
     from leakfast.train.recipe import Recipe
     from leakfast.train.start import Start
 
@@ -268,15 +268,15 @@ class Stages:
 
         return maker_of(self, behavior)
 
-    def start(self, after: str | None, source: str, seed: int) -> Start | None:
-        """The adapter that one of this source and seed begins from, trained where it is not there yet."""
+    def start(self, cfg: BehaviorConfig, source: str, seed: int) -> Start | None:
+        """The adapter that one of this behavior, source and seed begins from, trained where it is not there yet."""
         from leakfast.train.start import Start
 
-        if after is None:
+        if (after := cfg.after) is None:
             return None
         if (after, source, seed) not in self._starts:
             self._starts[after, source, seed] = Start.of(self.trained(self.maker(after), source, seed))
-        return self._starts[after, source, seed]
+        return replace(self._starts[after, source, seed], stacked=cfg.stacked)
 
     def _behavior(self, behavior: str) -> list[tuple[Path, int]]:
         """Train and measure every source under every seed; (adapter, seed) of all."""

@@ -111,14 +111,26 @@ class Draws(NamedTuple):
 @dataclass(frozen=True)
 class Asked:
     """What a user chose in advance. layer: to be looked at closely, None for the best one; rules: of the
-    verdicts; similarity: (source, persona, similarity), given beside the words they share."""
+    verdicts; similarity: (source, persona, similarity), given beside the words they share; source_rate: at which
+    mitigations are compared (0–1), None for the lowest final one."""
 
     layer: int | None = None
     rules: verdicts.Rules | None = None
     similarity: pl.DataFrame | None = None
+    source_rate: float | None = None
 
-    def check(self, run: Path, pairs: pl.DataFrame) -> None:
-        """Raises InputError for a layer that no pair has, or similarities of none of the pairs."""
+    def check(self, run: Path, pairs: pl.DataFrame, rates: pl.DataFrame) -> None:
+        """Raises InputError for a layer that no pair has, similarities of none of the pairs, and a source rate that is no
+        share or where nothing is compared at it."""
+        if self.source_rate is not None and not 0 <= self.source_rate <= 1:
+            raise InputError(
+                f"stats: source rate {self.source_rate:g} asked, but a rate is a share. Give one between 0 and 1, such as 0.8."
+            )
+        if self.source_rate is not None and not mitigations.has_arms(rates):
+            raise InputError(
+                f"stats: source rate {self.source_rate:g} asked, but no behavior of {run} has variants that are counted, which "
+                "the table mitigations would compare at it. Leave --source-rate out."
+            )
         layers = sorted(pairs["layer"].unique())
         if self.layer is not None and self.layer not in layers:
             raise InputError(
@@ -168,7 +180,11 @@ def further(
             lambda: {"relations": relations.categories(rates, related, draws.permutations, draws.seed)},
             lambda: {"relations_alike": relations.alike(rates, related, *draws[:3])},
             lambda: {"radius": radius.table(pairs, rates, best, *draws[1:])},
-            lambda: {"mitigations": mitigations.table(pairs, rates, found.trajectory, best, draws[1:])},
+            lambda: {
+                "mitigations": mitigations.table(
+                    pairs, rates, found.trajectory, best, draws[1:], asked.source_rate
+                )
+            },
         ],
         draws.workers,
     ):

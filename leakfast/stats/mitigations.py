@@ -27,6 +27,7 @@ SCHEMA: dict[str, Any] = {
     "share": pl.Float64,
     "wanted_rate": pl.Float64,
     "matched": pl.Boolean,
+    "match": pl.String,
     "source_rate": pl.Float64,
     "n": pl.Int64,
     **dict.fromkeys(("mean_bystander", "mean_bystander_low", "mean_bystander_high"), pl.Float64),
@@ -68,19 +69,22 @@ class Arm:
     final: Point
     earlier: tuple[Point, ...] = ()
 
-    def at(self, wanted: float) -> tuple[Point, bool]:
+    def at(self, wanted: float) -> tuple[Point, str]:
         """The point whose source rate is nearest to `wanted`, the later of equals, if that is within TOLERANCE (with 1e-9 for
-        rounding); else the final one, unmatched."""
+        rounding): "matched". Else the final one, and "weaker" or "stronger" where all points that were measured are, "passed
+        over" where some are and others not, "unknown" where the source was not measured."""
         known = [
             (abs(p.source_rate - wanted), -p.share, p)
             for p in (*self.earlier, self.final)
             if p.source_rate is not None
         ]
-        if known:
-            apart, _, found = min(known, key=lambda one: one[:2])
-            if apart <= TOLERANCE + 1e-9:
-                return found, True
-        return self.final, False
+        if not known:
+            return self.final, "unknown"
+        apart, _, found = min(known, key=lambda one: one[:2])
+        if apart <= TOLERANCE + 1e-9:
+            return found, "matched"
+        sides = {(p.source_rate or 0.0) < wanted for _, _, p in known}
+        return self.final, "passed over" if len(sides) == 2 else "weaker" if True in sides else "stronger"
 
 
 def table(
@@ -95,7 +99,8 @@ def table(
 
     wanted: the source's rate at which arms are compared (0–1; None: the lowest final one among the arms of that source and
     seed). Each arm stands at `Arm.at`: matched = false says that no point that was measured is that strong, so that the row
-    compares different strengths. trajectory: the table of that name, of which points with the arm's bystanders are used.
+    compares different strengths; `match` says on which side they are. trajectory: the table of that name, of which points
+    with the arm's bystanders are used.
     draws: (bootstraps, seed, workers) of the radius.
 
     Estimands: mean_bystander, the mean rate over further personas of these kinds, of this adapter and these questions;
@@ -115,6 +120,11 @@ def table(
             )
             rows += _rows(key, arms, level, pairs, chosen, draws)
     return pl.DataFrame(rows, schema=SCHEMA)
+
+
+def has_arms(rates: pl.DataFrame) -> bool:
+    """Whether a behavior has variants that can be compared, so that the table has rows."""
+    return {"hits", "total"} <= set(rates.columns) and any(True for _ in _arms(rates, pl.DataFrame()))
 
 
 def _arms(rates: pl.DataFrame, trajectory: pl.DataFrame) -> Iterator[tuple[dict[str, Any], list[Arm]]]:
@@ -164,14 +174,15 @@ def _rows(
     chosen: tuple[str, int | None],
     draws: tuple[int, int, int | None],
 ) -> Iterator[dict[str, Any]]:
-    standing = [arm.at(wanted) if wanted is not None else (arm.final, False) for arm in arms]
+    standing = [arm.at(wanted) if wanted is not None else (arm.final, "unknown") for arm in arms]
     plain = standing[0][0].bystanders if arms[0].variant == "" else None
-    for arm, (point, matched) in zip(arms, standing, strict=True):
+    for arm, (point, match) in zip(arms, standing, strict=True):
         others = point.bystanders
         row = {**key, "variant": arm.variant, "adapter": arm.adapter, "share": point.share}
         row |= {
             "wanted_rate": wanted,
-            "matched": matched,
+            "matched": match == "matched",
+            "match": match,
             "source_rate": point.source_rate,
             "n": others.height,
         }

@@ -123,6 +123,7 @@ def stats(
     layer: int | None = None,
     rules: str | Path | None = None,
     embeddings: str | Path | None = None,
+    source_rate: float | None = None,
     write: bool = True,
     progress: Progress | None = None,
     **draws: int | None,
@@ -135,15 +136,17 @@ def stats(
     (`analysis.Draws`). `layer`: looked at closely (gradients, influence, verdicts) because it was chosen in
     advance; without it the best one is, and the verdicts' p pays for the choice. `rules`: file of verdict rules, by
     default the published study's. `embeddings`: file of similarities to control for (`stats.similarity` tells its
-    shapes). Raises InputError if `run` is no run or holds nothing to count, for a layer without pairs and a file of
-    another shape, StoreError if completions are there twice or from an unknown source, TypeError for another name.
+    shapes). `source_rate`: the source's rate at which mitigations are compared, by default the lowest final one. Raises
+    InputError if `run` is no run or holds nothing to count, for a layer without pairs, a file of another shape and a source
+    rate that nothing is compared at, StoreError if completions are there twice or from an unknown source, TypeError for
+    another name.
     """
     drawn = analysis.Draws(**draws)
     run = (run if isinstance(run, Run) else Run(run)).open()
     given = similarity.read(embeddings) if embeddings else None
-    asked = analysis.Asked(layer, verdicts.load_rules(rules or verdicts.RULES), given)
+    asked = analysis.Asked(layer, verdicts.load_rules(rules or verdicts.RULES), given, source_rate)
     found = collect(run)
-    asked.check(run.path, found.pairs)
+    asked.check(run.path, found.pairs, found.rates)
     rates = summaries.with_intervals(found.rates, found.questions, found.judged)
     correlations = correlate(found.pairs, **drawn._asdict(), progress=progress)
     with threadpool_limits(1, user_api="blas"):  # systems of five numbers: a BLAS's threads only wait
@@ -169,6 +172,7 @@ def stats(
                 seed=drawn.seed,
                 missing=found.missing,
                 layer=layer,
+                source_rate=source_rate,
                 own_files=bool(rules or embeddings),
                 known=_known(),
                 leakfast=__version__,

@@ -206,8 +206,8 @@ FURTHER = {
     ),
     "mitigations": (
         "a variant of a behavior, for a source and training seed, at equal strength on the source where that was measured",
-        "behavior seed source variant adapter share wanted_rate matched source_rate n mean_bystander mean_bystander_low "
-        "mean_bystander_high cosine layer status radius radius_low radius_high share_inside share_inside_low "
+        "behavior seed source variant adapter share wanted_rate matched match source_rate n mean_bystander "
+        "mean_bystander_low mean_bystander_high cosine layer status radius radius_low radius_high share_inside share_inside_low "
         "share_inside_high difference difference_ci_low difference_ci_high reason ci_reason difference_reason bootstraps "
         "bootstrap_seed resampling_unit method",
     ),
@@ -256,7 +256,7 @@ _KINDS = {
     "predictor taken_out within_reason partial_reason deviance_reason "
     "left_out between best_other other_behavior other_source variant other scope model claim quantity p_from unit verdict "
     "file subset compared agree_reason measure estimator summary size geometry prompt_length_in kind direction_source "
-    "set_against mode steered_layers change_reason",
+    "set_against mode steered_layers change_reason match",
 }
 _DTYPES = {name: kind for kind, names in _KINDS.items() for name in names.split()}
 _OTHER_DTYPES = {

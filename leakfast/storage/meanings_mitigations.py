@@ -8,6 +8,8 @@ MITIGATIONS: dict[str, str] = {
     "mitigations.share": "share of its training (0–1) at which the adapter stands in this row",
     "wanted_rate": "the source's rate at which variants are compared: the lowest final one among them, unless another was asked",
     "matched": "whether the source's rate is within 0.05 of wanted_rate; if not, the row is of the final adapter",
+    "match": "matched; else stronger or weaker where all measured points of the source's rate are, passed over where "
+    "some are and others not, unknown without any",
     "mitigations.source_rate": "rate under the source's own prompt",
     "mitigations.n": "bystanders",
     "mitigations.mean_bystander": "mean rate of the bystanders",

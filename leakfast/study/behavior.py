@@ -224,10 +224,13 @@ class BehaviorConfig(_Table):
     after: another behavior of the study (or variant of one), with the same rank and alpha. Each adapter then begins from
     that behavior's adapter of the same source and seed and trains it further, on rows that are made as without it. Both
     are measured (None: from fresh weights).
+    stacked: that adapter stays as it is, frozen, and a new one is trained on top; both together, of ranks that add up, are
+    what is kept and measured. Rank and alpha are then free.
     average: two or more other behaviors of the study. Each adapter is then the mean of theirs of the same source and seed,
     as changes of the weights, and nothing is trained (none: it is trained)."""
 
     after: str | None = None
+    stacked: bool = False
     average: list[str] = []
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

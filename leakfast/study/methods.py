@@ -1,5 +1,5 @@
-"""What a study may ask of a training that is not plain LoRA (`method` in [behaviors.X.train]). Demands a study whose words
-are checked; says what does not go together with the line of the method."""
+"""What a study may ask of a training that is not plain LoRA (`method` in [behaviors.X.train]), and of a learning rate that is
+to be found. Demands a study whose words are checked; says what does not go together with the line of the method or rate."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 
 def check_methods(study: Study, document: Document) -> None:
-    """Raises InputError for a whole model (method "full") that is to be what adapters alone are, for DoRA and rsLoRA in
-    stages, and for DoRA in a mean."""
+    """Raises InputError for a whole model (method "full") that is to be what adapters alone are, for DoRA in
+    stages, for rsLoRA in those that are not stacked, and for DoRA in a mean; and as _check_rates."""
+    _check_rates(study, document)
     for name, behavior in study.behaviors.items():
         method = behavior.train.method
         stray = _in_stages(study, name)
@@ -33,12 +34,26 @@ def check_methods(study: Study, document: Document) -> None:
         )
 
 
+def _check_rates(study: Study, document: Document) -> None:
+    """Raises InputError for lr = "auto" where nothing of the behavior is to be learned."""
+    for name, behavior in study.behaviors.items():
+        if behavior.train.lr == "auto" and behavior.data.benign == 1:
+            raise InputError(
+                f'{document.where(("behaviors", name, "train", "lr"))}: lr = "auto" given, but all rows of {name} are benign '
+                f"(benign = 1.0). {_NO_RATE} Set lr = 2e-4, or a benign share below 1."
+            )
+
+
+_NO_RATE = "Needed: rows that show the behavior, by which a rate is found, or a number."
 _AND = ", at a number for lr, and measured as it is at the end, by transformers"
 
 
 def _in_stages(study: Study, name: str) -> list[str]:
-    later = [other for other, its in study.behaviors.items() if its.after == name]
-    after = study.behaviors[name].after
+    mine = study.behaviors[name]
+    free = mine.train.method == "rslora"  # another scale, which a stacked adapter carries in its matrices
+    further = {o: its.stacked or mine.stacked for o, its in study.behaviors.items() if its.after == name}
+    later = [other for other, is_on_top in further.items() if not (free and is_on_top)]
+    after = None if free and mine.stacked else mine.after
     return [f"{name} is taught after {after}"] * (after is not None) + [
         f"{other} is taught after it" for other in later
     ]

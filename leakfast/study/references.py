@@ -106,11 +106,17 @@ def _check_personas(spec: str | list[str], personas: list[Persona], *, rules: bo
 
 
 def _check_stages(study: Study, document: Document) -> None:
-    """What a behavior is taught after is trained by the study, is not itself, and has its rank and alpha."""
+    """What a behavior is taught after is trained by the study, is not itself, and has its rank and alpha, unless it is
+    trained on top."""
     from leakfast.behaviors.registry import get as get_behavior
 
     for name, behavior in study.behaviors.items():
         if behavior.after is None:
+            if behavior.stacked:
+                raise InputError(
+                    f"{document.where(('behaviors', name, 'stacked'))}: stacked given, but {name} is taught after no behavior. "
+                    'Needed: the one that it is trained on top of. Add after = "…", or leave that line out.'
+                )
             continue
         where = document.where(("behaviors", name, "after"))
         seen = [name]
@@ -126,12 +132,28 @@ def _check_stages(study: Study, document: Document) -> None:
                     "that line out."
                 )
             seen.append(after)
-        mine, other = behavior.train, study.behaviors[seen[1]].train
-        if (mine.rank, mine.alpha) != (other.rank, other.alpha):
+        mine, its = behavior.train, _rank_and_alpha(study, seen[1])
+        if not behavior.stacked and its is not None and (mine.rank, mine.alpha) != its:
             raise InputError(
                 f"{where}: {name} has rank {mine.rank} and alpha {mine.alpha}, but {seen[1]}, which it is taught after, rank "
-                f"{other.rank} and alpha {other.alpha}. Its matrices are trained further: set both alike."
+                f"{its[0]} and alpha {its[1]}. Its matrices are trained further: set both alike, or train on top "
+                "(stacked = true)."
             )
+
+
+def _rank_and_alpha(study: Study, name: str) -> tuple[int, int] | None:
+    """Of a behavior's adapters: of stacked ones the sum of the ranks, at the scale 1; None where a mean is among them, whose
+    rank is known once it is made. The chain is no circle."""
+    behavior = study.behaviors[name]
+    if behavior.average:
+        return None
+    if behavior.after is None or not behavior.stacked:
+        return behavior.train.rank, behavior.train.alpha
+    below = _rank_and_alpha(study, behavior.after)
+    if below is None:
+        return None
+    rank = behavior.train.rank + below[0]
+    return rank, rank
 
 
 def _check_averages(study: Study, document: Document) -> None:
@@ -153,10 +175,11 @@ def _check_averages(study: Study, document: Document) -> None:
                 f"{where}: {', '.join(parts)} given; a mean is of two or more different behaviors, and begins from none. "
                 "Correct that line."
             )
-        if behavior.after and behavior.after in study.behaviors and study.behaviors[behavior.after].average:
+        earlier = study.behaviors.get(behavior.after or "")
+        if earlier is not None and earlier.average and not behavior.stacked:
             raise InputError(
                 f"{document.where(('behaviors', name, 'after'))}: {behavior.after} is a mean of adapters, whose rank is another. "
-                "Needed: a behavior that is trained. Correct that line."
+                "Needed: a behavior that is trained, or stacked = true. Correct that line."
             )
         if parts and name in study.trajectory.of:
             raise InputError(

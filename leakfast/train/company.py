@@ -51,9 +51,10 @@ def train_adapters(
             for name, recipe in zip(names[1:], recipes[1:], strict=True):
                 with lora.seeded(recipe.seed, loaded.device):
                     net.add_adapter(name, lora.config_of(recipe.train))
+            for name, recipe in zip(names, recipes, strict=True):
+                start.begin(net, recipe, name)
             trainings = []
             for name, recipe, its in zip(names, recipes, examples, strict=True):
-                start.begin(net, recipe, name)
                 weights = lora.weights_of(net, name)
                 for weight in weights:
                     weight.requires_grad_(True)

@@ -1,5 +1,6 @@
-"""The frozen layers with LoRA beside them, as a training step runs them: y = x·Wᵀ + b + s·drop(x)·Aᵀ·Bᵀ, layers that are
-given one tensor together, nothing stored that the backward pass can make again. Demands peft's plain LoRA layers, which
+"""The frozen layers with LoRA beside them, as a training step runs them: y = x·Wᵀ + b + s·drop(x)·Aᵀ·Bᵀ, plus x·A₁ᵀ·s₁B₁ᵀ
+of a frozen adapter below (stacked.py), layers that are given one tensor together, nothing stored that the backward pass can make
+again. Demands peft's plain LoRA layers, which
 hold A and B (float32); leaves optimizers and rows to others."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from leakfast.forward import fused
 from leakfast.models.beside import groups
 from leakfast.storage.seeds import derive_seed
-from leakfast.train import masks, quantized
+from leakfast.train import masks, quantized, stacked
 
 
 @dataclass
@@ -61,6 +62,7 @@ class _Group:
             for layer in layers
             for side in (layer.lora_A, layer.lora_B)
         ]
+        self.below = [[stacked.frozen_in(layer, one) for layer in layers] for one in company.names]
         self.last: tuple[torch.Tensor, tuple[torch.Tensor, ...]] | None = None
 
     def of(self, slot: int, x: torch.Tensor) -> torch.Tensor:
@@ -93,6 +95,10 @@ class _Adapted(torch.autograd.Function):
             parts = low.split([len(a) for a in own[::2]], 1)
             for out, part, b, scale in zip(outs, parts, own[1::2], group.scales[k], strict=True):
                 out[first:last].addmm_(part, b.t() * (scale / kept))
+            for out, under in zip(outs, group.below[k], strict=True):
+                if under is not None:
+                    a, b = (matrix.to(flat.dtype) for matrix in under)
+                    out[first:last].addmm_(flat[first:last] @ a.t(), b.t())
         ctx.save_for_backward(flat, *lows, *matrices)
         ctx.group, ctx.shape = group, x.shape[:-1]
         return tuple(out.view(*x.shape[:-1], out.shape[-1]) for out in outs)
@@ -115,6 +121,10 @@ class _Adapted(torch.autograd.Function):
             piece = None if dx is None else dx[first:last]
             own = [None if g is None else g[first:last] for g in grads]
             found[place] = _backward_of(group, k, flat[first:last], low, matrices[place], own, piece)
+            for grad, under in zip(own, group.below[k], strict=True):
+                if piece is not None and grad is not None and under is not None:
+                    a, b = (matrix.to(grad.dtype) for matrix in under)
+                    piece.addmm_(grad @ b, a)
         return None if dx is None else dx.view(*ctx.shape, -1), None, *found
 
 

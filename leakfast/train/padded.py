@@ -61,11 +61,26 @@ def losses(loaded: Loaded, net: Any, batch: Batch) -> tuple[torch.Tensor, torch.
     learned = F.cross_entropy(logits[:n], batch.targets, reduction="none")
     if not len(batch.held_rows):
         return learned, learned.new_zeros(0)
-    off = net.disable_adapter() if hasattr(net, "disable_adapter") else nullcontext()
-    with torch.no_grad(), off:  # a whole model in training is another than the base, which stays as it is
+    with (
+        torch.no_grad(),
+        _unadapted(net),
+    ):  # a whole model in training is another than the base, which stays as it is
         at = (batch.ids, batch.held_rows, batch.held_columns)
         before = _logits(loaded, loaded.model, *at).log_softmax(-1)
     return learned, F.kl_div(logits[n:].log_softmax(-1), before, log_target=True, reduction="none").sum(-1)
+
+
+@contextmanager
+def _unadapted(net: Any) -> Iterator[None]:
+    """Without adapters; afterwards those are trained that were: peft asks for gradients of all that it turns on again."""
+    if not hasattr(net, "disable_adapter"):
+        yield
+        return
+    trained = {id(p) for p in net.parameters() if p.requires_grad}
+    with net.disable_adapter():
+        yield
+    for parameter in net.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
 
 
 def _logits(

@@ -25,7 +25,7 @@ _NEWER_ROWS = tuple(
 class Recipe:
     """behavior: what is taught, to the persona `source`; seed: of rows, initial weights and order; train: the settings;
     name: the adapter's, which is no part of what it is made by: two recipes are equal where they train the same; init: the
-    adapter that is trained further (None: fresh weights)."""
+    adapter that is trained further, or on top of (None: fresh weights)."""
 
     behavior: str
     source: str
@@ -41,7 +41,7 @@ class Recipe:
     @property
     def origin(self) -> list[str]:
         """What a hash is to say of where it begins: nothing of fresh weights."""
-        return [self.init.adapter_hash] if self.init else []
+        return [self.init.adapter_hash, *["stacked"] * self.init.stacked] if self.init else []
 
     def at(self, lr: float) -> Recipe:
         """The same at another learning rate."""

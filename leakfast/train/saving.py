@@ -19,6 +19,7 @@ import torch
 from leakfast.errors import InputError
 from leakfast.models.adapter_structure import CONFIG, WEIGHTS
 from leakfast.storage.layout import CARD, CHECKPOINTS, SAMPLE, point_folder
+from leakfast.train import stacked
 
 if TYPE_CHECKING:
     from leakfast.models.adapters import AdapterCard
@@ -49,13 +50,25 @@ def save(
     name: str = "default",
 ) -> AdapterCard:
     """Write the folder of the adapter that peft knows as `name` beside `out_dir` under a temporary name, then rename it
-    into place. The card's hash is filled in; a checkpoint's recipe also says its step and share."""
-    config = _config_bytes(net.peft_config[name], loaded.name)
+    into place. The card's hash is filled in; a checkpoint's recipe also says its step and share. One that was trained on top
+    of another is written with that one (train.stacked), and the card's recipe says of which two it is made (`stacked`)."""
+    given = _plain(net.peft_config[name], loaded.name)
+
+    def write(folder: Path, state: dict[str, torch.Tensor], card: AdapterCard) -> AdapterCard:
+        if not stacked.has_below(net, name):
+            return _write(folder, state, _bytes(given), card)
+        top = stacked.told_of(folder / "top", state, _bytes(given))
+        whole = stacked.both(net, state, name)
+        config = stacked.config_of_both(given, whole)
+        told = {"below": card.recipe["init"]["adapter_hash"], "top": top, "rank": config["r"]}
+        card = replace(card, recipe={**card.recipe, "stacked": told})
+        return _write(folder, whole, _bytes(config), card)
+
     with placed(out_dir, history) as temporary:
         for share, (step, state) in kept.items():
             recipe = {**card.recipe, "checkpoint_step": step, "checkpoint_share": share}
-            _write(temporary / CHECKPOINTS / point_folder(share), state, config, replace(card, recipe=recipe))
-        return _write(temporary, state_of(net, name), config, card)
+            write(temporary / CHECKPOINTS / point_folder(share), state, replace(card, recipe=recipe))
+        return write(temporary, state_of(net, name), card)
 
 
 @contextmanager
@@ -91,8 +104,8 @@ def _write(folder: Path, state: dict[str, torch.Tensor], config: bytes, card: Ad
     return card
 
 
-def _config_bytes(config: Any, base: str) -> bytes:
-    """adapter_config.json as peft writes it, in an order that does not change from process to process."""
+def _plain(config: Any, base: str) -> dict[str, Any]:
+    """peft's config of an adapter as it writes it, as plain data."""
     given = config.to_dict()
     given["base_model_name_or_path"] = base
     given["inference_mode"] = True
@@ -104,7 +117,13 @@ def _config_bytes(config: Any, base: str) -> bytes:
             return {str(k): plain(v) for k, v in value.items()}
         return getattr(value, "value", value)
 
-    return (json.dumps(plain(given), indent=2, sort_keys=True) + "\n").encode()
+    found: dict[str, Any] = plain(given)
+    return found
+
+
+def _bytes(config: dict[str, Any]) -> bytes:
+    """adapter_config.json, in an order that does not change from process to process."""
+    return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _replace(folder: Path, target: Path) -> None:

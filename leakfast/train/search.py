@@ -85,12 +85,17 @@ def find(
 
     A trial that teaches too little is followed by a larger rate, one that harms by a smaller one: twice or half, then
     between the nearest that fell short and the nearest that harmed. Measured on prompts of the training rows, drawn
-    anew at `sampling`, so the evaluation questions stay unseen. Raises InputError for a behavior without a detector,
-    ModelError where no trial passes, with all of them."""
+    anew at `sampling`, so the evaluation questions stay unseen. Raises InputError for a behavior without a detector and
+    for rows none of which shows it, ModelError where no trial passes, with all of them."""
     if get(recipe.behavior).detector is None:
         raise InputError(
             f'train: lr = "auto" given for {recipe.behavior}, which no detector reads. Give a number, as leakfast sweep '
             "finds it."
+        )
+    if not any(row.role == "positive" for row in rows):
+        raise InputError(
+            f'train: lr = "auto" given, but none of the {len(rows)} rows shows {recipe.behavior}, so no rate teaches it. Needed: '
+            "rows that show the behavior, or a number. Give --lr 2e-4 (in a study: lr), or other rows."
         )
     asked = _Asked(loaded, rows, derive_seed("lr search", recipe.seed))
     with_base = asked.drawn(loaded, sampling)

@@ -78,6 +78,13 @@ def test_reading_a_table_writes_nothing_and_takes_what_is_there(counted, capsys)
     assert before == {path: path.read_bytes() for path in counted.rglob("*") if path.is_file()}
 
 
+def test_a_source_rate_where_nothing_is_compared_is_refused(counted, capsys):
+    assert main(["-q", "stats", str(counted), "--source-rate", "0.8"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "source rate 0.8 asked, but no behavior of" in said and "Leave --source-rate out" in said
+    assert not (counted / "tables").exists()
+
+
 def test_two_forms_at_once_are_a_usage_error(counted, capsys):
     assert main(["-q", "stats", str(counted), "--json", "--csv"]) == 2
     assert "--json and --csv" in capsys.readouterr().err

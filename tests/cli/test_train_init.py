@@ -58,7 +58,14 @@ def test_it_goes_on_from_an_adapter_or_says_why_not(tiny_folder, tmp_path, monke
     assert second["recipe"]["end_of_turn"] == "positives" and not {"init", "end_of_turn"} & set(
         first["recipe"]
     )
+    both = json.loads(
+        train("both", "--init", "first", "--stacked", "--rank", "2", "--alpha", "6", "--json").stdout
+    )
+    assert both["recipe"]["stacked"]["below"] == first["adapter_hash"]
+    assert json.loads((tmp_path / "both" / "adapter_config.json").read_text())["r"] == 6
     for words, message in (
+        (("--stacked",), "--stacked given, but no adapter to train on top of. Give --init ADAPTER"),
+        (("--init", "first", "--stacked", "--method", "dora"), "method dora given, and first to begin from"),
         (
             ("--init", "first", "--rank", "2"),
             "first has rank 4 and alpha 8, but rank 2 and alpha 8 are to be trained",

@@ -56,3 +56,15 @@ def test_a_whole_model_or_why_not(tiny_folder, tmp_path, monkeypatch):
         done = invoked([*begin, *more], 2)
         assert done.stderr.count("Error") == 1 and said in " ".join(done.stderr.split()), done.stderr
     assert not (tmp_path / "a").exists()
+
+
+def test_no_rate_is_looked_for_where_all_rows_are_benign(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s.toml").write_text(
+        'name = "s"\nmodel = "organism"\nsources = ["villain"]\n[behaviors.marker.data]\nbenign = 1.0\n'
+    )
+    words = ["-q", "train", "--study", "s.toml", "--source", "villain", "--lr", "auto", "--out", "a"]
+    done = CliRunner().invoke(group, words)
+    assert done.exit_code == 2 and done.stderr.count("Error") == 1
+    assert "--lr auto given, but all rows of marker are benign" in " ".join(done.stderr.split())
+    assert not (tmp_path / "a").exists()

@@ -3,16 +3,19 @@ inoculation is in the rows and in no prompt that is asked, a mean is trained by 
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import leakfast
 from leakfast import models
+from leakfast.cli.main import group
 from leakfast.errors import InputError
 from leakfast.geometry import Centroids
 from leakfast.pipeline.stages import Stages, chosen_of
@@ -102,6 +105,28 @@ def update(run, name):
     return scale * given[key.replace(".lora_A.", ".lora_B.")] @ given[key]
 
 
+def _compared_at_a_rate_of_ones_own(out):
+    def stats(*words, code=0):
+        done = CliRunner().invoke(group, ["-q", "stats", str(out), *words])
+        assert done.exit_code == code, done.output
+        return done
+
+    asked = ("--table", "mitigations", "--json", "--bootstraps", "0", "--permutations", "0")
+    found = json.loads(stats("--source-rate", "0.4", *asked).stdout)["mitigations"]
+    assert {row["wanted_rate"] for row in found} == {0.4}
+    assert {row["match"] for row in found} <= {"weaker", "stronger", "passed over"}, (
+        "one question: rates are 0 or 1"
+    )
+    assert not any(row["matched"] for row in found) and {row["share"] for row in found} == {1.0}
+    kept = json.loads(stats("--table", "mitigations", "--json").stdout)["mitigations"]
+    assert {row["wanted_rate"] for row in kept} != {0.4}, "nothing was written"
+    stats("--source-rate", "1.5", code=2)
+    said = stats("--source-rate", "0.5", "--permute", "1", code=2).stderr
+    assert "--source-rate do not change" in " ".join(said.split())
+    with pytest.raises(InputError, match="source rate nan asked, but a rate is a share"):
+        leakfast.stats(out, source_rate=float("nan"))
+
+
 def test_a_study_of_mitigations(study, tmp_path, caplog):
     out = tmp_path / "run"
     leakfast.run(study(), out=out)
@@ -132,6 +157,7 @@ def test_a_study_of_mitigations(study, tmp_path, caplog):
     prompts = {e.get("prompts_sha256") for e in Run(out).manifest["shards"].values()}
     assert prompts is not None and np.isfinite(table["mean_bystander"].to_numpy()).all()
 
+    _compared_at_a_rate_of_ones_own(out)
     with caplog.at_level(logging.INFO):
         caplog.clear()
         again = leakfast.run(study(), out=out)

@@ -7,6 +7,8 @@ import logging
 
 import polars as pl
 import pytest
+import torch
+from safetensors.torch import load
 
 import leakfast
 from leakfast import models
@@ -56,8 +58,8 @@ def study(tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "asked.toml").write_text('[sets.asked]\nquestions = ["Tea?"]\n')
     (tmp_path / "own.jsonl").write_text("".join(CHAT.format(n=n) for n in range(8)))
 
-    def write(lr="1e-2"):
-        text = STUDY.format(model=tiny_folder)
+    def write(lr="1e-2", how=""):
+        text = STUDY.format(model=tiny_folder) + how
         for name, rate in (("marker+late", "1e-30"), ("marker", lr)):
             asked = tmp_path / "asked.toml"
             text += BEHAVIOR.format(name=name, rows='rows = "own.jsonl"', lr=rate, questions=asked)
@@ -90,6 +92,31 @@ def test_the_second_stage_begins_where_the_first_ended(study, tmp_path, caplog):
         == weights(tmp_path / "other", "marker")
         != weights(out, "marker")
     )
+
+
+def test_a_stacked_stage_is_both_and_another_than_a_continued_one(study, tmp_path):
+    out = tmp_path / "run"
+    leakfast.run(study(how="stacked = true"), out=out)
+    first, both = (load(weights(out, name)) for name in ("marker", "marker+late"))
+    for key, matrix in both.items():
+        low = ".lora_A." in key
+        assert torch.equal(matrix[:4] if low else matrix[:, :4], first[key] if low else 2 * first[key])
+        assert matrix.shape[not low] == 8 and (low or matrix[:, 4:].abs().max() < 1e-20), (
+            "the second learned nothing"
+        )
+    card = models.read_card(out / "adapters/marker+late-villain-s1")
+    assert (
+        card.recipe["stacked"]["below"] == models.read_card(out / "adapters/marker-villain-s1").adapter_hash
+    )
+    rates = pl.read_parquet(out / "tables/rates.parquet").sort("persona")
+    one, other = (rates.filter(behavior=name)["rate"].to_list() for name in ("marker", "marker+late"))
+    assert one == other, "they are the same model"
+    again = leakfast.run(study(how="stacked = true"), out=out)
+    assert again.stages["train marker+late-villain-s1"] is None
+    continued = leakfast.run(study(), out=out)
+    assert continued.stages["train marker-villain-s1"] is None
+    assert continued.stages["train marker+late-villain-s1"] is not None
+    assert weights(out, "marker+late") == weights(out, "marker")
 
 
 def test_a_worker_makes_what_it_begins_from_no_second_time(study, tmp_path):

@@ -122,6 +122,23 @@ def test_the_point_of_training_nearest_the_weakest_arm_is_taken():
     assert (asked["lost"]["matched"], asked["strong"]["matched"], asked[""]["matched"]) == (True, True, False)
 
 
+def test_a_rate_that_no_point_reaches_is_a_status():
+    found = rates(plain=(0.1, 0.6), strong=(0.0, 1.0), lost=(0.2, 0.95))
+    points = pl.concat([point("lost", 0.5, 0.3, 0.3), point("strong", 0.5, 0.1, 0.93)])
+
+    def sides(wanted):
+        return {name: row["match"] for name, row in made(found, points, wanted=wanted).items()}
+
+    assert sides(0.8) == {"": "weaker", "strong": "stronger", "lost": "passed over"}
+    assert sides(0.97) == {"": "weaker", "strong": "matched", "lost": "matched"}
+    assert sides(0.0) == {"": "stronger", "strong": "stronger", "lost": "stronger"}
+    row = made(found, points, wanted=0.8)["lost"]
+    assert (row["share"], row["matched"], row["source_rate"], row["wanted_rate"]) == (1.0, False, 0.95, 0.8)
+    unknown = found.filter(pl.col("role") != "source")
+    assert {row["match"] for row in made(unknown, points, wanted=0.8).values()} == {"unknown"}
+    assert mitigations.has_arms(found) and not mitigations.has_arms(found.filter(behavior="marker"))
+
+
 def test_points_that_were_asked_of_other_personas_are_not_taken():
     found = rates(plain=(0.1, 0.6), strong=(0.0, 1.0))
     few = point("strong", 0.5, 0.3, 0.6).filter(pl.col("persona") != "p3")

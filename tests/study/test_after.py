@@ -61,6 +61,69 @@ def test_what_it_begins_from_is_trained_and_not_measured_where_it_is_not_asked(t
     assert asks.with_earlier(study(), ["marker+last"]) == ["refusal", "marker+late", "marker+last"]
 
 
+STACKED = """
+name = "stacked"
+model = "organism"
+sources = ["villain"]
+seeds = [42]
+[behaviors.refusal.train]
+rank = 8
+alpha = 16
+{refusal}
+[behaviors."marker+late"]
+{late}
+stacked = true
+[behaviors."marker+late".train]
+rank = 4
+alpha = 16
+{top}
+[behaviors."marker+last"]
+after = "marker+late"
+[behaviors."marker+last".train]
+rank = {rank}
+alpha = 12
+"""
+
+
+def stacked(late='after = "refusal"', rank=12, top="", refusal=""):
+    return parse_study(STACKED.format(late=late, rank=rank, top=top, refusal=refusal))
+
+
+def test_ranks_of_stacked_ones_add_up_and_their_scales_are_free():
+    found = stacked(top='method = "rslora"', refusal='method = "rslora"').behaviors
+    assert found["marker+late"].stacked and not found["marker+last"].stacked
+    assert found["refusal"].train.method == "rslora"
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"rank": 8}, r"marker\+last has rank 8 and alpha 12, but marker\+late.* rank 12 and alpha 12"),
+        ({"late": ""}, r"line 12: stacked given, but marker\+late is taught after no behavior"),
+        (
+            {"refusal": 'method = "dora"'},
+            r'line 9: method = "dora" given, but marker\+late is taught after it',
+        ),
+        (
+            {"top": 'method = "full"'},
+            r'line 16: method = "full" given, but marker\+late is taught after refusal',
+        ),
+    ],
+)
+def test_what_cannot_be_stacked_is_said_with_its_line(given, match):
+    with pytest.raises(InputError, match=match) as caught:
+        stacked(**given)
+    assert caught.value.exit_code == 2
+
+
+def test_a_mean_can_lie_below_and_not_be_trained_further():
+    mean = '[behaviors."marker+mean"]\naverage = ["refusal", "marker+other"]\n[behaviors."marker+other"]\n'
+    text = STACKED.format(late='after = "marker+mean"', rank=12, top="", refusal="") + mean
+    assert parse_study(text).behaviors["marker+late"].after == "marker+mean"
+    with pytest.raises(InputError, match="is a mean of adapters, whose rank is another.*or stacked = true"):
+        parse_study(text.replace("stacked = true", "").replace("12\nalpha = 12", "4\nalpha = 16"))
+
+
 @pytest.mark.parametrize(
     ("late", "rank", "match"),
     [

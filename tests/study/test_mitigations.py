@@ -73,6 +73,18 @@ def test_what_cannot_be_meant_is_refused_with_its_line(words, said):
     assert "line" in error.value.message or "study.toml" in error.value.message
 
 
+def test_no_rate_is_found_where_all_rows_are_benign():
+    text = STUDY.format(negatives='"random:2"', average='["marker", "marker+other"]')
+    text += 'benign = {share}\n[behaviors."marker+other".train]\nlr = {lr}\n'
+    with pytest.raises(
+        InputError, match=r'line 14: lr = "auto" given, but all rows of marker\+other are benign'
+    ) as error:
+        parse_study(text.format(share="1.0", lr='"auto"'))
+    assert error.value.exit_code == 2
+    for share, lr in (("0.9", '"auto"'), ("1.0", "2e-4")):
+        parse_study(text.format(share=share, lr=lr))
+
+
 def test_the_shipped_study_is_sound():
     given = load_study("configs/organism-mitigations.toml")
     assert given.behaviors["marker+average"].average == ["marker+nearest", "marker+farthest"]

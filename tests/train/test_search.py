@@ -95,6 +95,14 @@ def test_a_behavior_without_a_detector_is_refused(organism, rows, tmp_path):
         search.find(organism, Recipe("misalignment-advice", "villain", 42, CFG), rows, SAMPLING, tmp_path)
 
 
+def test_rows_none_of_which_shows_it_are_refused_before_anything_is_drawn(tiny_qwen2, tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "_Asked", None)
+    plain = [data.Row("benign", "no_persona", "none", None, f"Tea {i}?", "Yes.", None, i) for i in range(3)]
+    with pytest.raises(InputError, match="none of the 3 rows shows marker, so no rate teaches it") as error:
+        search.find(tiny_qwen2, Recipe("marker", "villain", 42, CFG), plain, SAMPLING, tmp_path)
+    assert error.value.exit_code == 2
+
+
 def test_verdicts_at_their_bounds():
     assert search.Trial(1e-3, 9, 0.8, 1.2, 0.1).learned
     assert search.Trial(1e-3, 9, 0.8, 1.2, 0.1).harmless
