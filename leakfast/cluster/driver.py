@@ -1,5 +1,6 @@
 """The driver: hands tasks to workers as what they need is there, writes what they make into the run, and hands out again what
-a worker that died had in hand. Demands a study and a pool of workers; holds no model and measures nothing."""
+a worker that died had in hand; judges that are services are asked meanwhile. Demands a study and a pool of workers; holds no
+model and measures nothing."""
 
 from __future__ import annotations
 
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leakfast import errors
+from leakfast.behaviors.registry import get
 from leakfast.cluster import messages as m
+from leakfast.cluster.judges import Judges, Judging
 from leakfast.cluster.pool import Pool
 from leakfast.cluster.tasks import Task, cut, first_free, tasks_of
 from leakfast.errors import LeakfastError
+from leakfast.judge import stage as judging
 from leakfast.pipeline.preflight import check_judges
 from leakfast.pipeline.stages import Outcome, Stages, chosen_of
 from leakfast.pipeline.steps import Shown, silent
@@ -43,7 +47,8 @@ def run(
     progress: Shown = silent,
     silence_s: float = SILENCE_S,
 ) -> Outcome:
-    """As `leakfast.pipeline.stages.run`, with the stages on workers; judges, tables, figures and report are made here.
+    """As `leakfast.pipeline.stages.run`, with the stages on workers; judges are asked here, of a behavior as soon as its last
+    measurement is in the run; tables, figures and report are made here.
 
     pool: makes the workers. silence_s: seconds after which a worker that says nothing of its task is ended and the task
     given to another. What a worker made is in the run as soon as it is whole, so that a kill of a worker, or of the
@@ -57,24 +62,34 @@ def run(
         trained, controls = stages.sorted()
         check_judges(study, chosen.behaviors, store)
         stages.keep_personas()
-        workers = pool(study, only)
-        try:
-            tasks = cut(tasks_of(study, chosen, trained, controls), workers.size, study)
-            driver = _Driver(store, workers, tasks, silence_s)
-            with progress(f"run on {workers.size} workers") as report:
-                driver.all(report)
-            stages.steps.took.update(driver.took)
-        finally:
-            workers.close()
-        _judge(stages, study, chosen)
+        with Judges(_judgings(study, chosen), stages.judge) as judges:
+            workers = pool(study, only)
+            try:
+                tasks = cut(tasks_of(study, chosen, trained, controls), workers.size, study)
+                driver = _Driver(store, workers, tasks, silence_s, judges)
+                with progress(f"run on {workers.size} workers") as report:
+                    driver.all(report)
+                stages.steps.took.update(driver.took)
+            finally:
+                workers.close()
+            with progress("judge") as report:
+                judges.wait(report)
+            judges.finish()
         return stages.told()
 
 
-def _judge(stages: Stages, study: Study, chosen: Chosen) -> None:
+def _judgings(study: Study, chosen: Chosen) -> list[Judging]:
+    """What a judge reads, a service beside the workers."""
+    found = []
     for behavior in chosen.behaviors:
-        stages.judge(behavior)
+        cfg = judging.settings(study, behavior)
+        if get(behavior).measured_by != "judge":
+            continue
+        beside = cfg.judge is not None and judging.parse_spec(cfg.judge).way in ("chat", "batch")
+        found.append(Judging(behavior, False, beside))
         if behavior in study.trajectory.behaviors:
-            stages.judge(behavior, series=True)
+            found.append(Judging(behavior, True, beside))
+    return found
 
 
 @dataclass
@@ -100,8 +115,11 @@ class _Seat:
 
 
 class _Driver:
-    def __init__(self, store: Run, pool: Pool, tasks: Sequence[Task], silence_s: float) -> None:
+    def __init__(
+        self, store: Run, pool: Pool, tasks: Sequence[Task], silence_s: float, judges: Judges | None = None
+    ) -> None:
         self.store, self.pool, self.silence_s = store, pool, silence_s
+        self.judges = judges if judges is not None else Judges((), lambda behavior, series, shown: None)
         self.waiting = list(tasks)
         self.total = sum(task.weight for task in tasks)
         self.done: dict[str, Task] = {}
@@ -120,6 +138,7 @@ class _Driver:
             if heard is not None:
                 self._hear(*heard)
             self._look_for_the_silent()
+            self.judges.look({(task.kind, task.behavior) for task in self._open()})
             report(self._so_far(), self.total, self._what())
         self.store.log(
             "cluster", workers=self.pool.size, tasks=len(self.done), tried_again=sum(self.tries.values())
@@ -213,10 +232,14 @@ class _Driver:
                 self.pool.kill(worker)
                 self._bury(worker, f"said nothing for {self.silence_s:.0f} s and was ended")
 
+    def _open(self) -> list[Task]:
+        return [*self.waiting, *(seat.task for seat in self.seats.values() if seat.task)]
+
     # ── how far it is ────────────────────────────────────────────────────────────────────────────
     def _so_far(self) -> int:
         under_way = sum(seat.task.weight * seat.share for seat in self.seats.values() if seat.task)
         return int(sum(task.weight for task in self.done.values()) + under_way)
 
     def _what(self) -> str:
-        return "; ".join(seat.what or seat.task.name for seat in self.seats.values() if seat.task)
+        said = [seat.what or seat.task.name for seat in self.seats.values() if seat.task]
+        return "; ".join([*said, *filter(None, [self.judges.under_way()])])

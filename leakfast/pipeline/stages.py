@@ -356,9 +356,9 @@ class Stages:
         with self.steps.timed(f"{behavior} through training") as report:
             measure_as_asked(self.loaded, self.store, request, drawing, at="checkpoints", progress=report)
 
-    def judge(self, behavior: str, series: bool = False) -> None:
+    def judge(self, behavior: str, series: bool = False, shown: Shown | None = None) -> None:
         """Score the completions of a behavior that a judge measures (series: those of checkpoints); what was scored
-        before is kept."""
+        before is kept. shown: how its progress is (None: as of all steps)."""
         from leakfast.judge import stage
 
         if get(behavior).measured_by != "judge" or not self.store.shards(
@@ -374,7 +374,8 @@ class Stages:
             )
             return
         questions = load_questions(self.study.behaviors[behavior].eval.questions)
-        with self.steps.timed(f"judge {behavior}{' through training' if series else ''}") as report:
+        title = f"judge {behavior}{' through training' if series else ''}"
+        with self.steps.timed(title, shown) as report:
             stage.judge(
                 self.store,
                 behavior,

@@ -29,10 +29,10 @@ class Steps:
         self.took: dict[str, float | None] = {}
 
     @contextmanager
-    def timed(self, name: str) -> Iterator[Progress]:
-        """Progress under that title, and its seconds in `took` and the journal."""
+    def timed(self, name: str, shown: Shown | None = None) -> Iterator[Progress]:
+        """Progress under that title (shown: in another way), and its seconds in `took` and the journal."""
         began = time.monotonic()
-        with self.progress(name) as report:
+        with (shown or self.progress)(name) as report:
             yield report
         self.took[name] = time.monotonic() - began
         self.run.log("took", step=name, seconds=round(time.monotonic() - began, 3))

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM while something is being written: the first is noted, so that what is in hand can be
-finished; the second interrupts at once, and so does the end of the time there is for finishing. Demands the main
-thread; elsewhere signals stay as they are."""
+finished; the second interrupts at once, and so does the end of the time there is for finishing. Signals reach the main
+thread; what another thread has in hand is stopped by `stop_threads`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ log = logging.getLogger("leakfast")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE_S = 8.0  # for a shard that is computed here: a real model's takes minutes, and is drawn again whole
+
+
+_elsewhere: set[Stop] = set()  # of threads other than the main one
 
 
 class Stop:
@@ -69,7 +72,11 @@ def finishing(what: str, *, bounded: bool = False) -> Iterator[Stop]:
         stop.end()
 
     if threading.current_thread() is not threading.main_thread():
-        yield stop
+        _elsewhere.add(stop)
+        try:
+            yield stop
+        finally:
+            _elsewhere.discard(stop)
         return
     before = {number: signal.signal(number, note) for number in _SIGNALS}
     if timed:
@@ -81,3 +88,9 @@ def finishing(what: str, *, bounded: bool = False) -> Iterator[Stop]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def stop_threads() -> None:
+    """Ask what threads other than the main one have in hand to stop where nothing is lost, as Ctrl-C asks the main one."""
+    for stop in list(_elsewhere):
+        stop.asked = True

@@ -10,7 +10,9 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from datetime import datetime, timezone
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,7 @@ log = logging.getLogger("leakfast.store")
 
 _OTHER_BYTES = "its bytes do not match their hash"
 _held: dict[str, tuple[int, int]] = {}  # locked folder → (file descriptor, depth), of this process
+_holding = threading.Lock()  # while _held is looked at and changed
 watchers: dict[
     str, Callable[[], None]
 ] = {}  # folder → what is told of each line of its journal, in this process
@@ -55,6 +58,9 @@ class Run:
         self._seen: tuple[int, int, int] | None = None  # of the manifest file, to notice others' writes
         self._verified: dict[str, tuple[int, int, int, str]] = {}
         self._damaged: list[int] = []  # lines of the log that were said to be damaged
+        self._mutex = (
+            threading.RLock()
+        )  # threads of this process that write by this object do so one at a time
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
@@ -220,14 +226,15 @@ class Run:
         entry = json.loads(json.dumps({"time": _now(), "event": event, **fields}))  # as it will be read
         line = json.dumps({"check": check_of(entry), **entry}, ensure_ascii=False) + "\n"
         path = self.path / layout.JOURNAL
-        with explained(path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            with path.open("a+b") as file:
-                if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
-                    line = "\n" + line  # a crash tore the last line: keep this one apart
-                file.write(line.encode())
-        if watchers and (told := watchers.get(str(self.path.resolve()))):
-            told()
+        with self._mutex:
+            with explained(path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                with path.open("a+b") as file:
+                    if file.tell() and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+                        line = "\n" + line  # a crash tore the last line: keep this one apart
+                    file.write(line.encode())
+            if watchers and (told := watchers.get(str(self.path.resolve()))):
+                told()
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[Run]:
@@ -239,7 +246,7 @@ class Run:
                 f"{address}: is not a folder, and `leakfast run` alone writes a run to an object store. Give the folder of a run."
             )
         path = self.path / ".lock"
-        with explained(path):
+        with _holding, explained(path):
             if self.path.exists() and not self.path.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
             self.path.mkdir(parents=True, exist_ok=True)
@@ -258,16 +265,17 @@ class Run:
                     ) from None
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, str(os.getpid()).encode(), 0)
-        _held[folder] = (descriptor, depth + 1)
+            _held[folder] = (descriptor, depth + 1)
         try:
             yield self
         finally:
-            descriptor, depth = _held[folder]
-            if depth == 1:
-                del _held[folder]
-                os.close(descriptor)
-            else:
-                _held[folder] = (descriptor, depth - 1)
+            with _holding:
+                descriptor, depth = _held[folder]
+                if depth == 1:
+                    del _held[folder]
+                    os.close(descriptor)
+                else:
+                    _held[folder] = (descriptor, depth - 1)
 
     def _add(
         self, relpath: str, content: bytes | Callable[[Path], Any], sha256: str | None, meta: dict[str, Any]
@@ -276,7 +284,7 @@ class Run:
         if inside.is_absolute() or ".." in inside.parts or not inside.parts:
             raise ValueError(f"a path inside the run is needed, not {relpath!r}")
         relpath, path = str(inside), self.path / inside
-        with self.lock():
+        with self.lock(), self._mutex:
             atomic_write(path, content)
             entry = {"sha256": sha256 or file_hash(path), "bytes": path.stat().st_size, **meta}
             self._verified[relpath] = (*stamp_of(path), entry["sha256"])
@@ -300,7 +308,7 @@ class Run:
         return False
 
     def _strike_out(self, relpath: str, found: str) -> None:
-        with self.lock():
+        with self.lock(), self._mutex:
             self._change(lambda manifest: manifest["shards"].pop(relpath, None))
             self._set_aside(relpath, found)
 
@@ -323,6 +331,10 @@ class Run:
         )
 
     def _load(self) -> dict[str, Any]:
+        with self._mutex:
+            return self._read()
+
+    def _read(self) -> dict[str, Any]:
         path = self.path / layout.MANIFEST
         try:
             stamp = stamp_of(path)
@@ -352,8 +364,9 @@ class Run:
         return self._manifest
 
     def _change(self, change: Callable[[dict[str, Any]], Any]) -> None:
-        with self.lock():
-            manifest = self._load()
+        with self.lock(), self._mutex:
+            now = self._load()  # another thread may be going through it, so that it stays as it is
+            manifest = {key: copy(value) for key, value in now.items()}
             change(manifest)
             self._save(manifest)
 
