@@ -7,9 +7,11 @@ import logging
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import leakfast
 from leakfast import models
+from leakfast.cli.main import group
 from leakfast.errors import InputError
 from leakfast.geometry import Centroids
 from leakfast.measure.centroids import compute
@@ -169,3 +171,28 @@ def test_a_study_trains_under_steering_and_again_where_it_changes(tiny_folder, t
     assert not there and none.adapter_hash == plain.adapter_hash
     last, there = run("")
     assert not there and last == plain
+
+
+def test_leakfast_train_takes_it_from_the_studys_run(tiny_folder, tmp_path, monkeypatch):
+    """Without centroids it says what to run; with them it trains the run's very adapter, and finds it again."""
+    monkeypatch.setenv("LEAKFAST_RUNS", str(tmp_path / "runs"))
+    study = tmp_path / "study.toml"
+    study.write_text(STUDY.format(model=tiny_folder.as_posix(), centroids='"all"') + STEERED)
+
+    def train(out, seeds="1"):
+        words = f"train --behavior marker --source villain --seed {seeds} --study {study} --out {out}"
+        return CliRunner().invoke(group, words.split())
+
+    refused = train(tmp_path / "a")
+    assert refused.exit_code == 2 and "leakfast run STUDY" in refused.output
+    leakfast.run(load_study(study))
+    done = train(tmp_path / "a")
+    assert done.exit_code == 0, done.output
+    mine = models.read_card(tmp_path / "a")
+    assert mine == models.read_card(tmp_path / "runs" / "s" / "adapters" / "marker-villain-s1")
+    assert train(tmp_path / "several", "1,2").exit_code == 0
+    again = train(tmp_path / "several", "1,2")
+    assert again.exit_code == 0, again.output
+    study.write_text(study.read_text() + "strength = 0.5\n")
+    other = train(tmp_path / "several", "1,2")
+    assert other.exit_code == 2 and "of other rows or settings" in other.output
