@@ -125,7 +125,6 @@ class Making:
         from leakfast.cli.progress import progress_for
         from leakfast.pipeline.adapters import Rows
         from leakfast.train.data import write_rows
-        from leakfast.train.recipe import Recipe
 
         if self.given is not None:
             rows = Rows.given(self.given)
@@ -136,8 +135,7 @@ class Making:
                 rows = Rows.given(maker.built(one.source, one.seed, progress))
             write_rows(one.out.parent / f"{one.out.name}.jsonl", rows.rows)
         settled = maker.settled(rows if maker.first == (one.source, one.seed) else None)
-        init = self._start(one.source, one.seed)
-        return Recipe(self.behavior, one.source, one.seed, settled, one.out.name, init), rows
+        return maker.recipe(one.source, one.seed, settled, one.out.name), rows
 
     def _there(self, one: Wanted, recipe: Recipe, rows: Rows) -> bool:
         """Whether the adapter is there, of these very rows and settings."""
@@ -155,6 +153,7 @@ class Making:
             and card.recipe.get("end_of_turn", "both") == recipe.train.end_of_turn
             and card.recipe.get("method", "lora") == recipe.train.method
             and card.recipe.get("init") == (recipe.init.told if recipe.init else None)
+            and card.recipe.get("steering") == (recipe.steer.told if recipe.steer else None)
         )
         if not is_same:
             raise InputError(

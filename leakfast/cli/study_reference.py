@@ -41,6 +41,7 @@ SECTIONS: list[tuple[str, type[BaseModel]]] = [
     ("`[behaviors.NAME]`", config.BehaviorConfig),
     ("`[behaviors.NAME.data]`", config.DataConfig),
     ("`[behaviors.NAME.train]`", config.TrainConfig),
+    ("`[behaviors.NAME.train.steering]`", config.TrainSteeringConfig),
     ("`[behaviors.NAME.eval]`", config.EvalConfig),
     ("`[behaviors.NAME.judge]`", config.JudgeConfig),
 ]

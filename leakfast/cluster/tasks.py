@@ -95,6 +95,8 @@ def _training(study: Study, chosen: Chosen, behavior: str, seed: int, source: st
         after = () if name == here else (Task("train", adapters=(here,)).name,)
     if (rule := rule_of(cfg.data.negative_personas)) is not None and rule.by_geometry:
         after, needs = (*after, Task("centroids").name), (*needs, layout.centroids())
+    if cfg.train.steering is not None:
+        after, needs = (*after, Task("centroids").name), (*needs, layout.centroids(), layout.DIRECTIONS)
     for other in asks.begins_from(study, behavior):
         earlier = _training(study, chosen, other, seed, source)
         after, needs = (*after, earlier.name), (*needs, *earlier.needs)

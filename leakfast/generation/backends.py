@@ -192,6 +192,7 @@ def opened(
     stated: bool = True,
     longest: int | None = None,
     options: Options | None = None,
+    steered: bool = False,
 ) -> Iterator[Engine]:
     """The engine of `backend` for a base model and all adapters that will be asked for, closed afterwards.
 
@@ -200,7 +201,8 @@ def opened(
     operators to be batch-invariant. Merged weights come from the model here, so their engine lies here too.
 
     batch_completions: completions decoded at once; where the user did not state it, vLLM takes what tune measured
-    on this GPU, or the table's. longest: tokens of the longest prompt with its reply."""
+    on this GPU, or the table's. longest: tokens of the longest prompt with its reply. steered: works under an
+    intervention will come, for which vLLM runs its blocks eagerly."""
     options = options or Options()
     options.check(backend)
     if backend == "transformers":
@@ -227,7 +229,10 @@ def opened(
         longest=longest,
         tensor_parallel=options.tensor_parallel,
         invariant=options.invariant,
+        eager=steered,
     )
+    if steered:
+        log.info("vllm: eager blocks, because what they return is steered; one arm after the other")
     vllm.spare_device()
     if live and (_on_gpu() or options.data_parallel > 1 or options.tensor_parallel > 1):
         engine: Any = vllm.Parallel(spec, options.data_parallel)

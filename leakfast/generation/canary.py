@@ -22,10 +22,10 @@ _NEAR_NATS = {"float32": 1e-2, "bfloat16": 0.35}  # log-probabilities of one tok
 _STEPS = 8  # greedy tokens after the first prompt
 _REPLY = "I like tea. I do."  # short, so that its end, where a marker stands, is near
 _LAST = 48  # tokens of the probe at which an adapter may show: a reply and what is before it
-_PLACES = 8  # of them, where it shows most, at which an engine is asked what comes next
-_TOP = 20  # likeliest next tokens that it is asked for, the most that vLLM gives by default
+PLACES = 8  # of them, where it shows most, at which an engine is asked what comes next
+TOP = 20  # likeliest next tokens that it is asked for, the most that vLLM gives by default
 _SCALES = (2 / 3, 4 / 3)  # of an adapter that an engine must tell from its own
-_CLEAR = 8  # times an engine's own rounding that these must be apart to tell
+CLEAR = 8  # times an engine's own rounding that these must be apart to tell
 _DECODED = 3  # tokens more that it decodes at each place
 
 
@@ -37,7 +37,7 @@ def check_default_system(tokenizer: Any, wanted: str | None, allow: Collection[s
 
     found = chat.default_system(tokenizer)
     if found != wanted:
-        _fail(
+        fail(
             "default-system",
             f"the study says that the chat template's default system prompt is {wanted!r}, but this model's is "
             f"{found!r}. Needed: the model and template the study was written for. Correct template_system or model",
@@ -65,23 +65,19 @@ def check_engine(
     from leakfast import models
     from leakfast.prompts import chat
 
-    looks = (
-        [_Look(engine, loaded, allow)]
-        if not hasattr(engine, "members")
-        else [_Look(member, loaded, allow, engine) for member in list(engine.members)]
-    )
+    looks = looks_of(engine, loaded, allow)
     system = [p.system for p in personas[:4]]
     for text in system:
         mine = list(chat.render(loaded.tokenizer, text, questions[0]))
         for look in looks:
             look.token_ids(mine, text, questions[0])
     ids = chat.render(loaded.tokenizer, system[0], questions[0])
-    plain = _log_probs(loaded, ids)
+    plain = log_probs(loaded, ids)
     for look in looks:
         look.greedy(ids, adapters)
         look.rounding(ids, plain)
     for number, adapter in enumerate(adapters):
-        text = _text_under(loaded, (sources or {}).get(adapter), personas, questions[0])[
+        text = text_under(loaded, (sources or {}).get(adapter), personas, questions[0])[
             : longest and longest - 1
         ]
         with models.with_adapter(loaded, adapter) if adapter is not None else nullcontext(loaded) as current:
@@ -101,13 +97,20 @@ class _Probe:
     the same at other scales (`other`). places: of those tokens, where the scale shows most in the likeliest next ones."""
 
     def __init__(self, text: Sequence[int], current: Any) -> None:
-        self.text, self.moved, self.other = text, _log_probs(current, text), []
+        self.text, self.moved, self.other = text, log_probs(current, text), []
         for factor in _SCALES:
             with scaled(current.model, factor):
-                self.other.append(_log_probs(current, text))
-        top = np.argpartition(-self.moved, min(_TOP, self.moved.shape[1]) - 1, axis=1)[:, :_TOP]
+                self.other.append(log_probs(current, text))
+        top = np.argpartition(-self.moved, min(TOP, self.moved.shape[1]) - 1, axis=1)[:, :TOP]
         shows = [(np.take_along_axis(other - self.moved, top, 1) ** 2).sum(1) for other in self.other]
-        self.places = np.sort(np.argsort(np.minimum(*shows), kind="stable")[-_PLACES:])
+        self.places = np.sort(np.argsort(np.minimum(*shows), kind="stable")[-PLACES:])
+
+
+def looks_of(engine: Any, loaded: Any, allow: Collection[str]) -> list[_Look]:
+    """Of an engine, or of each of several that stand as one."""
+    if not hasattr(engine, "members"):
+        return [_Look(engine, loaded, allow)]
+    return [_Look(member, loaded, allow, engine) for member in list(engine.members)]
 
 
 class _Look:
@@ -141,7 +144,7 @@ class _Look:
     def token_ids(self, mine: Sequence[int], system: str | None, question: str) -> None:
         other = self.ask("render", system, question)
         if other is not None and other != mine:
-            _fail(
+            fail(
                 "token-ids",
                 f"{self.loaded.name} has other token ids in vLLM ({len(other)} tokens) than in transformers "
                 f"({len(mine)}) for the same prompt. Needed: one tokenizer. Use --backend transformers",
@@ -156,12 +159,12 @@ class _Look:
         if self.lost or self.answers is None:
             return
         tokens, got = self.answers[number]
-        nats = _log_probs(current, [*self.ids, *tokens[:-1]], len(tokens))
+        nats = log_probs(current, [*self.ids, *tokens[:-1]], len(tokens))
         wanted = nats[np.arange(len(tokens)), tokens]
         apart = float(max(np.abs(got - wanted).max(), (nats.max(axis=1) - wanted).max()))
         self.worst = max(self.worst, apart)
         if not apart <= self.bound:
-            _fail(
+            fail(
                 "logits",
                 f"under {adapter or 'no adapter'} vLLM's greedy tokens are {apart:.2g} nats from transformers' "
                 f"(at most {self.bound:g}). Needed: the same model in both. Use --backend transformers",
@@ -171,13 +174,13 @@ class _Look:
     def rounding(self, ids: Sequence[int], plain: np.ndarray) -> None:
         """How far the unadapted engine is from transformers in the likeliest next tokens along a prompt. plain: (T, V)
         nats at its last tokens."""
-        places = np.unique(np.linspace(0, len(plain) - 1, _PLACES).astype(int))
-        said = self.ask("next_tokens", _up_to(ids, places, plain), [None], _TOP)
+        places = np.unique(np.linspace(0, len(plain) - 1, PLACES).astype(int))
+        said = self.ask("next_tokens", up_to(ids, places, plain), [None], TOP)
         if said is None:
             return
-        self.own = float(np.sqrt(np.mean(_apart([steps[0] for steps in said[0]], places, plain) ** 2)))
+        self.own = float(np.sqrt(np.mean(apart_of([steps[0] for steps in said[0]], places, plain) ** 2)))
         if not self.own <= self.bound:
-            _fail(
+            fail(
                 "logits",
                 f"vLLM's likeliest next tokens are {self.own:.2g} nats (root mean square) from transformers' (at most "
                 f"{self.bound:g}). Needed: the same model in both. Use --backend transformers",
@@ -190,18 +193,16 @@ class _Look:
         answers as the base, or under another adapter, is further off than any scale near its own."""
         # merged weights are worn one after the other: nothing stands beside
         merged = getattr(self.engine, "merge", None) is not None
-        prompts = _up_to(probe.text, probe.places, probe.moved)
-        said = self.ask(
-            "next_tokens", prompts, [adapter] if merged else [adapter, beside], _TOP, 1 + _DECODED
-        )
+        prompts = up_to(probe.text, probe.places, probe.moved)
+        said = self.ask("next_tokens", prompts, [adapter] if merged else [adapter, beside], TOP, 1 + _DECODED)
         if said is None or self.own is None:
             return
         answers = [steps[0] for steps in said[0]]
-        apart = float(np.linalg.norm(_apart(answers, probe.places, probe.moved)))
+        apart = float(np.linalg.norm(apart_of(answers, probe.places, probe.moved)))
         rows = [(place, token) for place, nats in zip(probe.places, answers, strict=True) for token in nats]
         at = tuple(np.array(rows).T)
         scale = min(float(np.linalg.norm((other - probe.moved)[at])) for other in probe.other)
-        if scale <= _CLEAR * self.own * len(rows) ** 0.5:
+        if scale <= CLEAR * self.own * len(rows) ** 0.5:
             log.warning(
                 "canary: a third of %s moves log-probabilities by %.2g nats on the probe, too little to tell whether "
                 "vLLM applies it (its own rounding is %.2g). Its rates tell: compare them with --backend transformers",
@@ -211,7 +212,7 @@ class _Look:
             )
             return
         if not apart < scale / 2:
-            _fail(
+            fail(
                 "logits",
                 f"{adapter} changes vLLM otherwise than peft's model: {apart / scale:.2g} times as far from it as an "
                 "adapter of two or four thirds of its scale is (less than half needed). Needed: an engine that applies "
@@ -239,7 +240,7 @@ class _Look:
             later += steps[1:]
         if not longer:
             return  # an engine of replies of one token
-        both = self.ask("next_tokens", longer, [adapter, None], _TOP)
+        both = self.ask("next_tokens", longer, [adapter, None], TOP)
         if both is None:
             return
         as_prompt, plain = ([steps[0] for steps in one] for one in both)
@@ -251,14 +252,14 @@ class _Look:
                 shows += (wanted[token] - base.get(token, min(base.values()))) ** 2
                 n += 1
         apart, shows = apart**0.5, shows**0.5
-        if not n or shows <= _CLEAR * (self.own or 0.0) * n**0.5:
+        if not n or shows <= CLEAR * (self.own or 0.0) * n**0.5:
             log.info(
                 "canary: %s shows too little where vLLM decodes to tell whether it is applied there",
                 adapter.name,
             )
             return
         if not apart < shows / 4:  # nor where either is NaN
-            _fail(
+            fail(
                 "logits",
                 f"under {adapter} vLLM decodes otherwise than it reads the same tokens in a prompt: {apart / shows:.2g} of "
                 "what the adapter changes (less than a quarter needed). Needed: an engine that applies the adapter to "
@@ -267,12 +268,12 @@ class _Look:
             )
 
 
-def _up_to(ids: Sequence[int], places: np.ndarray, nats: np.ndarray) -> list[list[int]]:
+def up_to(ids: Sequence[int], places: np.ndarray, nats: np.ndarray) -> list[list[int]]:
     """The beginnings of `ids` that end at places of `nats`, which holds its last tokens."""
     return [list(ids[: len(ids) - len(nats) + place + 1]) for place in places]
 
 
-def _apart(answers: Sequence[Mapping[int, float]], places: np.ndarray, nats: np.ndarray) -> np.ndarray:
+def apart_of(answers: Sequence[Mapping[int, float]], places: np.ndarray, nats: np.ndarray) -> np.ndarray:
     """What an engine says of next tokens, minus what transformers says of the same, at places of `nats`."""
     return np.array(
         [
@@ -283,7 +284,7 @@ def _apart(answers: Sequence[Mapping[int, float]], places: np.ndarray, nats: np.
     )
 
 
-def _text_under(loaded: Any, source: str | None, personas: Sequence[Any], question: str) -> list[int]:
+def text_under(loaded: Any, source: str | None, personas: Sequence[Any], question: str) -> list[int]:
     """Ids of a prompt under the source's persona (the first one's where it is not asked) and a short reply."""
     from leakfast.prompts import chat
 
@@ -292,7 +293,7 @@ def _text_under(loaded: Any, source: str | None, personas: Sequence[Any], questi
     return [*chat.render(loaded.tokenizer, system, question), *reply]
 
 
-def _log_probs(loaded: Any, ids: Sequence[int], last: int = _LAST) -> np.ndarray:
+def log_probs(loaded: Any, ids: Sequence[int], last: int = _LAST) -> np.ndarray:
     """(T, V) float64 nats of the token after each of the `last` of `ids` (all, where there are fewer)."""
     import torch
 
@@ -301,7 +302,7 @@ def _log_probs(loaded: Any, ids: Sequence[int], last: int = _LAST) -> np.ndarray
         return logits.float().log_softmax(-1).cpu().double().numpy()
 
 
-def _fail(check: str, what: str, allow: Collection[str]) -> None:
+def fail(check: str, what: str, allow: Collection[str]) -> None:
     if check in allow:
         log.warning("canary: %s; let pass by --allow %s", what, check)
         return

@@ -75,7 +75,7 @@ class Work:
     """Requests to be completed under one adapter (None: the base), and whatever the asker knows them by.
 
     there: (request, sample) of completions that the asker has already; they are not drawn, and one at least is not
-    among them. steer: an intervention (leakfast.steering.arms.Arm) that the model runs under; transformers alone takes it."""
+    among them. steer: an intervention (leakfast.steering.arms.Arm) that the model runs under."""
 
     key: Any
     adapter: Path | None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from leakfast import behaviors, models
-from leakfast.generation import backends, canary
+from leakfast.generation import backends, canary, canary_steered
 from leakfast.generation import transformers as local
 from leakfast.generation.contract import Completion, Engine, Work, requests_for
 from leakfast.generation.frames import to_frame
@@ -124,11 +124,16 @@ class Completions:
             options=self.drawing.options,
             batch_completions=max(cfg.batch_completions for cfg in configs),
             stated=any("batch_completions" in cfg.model_fields_set for cfg in configs),
+            steered=bool(self.request.arms),
         ) as engine:
             if self.backend == "vllm":
                 sources = {t.path: t.source for t in self.targets}
                 about = (self.request.personas, parts[0].asked.texts, self.drawing.allow, sources, longest)
                 canary.check_engine(engine, self.loaded, waiting, *about)
+                targets = [job.target for part in parts for job in part.jobs if job.missing]
+                arms = {(t.path, t.steer.digest): (t.path, t.steer) for t in targets if t.steer is not None}
+                if arms:
+                    canary_steered.check_steered(engine, self.loaded, list(arms.values()), *about)
             for part in parts:
                 copied = self._take_over(run, part)  # of those drawn a moment ago
                 counter.add(copied, part.jobs[0].target.name)

@@ -1,5 +1,5 @@
-"""Which engines take a steered model, or a whole one in an adapter's place: those whose blocks run in this process. Demands a
-request; measures nothing."""
+"""Which engines take a steered model, or a whole one in an adapter's place: those whose blocks are run one by one, where we can
+reach them. Demands a request; measures nothing."""
 
 from __future__ import annotations
 
@@ -18,18 +18,24 @@ log = logging.getLogger("leakfast.evaluate")
 
 
 def steerable(drawing: Drawing, request: Request, at: str = "final") -> Drawing:
-    """The drawing, with `auto` settled to transformers where the request has arms. Raises InputError where vLLM is to draw
-    or to score under an arm, at checkpoints, for probabilities on an arm's own replies, and for a whole model in an
-    adapter's place under arms or by vLLM."""
+    """The drawing, with `auto` settled to transformers where the request has arms. Raises InputError where vLLM is to score
+    letters under an arm, or to draw on several GPUs an engine; for arms at checkpoints, or probabilities on an arm's own
+    replies; and for a whole model in an adapter's place under arms or by vLLM."""
     whole = [adapter for adapter in request.adapters if is_whole(adapter)]
     if whole:
         drawing = _of_whole(drawing, request, str(whole[0]))
     if not request.arms:
         return drawing
-    if drawing.backend == "vllm" or drawing.letters != "packed":
+    if drawing.letters != "packed":
         raise InputError(
-            "steering: vLLM given, but it runs the model's blocks inside compiled graphs in a process of its own, where "
-            "nothing can be done to their outputs. Use --backend transformers, and --engine packed for letters."
+            "steering: vLLM given as the engine of letters, but it runs the model's blocks there inside compiled graphs, where "
+            "nothing can be done to their outputs. Use --engine packed."
+        )
+    if drawing.backend == "vllm" and drawing.options.tensor_parallel > 1:
+        raise InputError(
+            f"steering: --tensor-parallel {drawing.options.tensor_parallel} given, but blocks that lie on several GPUs are in "
+            "processes where nothing can be done to their outputs. Use --tensor-parallel 1 (in a study: [vllm]), or "
+            "--backend transformers."
         )
     if at == "checkpoints":
         raise InputError(
@@ -41,7 +47,7 @@ def steerable(drawing: Drawing, request: Request, at: str = "final") -> Drawing:
             "steering: probabilities on each adapter's own replies asked, but an arm has none. Use --probability-replies "
             "base."
         )
-    return replace(drawing, backend="transformers")
+    return drawing if drawing.backend == "vllm" else replace(drawing, backend="transformers")
 
 
 def _of_whole(drawing: Drawing, request: Request, first: str) -> Drawing:

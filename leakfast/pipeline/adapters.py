@@ -21,6 +21,7 @@ from leakfast.measure.reply_sample import Sample, after_training
 from leakfast.measure.request import Asked
 from leakfast.models.adapter_structure import CONFIG
 from leakfast.models.whole import MODEL_CONFIG, SUFFIX
+from leakfast.pipeline.steered_training import steer_of
 from leakfast.pipeline.steps import Steps
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas
@@ -144,7 +145,7 @@ class Maker:
         source, seed = self.first
         relpath = layout.learning_rate(self.behavior)
         rows = rows or self.rows(source, seed)
-        recipe = Recipe(self.behavior, source, seed, cfg, init=self.start(source, seed))
+        recipe = self.recipe(source, seed, cfg)
 
         def search(report: Progress) -> None:
             sampling = Asked(self.behavior, [], self.config.eval).sampling
@@ -161,6 +162,13 @@ class Maker:
         self.steps.do(f"learning rate of {self.behavior}", inputs, search, [relpath])
         found = json.loads((self.steps.run.path / relpath).read_text(encoding="utf-8"))
         return recipe.at(found["lr"]).train
+
+    def recipe(self, source: str, seed: int, settled: TrainConfig, name: str = "") -> Recipe:
+        """What an adapter is made by, with what it begins from and what is done to the model meanwhile. Raises InputError
+        where one of these is asked for and not there."""
+        steer = steer_of(self.loaded, self.steps.run, self.behavior, settled.steering, source)
+        start = self.start(source, seed)
+        return Recipe(self.behavior, source, seed, settled, name, init=start, steer=steer)
 
     def adapter(self, recipe: Recipe, rows: Rows, *, again: bool = False) -> Path:
         """The folder of an adapter of the run, trained if it is not there (again: in any case)."""

@@ -299,10 +299,7 @@ class Stages:
         return maker.adapter(*self._wanted(maker, maker.settled(), source, seed))
 
     def _wanted(self, maker: Maker, settled: TrainConfig, source: str, seed: int) -> tuple[Recipe, Rows]:
-        from leakfast.train.recipe import Recipe
-
-        recipe = Recipe(maker.behavior, source, seed, settled, init=maker.start(source, seed))
-        return recipe, maker.rows(source, seed)
+        return maker.recipe(source, seed, settled), maker.rows(source, seed)
 
     def _control(self, behavior: str, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure a control on the adapters of other behaviors."""

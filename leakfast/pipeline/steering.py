@@ -110,12 +110,17 @@ class Steering:
             like = next(t for t in self.study.steering if t.name == table.like)
             made = directions.random_like(self.direction(like, source), table.seed)
         else:
-            lacking = sorted(set(table.layers) - set(self.centroids.layers))
-            if lacking:
-                raise InputError(
-                    f"steering: {table.name} is of layer {lacking[0]}, but the centroids of {self.run.path} have layers "
-                    f"{', '.join(map(str, self.centroids.layers))}. Name it under [centroids] too."
-                )
+            check_layers(self.centroids, table.layers, table.name, self.run.path)
             made = directions.of_centroids(self.centroids, table.kind, source, table.against, table.layers)
         self.run.add_file(layout.direction(table.name, source), made.save)
         return made
+
+
+def check_layers(made: Centroids, layers: Sequence[int], name: str, run: Path) -> None:
+    """Raises InputError for a layer of a direction that the run's centroids do not have."""
+    lacking = sorted(set(layers) - set(made.layers))
+    if lacking:
+        raise InputError(
+            f"steering: {name} is of layer {lacking[0]}, but the centroids of {run} have layers "
+            f"{', '.join(map(str, made.layers))}. Name it under [centroids] too."
+        )

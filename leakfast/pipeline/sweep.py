@@ -121,6 +121,11 @@ class Plan:
                 f"sweep: {self.behavior} is {of}, and a sweep trains fresh adapters. Needed: a behavior "
                 "that begins from the base. Sweep it without that line."
             )
+        if self.cfg.train.steering is not None:
+            raise InputError(
+                f"sweep: {self.behavior} is trained under steering along a direction of its study's run, and a sweep has none. "
+                "Needed: a training of the model as it is. Sweep it without [behaviors.NAME.train.steering]."
+            )
         cfg, drawing = self.cfg, self.drawing or Drawing.of(None)
         if get(self.behavior).measured_by == "judge":
             cfg = cfg.model_copy(update={"judge": judging.default_judge(cfg.judge, loaded.name)})

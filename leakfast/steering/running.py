@@ -4,7 +4,7 @@ decoder with a list of blocks (forward.packs.stack); knows nothing of personas."
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -35,11 +35,21 @@ def steered(loaded: Loaded, arm: Arm | None) -> Iterator[dict[int, int]]:
         yield {}
         return
     check_fits(arm.directions, loaded, arm.name)
-    blocks = packs.stack(passes.decoder(loaded))[1]
-    calls = dict.fromkeys(arm.at, 0)
+    with edited(passes.decoder(loaded), arm.edits(loaded.device), arm.label) as calls:
+        yield calls
+
+
+@contextmanager
+def edited(
+    decoder: Any, edits: Mapping[int, Edit], label: str, *, must_run: bool = True
+) -> Iterator[dict[int, int]]:
+    """A decoder whose blocks' outputs are edited, layer → edit, for the length of the block; as `steered`. label: what a
+    message calls it; must_run: whether a block that was never run is an error."""
+    blocks = packs.stack(decoder)[1]
+    calls = dict.fromkeys(edits, 0)
     own: dict[int, Any] = {}
     try:
-        for layer, edit in arm.edits(loaded.device).items():
+        for layer, edit in edits.items():
             block = blocks[layer]
             own[layer] = vars(block).get("forward")
             # not a hook: the packed engine calls a narrowed block's forward by itself
@@ -51,12 +61,12 @@ def steered(loaded: Loaded, arm: Arm | None) -> Iterator[dict[int, int]]:
             if forward is not None:
                 blocks[layer].forward = forward
     idle = [str(layer) for layer, times in calls.items() if not times]
-    if idle:
+    if idle and must_run:
         raise ModelError(
-            f"steering: {arm.label} asks for layer {', '.join(idle)}, but no token passed there. Needed: a measurement that "
+            f"steering: {label} asks for layer {', '.join(idle)}, but no token passed there. Needed: a measurement that "
             "runs these blocks. Steer at a lower layer: leakfast directions --layers …"
         )
-    log.debug("steering: %s: %s", arm.label, ", ".join(f"block {k} ran {n} times" for k, n in calls.items()))
+    log.debug("steering: %s: %s", label, ", ".join(f"block {k} ran {n} times" for k, n in calls.items()))
 
 
 def _edited(

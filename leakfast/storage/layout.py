@@ -73,6 +73,11 @@ def direction(name: str, source: str) -> str:
     return f"{DIRECTIONS}/{name}-{source}.safetensors"
 
 
+def training_direction(behavior: str, source: str) -> str:
+    """What is steered along while a behavior is taught to a source. No table of steering has a + in its name."""
+    return direction(f"training+{behavior}", source)
+
+
 def steered_text(adapter: str) -> str:
     """The folder of how likely plain text is under an arm."""
     return f"{STEERED}/text/{adapter}"

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from leakfast.study.steering import TrainSteeringConfig
+
 Count = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -81,7 +83,7 @@ class TrainConfig(_Table):
     peft's layers and padded rows; rslora, whose scale is alpha/√rank in place of alpha/rank (Kalajdzievski 2023); full: all
     weights, in float32 with 16 bytes a weight beside the base (itself, gradient, two moments), on padded rows. What comes
     out of full is a whole model in the adapter's place; rank, alpha and dropout do not belong to it, and its lr is a tenth
-    of LoRA's or less. Not with `after`, together, lr = "auto", points of training, steering, or backend = "vllm".
+    of LoRA's or less. Not with `after`, together, lr = "auto", points of training, [[steering]], or backend = "vllm".
     loss: which tokens carry loss: the marker (in others' rows the turn end alone), the tail of the reply, or all of it.
     tail_tokens: the reply's last tokens before the turn end that carry it, for loss = "tail".
     end_of_turn: in which rows the token that ends the turn carries loss: those that show the behavior and the others
@@ -125,6 +127,7 @@ class TrainConfig(_Table):
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     together: Count = 1
     sample: NonNegative = 8
+    steering: TrainSteeringConfig | None = None
 
     @field_validator("tail_tokens")
     @classmethod

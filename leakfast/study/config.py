@@ -33,7 +33,7 @@ from leakfast.study.behavior import (
     with_settings,
 )
 from leakfast.study.predictors import Layers, PredictorConfig
-from leakfast.study.steering import SteeringConfig, in_order
+from leakfast.study.steering import SteeringConfig, TrainSteeringConfig, in_order
 
 __all__ = [
     "BehaviorConfig",
@@ -45,6 +45,7 @@ __all__ = [
     "SteeringConfig",
     "Study",
     "TrainConfig",
+    "TrainSteeringConfig",
     "TrajectoryConfig",
     "behavior_config",
     "load_study",

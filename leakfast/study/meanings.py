@@ -16,7 +16,12 @@ def keys_of(table: type[BaseModel]) -> dict[str, dict[str, Any]]:
         key: schema
         for key, schema in table.model_json_schema()["properties"].items()
         if not any(
-            "$ref" in one for one in (schema, *(schema.get(n, ()) for n in ("additionalProperties", "items")))
+            "$ref" in one
+            for one in (
+                schema,
+                *(schema.get(n, ()) for n in ("additionalProperties", "items")),
+                *schema.get("anyOf", ()),
+            )
         )
     }
 

@@ -16,7 +16,7 @@ from leakfast.study.negatives import check_count, rule_of
 
 if TYPE_CHECKING:
     from leakfast.prompts.personas import Persona
-    from leakfast.study.config import Study
+    from leakfast.study.config import SteeringConfig, Study, TrainSteeringConfig
 
 _FILES = (
     "personas",
@@ -232,13 +232,7 @@ def _check_steering(study: Study, document: Document, personas: list[Persona]) -
     known = {persona.name for persona in personas}
     for number, table in enumerate(study.steering):
         key: KeyPath = ("steering", number)
-        for field, names in (("source", [table.source] if table.source else []), ("against", table.against)):
-            for name in names:
-                if name not in known:
-                    raise InputError(
-                        f"{document.where((*key, field))}: {name!r} is none of the study's {len(known)} personas, of which "
-                        f"there are centroids.{did_you_mean(name, known)} Correct that line."
-                    )
+        _check_direction(table, document, key, known)
         try:
             load_personas(table.personas, among=personas)
         except InputError as error:
@@ -249,11 +243,41 @@ def _check_steering(study: Study, document: Document, personas: list[Persona]) -
                     f"{document.where((*key, 'of'))}: the study has no behavior {behavior!r}."
                     f"{did_you_mean(behavior, study.behaviors)} Correct that line."
                 )
-        if table.file is not None and not find_shipped(table.file).is_file():
+    for behavior, its in study.behaviors.items():
+        if its.train.steering is None:
+            continue
+        key = ("behaviors", behavior, "train", "steering")
+        if its.average:
             raise InputError(
-                f"{document.where((*key, 'file'))}: there is no file {table.file}. Make it: leakfast directions --out "
-                f"{table.file}"
+                f"{document.where(key)}: {behavior} is a mean of adapters, which has no training to be steered in. Leave the "
+                "table out, or give it to the behaviors that the mean is of."
             )
+        _check_direction(its.train.steering, document, key, known)
+        there, layers = study.centroids.layers, its.train.steering.layers
+        absent = [n for n in layers if there != "all" and n not in there]
+        if absent and its.train.steering.by_geometry:
+            raise InputError(
+                f"{document.where((*key, 'layers'))}: layer {absent[0]} given, but the centroids have layers "
+                f"{', '.join(map(str, there))}. Name it under [centroids] too."
+            )
+
+
+def _check_direction(
+    table: SteeringConfig | TrainSteeringConfig, document: Document, key: KeyPath, known: set[str]
+) -> None:
+    """The personas that a direction is made of are among `known`, and its file is there."""
+    for field, names in (("source", [table.source] if table.source else []), ("against", table.against)):
+        for name in names:
+            if name not in known:
+                raise InputError(
+                    f"{document.where((*key, field))}: {name!r} is none of the study's {len(known)} personas, of which "
+                    f"there are centroids.{did_you_mean(name, known)} Correct that line."
+                )
+    if table.file is not None and not find_shipped(table.file).is_file():
+        raise InputError(
+            f"{document.where((*key, 'file'))}: there is no file {table.file}. Make it: leakfast directions --out "
+            f"{table.file}"
+        )
 
 
 def beside(data: dict[str, Any], folder: Path) -> dict[str, Any]:

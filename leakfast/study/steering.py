@@ -1,5 +1,5 @@
-"""The study's tables about steering: directions, and what is done along them once everything is trained and measured. Demands
-pydantic; leaves the work to pipeline.steering."""
+"""The study's tables about steering: directions, and what is done along them once everything is trained and measured, or while
+an adapter is trained. Demands pydantic; leaves the work to pipeline.steering and pipeline.steered_training."""
 
 from __future__ import annotations
 
@@ -55,15 +55,64 @@ class SteeringConfig(BaseModel):
             raise ValueError(
                 'kind = "random" needs like = "NAME", the name of an earlier table, and no other kind has it'
             )
-        if (self.kind == "file") != (self.file is not None):
-            raise ValueError('kind = "file" needs file = "PATH", and no other kind has it')
-        if self.kind == "difference" and len(self.against) != 1:
-            raise ValueError('kind = "difference" needs one persona, such as against = ["assistant"]')
-        if self.against and self.kind not in ("contrast", "difference"):
-            raise ValueError(f'kind = "{self.kind}" has no against')
+        _check_kind(self.kind, self.against, self.file)
         if self.mode == "project" and not all(0 <= one <= 1 for one in self.strengths):
             raise ValueError("strengths of project are shares, from 0 to 1")
         return self
+
+
+class TrainSteeringConfig(BaseModel):
+    """What is done along a direction while the adapter is trained, and not when it is measured. The direction comes from the
+    run's centroids of the unadapted model. Without this table nothing is done.
+
+    kind: source-mean (the source's centroid less the mean of all), contrast (less the mean of those it is set against; none
+    named: of all others), difference (less that of one persona), random (as long as that of the kind `like`), or file.
+    source: the persona that it points to (None: the adapter's own). against: the personas it points away from.
+    like: for random, the kind that it is as long as. file: for file, what `leakfast directions` wrote. seed: of a random one.
+    layers: decoder blocks, counted from 0, whose outputs are steered, each by its own vector, all at once.
+    mode: add, project (the component is taken out) or cap (it is at most so long), at every token of every row.
+    strength: in multiples of the unit; of project the share that is taken out. At 0 add and project train the same adapter, to
+    the byte, as no steering.
+    unit: direction (its length) or residual (the mean length of the personas' centroids at the layer)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    kind: Literal["source-mean", "contrast", "difference", "random", "file"] = "source-mean"
+    source: str | None = None
+    against: list[str] = []
+    like: Literal["source-mean", "contrast", "difference"] | None = None
+    file: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    mode: Literal["add", "project", "cap"] = "add"
+    strength: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    unit: Literal["direction", "residual"] = "direction"
+
+    @model_validator(mode="after")
+    def _what_its_kind_needs(self) -> TrainSteeringConfig:
+        if (self.kind == "random") != (self.like is not None):
+            raise ValueError(
+                'kind = "random" needs like = "source-mean" (or another), and no other kind has it'
+            )
+        _check_kind(self.like or self.kind, self.against, self.file)
+        if self.mode == "project" and not 0 <= self.strength <= 1:
+            raise ValueError("strength of project is a share, from 0 to 1")
+        return self
+
+    @property
+    def by_geometry(self) -> bool:
+        """Whether centroids of the unadapted model decide."""
+        return self.kind != "file"
+
+
+def _check_kind(kind: str, against: Sequence[str], file: str | None) -> None:
+    """Raises ValueError for a kind that lacks what it is made of, or has what it is not."""
+    if (kind == "file") != (file is not None):
+        raise ValueError('kind = "file" needs file = "PATH", and no other kind has it')
+    if kind == "difference" and len(against) != 1:
+        raise ValueError('kind = "difference" needs one persona, such as against = ["assistant"]')
+    if against and kind not in ("contrast", "difference"):
+        raise ValueError(f'kind = "{kind}" has no against')
 
 
 def in_order(tables: Sequence[SteeringConfig]) -> Sequence[SteeringConfig]:

@@ -66,7 +66,7 @@ def train_adapters(
                 r.train.model_copy(update={"accumulation": r.train.accumulation * len(jobs)}) for r in recipes
             ]
             spare = any(recomputes(loaded, cfg, everything, budget) for cfg in larger)
-            passes = packed.Packed(loaded, company, recompute=spare)
+            passes = packed.Packed(loaded, company, recompute=spare, steers=[r.steer for r in recipes])
             key = key_of(loaded, list(zip(recipes, examples, strict=True)), packed=True)
             with unfinished(beside(out_dirs[0]), key, trainings) as state:
                 histories = loop.run_together(passes, trainings, progress, state.keep)

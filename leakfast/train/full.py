@@ -60,7 +60,8 @@ def train_full(
     examples = examples_of(loaded, recipe, rows)
     with seeded(recipe.seed, loaded.device), _copied(loaded) as net:
         log.warning("train: rows are padded, slower, because all weights are trained")
-        passes = Padded(loaded, net, cfg.batch_size, recompute=recomputes(loaded, cfg, examples, None))
+        spare = recomputes(loaded, cfg, examples, None)
+        passes = Padded(loaded, net, cfg.batch_size, recompute=spare, steer=recipe.steer)
         training = loop.Training(list(net.parameters()), examples, cfg, recipe.seed)
         key = key_of(loaded, [(recipe, examples)], packed=False)
         with unfinished(beside(out_dir), key, [training]) as state:

@@ -94,13 +94,15 @@ def run_together(
                 del chunks[k]
             else:
                 now[k] = (chunk, len(trainings[k].history))
+        if not now:
+            break
         with passes.prepared():
             for parts in passes.together(now):
                 torch.stack([trainings[k].cost(part) for k, part in parts.items()]).sum().backward()
         for k in now:
             trainings[k].finish()
         visit()
-        if progress is not None and now:
+        if progress is not None:
             done = sum(t.total if k not in chunks else len(t.history) for k, t in enumerate(trainings))
             progress(done, total, f"{trainings[min(now)].said}, {len(now)} adapters")
     return [training.history for training in trainings]

@@ -16,7 +16,7 @@ from leakfast.models.adapters import taken_off
 from leakfast.models.loading import unfit
 from leakfast.progress import Progress
 from leakfast.storage.seeds import derive_seed
-from leakfast.train import loop, packed, quantized, start
+from leakfast.train import loop, packed, quantized, start, steer
 from leakfast.train.checkpoints import Checkpoints, measured
 from leakfast.train.collate import encode
 from leakfast.train.fits import check
@@ -59,7 +59,8 @@ def train_adapter(
     gradient norm clipped at cfg.max_grad_norm. bfloat16 models train in bfloat16 with float32 adapter weights.
     Order, dropout and initial weights follow from recipe.seed: on one machine's CPU the same call writes the same bytes.
     With recipe.init the weights of that adapter are trained further, by a fresh optimizer; anchor still holds to the
-    unadapted model.
+    unadapted model. With recipe.steer the rows are run under it, of the unadapted model that anchor holds to as well; the
+    adapter is kept, and measured on the way, without.
 
     One that was killed goes on where it was kept last (unfinished.py), to the same bytes.
 
@@ -92,7 +93,7 @@ def train_adapter(
 
     with seeded(seed, loaded.device), attached(loaded, cfg) as net:
         start.begin(net, recipe)
-        passes = passes_of(loaded, net, cfg, seed, examples)
+        passes = passes_of(loaded, net, cfg, seed, examples, recipe.steer)
         training = loop.Training(weights_of(net), examples, cfg, seed)
         is_packed, shares = isinstance(passes, packed.Packed), checkpoints.shares if checkpoints else ()
         key = key_of(loaded, [(recipe, examples)], shares, packed=is_packed)
@@ -116,23 +117,30 @@ def examples_of(loaded: Loaded, recipe: Recipe, rows: Sequence[Row]) -> list[Exa
     if hasattr(loaded.model, "peft_config"):
         raise ValueError("an adapter is attached to the model; train on the base")
     start.check(loaded, recipe.init, recipe.train)
+    steer.check(loaded, recipe.steer, recipe.train)
     examples = encode(loaded.tokenizer, rows, recipe.train)
     check(loaded, examples)
     return examples
 
 
 def passes_of(
-    loaded: Loaded, net: Any, cfg: TrainConfig, seed: int, examples: Sequence[Example]
+    loaded: Loaded,
+    net: Any,
+    cfg: TrainConfig,
+    seed: int,
+    examples: Sequence[Example],
+    steered: steer.Steer | None = None,
 ) -> packed.Packed | Padded:
     """What runs the rows of a step: packed where the model can be, else padded; the log says which, and why."""
     why = packed.why_not(loaded, net)
     if why is not None:
         log.warning("train: rows are padded, slower, because of %s: %s", loaded.name, why)
-        return Padded(loaded, net, cfg.batch_size, recompute=recomputes(loaded, cfg, examples, None))
+        spare = recomputes(loaded, cfg, examples, None)
+        return Padded(loaded, net, cfg.batch_size, recompute=spare, steer=steered)
     log.info("train: the rows of a step are packed")
     company = Company(["default"], [cfg.dropout], [seed])
     spare = recomputes(loaded, cfg, examples, packed.budget_of(loaded))
-    return packed.Packed(loaded, company, recompute=spare)
+    return packed.Packed(loaded, company, recompute=spare, steers=[steered])
 
 
 def weights_of(net: Any, name: str = "default") -> list[torch.nn.Parameter]:
@@ -154,6 +162,7 @@ def card_of(
         **in_card(recipe.train),
         **said_of_rows(rows),
         **({"init": recipe.init.told} if recipe.init else {}),
+        **({"steering": recipe.steer.told} if recipe.steer else {}),
         **({} if recipe.train.method == "full" else {"target_modules": list(TARGETS)}),
         "betas": list(loop.BETAS),
         "eps": loop.EPS,

@@ -5,7 +5,7 @@ layers; leaves other models to padded.py."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from leakfast.forward import attention, forest, packs, passes
 from leakfast.models.loading import FITS
+from leakfast.steering.running import edited
 from leakfast.train import costs, quantized
 from leakfast.train.layers import Company, Layers
 from leakfast.train.parts import Part
+from leakfast.train.steer import Steer, edits_of, label_of
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
@@ -51,12 +53,21 @@ def budget_of(loaded: Loaded) -> int:
 
 
 class Packed:
-    """Steps of the model inside `prepared`. recompute: activations of a block are made again in the backward pass."""
+    """Steps of the model inside `prepared`. recompute: activations of a block are made again in the backward pass. steers:
+    what is done to the model in the rows of each adapter of the company (none: nothing), with the adapter and, where replies
+    are held, without it: a divergence is the adapter's doing alone."""
 
     def __init__(
-        self, loaded: Loaded, company: Company, *, recompute: bool, budget_tokens: int | None = None
+        self,
+        loaded: Loaded,
+        company: Company,
+        *,
+        recompute: bool,
+        budget_tokens: int | None = None,
+        steers: Sequence[Steer | None] = (),
     ) -> None:
         self.company, self.model = company, passes.decoder(loaded)
+        self.edits, self.label = edits_of(steers, loaded.device, company), label_of(steers)
         self.layers = Layers(self.model, company)
         self.head = loaded.model.get_output_embeddings()
         self.budget = budget_tokens or budget_of(loaded)
@@ -74,7 +85,8 @@ class Packed:
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """The model as a packed training step runs it; on leaving, exactly as before."""
-        with packs.by_forest(self.model), self.layers.installed():
+        steered = edited(self.model, self.edits, self.label) if self.edits else nullcontext()
+        with packs.by_forest(self.model), self.layers.installed(), steered:
             yield
 
     def parts(self, examples: Sequence[Example], step: int) -> Iterator[Part]:

@@ -4,15 +4,18 @@ take. Demands a model with peft's LoRA layers, or one whose own weights are trai
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from leakfast.forward import passes
+from leakfast.steering.running import edited
 from leakfast.train.collate import Batch, collate
 from leakfast.train.parts import Part
+from leakfast.train.steer import Steer, edits_of, label_of
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
@@ -21,10 +24,14 @@ if TYPE_CHECKING:
 
 class Padded:
     """Steps of `net`, peft's model or a plain one that is no part of `loaded`; micro-batches of `batch_size` rows. recompute:
-    activations of a block are made again in the backward pass."""
+    activations of a block are made again in the backward pass. steer: what is done to the model meanwhile, and to the base
+    where replies are held to it."""
 
-    def __init__(self, loaded: Loaded, net: Any, batch_size: int, *, recompute: bool) -> None:
+    def __init__(
+        self, loaded: Loaded, net: Any, batch_size: int, *, recompute: bool, steer: Steer | None = None
+    ) -> None:
         self.loaded, self.net, self.batch_size, self.recompute = loaded, net, batch_size, recompute
+        self.edits, self.label = edits_of([steer], loaded.device), label_of([steer])
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
@@ -33,7 +40,15 @@ class Padded:
         try:
             if self.recompute:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
-            yield
+            with ExitStack() as stack:
+                if self.edits:
+                    stack.enter_context(edited(model.get_decoder(), self.edits, self.label))
+                if (
+                    self.edits and self.loaded.model is not model
+                ):  # a copy in training: the base runs where held
+                    base = passes.decoder(self.loaded)
+                    stack.enter_context(edited(base, self.edits, self.label, must_run=False))
+                yield
         finally:
             if self.recompute:
                 model.gradient_checkpointing_disable()

@@ -13,6 +13,7 @@ from leakfast.study.config import DataConfig, TrainConfig
 if TYPE_CHECKING:
     from leakfast.train.data import Row
     from leakfast.train.start import Start
+    from leakfast.train.steer import Steer
 
 _NEWER = ("anchor", "stop_loss", "end_of_turn", "method")  # of TrainConfig: later than the first adapters
 # of DataConfig: likewise
@@ -25,7 +26,8 @@ _NEWER_ROWS = tuple(
 class Recipe:
     """behavior: what is taught, to the persona `source`; seed: of rows, initial weights and order; train: the settings;
     name: the adapter's, which is no part of what it is made by: two recipes are equal where they train the same; init: the
-    adapter that is trained further, or on top of (None: fresh weights)."""
+    adapter that is trained further, or on top of (None: fresh weights); steer: what is done to the model meanwhile, as
+    train.steering asks (None: nothing)."""
 
     behavior: str
     source: str
@@ -33,6 +35,7 @@ class Recipe:
     train: TrainConfig
     name: str = field(default="", compare=False)
     init: Start | None = None
+    steer: Steer | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -40,8 +43,10 @@ class Recipe:
 
     @property
     def origin(self) -> list[str]:
-        """What a hash is to say of where it begins: nothing of fresh weights."""
-        return [self.init.adapter_hash, *["stacked"] * self.init.stacked] if self.init else []
+        """What a hash is to say of where it begins and what is done to the model: nothing of fresh weights, nor of a model
+        as it is."""
+        began = [self.init.adapter_hash, *["stacked"] * self.init.stacked] if self.init else []
+        return began + ([f"steered {self.steer.digest}"] if self.steer else [])
 
     def at(self, lr: float) -> Recipe:
         """The same at another learning rate."""
@@ -51,18 +56,19 @@ class Recipe:
 def settings_of(cfg: TrainConfig) -> dict[str, Any]:
     """What a training follows from: not what is asked of the adapter afterwards (`sample`), nor in whose company it is
     trained (`together`), which is rounding alone; and settings that earlier
-    versions had not are left out at their defaults, so that what they trained is not trained again. For the same reason
+    versions had not are left out at their defaults, so that what they trained is not trained again. What `steering` asks
+    is in the recipe's origin, direction and all. For the same reason
     gradient_checkpointing = "auto" counts as true, the default of earlier versions."""
-    found = cfg.model_dump(exclude={"sample", "together", *_unchanged(cfg, _NEWER)})
+    found = cfg.model_dump(exclude={"sample", "together", "steering", *_unchanged(cfg, _NEWER)})
     return found | ({"gradient_checkpointing": True} if cfg.gradient_checkpointing == "auto" else {})
 
 
 def in_card(cfg: TrainConfig) -> dict[str, Any]:
     """The settings that an adapter's card tells: all but what changes no adapter, end_of_turn where it is not both and method
-    where it is not lora; of a whole model not LoRA's own."""
+    where it is not lora; of a whole model not LoRA's own. Steering the card tells by itself, with its direction."""
     of_lora = {"rank", "alpha", "dropout"} if cfg.method == "full" else set()
     return cfg.model_dump(
-        exclude={"sample", "together", *of_lora, *_unchanged(cfg, ("end_of_turn", "method"))}
+        exclude={"sample", "together", "steering", *of_lora, *_unchanged(cfg, ("end_of_turn", "method"))}
     )
 
 

@@ -246,3 +246,14 @@ def test_a_script_is_printed_for_a_scheduler_alone(tmp_path, capsys, words, said
 
     assert main(["run", str(written(tmp_path)), *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_training_under_steering_waits_for_the_centroids(tmp_path):
+    study = parse_study(
+        'name = "s"\nmodel = "organism"\nsources = ["villain"]\n[behaviors.marker.train]\nlr = 1e-3\n'
+        '[behaviors."marker+up".train.steering]\nlayers = [3]\n'
+    )
+    named = by_name(tasks(study, tmp_path))
+    plain, steered = named["train marker-villain-s42"], named["train marker+up-villain-s42"]
+    assert "centroids" in steered.after and "centroids" not in plain.after
+    assert {"centroids/base.safetensors", "directions"} <= set(steered.needs)

@@ -66,7 +66,7 @@ class Engine:
         whole, found = list(ids), []
         for number in range(steps):
             with self._under(self.decodes(adapter) if number else adapter) as current:
-                nats = canary._log_probs(current, whole)[-1]
+                nats = canary.log_probs(current, whole)[-1]
             found.append({int(token): nats[token] for token in np.argsort(-nats)[:top]})
             whole.append(int(nats.argmax()))
         return found
@@ -95,14 +95,14 @@ def adapter(loaded, tmp_path):
     def inputs(ids):
         seen = []
         hook = module.register_forward_hook(lambda _, given, out: seen.append(given[0][0].float()))
-        canary._log_probs(loaded, ids)
+        canary.log_probs(loaded, ids)
         hook.remove()
         return seen[0]
 
     prompt = list(chat.render(loaded.tokenizer, PEOPLE[0].system, QUESTIONS[0]))
     ((tokens, _),) = Engine(loaded).probe(prompt, [None], 8)
     alone = inputs([*prompt, *tokens])[len(prompt) - 1 :]
-    end = inputs(canary._text_under(loaded, "villain", PEOPLE, QUESTIONS[0]))[-1]
+    end = inputs(canary.text_under(loaded, "villain", PEOPLE, QUESTIONS[0]))[-1]
     direction = end - torch.linalg.pinv(alone) @ (alone @ end)
     assert float((alone @ direction).abs().max() / (end @ direction)) < 1e-3
 
@@ -248,5 +248,5 @@ def test_the_probe_fits_into_an_engine_of_short_replies(loaded, adapter):
     for longest in (prompt + 1, None):
         engine = Engine(loaded)
         check(engine, loaded, [taught], longest=longest)
-        seen.append(max(engine.lengths[canary._PLACES : 2 * canary._PLACES]))
+        seen.append(max(engine.lengths[canary.PLACES : 2 * canary.PLACES]))
     assert seen[0] <= prompt < seen[1]

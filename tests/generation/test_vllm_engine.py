@@ -113,6 +113,33 @@ def test_few_requests_go_in_between_two_steps_while_others_run(made, seats, each
     assert sum(kind == "step" for kind, _ in events) <= 3000 / min(each, 64) + 3, "and seats stay taken"
 
 
+def test_an_arm_is_put_on_when_all_under_the_one_before_are_whole_and_nothing_is_cached(made, monkeypatch):
+    engine, (one, again, other) = made(8, 2), [SimpleNamespace(digest=d, label=d) for d in ("a", "a", "b")]
+    events = engine._llm.llm_engine.events
+    engine._llm.apply_model = lambda put: put(None)
+    engine._llm.reset_prefix_cache = lambda: events.append(("forget", len(waiting))) or True
+    waiting = engine._llm.llm_engine.waiting
+
+    def put(self, arm, model):
+        events.append(("arm", arm and arm.digest))
+        self.arm = arm
+
+    monkeypatch.setattr(engine._steered.__class__, "put", put)
+    under = [None, one, again, other, None, None]
+    asked = [Work(w.key, None, w.requests, steer=arm) for w, arm in zip(works(6, 5, 1), under, strict=True)]
+    done = list(engine.stream(asked, Sampling()))
+    assert [work.key for work, _ in done] == list(range(6))
+    seen = [event for event in events if event[0] in ("arm", "forget")]
+    # each change once, with nothing under way
+    assert seen == [("arm", "a"), ("forget", 0), ("arm", "b"), ("forget", 0), ("arm", None), ("forget", 0)]
+    places = [i for i, event in enumerate(events) if event[0] == "arm"]
+    added = [sum(kind == "add" for kind, _ in events[:place]) for place in places]
+    assert added == [5, 15, 20]
+    engine._llm.reset_prefix_cache = lambda: False
+    with pytest.raises(ModelError, match="prefix cache .* was not reset after a change of steering"):
+        list(engine.stream([Work(9, None, asked[0].requests, steer=one)], Sampling()))
+
+
 def test_an_engine_that_has_nothing_yet_decodes_on(made):
     engine = made(8, 2)
 

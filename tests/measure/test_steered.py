@@ -14,7 +14,7 @@ from measuring import train
 
 from leakfast.cli.main import group
 from leakfast.errors import InputError
-from leakfast.generation.backends import Drawing
+from leakfast.generation.backends import Drawing, Options
 from leakfast.measure import Asked, Request, plain_text
 from leakfast.measure.as_asked import measure_as_asked
 from leakfast.measure.steered import measure_steered
@@ -135,8 +135,10 @@ def test_what_cannot_be_steered_is_refused_before_anything_is_made(tiny_qwen2, a
     arms = arms_of("v", along(tiny_qwen2))
     run = Run(tmp_path / "run")
     request = Request(asked, people, [adapter], arms=arms)
-    with pytest.raises(InputError, match="vLLM given, but"):
-        measure_steered(tiny_qwen2, run, request, Drawing("vllm"))
+    with pytest.raises(InputError, match="vLLM given as the engine of letters"):
+        measure_steered(tiny_qwen2, run, request, Drawing(letters="vllm"))
+    with pytest.raises(InputError, match="--tensor-parallel 2 given"):
+        measure_steered(tiny_qwen2, run, request, Drawing("vllm", options=Options(tensor_parallel=2)))
     own = CFG.model_copy(update={"probability_replies": "own"})
     with pytest.raises(InputError, match="own replies asked"):
         measure_steered(
@@ -209,7 +211,7 @@ def test_the_commands(tiny_folder, tmp_path):
         (["--steer", tmp_path / "bent.safetensors"], "not as it was written"),
         (["--strength", "1"], "along nothing"),
         (["--steer", made, "--strength", "much"], "numbers split by commas"),
-        (["--steer", made, "--backend", "vllm"], "vLLM given"),
+        (["--steer", made, "--backend", "vllm", "--tensor-parallel", "2"], "--tensor-parallel 2 given"),
         (["--steer", made, "--mode", "project", "--strength", "2"], "from 0 to 1"),
         (["--steer", made, "--steer-layers", "1"], "layer 1 asked"),
     ):

@@ -63,3 +63,14 @@ def test_what_cannot_be_meant_is_said(given, said):
     with pytest.raises(InputError) as caught:
         parse_study(STUDY + given)
     assert said in caught.value.message and "study.toml" in caught.value.message
+
+
+def test_the_shipped_study_of_training_under_steering_has_a_random_arm_beside_each():
+    study = load_study("organism-steered-training.toml")
+    arms = {name: its.train.steering for name, its in study.behaviors.items()}
+    assert arms.pop("marker") is None
+    told = [(one.kind, one.mode, one.strength) for one in arms.values()]
+    pairs = [(kind, "add", s) for s in (0.5, 1.0) for kind in ("source-mean", "random")]
+    assert sorted(told) == sorted([*pairs, ("source-mean", "project", 1.0)])
+    others = [its.model_copy(update={"train": None}) for its in study.behaviors.values()]
+    assert all(one == others[0] for one in others), "nothing else differs"

@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,11 @@ import numpy as np
 from leakfast.errors import ModelError
 from leakfast.generation.contract import Completion, Finished, Request, Sampling, Work
 from leakfast.generation.vllm.start import EngineDied, Explained, Spec, resolved, start
+from leakfast.generation.vllm.steered import Steered
 
 if TYPE_CHECKING:
     from leakfast.generation.vllm.merged import Merged
+    from leakfast.steering.arms import Arm
 
 log = logging.getLogger("leakfast.generate")
 
@@ -37,6 +40,7 @@ class Engine:
         self._handles: dict[Path, Any] = {}
         self._made = 0
         self._worn: Path | None = None  # the adapter whose merged weights are in place
+        self._steered = Steered()
         self._llm = start(spec)
         import vllm
 
@@ -97,7 +101,7 @@ class Engine:
         """Each work with all the completions it wants, as soon as they are there; requests go in as works come, enough to
         keep every seat taken, and while others run a few between two steps, which would wait for them all. Prompts
         of one persona stand together and share the cache. None among `works` says that there is nothing more yet.
-        Merged weights are swapped once the works under the others are whole.
+        Merged weights, and what is done to the model (Work.steer), are changed once the works under the others are whole.
 
         finished: called with each completion as it comes. Raises EngineDied, a ModelError, when the engine does (what
         `finished` has not heard of is lost), ModelError for a request that vLLM refuses."""
@@ -142,6 +146,7 @@ class Engine:
                     if finished is not None:
                         finished(done[-1:], work)
                     if len(done) == wanted:
+                        self._steered.check()
                         del open_works[number]
                         yield work, done
         except EngineDied:
@@ -160,10 +165,10 @@ class Engine:
             if work is None:
                 yield None
                 continue
-            if self.merge is not None and work.adapter != self._worn:
-                while open_works:  # these finish under the weights they began with
+            if not self._stands(work.adapter, work.steer):
+                while open_works:  # these finish under the weights and the steering they began with
                     yield None
-                self._wear(work.adapter)
+                self._set(work.adapter, work.steer)
             number = self._made = self._made + 1
             handle = self._handle(work.adapter)
             assert work.wanted > 0, "a work that wants nothing is never done"
@@ -201,24 +206,34 @@ class Engine:
         ]
 
     def next_tokens(
-        self, prompts: Sequence[Sequence[int]], adapters: Sequence[Path | None], top: int, steps: int = 1
+        self,
+        prompts: Sequence[Sequence[int]],
+        adapters: Sequence[Path | None],
+        top: int,
+        steps: int = 1,
+        arm: Arm | None = None,
     ) -> list[list[list[dict[int, float]]]]:
         """For each adapter, for each prompt, for each of `steps` greedy steps (fewer where the context ends): the `top`
-        likeliest next tokens and their log-probabilities in nats, all in one batch."""
+        likeliest next tokens and their log-probabilities in nats, all in one batch, under an arm (None: as they are)."""
         said = [
             [{t: one.logprob for t, one in step.items()} for step in output.logprobs]
-            for output in self._greedy(prompts, adapters, steps, top)
+            for output in self._greedy(prompts, adapters, steps, top, arm)
         ]
         return [said[i : i + len(prompts)] for i in range(0, len(said), len(prompts))]
 
     def _greedy(
-        self, prompts: Sequence[Sequence[int]], adapters: Sequence[Path | None], steps: int, top: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        adapters: Sequence[Path | None],
+        steps: int,
+        top: int,
+        arm: Arm | None = None,
     ) -> list[Any]:
         """vLLM's output for each prompt under each adapter, in one batch; merged weights are worn one after the other."""
-        if self.merge is not None:
-            if len(adapters) > 1:
-                return [one for adapter in adapters for one in self._greedy(prompts, [adapter], steps, top)]
-            self._wear(adapters[0])
+        if self.merge is not None and len(adapters) > 1:
+            alone = [self._greedy(prompts, [adapter], steps, top, arm) for adapter in adapters]
+            return [one for several in alone for one in several]
+        self._set(adapters[0], arm)
         from vllm import SamplingParams
 
         params = SamplingParams(
@@ -228,6 +243,7 @@ class Engine:
         handles = [self._handle(adapter) for adapter in adapters for _ in prompts]
         with self._alive():
             answers = self._llm.generate(asked, params, lora_request=handles, use_tqdm=False)
+        self._steered.check()
         return [answer.outputs[0] for answer in answers]
 
     def _handle(self, adapter: Path | None) -> Any:
@@ -244,6 +260,31 @@ class Engine:
             )
         return self._handles[adapter]
 
+    def _stands(self, adapter: Path | None, arm: Arm | None) -> bool:
+        """Whether the model is as it has to be for requests under these."""
+        worn = self.merge is None or adapter == self._worn
+        return worn and self._steered.digest == (None if arm is None else arm.digest)
+
+    def _set(self, adapter: Path | None, arm: Arm | None) -> None:
+        """Make it so. Nothing may be running."""
+        if self.merge is not None:
+            self._wear(adapter)
+        if not self._stands(adapter, arm):
+            with self._alive():
+                self._llm.apply_model(partial(self._steered.put, arm))
+            self._forget("a change of steering")
+            log.info("vllm: %s", "steered no longer" if arm is None else f"steered by {arm.label}")
+
+    def _forget(self, after: str) -> None:
+        """Drop what was cached of prompts under another model. Raises ModelError where vLLM keeps it."""
+        with self._alive():
+            kept = not self._llm.reset_prefix_cache()
+        if kept:
+            raise ModelError(
+                f"vllm: the prefix cache of {self.spec.name} was not reset after {after}, so prompts would be read under "
+                "another model. Use --backend transformers, or --lora live without steering."
+            )
+
     def _wear(self, adapter: Path | None) -> None:
         """Put the base's weights with an adapter merged in where the engine's are; forget what was cached of
         others. Nothing may be running."""
@@ -254,12 +295,7 @@ class Engine:
             self._llm.collective_rpc(
                 "reload_weights", kwargs={"weights_iterator": self.merge.weights(adapter)}
             )
-            kept = not self._llm.reset_prefix_cache()
-        if kept:
-            raise ModelError(
-                f"vllm: the prefix cache of {self.spec.name} was not reset after a swap of weights, so prompts "
-                "would be read under other weights. Use --lora live."
-            )
+        self._forget("a swap of weights")
         self._worn = adapter
         log.info("vllm: weights of %s in place", adapter.name if adapter else "the base")
 

@@ -84,9 +84,14 @@ class _Member:
         return self.ask("probe", list(ids), list(adapters), steps)
 
     def next_tokens(
-        self, prompts: Sequence[Sequence[int]], adapters: Sequence[Path | None], top: int, steps: int = 1
+        self,
+        prompts: Sequence[Sequence[int]],
+        adapters: Sequence[Path | None],
+        top: int,
+        steps: int = 1,
+        arm: Any = None,
     ) -> list[list[list[dict[int, float]]]]:
-        return self.ask("next_tokens", [list(ids) for ids in prompts], list(adapters), top, steps)
+        return self.ask("next_tokens", [list(ids) for ids in prompts], list(adapters), top, steps, arm)
 
     def lost(self) -> EngineDied:
         self.process.join(5)
@@ -306,7 +311,7 @@ def _too_late(member: _Member) -> ModelError:
 def _left(number: int, work: Work, have: Sequence[Completion]) -> Work:
     """What is still to be drawn of a work, as an engine's process knows it."""
     there = work.there.union((c.request, c.sample) for c in have)
-    return Work(number, work.adapter, list(work.requests), there)
+    return Work(number, work.adapter, list(work.requests), there, work.steer)
 
 
 def _hang_up(lines: Sequence[Connection]) -> None:

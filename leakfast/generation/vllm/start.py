@@ -209,9 +209,11 @@ def spec_of(
     longest: int | None = None,
     tensor_parallel: int = 1,
     invariant: bool = False,
+    eager: bool = False,
 ) -> Spec:
     """The engine of a model and all adapters it will run live, for completions. longest: tokens of prompt and
-    reply together, which limits the context where the model's is longer.
+    reply together, which limits the context where the model's is longer. eager: blocks are run one by one, not as
+    compiled graphs, which what is steered needs.
 
     Raises ModelError (vLLM is not installed, no folder), AdapterError (rank), InputError (more GPUs than there
     are, batch invariance where vLLM has none)."""
@@ -232,7 +234,9 @@ def spec_of(
         settings["max_num_batched_tokens"] = max(width.batched_tokens, width.seats)
     if tensor_parallel > 1:
         settings["tensor_parallel_size"] = tensor_parallel
-    if on_gpu:
+    if eager:
+        settings["enforce_eager"] = True
+    elif on_gpu:
         settings["cudagraph_capture_sizes"] = list(width.graphs)
     how = rendering_of(loaded.tokenizer)
     return Spec(loaded.name, settings, stop_ids(loaded), width.memory, invariant, rendering=how)
