@@ -79,7 +79,7 @@ def losses(loaded: Loaded, net: Any, batch: Batch) -> tuple[torch.Tensor, torch.
     with (
         torch.no_grad(),
         _unadapted(net),
-    ):  # a whole model in training is another than the base, which stays as it is
+    ):  # of a whole model in training the base is another, which stays as it is
         at = (batch.ids, batch.held_rows, batch.held_columns)
         before = _logits(loaded, loaded.model, *at).log_softmax(-1)
     return learned, F.kl_div(logits[n:].log_softmax(-1), before, log_target=True, reduction="none").sum(-1)
