@@ -188,6 +188,18 @@ def _resource_root() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
+def _like(path: Path) -> str:
+    """Which file beside `path`, or shipped, was meant; endings, which all share, tell nothing."""
+    folder = path.parent if path.parent.is_dir() else Path()
+    here = {p.stem: folder / p.name for p in folder.iterdir() if p.suffix in (".toml", ".json", ".jsonl")}
+    root = _resource_root()
+    inside = root / Path(*path.parts[path.parts[:1] == ("configs",) : -1])
+    if not path.is_absolute() and ".." not in path.parts and inside.is_dir():
+        here = {p.stem: p.relative_to(root) for p in inside.glob("*.toml")} | here
+    close = nearest(path.stem, here)
+    return f"Did you mean {here[close]}?" if close else "Check the path, or give a shipped name."
+
+
 def _read_text(path: Path) -> str:
     try:
         if path.is_dir():
@@ -198,10 +210,7 @@ def _read_text(path: Path) -> str:
             )
         return path.read_text(encoding="utf-8").replace("\r\n", "\n")
     except FileNotFoundError:
-        folder = path.parent if path.parent.is_dir() else Path()
-        close = nearest(path.name, (p.name for p in folder.iterdir()))
-        hint = f"Did you mean {folder / close}?" if close else "Check the path, or give a shipped name."
-        raise InputError(f"{path}: there is no such file. {hint}") from None
+        raise InputError(f"{path}: there is no such file. {_like(path)}") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}). Save the file as UTF-8.") from None
     except OSError as error:

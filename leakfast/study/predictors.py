@@ -3,33 +3,32 @@ measure.predictors."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
-def _no_twins(some: Any) -> Any:
-    if isinstance(some, list) and (not some or len(set(some)) < len(some)):
-        raise ValueError('give each once, at least one, or "all"')
-    return some
+def _once(what: str, otherwise: str = "") -> Callable[[Any], Any]:
+    """Refuses a list that names one twice; otherwise: what may stand in a list's place, so that none may be empty."""
+
+    def checked(some: Any) -> Any:
+        if isinstance(some, list) and (len(set(some)) < len(some) or (otherwise and not some)):
+            rest = f', at least one, or "{otherwise}"' if otherwise else ""
+            raise ValueError(f"give each {what} once{rest}")
+        return some
+
+    return checked
 
 
 # decoder blocks, counted from 0
-Layers = Annotated[Literal["all"] | list[Annotated[int, Field(ge=0)]], AfterValidator(_no_twins)]
+Layers = Annotated[Literal["all"] | list[Annotated[int, Field(ge=0)]], AfterValidator(_once("layer", "all"))]
 
 
 Family = Literal["geometry", "output", "text"]
-Families = Annotated[Literal["all"] | list[Family], AfterValidator(_no_twins)]
+Families = Annotated[Literal["all"] | list[Family], AfterValidator(_once("family", "all"))]
 Position = Literal["system_end", "question_end"] | Annotated[int, Field(le=-1)]
-
-
-def _no_place_twice(positions: list[Any]) -> list[Any]:
-    if len(set(positions)) < len(positions):
-        raise ValueError("give each position once")
-    return positions
-
-
-Positions = Annotated[list[Position], AfterValidator(_no_place_twice)]
+Positions = Annotated[list[Position], AfterValidator(_once("position"))]
 
 
 class PredictorConfig(BaseModel):

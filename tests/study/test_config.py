@@ -217,3 +217,25 @@ def test_seeds_are_the_same_in_every_process():
             check=True,
         )
         assert int(out.stdout) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("organism-markr.toml", "organism-marker.toml"),
+        ("configs/organism-markr.toml", "organism-marker.toml"),
+        ("published/refusl.toml", "published/refusal.toml"),
+        ("mine/studi.toml", "mine/study.toml"),
+        ("nope.toml", None),
+        ("../published/refusl.toml", None),
+    ],
+)
+def test_a_mistyped_file_is_told_beside_those_that_are_here_and_shipped(tmp_path, monkeypatch, given, meant):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "study.toml").write_text("")
+    (tmp_path / "second.toml").write_text("")
+    with pytest.raises(InputError) as told:
+        load_study(given)
+    said = str(told.value)
+    assert f"Did you mean {meant}?" in said if meant else "Did you mean" not in said
