@@ -222,8 +222,10 @@ def _one(
     question = row.get(columns["question"] or "")
     reply = row.get(columns["reply"] or "")
     if columns["messages"] and not columns["question"]:
-        turns = [t for t in row.get(columns["messages"]) or [] if isinstance(t, dict)]
-        said = {t.get("role", t.get("from")): t.get("content", t.get("value")) for t in reversed(turns)}
+        turns = row.get(columns["messages"])
+        turns = [t for t in turns if isinstance(t, dict)] if isinstance(turns, list) else []
+        told = [(t.get("role", t.get("from")), t.get("content", t.get("value"))) for t in reversed(turns)]
+        said = {role: text for role, text in told if isinstance(role, str)}
         question = said.get("user", said.get("human"))
         reply = said.get("assistant", said.get("gpt"))
     texts = {name: row.get(columns[name] or "") for name in ("shows", "other")}

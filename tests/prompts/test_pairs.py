@@ -130,6 +130,14 @@ def test_every_faulty_row_is_named(tmp_path):
         pairs.load_pairs("nowhere.jsonl", "refusal")
 
 
+@pytest.mark.parametrize(
+    "messages", [1, "Hi", {"role": "user"}, [1, None], [{"role": ["user"], "content": "Hi"}], None]
+)
+def test_messages_that_are_no_list_of_turns_are_named(tmp_path, messages):
+    with pytest.raises(InputError, match="row 1: has no question"):
+        pairs.load_pairs(lines(tmp_path / "given.jsonl", [{"messages": messages}]), "refusal")
+
+
 def test_a_hub_file_is_asked_at_its_commit_and_nothing_less(tmp_path):
     asked = {}
 
