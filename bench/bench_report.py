@@ -118,22 +118,27 @@ def in_browser(path: Path, repeats: int) -> dict[str, object]:
     }
 
 
-# each choice with everything it draws, the small charts too, until the frame that shows it has been painted: a task that is
-# posted from a frame's callback runs when the frame is done
+# each choice until the next frame has been painted (a task that is posted from a frame's callback runs when the frame is done);
+# of another behavior also with the small charts, which are drawn after that frame
 _FILTERS = """async () => {
-  const timed = async (id, value, event) => {
+  const painted = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+  const timed = async (id, value, event, small) => {
+    await LF.small;
+    await painted();
     const control = document.getElementById(id);
     const began = performance.now();
     control.value = value;
     control.dispatchEvent(new Event(event));
-    await Promise.all([LF.drawn, LF.small]);
-    await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    await LF.drawn;
+    await (small ? LF.small : null);
+    await painted();
     return performance.now() - began;
   };
   return {
     layer: await timed("c-layer", "5", "change"),
     source: await timed("c-adapter", document.getElementById("c-adapter").options[2].value, "change"),
     behavior: await timed("c-behavior", "refusal", "change"),
+    behavior_and_small: await timed("c-behavior", "sycophancy", "change", true),
     hits: await timed("f-hit", "yes", "change"),
     persona: await timed("f-persona", "3", "change"),
     search: await timed("f-search", "help with that", "input"),

@@ -168,11 +168,11 @@ LF.rhoWords = (found) => {
     LF.h("button", { type: "button", "aria-pressed": String(LF.state.category === kind), onclick: () => LF.set({ category: LF.state.category === kind ? null : kind }) },
       LF.h("span", { colour: LF.PALETTE[place % 12], "aria-hidden": "true" }, LF.SIGNS[place % 12]), ` ${LF.words(kind)}`)));
 
-  // a small chart a source, drawn after everything else has been; LF.small: a promise that they stand
+  // a small chart a source, drawn after everything else has been painted; LF.small: a promise that they stand
   const SMALL = 2.4;
   const discs = LF.joined(({ x, y }, place) => `M${x[place] - SMALL},${y[place]}a${SMALL},${SMALL} 0 1,0 ${2 * SMALL},0a${SMALL},${SMALL} 0 1,0 ${-2 * SMALL},0`);
   const faint = (...given) => { const group = discs(...given); group.setAttribute("fill-opacity", "0.8"); return group; };
-  let waiting = null;
+  let asked = 0;
   let stood = null;
   const sideBySide = () => {
     const adapters = LF.adaptersOf(LF.state.behavior).map((adapter) => [adapter, LF.points(adapter.place)]).filter(([, points]) => points.some((point) => !point.source));
@@ -209,9 +209,15 @@ LF.rhoWords = (found) => {
     if (LF.touches(change, "behavior", "category")) legend();
     draw();
     if (!LF.touches(change, "behavior", "adapter", "layer", "cosine", "y")) return;
-    clearTimeout(waiting);
     LF.small ??= new Promise((done) => { stood = done; });
-    waiting = setTimeout(() => { sideBySide(); LF.small = null; stood(); }, 0);
+    const mine = ++asked;
+    // a task that is posted from a frame's callback runs when that frame has been painted
+    requestAnimationFrame(() => setTimeout(() => {
+      if (mine !== asked) return;
+      sideBySide();
+      LF.small = null;
+      stood();
+    }));
   });
   LF.redraw = () => LF.set({});
   LF.brush = () => {
