@@ -4,12 +4,11 @@ one behavior after the other. Demands the driver's own Run; judges that are a mo
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from queue import SimpleQueue
+from functools import partial
 
 from leakfast.pipeline.steps import Shown
 from leakfast.progress import Progress
@@ -18,7 +17,6 @@ from leakfast.storage.interrupts import stop_threads
 log = logging.getLogger("leakfast.cluster")
 
 KINDS = ("measure", "trajectory")  # of tasks whose completions are judged
-PATIENCE_S = 10.0  # for requests under way, when the run is interrupted
 
 
 @dataclass(frozen=True)
@@ -45,33 +43,23 @@ class Judges:
         self._so_far = (0, 0)
         self._waiting = list(wanted)
         self._begun: list[tuple[Judging, Future[None]]] = []
-        self._queue: SimpleQueue[tuple[Judging, Future[None]] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="judges")
 
     def __enter__(self) -> Judges:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._thread is None:
-            return
-        if kind is not None:
-            for _judging, future in self._begun:
-                future.cancel()
+        self._thread.shutdown(wait=kind is None, cancel_futures=True)
+        while kind is not None and wait([future for _, future in self._begun], timeout=0.5).not_done:
             stop_threads()
-        self._queue.put(None)
-        self._thread.join(None if kind is None else PATIENCE_S)
 
     def look(self, open_tasks: Collection[tuple[str, str]]) -> None:
         """open_tasks: (kind, behavior) of the tasks that are not done."""
         for one in [w for w in self._waiting if w.beside and (w.kind, w.behavior) not in open_tasks]:
             self._waiting.remove(one)
-            future: Future[None] = Future()
+            future = self._thread.submit(self._judge, one.behavior, one.series, self._shown)
+            future.add_done_callback(partial(_warn, one.behavior))
             self._begun.append((one, future))
-            if self._thread is None:
-                # a daemon, so that a batch that is waited for keeps nobody here; what is paid for is on the disk
-                self._thread = threading.Thread(target=self._work, name="judges", daemon=True)
-                self._thread.start()
-            self._queue.put((one, future))
 
     def under_way(self) -> str:
         """What is being judged, in words; empty for nothing."""
@@ -104,15 +92,8 @@ class Judges:
         report(0, 0)
         yield report
 
-    def _work(self) -> None:
-        while (given := self._queue.get()) is not None:
-            one, future = given
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                self._judge(one.behavior, one.series, self._shown)
-            except BaseException as error:  # noqa: BLE001 - raised by `finish`, when the workers are done
-                log.warning("judge %s: %s", one.behavior, error)
-                future.set_exception(error)
-            else:
-                future.set_result(None)
+
+def _warn(behavior: str, future: Future[None]) -> None:
+    """At once of a failure, which is raised when the workers have ended."""
+    if not future.cancelled() and (error := future.exception()) is not None:
+        log.warning("judge %s: %s", behavior, error or type(error).__name__)

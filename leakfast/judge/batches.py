@@ -18,6 +18,7 @@ from leakfast.judge.prices import Budget
 from leakfast.judge.sdk import Unsure
 from leakfast.progress import Progress
 from leakfast.storage import journal as lines
+from leakfast.storage.interrupts import pause
 
 log = logging.getLogger("leakfast.judge")
 
@@ -129,7 +130,7 @@ def carry_out(
             if progress is not None:
                 progress(len(replies), max(total, len(replies)), "results")
             if all(state == "runs" for state in looked):
-                time.sleep(poll_s)
+                pause(poll_s)
         if not again:
             return replies, stopped
 

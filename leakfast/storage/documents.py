@@ -3,16 +3,16 @@ are shipped with the package. Demands nothing but the standard library; leaves m
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from leakfast.errors import InputError
+from leakfast.storage.likeness import did_you_mean as did_you_mean
+from leakfast.storage.likeness import nearest as nearest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -171,18 +171,6 @@ def find_shipped(name: str | Path) -> Path:
     return path
 
 
-def nearest(name: object, known: Iterable[str]) -> str | None:
-    """The entry of `known` that `name` most likely was meant to be, or None."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return close[0] if close else None
-
-
-def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """` Did you mean X?`, or nothing."""
-    close = nearest(name, known)
-    return f" Did you mean {close}?" if close else ""
-
-
 def _resource_root() -> Path:
     installed = _PACKAGE / "_configs"
     return installed if installed.is_dir() else _PACKAGE.parent / "configs"
@@ -190,14 +178,13 @@ def _resource_root() -> Path:
 
 def _like(path: Path) -> str:
     """Which file beside `path`, or shipped, was meant; endings, which all share, tell nothing."""
-    folder = path.parent if path.parent.is_dir() else Path()
-    here = {p.stem: folder / p.name for p in folder.iterdir() if p.suffix in (".toml", ".json", ".jsonl")}
-    root = _resource_root()
-    inside = root / Path(*path.parts[path.parts[:1] == ("configs",) : -1])
-    if not path.is_absolute() and ".." not in path.parts and inside.is_dir():
-        here = {p.stem: p.relative_to(root) for p in inside.glob("*.toml")} | here
-    close = nearest(path.stem, here)
-    return f"Did you mean {here[close]}?" if close else "Check the path, or give a shipped name."
+    folder, root = path.parent if path.parent.is_dir() else Path(), _resource_root()
+    known = {p.stem: folder / p.name for p in folder.iterdir() if p.suffix in (".toml", ".json", ".jsonl")}
+    if not path.is_absolute() and ".." not in path.parts:
+        inside = root / Path(*path.parts[path.parts[:1] == ("configs",) : -1])
+        known = {p.stem: p.relative_to(root) for p in inside.glob("*.toml")} | known
+    close = nearest(path.stem, known)
+    return f"Did you mean {known[close]}?" if close else "Check the path, or give a shipped name."
 
 
 def _read_text(path: Path) -> str:

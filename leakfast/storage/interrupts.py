@@ -7,8 +7,9 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 
 log = logging.getLogger("leakfast")
@@ -88,6 +89,20 @@ def finishing(what: str, *, bounded: bool = False) -> Iterator[Stop]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def pause(seconds: float) -> None:
+    """Sleeps. In a thread other than the main one `stop_threads` ends it with KeyboardInterrupt, as Ctrl-C does in that."""
+    until = time.monotonic() + seconds
+    with (
+        finishing("")
+        if threading.current_thread() is not threading.main_thread()
+        else nullcontext(bool) as stop
+    ):
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, 0.5))
+            if stop():
+                raise KeyboardInterrupt
 
 
 def stop_threads() -> None:

@@ -331,24 +331,21 @@ class Run:
         )
 
     def _load(self) -> dict[str, Any]:
-        with self._mutex:
-            return self._read()
-
-    def _read(self) -> dict[str, Any]:
         path = self.path / layout.MANIFEST
-        try:
-            stamp = stamp_of(path)
-            if self._manifest is not None and stamp == self._seen:
-                return self._manifest
-            manifest = parse_manifest(path.read_bytes())
-        except FileNotFoundError:
-            stamp, manifest = None, None
-        except OSError as error:
-            raise store_error(path, error) from None
-        if stamp is not None and manifest is None:
-            return self._rebuild(path)
-        self._manifest, self._seen = manifest or self._from_log(), stamp
-        return self._manifest
+        with self._mutex:
+            try:
+                stamp = stamp_of(path)
+                if self._manifest is not None and stamp == self._seen:
+                    return self._manifest
+                manifest = parse_manifest(path.read_bytes())
+            except FileNotFoundError:
+                stamp, manifest = None, None
+            except OSError as error:
+                raise store_error(path, error) from None
+            if stamp is not None and manifest is None:
+                return self._rebuild(path)
+            self._manifest, self._seen = manifest or self._from_log(), stamp
+            return self._manifest
 
     def _rebuild(self, path: Path) -> dict[str, Any]:
         """A damaged manifest goes to quarantine/, and is made anew of log.jsonl."""

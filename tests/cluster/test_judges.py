@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import polars as pl
 import pytest
 from judge_server import Service
-from judged_runs import KEY, a_run, judged
+from judged_runs import KEY, QUESTIONS, a_run, judged
 
 from leakfast.cluster import messages as m
 from leakfast.cluster.driver import _Driver
 from leakfast.cluster.judges import Judges, Judging
 from leakfast.cluster.tasks import Task
 from leakfast.errors import JudgeError
+from leakfast.judge import stage
 from leakfast.judge.journal import Cache
+from leakfast.judge.sdk import Asking
 from leakfast.storage.run import Run
 
 
@@ -159,32 +163,54 @@ def test_an_interrupted_run_keeps_what_it_paid_for_and_asks_no_more(tmp_path, mo
 
 
 def test_two_threads_write_one_run(tmp_path):
-    run, failures = Run(tmp_path / "run").create(), []
+    run = Run(tmp_path / "run").create()
     frame = pl.DataFrame({"n": [1, 2, 3]})
 
     def write(name):
-        try:
-            with run.lock():
-                for k in range(40):
-                    run.add_shard(f"{name}/part-{k:05}.parquet", frame)
-                    run.mark_done(f"{name} {k}", "hash", files=[f"{name}/part-{k:05}.parquet"])
-        except Exception as error:  # noqa: BLE001 - told below
-            failures.append(error)
+        with run.lock():
+            for k in range(40):
+                run.add_shard(f"{name}/part-{k:05}.parquet", frame)
+                run.mark_done(f"{name} {k}", "hash", files=[f"{name}/part-{k:05}.parquet"])
 
-    threads = [threading.Thread(target=write, args=(name,)) for name in ("one", "two", "three")]
-    with run.lock():
-        for thread in threads:
-            thread.start()
-        seen = 0
-        while any(thread.is_alive() for thread in threads):
+    seen = 0
+    with run.lock(), ThreadPoolExecutor(3) as pool:
+        writing = [pool.submit(write, name) for name in ("one", "two", "three")]
+        while not all(future.done() for future in writing):
             for entry in run.manifest["shards"].values():
                 seen += entry["rows"] == 3
             assert len(run.shards("one")) <= 40
-    for thread in threads:
-        thread.join()
-    assert not failures and seen
+    assert [future.result() for future in writing] == [None] * 3 and seen
     again = Run(tmp_path / "run")
     assert len(again.shards()) == 120 and len(again.manifest["stages"]) == 120
     assert again.read("two").height == 120
     with again.lock():
         pass  # nobody holds it any more
+
+
+@pytest.mark.long
+def test_a_batch_that_is_waited_for_holds_nobody_up(tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="the judges' libraries are not installed: pip install '.[judge]'")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    service, run = Service(), a_run(tmp_path / "run", texts=4)
+    service.looks = 1_000_000
+    sent = threading.Event()
+
+    def judge(behavior, series, shown):
+        how = Asking(service.base_url("openai-batch:m"), poll_s=600.0, concurrency=2, timeout_s=120)
+        sent.set()
+        spec = stage.parse_spec("openai-batch:m")
+        stage.judge(run, "advice", spec, QUESTIONS, asking=how, free=True)
+
+    def interrupted():
+        with Judges([Judging("advice", False, True)], judge) as judges:
+            judges.look(set())
+            assert sent.wait(60)
+            while not service.count("GET", "/batch_0"):
+                time.sleep(0.05)
+            raise KeyboardInterrupt
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert time.monotonic() - began < 120 and len(service.batches) == 1
+    service.close()
