@@ -29,6 +29,7 @@ def main() -> None:
     page_of = options.run / "report.html"
     if chromium is None or not page_of.is_file():
         sys.exit(f"needed: a chromium on the PATH ({chromium}) and {page_of} (leakfast report RUN)")
+    from PIL import Image  # matplotlib brings it
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
@@ -37,9 +38,9 @@ def main() -> None:
             page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(page_of.resolve().as_uri())
             page.wait_for_selector("html[data-ready='all']", state="attached", timeout=60_000)
-            for label in ("source", "persona"):
-                if value := getattr(options, label):
-                    page.select_option(f"#{label}", value=value)
+            for control, words in (("c-adapter", options.source), ("c-persona", options.persona)):
+                if words:
+                    page.select_option(f"#{control}", label=words.replace("_", " "))
             for name, place in VIEWS.items():
                 if (
                     name == "completions"
@@ -48,7 +49,11 @@ def main() -> None:
                     page.locator("#explore button", has_text="Its completions").first.click()
                 page.locator(place).evaluate("place => place.scrollIntoView({block: 'start'})")
                 page.wait_for_timeout(300)
-                page.screenshot(path=options.out / f"report-{name}-{width}.png")
+                path = options.out / f"report-{name}-{width}.png"
+                page.screenshot(path=path)
+                Image.open(path).convert("RGB").quantize(128, Image.Quantize.MAXCOVERAGE).save(
+                    path, optimize=True
+                )
             page.close()
         browser.close()
 
