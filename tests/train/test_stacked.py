@@ -17,7 +17,9 @@ from leakfast import models
 from leakfast.errors import InputError
 from leakfast.forward import passes
 from leakfast.models.attach import adapted
-from leakfast.study.config import TrainConfig
+from leakfast.steering.arms import Arm
+from leakfast.steering.directions import Directions
+from leakfast.study.config import TrainConfig, TrainSteeringConfig
 from leakfast.train import loop, lora, stacked, start, unfinished
 from leakfast.train.checkpoints import Checkpoints
 from leakfast.train.collate import encode
@@ -27,6 +29,7 @@ from leakfast.train.lora import train_adapter
 from leakfast.train.padded import Padded
 from leakfast.train.recipe import Recipe
 from leakfast.train.start import Start
+from leakfast.train.steer import Steer
 
 CFG = TrainConfig(rank=4, alpha=8, dropout=0.0, lr=2e-2, epochs=2, batch_size=3, accumulation=1)
 TOP = {"rank": 2, "alpha": 6}  # a scale of 3, another than the first's 2
@@ -118,15 +121,28 @@ def test_the_card_says_of_which_two_it_is_made(tiny_qwen2, tmp_path, first):
     assert third.recipe["stacked"]["rank"] == 8 and third.recipe["init"]["init"] == card.recipe["init"]
 
 
-@pytest.mark.parametrize("way", ["packed", "padded"])
+def steered(loaded, asked):
+    """The same, under steering along a direction that is drawn."""
+    vector = np.random.default_rng(3).standard_normal(loaded.hidden_size).astype(np.float32)
+    its = Steer.along(Arm("it", Directions({0: vector}, "file", loaded.fingerprint), "add", 0.5))
+    settings = asked.train.model_copy(update={"steering": TrainSteeringConfig(layers=[0])})
+    return dataclasses.replace(asked, train=settings, steer=its)
+
+
+@pytest.mark.parametrize("way", ["packed", "padded", "packed, steered", "padded, steered"])
 def test_it_learns_what_a_training_on_the_merged_base_learns(tiny_qwen2, tmp_path, first, way, monkeypatch):
-    if way == "padded":
+    if "padded" in way:
         monkeypatch.setattr(lora.packed, "why_not", lambda *given: "the test says so")
     given = load_file(first / WEIGHTS)
     asked = {"seed": 2, "lr": 5e-3, **TOP}
-    train_adapter(tiny_qwen2, recipe(first, **asked), rows(), tmp_path / "both")
-    train_adapter(merged(tiny_qwen2, (given, 2.0)), recipe(**asked), rows(), tmp_path / "on-merged")
-    train_adapter(tiny_qwen2, recipe(**asked), rows(), tmp_path / "on-base")
+    ways = {
+        "both": (tiny_qwen2, recipe(first, **asked)),
+        "on-merged": (merged(tiny_qwen2, (given, 2.0)), recipe(**asked)),
+        "on-base": (tiny_qwen2, recipe(**asked)),
+    }
+    for name, (loaded, its) in ways.items():
+        its = steered(loaded, its) if "steered" in way else its
+        train_adapter(loaded, its, rows(), tmp_path / name)
     top = top_of(tmp_path / "both", 2)
     same, other = (load_file(tmp_path / name / WEIGHTS) for name in ("on-merged", "on-base"))
     apart = {"merged": 0.0, "base": 0.0}
