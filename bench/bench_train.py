@@ -7,7 +7,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -39,6 +38,17 @@ from leakfast.train.padded import Padded
 
 SIDES = ("packed", "padded", "trl", "trl-spare")  # trl-spare: with gradient checkpointing
 OFF_MOST = {"float32": 1e-4, "bfloat16": 5e-2}  # relative, of the step's loss without dropout
+
+
+def has_trl() -> bool:
+    """Whether TRL's trainer can be used; why not is told."""
+    try:
+        import datasets  # noqa: F401 - the trainer's rows
+        from trl import SFTTrainer  # noqa: F401 - brings what it needs, or says what it lacks
+    except (ImportError, RuntimeError) as error:
+        print(f"TRL is left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def rows_of(options) -> list[Row]:
@@ -170,7 +180,7 @@ def memory_of(words: list[str], name: str) -> float:
 def bench(options, dtype: str) -> bool:
     """One dtype: interleave, check, card. False when losses differ."""
     asked = options.sides.split(",")
-    names = [s for s in SIDES if s in asked and (not s.startswith("trl") or find_spec("trl"))]
+    names = [s for s in SIDES if s in asked and (not s.startswith("trl") or has_trl())]
     steps = {s: side_of(options, s, dtype, options.batch_size) for s in names}
     wall, busy, first = interleaved(
         steps,
