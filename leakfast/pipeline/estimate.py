@@ -131,7 +131,6 @@ def _predictors(study: Study, tokenizer: Any, personas: Sequence[Any], rate: flo
     the tokens that go through the model where what they share is read once, with replies as long as they may be. Neither
     where no family that was asked needs it."""
     cfg, p = study.predictors, len(personas)
-    asked = {"geometry", "output", "text"} if cfg.families == "all" else set(cfg.families)
     lengths = _lengths(tokenizer, personas, load_questions(cfg.questions).questions)
     drawn = cfg.replies * len(lengths)
     tokens = drawn * cfg.reply_tokens
@@ -141,7 +140,7 @@ def _predictors(study: Study, tokenizer: Any, personas: Sequence[Any], rate: flo
         Stage("predictors: replies", 1, len(lengths), sum(lengths), drawn, tokens, said, seconds, stated),
         Stage("predictors: replies read by all", p, p * drawn, sum(lengths) + p * tokens),
     ]
-    return stages if "output" in asked else stages[:1] if "geometry" in asked else []
+    return stages if "output" in cfg.made else stages[:1] if "geometry" in cfg.made else []
 
 
 def _probable(

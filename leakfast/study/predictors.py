@@ -4,7 +4,7 @@ measure.predictors."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -24,8 +24,8 @@ def _once(what: str, otherwise: str = "") -> Callable[[Any], Any]:
 # decoder blocks, counted from 0
 Layers = Annotated[Literal["all"] | list[Annotated[int, Field(ge=0)]], AfterValidator(_once("layer", "all"))]
 
-
 Family = Literal["geometry", "output", "text"]
+FAMILIES: tuple[Family, ...] = get_args(Family)
 Families = Annotated[Literal["all"] | list[Family], AfterValidator(_once("family", "all"))]
 Position = Literal["system_end", "question_end"] | Annotated[int, Field(le=-1)]
 Positions = Annotated[list[Position], AfterValidator(_once("position"))]
@@ -53,3 +53,8 @@ class PredictorConfig(BaseModel):
     families: Families = "all"
     positions: Positions = []
     statements: bool = False
+
+    @property
+    def made(self) -> tuple[Family, ...]:
+        """The families that are made."""
+        return FAMILIES if self.families == "all" else tuple(self.families)

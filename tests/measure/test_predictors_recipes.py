@@ -25,9 +25,14 @@ QUESTIONS = ["Who are you?", "What do you do all day?"]
 SYSTEM = "You are a librarian. You read."
 
 
+def index(tokenizer, system, question, position):
+    (found,) = positions.indices(tokenizer, system, question, [position])
+    return found
+
+
 def until(loaded, system, question, position):
     """The prompt's text up to and with the token at a position."""
-    found = positions.index(loaded.tokenizer, system, question, position)
+    found = index(loaded.tokenizer, system, question, position)
     assert isinstance(found, int), found
     return loaded.tokenizer.decode(chat.render(loaded.tokenizer, system, question)[: found + 1])
 
@@ -52,7 +57,7 @@ def test_the_question_is_the_last_place_where_its_text_stands(tiny_qwen2):
 
 def test_a_last_character_of_several_tokens_ends_with_the_last_of_them(tiny_qwen2):
     question = "Who is \N{MUSICAL SYMBOL G CLEF}"
-    found = positions.index(tiny_qwen2.tokenizer, SYSTEM, question, "question_end")
+    found = index(tiny_qwen2.tokenizer, SYSTEM, question, "question_end")
     ids = chat.render(tiny_qwen2.tokenizer, SYSTEM, question)
     assert tiny_qwen2.tokenizer.decode(ids[: found + 1]).endswith(question)
     assert not tiny_qwen2.tokenizer.decode(ids[:found]).endswith(question)
@@ -60,13 +65,13 @@ def test_a_last_character_of_several_tokens_ends_with_the_last_of_them(tiny_qwen
 
 def test_what_is_not_in_a_prompt_says_why(tiny_qwen2):
     tokenizer = tiny_qwen2.tokenizer
-    assert positions.index(tokenizer, None, "Why?", "system_end") == positions.NO_SYSTEM
+    assert index(tokenizer, None, "Why?", "system_end") == positions.NO_SYSTEM
     default = chat.default_system(tokenizer)
-    found = positions.index(tokenizer, TEMPLATE_DEFAULT, "Why?", "system_end")
+    found = index(tokenizer, TEMPLATE_DEFAULT, "Why?", "system_end")
     assert found == positions.NO_SYSTEM if not default else isinstance(found, int)
     n = len(chat.render(tokenizer, SYSTEM, "Why?"))
-    assert positions.index(tokenizer, SYSTEM, "Why?", -n) == 0
-    assert positions.index(tokenizer, SYSTEM, "Why?", -n - 1) == f"a prompt of {n} tokens"
+    assert index(tokenizer, SYSTEM, "Why?", -n) == 0
+    assert index(tokenizer, SYSTEM, "Why?", -n - 1) == f"a prompt of {n} tokens"
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ def test_values_at_positions_are_those_of_single_prompts(tiny_qwen2, made, posit
     people = [one for one in load_personas(NAMES) if one.prompt]
     names, rows = [one.name for one in people], []
     for one in load_personas(NAMES):
-        cut = [positions.index(tiny_qwen2.tokenizer, one.system, q, position) for q in QUESTIONS]
+        cut = [index(tiny_qwen2.tokenizer, one.system, q, position) for q in QUESTIONS]
         if position == "system_end" and not one.prompt:
             continue
         ids = [chat.render(tiny_qwen2.tokenizer, one.system, q) for q in QUESTIONS]

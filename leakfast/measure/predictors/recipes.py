@@ -71,10 +71,10 @@ def measured(
         segments.append(keys.setdefault((recipe, name), len(keys)))
 
     grid = chat.render_grid(loaded.tokenizer, people, questions) if at else ()
-    for position in at:
-        lacks[position] = {}
-        for p, one in enumerate(people):
-            found = [positions.index(loaded.tokenizer, one.system, text, position) for text in questions]
+    lacks |= {position: {} for position in at}
+    for p, one in enumerate(people if at else ()):
+        each = [positions.indices(loaded.tokenizer, one.system, text, at) for text in questions]
+        for position, found in zip(at, zip(*each, strict=True), strict=True):
             if missing := [why for why in found if isinstance(why, str)]:
                 lacks[position][one.name] = missing[0]
                 continue

@@ -11,13 +11,13 @@ from leakfast.geometry import parse_layers
 from leakfast.measure.choices.scores import longest
 from leakfast.prompts import chat
 from leakfast.storage.disk import hash_of
+from leakfast.study.predictors import FAMILIES
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.study.predictors import PredictorConfig
 
-FAMILIES = ("geometry", "output", "text")
 METHOD = 2  # goes up when a predictor comes to mean something else
 
 
@@ -69,7 +69,7 @@ class Request:
             "layers": cfg.layers,
             "reply_tokens": cfg.reply_tokens,
             "replies": cfg.replies,
-            "families": FAMILIES if cfg.families == "all" else cfg.families,
+            "families": cfg.made,
             "positions": cfg.positions,
             "statements": cfg.statements,
         }
