@@ -174,8 +174,11 @@ def test_statements_are_compared_as_differences(tiny_qwen2, made):
     assert np.abs(told(made, "statement_cosine_centered", 0, names) - cosines(rows)).max() < 1e-4
 
 
-def test_the_last_position_is_the_centroid(tiny_qwen2, tmp_path):
-    request = Request(load_personas(NAMES), QUESTIONS, reply_tokens=4, positions=[-1], families=["geometry"])
+@pytest.mark.parametrize("statements", [False, True])
+def test_the_last_position_is_the_centroid(tiny_qwen2, tmp_path, statements):
+    """Whatever else is asked: "I am not X" is no place of the prompt."""
+    asked = {"reply_tokens": 4, "families": ["geometry"], "positions": ["system_end", -1, -2]}
+    request = Request(load_personas(NAMES), QUESTIONS, statements=statements, **asked)
     made = predictors(tiny_qwen2, Run(tmp_path / "run"), request)
     assert set(made["family"]) == {"geometry"}
     for layer in (0, 1):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ASKED = "Who are you?"  # what a statement answers
 NO_STATEMENT = "a system prompt that does not begin with 'You are …'"
+_SAID = ("I am X", "I am not X")  # of no position's name
 _FIRST = re.compile(
     r"\s*You(?: are|['’]re) (?!not\b)(.+?)(?:(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bSt)[.!?]+(?=\s|$)|\n|$)"
 )
@@ -87,12 +88,12 @@ def measured(
             if both is None:
                 lacks["statements"][one.name] = NO_STATEMENT
                 continue
-            for sign, text in zip((1, -1), both, strict=True):
+            for said, text in zip(_SAID, both, strict=True):
                 prompt, reply = chat.render_training(loaded.tokenizer, None, ASKED, text)
-                add(sign, one.name, [*prompt, *reply[:-1]])
+                add(said, one.name, [*prompt, *reply[:-1]])
 
     shape = (len(people), len(layers), loaded.hidden_size)
-    states: dict[Any, np.ndarray] = {recipe: np.full(shape, np.nan, np.float32) for recipe in (*at, 1, -1)}
+    states: dict[Any, np.ndarray] = {recipe: np.full(shape, np.nan, np.float32) for recipe in (*at, *_SAID)}
     if sequences:
         sums, _ = passes.last_token_sums(loaded, sequences, list(layers), segments, progress=progress)
         means = sums / np.bincount(segments)[:, None].astype(np.float32)
@@ -100,5 +101,7 @@ def measured(
         for (recipe, name), segment in keys.items():
             states[recipe][row[name]] = means[:, segment]
     return Recipes(
-        {position: states[position] for position in at}, states[1] - states[-1] if statements else None, lacks
+        {position: states[position] for position in at},
+        states[_SAID[0]] - states[_SAID[1]] if statements else None,
+        lacks,
     )
