@@ -41,19 +41,22 @@ def recomputes(
         n_tokens = min(max(budget_tokens, lengths[0]), sum(lengths[:rows]))
     config = loaded.model.config
     size = next(loaded.model.parameters()).element_size()
-    needed = n_tokens * loaded.n_layers * bytes_a_token(config, size)
+    needed = n_tokens * loaded.n_layers * bytes_a_token(config, size, loaded.device.type)
     again = needed > SHARE * free
     told = ("made again in the backward pass" if again else "kept", n_tokens, needed / 1e9, free / 1e9)
     log.info("train: activations are %s (%d tokens a pass take about %.2f GB, %.1f GB are free)", *told)
     return again
 
 
-def bytes_a_token(config: Any, size: int) -> int:
+def bytes_a_token(config: Any, size: int, device: str) -> int:
     """Bytes that one block keeps of a packed token for its backward pass, `size` bytes an element: the residual stream
     twice, two normed copies of it, the attention's output, queries with keys and values as they are, turned, and
-    gathered for their groups, and three wide tensors of the MLP. LoRA's own, rank columns a layer, are left out."""
+    gathered for their groups, and three wide tensors of the MLP. A CPU attends in float32 whatever the dtype. LoRA's own,
+    rank columns a layer, are left out."""
     d, heads, kv, width, wide = attention.sizes(config)
-    return int(size * (4 * d + 2 * heads * width + 3 * (heads + 2 * kv) * width + 3 * wide))
+    attended = (2 * heads + 2 * kv) * width  # queries, keys, values and output of the groups
+    own = 4 * d + heads * width + 2 * (heads + 2 * kv) * width + 3 * wide
+    return int(size * own + (4 if device == "cpu" else size) * attended)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -70,6 +70,13 @@ def moved(net):
             torch.nn.init.normal_(weight, std=0.05)
 
 
+def in_bfloat16(loaded):
+    """The same weights, rounded."""
+    half = models.load((type(loaded.model)(loaded.model.config).bfloat16(), loaded.tokenizer))
+    half.model.load_state_dict(loaded.model.state_dict())
+    return half
+
+
 def agree(found, wanted, most):
     assert found.keys() == wanted.keys()
     for name, grad in wanted.items():
@@ -94,6 +101,24 @@ def test_gradients_are_those_of_rows_run_one_by_one(kind, loss, request):
                 found, ours, _ = gradients(loaded, net, packed, examples, cfg)
                 agree(found, wanted, 1e-5)
                 np.testing.assert_allclose(ours, nats, rtol=1e-5)
+
+
+def test_bfloat16_gradients_are_no_further_from_the_truth_than_those_of_padded_rows(tiny_qwen2):
+    """A packed pass on a CPU attends in float32 there, and gives back what the model's dtype holds."""
+    half, examples, found = in_bfloat16(tiny_qwen2), encode(tiny_qwen2.tokenizer, rows(), CFG), {}
+    tiny_qwen2.model.load_state_dict(half.model.state_dict())  # the truth of the rounded weights
+    for side, loaded in (("truth", tiny_qwen2), ("packed", half), ("padded", half)):
+        torch.manual_seed(1)  # the same A
+        with lora.attached(loaded, CFG) as net:
+            moved(net)
+            passes = Padded(loaded, net, 1, recompute=False)
+            if side == "packed":
+                passes = Packed(loaded, Company(["default"], [0.0], [1]), recompute=False)
+            grads, _, _ = gradients(loaded, net, passes, examples, CFG)
+            found[side] = torch.cat([grad.float().flatten() for _, grad in sorted(grads.items())])
+    off = {side: float((found[side] - found["truth"]).norm()) for side in ("packed", "padded")}
+    assert 0 < off["packed"] <= 1.1 * off["padded"]
+    assert off["packed"] < 0.05 * float(found["truth"].norm())
 
 
 def test_gradients_of_held_tokens_are_those_of_rows_run_one_by_one(tiny_qwen2):
@@ -228,7 +253,7 @@ def test_activations_are_made_again_where_they_would_not_fit(tiny_qwen2, monkeyp
     examples = encode(tiny_qwen2.tokenizer, rows(), CFG)
     caplog.set_level("INFO", logger="leakfast.train")
     longest = sum(len(e.ids) for e in examples)  # all eight rows are one step
-    needed = longest * tiny_qwen2.n_layers * memory.bytes_a_token(tiny_qwen2.model.config, 4)
+    needed = longest * tiny_qwen2.n_layers * memory.bytes_a_token(tiny_qwen2.model.config, 4, "cpu")
     for free, again in ((2.1 * needed, False), (1.9 * needed, True), (None, False)):
         monkeypatch.setattr(memory, "free_bytes", lambda device, free=free: free)
         assert memory.recomputes(tiny_qwen2, CFG, examples, 4096) is again
@@ -240,8 +265,11 @@ def test_activations_are_made_again_where_they_would_not_fit(tiny_qwen2, monkeyp
     assert memory.free_bytes(torch.device("cpu")) is None or memory.free_bytes(torch.device("cpu")) > 0
 
 
-def test_a_block_keeps_about_the_bytes_that_are_reckoned(tiny_qwen2):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_block_keeps_about_the_bytes_that_are_reckoned(tiny_qwen2, dtype):
     """What autograd saves in a step, over its tokens and blocks, beside the estimate."""
+    if dtype == "bfloat16":
+        tiny_qwen2 = in_bfloat16(tiny_qwen2)
     examples = encode(tiny_qwen2.tokenizer, rows(), CFG)
     seen = {}
 
@@ -255,7 +283,8 @@ def test_a_block_keeps_about_the_bytes_that_are_reckoned(tiny_qwen2):
         with packed.prepared(), torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor):
             (part,) = packed.parts(examples, 0)
     bytes_ = sum(size for place, size in seen.items() if place not in weights)
-    reckoned = part.n_tokens * tiny_qwen2.n_layers * memory.bytes_a_token(tiny_qwen2.model.config, 4)
+    size = next(tiny_qwen2.model.parameters()).element_size()
+    reckoned = part.n_tokens * tiny_qwen2.n_layers * memory.bytes_a_token(tiny_qwen2.model.config, size, "cpu")
     assert 0.5 < bytes_ / reckoned < 2
 
 
@@ -327,6 +356,6 @@ def test_a_block_is_reckoned_whatever_its_config_leaves_out(tiny_tokenizer):
     gemma = random("gemma4_text", tiny_tokenizer).config
     mamba = MambaConfig(hidden_size=32, num_hidden_layers=2)
     for config in (gemma, mamba):
-        assert min(memory.bytes_a_token(config, 2), room.bytes_a_token(config, 2)) > 0
+        assert min(memory.bytes_a_token(config, 2, "cuda"), room.bytes_a_token(config, 2)) > 0
     assert passes.attention.sizes(gemma)[3] == 16
     assert passes.attention.sizes(mamba) == (32, 1, 1, 32, 64)
