@@ -1,4 +1,4 @@
-"""Leakage as a probability beside sampling: five adapters × 111 personas × 20 questions on the organism (or --model), `end`
+"""Leakage as a probability beside sampling: a run's adapters × 111 personas × its questions on the organism (or --model), `end`
 alone and with `anywhere`, on the base's replies and the adapters' own, beside ten completions of each prompt by the
 transformers backend. Both are timed in turn on a stated part of the personas and scaled, setup included. Demands a finished
 run (--run); asserts nothing."""
@@ -14,7 +14,7 @@ from typing import Any
 
 from _common import card, ending_with_json, parser, ratio, shown, spread, surroundings, where
 
-PEOPLE, QUESTIONS, SAMPLES = 111, 20, 10
+PEOPLE, SAMPLES = 111, 10
 SAMPLED = "ten completions"
 
 
@@ -109,7 +109,7 @@ def measured(asked: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
 
     loaded = models.load(asked.model, dtype="float32")
     adapters = sorted(p.parent for p in (asked.run / "adapters").glob("*/adapter_config.json"))
-    everyone, questions = load_personas("all"), load_questions("eval")
+    everyone, questions = load_personas("all"), load_questions(asked.questions)
 
     def of(n: int) -> dict[str, Any]:  # spread over the list, so that the part is like the whole
         people = [everyone[i * len(everyone) // n] for i in range(n)]
@@ -134,6 +134,7 @@ def main() -> None:
         "--run", type=Path, required=True, help="finished marker run, completions of adapters and base"
     )
     options.add_argument("--model", default="organism")
+    options.add_argument("--questions", default="eval", help="the set that the run asked")
     options.add_argument("--people", type=int, default=PEOPLE, help="personas scored, of 111")
     options.add_argument(
         "--sampled-people", type=int, default=11, help="personas sampled, of 111: the stated part"
@@ -146,7 +147,11 @@ def main() -> None:
             torch.set_num_threads(asked.threads)
         found = measured(asked)
         record: dict[str, Any] = {"bench": "probability", **surroundings("cpu"), "rows": {}}
-        record |= {"people": asked.people, "sampled_people": asked.sampled_people}
+        record |= {
+            "people": asked.people,
+            "sampled_people": asked.sampled_people,
+            "questions": asked.questions,
+        }
         lines = [where(record)]
         for name, rows in found.items():
             base = found[SAMPLED]
@@ -158,9 +163,7 @@ def main() -> None:
             told += f", {row['times_less_wall_s']['median']:.1f} × and {row['times_less_cpu_s']['median']:.1f} × less than "
             told += f"sampling, {max(one['beyond_bytes'] for one in rows) / 2**20:,.0f} MiB beyond the model"
             lines.append((name, told))
-        title = (
-            f"probability beside sampling, of {PEOPLE} personas × {QUESTIONS} questions under each adapter"
-        )
+        title = f"probability beside sampling, of {PEOPLE} personas × the questions under each adapter"
         card(title, lines, record)
 
 

@@ -62,7 +62,9 @@ class Scores:
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """q (n, Hkv, G·Q, d), query heads of a key head outermost, k and v (n, Hkv, K, d) → (n, Hkv, G·Q, d)."""
         if self.plain:
-            narrow = q.dtype  # a CPU's backward pass of SDPA takes four times as long in half precision as in float32
+            narrow = (
+                q.dtype
+            )  # a CPU's backward pass of SDPA takes four times as long in half precision as in float32
             if q.device.type == "cpu" and narrow != torch.float32 and torch.is_grad_enabled():
                 q, k, v, mask = (x.float() for x in (q, k, v, mask))
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scaling)

@@ -284,7 +284,9 @@ def test_a_block_keeps_about_the_bytes_that_are_reckoned(tiny_qwen2, dtype):
             (part,) = packed.parts(examples, 0)
     bytes_ = sum(size for place, size in seen.items() if place not in weights)
     size = next(tiny_qwen2.model.parameters()).element_size()
-    reckoned = part.n_tokens * tiny_qwen2.n_layers * memory.bytes_a_token(tiny_qwen2.model.config, size, "cpu")
+    reckoned = (
+        part.n_tokens * tiny_qwen2.n_layers * memory.bytes_a_token(tiny_qwen2.model.config, size, "cpu")
+    )
     assert 0.5 < bytes_ / reckoned < 2
 
 
