@@ -13,6 +13,7 @@ from leakfast.errors import InputError
 from leakfast.pipeline import asks
 from leakfast.pipeline import estimate_probability as probable
 from leakfast.pipeline import estimate_training as training
+from leakfast.pipeline.estimate_stage import Stage
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage import layout
@@ -26,30 +27,6 @@ if TYPE_CHECKING:
 BYTES_A_TOKEN = (
     4.5  # of English text, so that a reply's tokens become the bytes that the judge's price is reckoned by
 )
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage over all its targets. completions: drawn in all; output_tokens: expected of all of them,
-    `output_from` says by what; seconds: decoding them at the stated or measured rate of one engine, `rate_from` says
-    which; start_s: starting the engine took that long at the calibration, and is not in `seconds`; disk_bytes: their
-    shards, of a training all its checkpoints; memory_bytes: of a training of all weights, but for activations; note: what is
-    to be said of it; judge_usd: about what the judge named in the study would cost with its longest replies, None without one."""
-
-    name: str
-    targets: int
-    prompts: int
-    prompt_tokens: int
-    completions: int = 0
-    output_tokens: int | None = None
-    output_from: str = ""
-    seconds: float | None = None
-    rate_from: str = ""
-    start_s: float | None = None
-    disk_bytes: int | None = None
-    judge_usd: float | None = None
-    memory_bytes: int | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -104,7 +81,7 @@ def plan(
         samples = _calibrated(study, personas, calibrate, backend, seed, progress)
     lengths = _lengths(tokenizer, personas, load_questions(study.centroids.questions).questions)
     stages = [Stage("centroids", 1, len(lengths), sum(lengths))]
-    stages += [Stage(**vars(one)) for one in training.planned(study, train_tokens_per_s)]
+    stages += training.planned(study, train_tokens_per_s)
     each = len(study.sources) * len(study.seeds)  # adapters of a behavior
     if study.centroids.adapters:
         n = each * len(asks.trained(study))

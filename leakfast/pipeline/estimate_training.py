@@ -3,10 +3,10 @@ stated. Demands a checked study and the model's config; reads no weights, and pl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leakfast.pipeline import asks
+from leakfast.pipeline.estimate_stage import Stage
 from leakfast.storage import layout
 
 if TYPE_CHECKING:
@@ -17,27 +17,14 @@ BYTES = {"bfloat16": 2, "float32": 4}  # of a weight, as base and checkpoint hol
 KEPT_BYTES = 12  # a weight on disk while it trains: itself and AdamW's moments in float32 (train.unfinished)
 
 
-@dataclass(frozen=True)
-class Planned:
-    """The trainings of a behavior whose whole model is trained: as many as there are sources × seeds (targets).
+def planned(study: Study, tokens_per_s: float | None = None) -> list[Stage]:
+    """Those of each behavior whose whole model is trained, as many as there are sources × seeds (targets); none for adapters.
+    Raises what reading a config raises.
 
     memory_bytes: 16 a weight (float32: itself, gradient, AdamW's two moments) and the base beside it; activations come on
     top. disk_bytes: all checkpoints, in the base's dtype. prompts: rows, and prompt_tokens what goes through the model in
     all epochs: of the run's own training logs where there are some, else at most max_length a row. seconds: as long as the
-    run's own trainings took, else those tokens at the stated rate, else None. note: what is to be said of all that."""
-
-    name: str
-    targets: int
-    prompts: int
-    prompt_tokens: int
-    seconds: float | None
-    disk_bytes: int
-    memory_bytes: int
-    note: str
-
-
-def planned(study: Study, tokens_per_s: float | None = None) -> list[Planned]:
-    """Those of each behavior whose whole model is trained; none for adapters. Raises what reading a config raises."""
+    run's own trainings took, else those tokens at the stated rate, else None."""
     found = []
     n_weights: int | None = None
     for behavior in asks.trained(study):
@@ -77,7 +64,7 @@ def rows_of(cfg: BehaviorConfig, behavior: str) -> int:
     return n + (count_of(n, data.benign) if data.benign else 0)
 
 
-def _planned(study: Study, behavior: str, n_weights: int, rate: float | None) -> Planned:
+def _planned(study: Study, behavior: str, n_weights: int, rate: float | None) -> Stage:
     from leakfast.storage.run import Run
     from leakfast.train.full import BYTES_A_WEIGHT
 
@@ -99,7 +86,7 @@ def _planned(study: Study, behavior: str, n_weights: int, rate: float | None) ->
         f"{n_weights:,} weights, {BYTES_A_WEIGHT} bytes each beside the base, activations come on top; a checkpoint is "
         f"{n_weights * size / 1e9:.3g} GB, and {n_weights * KEPT_BYTES / 1e9:.3g} GB more lie on disk while one trains; {said}"
     )
-    return Planned(
+    return Stage(
         f"train {behavior}, all weights",
         each,
         each * n_rows,
