@@ -169,16 +169,15 @@ class Run:
     def shards(self, prefix: str = "") -> list[str]:
         """Relative paths, sorted, of the files in the manifest under folder (or file) `prefix` whose bytes
         match their hash. Others are moved to quarantine/, struck out, logged, and may be made again."""
-        wanted = PurePosixPath(prefix).parts
-        good: list[str] = []
-        for relpath, entry in sorted(self.manifest["shards"].items()):
-            if PurePosixPath(relpath).parts[: len(wanted)] == wanted and self._is_intact(relpath, entry):
-                good.append(relpath)
-        return good
+        file, shards = "/".join(PurePosixPath(prefix).parts), self.manifest["shards"]
+        folder = f"{file}/" if file else ""
+        named = sorted(relpath for relpath in shards if relpath == file or relpath.startswith(folder))
+        return [relpath for relpath in named if self._is_intact(relpath, shards[relpath])]
 
     def has(self, relpath: str) -> bool:
         """Whether this very file is in the manifest and intact."""
-        return relpath in self.shards(relpath)
+        entry = self.manifest["shards"].get(relpath)
+        return entry is not None and self._is_intact(relpath, entry)
 
     def read(self, prefix: str = "") -> pl.DataFrame:
         """All intact Parquet shards under `prefix`, one under the other in path order (columns united);
