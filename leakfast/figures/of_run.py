@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 from matplotlib.figure import Figure
 
+from leakfast.figures.fitting import fitting
 from leakfast.figures.gradients import gradients
 from leakfast.figures.grid import grid
 from leakfast.figures.layers import layers
@@ -24,7 +25,7 @@ from leakfast.figures.relations import relations
 from leakfast.figures.scatter import scatter
 from leakfast.figures.shifts import shifts
 from leakfast.figures.steering import steering
-from leakfast.figures.style import PAGE_IN, noted
+from leakfast.figures.style import PAGE_IN, captioned, noted
 from leakfast.figures.trajectory import trajectory
 from leakfast.geometry import Centroids
 from leakfast.stats import expected_rates, marks, summary
@@ -102,7 +103,11 @@ _NO_LAYER = "no ρ is defined at a layer (`leakfast stats` says why)"
 
 def _scatter(source: _Source, behavior: str) -> Figure | str:
     told = source.of(behavior)
-    return _NO_LAYER if told["layer"] is None else scatter(*source.stats.tables().values(), **told)
+    if told["layer"] is None:
+        return _NO_LAYER
+    tables = source.stats.tables()
+    pairs, few = fitting(tables["pairs"], behavior, told["y"])
+    return captioned(scatter(*(tables | {"pairs": pairs}).values(), **told), few)
 
 
 def _probability(source: _Source, behavior: str) -> Figure | str:
@@ -115,7 +120,8 @@ def _probability(source: _Source, behavior: str) -> Figure | str:
         return "no probability was measured beside its rates"
     told = source.of(behavior) | {"y": "probability"}
     pairs = expected_rates.pairs_by(source.stats.pairs, rates).rename({"rate": "probability"})
-    return scatter(rates, pairs, more["probability_correlations"], **told)
+    pairs, few = fitting(pairs, behavior, "probability")
+    return captioned(scatter(rates, pairs, more["probability_correlations"], **told), few)
 
 
 def _layers(source: _Source, behavior: str) -> Figure | str:
@@ -129,9 +135,10 @@ def _gradients(source: _Source, behavior: str) -> Figure | str:
     if "gradients" not in more or "isotonic" not in more:
         return "the run has no table `gradients`"
     told = {"behavior": behavior, "unit": unit, "width": source.choices.width}
-    return (
-        gradients(source.stats.pairs, more["gradients"], more["isotonic"], **told) or "no source has a curve"
-    )
+    pairs, few = fitting(source.stats.pairs, behavior, "rate")
+    fits = more["gradients"].join(pairs, on="adapter", how="semi", maintain_order="left")
+    figure = gradients(pairs, fits, more["isotonic"], **told)
+    return "no source has a curve" if figure is None else captioned(figure, few)
 
 
 def _matrix(source: _Source, behavior: str) -> Figure | str:
@@ -194,7 +201,9 @@ def _grid(source: _Source, behavior: str | None = None) -> Figure | str:
         return _NO_LAYER
     chosen = source.choices
     told = {"cosine": chosen.cosine, "p": chosen.p, "width": chosen.width}
-    return grid(*source.stats.tables().values(), layers=at, **told)
+    tables, first = source.stats.tables(), next(iter(at))
+    pairs, few = fitting(tables["pairs"], first, source.stats.outcome(first))
+    return captioned(grid(*(tables | {"pairs": pairs}).values(), layers=at, **told), few)
 
 
 def _relations(source: _Source) -> Figure | str:

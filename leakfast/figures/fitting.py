@@ -1,0 +1,23 @@
+"""Which adapters have a panel where a page cannot hold all of them. Demands the table of pairs; draws nothing."""
+
+from __future__ import annotations
+
+import polars as pl
+
+from leakfast.stats import summary
+
+MOST_PANELS = 24  # two printed pages of three by four
+
+
+def fitting(pairs: pl.DataFrame, behavior: str, y: str) -> tuple[pl.DataFrame, str | None]:
+    """The pairs of those sources and seeds that have a panel, and what the caption says of that: all of them and nothing
+    where no more than MOST_PANELS were trained, else those whose bystanders show most of the behavior on average, by `y`
+    (at equal means the first), in the order in which they were. Other behaviors' pairs are kept of the same ones."""
+    who = ["source", "seed"]
+    mine = pairs.filter(pl.col(y).is_not_null(), behavior=behavior)
+    means = mine.group_by(who, maintain_order=True).agg(mean=pl.col(y).mean() * summary.sign(behavior))
+    if means.height <= MOST_PANELS:
+        return pairs, None
+    kept = means.sort("mean", descending=True, maintain_order=True).head(MOST_PANELS)
+    told = f"Shown: the {MOST_PANELS} of {means.height} adapters whose bystanders show most of {behavior} on average."
+    return pairs.join(kept, on=who, how="semi", nulls_equal=True, maintain_order="left"), told
