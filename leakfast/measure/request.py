@@ -55,10 +55,11 @@ class Target:
 
     @property
     def told(self) -> dict[str, Any]:
-        """What the manifest says of each shard because of the arm."""
+        """What the manifest says of each shard because of the arm; digest: of the adapter without it."""
         if self.steer is None:
             return {}
         of = {"adapter": layout.unsteered(self.name), "source": self.source, "seed": self.seed}
+        of |= {"digest": self.seeds_by}
         return {"steer": {**self.steer.described(), **of}}
 
     def under(self, arm: Arm) -> Target:

@@ -162,8 +162,9 @@ class Stages:
         """Tables, figures and report of what is there."""
         from leakfast.figures.files import write_all
         from leakfast.report import report, trajectory
-        from leakfast.stats import current
+        from leakfast.stats import current, retrained
 
+        retrained.set_aside(self.store)
         with self.steps.timed("tables, figures, report") as shown:
             trajectory.write(self.store)
             stats = current(self.store)

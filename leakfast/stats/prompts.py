@@ -1,5 +1,5 @@
-"""Whether what the tables set against each other was asked alike: the same system prompt behind a persona's name, and the
-same base model, in completions (further question sets' too), choice scores, probabilities, predictors and centroids. Demands
+"""Whether what the tables set against each other was asked alike: the same system prompt behind a persona's name, the same
+adapter behind its own, and the same base model, in completions (further question sets' too), choice scores, probabilities, predictors and centroids. Demands
 a run's manifest."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from leakfast.errors import InputError
+from leakfast.stats import retrained
 from leakfast.storage.layout import PREDICTORS, PROBABILITY, PROBABILITY_OWN, SETS
 
 if TYPE_CHECKING:
@@ -20,8 +21,9 @@ _NAMED = 3  # personas that a message names
 
 
 def check(run: Run, centroids: Centroids | None, path: str) -> None:
-    """Raises InputError where a persona has two prompts in the run, or two base models are in it; what earlier versions
-    wrote says neither and passes. path: where `centroids` lie."""
+    """Raises InputError where a persona has two prompts in the run, or two base models are in it, or two adapters behind one
+    name (retrained.check); what earlier versions wrote says none of these and passes. path: where `centroids` lie."""
+    retrained.check(run)
     prompts: dict[str, tuple[str, str]] = {}
     models: dict[str, tuple[str, str]] = {}
     for where, hashes, model in _asked(run, centroids, path):

@@ -33,6 +33,8 @@ SAMPLE = "sample.json"  # a few replies drawn right after training
 CHECKPOINTS = "checkpoints"  # folder of an adapter's points in training: pNNN, each an adapter of its own
 
 _POINT = re.compile(r"(.+)@p(\d{3})")
+# where the adapter's name stands in a path of what is measured
+_NAMES_AT = {COMPLETIONS: 2, SETS: 3, CHOICES: 1, PROBABILITY: 2, PROBABILITY_OWN: 2}
 
 
 def adapter_name(behavior: str, source: str, seed: int, design: str = "contrastive") -> str:
@@ -56,6 +58,15 @@ def learning_rate(behavior: str) -> str:
 
 def centroids(adapter: str = BASE) -> str:
     return f"{CENTROIDS}/{adapter}.safetensors"
+
+
+def measured_of(relpath: str) -> str | None:
+    """The adapter, under its arm's name where there is one, that a shard of completions (further sets' too), choice scores or
+    probabilities is of; None for any other file. Points of training name theirs otherwise (see `point`)."""
+    parts = relpath.split("/")
+    parts = parts[1:] if parts[0] == STEERED else parts
+    place = _NAMES_AT.get(parts[0], len(parts))
+    return parts[place] if place + 1 < len(parts) else None
 
 
 def unsteered(name: str) -> str:

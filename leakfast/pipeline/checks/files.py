@@ -3,8 +3,6 @@ is only read; knows nothing of what the files say."""
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
-
 from leakfast.errors import LeakfastError
 from leakfast.geometry import Centroids
 from leakfast.models.adapters import CONFIG, adapter_hash, read_card
@@ -13,8 +11,6 @@ from leakfast.pipeline.checks.contract import Check
 from leakfast.storage import layout
 from leakfast.storage.manifests import parse_manifest, retell
 from leakfast.storage.reading import ReadOnlyRun
-
-MEASURED = (layout.COMPLETIONS, layout.SETS, layout.CHOICES)  # folders of the adapters as they are
 
 
 def bytes_of(run: ReadOnlyRun) -> Check:
@@ -114,11 +110,8 @@ def adapters(run: ReadOnlyRun) -> Check:
             said = error.message if isinstance(error, LeakfastError) else str(error)
             check.wrong.append(f"{layout.adapter(name)}: {said}")
     for relpath, entry in run.manifest["shards"].items():
-        parts = PurePosixPath(relpath).parts
-        if parts[0] not in MEASURED or "adapter" not in entry:
-            continue
-        name = parts[{layout.COMPLETIONS: 2, layout.SETS: 3, layout.CHOICES: 1}[parts[0]]]
-        if name in digests and entry["adapter"] != digests[name]:
+        name = layout.measured_of(relpath)
+        if "adapter" in entry and name in digests and entry["adapter"] != digests[name]:
             check.wrong.append(f"{relpath}: was measured of another adapter than {layout.adapter(name)}")
     for path in sorted((run.path / layout.CENTROIDS).glob("*.safetensors")):
         check.checked += 1
