@@ -4,14 +4,15 @@ replies first. Demands a run and a loaded base model; leaves how to `measure`.""
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.behaviors.registry import get
+from leakfast.measure.completions import drawn_as
 from leakfast.measure.contract import Measured
 from leakfast.measure.probability.replies import folder_of
 from leakfast.measure.request import Asked, Request, name_of
 from leakfast.measure.stage import measure
+from leakfast.models.adapters import adapter_hash
 from leakfast.progress import Progress
 from leakfast.storage.layout import BASE
 from leakfast.train.checkpoints import find_series
@@ -34,8 +35,9 @@ def measure_as_asked(
 ) -> tuple[list[Measured], list[Measured]]:
     """(what was measured by completions or choices, what by probability), each as `measure` returns it.
 
-    Where the probability of a behavior is asked on replies that the run holds none of, `probability_samples` a prompt are
-    drawn first: of the unadapted model, or of each adapter (at checkpoints, of each point). Raises as `measure`."""
+    Where the probability of a behavior is asked on replies that the run holds none of, or others than are meant (of another
+    base, of an adapter before it was trained again, drawn otherwise), `probability_samples` a prompt are drawn first: of the
+    unadapted model, or of each adapter (at checkpoints, of each point). Raises as `measure`."""
     how: dict[str, Any] = {"replace": replace_others, "progress": progress}
     own = [one for one in request.asked if one.by_choices or one.config.measure != "probability"]
     probable = [one for one in request.asked if not one.by_choices and one.config.measure != "completions"]
@@ -49,11 +51,13 @@ def measure_as_asked(
 def _draw_lacking(
     loaded: Loaded, run: Run, request: Request, drawing: Drawing, at: str, how: dict[str, Any]
 ) -> None:
-    """The replies that probabilities are asked on and the run holds none of."""
+    """The replies that probabilities are asked on and the run does not hold."""
     series = at == "checkpoints"
     asked = [_few(one) for one in request.asked if get(one.behavior).probable_by == "words"]
     of_base = [
-        one for one in asked if one.config.probability_replies != "own" and not run.shards(one.folder(BASE))
+        one
+        for one in asked
+        if one.config.probability_replies != "own" and _lacks(loaded, run, one, one.folder(BASE), BASE)
     ]
     if of_base:
         run.create()
@@ -62,16 +66,26 @@ def _draw_lacking(
     for one in asked:
         if one.config.probability_replies == "base" or not request.adapters:
             continue
-        lacking = [a for a in request.adapters if not run.shards(folder_of(one, _last(a, series), series))]
+        last = {a: find_series(a)[-1][1] if series else a for a in request.adapters}
+        lacking = [
+            a
+            for a, point in last.items()
+            if _lacks(loaded, run, one, folder_of(one, name_of(point), series), adapter_hash(point))
+        ]
         if lacking:
             run.create()
             few = replace(_of(request, [one]), adapters=tuple(lacking), base=False)
             measure(loaded, run, few, drawing, at=at, **how)
 
 
-def _last(adapter: Path, series: bool) -> str:
-    """What the adapter's last point is called among those measured."""
-    return name_of(find_series(adapter)[-1][1] if series else adapter)
+def _lacks(loaded: Loaded, run: Run, one: Asked, folder: str, adapter: str) -> bool:
+    """Whether a folder has no replies of this very model under this very adapter (its hash, or `base`), drawn as is asked. What
+    earlier versions did not write is not compared."""
+    meant = {"base": loaded.fingerprint, "adapter": adapter, "drawn": drawn_as(loaded, one)}
+    entries = [run.manifest["shards"][path] for path in run.shards(folder)]
+    return not entries or any(
+        entry.get(key, value) != value for entry in entries for key, value in meant.items()
+    )
 
 
 def _of(request: Request, asked: list[Asked]) -> Request:

@@ -155,7 +155,7 @@ class Completions:
             "questions": asked.set_name,
             "questions_sha256": asked.texts_hash,
             **told(asked.texts),
-            "drawn": hash_of(*dataclasses.astuple(asked.sampling), recorded(self.loaded.tokenizer)),
+            "drawn": drawn_as(self.loaded, asked),
         }
 
     def _draw(self, run: Run, part: _Part, engine: Engine, counter: Counter) -> None:
@@ -242,6 +242,11 @@ class Completions:
             log.warning("eval: %s", sentence)
         table = rate_tables.table(totals, measured.origins, categories, unlike=unlike)
         return summaries.with_intervals(table, counts)
+
+
+def drawn_as(loaded: Loaded, asked: Asked) -> str:
+    """What the manifest says of how completions were drawn: a hash of the sampling and of how prompts are rendered."""
+    return hash_of(*dataclasses.astuple(asked.sampling), recorded(loaded.tokenizer))
 
 
 def _clean(run: Run, job: Job) -> None:

@@ -1,6 +1,6 @@
 """Whether what the tables set against each other was asked alike: the same system prompt behind a persona's name, the same
-adapter behind its own, and the same base model, in completions (further question sets' too), choice scores, probabilities, predictors and centroids. Demands
-a run's manifest."""
+adapter behind its own, and the same base model, in completions (further question sets' too), choice scores, probabilities,
+predictors and centroids. Demands a run's manifest."""
 
 from __future__ import annotations
 

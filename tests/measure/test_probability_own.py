@@ -4,11 +4,13 @@ with all logits; at points of training too."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import polars as pl
 import pytest
 import torch
 from helpers import taught
+from safetensors.torch import load_file, save_file
 
 from leakfast import models
 from leakfast.generation.backends import Drawing
@@ -16,6 +18,7 @@ from leakfast.measure import Asked, Request
 from leakfast.measure.as_asked import measure_as_asked
 from leakfast.measure.probability.continuations import at_ends, spellings
 from leakfast.measure.probability.replies import before
+from leakfast.models.adapters import adapter_hash, read_card, write_card
 from leakfast.prompts import chat
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.run import Run
@@ -79,6 +82,31 @@ def test_own_replies_are_drawn_where_they_lack_and_have_rows_of_their_own(tiny_q
                 total += math.exp(sum(float(after[n + j - 1, t]) for j, t in enumerate(spelling)))
             assert row["logprob_nats"] == pytest.approx(math.log(total), abs=1e-4)
     assert ended or set(own.filter(estimator="end_own")["status"]) == {"truncated"}
+
+
+def test_replies_of_an_adapter_before_it_was_trained_again_are_not_its_own(tiny_qwen2, followed):
+    folder = followed.path / "adapters" / NAME
+    asked_of(tiny_qwen2, followed, probability_replies="own")
+    weights = folder / "adapter_model.safetensors"
+    save_file({k: 1.5 * v if "lora_B" in k else v for k, v in load_file(weights).items()}, weights)
+    write_card(folder, replace(read_card(folder), adapter_hash=adapter_hash(folder)))
+    asked_of(tiny_qwen2, followed, probability_replies="own")
+    entries = followed.manifest["shards"]
+    drawn_by = {entries[path]["adapter"] for path in followed.shards(f"completions/marker/{NAME}")}
+    assert drawn_by == {adapter_hash(folder)}
+
+
+def test_replies_that_were_drawn_otherwise_are_drawn_again_and_others_kept(tiny_qwen2, followed):
+    def shards():
+        return {path: followed.manifest["shards"][path] for path in followed.shards("completions")}
+
+    asked_of(tiny_qwen2, followed, probability_replies="both")
+    first = shards()
+    asked_of(tiny_qwen2, followed, probability_replies="both")
+    assert shards() == first and len(first) == 2
+    asked_of(tiny_qwen2, followed, probability_replies="both", temperature=0.0)
+    again = shards()
+    assert all(again[path]["drawn"] != first[path]["drawn"] for path in first)
 
 
 def test_the_end_alone_is_half_of_the_rows_and_the_same_numbers(tiny_qwen2, followed):
