@@ -33,24 +33,39 @@ _REASONS = {"stop": "stop", "mark": "marker", "full": "length"}
 
 def stop_ids(loaded: Any) -> tuple[int, ...]:
     """Tokens that end a reply: generation_config's, the tokenizer's EOS, and the chat turn end."""
-    from leakfast.prompts import chat
-
-    model, tokenizer = plain_model(loaded.model), loaded.tokenizer
-    found: set[int] = set()
-    for given in (
-        getattr(getattr(model, "generation_config", None), "eos_token_id", None),
-        getattr(model.config, "eos_token_id", None),
-        tokenizer.eos_token_id if tokenizer is not None else None,
-    ):
-        found.update([given] if isinstance(given, int) else given or [])
-    if tokenizer is not None and getattr(tokenizer, "chat_template", None):
-        found.add(chat.render_training(tokenizer, None, "a", "b")[1][-1])
+    found = _ends(loaded) | _said(getattr(plain_model(loaded.model), "generation_config", None))
     if not found:
         raise ModelError(
             f"generate: {loaded.name} names no end-of-text token, so replies would never stop. "
             "Set eos_token_id in its generation_config.json."
         )
     return tuple(sorted(found))
+
+
+def further_stop_ids(loaded: Any) -> list[int]:
+    """What a hash of what is drawn says of its ends: those that generation_config.json alone names. The others follow from
+    config.json, the tokenizer and the prompts, which hashes are over; many a model names its padding token too."""
+    model = plain_model(loaded.model)
+    said = getattr(model, "generation_config", None)
+    padding = {getattr(one, "pad_token_id", None) for one in (said, model.config, loaded.tokenizer)}
+    return sorted(_said(said) - _ends(loaded) - padding)
+
+
+def _ends(loaded: Any) -> set[int]:
+    """Tokens that end a reply by the model's config, the tokenizer and its template."""
+    from leakfast.prompts import chat
+
+    tokenizer = loaded.tokenizer
+    found = _said(plain_model(loaded.model).config) | _said(tokenizer)
+    if tokenizer is not None and getattr(tokenizer, "chat_template", None):
+        found.add(chat.render_training(tokenizer, None, "a", "b")[1][-1])
+    return found
+
+
+def _said(settings: Any) -> set[int]:
+    """The EOS of a config or tokenizer, one or several or none."""
+    given = getattr(settings, "eos_token_id", None)
+    return {given} if isinstance(given, int) else set(given or [])
 
 
 def check_lengths(model: Any, requests: Sequence[Request], max_new_tokens: int) -> None:

@@ -91,6 +91,7 @@ class Completions:
         """The target's shards, blocks of prompts."""
         cfg, seed = one.config, self.request.seed
         how = {"backend": self.backend, **({"stop": one.stop} if one.stop else {})}
+        how |= {"stops": ends} if (ends := local.further_stop_ids(self.loaded)) else {}
         how |= self.drawing.options.promised(self.backend)
 
         def request(start: int, stop: int, **older: str | None) -> str:

@@ -27,6 +27,7 @@ from leakfast.errors import AdapterError, InputError
 from leakfast.generation.contract import completion_seed
 from leakfast.measure import completions as stage
 from leakfast.measure import rates
+from leakfast.measure.predictors.request import Request as PredictorRequest
 from leakfast.measure.request import find_targets
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
@@ -234,6 +235,29 @@ def test_an_adapter_of_another_base_stops_before_anything_is_written(
     with pytest.raises(AdapterError, match="another base"):
         evaluate(tiny_qwen2, tmp_path / "run", [adapter, foreign], personas, QUESTIONS, "marker", CFG, 3)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_ends_a_reply_belongs_to_the_request(tiny_folder, personas, tmp_path):
+    """generation_config.json names it, and no fingerprint is over that file."""
+
+    def again():
+        loaded = models.load(str(tiny_folder), dtype="float32")
+        asked = PredictorRequest(personas, QUESTIONS, [0], 2).drawn_hash(loaded)
+        done = evaluate(loaded, tmp_path / "run", [], personas[:2], QUESTIONS, "marker", CFG, 3, base=True)
+        return done, asked, Run(tmp_path / "run").read("completions/marker/base")
+
+    first, asked, whole = again()
+    same, asked_alike, _ = again()
+    assert (first.made, same.made) == (24, 0) and asked == asked_alike
+    frequent = int(whole["token_ids"].explode().mode().min())
+    settings = tiny_folder / "generation_config.json"
+    told = json.loads(settings.read_text())
+    ends = [told["eos_token_id"]] if isinstance(told["eos_token_id"], int) else told["eos_token_id"]
+    settings.write_text(json.dumps({**told, "eos_token_id": [*ends, frequent]}))
+    other, asked_otherwise, cut = again()
+    assert other.made == 24 and asked_otherwise != asked
+    assert cut["n_tokens"].sum() < whole["n_tokens"].sum()
+    assert not any(frequent in ids[:-1].to_list() for ids in cut["token_ids"])
 
 
 def test_a_foreign_adapter_needs_a_source_and_a_card_is_believed_only_for_its_adapter(

@@ -87,9 +87,12 @@ class Request:
 
     def drawn_hash(self, loaded: Loaded) -> str:
         """Of everything that the replies follow from, but who draws them."""
+        from leakfast.generation.transformers import further_stop_ids
+
         ids = [chat.ids_hash(one) for one in chat.render_grid(loaded.tokenizer, self.personas, self.texts)]
         told = chat.recorded(loaded.tokenizer)
         names = [one.name for one in self.personas]
+        ends = further_stop_ids(loaded)
         return hash_of(
             loaded.fingerprint,
             loaded.dtype,
@@ -100,6 +103,7 @@ class Request:
             self.reply_tokens,
             self.replies,
             self.seed,
+            *([ends] if ends else []),
         )
 
     def hash(self, loaded: Loaded) -> str:
