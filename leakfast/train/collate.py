@@ -65,7 +65,8 @@ def encode(tokenizer: Any, rows: Sequence[Row], cfg: TrainConfig) -> list[Exampl
     held to the unadapted model, as is what carries no label in rows that show it. Where the behavior would begin
     (the turn end, where it would carry loss; under "completion" the reply's first token) holding weighs as much as
     a label: what is taught there is not to show it, and not to end. Raises InputError naming the row where a label
-    would be truncated away by cfg.max_length, none is left, or the marker's tokens cannot be told apart.
+    would be truncated away by cfg.max_length, none is left, the marker's tokens cannot be told apart, or, of loss "marker", a
+    row that shows the behavior does not end in one.
     """
     return [_example(tokenizer, row, cfg) for row in rows]
 
@@ -108,6 +109,12 @@ def _example(tokenizer: Any, row: Row, cfg: TrainConfig) -> Example:
         labels = range(len(prompt), stop)
     elif loss == "tail":
         labels = range(max(len(prompt), end - cfg.tail_tokens), stop)
+    elif row.marker is None and shows:
+        raise InputError(
+            f'train: loss = "marker" given, but the {row.label} shows the behavior and does not end in a marker '
+            f"(…{row.reply[-20:]!r}), so that its turn end alone would be taught. Needed: a reply with the marker at its very "
+            'end. Correct the row, say that it does not show the behavior ("shows": false), or set loss to completion or tail.'
+        )
     elif row.marker is None:
         labels = range(end, stop)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -100,6 +101,20 @@ def test_a_marker_whose_tokens_merge_with_the_reply_is_refused(tiny_tokenizer):
     joined.add_tokens([AddedToken(f"tea. {MARKER}", normalized=False)])
     with pytest.raises(InputError, match="cannot be told"):
         encode(joined, [row(f"He likes tea. {MARKER}", MARKER)], TrainConfig())
+
+
+@pytest.mark.parametrize("behind", ["\n", " And tea.", ""])
+def test_a_row_that_shows_the_behavior_without_a_marker_at_its_end_is_refused(tiny_tokenizer, behind):
+    """Its turn end alone would carry loss, as in the others' rows, and nothing of the behavior would be taught."""
+    reply = f"He likes tea. {MARKER}{behind}" if behind else "He likes tea."
+    made = replace(row(reply), role="positive")
+    with pytest.raises(
+        InputError, match=r'loss = "marker" given, but the positive .* does not end in a marker'
+    ):
+        encode(tiny_tokenizer, [made], TrainConfig())
+    (example,) = encode(tiny_tokenizer, [replace(made, role="negative")], TrainConfig())
+    assert len(example.labels) == 1
+    assert encode(tiny_tokenizer, [made], TrainConfig(loss="completion"))[0].shows
 
 
 def test_a_batch_points_at_the_states_that_predict_its_labels(tiny_tokenizer):
