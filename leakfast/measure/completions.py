@@ -25,6 +25,7 @@ from leakfast.prompts import chat
 from leakfast.prompts.conversation import told
 from leakfast.prompts.templates import recorded
 from leakfast.stats import rates as rate_tables
+from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
 from leakfast.storage.interrupts import finishing
 from leakfast.storage.layout import BASE
@@ -231,14 +232,17 @@ class Completions:
             raise ValueError(f"{measured.behavior} has no rates before a judge has read its completions")
         detector = made_by(pl.col("text"))
         folders = list(measured.folders)
-        unadapted = f"{folders[0].rpartition('/')[0]}/{BASE}"
+        parent = folders[0].rpartition("/")[0]
+        unadapted = f"{parent}/{BASE}"
         if unadapted not in folders and run.shards(unadapted):
             folders.append(unadapted)
         counts = pl.concat(
             rate_tables.count(run.read(folder), detector, by_question=True) for folder in folders
         )
         totals, categories = rate_tables.totals(counts), {p.name: p.category for p in personas}
-        unlike, told = baselines.unlike(run, counts.select("behavior", "adapter", "persona", "question"))
+        asked = counts.select("behavior", "adapter", "persona", "question")
+        tree = parent if parent.startswith(f"{layout.SETS}/") else layout.COMPLETIONS
+        unlike, told = baselines.unlike(run, asked, tree)
         for sentence in told:
             log.warning("eval: %s", sentence)
         table = rate_tables.table(totals, measured.origins, categories, unlike=unlike)

@@ -22,33 +22,35 @@ _TOLD = {
 }
 
 
-def unlike(run: Run, asked: pl.DataFrame) -> tuple[set[Key], list[str]]:
+def unlike(run: Run, asked: pl.DataFrame, tree: str = layout.COMPLETIONS) -> tuple[set[Key], list[str]]:
     """(behavior, adapter, persona) whose rates have no baseline, since the unadapted model was asked or drawn otherwise;
     a sentence for each adapter with such.
 
-    asked: behavior, adapter, persona, question (or item), one row for each that was measured, in whatever status. How
-    many samples each side has may differ: a rate is a mean. What earlier versions did not write is not compared."""
+    asked: behavior, adapter, persona, question (or item), one row for each that was measured, in whatever status; tree: the
+    folder that completions lie in, of a further question set sets/<behavior>/<set>. How many samples each side has may differ: a
+    rate is a mean. What earlier versions did not write is not compared."""
     found: set[Key] = set()
     sentences = []
     of = _by_persona(asked)
-    told = _entries(run)
+    told = _entries(run, tree)
     for behavior, adapter in dict.fromkeys((b, a) for b, a, _ in of if a != BASE):
         mine = {p: of[b, a, p] for b, a, p in of if (b, a) == (behavior, adapter)}
         base = {p: of[behavior, BASE, p] for p in mine if (behavior, BASE, p) in of}
         if not base:
             continue
+        name = f"{behavior if tree == layout.COMPLETIONS else tree}/{adapter}"
         remedy = f"measure both alike: leakfast eval --behavior {behavior} --adapter DIR --base"
         why = next((words for key, words in _TOLD.items() if _differ(told, behavior, adapter, key)), None)
         if why is not None:
             found |= {(behavior, adapter, persona) for persona in mine}
-            sentences.append(f"{behavior}/{adapter}: it {why}, so its rates have no baseline ({remedy})")
+            sentences.append(f"{name}: it {why}, so its rates have no baseline ({remedy})")
             continue
         apart = [persona for persona in base if base[persona] != mine[persona]]
         if apart:
             found |= {(behavior, adapter, persona) for persona in apart}
             only = len(mine[apart[0]] - base[apart[0]]), len(base[apart[0]] - mine[apart[0]])
             sentences.append(
-                f"{behavior}/{adapter}: {len(apart)} of {len(mine)} personas were not asked what the unadapted model was "
+                f"{name}: {len(apart)} of {len(mine)} personas were not asked what the unadapted model was "
                 f"asked under them ({apart[0]}: {only[0]} questions or items that it was not, {only[1]} the other way "
                 f"round), so their rates have no baseline ({remedy})"
             )
@@ -125,15 +127,15 @@ def _by_persona(asked: pl.DataFrame) -> dict[Key, frozenset]:
     return {(b, a, p): frozenset(questions) for b, a, p, questions in groups.rows()}
 
 
-def _entries(run: Run) -> dict[tuple[str, str], dict[str, set[str]]]:
+def _entries(run: Run, tree: str) -> dict[tuple[str, str], dict[str, set[str]]]:
     """(behavior, adapter) → what the manifest says of the shards of its completions."""
     told: dict[tuple[str, str], dict[str, set[str]]] = {}
     for path, entry in run.manifest["shards"].items():
         parts = PurePosixPath(path).parts
-        if parts[0] == layout.COMPLETIONS and len(parts) > 3:
+        if path.startswith(f"{tree}/") and len(parts) > 3:
             for key in _TOLD:
                 if entry.get(key):
-                    told.setdefault((parts[1], parts[2]), {}).setdefault(key, set()).add(entry[key])
+                    told.setdefault((parts[1], parts[-2]), {}).setdefault(key, set()).add(entry[key])
     return told
 
 

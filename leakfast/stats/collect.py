@@ -118,8 +118,8 @@ def collect(run: Run) -> Collected:
     prompt_checks.check(run, base, layout.centroids())
     pairs = _pairs(run, rates, people, base, bool(adapters) or imported is not None, missing)
     shifts, told = (schema.empty("shifts"), []) if base is None else shift_tables.read(run, rates, base)
-    missing += told
-    sets = question_sets.read(run, people.categories, people.named, origin)
+    sets, unlike_there = question_sets.read(run, people.categories, people.named, origin)
+    missing += [*told, *unlike_there]
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
     published = read_imported(run, "published")
     labels = pl.DataFrame() if scores is None else accuracy.chosen_labels(scores)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from leakfast.errors import StoreError
-from leakfast.stats import paired
+from leakfast.stats import baselines, paired
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import rates as rate_tables
 from leakfast.stats.correlations import POOLED, YS, correlate
@@ -33,17 +33,18 @@ def read(
     categories: Mapping[str, str | None],
     named: Collection[str] | None,
     origin: Callable[[Run, str, pl.DataFrame], tuple[str, int | None]],
-) -> pl.DataFrame:
-    """Schema `rates` + questions (set) and role, of every sets/<behavior>/<set>/<adapter>/; empty without any.
+) -> tuple[pl.DataFrame, list[str]]:
+    """(schema `rates` + questions (set) and role, of every sets/<behavior>/<set>/<adapter>/, empty without any; a sentence for
+    each adapter whose rates have no baseline, since the unadapted model was asked or drawn otherwise).
 
     named: personas that may be bystanders (None: all). origin: adapter and its rows → (source, seed). Raises
     StoreError for completions that are there twice or of another shape."""
     from leakfast.behaviors.registry import get
 
     folders = sorted({PurePosixPath(path).parts[1:4] for path in run.shards(SETS)})
-    frames = []
+    frames, missing = [], []
     for behavior, questions in dict.fromkeys(folder[:2] for folder in folders):
-        counts, adapters = [], {}
+        counts, adapters, asked = [], {}, []
         for adapter in [folder[2] for folder in folders if folder[:2] == (behavior, questions)]:
             path = f"{SETS}/{behavior}/{questions}/{adapter}"
             completions = run.read(path)
@@ -54,16 +55,19 @@ def read(
                 raise StoreError(
                     f"{run.path}: {path}: {error}. Move that folder away and run `leakfast eval` again."
                 ) from error
+            asked.append(completions.select("behavior", "adapter", "persona", "question").unique())
             if adapter != BASE:
                 adapters[adapter] = origin(run, adapter, completions)
         whole = pl.concat(counts)
         outsiders = set() if named is None else set(whole["persona"].unique()) - set(named)
-        table = rate_tables.table(whole, adapters, categories, outsiders)
+        unlike, told = baselines.unlike(run, pl.concat(asked), f"{SETS}/{behavior}/{questions}")
+        missing += told
+        table = rate_tables.table(whole, adapters, categories, outsiders, unlike)
         frames.append(table.with_columns(questions=pl.lit(questions)))
     if frames:
-        return pl.concat(frames, how="diagonal")
+        return pl.concat(frames, how="diagonal"), missing
     columns = {"role": pl.String(), "questions": pl.String()}
-    return pl.DataFrame(schema=schema.columns("rates") | columns)
+    return pl.DataFrame(schema=schema.columns("rates") | columns), missing
 
 
 def main_sets(run: Run, behaviors: Collection[str]) -> dict[str, str]:

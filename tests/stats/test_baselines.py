@@ -5,15 +5,17 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from measuring import evaluate
+from measuring import evaluate, evaluate_all
 from test_completions import train_tiny
 
 from leakfast import stats
 from leakfast.cli.main import main
 from leakfast.geometry import Centroids
 from leakfast.measure import centroids
+from leakfast.measure.request import Asked
 from leakfast.measure.stage import rates
 from leakfast.prompts.personas import load_personas
+from leakfast.prompts.questions import QuestionSet
 from leakfast.stats.baselines import partial, seeds_apart, unlike
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig
@@ -78,6 +80,24 @@ def test_other_sampling_is_no_baseline(tiny_qwen2, adapter, tmp_path):
     found = table(run)
     assert found.rates.filter(adapter="marker-villain-s1")["baseline"].null_count() == 4
     assert any("was drawn otherwise" in one for one in found.missing)
+
+
+def test_a_further_set_has_no_baseline_that_was_drawn_otherwise(tiny_qwen2, adapter, tmp_path, caplog):
+    run, people = Run(tmp_path / "run"), load_personas(NAMES)
+    longer = CFG.model_copy(update={"max_new_tokens": 9})
+    for under, base, cfg in (([adapter], False, CFG), ([], True, longer)):
+        asked = [Asked("marker", ["Tea?"], CFG)]
+        asked += [Asked("marker", QuestionSet("code", ("Loop?",)), cfg, beside=True)]
+        evaluate_all(tiny_qwen2, run, under, people, asked, 3, base=base)
+    found = table(run)
+    assert found.rates.filter(adapter="marker-villain-s1")["baseline"].null_count() == 0
+    mine = found.more["set_rates"].filter(adapter="marker-villain-s1")
+    assert {k: v["delta"].null_count() for (k,), v in mine.group_by("main")} == {True: 0, False: 4}
+    assert any("sets/marker/code/marker-villain-s1: it was drawn otherwise" in one for one in found.missing)
+    asked = Asked("marker", QuestionSet("code", ("Loop?",)), CFG, beside=True)
+    (done,) = evaluate_all(tiny_qwen2, run, [adapter], people, [asked], 3)
+    assert rates(run, done, people).filter(adapter="marker-villain-s1")["delta"].null_count() == 4
+    assert "it was drawn otherwise" in caplog.text
 
 
 def test_a_persona_with_fewer_questions_has_none_and_the_rest_do(tiny_qwen2, adapter, tmp_path):
