@@ -38,6 +38,7 @@ _FLOATS = (
 ).split()
 _METHOD = "Fisher z; plain mean, spread between estimates and jackknifed covariance, t weighted by variances"
 _NO_VARIANCE = f"a ρ of ±1 or fewer than {MIN_PAIRS} pairs has no variance on Fisher's scale"
+_SEVERAL = "has more than one adapter: a mean over sources takes one for each"
 _KEY = ["behavior", "layer", "cosine", "y"]
 
 
@@ -83,9 +84,18 @@ def _behavior(group: pl.DataFrame, pairs: pl.DataFrame, questions: pl.DataFrame,
     errors[YS[1]] = errors[YS[0]] if same else errors_of(parts, of_seed, YS[1], drawn)
     cells = [(layer, cosine) for layer in layers for cosine in COSINES]
     for told, members in wanted:
+        if told["over"] == "sources" and (twins := _twins(members)):
+            yield told | {"k": len(members), "method": _METHOD, "reason": f"{', '.join(twins)} {_SEVERAL}"}
+            continue
         names = [row["adapter"] or (POOLED, row["seed"]) for row in members]
         column = cells.index((told["layer"], told["cosine"]))
         yield told | {"method": _METHOD} | _mean(members, errors[told["y"]].among(names, column))
+
+
+def _twins(members: list[dict]) -> list[str]:
+    """Sources with more than one adapter among the estimates, such as seeds that no card tells apart."""
+    sources = [row["source"] for row in members]
+    return sorted({source for source in sources if sources.count(source) > 1})
 
 
 def _groups(group: pl.DataFrame) -> Iterator[tuple[dict, list[dict]]]:

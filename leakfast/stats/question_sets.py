@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 MAIN = "main"  # name of the main set where the run does not tell it
 _PAIRED = "percentile bootstrap over personas, the same resamples on both sets"
 _CELL = ["adapter", "persona"]
+_ONE = ["seed", "source", "adapter"]  # of pooled rows the adapter is null
 
 
 def read(
@@ -128,13 +129,11 @@ def compare(
         for (name, main), found in pairs.items():
             table = correlate(found, permutations, seed, bootstraps=bootstraps, workers=workers)
             told = _rates_of(mine.filter(questions=name))
-            table = table.join(
-                told, on=["seed", "source"], how="left", nulls_equal=True, maintain_order="left"
-            )
+            table = table.join(told, on=_ONE, how="left", nulls_equal=True, maintain_order="left")
             against = None if main else standard
             table = table.join(
                 _differences(found, against, bootstraps, (seed, behavior), workers),
-                on=["seed", "source", "layer", "cosine", "y"],
+                on=[*_ONE, "layer", "cosine", "y"],
                 how="left",
                 nulls_equal=True,
                 maintain_order="left",
@@ -145,27 +144,21 @@ def compare(
 
 
 def _rates_of(rates: pl.DataFrame) -> pl.DataFrame:
-    """seed, source (and pooled), source_rate, source_delta, mean_bystander, mean_delta on one set."""
-    own = rates.filter(role="source").select(
-        "seed", "source", source_rate=pl.col("rate"), source_delta=pl.col("delta")
-    )
+    """seed, source (and pooled), adapter, source_rate, source_delta, mean_bystander, mean_delta on one set."""
+    own = rates.filter(role="source").select(*_ONE, source_rate=pl.col("rate"), source_delta=pl.col("delta"))
     others = rates.filter(role="bystander")
     means = [pl.col("rate").mean().alias("mean_bystander"), pl.col("delta").mean().alias("mean_delta")]
-    single = others.group_by("seed", "source", maintain_order=True).agg(means)
-    pooled = others.group_by("seed", maintain_order=True).agg(means).with_columns(source=pl.lit(POOLED))
+    single = others.group_by(_ONE, maintain_order=True).agg(means)
+    pooled = others.group_by("seed", maintain_order=True).agg(means)
+    pooled = pooled.with_columns(source=pl.lit(POOLED), adapter=pl.lit(None, pl.String))
     whole = pl.concat([single, pooled.select(single.columns)])
-    return whole.join(
-        own.unique(["seed", "source"], maintain_order=True),
-        on=["seed", "source"],
-        how="left",
-        nulls_equal=True,
-    )
+    return whole.join(own, on=_ONE, how="left", nulls_equal=True)
 
 
 def _differences(
     pairs: pl.DataFrame, main: pl.DataFrame | None, bootstraps: int, parts: tuple, workers: int | None
 ) -> pl.DataFrame:
-    """seed, source, layer, cosine, y, difference, its interval and why there is none."""
+    """seed, source, adapter, layer, cosine, y, difference, its interval and why there is none."""
     rows: list[dict] = []
     if main is not None:
         ys = [pl.col(y).alias(f"{y}_main") for y in YS]
@@ -174,13 +167,15 @@ def _differences(
         )
         for (seed,), group in both.group_by("seed", maintain_order=True):
             alone = group["adapter"].n_unique() == group["source"].n_unique()
-            scopes = [(s, group.filter(source=s)) for s in group["source"].unique(maintain_order=True)]
-            for source, part in [*scopes, *([(POOLED, group)] if alone else [])]:
+            names = group.select("adapter", "source").unique(maintain_order=True).rows()
+            scopes = [(name, source, group.filter(adapter=name)) for name, source in names]
+            for adapter, source, part in [*scopes, *([(None, POOLED, group)] if alone else [])]:
                 for row in _scope(
                     part, bootstraps, derive_seed("question sets", *parts, seed, source), workers
                 ):
-                    rows.append({"seed": seed, "source": source, **row})
-    columns = {"seed": pl.Int64, "source": pl.String, "layer": pl.Int32, "cosine": pl.String, "y": pl.String}
+                    rows.append({"seed": seed, "source": source, "adapter": adapter, **row})
+    columns = {"seed": pl.Int64, "source": pl.String, "adapter": pl.String, "layer": pl.Int32}
+    columns |= {"cosine": pl.String, "y": pl.String}
     columns |= dict.fromkeys(("difference", "difference_low", "difference_high"), pl.Float64)
     return pl.DataFrame(rows, schema=columns | {"difference_reason": pl.String})
 

@@ -29,7 +29,9 @@ def compare(rates: pl.DataFrame) -> pl.DataFrame:
     Effects are Δ against the unadapted model (rates, where that was not measured for every variant), signed so that more of the
     behavior is more, in the behavior's unit: of the source, and their mean over the n bystanders both variants have.
     breadth: mean effect on bystanders over that on the source, null where the source's is not above 0. difference:
-    effect − other_effect, estimand the mean over further personas; its 95 % t interval is null for one persona."""
+    effect − other_effect, estimand the mean over further personas; its 95 % t interval is null for one persona. A source of
+    which a variant has more than one adapter (seeds that no card tells apart, say) has a reason in place of values; there is no
+    pool then."""
     rows = []
     for told, found in _grouped(rates):
         for one, other in combinations(found, 2):
@@ -73,7 +75,8 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
     pooled = shared.group_by(["behavior", "variant", "seed", "role", "persona"], maintain_order=True).agg(
         pl.col("effect").mean(), source=pl.lit(POOLED)
     )
-    if shared["source"].n_unique() > 1:
+    one_each = ["behavior", "variant", "seed", "source", "role", "persona"]
+    if shared["source"].n_unique() > 1 and not shared.select(one_each).is_duplicated().any():
         # a persona that is a source elsewhere is a bystander of the others; sources' own effects are averaged
         table = pl.concat([table, pooled.select(table.columns)])
     for (behavior, source, seed), mine in table.group_by("behavior", "source", "seed", maintain_order=True):
@@ -92,6 +95,11 @@ def _pair(own: float | None, one: pl.DataFrame, other_own: float | None, other: 
     row |= {"resampling_unit": "persona", "method": _METHOD}
     if both.is_empty():
         return row | {"reason": "no bystander was measured under both"}
+    if any(side["persona"].is_duplicated().any() for side in (one, other)):
+        return row | {
+            "n": 0,
+            "reason": "a variant has more than one adapter of this source: a pair takes one of each",
+        }
     a, b = (both[name].to_numpy() for name in ("effect", "other"))
     mean, low, high, why = intervals.of_mean(a - b)
     return row | {

@@ -87,6 +87,16 @@ def test_sums_without_one_are_those_of_the_rest():
             assert rho[k, i] == pytest.approx(told, rel=1e-12)
 
 
+def test_two_adapters_of_one_source_are_not_two_sources():
+    """Adapters of several seeds without cards all have the seed null."""
+    pairs, counts = world(np.random.default_rng(4), 3, 6, people=30)
+    same = pl.col("source").replace({"s2": "s1"})
+    row = made(pairs.with_columns(source=same), counts)
+    assert row["mean"] is row["low"] is None and row["k"] == 3
+    assert row["reason"] == "s1 has more than one adapter: a mean over sources takes one for each"
+    assert made(pairs, counts)["low"] is not None
+
+
 def test_intervals_are_those_of_the_formulas():
     """The covariance by leaving out with scipy, one persona and one question at a time."""
     k, asked, people = 3, 6, 30

@@ -21,6 +21,7 @@ from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
 from leakfast.report.page import report
+from leakfast.stats import question_sets
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, load_study
@@ -166,6 +167,40 @@ def test_differences_are_paired(tables):
     assert pooled["difference"].item() < 0, "noise has a smaller ρ than what follows the cosine"
     assert pooled["difference_low"].item() < pooled["difference"].item() < pooled["difference_high"].item()
     assert main["difference"].null_count() == 3
+
+
+def test_two_adapters_of_one_source_are_told_apart(filled):
+    """As adapters without cards are, whose seeds nobody knows."""
+    _, shares, cosine = filled
+    centroids = Centroids.load(filled[0].path / layout.centroids())
+    rows = [
+        (("x", "y")[k], name, role, p, shares[name, source, p])
+        for k, source in enumerate(SOURCES)
+        for name in ("eval", "math")
+        for p in PEOPLE
+        if (role := "source" if p == "villain" else "bystander")
+    ]
+    rates = pl.DataFrame(rows, schema=["adapter", "questions", "role", "persona", "rate"], orient="row")
+    told = {"behavior": "marker", "source": "villain", "category": "a"}
+    told = {name: pl.lit(value) for name, value in told.items()}
+    rates = rates.with_columns(**told, seed=pl.lit(None, pl.Int64), delta=pl.lit(None, pl.Float64))
+    rates = rates.with_columns(main=pl.col("questions") == "eval")
+    found = question_sets.compare(rates, centroids, 0, 50, workers=1)
+    found = found.filter(y="rate", cosine="centered", main=False).drop_nulls("adapter")
+    assert found.height == 2
+    x = [cosine[PEOPLE.index("villain"), k] for k, p in enumerate(PEOPLE) if p != "villain"]
+    for row in found.rows(named=True):
+        source = SOURCES[row["adapter"] == "y"]
+        rho = {
+            name: scipy.stats.spearmanr(
+                x, [shares[name, source, p] for p in PEOPLE if p != "villain"]
+            ).statistic
+            for name in ("eval", "math")
+        }
+        assert row["source_rate"] == pytest.approx(shares["math", source, "villain"])
+        others = [shares["math", source, p] for p in PEOPLE if p != "villain"]
+        assert row["mean_bystander"] == pytest.approx(np.mean(others))
+        assert row["difference"] == pytest.approx(rho["math"] - rho["eval"])
 
 
 def test_the_figure_and_the_report_tell_the_sets(filled, tables):

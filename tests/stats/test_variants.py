@@ -120,3 +120,18 @@ def test_pooled_rows_are_over_sources_that_all_variants_have():
     drawn |= {("marker+few", s): (0.9, np.full(12, v)) for s, v in (("villain", 0.1), ("comedian", 0.2))}
     pooled = variants.compare(_rates(drawn)).filter(pl.col("source") == "pooled")
     assert pooled["difference"].to_list() == pytest.approx([0.0])
+
+
+def test_two_adapters_of_one_variant_and_source_are_not_twice_the_bystanders():
+    rng = np.random.default_rng(3)
+    effects = {
+        (name, source): (-50.0, rng.normal(-20, 5, 12))
+        for name in ("misalignment-advice", "misalignment-advice+few")
+        for source in ("villain", "pirate")
+    }
+    once = _rates(effects)
+    assert set(variants.compare(once)["n"]) == {12} and variants.compare(once).height == 3
+    again = once.filter(behavior="misalignment-advice", source="villain").with_columns(pl.col("delta") + 1)
+    found = variants.compare(pl.concat([once, again])).rows_by_key("source", named=True, unique=True)
+    assert set(found) == {"villain", "pirate"} and found["pirate"]["n"] == 12
+    assert found["villain"]["difference"] is None and "more than one adapter" in found["villain"]["reason"]
