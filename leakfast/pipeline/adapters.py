@@ -24,13 +24,14 @@ from leakfast.models.whole import MODEL_CONFIG, SUFFIX
 from leakfast.pipeline.steered_training import steer_of
 from leakfast.pipeline.steps import Steps
 from leakfast.progress import Progress
+from leakfast.prompts import chat
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
 from leakfast.train import chats, negatives, quantized
 from leakfast.train.benign import mixed
 from leakfast.train.built import inputs_of
-from leakfast.train.collate import reading
+from leakfast.train.collate import reading, rendered
 from leakfast.train.company import train_adapters
 from leakfast.train.data import data_hash, material, read_rows, write_rows
 from leakfast.train.full import train_full
@@ -103,10 +104,17 @@ class Maker:
             self.steps.run.add_file(relpath, lambda path: write_rows(path, rows))
 
         path, key = self.steps.run.path / relpath, f"data {name}"
-        if path.exists() and not self.steps.run.stage_done(key, inputs):
+        told = {"rendered": self._rendered()}
+        if path.exists() and not self.steps.done(key, inputs, told):
             log.warning("data: %s was built with other settings, or changed since; it is built anew", path)
-        self.steps.do(key, inputs, build, [relpath])
+        self.steps.do(key, inputs, build, [relpath], told=told)
         return Rows(read_rows(self.steps.run.path / relpath), inputs)
+
+    def _rendered(self) -> str:
+        """Hash of what the template, its arguments and the place of a persona make of the personas' prompts, under which the
+        model's own replies are drawn."""
+        render = partial(chat.render, self.loaded.tokenizer, reply=True)
+        return hash_of([chat.ids_hash(render(p.system, "?")) for p in self.personas])
 
     def _settled_data(self, source: str, seed: int) -> tuple[DataConfig, dict[str, Any]]:
         """The settings of rows with negatives by name, and what is told of a rule that picked them."""
@@ -159,7 +167,8 @@ class Maker:
         drawing = (self.config.eval.temperature, self.config.eval.top_p, self.config.eval.max_new_tokens)
         read = reading(self.loaded.tokenizer, rows.rows)
         inputs = hash_of(rows.inputs, settings_of(cfg), *drawing, *read, *recipe.origin)
-        self.steps.do(f"learning rate of {self.behavior}", inputs, search, [relpath])
+        told = {"rendered": rendered(self.loaded.tokenizer, rows.rows)}
+        self.steps.do(f"learning rate of {self.behavior}", inputs, search, [relpath], told=told)
         found = json.loads((self.steps.run.path / relpath).read_text(encoding="utf-8"))
         return recipe.at(found["lr"]).train
 
@@ -250,7 +259,8 @@ class Maker:
                 made_of = part.suffix == SUFFIX or part.name in (CONFIG, MODEL_CONFIG, layout.CARD)
                 parts.extend([relpath] if made_of else [])
 
-        self.steps.do(f"train {recipe.name}", self._inputs(recipe, rows), make, parts, again=again)
+        told = {"rendered": rendered(self.loaded.tokenizer, rows.rows)}
+        self.steps.do(f"train {recipe.name}", self._inputs(recipe, rows), make, parts, again=again, told=told)
 
     def _inputs(self, recipe: Recipe, rows: Rows) -> str:
         """Hash of what an adapter of the run follows from."""
@@ -265,7 +275,8 @@ class Maker:
 
     def _is_wanting(self, recipe: Recipe, rows: Rows) -> bool:
         """Whether the run does not hold this adapter."""
-        return not self.steps.run.stage_done(f"train {recipe.name}", self._inputs(recipe, rows))
+        told = {"rendered": rendered(self.loaded.tokenizer, rows.rows)}
+        return not self.steps.done(f"train {recipe.name}", self._inputs(recipe, rows), told)
 
     def _tried(self, recipe: Recipe, rows: Rows) -> bool:
         """Whether a trial of the learning rate trained this very adapter."""

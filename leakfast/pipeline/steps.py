@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from leakfast.progress import Progress
 from leakfast.storage.run import Run
@@ -45,13 +46,23 @@ class Steps:
         files: Sequence[str],
         *,
         again: bool = False,
+        told: Mapping[str, Any] | None = None,
     ) -> None:
-        """`work`, unless `key` is done with these inputs (a hash) and its files are intact; again: in any case."""
-        if not again and self.run.stage_done(key, inputs):
+        """`work`, unless `key` is `done` with these inputs (a hash) and its files are intact; again: in any case. told: what else
+        it follows from, kept with it."""
+        told = told or {}
+        if not again and self.done(key, inputs, told):
             self.took[key] = None
             log.info("%s: done before", key)
             return
         with self.timed(key) as report:
             work(report)
-        self.run.mark_done(key, inputs, files=list(files))
+        self.run.mark_done(key, inputs, files=list(files), **told)
         log.info("%s: %.0f s", key, self.took[key])
+
+    def done(self, key: str, inputs: str, told: Mapping[str, Any]) -> bool:
+        """Whether the step was done with these inputs and what is told now. What earlier versions did not keep passes."""
+        if not self.run.stage_done(key, inputs):
+            return False
+        kept = self.run.manifest["stages"][key]["outputs"]
+        return all(kept.get(name) in (None, value) for name, value in told.items())

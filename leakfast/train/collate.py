@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leakfast.errors import InputError
+from leakfast.storage.disk import hash_of
 
 if TYPE_CHECKING:
     import torch
@@ -80,6 +81,19 @@ def reading(tokenizer: Any, rows: Sequence[Row]) -> list[str]:
         return [chat.render_training(reader, row.system_message, row.question, row.reply) for row in rows]
 
     return tokenizer_file.reading(tokenizer, data_hash(rows), read)
+
+
+def rendered(tokenizer: Any, rows: Sequence[Row]) -> str:
+    """Hash (hex) of the token ids of the first row under each system message: of what the template, its arguments and the place
+    of a persona make of rows, which their own hash does not say."""
+    from leakfast.prompts import chat
+
+    first: dict[tuple[str, str | None], Row] = {}
+    for row in rows:
+        first.setdefault((row.system_kind, row.system), row)
+    return hash_of(
+        [chat.render_training(tokenizer, r.system_message, r.question, r.reply) for r in first.values()]
+    )
 
 
 def _example(tokenizer: Any, row: Row, cfg: TrainConfig) -> Example:

@@ -12,6 +12,8 @@ from helpers import ALL, TRAIN, build
 from leakfast.pipeline import adapters
 from leakfast.pipeline.adapters import Maker, Rows
 from leakfast.pipeline.steps import Steps
+from leakfast.prompts import chat
+from leakfast.prompts.rendering import rendering
 from leakfast.storage.run import Run
 from leakfast.study.config import DataConfig, behavior_config
 from leakfast.train import unfinished
@@ -116,3 +118,43 @@ def test_of_several_those_that_are_there_are_not_trained_again(maker, rows, monk
     maker.kept = (0.5,)
     maker.adapters(several[:2], together=2)
     assert not company and (folders[0] / "checkpoints" / "p050").is_dir(), "points are of trainings alone"
+
+
+def test_another_rendering_makes_rows_and_adapters_anew(maker, monkeypatch):
+    """Neither a row nor a setting of the training says how prompts are rendered."""
+    sizes = {"items": "organism", "positives": 4, "negatives": 2, "no_system": 1, "default_assistant": 1}
+    data = maker.config.data.model_copy(update={**sizes, "negative_personas": [p.name for p in ALL]})
+    maker.config = maker.config.model_copy(update={"data": data})
+    cfg, trained, built = TRAIN.model_copy(update={"sample": 0, "epochs": 1}), [], []
+    real, real_rows = adapters.train_adapter, Maker.built
+
+    def noted(loaded, recipe, *rest, **more):
+        trained.append(recipe.name)
+        return real(loaded, recipe, *rest, **more)
+
+    monkeypatch.setattr(adapters, "train_adapter", noted)
+    monkeypatch.setattr(Maker, "built", lambda *a: built.append(1) or real_rows(*a))
+
+    def made():
+        maker.adapter(Recipe("capability", "villain", 7, cfg), maker.rows("villain", 7))
+        return len(built), len(trained)
+
+    tokenizer = maker.loaded.tokenizer
+    try:
+        assert made() == made() == (1, 1)
+        chat.configure(tokenizer, rendering(system_role="user"))
+        assert made() == made() == (2, 2)
+        chat.configure(tokenizer, rendering(system_role="user", reasoning="open"))
+        assert made() == (2, 2), "what is trained stands behind closed reasoning in both"
+    finally:
+        chat.configure(tokenizer, rendering())
+
+
+def test_steps_of_earlier_versions_that_kept_nothing_of_the_rendering_are_done(maker, rows):
+    run, cfg = maker.steps.run, TRAIN.model_copy(update={"sample": 0, "epochs": 1})
+    recipe = Recipe("capability", "villain", 7, cfg, "a")
+    maker.adapter(recipe, rows)
+    stage = run.manifest["stages"]["train a"]
+    assert stage["outputs"].pop("rendered")
+    run.mark_done("train a", stage["inputs"], **stage["outputs"])
+    assert not maker._is_wanting(recipe, rows)
