@@ -269,7 +269,7 @@ def _sets(stats: Stats, behavior: str, layer: int | None) -> dict[str, Any]:
     )
     rows = [
         {"source": source, "seed": seed, "by_set": {row["questions"]: row for row in part.rows(named=True)}}
-        for (source, seed), part in mine.group_by("source", "seed", maintain_order=True)
+        for (source, seed, _), part in mine.group_by("source", "seed", "adapter", maintain_order=True)
     ]
     rows.sort(key=lambda row: row["source"] == POOLED)
     return {"names": mine["questions"].unique(maintain_order=True).to_list(), "rows": rows}
@@ -307,17 +307,18 @@ def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
     the cosine's place among all."""
     mine = stats.rates.filter(behavior=source["behavior"], adapter=source["adapter"], role="bystander")
     near = stats.pairs.filter(
-        pl.col("seed").eq_missing(pl.lit(source["seed"], pl.Int64)),
         pl.col("layer").eq_missing(pl.lit(layer, pl.Int32)),
         behavior=source["behavior"],
         source=source["source"],
-    ).select(
+    )
+    # cosines are of the base model: the same in every adapter's pairs of that source
+    near = near.unique("persona", keep="first", maintain_order=True).select(
         "persona",
         "cosine_centered",
         place=pl.col("cosine_centered").rank("min", descending=True).cast(pl.Int64),
     )
     mine = mine.with_columns(side.alias(f"shown_{end}") for end, side in rate_interval(mine).items())
-    top = mine.join(near.unique("persona"), on="persona", how="left").sort(
+    top = mine.join(near, on="persona", how="left").sort(
         ["rate", "persona"], descending=[sign(source["behavior"]) > 0, False], nulls_last=True
     )
     return {"source": source, "rows": top.head(LEAKERS).rows(named=True), "of": mine.height}

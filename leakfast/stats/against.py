@@ -81,13 +81,13 @@ class Pair(NamedTuple):
 
 def pairs_of(this: Side, other: Side, *, base: bool = False) -> Iterator[Pair]:
     """Every adapter that both runs measured, by behavior, source and training seed; base: the unadapted model too."""
-    both: dict[tuple, tuple[str, str]] = _both(this.stats, other.stats)
+    both = _both(this.stats, other.stats)
     if base:
         there = [
             set(side.stats.rates.filter(role="base")["behavior"].unique().to_list()) for side in (this, other)
         ]
-        both |= {(behavior, None, None): (BASE, BASE) for behavior in sorted(there[0] & there[1])}
-    for key, (adapter, elsewhere) in both.items():
+        both += [((behavior, None, None), BASE, BASE) for behavior in sorted(there[0] & there[1])]
+    for key, adapter, elsewhere in both:
         told = dict(zip(_KEY, key, strict=True)) | {"adapter": adapter, "other_adapter": elsewhere}
         same = _asked(this.run, key[0], adapter) == _asked(other.run, key[0], elsewhere) is not None
         named = ((this, adapter), (other, elsewhere))
@@ -95,17 +95,25 @@ def pairs_of(this: Side, other: Side, *, base: bool = False) -> Iterator[Pair]:
         yield Pair(told, same, mine, theirs, [_counts(side, key[0], name) for side, name in named])
 
 
-def _both(one: Stats, other: Stats) -> dict[tuple, tuple[str, str]]:
-    """(behavior, source, seed) of both → the adapter's name in each."""
+def _both(one: Stats, other: Stats) -> list[tuple[tuple, str, str]]:
+    """((behavior, source, seed), the adapter's name in each) of what both measured. Where a run has several adapters of a source
+    and seed (without cards, whose seeds nobody knows) those of one name are the same, and others are not met."""
 
-    def adapters(stats: Stats) -> dict[tuple, str]:
+    def adapters(stats: Stats) -> dict[tuple, list[str]]:
         rows = stats.rates.filter(pl.col("role") != "base", pl.col("source").is_not_null())
-        return {
-            tuple(row[:3]): row[3] for row in rows.select(*_KEY, "adapter").unique(maintain_order=True).rows()
-        }
+        found: dict[tuple, list[str]] = {}
+        for row in rows.select(*_KEY, "adapter").unique(maintain_order=True).rows():
+            found.setdefault(tuple(row[:3]), []).append(row[3])
+        return found
 
-    theirs = adapters(other)
-    return {key: (name, theirs[key]) for key, name in adapters(one).items() if key in theirs}
+    theirs, met = adapters(other), []
+    for key, names in adapters(one).items():
+        elsewhere = theirs.get(key, [])
+        if len(names) == len(elsewhere) == 1:
+            met.append((key, names[0], elsewhere[0]))
+        else:
+            met += [(key, name, name) for name in names if name in elsewhere]
+    return met
 
 
 def _asked(run: Run, behavior: str, adapter: str) -> frozenset[str] | None:

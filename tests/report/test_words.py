@@ -12,8 +12,10 @@ from leakfast import stats
 from leakfast.cli.main import main
 from leakfast.report import content, ordering, page, sample
 from leakfast.stats import beyond, summary
+from leakfast.stats.tables import Stats
 from leakfast.storage import layout
 from leakfast.storage.run import Run
+from tests.rates_made import made_rates
 
 JUDGED = "misalignment-advice"
 pytestmark = pytest.mark.long
@@ -162,3 +164,18 @@ def test_a_run_is_not_set_against_itself(marked, capsys):
     run, _ = marked
     assert main(["report", str(run.path), "--against", str(run.path)]) == 2
     assert "is the run itself" in capsys.readouterr().err
+
+
+def test_a_leakers_place_is_among_bystanders_however_many_adapters_the_source_has():
+    rates = made_rates(sources=("s",), n=12)
+    near = rates.filter(role="bystander").select("persona", cosine=pl.int_range(pl.len()) / 100)
+    pairs = rates.filter(role="bystander").join(near, on="persona")
+    pairs = pairs.with_columns(layer=pl.lit(3, pl.Int32), cosine_centered="cosine")
+    several = [frame.with_columns(adapter=pl.lit(name)) for frame in (pairs,) for name in ("a", "b")]
+    told = {"behavior": "capability", "adapter": "a", "source": "s", "seed": 42}
+    stats = Stats(rates.with_columns(adapter=pl.lit("a")), pl.concat(several), pairs)
+    rows = content._leakers(stats, told, 3)["rows"]
+    wanted = {name: 12 - i for i, name in enumerate(near["persona"])}
+    assert {row["persona"]: row["place"] for row in rows} == {
+        row["persona"]: wanted[row["persona"]] for row in rows
+    }

@@ -12,9 +12,11 @@ from report_runs import ASKED, PEOPLE, QUESTIONS, SOURCES, fill
 
 from leakfast import stats
 from leakfast.cli.main import main
-from leakfast.stats import two_way
+from leakfast.stats import against, two_way
 from leakfast.stats.against import Side, compare
+from leakfast.stats.tables import Stats
 from leakfast.storage.run import Run
+from tests.rates_made import made_rates
 
 pytestmark = pytest.mark.long
 ADAPTER = "completions/marker/marker-villain-s42"
@@ -57,6 +59,17 @@ def test_a_run_against_itself_differs_by_nothing(this):
     table = compare(this, this, bootstraps=99)
     assert table.height == 3 * len(SOURCES) and table["paired"].all()
     assert (table.select("difference", "difference_low", "difference_high").to_numpy() == 0).all()
+
+
+def test_of_several_adapters_of_one_source_and_seed_those_of_one_name_are_met():
+    def side(*names):
+        rates = made_rates(sources=("s",)).with_columns(seed=pl.lit(None, pl.Int64))
+        return Stats(pl.concat([rates.with_columns(adapter=pl.lit(n)) for n in names]), rates, rates)
+
+    key = ("capability", "s", None)
+    assert against._both(side("a"), side("b")) == [(key, "a", "b")]
+    assert against._both(side("a", "b"), side("c", "b")) == [(key, "b", "b")]
+    assert against._both(side("a", "b"), side("c")) == []
 
 
 def test_differences_are_paired_by_question_and_persona(this, other):
