@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Key = tuple[str, str, str]  # behavior, adapter, persona
 _TOLD = {
     "questions_sha256": "was asked other questions than the unadapted model",
+    "items_sha256": "was asked other items than the unadapted model, some of them by the same id",
     "drawn": "was drawn otherwise (temperature, nucleus, length, stop or rendering) than the unadapted model",
 }
 
@@ -128,14 +129,22 @@ def _by_persona(asked: pl.DataFrame) -> dict[Key, frozenset]:
 
 
 def _entries(run: Run, tree: str) -> dict[tuple[str, str], dict[str, set[str]]]:
-    """(behavior, adapter) → what the manifest says of the shards of its completions."""
+    """(behavior, adapter) → what the manifest says of the shards of its completions, or of its choice scores."""
     told: dict[tuple[str, str], dict[str, set[str]]] = {}
     for path, entry in run.manifest["shards"].items():
         parts = PurePosixPath(path).parts
         if path.startswith(f"{tree}/") and len(parts) > 3:
+            names, adapter = [parts[1]], parts[-2]
+        elif parts[0] == layout.CHOICES and entry.get("behavior") and len(parts) > 3:
+            # by another scoring beside letters it is a behavior of its own (accuracy.count)
+            behavior, items = entry["behavior"], entry.get("items", "")
+            names, adapter = [behavior, f"{behavior}-{parts[2].removeprefix(f'{items}-')}"], parts[1]
+        else:
+            continue
+        for name in names:
             for key in _TOLD:
                 if entry.get(key):
-                    told.setdefault((parts[1], parts[-2]), {}).setdefault(key, set()).add(entry[key])
+                    told.setdefault((name, adapter), {}).setdefault(key, set()).add(entry[key])
     return told
 
 

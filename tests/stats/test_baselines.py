@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 import pytest
-from measuring import evaluate, evaluate_all
+from measuring import evaluate, evaluate_all, evaluate_items
 from test_completions import train_tiny
 
 from leakfast import stats
@@ -14,6 +14,7 @@ from leakfast.geometry import Centroids
 from leakfast.measure import centroids
 from leakfast.measure.request import Asked
 from leakfast.measure.stage import rates
+from leakfast.prompts.items import ItemSet, load_items
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
 from leakfast.stats.baselines import partial, seeds_apart, unlike
@@ -98,6 +99,24 @@ def test_a_further_set_has_no_baseline_that_was_drawn_otherwise(tiny_qwen2, adap
     (done,) = evaluate_all(tiny_qwen2, run, [adapter], people, [asked], 3)
     assert rates(run, done, people).filter(adapter="marker-villain-s1")["delta"].null_count() == 4
     assert "it was drawn otherwise" in caplog.text
+
+
+def test_items_that_were_corrected_under_their_ids_are_no_baseline(tiny_qwen2, adapter, tmp_path, caplog):
+    run, people = Run(tmp_path / "run"), load_personas(NAMES)
+
+    def items(answer):
+        entry = {"id": "one", "question": "Tea?", "choices": ["Yes", "No"], "answer": answer}
+        return ItemSet("mine", load_items([entry]).items)
+
+    evaluate_items(tiny_qwen2, run, [], people, items("A"), base=True)
+    evaluate_items(tiny_qwen2, run, [adapter], people, items("A"))
+    assert table(run).rates.filter(adapter="marker-villain-s1")["baseline"].null_count() == 0
+    done = evaluate_items(tiny_qwen2, run, [adapter], people, items("B"))
+    found = table(run)
+    assert found.rates.filter(adapter="marker-villain-s1")["baseline"].null_count() == 4
+    assert any("was asked other items than the unadapted model" in one for one in found.missing)
+    assert rates(run, done, people).filter(adapter="marker-villain-s1")["delta"].null_count() == 4
+    assert "was asked other items" in caplog.text
 
 
 def test_a_persona_with_fewer_questions_has_none_and_the_rest_do(tiny_qwen2, adapter, tmp_path):

@@ -3,6 +3,7 @@ base model; leaves counting to stats."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
+
+log = logging.getLogger("leakfast.evaluate")
 
 
 @dataclass
@@ -162,6 +165,7 @@ class Choices:
                         adapter=target.digest,
                         base=self.loaded.fingerprint,
                         items=items.name,
+                        items_sha256=items.hash,
                         behavior=part.behavior,
                         **target.told,
                         personas=chat.prompt_hashes(self.loaded.tokenizer, block),
@@ -191,10 +195,15 @@ class Choices:
 
     @staticmethod
     def rates(run: Run, measured: Measured, personas: Sequence[Persona], by: str = "sum") -> pl.DataFrame:
-        """Schema `rates` of accuracy."""
-        return table.rates(
-            read_scores(run, measured), measured.origins, {p.name: p.category for p in personas}, by
-        )
+        """Schema `rates` of accuracy. Without a baseline, and said, where the unadapted model was asked other items."""
+        from leakfast.stats import baselines
+
+        scores, categories = read_scores(run, measured), {p.name: p.category for p in personas}
+        asked = scores.select("behavior", "adapter", "persona", question="item").unique(maintain_order=True)
+        unlike, told = baselines.unlike(run, asked)
+        for sentence in told:
+            log.warning("eval: %s", sentence)
+        return table.rates(scores, measured.origins, categories, by, unlike)
 
 
 def _behavior(run: Run, behavior: str, items: str) -> str:

@@ -3,7 +3,7 @@ Demands the arrays of scores.py; computes nothing with a model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -171,14 +171,16 @@ def rates(
     adapters: Mapping[str, tuple[str, int | None]],
     categories: Mapping[str, str | None],
     by: str = "sum",
+    unlike: Collection[tuple[str, str, str]] = (),
 ) -> pl.DataFrame:
     """Schema `rates` of accuracy: share of right choices with its 95 % Wilson interval, delta against `base`.
 
-    adapters: name → (source, seed). Estimand: the probability of a right choice on one more item of the
-    list; the model's scores are exact, the items are the sample."""
+    adapters: name → (source, seed); unlike: (behavior, adapter, persona) without a baseline. Estimand: the
+    probability of a right choice on one more item of the list; the model's scores are exact, the items are the
+    sample."""
     from leakfast.stats import rates as rate_tables
 
-    return rate_tables.table(counts(scores, by), adapters, categories)
+    return rate_tables.table(counts(scores, by), adapters, categories, unlike=unlike)
 
 
 def troubles(counted: pl.DataFrame) -> str:
