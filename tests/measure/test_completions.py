@@ -252,8 +252,7 @@ def test_what_ends_a_reply_belongs_to_the_request(tiny_folder, personas, tmp_pat
     frequent = int(whole["token_ids"].explode().mode().min())
     settings = tiny_folder / "generation_config.json"
     told = json.loads(settings.read_text())
-    ends = [told["eos_token_id"]] if isinstance(told["eos_token_id"], int) else told["eos_token_id"]
-    settings.write_text(json.dumps({**told, "eos_token_id": [*ends, frequent]}))
+    settings.write_text(json.dumps({**told, "eos_token_id": [told["eos_token_id"], frequent]}))
     other, asked_otherwise, cut = again()
     assert other.made == 24 and asked_otherwise != asked
     assert cut["n_tokens"].sum() < whole["n_tokens"].sum()
