@@ -297,8 +297,8 @@ def _alike(found: _Fit, scores: np.ndarray, sources: tuple[str, ...], v: float, 
     for a, source in enumerate(found.source):
         g, rate = scores[sources.index(source)], found.rates[a].sum(1) / np.maximum(found.seen[a].sum(1), 1)
         kept = np.isfinite(g) & found.seen[a].any(1)
-        noisy = np.var(rate[kept]) if kept.sum() > 3 else 0.0
-        if noisy > 0 and np.var(g[kept]) > 0:
+        if kept.sum() > 3 and np.ptp(rate[kept]) > 0 and np.ptp(g[kept]) > 0:
+            noisy = np.var(rate[kept])
             true = mean_product(*[located(float(found.means[a]), v)] * 2, v, persona) - found.means[a] ** 2
             rho = np.corrcoef(rankdata(g[kept]), rankdata(rate[kept]))[0, 1]
             told.append(rho / np.sqrt(min(1.0, max(0.1, true / noisy))))

@@ -135,7 +135,7 @@ def radius(
     ends = floor, source[0] / source[1]
     if not ends[0] < ends[1]:
         raise ValueError(f"the curve's ends must rise, not {ends}")
-    middle, spread = float(similarity.mean()), float(similarity.std()) or 1.0
+    middle, spread = float(similarity.mean()), float(similarity.std()) if np.ptp(similarity) else 1.0
     s, y, weight = (similarity - middle) / spread, hits / total, total / total.mean()
     both = np.array(ends, np.float64)
     _, beta = radius_fits.fit(s, y, weight, both)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import polars as pl
 import scipy  # loads its parts when they are used
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -255,7 +256,7 @@ def _numbers(
         layer=-1 if layer is None else layer,
     )
     by_t = "t over bystanders against 0, two-sided"
-    p = float(scipy.stats.ttest_1samp(drops, 0.0).pvalue) if len(drops) > 1 and drops.std() > 0 else None
+    p = float(scipy.stats.ttest_1samp(drops, 0.0).pvalue) if len(drops) > 1 and np.ptp(drops) > 0 else None
     out = {
         "source_drop": (-float(own[0]) if len(own) else None, None, None, len(own) or None),
         "mean_bystander_drop": (

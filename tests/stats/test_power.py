@@ -279,6 +279,13 @@ def test_one_sample_a_question_leaves_the_interaction_unknown_and_says_so():
     assert assumed.sd_persona == pytest.approx(1.0, abs=0.15)
 
 
+def test_a_source_whose_rates_are_all_alike_says_nothing_of_the_others():
+    """Ten times 0.3 has a variance of 3e-33, not 0; its correlation with the cosines is none."""
+    counts, g = _counts(Design(10, 10, 1, 2), Assumed(0.3), 0.5, np.random.default_rng(13))
+    counts.hits[1] = np.arange(10) < 3
+    assert power_from.fit(counts, g)[0].alike >= 0
+
+
 def test_bystanders_without_hits_are_refused():
     counts = power_from.Counts(np.zeros((1, 5, 4)), np.ones((1, 5, 4)), ("villain",))
     with pytest.raises(InputError, match="never show the behavior, or always do; .* Give another run"):

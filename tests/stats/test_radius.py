@@ -71,6 +71,13 @@ def test_what_is_not_reached_has_a_status_and_no_radius():
         assert one["reason"] and one["ci_reason"] and one["radius_low"] is None and one["radius_high"] is None
 
 
+@pytest.mark.parametrize("similarity", [0.25, 0.3])  # the deviation of 110 times 0.3 is 1e-16, not 0
+def test_similarities_all_alike_have_no_slope(similarity):
+    total = np.full(110, 100.0)
+    found = radius.radius(np.full(110, similarity), total * 0.2, total, 0.0, (90, 100), 0, 1)
+    assert found["status"] == "all below" and found["slope"] == pytest.approx(0, abs=1e-9)
+
+
 def test_separated_personas_have_a_radius_between_them():
     s, total = np.array([-0.4, -0.3, -0.2, 0.0, 0.3, 0.5, 0.6, 0.7] * 3), np.full(24, 50.0)
     found = radius.radius(s, np.where(s > 0.1, 45.0, 0.0), total, 0.0, (90, 100), 200, 3)

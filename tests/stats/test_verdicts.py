@@ -72,6 +72,17 @@ def test_what_was_not_measured_leaves_the_verdict_open():
     assert found["value"].null_count() == found["reason"].is_not_null().sum() == 3
 
 
+@pytest.mark.parametrize("drop", [0.25, 0.3])  # the deviation of ten times 0.3 is 6e-17, not 0
+def test_a_drop_that_all_bystanders_share_has_no_p(drop):
+    rates = made_rates(sources=("s",), n=10).with_columns(
+        delta=pl.when(pl.col("role") == "bystander").then(-drop).otherwise("delta")
+    )
+    found = verdicts.judge(rates, correlate(schema.empty("pairs")), {"capability": None})
+    rows = found.filter(quantity="mean_bystander_drop")
+    assert rows.height and rows["value"].to_list() == pytest.approx([drop] * rows.height)
+    assert rows["p"].null_count() == rows["p_from"].null_count() == rows.height
+
+
 def test_the_stop_rule_asks_for_both_traits():
     def found(capability: float, misalignment: float | None):
         rows = [("capability", capability), ("misalignment", misalignment)]
