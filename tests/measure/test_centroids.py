@@ -163,6 +163,17 @@ def test_the_file_carries_everything_and_comes_back(made, tiny_qwen2, personas, 
     assert len(set(json.loads(metadata["rendered_ids_hashes"]))) == 4
 
 
+@pytest.mark.parametrize("layout", [np.asfortranarray, lambda a: a[:, ::2], lambda a: a[::-1]])
+def test_centroids_that_lie_in_memory_otherwise_come_back_as_they_were(layout, tmp_path):
+    """safetensors 0.8 writes memory as it lies, whatever the strides: what is saved is laid in rows first."""
+    means = layout(np.arange(24, dtype=np.float32).reshape(4, 6))
+    kept = layout(np.arange(24, dtype=np.float32).reshape(4, 6))[:, None].repeat(3, 1).swapaxes(1, 2)
+    told = {"personas": list("abcd"), "layers": [0], "centered_on": list("abcd")}
+    again = Centroids.load(Centroids(list("abcd"), [0], told, {0: means}, {0: kept}).save(tmp_path / "c"))
+    np.testing.assert_array_equal(again.layer(0), means)
+    np.testing.assert_array_equal(again.questions[0], kept)
+
+
 def test_the_same_command_gives_the_same_bytes(made, tiny_qwen2, personas, tmp_path):
     first = made.save(tmp_path / "1.safetensors").read_bytes()
     for n in range(3):
