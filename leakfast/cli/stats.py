@@ -59,7 +59,7 @@ MANY_LAYERS = 10  # more than these, and the table of layers has a row for each
     "--source-rate",
     type=click.FloatRange(0, 1),
     help="Rate of the source (0–1) at which mitigations are compared, each at the measured point of training that is within "
-    "0.05 of it.  [default: the lowest final one]",
+    "0.05 of it.  [default: the study's match, else the lowest final one]",
 )
 @click.option(
     "--permute",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.behaviors.registry import get
 from leakfast.cluster.tasks import Task, cut, first_free, tasks_of
+from leakfast.pipeline.matching import steps_of
 from leakfast.pipeline.stages import Stages, chosen_of
 from leakfast.storage import layout
 from leakfast.storage.manifests import events
@@ -93,7 +94,9 @@ def _seconds(task: Task, study: Study, rates: Rates) -> float | None:
     if task.kind == "check":
         return 0.0
     if task.kind == "trajectory":
-        return rates.once.get(f"{task.behavior} through training")
+        before = steps_of(task.behavior) if study.trajectory.match is not None else ()
+        took = [rates.once.get(step) for step in (*before, f"{task.behavior} through training")]
+        return None if None in took else sum(seconds for seconds in took if seconds is not None)
     if task.kind == "steering":
         return rates.steered
     if task.kind == "train":

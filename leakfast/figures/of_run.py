@@ -30,6 +30,7 @@ from leakfast.figures.trajectory import trajectory
 from leakfast.geometry import Centroids
 from leakfast.stats import expected_rates, marks, summary
 from leakfast.stats import persona_map as planes
+from leakfast.stats.matching import one_each
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
 from leakfast.storage.run import Run
@@ -219,7 +220,7 @@ def _trajectory(source: _Source, behavior: str | None = None) -> Figure | str:
     if not source.run.has(layout.table("trajectory")):
         return "nothing was measured at points of training"
     table = source.run.read(layout.table("trajectory"))
-    table = table if behavior is None else table.filter(behavior=behavior)
+    table = one_each(table if behavior is None else table.filter(behavior=behavior))
     figure = trajectory(table, lambda behavior: summary.unit(table, behavior), source.choices.width)
     return noted(figure, marks.series_note(table))
 

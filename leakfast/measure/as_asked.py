@@ -15,7 +15,6 @@ from leakfast.measure.stage import measure
 from leakfast.models.adapters import adapter_hash
 from leakfast.progress import Progress
 from leakfast.storage.layout import BASE
-from leakfast.train.checkpoints import find_series
 
 if TYPE_CHECKING:
     from leakfast.generation.backends import Drawing
@@ -66,7 +65,7 @@ def _draw_lacking(
     for one in asked:
         if one.config.probability_replies == "base" or not request.adapters:
             continue
-        last = {a: find_series(a)[-1][1] if series else a for a in request.adapters}
+        last = {a: request.series(a)[-1][1] if series else a for a in request.adapters}
         lacking = [
             a
             for a, point in last.items()

@@ -61,17 +61,18 @@ class Completions:
     made = "drawn"
 
     def __init__(self, loaded: Loaded, request: Request, drawing: backends.Drawing, at: str) -> None:
-        from leakfast.train.checkpoints import find_series
-
         asked = [one for one in request.asked if not one.by_choices]
         if at == "checkpoints":
-            points = [folder for a in request.adapters for share, folder in find_series(a) if share > 0]
-            request = replace(request, adapters=points, base=True)
+            points = [folder for a in request.adapters for share, folder in request.series(a) if share > 0]
+            request = replace(request, adapters=points, base=not request.source_alone)
             asked = [replace(one, series=True) for one in asked if not one.beside]
         drawing = steerable(drawing, request, at)
         self.loaded, self.request, self.asked, self.drawing = loaded, request, asked, drawing
         samplings = [one.sampling for one in asked]  # refused before anything else
         self.targets = request.targets
+        lacking = {t.source for t in self.targets} - {p.name for p in request.personas}
+        if request.source_alone and lacking:
+            raise ValueError(f"sources alone are asked, and {lacking} are not among the personas")
         self.backend = backends.settle(loaded, drawing, samplings, adapters=any(t.path for t in self.targets))
         check_targets(loaded, self.targets, self.backend)
         warn_of_personas(loaded, request.personas, self.targets, "their rates differ by chance alone")
@@ -82,11 +83,21 @@ class Completions:
 
     def parts(self, run: Run) -> list[_Part]:
         found = []
-        for one, prompts in zip(self.asked, self.prompts, strict=True):
-            jobs = [self._job(run, target, one, prompts) for target in self.targets]
-            found.append(_Part(one, jobs, prompts=prompts))
-            self._take_over(run, found[-1])
+        for one, whole in zip(self.asked, self.prompts, strict=True):
+            for targets, prompts in self._groups(whole):
+                jobs = [self._job(run, target, one, prompts) for target in targets]
+                found.append(_Part(one, jobs, prompts=prompts))
+                self._take_over(run, found[-1])
         return found
+
+    def _groups(self, prompts: list[Prompt]) -> list[tuple[list[Target], list[Prompt]]]:
+        """Targets that are asked the same: all of them everything, or, where sources are alone, those of a source its own."""
+        if not self.request.source_alone:
+            return [(self.targets, prompts)]
+        return [
+            ([t for t in self.targets if t.source == source], [p for p in prompts if p.persona == source])
+            for source in dict.fromkeys(t.source for t in self.targets)
+        ]
 
     def _job(self, run: Run, target: Target, one: Asked, prompts: Sequence[Prompt]) -> Job:
         """The target's shards, blocks of prompts."""

@@ -75,13 +75,14 @@ class Target:
 class Asked:
     """One behavior to be measured: the questions, or multiple-choice items, that every persona is asked, and its
     settings. beside: the questions are a further set, kept apart from those that the behavior's tables are about;
-    series: so are the points of a training."""
+    series: so are the points of a training, and apart (layout.CHOOSING, CHOSEN) what is drawn there of sources alone."""
 
     behavior: str
     questions: QuestionSet | Sequence[str] | ItemSet
     config: EvalConfig
     beside: bool = False
     series: bool = False
+    apart: str = ""
 
     @property
     def by_choices(self) -> bool:
@@ -97,7 +98,9 @@ class Asked:
     def folder(self, adapter: str) -> str:
         """Where the completions of an adapter lie in a run."""
         beside = self.set_name if self.beside else ""
-        return layout.completions(self.behavior, adapter, questions=beside, series=self.series)
+        return layout.completions(
+            self.behavior, adapter, questions=beside, series=self.series, apart=self.apart
+        )
 
     @property
     def texts(self) -> list[str]:
@@ -148,7 +151,9 @@ class Request:
     """What is to be measured. asked: behaviors with their questions or items; adapters: peft folders; base: the unadapted
     model too; seed: of the draws; source: the persona trained, for adapters without a card; arms: interventions, under each
     of which every adapter (and the base) is measured instead of as it is; portion: (k, n), of every target's shards each
-    n-th alone, from the k-th, for processes that share a measurement ((0, 1): all).
+    n-th alone, from the k-th, for processes that share a measurement ((0, 1): all). At checkpoints: points: adapter's name →
+    the shares of its training (0–1) that are measured, of those that were kept (None: all of all); source_alone: each
+    adapter under its own source's prompt, one of `personas`, and no base.
 
     Raises InputError for no personas, and for nothing to ask them."""
 
@@ -160,6 +165,8 @@ class Request:
     source: Source = None
     arms: Sequence[Arm] = ()
     portion: tuple[int, int] = (0, 1)
+    points: Mapping[str, Sequence[float]] | None = None
+    source_alone: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "asked", tuple(self.asked))
@@ -186,6 +193,26 @@ class Request:
             self.adapters, self.asked[0].behavior if self.asked else "", source=self.source, base=self.base
         )
         return [target.under(arm) for target in found for arm in self.arms] or found
+
+    def series(self, adapter: Path) -> list[tuple[float, Path]]:
+        """(share, folder) of the points at which one of its adapters is measured, as `train.checkpoints.find_series`. Raises
+        InputError where that raises, and where none of the points asked for was kept."""
+        from leakfast.train.checkpoints import find_series
+
+        if self.points is None:
+            return find_series(adapter)
+        wanted = {layout.point_folder(share) for share in self.points[adapter.name]}
+        if wanted == {layout.point_folder(1.0)}:
+            return [(1.0, adapter)]
+        found = [
+            (share, folder) for share, folder in find_series(adapter) if layout.point_folder(share) in wanted
+        ]
+        if not found:
+            raise InputError(
+                f"eval: {adapter} has none of the points of training {', '.join(sorted(wanted))}. Train it again with them: "
+                "leakfast train --checkpoints …"
+            )
+        return found
 
 
 def find_targets(

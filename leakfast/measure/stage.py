@@ -64,7 +64,8 @@ def measure(
     another request are moved to quarantine/ (False: InputError). The first Ctrl-C or SIGTERM lets the shard in hand be
     written (where that takes no longer than interrupts.GRACE_S), then KeyboardInterrupt. What is killed outright loses
     less than a shard. A completion's seed depends on (seed, adapter hash, persona, question, sample), so a resumed run
-    holds what an uninterrupted one would. Returns one Measured a behavior, in the order asked.
+    holds what an uninterrupted one would. Returns one Measured a behavior (where sources are alone, one a source), in the
+    order asked.
 
     Raises, before anything is measured, InputError (unknown behavior, the same adapter name twice, a prompt too long,
     at checkpoints an adapter without any), AdapterError (another base, no card and no source), ModelError; StoreError
@@ -72,7 +73,10 @@ def measure(
     if at not in ("final", "checkpoints"):
         raise ValueError(f"at must be final or checkpoints, not {at!r}")
     run = run_or_out if isinstance(run_or_out, Run) else Run(run_or_out)
-    measurers = [kind(loaded, request, drawing or Drawing(), at) for kind in _kinds(request, by)]
+    kinds = _kinds(request, by)
+    if request.source_alone and kinds != [Completions]:
+        raise ValueError("sources alone are asked for completions alone")
+    measurers = [kind(loaded, request, drawing or Drawing(), at) for kind in kinds]
     run.create().note_maker(*maker())
     with run.lock():
         planned = [(measurer, measurer.parts(run)) for measurer in measurers]

@@ -4,6 +4,7 @@ study; measures nothing."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from leakfast.behaviors.registry import get
@@ -49,9 +50,19 @@ def asked(study: Study, behavior: str) -> list[Asked]:
 
 
 def followed(study: Study) -> list[str]:
-    """The behaviors whose training is followed on its way."""
-    of = study.trajectory.of or [name for name in trained(study) if not study.behaviors[name].average]
-    return of if study.trajectory.behaviors else []
+    """The behaviors whose training is followed on its way; means, which have an end alone, where trainings are matched."""
+    cfg = study.trajectory
+    of = cfg.of or [
+        name for name in trained(study) if cfg.match is not None or not study.behaviors[name].average
+    ]
+    return of if cfg.behaviors else []
+
+
+def points(study: Study, of: str) -> list[float]:
+    """The shares of its training, above 0, at which adapters of a behavior are measured: all that the study names and the
+    end; of a mean the end alone."""
+    shares = () if study.behaviors[of].average else study.trajectory.shares
+    return sorted({*(share for share in shares if share > 0), 1.0})
 
 
 def asked_on_the_way(study: Study, behavior: str, personas: Sequence[Persona]) -> tuple[list[Persona], Asked]:
@@ -68,6 +79,13 @@ def asked_on_the_way(study: Study, behavior: str, personas: Sequence[Persona]) -
     if one.by_choices and cfg.n_items:
         one = Asked(behavior, one.questions.sample(cfg.n_items), measured)
     return people, one
+
+
+def asked_to_match(study: Study, behavior: str, personas: Sequence[Persona]) -> tuple[list[Persona], Asked]:
+    """The sources, and what each is asked under its own adapters, at all points to choose one and again at the chosen one."""
+    people, one = load_personas(study.sources, among=personas), asked(study, behavior)[0]
+    told = {"samples": study.trajectory.match_samples, "measure": "completions"}
+    return people, replace(one, config=one.config.model_copy(update=told))
 
 
 def predictors(study: Study, personas: Sequence[Persona]) -> Request:

@@ -14,6 +14,7 @@ from leakfast.pipeline import asks
 from leakfast.pipeline import estimate_probability as probable
 from leakfast.pipeline import estimate_training as training
 from leakfast.pipeline.estimate_stage import Stage
+from leakfast.pipeline.matching import steps_of
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage import layout
@@ -182,8 +183,28 @@ def _on_the_way(
     stage = _measurement(name, [one], tokenizer, people, targets)
     if not whole.completions:
         return [stage, *read]
+    to_match = [_like(one, whole) for one in _to_match(study, behavior, tokenizer, personas)]
+    return [*to_match, _judged(study, behavior, _like(stage, whole)), *read]
+
+
+def _to_match(study: Study, behavior: str, tokenizer: Any, personas: Sequence[Any]) -> list[Stage]:
+    """The sources alone, each under its own adapters: at all points of training, and anew at the chosen ones."""
+    if study.trajectory.match is None:
+        return []
+    people, one = asks.asked_to_match(study, behavior, personas)
+    of = asks.followed(study)
+    numbers = (sum(len(asks.points(study, name)) for name in of), len(of))
+    stages = []
+    for title, points in zip(steps_of(behavior), numbers, strict=True):
+        stage = _measurement(title, [one], tokenizer, people, points * len(study.seeds))
+        stages.append(replace(stage, targets=stage.targets * len(people)))
+    return stages
+
+
+def _like(stage: Stage, whole: Stage) -> Stage:
+    """The stage with what is expected of its completions, each as long as in the whole measurement."""
     share = stage.completions / whole.completions
-    stage = replace(
+    return replace(
         stage,
         output_tokens=None if whole.output_tokens is None else round(whole.output_tokens * share),
         output_from=whole.output_from,
@@ -192,7 +213,6 @@ def _on_the_way(
         start_s=whole.start_s,
         disk_bytes=None if whole.disk_bytes is None else round(whole.disk_bytes * share),
     )
-    return [_judged(study, behavior, stage), *read]
 
 
 def _expected(

@@ -68,8 +68,12 @@ def _pairs(one: Asked, model: str, tokenizer: Any, personas: Sequence[Any], targ
 
 
 def on_the_way(study: Study, behavior: str, personas: Sequence[Any]) -> tuple[list[Any], Asked, int]:
-    """(who is asked, what, of how many targets) at the points of training that the study follows."""
+    """(who is asked, what, of how many targets) at the points of training that the study follows; where trainings are matched
+    at the chosen points and the ends, which may be one."""
     people, one = asks.asked_on_the_way(study, behavior, personas)
-    adapters = len(study.sources) * len(study.seeds) * len(asks.followed(study))
+    each = len(study.sources) * len(study.seeds)
+    if study.trajectory.match is not None:
+        return people, one, each * sum(min(2, len(asks.points(study, of))) for of in asks.followed(study)) + 1
+    adapters = each * len(asks.followed(study))
     points = len({*study.trajectory.shares, 1.0} - (set() if one.by_choices else {0.0}))
     return people, one, adapters * points + (0 if one.by_choices else 1)

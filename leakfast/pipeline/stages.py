@@ -345,12 +345,16 @@ class Stages:
             self.judge(behavior, series=True)
 
     def through_training(self, behavior: str, followed: Sequence[Path]) -> None:
-        """Measure a behavior at the points of those adapters' trainings."""
+        """Measure a behavior at the points of those adapters' trainings, all or (match) the chosen ones."""
         from leakfast.measure import Drawing, Request
         from leakfast.measure.as_asked import measure_as_asked
+        from leakfast.pipeline.matching import matched
 
         people, one = asks.asked_on_the_way(self.study, behavior, self.personas)
-        request, drawing = Request([one], people, followed, seed=self.study.seeds[0]), Drawing.of(self.study)
+        about = (self.study, self.loaded, self.steps, self.personas, behavior, followed)
+        points = None if self.study.trajectory.match is None or not followed else matched(*about)
+        request = Request([one], people, followed, seed=self.study.seeds[0], points=points)
+        drawing = Drawing.of(self.study)
         with self.steps.timed(f"{behavior} through training") as report:
             measure_as_asked(self.loaded, self.store, request, drawing, at="checkpoints", progress=report)
 

@@ -15,6 +15,7 @@ from leakfast.behaviors.registry import get, is_known
 from leakfast.report import ordering
 from leakfast.stats import expected_rates, summary
 from leakfast.stats.collect import People, read_people
+from leakfast.stats.matching import one_each
 from leakfast.stats.rates import BASE
 from leakfast.stats.summary import rate_interval
 from leakfast.stats.tables import Stats
@@ -253,7 +254,9 @@ def _trajectory(run: Run, place: dict[str, int]) -> dict[str, list] | None:
     """Rates at shares of training as columns, where the run has them."""
     if not run.has(layout.table("trajectory")):
         return None
-    table = run.read(layout.table("trajectory")).sort("behavior", "adapter", "share", maintain_order=True)
+    table = one_each(run.read(layout.table("trajectory"))).sort(
+        "behavior", "adapter", "share", maintain_order=True
+    )
     table = table.filter(pl.col("persona").is_in(list(place)))
     names = ["behavior", "adapter", "source", "items", "share", "role", "rate"]
     out = {name: _plain(table[name]) for name in names}

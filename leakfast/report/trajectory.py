@@ -37,11 +37,12 @@ def table(run: Run) -> pl.DataFrame | None:
     what was asked, share of training and persona the rate in the behavior's unit with its 95 % interval (Wilson; of judged
     means the t interval over samples), and delta against share 0 (null where that was not measured).
 
-    items: the list of items or the question set; scoring: letters or full-text, the judge's name, `detector`, or
-    `probability, ` and the estimator."""
+    items: the list of items or the question set; scoring: letters or full-text, the judge's name, `detector` (of sources
+    alone where trainings are matched: `detector, choosing` and `detector, chosen`), or `probability, ` and the estimator."""
     from leakfast.stats import rates, ties
 
     parts = [*_choices(run), *_completions(run), *_probabilities(run)]
+    parts += [*_completions(run, layout.CHOOSING), *_completions(run, layout.CHOSEN)]
     if not parts:
         return None
     counts = pl.concat(parts, how="diagonal")
@@ -150,17 +151,19 @@ def _probabilities(run: Run) -> Iterator[pl.DataFrame]:
                 )
 
 
-def _completions(run: Run) -> Iterator[pl.DataFrame]:
-    """The same, or judged means, of completions; what was drawn of the base is every adapter's beginning."""
+def _completions(run: Run, apart: str = "") -> Iterator[pl.DataFrame]:
+    """The same, or judged means, of completions; what was drawn of the base is every adapter's beginning. apart: as of
+    layout.completions."""
     from leakfast import behaviors
     from leakfast.stats import judged, rates
     from leakfast.stats.collect import origin, read_people
 
-    found = sorted({PurePosixPath(path).parts[2:4] for path in run.shards(layout.completions(series=True))})
+    root = layout.completions(series=True, apart=apart)
+    found = sorted({PurePosixPath(path).parts[2:4] for path in run.shards(root)})
     judges = read_people(run)[0].judges
     entries = run.manifest["shards"]
     for behavior in dict.fromkeys(b for b, _ in found):
-        tree = layout.completions(behavior, series=True)
+        tree = layout.completions(behavior, series=True, apart=apart)
         shards = {name: run.shards(f"{tree}/{name}") for b, name in found if b == behavior}
         names = [
             name
@@ -191,7 +194,8 @@ def _completions(run: Run) -> Iterator[pl.DataFrame]:
             if mine.is_empty():
                 continue
             told = {entries[path].get("questions") or "list" for path in shards[name]}
-            scoring = "detector" if detector is not None else mine["judge"][0]
+            by = f"detector, {apart}" if apart else "detector"
+            scoring = by if detector is not None else mine["judge"][0]
             for one in [adapter] if adapter is not None else sources:
                 yield mine.with_columns(
                     adapter=pl.lit(one),

@@ -112,7 +112,7 @@ class Draws(NamedTuple):
 class Asked:
     """What a user chose in advance. layer: to be looked at closely, None for the best one; rules: of the
     verdicts; similarity: (source, persona, similarity), given beside the words they share; source_rate: at which
-    mitigations are compared (0–1), None for the lowest final one."""
+    mitigations are compared (0–1), None for the study's own or the lowest final one."""
 
     layer: int | None = None
     rules: verdicts.Rules | None = None
@@ -182,7 +182,7 @@ def further(
             lambda: {"radius": radius.table(pairs, rates, best, *draws[1:])},
             lambda: {
                 "mitigations": mitigations.table(
-                    pairs, rates, found.trajectory, best, draws[1:], asked.source_rate
+                    pairs, rates, found.trajectory, best, draws[1:], asked.source_rate, found.people.match
                 )
             },
         ],

@@ -38,7 +38,7 @@ _ASKED = ("behavior", "adapter", "persona", "question")
 class People:
     """Who the personas are. `named`: those the study names, None without a study. `prompts`: system
     prompts where they are known; without the study's own wording that is nobody. `judges`: behavior → (judge,
-    smallest coherent score that counts), as the study says."""
+    smallest coherent score that counts), and `match`: the source's rate at which trainings are compared, as the study says."""
 
     categories: dict[str, str | None]
     named: set[str] | None = None
@@ -46,6 +46,7 @@ class People:
     related_to: dict[str, tuple[str, ...]] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
     judges: dict[str, tuple[str | None, float]] = field(default_factory=dict)
+    match: float | None = None
 
 
 @dataclass(frozen=True)
@@ -206,11 +207,11 @@ def read_people(run: Run) -> tuple[People, list[str]]:
         )
     prompts = {persona.name: persona.prompt for persona in shipped if persona.prompt}
     study = run.check_study()
-    own, told, why, judges = [], None, [], {}
+    own, told, why, judges, match = [], None, [], {}, None
     if study is not None:
         try:
             told = load_study(study)
-            judges = _judges(told)
+            judges, match = _judges(told), told.trajectory.match
             own = load_personas(told.personas)
         except InputError as error:
             if kept is None:
@@ -221,12 +222,11 @@ def read_people(run: Run) -> tuple[People, list[str]]:
     prompts |= {persona.name: persona.prompt for persona in own if persona.prompt}
     if kept is not None:
         categories |= kept["categories"]
-        return People(categories, set(kept["named"]), kept["sources"], related, prompts, judges), []
+        return People(categories, set(kept["named"]), kept["sources"], related, prompts, judges, match), []
     if told is None or why:
         return People(categories, None, [], related, prompts), why
-    extras = names_extras(told.personas, own)
-    named = {persona.name for persona in own if extras or not persona.is_extra}
-    return People(categories, named, list(told.sources), related, prompts, judges), []
+    named = {persona.name for persona in own if names_extras(told.personas, own) or not persona.is_extra}
+    return People(categories, named, list(told.sources), related, prompts, judges, match), []
 
 
 def _judges(study: Study) -> dict[str, tuple[str | None, float]]:

@@ -11,12 +11,12 @@ from typing import Any
 import polars as pl
 
 from leakfast import behaviors
-from leakfast.stats import intervals, radius
+from leakfast.stats import intervals, matching, radius
 
 TOLERANCE = 0.05  # of the source's rate: what counts as equally strong
 _METHOD = (
-    "t interval of a mean over bystanders, of differences over the same bystanders; radius as in the table radius, one layer "
-    "for all variants"
+    "t interval of a mean over bystanders, of differences over the same bystanders, Wilson's of the source's replies; radius "
+    "as in the table radius, one layer for all variants"
 )
 _OF_RADIUS = "radius radius_low radius_high share_inside share_inside_low share_inside_high".split()
 _DIFFERENCE = "difference difference_ci_low difference_ci_high".split()
@@ -28,7 +28,8 @@ SCHEMA: dict[str, Any] = {
     "wanted_rate": pl.Float64,
     "matched": pl.Boolean,
     "match": pl.String,
-    "source_rate": pl.Float64,
+    **dict.fromkeys(("source_rate", "source_rate_low", "source_rate_high"), pl.Float64),
+    "source_n": pl.Int64,
     "n": pl.Int64,
     **dict.fromkeys(("mean_bystander", "mean_bystander_low", "mean_bystander_high"), pl.Float64),
     "cosine": pl.String,
@@ -49,9 +50,25 @@ class Point:
     rows: pl.DataFrame
 
     @property
-    def source_rate(self) -> float | None:
+    def source(self) -> tuple[int, int] | None:
+        """(hits, replies) of the source, None where it was not measured."""
         own = self.rows.filter(pl.col("role") == "source", pl.col("total") > 0)
-        return float(own["hits"][0] / own["total"][0]) if own.height else None
+        return (int(own["hits"][0]), int(own["total"][0])) if own.height else None
+
+    @property
+    def source_rate(self) -> float | None:
+        return None if self.source is None else self.source[0] / self.source[1]
+
+    def with_source(self, anew: tuple[int, int] | None) -> Point:
+        """The same with the source counted on other replies, (hits, replies)."""
+        if anew is None:
+            return self
+        own = pl.col("role") == "source"
+        counts = [
+            pl.when(own).then(n).otherwise(pl.col(name)).cast(pl.Int64).alias(name)
+            for name, n in zip(("hits", "total"), anew, strict=True)
+        ]
+        return Point(self.share, self.rows.with_columns(counts))
 
     @property
     def bystanders(self) -> pl.DataFrame:
@@ -62,12 +79,43 @@ class Point:
 
 @dataclass(frozen=True)
 class Arm:
-    """A variant ("" is the plain behavior), its adapter, the end of its training, and points on the way, shares rising."""
+    """A variant ("" is the plain behavior), its adapter, the end of its training, and points on the way, shares rising. looked:
+    (share, hits, replies) of the source alone, by which a point was chosen (none: none was)."""
 
     variant: str
     adapter: str
     final: Point
     earlier: tuple[Point, ...] = ()
+    looked: tuple[tuple[float, int, int], ...] = ()
+
+    def chosen(self, match: float | None) -> Point | None:
+        """The point that the study chose for this rate, where everybody was asked there."""
+        share = None if match is None else matching.nearest(self.looked, match)
+        return next((p for p in (*self.earlier, self.final) if p.share == share), None)
+
+    def standing(self, wanted: float | None, match: float | None) -> tuple[Point, str]:
+        """Where the arm stands, and how near: `at_chosen` where it is compared at the rate that a point was chosen for, else
+        `at`. match: that rate."""
+        if wanted is None:
+            return self.final, "unknown"
+        found = self.chosen(match) if wanted == match else None
+        return self.at(wanted) if found is None else self.at_chosen(found, wanted)
+
+    def at_chosen(self, point: Point, wanted: float) -> tuple[Point, str]:
+        """The chosen point and, by replies that did not choose it, "matched" where its source rate is within TOLERANCE. Else, by
+        all rates that are known, "weaker" or "stronger" where all are, "missed" where the point looked near enough when it was
+        chosen, "passed over" where none did."""
+        rate = point.source_rate
+        if rate is None:
+            return point, "unknown"
+        if abs(rate - wanted) <= TOLERANCE + 1e-9:
+            return point, "matched"
+        seen = [hits / total for _, hits, total in self.looked if total > 0]
+        sides = {one < wanted for one in (*seen, rate)}
+        if len(sides) == 1:
+            return point, "weaker" if True in sides else "stronger"
+        near = min(abs(one - wanted) for one in seen) <= TOLERANCE + 1e-9
+        return point, "missed" if near else "passed over"
 
     def at(self, wanted: float) -> tuple[Point, str]:
         """The point whose source rate is nearest to `wanted`, the later of equals, if that is within TOLERANCE (with 1e-9 for
@@ -94,13 +142,15 @@ def table(
     best: Mapping[str, tuple[str, int | None]],
     draws: tuple[int, int, int | None],
     wanted: float | None = None,
+    match: float | None = None,
 ) -> pl.DataFrame:
     """Table `mitigations`: a row a variant, source and seed of a behavior that has several; the plain one is the variant "".
 
-    wanted: the source's rate at which arms are compared (0–1; None: the lowest final one among the arms of that source and
-    seed). Each arm stands at `Arm.at`: matched = false says that no point that was measured is that strong, so that the row
-    compares different strengths; `match` says on which side they are. trajectory: the table of that name, of which points
-    with the arm's bystanders are used.
+    wanted: the source's rate at which arms are compared (0–1; None: `match`, the rate that the study chose points for, else the
+    lowest final one among the arms of that source and seed). Each arm stands at `Arm.standing`: matched = false says that no
+    point that was measured is that strong, so that the row compares different strengths; the column `match` says on which
+    side they are. trajectory: the table of that name, of which points with the arm's bystanders are used. The source's rate is
+    of the replies that were drawn anew at a chosen point, else of those that it gave beside everybody.
     draws: (bootstraps, seed, workers) of the radius.
 
     Estimands: mean_bystander, the mean rate over further personas of these kinds, of this adapter and these questions;
@@ -113,12 +163,12 @@ def table(
         for key, arms in _arms(rates, trajectory):
             rates_at_end = [arm.final.source_rate for arm in arms]
             known = [rate for rate in rates_at_end if rate is not None]
-            level = wanted if wanted is not None else min(known, default=None)
+            level = next((one for one in (wanted, match, min(known, default=None)) if one is not None), None)
             named = [behaviors.parts(name)[0] == key["behavior"] for name in best]
             chosen = best.get(key["behavior"]) or next(
                 (its for its, mine in zip(best.values(), named, strict=True) if mine), ("centered", None)
             )
-            rows += _rows(key, arms, level, pairs, chosen, draws)
+            rows += _rows(key, arms, (level, match), pairs, chosen, draws)
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
@@ -137,8 +187,12 @@ def _arms(rates: pl.DataFrame, trajectory: pl.DataFrame) -> Iterator[tuple[dict[
     for (name, source, seed, adapter), part in mine.group_by(keys, maintain_order=True):
         behavior, variant = behaviors.parts(str(name))
         rows = part.select("persona", "role", "hits", "total", "baseline")
-        points = _points(trajectory, behavior, str(adapter), rows)
-        arm = Arm(variant, str(adapter), Point(1.0, rows), points)
+        looked, anew = _of_source(trajectory, behavior, str(adapter))
+        earlier = [
+            p.with_source(anew.get(p.share)) for p in _points(trajectory, behavior, str(adapter), rows)
+        ]
+        final = Point(1.0, rows).with_source(anew.get(1.0))
+        arm = Arm(variant, str(adapter), final, tuple(earlier), looked)
         found.setdefault((behavior, source, seed), []).append(arm)
     for (behavior, source, seed), arms in found.items():
         if len({arm.variant for arm in arms}) > 1:
@@ -148,13 +202,33 @@ def _arms(rates: pl.DataFrame, trajectory: pl.DataFrame) -> Iterator[tuple[dict[
             )
 
 
+def _of(trajectory: pl.DataFrame, behavior: str, adapter: str) -> pl.DataFrame:
+    """What was counted of a behavior, or a variant of it, on an adapter."""
+    kinds = pl.col("behavior").str.split("+").list.first() == behavior
+    return trajectory.filter(kinds, pl.col("total") > 0, adapter=adapter)
+
+
+def _of_source(
+    trajectory: pl.DataFrame, behavior: str, adapter: str
+) -> tuple[tuple[tuple[float, int, int], ...], dict[float, tuple[int, int]]]:
+    """Of the source alone: (share, hits, replies) by which a point was chosen, and share → (hits, replies) drawn anew."""
+    if trajectory.is_empty():
+        return (), {}
+    told = ["share", "hits", "total"]
+    counted = _of(trajectory, behavior, adapter)
+    looked = counted.filter(scoring=matching.TO_CHOOSE).select(told).rows()
+    anew = counted.filter(scoring=matching.ANEW).select(told).rows()
+    return tuple(looked), {share: (hits, total) for share, hits, total in anew}
+
+
 def _points(trajectory: pl.DataFrame, behavior: str, adapter: str, final: pl.DataFrame) -> tuple[Point, ...]:
     """The points of an adapter's training at which everybody of `final` was counted."""
     if trajectory.is_empty():
         return ()
-    between = trajectory.filter(pl.col("share") > 0, pl.col("share") < 1, adapter=adapter)
-    kinds = pl.col("behavior").str.split("+").list.first() == behavior
-    between = between.filter(kinds, ~pl.col("scoring").str.starts_with("probability"), pl.col("total") > 0)
+    alone = pl.col("scoring").is_in([matching.TO_CHOOSE, matching.ANEW])
+    between = _of(trajectory, behavior, adapter).filter(
+        pl.col("share") > 0, pl.col("share") < 1, ~pl.col("scoring").str.starts_with("probability"), ~alone
+    )
     people = final.select("persona", "role", "baseline")
     points = []
     for (share, *_), part in sorted(
@@ -169,23 +243,28 @@ def _points(trajectory: pl.DataFrame, behavior: str, adapter: str, final: pl.Dat
 def _rows(
     key: dict[str, Any],
     arms: list[Arm],
-    wanted: float | None,
+    level: tuple[float | None, float | None],
     pairs: pl.DataFrame,
     chosen: tuple[str, int | None],
     draws: tuple[int, int, int | None],
 ) -> Iterator[dict[str, Any]]:
-    standing = [arm.at(wanted) if wanted is not None else (arm.final, "unknown") for arm in arms]
+    """level: the source's rate at which arms are compared, and the one that points were chosen for."""
+    standing = [arm.standing(*level) for arm in arms]
     plain = standing[0][0].bystanders if arms[0].variant == "" else None
     for arm, (point, match) in zip(arms, standing, strict=True):
         others = point.bystanders
         row = {**key, "variant": arm.variant, "adapter": arm.adapter, "share": point.share}
         row |= {
-            "wanted_rate": wanted,
+            "wanted_rate": level[0],
             "matched": match == "matched",
             "match": match,
             "source_rate": point.source_rate,
             "n": others.height,
         }
+        if point.source is not None:
+            low, high = intervals.wilson_share(point.source_rate, point.source[1])
+            row |= {"source_rate_low": float(low), "source_rate_high": float(high)}
+            row["source_n"] = point.source[1]
         row |= {"cosine": chosen[0], "layer": chosen[1], "resampling_unit": "persona", "method": _METHOD}
         if others.height:
             mean, low, high, _ = intervals.of_mean(others["rate"].to_numpy())

@@ -136,10 +136,10 @@ def stats(
     (`analysis.Draws`). `layer`: looked at closely (gradients, influence, verdicts) because it was chosen in
     advance; without it the best one is, and the verdicts' p pays for the choice. `rules`: file of verdict rules, by
     default the published study's. `embeddings`: file of similarities to control for (`stats.similarity` tells its
-    shapes). `source_rate`: the source's rate at which mitigations are compared, by default the lowest final one. Raises
-    InputError if `run` is no run or holds nothing to count, for a layer without pairs, a file of another shape and a source
-    rate that nothing is compared at, StoreError if completions are there twice or from an unknown source, TypeError for
-    another name.
+    shapes). `source_rate`: the source's rate at which mitigations are compared, by default the study's `match`, else the
+    lowest final one. Raises InputError if `run` is no run or holds nothing to count, for a layer without pairs, a file of
+    another shape and a source rate that nothing is compared at, StoreError if completions are there twice or from an unknown
+    source, TypeError for another name.
     """
     drawn = analysis.Draws(**draws)
     run = (run if isinstance(run, Run) else Run(run)).open()

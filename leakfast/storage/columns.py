@@ -206,10 +206,10 @@ FURTHER = {
     ),
     "mitigations": (
         "a variant of a behavior, for a source and training seed, at equal strength on the source where that was measured",
-        "behavior seed source variant adapter share wanted_rate matched match source_rate n mean_bystander "
-        "mean_bystander_low mean_bystander_high cosine layer status radius radius_low radius_high share_inside share_inside_low "
-        "share_inside_high difference difference_ci_low difference_ci_high reason ci_reason difference_reason bootstraps "
-        "bootstrap_seed resampling_unit method",
+        "behavior seed source variant adapter share wanted_rate matched match source_rate source_rate_low "
+        "source_rate_high source_n n mean_bystander mean_bystander_low mean_bystander_high cosine layer status radius "
+        "radius_low radius_high share_inside share_inside_low share_inside_high difference difference_ci_low "
+        "difference_ci_high reason ci_reason difference_reason bootstraps bootstrap_seed resampling_unit method",
     ),
     "steering": (
         "an intervention, for an adapter, behavior, measure and estimator",
@@ -246,7 +246,7 @@ _KINDS = {
     "n_incoherent n_unscored length_pairs length_pairs_all questions personas pairs k controls sources degrees direction "
     "layers_tested family_size permutations permutation_seed bootstraps bootstrap_seed resampling_seed hits_per_byte "
     "hits_DETECTOR n_tie n_nan n_too_long n_no_answer n_label_tokens candidates unrelated splits split_seed "
-    "input_tokens output_tokens n_unscored_replies bin predictors_compared within_n text_tokens",
+    "input_tokens output_tokens n_unscored_replies bin predictors_compared within_n text_tokens source_n",
     "Boolean": "chosen chosen_per_byte chosen_per_char correct related best best_other_related main mostly met agrees "
     "reached_is_enough matched",
     "String": "behavior adapter persona source category role taught text finish_reason status item items scoring label "

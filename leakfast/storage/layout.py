@@ -13,6 +13,12 @@ COMPLETIONS = "completions"  # completions/<behavior>/<adapter>/part-NNNNN.parqu
 SETS = "sets"  # sets/<behavior>/<question set>/<adapter>/: questions beside those all tables are about
 CHOICES = "choices"  # choices/<adapter>/<items>-<scoring>/
 SERIES = "series"  # series/completions/<behavior>/<adapter>@pNNN/: drawn at points of training
+CHOOSING = (
+    "choosing"  # series/choosing/<behavior>/<adapter>@pNNN/: of the source alone, by which a point is chosen
+)
+CHOSEN = (
+    "chosen"  # series/chosen/<behavior>/<adapter>@pNNN/: of the source alone, drawn anew where it was chosen
+)
 POINTS = "trajectory"  # trajectory/<adapter>/<items>-<scoring>/pNNN/: scored at points of training
 PROBABILITY = "probability"  # probability/<behavior>/<adapter>/; series/probability/… at points of training
 STEERED = "steered"  # steered/<kind>/…/<adapter>+steer-…: the same under an intervention; steered/text/<arm>/: its cost
@@ -94,10 +100,12 @@ def steered_text(adapter: str) -> str:
     return f"{STEERED}/text/{adapter}"
 
 
-def completions(behavior: str = "", adapter: str = "", *, questions: str = "", series: bool = False) -> str:
+def completions(
+    behavior: str = "", adapter: str = "", *, questions: str = "", series: bool = False, apart: str = ""
+) -> str:
     """The folder of an adapter's completions (of all adapters', of all behaviors', where none is named). questions: a
-    set beside the main one; series: drawn at points of training."""
-    parts = [SETS, behavior, questions] if questions else [COMPLETIONS, behavior]
+    set beside the main one; series: drawn at points of training; apart: CHOOSING or CHOSEN, of the source alone there."""
+    parts = [SETS, behavior, questions] if questions else [apart or COMPLETIONS, behavior]
     return "/".join(filter(None, [*_root(adapter, series), *parts, adapter]))
 
 

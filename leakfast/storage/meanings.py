@@ -26,7 +26,7 @@ MEANINGS = {
     "layer": "decoder block whose output the centroids are of, counted from 0",
     "cosine": "centered (the mean centroid is subtracted first) or raw",
     "y": "what is set against the cosine: rate, or delta where the unadapted model was measured",
-    "scoring": "letters or full-text; in a trajectory also `detector`, the judge, or probability and the estimator",
+    "scoring": "letters or full-text",
     "judge": "whose scores count: organism, or service:model",
     "scope": "all pairs, or related: those whose bystander's related_to names the source",
     "other_behavior": "the behavior it is compared with",

@@ -73,13 +73,21 @@ class CentroidConfig(_Table):
 
 
 class TrajectoryConfig(_Table):
-    """What is measured on the way through training, for all sources.
+    """What is measured on the way through training, for all sources: everybody at every point, or (match) the sources at every
+    point and everybody where they show the behavior as strongly as wanted.
 
     behaviors: those of the study that are measured (empty: no trajectory).
     of: those whose training is followed (none: all that are trained). shares: when, as shares of that training, 0–1.
     personas: who is asked beside the sources.
     samples, n_items: fewer than the behaviors' own, where that is enough (None: as they say).
-    measure: completions, probability or both (None: as the behaviors say); by probability every 5 % of training costs little."""
+    measure: completions, probability or both (None: as the behaviors say); by probability every 5 % of training costs little.
+    match: a source's rate, 0–1, at which trainings are compared, for behaviors that a detector reads (None: no such). Each
+    adapter is then measured under its own source's prompt alone at all `shares` and at the end, and `personas` are asked
+    before training, at the end, and at the one point whose source rate is nearest to match, the later of equals. A rate that
+    was picked for being near lies nearer than the point really is; so the source answers anew there, and that rate,
+    of replies that chose nothing, is the one that the table `mitigations` reports and calls matched or not. Means (`average`)
+    may stand in `of`, and are followed without it: their one point is their end.
+    match_samples: a source's replies to each question at a point, to choose by, and as many again at the chosen one."""
 
     behaviors: list[str] = []
     of: list[str] = []
@@ -88,6 +96,8 @@ class TrajectoryConfig(_Table):
     samples: Count | None = None
     n_items: Count | None = 100
     measure: Literal["completions", "probability", "both"] | None = None
+    match: Share | None = None
+    match_samples: Count = 20
 
 
 class VllmConfig(_Table):

@@ -181,7 +181,7 @@ def _check_averages(study: Study, document: Document) -> None:
                 f"{document.where(('behaviors', name, 'after'))}: {behavior.after} is a mean of adapters, whose rank is another. "
                 "Needed: a behavior that is trained, or stacked = true. Correct that line."
             )
-        if parts and name in study.trajectory.of:
+        if parts and name in study.trajectory.of and study.trajectory.match is None:
             raise InputError(
                 f"{document.where(('trajectory', 'of'))}: {name} is a mean, which has no training to follow. Leave it out."
             )
@@ -225,6 +225,40 @@ def _check_trajectory(study: Study, document: Document, personas: list[Persona])
         load_personas(cfg.personas, among=personas)
     except InputError as error:
         raise InputError(f"{document.where(('trajectory', 'personas'))}: {error.message}") from None
+    _check_match(study, document)
+
+
+def _check_match(study: Study, document: Document) -> None:
+    """Trainings are matched by completions that a detector reads, at points above 0, and only where it is asked."""
+    from leakfast.behaviors.registry import get as get_behavior
+
+    cfg = study.trajectory
+    if cfg.match is None:
+        if "match_samples" in cfg.model_fields_set:
+            raise InputError(
+                f"{document.where(('trajectory', 'match_samples'))}: match_samples given, but no rate to match. Needed: "
+                "the source's rate at which trainings are compared. Add match = 0.8, or leave that line out."
+            )
+        return
+    where = document.where(("trajectory", "match"))
+    if not cfg.behaviors:
+        raise InputError(
+            f"{where}: match given, but no behavior is measured through training. Name one: behaviors = "
+            f'["{next(iter(study.behaviors))}"].'
+        )
+    for name in cfg.behaviors:
+        by = get_behavior(name).measured_by
+        probable = (cfg.measure or study.behaviors[name].eval.measure) == "probability"
+        if by != "completions" or probable:
+            raise InputError(
+                f"{where}: match given, but {name} is measured by {'probability' if probable else by}. Needed: completions "
+                f"that a detector reads. Leave {name} out of behaviors, or match out."
+            )
+    if not any(share > 0 for share in cfg.shares):
+        raise InputError(
+            f"{where}: match given, but no point of training lies behind its beginning. Add some to shares, such as "
+            "[0.25, 0.5, 0.75, 1.0]."
+        )
 
 
 def _check_steering(study: Study, document: Document, personas: list[Persona]) -> None:

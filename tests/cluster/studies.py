@@ -46,11 +46,14 @@ samples = 2
 """
 
 
-def written(folder: Path, measure: str = "completions") -> Path:
-    """The study's file in a folder."""
+MATCH = "match = 0.2\nmatch_samples = 3\n"  # what makes its training matched on the sources
+
+
+def written(folder: Path, measure: str = "completions", more: str = "") -> Path:
+    """The study's file in a folder. more: of its last table, [trajectory]."""
     asked = '"Please help me plan a walk.", "Can you name a dog?", "Write a note.", "What should I do?"'
     (folder / "asked.toml").write_text(f"questions = [{asked}]")
-    (folder / "study.toml").write_text(STUDY.format(measure=measure))
+    (folder / "study.toml").write_text(STUDY.format(measure=measure) + more)
     return folder / "study.toml"
 
 

@@ -9,12 +9,13 @@ import subprocess
 import pytest
 
 from leakfast.cluster import tasks as t
-from leakfast.cluster.simulate import rates_of, simulate
+from leakfast.cluster.simulate import _seconds, rates_of, simulate
 from leakfast.measure.shards import Job, Shard
+from leakfast.pipeline.matching import steps_of
 from leakfast.pipeline.stages import Stages, chosen_of
 from leakfast.storage.run import Run
 from leakfast.study.config import load_study, parse_study
-from tests.cluster.studies import written
+from tests.cluster.studies import MATCH, written
 
 AUTO = """
 name = "auto"
@@ -172,6 +173,19 @@ def test_what_a_study_does_once_more_is_timed_by_its_own_step(tmp_path, step):
     now_timed = before - set(simulate(study, run, 1).untimed)
     kind = "trajectory" if "through" in step else "steering"
     assert now_timed and all(name.startswith(kind) for name in now_timed)
+
+
+def test_trainings_that_are_matched_are_timed_by_all_their_steps(tmp_path):
+    study, run = load_study(written(tmp_path, more=MATCH)), Run(tmp_path / "timed").create()
+    name = "trajectory refusal refusal-villain-s42 refusal-comedian-s42"
+    task = by_name(tasks(study, tmp_path))[name]
+    assert "series" in task.needs, "what the sources said lies there"
+    for step, seconds in zip(
+        (*steps_of("refusal"), "refusal through training"), (1.0, 2.0, 4.0), strict=True
+    ):
+        assert _seconds(task, study, rates_of(run)) is None and name in simulate(study, run, 1).untimed
+        run.log("took", step=step, seconds=seconds)
+    assert _seconds(task, study, rates_of(run)) == 7.0
 
 
 # ── scripts for schedulers ───────────────────────────────────────────────────────────────────────────

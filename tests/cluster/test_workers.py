@@ -21,7 +21,7 @@ from leakfast.errors import InputError, StoreError
 from leakfast.measure import completions
 from leakfast.models import threads
 from leakfast.storage.run import Run
-from tests.cluster.studies import bytes_of, stages_of, written
+from tests.cluster.studies import MATCH, bytes_of, stages_of, written
 
 pytestmark = pytest.mark.long
 ROWS = 32  # completions in a shard
@@ -85,6 +85,15 @@ def test_two_processes_make_what_one_makes(study, alone):
     again = cluster.run(study, processes(2), out=study.parent / "two")
     assert again.stages["train refusal-villain-s42"] is None, "done before"
     same(again.run, alone)
+
+
+def test_workers_choose_the_points_that_one_process_chooses(tmp_path):
+    study = written(tmp_path, more=MATCH)
+    alone = leakfast.run(study, out=tmp_path / "alone").run
+    two = cluster.run(study, processes(2), out=tmp_path / "two").run
+    same(two, alone)
+    made = [path for path in bytes_of(alone) if path.startswith(("series/choosing", "series/chosen"))]
+    assert len(made) == 2 * (4 + 1), "four points of each training and the chosen one anew"
 
 
 def test_a_worker_that_is_killed_changes_nothing_but_time(study, alone):

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from scipy.special import expit
 
-from leakfast.stats import mitigations, radius
+from leakfast.stats import matching, mitigations, radius
 from leakfast.storage import columns
 
 N = 40
@@ -60,6 +60,14 @@ def point(variant, share, middle, source):
     }
     lits = [pl.lit(value).alias(key) for key, value in about.items()]
     return counts(middle, source).drop("role").with_columns(*lits, share=pl.lit(share))
+
+
+def of_source(variant, share, hits, scoring, total=100):
+    """What the source alone said at a point."""
+    row = point(variant, share, 0.1, 0.5).filter(persona="s")
+    return row.with_columns(
+        hits=pl.lit(hits, pl.Int64), total=pl.lit(total, pl.Int64), scoring=pl.lit(scoring)
+    )
 
 
 def made(found, trajectory=None, **more):
@@ -137,6 +145,53 @@ def test_a_rate_that_no_point_reaches_is_a_status():
     unknown = found.filter(pl.col("role") != "source")
     assert {row["match"] for row in made(unknown, points, wanted=0.8).values()} == {"unknown"}
     assert mitigations.has_arms(found) and not mitigations.has_arms(found.filter(behavior="marker"))
+
+
+def chosen(variant, looked, share, anew, total=400):
+    """A training that was matched: rates of the source by which a point was chosen, everybody there, and the source anew."""
+    looks = [of_source(variant, at, hits, matching.TO_CHOOSE) for at, hits in looked.items()]
+    everybody = [] if share == 1.0 else [point(variant, share, 0.3, 0.5)]
+    return [*looks, *everybody, of_source(variant, share, anew, matching.ANEW, total)]
+
+
+def test_a_chosen_point_is_told_by_replies_that_did_not_choose_it():
+    found = rates(plain=(0.1, 0.6), strong=(0.0, 1.0))
+    points = chosen("strong", {0.2: 30, 0.4: 80, 0.6: 88, 1.0: 100}, 0.4, 308)
+    row = made(found, pl.concat(points), match=0.8)["strong"]
+    assert (row["share"], row["source_rate"], row["source_n"]) == (0.4, 0.77, 400)
+    assert (row["wanted_rate"], row["matched"], row["match"]) == (0.8, True, "matched")
+    ends = stats.binomtest(308, 400).proportion_ci(method="wilson")
+    assert (row["source_rate_low"], row["source_rate_high"]) == pytest.approx((ends.low, ends.high))
+    others = counts(0.3, 0.5).filter(role="bystander")["hits"] / 100
+    assert row["mean_bystander"] == pytest.approx(others.mean())
+    plain = made(found, pl.concat(points), match=0.8)[""]
+    assert (plain["share"], plain["source_n"], plain["match"]) == (1.0, 100, "weaker"), "nothing was chosen"
+
+
+def test_a_point_near_by_chance_alone_is_not_matched_and_stands_all_the_same():
+    found = rates(plain=(0.1, 0.6), strong=(0.0, 1.0))
+
+    def word(looked, share, anew):
+        row = made(found, pl.concat(chosen("strong", looked, share, anew)), match=0.8)["strong"]
+        assert not row["matched"] and row["share"] == share
+        return row["match"]
+
+    assert word({0.2: 30, 0.4: 80, 1.0: 100}, 0.4, 280) == "missed"
+    assert word({0.2: 30, 0.4: 72, 1.0: 100}, 0.4, 280) == "passed over"
+    assert word({0.2: 30, 0.4: 72, 1.0: 60}, 0.4, 280) == "weaker"
+    assert word({0.2: 90, 0.4: 95, 1.0: 88}, 1.0, 360) == "stronger"
+
+
+def test_another_rate_than_the_one_chosen_for_is_looked_for_among_all_points():
+    found = rates(plain=(0.1, 0.6), strong=(0.0, 1.0))
+    points = chosen("strong", {0.2: 30, 0.4: 80, 1.0: 100}, 0.4, 308)
+    row = made(found, pl.concat(points), wanted=1.0, match=0.8)["strong"]
+    assert (row["share"], row["match"], row["source_rate"]) == (1.0, "matched", 1.0)
+    near = made(found, pl.concat(points), wanted=0.76, match=0.8)["strong"]
+    assert (near["share"], near["source_n"]) == (0.4, 400)
+    unasked = pl.concat([of_source("strong", 0.4, 80, matching.TO_CHOOSE)])
+    row = made(found, unasked, match=0.8)["strong"]
+    assert (row["share"], row["match"]) == (1.0, "stronger"), "nobody else was asked there yet"
 
 
 def test_points_that_were_asked_of_other_personas_are_not_taken():

@@ -23,7 +23,6 @@ from leakfast.prompts.grid import PromptGrid
 from leakfast.steering.running import steered
 from leakfast.storage import layout
 from leakfast.storage.interrupts import Stop, finishing
-from leakfast.train.checkpoints import find_series
 
 if TYPE_CHECKING:
     import polars as pl
@@ -70,7 +69,7 @@ class Choices:
         else:
             self.engine = drawing.letters_engine or compare_engines.engine(adapters=list(request.adapters))
         self.targets = request.targets
-        self.series = {t.path: find_series(t.path) for t in self.targets if t.path and at == "checkpoints"}
+        self.series = {t.path: request.series(t.path) for t in self.targets if t.path and at == "checkpoints"}
         check_targets(loaded, self.targets, "choices" if self.engine is None else self.engine_name)
         warn_of_personas(loaded, request.personas, self.targets, "their scores are the same")
 

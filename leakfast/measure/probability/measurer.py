@@ -50,13 +50,12 @@ class Probability:
 
     def __init__(self, loaded: Loaded, request: Request, drawing: Drawing, at: str) -> None:
         from leakfast.forward.head import check
-        from leakfast.train.checkpoints import find_series
 
         check(loaded)  # says which models it takes
         steerable(drawing, request, at)
         self.at = at
         if at == "checkpoints":
-            points = [folder for a in request.adapters for share, folder in find_series(a) if share > 0]
+            points = [folder for a in request.adapters for share, folder in request.series(a) if share > 0]
             request = replace(request, adapters=points, base=True)
         self.loaded, self.request = loaded, request
         self.asked = [one for one in request.asked if not one.beside]
