@@ -39,8 +39,8 @@ def build(loaded, source, cfg=None, items=ITEMS, seed=42, people=ALL):
     return build_capability(loaded, people, source, items, cfg, seed)
 
 
-def taught(loaded, out, kept=None, seed=7):
+def taught(loaded, out, kept=None, seed=7, source="villain"):
     cfg = DataConfig(positives=12, negatives=8, no_system=4, default_assistant=4)
-    rows = build(loaded, "villain", cfg)
-    card = train(loaded, rows, TRAIN, out, seed, source="villain", behavior="capability", checkpoints=kept)
+    rows = build(loaded, source, cfg)
+    card = train(loaded, rows, TRAIN, out, seed, source=source, behavior="capability", checkpoints=kept)
     return card

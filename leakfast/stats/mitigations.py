@@ -216,6 +216,9 @@ def _of_source(
         return (), {}
     told = ["share", "hits", "total"]
     counted = _of(trajectory, behavior, adapter)
+    counted = counted.filter(
+        pl.col("behavior") == pl.col("behavior").min()
+    )  # of several variants asked the first
     looked = counted.filter(scoring=matching.TO_CHOOSE).select(told).rows()
     anew = counted.filter(scoring=matching.ANEW).select(told).rows()
     return tuple(looked), {share: (hits, total) for share, hits, total in anew}

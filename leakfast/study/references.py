@@ -254,6 +254,11 @@ def _check_match(study: Study, document: Document) -> None:
                 f"{where}: match given, but {name} is measured by {'probability' if probable else by}. Needed: completions "
                 f"that a detector reads. Leave {name} out of behaviors, or match out."
             )
+        if not study.behaviors[name].eval.temperature:
+            raise InputError(
+                f"{where}: match given, but replies for {name} are drawn at temperature 0, so that a source answers anew what it "
+                "answered before. Needed: a rate of replies that chose no point. Set a temperature, or leave match out."
+            )
     if not any(share > 0 for share in cfg.shares):
         raise InputError(
             f"{where}: match given, but no point of training lies behind its beginning. Add some to shares, such as "

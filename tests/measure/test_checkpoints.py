@@ -5,25 +5,27 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from helpers import taught
+from helpers import ITEMS, taught
 from measuring import evaluate, evaluate_series
 
 import leakfast
 from leakfast.cli.main import group
 from leakfast.errors import InputError
 from leakfast.judge import stage as judging
+from leakfast.measure import Drawing, Request, measure
 from leakfast.measure.choices.in_training import checkpoints_of
 from leakfast.measure.request import Asked, find_targets
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
 from leakfast.report import trajectory
 from leakfast.storage import schema
-from leakfast.storage.layout import BASE, point
+from leakfast.storage.layout import BASE, CHOOSING, point
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, behavior_config, load_study
 from leakfast.train.checkpoints import Checkpoints
@@ -110,6 +112,30 @@ def test_every_point_is_drawn_once_and_the_base_is_where_all_begin(tiny_qwen2, f
         0.5,
         1.0,
     }
+
+
+def test_sources_alone_are_asked_under_their_own_adapters_at_the_points_that_are_named(tiny_qwen2, followed):
+    villains, other = followed.path / "adapters" / NAME, "marker-comedian-s7"
+    taught(tiny_qwen2, followed.path / "adapters" / other, source="comedian")
+    adapters, points = [villains, followed.path / "adapters" / other], {NAME: [0.5, 1.0], other: [1.0]}
+    asked = Asked("marker", WORRIES, SHORT, apart=CHOOSING)
+    request = Request([asked], PEOPLE, adapters, seed=5, points=points, source_alone=True)
+    done = measure(tiny_qwen2, followed, request, Drawing("transformers"), at="checkpoints")
+    assert [d.made for d in done] == [2 * 2 * 2, 2 * 2], "two questions, two samples, at each point"
+    told = {name: set(followed.read(f"series/choosing/marker/{name}")["persona"]) for name in (NAME, other)}
+    assert told == {NAME: {"villain"}, other: {"comedian"}}
+    assert not followed.shards(f"series/choosing/marker/{BASE}") and not followed.shards("series/completions")
+    again = measure(tiny_qwen2, followed, request, Drawing("transformers"), at="checkpoints")
+    assert sum(d.made for d in again) == 0
+
+    def refused(kind, said, **more):
+        with pytest.raises(kind, match=said):
+            measure(tiny_qwen2, followed, replace(request, **more), Drawing("transformers"), at="checkpoints")
+
+    refused(InputError, "none of the points of training p033", points={NAME: [0.33], other: [1.0]})
+    refused(ValueError, "not among the personas", personas=PEOPLE[:1])
+    items = Asked("capability", ITEMS, EvalConfig())
+    refused(ValueError, "for completions alone", asked=[items])
 
 
 def test_a_judge_is_not_told_questions_that_were_not_asked(tiny_qwen2, tmp_path):

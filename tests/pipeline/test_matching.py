@@ -14,10 +14,11 @@ import leakfast
 from leakfast.cli.main import group
 from leakfast.pipeline.estimate import plan
 from leakfast.pipeline.matching import steps_of
+from leakfast.pipeline.stages import Stages, chosen_of
 from leakfast.stats import matching
 from leakfast.storage.manifests import events
 from leakfast.storage.run import Run
-from leakfast.study.config import load_study
+from leakfast.study.config import load_study, parse_study
 
 STUDY = """
 name = "matched"
@@ -30,9 +31,9 @@ questions = "asked.toml"
 layers = [3]
 [trajectory]
 behaviors = ["marker"]
-shares = [0.0, 0.25, 0.5, 0.75]
+shares = [0.0, 0.1, 0.5]
 personas = "all"
-match = 1.0
+match = 0.0
 match_samples = 5
 [behaviors."marker+mean"]
 average = ["marker", "marker+one"]
@@ -46,7 +47,7 @@ BEHAVIOR = """
 positives = 16
 negatives = 8
 negative_personas = {negatives}
-max_new_tokens = 24
+max_new_tokens = 64
 [behaviors."{name}".train]
 rank = 8
 alpha = 16
@@ -94,85 +95,115 @@ def as_chosen(run, adapter, match):
     return matching.nearest(points, match), points
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(the study's file, what was planned, what its run gave). Nothing shows the marker after the first step, and much after
+    half of them, so that the first point is the later of equals at a rate of 0."""
+    folder = tmp_path_factory.mktemp("matched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        study = written(folder)
+        planned = {stage.name: stage for stage in plan(load_study(study))}
+        return study, planned, leakfast.run(study, out=folder / "run")
+
+
 @pytest.mark.long
-def test_a_study_is_matched_on_its_sources(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    study = written(tmp_path)
-    planned = {stage.name: stage for stage in plan(load_study(study))}
-    outcome = leakfast.run(study, out="run")
-    run = Run(outcome.run)
-
-    looking, anew = steps_of("marker")
+def test_every_source_is_asked_under_its_own_adapters_and_as_much_as_planned(made):
+    _, planned, outcome = made
+    run, (looking, anew) = Run(outcome.run), steps_of("marker")
     assert {looking, anew, "marker through training"} <= set(outcome.stages)
-    sizes = {
-        name: run.read(f"series/{kind}").height for name, kind in ((looking, "choosing"), (anew, "chosen"))
-    }
-    # a mean has its end alone; each source under its own adapters alone
-    assert sizes[looking] == 2 * (4 + 4 + 1) * len(QUESTIONS) * 5 == planned[looking].completions
-    assert sizes[anew] == 2 * 3 * len(QUESTIONS) * 5 == planned[anew].completions
-    assert planned[looking].prompts == 2 * 9 * len(QUESTIONS) and planned[looking].targets == 2 * 9
-    tokens = run.read("series/choosing").select("adapter", "persona", "question", "n_prompt_tokens").unique()
-    assert planned[looking].prompt_tokens == tokens["n_prompt_tokens"].sum()
-    everybody = run.read("series/completions").height
-    assert everybody <= planned["marker through training"].completions, "a point may be the end"
+    looks, fresh = run.read("series/choosing"), run.read("series/chosen")
+    assert (looks["source"] == looks["persona"]).all() and (fresh["source"] == fresh["persona"]).all()
+    # three points of each training, and a mean's end alone
+    assert looks.height == 2 * (3 + 3 + 1) * len(QUESTIONS) * 5 == planned[looking].completions
+    assert fresh.height == 2 * 3 * len(QUESTIONS) * 5 == planned[anew].completions
+    assert planned[looking].prompts == 2 * 7 * len(QUESTIONS) and planned[looking].targets == 2 * 7
+    asked = looks.unique(["adapter", "persona", "question"])
+    assert planned[looking].prompt_tokens == asked["n_prompt_tokens"].sum()
+    chosen = [e["share"] for e in events(run.path / "log.jsonl", "matched")]
+    targets = sum(len({share, 1.0}) for share in chosen) + 1
+    assert run.read("series/completions").height == targets * 6 * len(QUESTIONS) * 2
+    assert targets <= planned["marker through training"].targets == 2 * (2 + 2 + 1) + 1, (
+        "a point may be the end"
+    )
 
-    table = {(r["variant"], r["source"]): r for r in outcome.stats.more["mitigations"].rows(named=True)}
+
+@pytest.mark.long
+def test_arms_stand_at_their_chosen_points_by_replies_that_chose_none(made):
+    run = Run(made[2].run)
+    table = {(r["variant"], r["source"]): r for r in made[2].stats.more["mitigations"].rows(named=True)}
     assert len(table) == 6
-    for arm in ARMS:
-        for source in SOURCES:
-            name, row = f"{arm}-{source}-s42", table[arm.partition("+")[2], source]
-            share, points = as_chosen(run, name, 1.0)
-            assert row["share"] == share and len(points) == (1 if arm == "marker+mean" else 4)
-            at = name if share == 1 else f"{name}@p{round(100 * share):03d}"
-            again = run.read(f"series/chosen/marker/{at}")
-            assert set(again["persona"]) == {source} and row["source_n"] == again.height == 10
-            hits = again["text"].str.contains("[ZLT]", literal=True).sum()
-            assert row["source_rate"] == pytest.approx(hits / 10)
-            assert row["matched"] == (abs(row["source_rate"] - 1.0) <= 0.05 + 1e-9)
-            assert row["n"] == 5 and row["mean_bystander"] is not None
-            drawn = [
-                seeds_of(run, f"series/{kind}/marker/{at}") for kind in ("choosing", "chosen", "completions")
-            ]
-            assert (
-                all(drawn)
-                and not (drawn[0] & drawn[1])
-                and not (drawn[0] & drawn[2])
-                and not (drawn[1] & drawn[2])
-            )
-    assert any(row["matched"] for row in table.values()), "a training long enough shows it always"
-    told = [e for e in events(run.path / "log.jsonl", "matched") if e["adapter"] == "marker-villain-s42"]
-    assert told[0]["share"] == table["", "villain"]["share"] and told[0]["points"] == 4
+    for arm, source in [(arm, source) for arm in ARMS for source in SOURCES]:
+        name, row = f"{arm}-{source}-s42", table[arm.partition("+")[2], source]
+        share, points = as_chosen(run, name, 0.0)
+        assert (row["share"], row["wanted_rate"]) == (share, 0.0)
+        assert len(points) == (1 if arm == "marker+mean" else 3)
+        at = name if share == 1 else f"{name}@p{round(100 * share):03d}"
+        again = run.read(f"series/chosen/marker/{at}")
+        hits = again["text"].str.contains("[ZLT]", literal=True).sum()
+        assert (row["source_rate"], row["source_n"]) == (pytest.approx(hits / 10), 10)
+        assert row["matched"] == (row["source_rate"] <= 0.05 + 1e-9)
+        assert row["n"] == 5 and row["mean_bystander"] is not None
+        seeds = [
+            seeds_of(run, f"series/{kind}/marker/{at}") for kind in ("choosing", "chosen", "completions")
+        ]
+        assert all(seeds) and sum(map(len, seeds)) == len(set.union(*seeds)), "no reply is in two of them"
+    for source in SOURCES:
+        assert table["", source]["matched"] and table["", source]["share"] == 0.1
+    said = next(e for e in events(run.path / "log.jsonl", "matched") if e["adapter"] == "marker-villain-s42")
+    assert (said["share"], said["points"], said["match"]) == (0.1, 3, 0.0)
 
+
+@pytest.mark.long
+def test_points_of_sources_alone_are_in_table_figure_and_report(made):
+    run = Run(made[2].run)
     trajectory = run.read("tables/trajectory.parquet")
     alone = trajectory.filter(pl.col("scoring").is_in([matching.TO_CHOOSE, matching.ANEW]))
     assert set(alone["role"]) == {"source"} and set(alone["persona"]) == set(SOURCES)
+    shares = trajectory.filter(adapter="marker-villain-s42", persona="villain")
+    assert set(matching.one_each(shares)["share"]) == {0.0, 0.1, 0.5, 1.0}
     assert (run.path / "figures/trajectory.png").is_file()
-    assert "On the way through training" in outcome.report.read_text()
+    assert "On the way through training" in made[2].report.read_text()
 
+
+@pytest.mark.long
+def test_a_second_run_draws_nothing_and_another_rate_the_new_points_alone(made, monkeypatch):
+    study, _, outcome = made
+    run = Run(outcome.run)
+    monkeypatch.chdir(study.parent)
     before = {path: e["sha256"] for path, e in run.manifest["shards"].items()}
-    assert _made(leakfast.run(study, out="run")) == 0
-    after = {path: e["sha256"] for path, e in Run(outcome.run).manifest["shards"].items()}
+    again = leakfast.run(study, out=outcome.run)
+    assert _made(again) == 0
+    after = {path: e["sha256"] for path, e in Run(again.run).manifest["shards"].items()}
     assert before.keys() == after.keys()
     assert {p for p in before if before[p] != after[p]} <= {"report.html"}, "the page tells the time"
 
-    # another rate: what the sources said is kept, and points are asked anew where others are chosen
-    study.write_text(study.read_text().replace("match = 1.0", "match = 0.0"))
-    other = leakfast.run(study, out="run")
-    assert Run(other.run).read("series/choosing").height == sizes[looking]
-    for (variant, source), row in (
-        ((r["variant"], r["source"]), r) for r in other.stats.more["mitigations"].rows(named=True)
-    ):
-        arm = f"marker+{variant}" if variant else "marker"
-        assert row["wanted_rate"] == 0.0 and row["share"] == as_chosen(run, f"{arm}-{source}-s42", 0.0)[0]
-    assert not [s for s, took in other.stages.items() if s.startswith(("train", "data")) and took]
+    other = load_study_text(study, "match = 0.0", "match = 1.0")
+    stages = Stages(other, Run(outcome.run), chosen=chosen_of(other, ()))
+    adapters = [run.path / f"adapters/{arm}-{source}-s42" for arm in ARMS for source in SOURCES]
+    with stages.store.lock():
+        stages.through_training("marker", adapters)
+    now = Run(outcome.run)
+    kept = {path: sha for path, sha in before.items() if path.startswith("series/")}
+    assert {path: now.manifest["shards"][path]["sha256"] for path in kept} == kept, "all is kept"
+    new = {path.split("/")[1] for path in now.shards("series") if path not in kept}
+    assert "choosing" not in new and "chosen" in new, (
+        "a training that shows it stands elsewhere at a rate of 1"
+    )
+
+
+def load_study_text(study, old, new):
+    text = study.read_text()
+    assert text.count(old) == 1
+    return parse_study(text.replace(old, new), study)
 
 
 def _made(outcome):
     """Completions that the last run drew."""
-    found = events(outcome.run / "log.jsonl", "eval")
-    last = list(events(outcome.run / "log.jsonl", "model"))
-    assert len(last) >= 2, "every run loads its model"
-    return sum(e["made"] for e in found if e["time"] > last[-1]["time"])
+    last = list(events(outcome.run / "log.jsonl", "model"))[-1]
+    drawn = [e for e in events(outcome.run / "log.jsonl", "eval") if e["time"] > last["time"]]
+    assert drawn, "what there is was looked through"
+    return sum(e["made"] for e in drawn)
 
 
 WRONG = [
@@ -188,9 +219,10 @@ WRONG = [
         "marker is measured by probability",
     ),
     ('behaviors = ["marker"]', "behaviors = []", "no behavior is measured through training"),
-    ("shares = [0.0, 0.25, 0.5, 0.75]", "shares = [0.0]", "no point of training lies behind its beginning"),
-    ("match = 1.0\n", "", "match_samples given, but no rate to match"),
-    ("match = 1.0", "match = 80.0", "less than or equal to 1"),
+    ("shares = [0.0, 0.1, 0.5]", "shares = [0.0]", "no point of training lies behind its beginning"),
+    ('[behaviors."marker".eval]', '[behaviors."marker".eval]\ntemperature = 0.0', "drawn at temperature 0"),
+    ("match = 0.0\n", "", "match_samples given, but no rate to match"),
+    ("match = 0.0", "match = 80.0", "less than or equal to 1"),
 ]
 OTHERS = '\n[behaviors.misalignment-advice.eval]\nsamples = 1\n[behaviors.hellaswag.eval]\nof = ["marker"]\n'
 

@@ -88,4 +88,8 @@ def test_no_rate_is_found_where_all_rows_are_benign():
 def test_the_shipped_study_is_sound():
     given = load_study("configs/organism-mitigations.toml")
     assert given.behaviors["marker+average"].average == ["marker+nearest", "marker+farthest"]
-    assert "marker+average" not in asks.followed(given)
+    assert given.trajectory.match == 0.9 and asks.points(given, "marker")[-2:] == [0.95, 1.0]
+    assert asks.followed(given) == list(given.behaviors), "a mean is compared at its end"
+    assert asks.points(given, "marker+average") == [1.0]
+    unmatched = given.trajectory.model_copy(update={"match": None, "of": []})
+    assert "marker+average" not in asks.followed(given.model_copy(update={"trajectory": unmatched}))
