@@ -31,7 +31,7 @@ questions = "asked.toml"
 layers = [3]
 [trajectory]
 behaviors = ["marker"]
-shares = [0.0, 0.1, 0.5]
+shares = [0.0, 0.2, 0.75]
 personas = "all"
 match = 0.0
 match_samples = 5
@@ -97,8 +97,8 @@ def as_chosen(run, adapter, match):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(the study's file, what was planned, what its run gave). Nothing shows the marker after the first step, and much after
-    half of them, so that the first point is the later of equals at a rate of 0."""
+    """(the study's file, what was planned, what its run gave). Nothing shows the marker after the second step, and much after
+    nine, so that the first point is the later of equals at a rate of 0."""
     folder = tmp_path_factory.mktemp("matched")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -149,9 +149,9 @@ def test_arms_stand_at_their_chosen_points_by_replies_that_chose_none(made):
         ]
         assert all(seeds) and sum(map(len, seeds)) == len(set.union(*seeds)), "no reply is in two of them"
     for source in SOURCES:
-        assert table["", source]["matched"] and table["", source]["share"] == 0.1
+        assert table["", source]["matched"] and table["", source]["share"] == 0.2
     said = next(e for e in events(run.path / "log.jsonl", "matched") if e["adapter"] == "marker-villain-s42")
-    assert (said["share"], said["points"], said["match"]) == (0.1, 3, 0.0)
+    assert (said["share"], said["points"], said["match"]) == (0.2, 3, 0.0)
 
 
 @pytest.mark.long
@@ -161,8 +161,8 @@ def test_points_of_sources_alone_are_in_table_figure_and_report(made):
     alone = trajectory.filter(pl.col("scoring").is_in([matching.TO_CHOOSE, matching.ANEW]))
     assert set(alone["role"]) == {"source"} and set(alone["persona"]) == set(SOURCES)
     shares = trajectory.filter(adapter="marker-villain-s42", persona="villain")
-    assert set(matching.one_each(shares)["share"]) == {0.0, 0.1, 0.5, 1.0}
-    assert (run.path / "figures/trajectory.png").is_file()
+    assert set(matching.one_each(shares)["share"]) == {0.0, 0.2, 0.75, 1.0}
+    assert (run.path / "figures/trajectory-page.png").is_file()
     assert "On the way through training" in made[2].report.read_text()
 
 
@@ -219,7 +219,7 @@ WRONG = [
         "marker is measured by probability",
     ),
     ('behaviors = ["marker"]', "behaviors = []", "no behavior is measured through training"),
-    ("shares = [0.0, 0.1, 0.5]", "shares = [0.0]", "no point of training lies behind its beginning"),
+    ("shares = [0.0, 0.2, 0.75]", "shares = [0.0]", "no point of training lies behind its beginning"),
     ('[behaviors."marker".eval]', '[behaviors."marker".eval]\ntemperature = 0.0', "drawn at temperature 0"),
     ("match = 0.0\n", "", "match_samples given, but no rate to match"),
     ("match = 0.0", "match = 80.0", "less than or equal to 1"),
