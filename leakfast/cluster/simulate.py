@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.behaviors.registry import get
 from leakfast.cluster.tasks import Task, cut, first_free, tasks_of
-from leakfast.pipeline.matching import steps_of
 from leakfast.pipeline.stages import Stages, chosen_of
 from leakfast.storage import layout
 from leakfast.storage.manifests import events
@@ -94,9 +93,7 @@ def _seconds(task: Task, study: Study, rates: Rates) -> float | None:
     if task.kind == "check":
         return 0.0
     if task.kind == "trajectory":
-        before = steps_of(task.behavior) if study.trajectory.match is not None else ()
-        took = [rates.once.get(step) for step in (*before, f"{task.behavior} through training")]
-        return None if None in took else sum(seconds for seconds in took if seconds is not None)
+        return rates.once.get(f"{task.behavior} through training")
     if task.kind == "steering":
         return rates.steered
     if task.kind == "train":
@@ -106,6 +103,8 @@ def _seconds(task: Task, study: Study, rates: Rates) -> float | None:
         first = (study.sources[0], study.seeds[0]) == (task.source, task.seed)
         search = rates.once.get(f"learning rate of {task.behavior}") if auto and first else 0.0
         return None if known is None or search is None else known + search
+    if task.kind == "match":
+        return _measured(task, "completions", rates)
     if task.kind == "measure":
         return _measured(task, study.behaviors[task.behavior].eval.measure, rates)
     return rates.once.get(task.kind)

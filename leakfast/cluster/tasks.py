@@ -25,10 +25,10 @@ ROW = 10  # completions that take as long as a row that is trained on once (Smol
 
 @dataclass(frozen=True)
 class Task:
-    """One thing that one worker does. kind: check (what can be known to fail), centroids, predictors, train, measure, trajectory
-    or steering. adapters: names of those that are trained or measured (of none: the base). after: names of tasks; needs:
-    folders and files of the run that are read. weight: completions or prompts scored, of the other kinds about as many as
-    take as long: for the order and the count of what is done."""
+    """One thing that one worker does. kind: check (what can be known to fail), centroids, predictors, train, measure, match (the
+    source alone, at points of its training), trajectory or steering. adapters: names of those that are trained or measured
+    (of none: the base). after: names of tasks; needs: folders and files of the run that are read. weight: completions or
+    prompts scored, of the other kinds about as many as take as long: for the order and the count of what is done."""
 
     kind: str
     behavior: str = ""
@@ -66,7 +66,9 @@ def tasks_of(study: Study, chosen: Chosen, trained: Sequence[str], controls: Seq
         mine = [t for t in trainings if t.behavior in asks.followed(study)]
         names = tuple(t.adapters[0] for t in mine)
         needs = (*map(layout.adapter, names), layout.SERIES, layout.POINTS)
-        found.append(Task("trajectory", behavior, names, after=_names(mine), needs=needs, weight=5000))
+        matching = _matching(study, behavior, mine)
+        after = _names([*mine, *matching])
+        found += [*matching, Task("trajectory", behavior, names, after=after, needs=needs, weight=5000)]
     if study.steering:
         found += _steering(study, trainings, found)
     return [check, *(replace(task, after=(check.name, *task.after)) for task in found)]
@@ -137,6 +139,27 @@ def _measuring(study: Study, behavior: str, trainings: Sequence[Task], before: S
         after = (training.name, *([base.name] if probable else []))
         about = (behavior, (name,), training.source, training.seed)
         found.append(Task("measure", *about, after=after, needs=read, weight=rows))
+    return found
+
+
+def _matching(study: Study, behavior: str, trainings: Sequence[Task]) -> list[Task]:
+    """Where trainings are matched on their sources: the source of each alone, as soon as it is there."""
+    if study.trajectory.match is None:
+        return []
+    each = study.trajectory.match_samples * len(asks.asked(study, behavior)[0].texts)
+    found = []
+    for task in trainings:
+        points = asks.points(study, task.behavior)
+        named = [layout.point_name(task.adapters[0], share) for share in points]
+        folders = [
+            layout.completions(behavior, name, series=True, apart=kind)
+            for name in named
+            for kind in (layout.CHOOSING, layout.CHOSEN)
+        ]
+        needs = (layout.adapter(task.adapters[0]), *folders)
+        weight = (len(points) + 1) * each
+        about = (behavior, task.adapters, task.source, task.seed)
+        found.append(Task("match", *about, after=(task.name,), needs=needs, weight=weight))
     return found
 
 
@@ -230,6 +253,8 @@ def carry_out(stages: Stages, task: Task) -> None:
     elif task.kind == "steering":
         named = {task.behavior: [(adapter, task.seed) for adapter in adapters]} if adapters else {}
         stages.steered(named, base=not adapters)
+    elif task.kind == "match":
+        stages.matched(task.behavior, adapters)
     elif task.kind == "trajectory":
         stages.through_training(task.behavior, adapters)
     else:

@@ -50,6 +50,8 @@ def matched(
 
     The replies that choose and those that are drawn anew at the chosen point have other seeds, and those of everybody have
     others again: no reply is in two of them."""
+    if not adapters:
+        return {}
     people, one = asks.asked_to_match(study, behavior, personas)
     run, drawing, seed = steps.run, Drawing.of(study), study.seeds[0]
 

@@ -348,15 +348,19 @@ class Stages:
         """Measure a behavior at the points of those adapters' trainings, all or (match) the chosen ones."""
         from leakfast.measure import Drawing, Request
         from leakfast.measure.as_asked import measure_as_asked
-        from leakfast.pipeline.matching import matched
 
         people, one = asks.asked_on_the_way(self.study, behavior, self.personas)
-        about = (self.study, self.loaded, self.steps, self.personas, behavior, followed)
-        points = None if self.study.trajectory.match is None or not followed else matched(*about)
+        points = None if self.study.trajectory.match is None else self.matched(behavior, followed)
         request = Request([one], people, followed, seed=self.study.seeds[0], points=points)
         drawing = Drawing.of(self.study)
         with self.steps.timed(f"{behavior} through training") as report:
             measure_as_asked(self.loaded, self.store, request, drawing, at="checkpoints", progress=report)
+
+    def matched(self, behavior: str, followed: Sequence[Path]) -> dict[str, list[float]]:
+        """The points of those trainings that are matched on their sources, which are measured here."""
+        from leakfast.pipeline.matching import matched
+
+        return matched(self.study, self.loaded, self.steps, self.personas, behavior, followed)
 
     def judge(self, behavior: str, series: bool = False, shown: Shown | None = None) -> None:
         """Score the completions of a behavior that a judge measures (series: those of checkpoints); what was scored

@@ -164,6 +164,11 @@ def point_of(name: str) -> tuple[str, float] | None:
     return (match[1], int(match[2]) / 100) if match else None
 
 
+def point_name(adapter: str, share: float) -> str:
+    """What an adapter is called at a share of its training, as `point` reads it."""
+    return adapter if share == 1 else f"{adapter}@{point_folder(share)}"
+
+
 def point(name: str) -> tuple[str | None, float]:
     """(adapter, share of its training) that a target's name means; the base is share 0 of all (adapter None)."""
     if name == BASE:

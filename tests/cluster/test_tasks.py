@@ -11,7 +11,6 @@ import pytest
 from leakfast.cluster import tasks as t
 from leakfast.cluster.simulate import _seconds, rates_of, simulate
 from leakfast.measure.shards import Job, Shard
-from leakfast.pipeline.matching import steps_of
 from leakfast.pipeline.stages import Stages, chosen_of
 from leakfast.storage.run import Run
 from leakfast.study.config import load_study, parse_study
@@ -175,17 +174,20 @@ def test_what_a_study_does_once_more_is_timed_by_its_own_step(tmp_path, step):
     assert now_timed and all(name.startswith(kind) for name in now_timed)
 
 
-def test_trainings_that_are_matched_are_timed_by_all_their_steps(tmp_path):
+def test_sources_are_matched_each_as_soon_as_it_is_trained(tmp_path):
     study, run = load_study(written(tmp_path, more=MATCH)), Run(tmp_path / "timed").create()
-    name = "trajectory refusal refusal-villain-s42 refusal-comedian-s42"
-    task = by_name(tasks(study, tmp_path))[name]
-    assert "series" in task.needs, "what the sources said lies there"
-    for step, seconds in zip(
-        (*steps_of("refusal"), "refusal through training"), (1.0, 2.0, 4.0), strict=True
-    ):
-        assert _seconds(task, study, rates_of(run)) is None and name in simulate(study, run, 1).untimed
-        run.log("took", step=step, seconds=seconds)
-    assert _seconds(task, study, rates_of(run)) == 7.0
+    named = by_name(tasks(study, tmp_path))
+    matching = {f"match refusal refusal-{source}-s42" for source in ("villain", "comedian")}
+    last = named["trajectory refusal refusal-villain-s42 refusal-comedian-s42"]
+    assert matching <= set(last.after) and "series" in last.needs, "what the sources said lies there"
+    task = named["match refusal refusal-villain-s42"]
+    assert task.after == ("check", "train refusal-villain-s42")
+    wanted = {"series/choosing/refusal/refusal-villain-s42@p025", "series/chosen/refusal/refusal-villain-s42"}
+    assert wanted <= set(task.needs)
+    assert task.weight == (4 + 1) * 4 * 3, "four points and one anew, four questions, three replies each"
+    assert _seconds(task, study, rates_of(run)) is None and task.name in simulate(study, run, 1).untimed
+    run.log("eval", behavior="refusal", by="own", adapters=["base"], made=100, kept=0, seconds=50.0)
+    assert _seconds(task, study, rates_of(run)) == 30.0
 
 
 # ── scripts for schedulers ───────────────────────────────────────────────────────────────────────────
