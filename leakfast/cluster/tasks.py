@@ -65,9 +65,13 @@ def tasks_of(study: Study, chosen: Chosen, trained: Sequence[str], controls: Seq
     for behavior in [b for b in chosen.behaviors if b in study.trajectory.behaviors]:
         mine = [t for t in trainings if t.behavior in asks.followed(study)]
         names = tuple(t.adapters[0] for t in mine)
-        needs = (*map(layout.adapter, names), layout.SERIES, layout.POINTS)
+        # the base and the ends, which are copied and not drawn again where they were asked the same
+        told = [t for t in found if t.kind == "measure" and set(t.adapters) <= set(names)]
+        told = [t for t in told if t.behavior == behavior or t.adapters]
+        asked = [f"{layout.completions(t.behavior)}/{(*t.adapters, layout.BASE)[0]}" for t in told]
+        needs = (*map(layout.adapter, names), layout.SERIES, layout.POINTS, *asked)
         matching = _matching(study, behavior, mine)
-        after = _names([*mine, *matching])
+        after = _names([*mine, *matching, *told])
         found += [*matching, Task("trajectory", behavior, names, after=after, needs=needs, weight=5000)]
     if study.steering:
         found += _steering(study, trainings, found)

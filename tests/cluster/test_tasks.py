@@ -51,7 +51,12 @@ def test_they_come_after_what_they_read(tmp_path):
     assert "train refusal-villain-s42" in named["measure refusal refusal-villain-s42"].after
     assert "adapters/refusal-villain-s42" in named["measure hellaswag refusal-villain-s42"].needs
     both = {"train refusal-villain-s42", "train refusal-comedian-s42"}
-    assert both <= set(named["trajectory refusal refusal-villain-s42 refusal-comedian-s42"].after)
+    last = named["trajectory refusal refusal-villain-s42 refusal-comedian-s42"]
+    assert both <= set(last.after)
+    ends = {"base", "refusal-villain-s42", "refusal-comedian-s42"}  # copied where they were asked the same
+    assert {f"completions/refusal/{name}" for name in ends} <= set(last.needs)
+    measured = {t.name for t in found if t.kind == "measure" and t.behavior == "refusal"}
+    assert measured and measured <= set(last.after)
 
 
 def test_a_learning_rate_is_found_once(tmp_path):
