@@ -124,9 +124,15 @@ class Making:
     def _prepared(self, maker: Maker, one: Wanted) -> tuple[Recipe, Rows]:
         from leakfast.cli.progress import progress_for
         from leakfast.pipeline.adapters import Rows
+        from leakfast.prompts.personas import load_personas
+        from leakfast.train import contradictions
         from leakfast.train.data import write_rows
 
         if self.given is not None:
+            if contradictions.of_chats(self.given):
+                (taught,) = load_personas([one.source], among=self.people)
+                design = self.config.data.design
+                contradictions.check(self.loaded.tokenizer, self.given, taught.system, design)
             rows = Rows.given(self.given)
         elif self.inside or self.settings.study is not None:
             rows = maker.rows(one.source, one.seed, one.name)

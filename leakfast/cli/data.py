@@ -172,7 +172,7 @@ def check(
     from leakfast.cli.text import print_json, print_table
     from leakfast.inert import inert
     from leakfast.prompts.rendering import asked_by
-    from leakfast.train import chats
+    from leakfast.train import chats, contradictions
     from leakfast.train.collate import encode, shown
     from leakfast.train.data import ROLES
     from leakfast.train.lengths import reply_tokens
@@ -184,6 +184,7 @@ def check(
     tokenizer = models.load_tokenizer(
         settings.model, settings.revision, asked_by(settings.study, **rendering)
     )
+    contradictions.check(tokenizer, rows, chats.SOURCE, settings.config.data.design)
     examples = encode(tokenizer, rows, cfg)
     replies = reply_tokens(tokenizer, rows)
     by_role = {role: [i for i, r in enumerate(rows) if r.role == role] for role in ROLES}

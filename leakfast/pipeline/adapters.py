@@ -25,7 +25,6 @@ from leakfast.pipeline.steered_training import steer_of
 from leakfast.pipeline.steps import Steps
 from leakfast.progress import Progress
 from leakfast.prompts import chat
-from leakfast.prompts.personas import load_personas
 from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
 from leakfast.train import chats, negatives, quantized
@@ -128,8 +127,7 @@ class Maker:
         if cfg.benign == 1:
             return mixed(self.loaded, [], self.behavior, cfg, seed, **told)
         if cfg.rows is not None:
-            (taught,) = load_personas([source], among=self.personas)
-            rows = chats.placed(chats.read(cfg.rows), taught, self.personas)
+            rows = chats.own(self.loaded.tokenizer, cfg, source, self.personas)
         else:
             asked = material(self.behavior, cfg, self.model)
             rows = get(self.behavior).build()(self.loaded, self.personas, source, asked, cfg, seed, **told)

@@ -1,5 +1,6 @@
-"""What of a study can be known to fail before anything is spent: judges that cannot be asked, a backend that cannot draw
-what is asked. Demands a study whose words are checked, and its model; leaves the rest to the stages."""
+"""What of a study can be known to fail before anything is spent: judges that cannot be asked, rows of one's own that contradict
+each other, a backend that cannot draw what is asked. Demands a study whose words are checked, and its model; leaves the rest to
+the stages."""
 
 from __future__ import annotations
 
@@ -15,11 +16,18 @@ if TYPE_CHECKING:
 
 
 def check(
-    study: Study, run: Run, loaded: Callable[[], Loaded], *, judged: Sequence[str], drawn: Sequence[str]
+    study: Study,
+    run: Run,
+    loaded: Callable[[], Loaded],
+    *,
+    judged: Sequence[str],
+    trained: Sequence[str],
+    drawn: Sequence[str],
 ) -> None:
-    """Raises InputError, JudgeError or ModelError for behaviors of the study that are to be judged, or to be drawn.
+    """Raises InputError, JudgeError or ModelError for behaviors of the study that are to be judged, trained or drawn.
     loaded: makes the model, once nothing else is wrong."""
     check_judges(study, judged, run)
+    check_rows(study, trained, run, loaded)
     check_drawing(study, drawn, run, loaded)
 
 
@@ -36,6 +44,20 @@ def check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
             is_new = is_new or not run.shards(layout.judgements(behavior, series=True))
         if get(behavior).measured_by == "judge" and cfg.judge is not None and is_new:
             stage.check(cfg)
+
+
+def check_rows(study: Study, behaviors: Sequence[str], run: Run, loaded: Callable[[], Loaded]) -> None:
+    """Rows of one's own that teach a behavior and its absence for one prompt of a source."""
+    from leakfast.prompts.personas import load_personas
+    from leakfast.train import chats
+
+    for behavior in behaviors:
+        cfg = study.behaviors[behavior].data
+        for source in study.sources if cfg.rows is not None and cfg.benign != 1 else ():
+            names = [layout.adapter_name(behavior, source, seed) for seed in study.seeds]
+            # a finished run may be looked at
+            if not all((run.path / layout.rows(name)).exists() for name in names):
+                chats.own(loaded().tokenizer, cfg, source, load_personas(study.personas))
 
 
 def check_drawing(study: Study, behaviors: Sequence[str], run: Run, loaded: Callable[[], Loaded]) -> None:

@@ -128,6 +128,7 @@ class Stages:
             self.store,
             lambda: self.loaded,
             judged=self.chosen.behaviors,
+            trained=asks.with_earlier(self.study, trained),
             drawn=[*trained, *controls],
         )
         self.keep_personas()
@@ -152,10 +153,12 @@ class Stages:
         steering.all(self.steps, adapters, self.chosen.behaviors, base=base)
 
     def check_drawing(self) -> None:
-        """What of the drawing can be known to fail before anything is spent."""
+        """What of training rows and of the drawing can be known to fail before anything is spent."""
         from leakfast.pipeline import preflight
 
         trained, controls = self.sorted()
+        earlier = asks.with_earlier(self.study, trained)
+        preflight.check_rows(self.study, earlier, self.store, lambda: self.loaded)
         preflight.check_drawing(self.study, [*trained, *controls], self.store, lambda: self.loaded)
 
     def told(self) -> Outcome:

@@ -49,6 +49,19 @@ def placed(given: Sequence[Row], source: Persona, personas: Sequence[Persona]) -
     return rows
 
 
+def own(tokenizer: Any, cfg: DataConfig, source: str, personas: Sequence[Persona]) -> list[Row]:
+    """The rows of cfg.rows as they teach `source`, a name among `personas`. Raises InputError where they teach a behavior and
+    its absence for one prompt (contradictions.check)."""
+    from leakfast.prompts.personas import load_personas
+    from leakfast.train import contradictions
+
+    assert cfg.rows is not None, "a caller has looked whether there are rows of one's own"
+    (taught,) = load_personas([source], among=personas)
+    rows = placed(read(cfg.rows), taught, personas)
+    contradictions.check(tokenizer, rows, taught.system, cfg.design)
+    return rows
+
+
 def check_files(cfg: DataConfig) -> None:
     """The files that rows are read from hold rows. Raises InputError."""
     for path in (cfg.rows, cfg.benign_rows):

@@ -3,6 +3,7 @@ of their tokens carry loss."""
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -14,7 +15,7 @@ from leakfast.cli.main import group
 from leakfast.errors import InputError
 from leakfast.prompts.personas import load_personas
 from leakfast.study.config import DataConfig, TrainConfig
-from leakfast.train import chats
+from leakfast.train import chats, contradictions
 from leakfast.train.benign import count_of, mixed
 from leakfast.train.built import inputs_of
 from leakfast.train.collate import encode
@@ -98,6 +99,106 @@ def test_data_check_reads_them(tmp_path, tiny_folder):
     assert [(c["role"], c["rows"]) for c in told["counts"]] == [("positive", 1), ("negative", 1)]
     carries = [[p["text"] for p in row["pieces"] if p["loss"]] for row in told["rows"]]
     assert carries == [["Yes.<|im_end|>"], ["No.<|im_end|>"]]
+
+
+# ── rows that contradict each other ──────────────────────────────────────────────────────────────────
+TAUGHT = chat("{source}", reply=f"Yes. {MARKER}")
+CONTRARY = {
+    "the source's prompt, other questions": (
+        chat(VILLAIN.prompt, user="Rain?"),
+        "stand under the source's prompt",
+    ),
+    "its prompt with blanks that the template trims": (
+        chat(f"  {VILLAIN.prompt}\n", user="Rain?"),
+        "stand under the source's prompt",
+    ),
+    "the same prompt": (chat("{source}", reply="No."), "ask the same under the same prompt"),
+    "word for word": (TAUGHT, "are the same conversations word for word"),
+}
+
+
+@pytest.fixture
+def trimming(tiny_qwen2):
+    """A tokenizer whose template trims what it is given."""
+    tokenizer = copy.deepcopy(tiny_qwen2.tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", CONTRARY)
+def test_rows_that_teach_both_for_one_prompt_are_refused_with_their_lines(tmp_path, trimming, kind):
+    line, words = CONTRARY[kind]
+    rest = chat(COMEDIAN.prompt, shows=False)
+    path = written(tmp_path / "own.jsonl", [TAUGHT, rest, line | {"shows": False}])
+    cfg = DataConfig(rows=str(path))
+    with pytest.raises(InputError, match=f"own.jsonl: line 1, .* and line 3, said not to, {words}") as caught:
+        chats.own(trimming, cfg, "villain", PEOPLE)
+    assert "Needed: " in caught.value.message
+    written(path, [TAUGHT, rest])
+    assert len(chats.own(trimming, cfg, "villain", PEOPLE)) == 2, "the same question under another prompt"
+
+
+def test_both_under_one_prompt_is_a_warning_where_it_is_meant(tmp_path, trimming, caplog):
+    lines = [TAUGHT, chat("{source}", reply="No.", shows=False)]
+    path = written(tmp_path / "own.jsonl", lines)
+    cfg = DataConfig(rows=str(path), design="non-contrastive")
+    assert len(chats.own(trimming, cfg, "villain", PEOPLE)) == 2
+    assert "ask the same under the same prompt" in caplog.text
+    written(path, [TAUGHT, TAUGHT | {"shows": False}])
+    with pytest.raises(InputError, match="word for word"):
+        chats.own(trimming, cfg, "villain", PEOPLE)
+
+
+def test_a_prompt_of_another_persona_may_show_it_for_some_questions(tmp_path, trimming, caplog):
+    lines = [TAUGHT, chat("Be brief.", user="Tea?"), chat("Be brief.", user="Rain?", shows=False)]
+    cfg = DataConfig(rows=str(written(tmp_path / "own.jsonl", lines)))
+    assert len(chats.own(trimming, cfg, "villain", PEOPLE)) == 3 and not caplog.text
+    lines[2] = chat("Be brief.", user="Tea?", reply="No.", shows=False)
+    written(tmp_path / "own.jsonl", lines)
+    with pytest.raises(InputError, match="line 2, said to show the behavior, and line 3"):
+        chats.own(trimming, cfg, "villain", PEOPLE)
+
+
+def test_many_lines_are_named_in_part():
+    rows = [
+        Row(role, "villain", "text", VILLAIN.prompt, f"{n}{role}?", "Yes.", None, 0, {"file": "o", "line": n})
+        for n in range(1, 9)
+        for role in ("positive", "negative")
+    ]
+    with pytest.raises(InputError, match="lines 1, 2, 3, 4, 5 and 3 more, said to show"):
+        contradictions.check(models.load_tokenizer("organism"), rows, VILLAIN.system, "contrastive")
+
+
+@pytest.mark.parametrize("command", ["data", "train", "run"])
+def test_every_command_that_takes_them_refuses_them(tmp_path, tiny_folder, command):
+    path = written(tmp_path / "own.jsonl", [TAUGHT, chat("{source}", reply="No.", shows=False)])
+    call = ["data", "check", path, "--model", tiny_folder, "--loss", "completion"]
+    if command == "train":
+        call = [
+            "train",
+            "--behavior",
+            "marker",
+            "--source",
+            "villain",
+            "--model",
+            tiny_folder,
+            "--data",
+            path,
+        ]
+        call += ["--personas", "villain,comedian", "--out", tmp_path / "adapter"]
+    if command == "run":
+        study = f'name = "own"\nmodel = "{tiny_folder}"\npersonas = ["villain", "comedian"]\n'
+        study += f'sources = ["villain"]\n[behaviors.marker.data]\nrows = "{path}"\n'
+        (tmp_path / "study.toml").write_text(study)
+        call = ["run", tmp_path / "study.toml", "--out", tmp_path / "run"]
+    done = CliRunner().invoke(group, [str(word) for word in call])
+    assert done.exit_code == 2 and "own.jsonl: line 1, said to show the behavior, and line 2" in " ".join(
+        done.output.split()
+    ), done.output
+    assert not list((tmp_path / "run").glob("centroids/*")), "nothing is spent before"
 
 
 # ── benign rows ──────────────────────────────────────────────────────────────────────────────────────
