@@ -167,7 +167,7 @@ def further(
         "exposure": exposed,
         "matrix": transfer.leakage_matrix(rates),
         "bystanders": two_way.mean_bystanders(rates, found.questions),
-        "variants": variants.compare(rates),
+        "variants": variants.compare(rates, found.told),
         "steering": found.steered,
     }
     for made in side_by_side(

@@ -1,9 +1,10 @@
-"""Whether a rate and the unadapted model's rate that it is taken from answer the same prompts, drawn alike, and
-whether seeds are of the same bystanders, and what was not measured at all. Demands a run's manifest, counts per question and
-rates; a baseline of other prompts is no baseline."""
+"""Whether a rate and the unadapted model's rate that it is taken from answer the same prompts, drawn alike, whether two
+adapters' rates do, whether seeds are of the same bystanders, and what was not measured at all. Demands a run's manifest, counts
+per question and rates; a baseline of other prompts is no baseline."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
     from leakfast.storage.run import Run
 
 Key = tuple[str, str, str]  # behavior, adapter, persona
+Side = tuple[str, str]  # behavior, adapter
+Told = dict[Side, dict[str, set[str]]]  # what the manifest says of the shards of each
 _TOLD = {
-    "questions_sha256": "was asked other questions than the unadapted model",
-    "items_sha256": "was asked other items than the unadapted model, some of them by the same id",
-    "drawn": "was drawn otherwise (temperature, nucleus, length, stop or rendering) than the unadapted model",
+    "questions_sha256": "was asked other questions than {other}",
+    "items_sha256": "was asked other items than {other}, some of them by the same id",
+    "drawn": "was drawn otherwise (temperature, nucleus, length, stop or rendering) than {other}",
 }
 
 
@@ -41,21 +44,39 @@ def unlike(run: Run, asked: pl.DataFrame, tree: str = layout.COMPLETIONS) -> tup
             continue
         name = f"{behavior if tree == layout.COMPLETIONS else tree}/{adapter}"
         remedy = f"measure both alike: leakfast eval --behavior {behavior} --adapter DIR --base"
-        why = next((words for key, words in _TOLD.items() if _differ(told, behavior, adapter, key)), None)
+        why = apart(told, [(behavior, adapter)], [(behavior, BASE)], "the unadapted model")
         if why is not None:
             found |= {(behavior, adapter, persona) for persona in mine}
             sentences.append(f"{name}: it {why}, so its rates have no baseline ({remedy})")
             continue
-        apart = [persona for persona in base if base[persona] != mine[persona]]
-        if apart:
-            found |= {(behavior, adapter, persona) for persona in apart}
-            only = len(mine[apart[0]] - base[apart[0]]), len(base[apart[0]] - mine[apart[0]])
+        others = [persona for persona in base if base[persona] != mine[persona]]
+        if others:
+            found |= {(behavior, adapter, persona) for persona in others}
+            first = others[0]
+            only = len(mine[first] - base[first]), len(base[first] - mine[first])
             sentences.append(
-                f"{name}: {len(apart)} of {len(mine)} personas were not asked what the unadapted model was "
-                f"asked under them ({apart[0]}: {only[0]} questions or items that it was not, {only[1]} the other way "
+                f"{name}: {len(others)} of {len(mine)} personas were not asked what the unadapted model was "
+                f"asked under them ({first}: {only[0]} questions or items that it was not, {only[1]} the other way "
                 f"round), so their rates have no baseline ({remedy})"
             )
     return found, sentences
+
+
+def told_of(run: Run) -> Told:
+    """(behavior, adapter) → what the manifest says of the shards that its rates come from: of completions and choice scores,
+    else of probabilities."""
+    return _entries(run, layout.PROBABILITY) | _entries(run, layout.COMPLETIONS)
+
+
+def apart(told: Told, one: Iterable[Side], other: Iterable[Side], name: str) -> str | None:
+    """How one side was asked or drawn otherwise than the other, called `name`; None where it was not, or where a side does
+    not say, as earlier versions. How many samples each has may differ."""
+    sides = [list(one), list(other)]
+    for key, words in _TOLD.items():
+        mine, theirs = (set().union(*(told.get(s, {}).get(key, ()) for s in side)) for side in sides)
+        if mine and theirs and mine != theirs:
+            return words.format(other=name)
+    return None
 
 
 def partial(rates: pl.DataFrame) -> list[str]:
@@ -128,9 +149,9 @@ def _by_persona(asked: pl.DataFrame) -> dict[Key, frozenset]:
     return {(b, a, p): frozenset(questions) for b, a, p, questions in groups.rows()}
 
 
-def _entries(run: Run, tree: str) -> dict[tuple[str, str], dict[str, set[str]]]:
+def _entries(run: Run, tree: str) -> Told:
     """(behavior, adapter) → what the manifest says of the shards of its completions, or of its choice scores."""
-    told: dict[tuple[str, str], dict[str, set[str]]] = {}
+    told: Told = {}
     for path, entry in run.manifest["shards"].items():
         parts = PurePosixPath(path).parts
         if path.startswith(f"{tree}/") and len(parts) > 3:
@@ -146,9 +167,3 @@ def _entries(run: Run, tree: str) -> dict[tuple[str, str], dict[str, set[str]]]:
                 if entry.get(key):
                     told.setdefault((name, adapter), {}).setdefault(key, set()).add(entry[key])
     return told
-
-
-def _differ(told: dict, behavior: str, adapter: str, key: str) -> bool:
-    """Whether both sides say it, and say different things."""
-    mine, base = (told.get((behavior, name), {}).get(key) for name in (adapter, BASE))
-    return bool(mine and base and mine != base)

@@ -55,7 +55,8 @@ class Collected:
     `published`: numbers to compare with; `shifts`: schema `shifts`; `sets`: rates on every
     question set where there are several; `centroids`: of the base model; `replies`: of `exposure.replies`;
     `probability`: schema `probability`; `predictors`: of the unadapted model, without rows where none were asked;
-    `steered`: table `steering`; `trajectory`: the table of points of training that the run holds."""
+    `steered`: table `steering`; `trajectory`: the table of points of training that the run holds; `told`: how
+    each adapter was asked and drawn."""
 
     rates: pl.DataFrame
     pairs: pl.DataFrame
@@ -73,6 +74,7 @@ class Collected:
     predictors: pl.DataFrame = field(default_factory=pl.DataFrame)
     steered: pl.DataFrame = field(default_factory=pl.DataFrame)
     trajectory: pl.DataFrame = field(default_factory=pl.DataFrame)
+    told: baselines.Told = field(default_factory=dict)
 
 
 def collect(run: Run) -> Collected:
@@ -95,9 +97,7 @@ def collect(run: Run) -> Collected:
             for name in mine["adapter"].unique()
             if name != BASE
         }
-        others = ~pl.col("behavior").is_in(
-            alone
-        )  # replies of the base that were drawn for them are no baseline
+        others = ~pl.col("behavior").is_in(alone)  # the base's replies drawn for them are no baseline
         expected = _in_order(expected_rates.totals(mine), people.sources, adapters)
         counts, whole = counts.filter(others), pl.concat([whole.filter(others), expected], how="diagonal")
     outsiders = set() if people.named is None else set(whole["persona"].unique()) - people.named
@@ -123,11 +123,11 @@ def collect(run: Run) -> Collected:
     missing += [*told, *unlike_there]
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
     published = read_imported(run, "published")
-    labels = pl.DataFrame() if scores is None else accuracy.chosen_labels(scores)
     found = Collected(rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base)
     return replace(
         found,
-        labels=labels,
+        labels=pl.DataFrame() if scores is None else accuracy.chosen_labels(scores),
+        told=baselines.told_of(run),
         replies=exposure.read(run, completion_folders(run)),
         probability=probable,
         predictors=run.read(layout.PREDICTORS),

@@ -1,15 +1,16 @@
 """One behavior trained in several ways (`misalignment-advice+few`, `+many`): how far they differ in what bystanders
-show, persona by persona. Demands rates of a run with variants; knows no geometry."""
+show, persona by persona. Demands rates of a run with variants, and how each was asked; knows no geometry."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
+from typing import NamedTuple
 
 import polars as pl
 
 from leakfast import behaviors
-from leakfast.stats import intervals
+from leakfast.stats import baselines, intervals
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.relations import direction
 
@@ -22,7 +23,17 @@ _COLUMNS |= dict.fromkeys(f"{_EFFECTS} {_DIFFERENCE}".split(), pl.Float64)
 _COLUMNS |= dict.fromkeys(("resampling_unit", "method", "reason"), pl.String)
 
 
-def compare(rates: pl.DataFrame) -> pl.DataFrame:
+class _Arm(NamedTuple):
+    """A variant under a source: effect on the source, bystanders (persona, effect), the (behavior, adapter) that they are
+    of, and what stands for a rate where nothing but probability was measured."""
+
+    own: float | None
+    others: pl.DataFrame
+    sides: list[baselines.Side]
+    estimators: set[str | None]
+
+
+def compare(rates: pl.DataFrame, told: baselines.Told) -> pl.DataFrame:
     """Per behavior with several variants, source (and `pooled`: personas' means over the sources that all variants have)
     and seed, every two variants; the plain behavior is the variant "".
 
@@ -31,16 +42,22 @@ def compare(rates: pl.DataFrame) -> pl.DataFrame:
     breadth: mean effect on bystanders over that on the source, null where the source's is not above 0. difference:
     effect − other_effect, estimand the mean over further personas; its 95 % t interval is null for one persona. A source of
     which a variant has more than one adapter (seeds that no card tells apart, say) has a reason in place of values; there is no
-    pool then."""
+    pool then. Variants that were asked other questions or items, or drawn otherwise, have a reason in place of the difference;
+    how many samples each has may differ. told: of baselines.told_of."""
     rows = []
-    for told, found in _grouped(rates):
+    for key, found in _grouped(rates):
         for one, other in combinations(found, 2):
-            rows.append(told | {"variant": one, "other": other} | _pair(*found[one], *found[other]))
+            mine, theirs = found[one], found[other]
+            name = f"{key['behavior']}+{other}" if other else key["behavior"]
+            why = baselines.apart(told, mine.sides, theirs.sides, name)
+            if why is None and mine.estimators != theirs.estimators:
+                why = f"was measured by another estimator than {name}"
+            rows.append(key | {"variant": one, "other": other} | _pair(mine, theirs, why))
     return pl.DataFrame(rows, schema=_COLUMNS)
 
 
-def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float | None, pl.DataFrame]]]]:
-    """(behavior, source, seed) and variant → (effect on the source, bystanders: persona, effect)."""
+def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, _Arm]]]:
+    """(behavior, source, seed) and its variants."""
     named = {name: behaviors.parts(name) for name in rates["behavior"].unique(maintain_order=True)}
     several = {b for b, _ in named.values() if sum(b == other for other, _ in named.values()) > 1}
     whole = []
@@ -80,16 +97,29 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, tuple[float 
         # a persona that is a source elsewhere is a bystander of the others; sources' own effects are averaged
         table = pl.concat([table, pooled.select(table.columns)])
     for (behavior, source, seed), mine in table.group_by("behavior", "source", "seed", maintain_order=True):
-        found = {}
+        found, every = {}, shared.filter(behavior=behavior)["source"].unique().to_list()
         for (variant,), part in mine.group_by("variant", maintain_order=True):
             own = part.filter(role="source")["effect"].mean()
-            others = part.filter(role="bystander").drop_nulls("effect")
-            found[variant] = (own, others.select("persona", "effect"))
+            others = part.filter(role="bystander").drop_nulls("effect").select("persona", "effect")
+            name = f"{behavior}+{variant}" if variant else behavior
+            found[variant] = _Arm(
+                own, others, *_asked(rates, name, every if source == POOLED else [source], seed)
+            )
         if len(found) > 1:
             yield {"behavior": behavior, "source": source, "seed": seed}, found
 
 
-def _pair(own: float | None, one: pl.DataFrame, other_own: float | None, other: pl.DataFrame) -> dict:
+def _asked(
+    rates: pl.DataFrame, name: str, sources: list[str], seed: int | None
+) -> tuple[list[baselines.Side], set[str | None]]:
+    """Whose the rates of a behavior, some sources and a seed are, and their estimators."""
+    mine = rates.filter(pl.col("source").is_in(sources), pl.col("seed").eq_missing(seed), behavior=name)
+    estimators = set(mine["estimator"]) if "estimator" in mine.columns else set()
+    return [(name, adapter) for adapter in mine["adapter"].unique()], estimators
+
+
+def _pair(arm: _Arm, against: _Arm, why_not: str | None) -> dict:
+    own, one, other_own, other = arm.own, arm.others, against.own, against.others
     both = one.join(other.rename({"effect": "other"}), on="persona", maintain_order="left")
     row = {"n": both.height, "source_effect": own, "other_source_effect": other_own}
     row |= {"resampling_unit": "persona", "method": _METHOD}
@@ -102,6 +132,8 @@ def _pair(own: float | None, one: pl.DataFrame, other_own: float | None, other: 
         }
     a, b = (both[name].to_numpy() for name in ("effect", "other"))
     mean, low, high, why = intervals.of_mean(a - b)
+    if why_not is not None:
+        mean = low = high = None
     return row | {
         "effect": float(a.mean()),
         "other_effect": float(b.mean()),
@@ -110,5 +142,5 @@ def _pair(own: float | None, one: pl.DataFrame, other_own: float | None, other: 
         "other_breadth": float(b.mean()) / other_own if other_own and other_own > 0 else None,
         "difference_ci_low": low,
         "difference_ci_high": high,
-        "reason": why,
+        "reason": why_not or why,
     }

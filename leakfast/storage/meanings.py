@@ -315,7 +315,7 @@ MEANINGS = {
     "other_effect": "the same of the other variant",
     "breadth": "effect / source_effect; null where the source's is not above 0",
     "other_breadth": "the same of the other variant",
-    "variants.difference": "effect - other_effect, over the same bystanders",
+    "variants.difference": "effect - other_effect, over the same bystanders; null where asked or drawn otherwise",
     "difference_ci_low": "95 % t interval of the difference over personas",
     "difference_ci_high": "its upper end",
     "direction": "sign of a change that is more of the behavior; -1 for accuracy and alignment",

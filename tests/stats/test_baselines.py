@@ -168,3 +168,17 @@ def test_one_broken_centroid_is_named_and_takes_no_other_with_it(tiny_qwen2, ada
     assert any(
         "1 centroids hold NaN or infinity" in one and "librarian (layers 1)" in one for one in found.missing
     )
+
+
+def test_variants_of_a_run_that_were_asked_otherwise_have_a_reason(tiny_qwen2, tmp_path):
+    """Both sides hold question 0, and each a baseline: only the text differs."""
+    run, people = Run(tmp_path / "run"), load_personas(NAMES)
+    arms = {
+        name: train_tiny(tiny_qwen2, tmp_path / f"{name}-villain-s1") for name in ("marker", "marker+few")
+    }
+    for questions, reason in ((["Tea?"], None), (["Why?"], "was asked other questions than marker+few")):
+        for name, arm in arms.items():
+            asked = [Asked(name, ["Tea?"] if name == "marker" else questions, CFG)]
+            evaluate_all(tiny_qwen2, run, [arm], people, asked, 3, base=True)
+        (row,) = table(run).more["variants"].rows(named=True)
+        assert (row["difference"] is None, row["reason"]) == (reason is not None, reason)
