@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 
 from leakfast.stats.correlations import POOLED
-from leakfast.stats.intervals import of_mean
+from leakfast.stats.intervals import of_mean_over
 
 BINS = 10
 _NO_RATE = ("pairs", "pairs_per_token")  # estimators that expect no rate
@@ -41,8 +41,9 @@ def table(probabilities: pl.DataFrame, rates: pl.DataFrame) -> pl.DataFrame:
 
     The bystanders with both are sorted by their mean probability (then by name) and cut into ten bins of as equal number as
     can be; fewer bystanders make fewer bins. expected: the bin's mean probability; expected_low, expected_high: the smallest
-    and largest in it; observed: the mean sampled rate of its personas, with the 95 % t interval over them, which takes
-    personas as independent. Estimand: the mean rate of further personas of such a probability."""
+    and largest in it; observed: the mean sampled rate of its personas, with the 95 % t interval over them. Resampling unit: the
+    persona, pooled with all its sources that fall into the bin (intervals.of_mean_over); n counts each of these. Estimand: the
+    mean rate of further personas of such a probability."""
     if probabilities.is_empty():
         return pl.DataFrame(schema=_SCHEMA)
     counted = rates.filter(pl.col("role") == "bystander", pl.col("total").is_not_null())
@@ -70,7 +71,7 @@ def _bins(part: pl.DataFrame) -> list[dict[str, Any]]:
     found = []
     for number, some in enumerate(np.array_split(np.arange(part.height), min(BINS, part.height))):
         value, rate = part["mean_probability"].to_numpy()[some], part["rate"].to_numpy()[some]
-        mean, low, high, why = of_mean(rate)
+        mean, low, high, why = of_mean_over(rate, part["persona"].to_numpy()[some])
         about = {"bin": number, "n": len(some), "expected": float(value.mean())}
         about |= {"expected_low": float(value.min()), "expected_high": float(value.max())}
         about |= {"observed": mean, "observed_ci_low": low, "observed_ci_high": high, "reason": why}

@@ -133,6 +133,23 @@ def of_mean(values: np.ndarray) -> tuple[float, float | None, float | None, str 
     return mean, mean - half, mean + half, None
 
 
+def of_mean_over(
+    values: np.ndarray, persona: np.ndarray
+) -> tuple[float, float | None, float | None, str | None]:
+    """As `of_mean`, of values (n,) of which those of one persona (n,) go together: under several sources, say.
+
+    se² = G/(G−1) · Σ_g (Σ_{i in g} (value_i − mean))² / n² over the G personas, with G − 1 degrees of freedom (the
+    cluster-robust variance of a mean); of one value each, that of `of_mean`. Resampling unit: the persona."""
+    mean, n = float(values.mean()), len(values)
+    _, code = np.unique(persona, return_inverse=True)
+    people = int(code.max()) + 1
+    if people < 2:
+        return mean, None, None, "one persona: no spread to judge by"
+    apart = np.bincount(code, values - mean)
+    half = float(t_half(np.sqrt(people / (people - 1) * (apart @ apart)) / n, people - 1))
+    return mean, mean - half, mean + half, None
+
+
 def columns(name: str, low: np.ndarray, high: np.ndarray) -> list[pl.Series]:
     """Columns `name`_low and `name`_high of an interval, null where it is NaN."""
     return [pl.Series(f"{name}_{end}", side).fill_nan(None) for end, side in (("low", low), ("high", high))]

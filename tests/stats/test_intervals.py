@@ -104,3 +104,18 @@ def test_percentiles_leave_out_what_has_no_value():
     assert np.isnan(low[1]) and np.isnan(high[1])
     se, lost = intervals.bootstrap_z(np.array([0.2, 0.2]), draws)
     assert np.isnan(se).all() and list(lost) == [0.25, 1]
+
+
+def test_a_mean_over_personas_with_several_values_each_counts_personas():
+    rng = np.random.default_rng(5)
+    values, people = rng.normal(size=9), np.array(list("abcdefghi"))
+    assert intervals.of_mean_over(values, people) == pytest.approx((*intervals.of_mean(values)[:3], None))
+    twice = intervals.of_mean_over(np.tile(values, 2), np.tile(people, 2))
+    assert twice[:3] == pytest.approx(intervals.of_mean(values)[:3]), "the same again tells nothing more"
+    held = 0
+    for _ in range(400):
+        mine = np.repeat(rng.normal(size=12), 3) + rng.normal(0, 0.2, 36)
+        _, low, high, _ = intervals.of_mean_over(mine, np.repeat(np.arange(12), 3))
+        held += low <= 0 <= high
+    assert 0.91 < held / 400 < 0.985, held
+    assert intervals.of_mean_over(np.ones(3), np.zeros(3))[3] == "one persona: no spread to judge by"

@@ -127,5 +127,31 @@ def test_calibration_is_of_ten_bins_in_the_order_of_what_is_expected(measured):
     ends = (row["observed"], row["observed_ci_low"], row["observed_ci_high"])
     assert ends == pytest.approx((rate.mean(), low, high))
     assert found["expected"].is_sorted()
+    assert found["source"].unique().to_list() == ["villain"], "one adapter is not pooled"
     pairs = probable.with_columns(estimator=pl.lit("pairs"))
     assert calibration.table(pairs, rates).is_empty(), "a preference between two texts expects no rate"
+
+
+def test_a_persona_under_several_sources_is_one_unit_of_a_pooled_calibration(measured):
+    """The same rates under a second source are no second personas: the pooled interval is that of one source."""
+    both = []
+    for one in measured[:2]:
+        other = one.with_columns(source=pl.lit("comedian"), adapter=pl.lit("marker-comedian-s42"))
+        both.append(pl.concat([one, other]))
+    probable, rates = both[0], both[1].with_columns(total=pl.lit(40))
+    assert set(probable["adapter"]) == {"marker-villain-s42", "marker-comedian-s42"}
+    found = calibration.table(probable, rates).filter(source="pooled")
+    for row in found.filter(pl.col("n") % 2 == 0).rows(named=True):
+        inside = probable.filter(
+            pl.col("mean_probability").is_between(row["expected_low"], row["expected_high"])
+        )
+        mine = inside.join(rates, on=["adapter", "persona"])
+        each = mine.group_by("persona").agg(pl.col("rate").mean(), n=pl.len())
+        if set(each["n"]) != {2} or mine.height != row["n"]:
+            continue  # a persona whose two rows fall into two bins
+        se = scipy.stats.sem(each["rate"].to_numpy())
+        low, high = scipy.stats.t.interval(0.95, each.height - 1, row["observed"], se)
+        assert (row["observed_ci_low"], row["observed_ci_high"]) == pytest.approx((low, high))
+        break
+    else:
+        pytest.fail("no bin holds whole personas")
