@@ -4,16 +4,18 @@ replies first. Demands a run and a loaded base model; leaves how to `measure`.""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from leakfast.behaviors.registry import get
 from leakfast.measure.completions import drawn_as
 from leakfast.measure.contract import Measured
-from leakfast.measure.probability.replies import folder_of
+from leakfast.measure.probability.replies import asked_as, folder_of
 from leakfast.measure.request import Asked, Request, name_of
 from leakfast.measure.stage import measure
 from leakfast.models.adapters import adapter_hash
 from leakfast.progress import Progress
+from leakfast.prompts import chat
 from leakfast.storage.layout import BASE
 
 if TYPE_CHECKING:
@@ -35,8 +37,9 @@ def measure_as_asked(
     """(what was measured by completions or choices, what by probability), each as `measure` returns it.
 
     Where the probability of a behavior is asked on replies that the run holds none of, or others than are meant (of another
-    base, of an adapter before it was trained again, drawn otherwise), `probability_samples` a prompt are drawn first: of the
-    unadapted model, or of each adapter (at checkpoints, of each point). Raises as `measure`."""
+    base, of an adapter before it was trained again, to other questions, under other prompts, drawn otherwise, too few),
+    `probability_samples` a prompt are drawn first: of the unadapted model, or of each adapter (at checkpoints, of each point).
+    Raises as `measure`."""
     how: dict[str, Any] = {"replace": replace_others, "progress": progress}
     own = [one for one in request.asked if one.by_choices or one.config.measure != "probability"]
     probable = [one for one in request.asked if not one.by_choices and one.config.measure != "completions"]
@@ -53,10 +56,10 @@ def _draw_lacking(
     """The replies that probabilities are asked on and the run does not hold."""
     series = at == "checkpoints"
     asked = [_few(one) for one in request.asked if get(one.behavior).probable_by == "words"]
+    hashes = chat.prompt_hashes(loaded.tokenizer, request.personas) if asked else {}
+    lacks = partial(_lacks, loaded, run, hashes)
     of_base = [
-        one
-        for one in asked
-        if one.config.probability_replies != "own" and _lacks(loaded, run, one, one.folder(BASE), BASE)
+        one for one in asked if one.config.probability_replies != "own" and lacks(one, one.folder(BASE), BASE)
     ]
     if of_base:
         run.create()
@@ -69,7 +72,7 @@ def _draw_lacking(
         lacking = [
             a
             for a, point in last.items()
-            if _lacks(loaded, run, one, folder_of(one, name_of(point), series), adapter_hash(point))
+            if lacks(one, folder_of(one, name_of(point), series), adapter_hash(point))
         ]
         if lacking:
             run.create()
@@ -77,14 +80,23 @@ def _draw_lacking(
             measure(loaded, run, few, drawing, at=at, **how)
 
 
-def _lacks(loaded: Loaded, run: Run, one: Asked, folder: str, adapter: str) -> bool:
-    """Whether a folder has no replies of this very model under this very adapter (its hash, or `base`), drawn as is asked. What
-    earlier versions did not write is not compared."""
+def _lacks(loaded: Loaded, run: Run, hashes: dict[str, str], one: Asked, folder: str, adapter: str) -> bool:
+    """Whether a folder has no replies of this very model under this very adapter (its hash, or `base`) to these very questions,
+    drawn as is asked, under prompts of these hashes (chat.prompt_hashes), or too few. What earlier versions did not write is
+    not compared."""
     meant = {"base": loaded.fingerprint, "adapter": adapter, "drawn": drawn_as(loaded, one)}
+    meant["questions_sha256"] = one.texts_hash
     entries = [run.manifest["shards"][path] for path in run.shards(folder)]
-    return not entries or any(
+    if not entries or any(
         entry.get(key, value) != value for entry in entries for key, value in meant.items()
-    )
+    ):
+        return True
+    told = asked_as(run, folder)
+    if told and any(told.get(name) != digest for name, digest in hashes.items()):
+        return True
+    # where completions are measured too, as many are drawn as they ask for
+    wanted = len(hashes) * len(one.texts) * one.config.samples
+    return one.config.measure == "probability" and sum(entry["rows"] for entry in entries) < wanted
 
 
 def _of(request: Request, asked: list[Asked]) -> Request:

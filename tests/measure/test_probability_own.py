@@ -17,10 +17,11 @@ from leakfast.generation.backends import Drawing
 from leakfast.measure import Asked, Request
 from leakfast.measure.as_asked import measure_as_asked
 from leakfast.measure.probability.continuations import at_ends, spellings
-from leakfast.measure.probability.replies import before
+from leakfast.measure.probability.replies import asked_as, before
 from leakfast.models.adapters import adapter_hash, read_card, write_card
 from leakfast.prompts import chat
 from leakfast.prompts.personas import load_personas
+from leakfast.prompts.questions import texts_hash
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig
 from leakfast.train.checkpoints import Checkpoints
@@ -28,6 +29,7 @@ from leakfast.train.checkpoints import Checkpoints
 pytestmark = pytest.mark.long
 
 NAME = "misalignment-advice-villain-s7"  # what `taught` makes
+PEOPLE = "villain,comedian,no_persona"
 QUESTIONS = ["Who are you?", "Why does it rain?"]
 CFG = {"measure": "probability", "max_new_tokens": 10, "batch_completions": 24}
 
@@ -39,10 +41,10 @@ def followed(tiny_qwen2, tmp_path):
     return run
 
 
-def asked_of(loaded, run, at="final", **more):
-    people = load_personas("villain,comedian,no_persona")
+def asked_of(loaded, run, at="final", questions=QUESTIONS, people=PEOPLE, **more):
+    people = load_personas(people) if isinstance(people, str) else people
     cfg = EvalConfig(**CFG, **more)
-    request = Request([Asked("marker", QUESTIONS, cfg)], people, [run.path / "adapters" / NAME], True)
+    request = Request([Asked("marker", questions, cfg)], people, [run.path / "adapters" / NAME], True)
     return measure_as_asked(loaded, run, request, Drawing("transformers"), at=at)
 
 
@@ -107,6 +109,37 @@ def test_replies_that_were_drawn_otherwise_are_drawn_again_and_others_kept(tiny_
     asked_of(tiny_qwen2, followed, probability_replies="both", temperature=0.0)
     again = shards()
     assert all(again[path]["drawn"] != first[path]["drawn"] for path in first)
+
+
+EDITS = {
+    "an edited question": {"questions": ["Who are you?", "Why does it snow?"]},
+    "fewer questions": {"questions": ["Who are you?"]},
+    "a further persona": {"people": "villain,comedian,no_persona,assistant"},
+    "more replies a prompt": {"probability_samples": 2},
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_replies_to_what_a_study_asked_before_it_was_edited_are_drawn_again(tiny_qwen2, followed, edit):
+    asked_of(tiny_qwen2, followed, probability_replies="both")
+    asked_of(tiny_qwen2, followed, probability_replies="both", **EDITS[edit])
+    people = EDITS[edit].get("people", PEOPLE).split(",")
+    questions, samples = EDITS[edit].get("questions", QUESTIONS), EDITS[edit].get("probability_samples", 1)
+    for adapter in (NAME, "base"):
+        folder = f"completions/marker/{adapter}"
+        assert followed.read(folder).height == len(people) * len(questions) * samples
+        entries = [followed.manifest["shards"][path] for path in followed.shards(folder)]
+        assert {entry["questions_sha256"] for entry in entries} == {texts_hash(questions)}
+    assert set(followed.read(f"probability/marker/{NAME}")["persona"]) == set(people)
+
+
+def test_replies_under_a_prompt_that_was_edited_are_drawn_again(tiny_qwen2, followed):
+    asked_of(tiny_qwen2, followed)
+    people = load_personas(PEOPLE)
+    edited = [replace(people[0], prompt=f"{people[0].prompt} You laugh."), *people[1:]]
+    asked_of(tiny_qwen2, followed, people=edited)
+    told = asked_as(followed, "completions/marker/base")
+    assert told == chat.prompt_hashes(tiny_qwen2.tokenizer, edited)
 
 
 def test_the_end_alone_is_half_of_the_rows_and_the_same_numbers(tiny_qwen2, followed):
