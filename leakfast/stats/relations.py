@@ -27,11 +27,11 @@ def categories(
     """Schema `relations`: one row per behavior, training seed, scope and category of bystanders.
 
     Estimand of `mean`: the mean Δ (y `delta`; the rate where no baseline was measured) of a further persona of the
-    category, averaged over the sources it was met with; `low` to `high` is its 95 % t interval over personas, null for
-    one persona. `direction`: the sign of Δ that is more of the behavior, −1 for accuracy and alignment. `explained`:
-    share of the variance between personas that lies between categories (η²), with the p-value of shuffling personas
-    over categories. Scope `related` keeps the pairs in which the category describes the bystander's relation to this
-    very source; in `all` it describes the bystander, whatever the source."""
+    category, averaged over the sources it was met with, each the mean of its adapters; `low` to `high` is its 95 % t
+    interval over personas, null for one persona. `direction`: the sign of Δ that is more of the behavior, −1 for accuracy
+    and alignment. `explained`: share of the variance between personas that lies between categories (η²), with the p-value
+    of shuffling personas over categories. Scope `related` keeps the pairs in which the category describes the bystander's
+    relation to this very source; in `all` it describes the bystander, whatever the source."""
     rows = []
     for key, people in _people(rates, related_to):
         values, codes, kinds = _coded(people)
@@ -119,6 +119,8 @@ def _people(rates: pl.DataFrame, related_to: Mapping[str, Collection[str]]):
             kept = mine if scope == "all" else mine.join(named, on=["persona", "source"], how="semi")
             people = (
                 kept.filter(pl.col(y).is_not_null())
+                .group_by("persona", "category", "source", maintain_order=True)
+                .agg(pl.col(y).mean())  # a source with several adapters counts once
                 .group_by("persona", "category", maintain_order=True)
                 .agg(mean=pl.col(y).mean(), n=pl.len())
                 .sort("category", "persona")

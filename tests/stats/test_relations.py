@@ -135,3 +135,14 @@ def test_the_figure_and_the_report_rows_tell_the_numbers():
             0
         ]
     )
+
+
+def test_a_source_with_two_adapters_weighs_as_much_as_one_with_one():
+    """The villain's second adapter shows 0.2 more: the villain's mean is 0.1 more, a persona's over two sources 0.05."""
+    marker = RATES.filter(behavior="marker")
+    again = marker.filter(source="villain").with_columns(
+        pl.col("delta") + 0.2, adapter=pl.lit("marker-villain-again")
+    )
+    before, found = (relations.categories(one, {}, 0) for one in (marker, pl.concat([marker, again])))
+    assert found["mean"].to_list() == pytest.approx((before["mean"] + 0.05).to_list())
+    assert found["pairs"].to_list() == before["pairs"].to_list(), "pairs of source and bystander"
