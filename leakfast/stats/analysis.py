@@ -182,7 +182,8 @@ def further(
             lambda: {"radius": radius.table(pairs, rates, best, *draws[1:])},
             lambda: {
                 "mitigations": mitigations.table(
-                    pairs, rates, found.trajectory, best, draws[1:], asked.source_rate, found.people.match
+                    *(pairs, rates, found.trajectory, best, draws[1:], asked.source_rate),
+                    *(found.people.match, found.told),
                 )
             },
         ],

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from leakfast import behaviors
-from leakfast.stats import intervals, matching, radius
+from leakfast.stats import baselines, intervals, matching, radius
 
 TOLERANCE = 0.05  # of the source's rate: what counts as equally strong
 _METHOD = (
@@ -143,6 +143,7 @@ def table(
     draws: tuple[int, int, int | None],
     wanted: float | None = None,
     match: float | None = None,
+    told: baselines.Told | None = None,
 ) -> pl.DataFrame:
     """Table `mitigations`: a row a variant, source and seed of a behavior that has several; the plain one is the variant "".
 
@@ -151,7 +152,8 @@ def table(
     point that was measured is that strong, so that the row compares different strengths; the column `match` says on which
     side they are. trajectory: the table of that name, of which points with the arm's bystanders are used. The source's rate is
     of the replies that were drawn anew at a chosen point, else of those that it gave beside everybody.
-    draws: (bootstraps, seed, workers) of the radius.
+    draws: (bootstraps, seed, workers) of the radius. told: of baselines.told_of; a variant whose end was asked or drawn
+    otherwise than the plain one's has a reason in place of the difference (at points of training all are asked alike).
 
     Estimands: mean_bystander, the mean rate over further personas of these kinds, of this adapter and these questions;
     difference: that less the plain variant's, over the same bystanders. Resampling unit: the persona (t intervals).
@@ -168,7 +170,7 @@ def table(
             chosen = best.get(key["behavior"]) or next(
                 (its for its, mine in zip(best.values(), named, strict=True) if mine), ("centered", None)
             )
-            rows += _rows(key, arms, (level, match), pairs, chosen, draws)
+            rows += _rows(key, arms, (level, match), pairs, chosen, draws, told or {})
     return pl.DataFrame(rows, schema=SCHEMA)
 
 
@@ -250,6 +252,7 @@ def _rows(
     pairs: pl.DataFrame,
     chosen: tuple[str, int | None],
     draws: tuple[int, int, int | None],
+    told: baselines.Told,
 ) -> Iterator[dict[str, Any]]:
     """level: the source's rate at which arms are compared, and the one that points were chosen for."""
     standing = [arm.standing(*level) for arm in arms]
@@ -272,7 +275,14 @@ def _rows(
         if others.height:
             mean, low, high, _ = intervals.of_mean(others["rate"].to_numpy())
             row |= {"mean_bystander": mean, "mean_bystander_low": low, "mean_bystander_high": high}
-        yield row | _radius(arm, point, pairs, chosen, draws) | _difference(arm, others, plain)
+        why = None
+        if point is arm.final and standing[0][0] is arms[0].final:
+            why = baselines.apart(told, [_side(key, arm)], [_side(key, arms[0])], "the plain behavior")
+        yield row | _radius(arm, point, pairs, chosen, draws) | _difference(arm, others, plain, why)
+
+
+def _side(key: dict[str, Any], arm: Arm) -> baselines.Side:
+    return f"{key['behavior']}+{arm.variant}" if arm.variant else key["behavior"], arm.adapter
 
 
 def _radius(
@@ -298,12 +308,16 @@ def _radius(
     return {name: found.get(name) for name in told}
 
 
-def _difference(arm: Arm, others: pl.DataFrame, plain: pl.DataFrame | None) -> dict[str, Any]:
-    """The mean bystander less the plain variant's, pair by pair."""
+def _difference(
+    arm: Arm, others: pl.DataFrame, plain: pl.DataFrame | None, apart: str | None
+) -> dict[str, Any]:
+    """The mean bystander less the plain variant's, pair by pair. apart: how it was asked otherwise."""
     if plain is None:
         return {"difference_reason": "the plain behavior was not measured"}
     if arm.variant == "":
         return {"difference_reason": "the plain behavior itself"}
+    if apart is not None:
+        return {"difference_reason": f"it {apart}"}
     both = others.join(plain.rename({"rate": "plain"}), on="persona", maintain_order="left")
     if both.is_empty():
         return {"difference_reason": "no bystander was measured under both"}

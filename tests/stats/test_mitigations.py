@@ -94,6 +94,20 @@ def test_means_and_differences_are_over_the_same_bystanders():
     assert table[""]["difference"] is None and table[""]["difference_reason"] == "the plain behavior itself"
 
 
+def test_an_arm_that_was_asked_or_drawn_otherwise_at_its_end_has_a_reason_for_no_difference():
+    found = rates(plain=(0.1, 0.9), far=(0.4, 0.9))
+    plain, far = ("marker", "marker-s-s42"), ("marker+far", "marker+far-s-s42")
+    for key, word in (("questions_sha256", "asked other questions"), ("drawn", "drawn otherwise")):
+        table = made(found, told={plain: {key: {"a"}}, far: {key: {"b"}}})
+        assert table["far"]["difference"] is None and word in table["far"]["difference_reason"]
+        assert table["far"]["mean_bystander"] is not None, "what it showed stands"
+        assert made(found, told={plain: {key: {"a"}}, far: {key: {"a"}}})["far"]["difference"] is not None
+    halfway = pl.concat([point(v, 0.5, m, 0.5) for v, m in (("plain", 0.1), ("far", 0.4))])
+    halfway = halfway.with_columns(adapter=pl.col("adapter").str.replace("marker\\+plain", "marker"))
+    table = made(found, halfway, wanted=0.5, told={plain: {"drawn": {"a"}}, far: {"drawn": {"b"}}})
+    assert table["far"]["share"] == 0.5 and table["far"]["difference"] is not None, "points are asked alike"
+
+
 def test_the_radius_is_at_the_plain_behaviors_layer_for_all():
     found = rates(plain=(0.1, 0.9), far=(0.4, 0.9))
     table = made(found)
