@@ -137,6 +137,14 @@ class TrainConfig(_Table):
         return tail_tokens
 
 
+def few_replies(each: int, drawn: int) -> str:
+    """What is said where probabilities are asked on more replies than completions are drawn."""
+    return (
+        f"probabilities are asked on {each} replies a prompt, but {drawn} are drawn; with both measured: no more than "
+        "are drawn. Give more samples, or fewer probability_samples"
+    )
+
+
 class EvalConfig(_Table):
     """How a behavior is measured: completions per persona and question, or multiple choice.
 
@@ -186,6 +194,14 @@ class EvalConfig(_Table):
     openings: str | None = None
     probability_pairs: str | None = None
     n_pairs: Count = 50
+
+    @field_validator("probability_samples")
+    @classmethod
+    def _asks_on_what_is_drawn(cls, each: int, info: Any) -> int:
+        drawn = info.data.get("samples", each)
+        if info.data.get("measure") == "both" and each > drawn:
+            raise ValueError(few_replies(each, drawn))
+        return each
 
     @property
     def drawn_tokens(self) -> int:

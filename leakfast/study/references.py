@@ -11,6 +11,7 @@ from leakfast.errors import InputError
 from leakfast.prompts.items import NAMED as NAMED_ITEMS
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage.documents import Document, KeyPath, did_you_mean, find_shipped
+from leakfast.study.behavior import few_replies
 from leakfast.study.methods import check_methods
 from leakfast.study.negatives import check_count, rule_of
 
@@ -225,6 +226,11 @@ def _check_trajectory(study: Study, document: Document, personas: list[Persona])
         load_personas(cfg.personas, among=personas)
     except InputError as error:
         raise InputError(f"{document.where(('trajectory', 'personas'))}: {error.message}") from None
+    for behavior in cfg.behaviors if cfg.samples else ():
+        told = study.behaviors[behavior].eval
+        each, drawn = told.probability_samples, cfg.samples or 0
+        if (cfg.measure or told.measure) == "both" and each > drawn:
+            raise InputError(f"{document.where(('trajectory', 'samples'))}: {few_replies(each, drawn)}.")
     _check_match(study, document)
 
 

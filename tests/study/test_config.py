@@ -132,6 +132,18 @@ def test_a_mistyped_key_names_the_key_meant_and_its_line(table, key):
         ("positives = 10", "positives = 0", 9, "greater than or equal to 1"),
         ("samples = 2", 'questions = "evil"', 15, "Did you mean eval?"),
         ("samples = 2", "top_p = 0.0", 15, "greater than 0"),
+        (
+            "samples = 2",
+            'samples = 2\nmeasure = "both"\nprobability_samples = 3',
+            17,
+            "3 replies a prompt, but 2",
+        ),
+        (
+            "samples = 2",
+            'samples = 2\nmeasure = "both"\nprobability_samples = 2\n[trajectory]\nbehaviors = ["marker"]\nsamples = 1',
+            20,
+            "2 replies a prompt, but 1",
+        ),
         ('model = "organism"', 'dtype = "float16"', 2, "'bfloat16' or 'float32'"),
         ('model = "organism"', 'personas = "nobody"', 2, "nobody"),
         ('model = "organism"', 'personas = ["comedian", "pirate"]', 3, "source 'villain'"),
