@@ -251,13 +251,18 @@ def _picked(stats: Stats) -> list[dict[str, Any]]:
 
 
 def _trajectory(run: Run, place: dict[str, int]) -> dict[str, list] | None:
-    """Rates at shares of training as columns, where the run has them."""
+    """Rates at shares of training as columns, where the run has them: a line is of one measurement, so of an adapter that was
+    measured in several ways (probability beside completions, say) those of one alone, probability the last."""
     if not run.has(layout.table("trajectory")):
         return None
     table = one_each(run.read(layout.table("trajectory"))).sort(
         "behavior", "adapter", "share", maintain_order=True
     )
     table = table.filter(pl.col("persona").is_in(list(place)))
+    ways = table.select("behavior", "adapter", "items", "scoring").unique(maintain_order=True)
+    ways = ways.sort(pl.col("scoring").str.starts_with("probability"), maintain_order=True)
+    ways = ways.unique(["behavior", "adapter"], keep="first", maintain_order=True)
+    table = table.join(ways, on=ways.columns, how="semi", maintain_order="left")
     names = ["behavior", "adapter", "source", "items", "share", "role", "rate"]
     out = {name: _plain(table[name]) for name in names}
     return {**out, "persona": [place[name] for name in table["persona"]]}

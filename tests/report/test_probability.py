@@ -11,6 +11,7 @@ from leakfast import stats
 from leakfast.figures.of_run import draw
 from leakfast.report import trajectory
 from leakfast.report.payload import payload
+from leakfast.storage import layout
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +75,23 @@ def test_a_behavior_measured_by_nothing_else_has_its_rates_from_it(tmp_path):
     assert tables.rates.filter(behavior="marker")["estimator"].null_count() == 3 * len(PEOPLE)
     assert tables.best_layer("refusal") is not None
     assert payload(run, tables, {})["behaviors"][1]["ys"] == ["rate", "delta"], "its rate is the probability"
+
+
+def test_a_line_through_training_is_of_one_measurement(both):
+    """Rates by a detector and probabilities at the same shares are no one line."""
+    run, tables = both
+    kept = run.read(layout.table("trajectory")) if run.has(layout.table("trajectory")) else None
+    probable = trajectory.table(run)
+    counted = probable.with_columns(scoring=pl.lit("detector"), rate=pl.lit(0.25))
+    try:
+        for several in (pl.concat([probable, counted]), pl.concat([counted, probable])):
+            run.add_shard(layout.table("trajectory"), several)
+            shown = payload(run, tables, {})["trajectory"]
+            assert set(shown["rate"]) == {0.25} and len(shown["rate"]) == counted.height
+        run.add_shard(layout.table("trajectory"), probable)
+        assert len(payload(run, tables, {})["trajectory"]["rate"]) == probable.height
+    finally:
+        if kept is None:
+            run.retire(layout.table("trajectory"), "made up")
+        else:
+            run.add_shard(layout.table("trajectory"), kept)
