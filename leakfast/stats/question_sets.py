@@ -149,7 +149,10 @@ def _rates_of(rates: pl.DataFrame) -> pl.DataFrame:
     others = rates.filter(role="bystander")
     means = [pl.col("rate").mean().alias("mean_bystander"), pl.col("delta").mean().alias("mean_delta")]
     single = others.group_by(_ONE, maintain_order=True).agg(means)
-    pooled = others.group_by("seed", maintain_order=True).agg(means)
+    once = others.group_by("seed", "source", "persona", maintain_order=True).agg(
+        pl.col("rate", "delta").mean()  # a source with several adapters counts once
+    )
+    pooled = once.group_by("seed", maintain_order=True).agg(means)
     pooled = pooled.with_columns(source=pl.lit(POOLED), adapter=pl.lit(None, pl.String))
     whole = pl.concat([single, pooled.select(single.columns)])
     return whole.join(own, on=_ONE, how="left", nulls_equal=True)

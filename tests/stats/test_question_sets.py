@@ -203,6 +203,15 @@ def test_two_adapters_of_one_source_are_told_apart(filled):
         assert row["difference"] == pytest.approx(rho["math"] - rho["eval"])
 
 
+def test_a_source_with_two_adapters_counts_once_in_what_is_pooled():
+    rows = [("villain", "x", "p", 0.2), ("villain", "y", "p", 0.4), ("comedian", "z", "p", 0.9)]
+    rates = pl.DataFrame(rows, schema=["source", "adapter", "persona", "rate"], orient="row").with_columns(
+        role=pl.lit("bystander"), seed=pl.lit(None, pl.Int64), delta=pl.col("rate") - 0.1
+    )
+    found = question_sets._rates_of(rates).filter(source="pooled").row(0, named=True)
+    assert found["mean_bystander"] == pytest.approx(0.6) and found["mean_delta"] == pytest.approx(0.5)
+
+
 def test_the_figure_and_the_report_tell_the_sets(filled, tables):
     found = tables.more["question_sets"]
     figure = figures.question_sets(found, behavior="marker", layer=3)
