@@ -59,7 +59,8 @@ def added(x: torch.Tensor, y: torch.Tensor, norm: Any) -> tuple[torch.Tensor, to
     """(x + y, the norm of it), (…, D) each, by the kernel."""
     from leakfast.kernels.add_norm import add_norm
 
-    return add_norm(x, y, norm.weight, norm.variance_epsilon)
+    with torch.cuda.device_of(x):  # Triton launches on the current device, which may be another
+        return add_norm(x, y, norm.weight, norm.variance_epsilon)
 
 
 def forward(block: Any, chain: Chain, hidden: torch.Tensor, *given: Any, **words: Any) -> Any:
@@ -98,7 +99,8 @@ def rotated(
         return own(q, k, cos, sin, *given, **words)
     from leakfast.kernels.rope import rope
 
-    rope(q[0].transpose(0, 1), k[0].transpose(0, 1), cos[0], sin[0])
+    with torch.cuda.device_of(q):  # as in `added`
+        rope(q[0].transpose(0, 1), k[0].transpose(0, 1), cos[0], sin[0])
     return q, k
 
 

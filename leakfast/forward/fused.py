@@ -174,16 +174,23 @@ def _triton_mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
     from leakfast.kernels.gated import gated
 
     gate, up = module.gate_proj(x), module.up_proj(x)
-    return module.down_proj(module.act_fn(gate) * up if gate.requires_grad else gated(gate, up))
+    if gate.requires_grad:
+        return module.down_proj(module.act_fn(gate) * up)
+    with torch.cuda.device_of(gate):  # Triton launches on the current device, which may be another
+        made = gated(gate, up)
+    return module.down_proj(made)
 
 
 def _liger_norm(module: Any, x: torch.Tensor) -> torch.Tensor:
     from liger_kernel.transformers.functional import liger_rms_norm
 
-    return liger_rms_norm(x, module.weight, module.variance_epsilon)
+    with torch.cuda.device_of(x):  # Liger's ops are Triton's too
+        return liger_rms_norm(x, module.weight, module.variance_epsilon)
 
 
 def _liger_mlp(module: Any, x: torch.Tensor) -> torch.Tensor:
     from liger_kernel.transformers.functional import liger_swiglu
 
-    return module.down_proj(liger_swiglu(module.gate_proj(x), module.up_proj(x)))
+    with torch.cuda.device_of(x):
+        made = liger_swiglu(module.gate_proj(x), module.up_proj(x))
+    return module.down_proj(made)

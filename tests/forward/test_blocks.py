@@ -54,6 +54,39 @@ def relative(got, expected):
     return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
+def test_kernels_are_launched_on_the_device_of_their_tensors(tiny_qwen2, monkeypatch):
+    """Triton launches on the current device, which with a model on a second GPU is the first. The stand-in for
+    torch.cuda.device_of says which tensor's device is the current one where a kernel is launched."""
+    current, launched = [None], []
+
+    class DeviceOf:
+        def __init__(self, tensor):
+            self.tensor = tensor
+
+        def __enter__(self):
+            current.append(self.tensor)
+
+        def __exit__(self, *error):
+            current.pop()
+
+    def launch(name, run):
+        def call(*given):
+            launched.append((name, current[-1] is not None and current[-1].data_ptr() == given[0].data_ptr()))
+            return run(*given)
+
+        return call
+
+    runs = {"gated": reference.gated_reference, "add_norm": reference.add_norm_reference}
+    runs["rope"] = lambda q, k, cos, sin: None
+    for name, run in runs.items():
+        monkeypatch.setattr(f"leakfast.kernels.{name}.{name}", launch(name, run))
+    monkeypatch.setattr(torch.cuda, "device_of", DeviceOf)
+    monkeypatch.setattr(fused, "chosen", lambda model: ALL)
+    passes.last_token_states(tiny_qwen2, PROMPTS, [0, 1])
+    assert {name for name, _ in launched} == set(runs)
+    assert all(there for _, there in launched), launched
+
+
 @pytest.mark.parametrize("layers", [[0, 1], [1], [0]])
 def test_the_engines_states_are_the_models(tiny_qwen2, twins, monkeypatch, layers):
     expected = passes.last_token_states(tiny_qwen2, PROMPTS, layers)
