@@ -45,20 +45,21 @@ class RayPool:
     def __init__(self, study: Study, only: Sequence[str], address: str, workers: int | None) -> None:
         self._ray = _connected(address)
         nodes = [node for node in self._ray.nodes() if node["Alive"]]
-        there = self._ray.cluster_resources()
-        gpus, cores = int(there.get("GPU", 0)), int(there.get("CPU", 0))
+        gpus, cores = (_of_each(nodes, kind) for kind in ("GPU", "CPU"))
         each = study.vllm.tensor_parallel
-        most = gpus // each if gpus else cores
-        self.size = workers or (most if gpus else len(nodes))
+        # an actor lies on one node: what is left over on several does not make another
+        most = sum(n // each for n in gpus) if sum(gpus) else sum(cores)
+        self.size = workers or (most if sum(gpus) else len(nodes))
         if not 1 <= self.size <= most:
             self.close()
+            a_node = f", of which a worker needs {each} on one node" if sum(gpus) and each > 1 else ""
             raise InputError(
-                f"run: {self.size} workers wanted, but the cluster has room for {most} ({gpus} GPUs, {cores} cores). "
-                "Give --workers a smaller number, or add nodes."
+                f"run: {self.size or 1} workers wanted, but the cluster has room for {most} ({sum(gpus)} GPUs{a_node}, "
+                f"{sum(cores)} cores). Give --workers a smaller number{' or tensor_parallel' if a_node else ''}, or add nodes."
             )
         check_alone(study, self.size)
-        self._threads = max(1, cores // self.size)
-        self._needs = {"num_gpus": each} if gpus else {"num_cpus": self._threads}
+        self._threads = _threads(cores, self.size)
+        self._needs = {"num_gpus": each} if sum(gpus) else {"num_cpus": self._threads}
         level = logging.getLogger("leakfast").getEffectiveLevel()
         self._told = self._ray.put((study, tuple(only), level, self._threads))
         from ray.util.queue import Queue
@@ -119,6 +120,17 @@ class RayPool:
         for worker in list(getattr(self, "_actor", {})):
             self.kill(worker)
         self._ray.shutdown()
+
+
+def _of_each(nodes: Sequence[Mapping[str, Any]], kind: str) -> list[int]:
+    """How many GPUs, or cores (kind as Ray names it), each node has."""
+    return [int(node["Resources"].get(kind, 0)) for node in nodes]
+
+
+def _threads(cores: Sequence[int], size: int) -> int:
+    """Cores of each of `size` actors, as many as let all of them lie on nodes of so many `cores`; at least one."""
+    most = max(1, sum(cores) // size)
+    return next((n for n in range(most, 1, -1) if sum(one // n for one in cores) >= size), 1)
 
 
 class _Actor:

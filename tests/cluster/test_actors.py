@@ -1,0 +1,56 @@
+"""cluster/actors.py: how many actors a cluster has room for. Ray itself is stood in for: its nodes are made up."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from leakfast.cluster import actors
+from leakfast.errors import InputError
+from leakfast.study.config import VllmConfig
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """What makes a pool of actors for a study on nodes of so many (GPUs, cores)."""
+
+    def make(nodes, *, tensor_parallel=1, workers=None):
+        given = [{"Alive": True, "Resources": {"GPU": float(g), "CPU": float(c)}} for g, c in nodes]
+        given = [
+            {**one, "Resources": {k: v for k, v in one["Resources"].items() if v}} for one in given
+        ]  # Ray leaves out what a node has none of
+        ray = SimpleNamespace(
+            nodes=lambda: [*given, {"Alive": False, "Resources": {"GPU": 8.0, "CPU": 64.0}}],
+            cluster_resources=lambda: {"GPU": sum(g for g, _ in nodes), "CPU": sum(c for _, c in nodes)},
+            put=lambda told: told,
+            shutdown=lambda: None,
+        )
+        monkeypatch.setattr(actors, "_connected", lambda address: ray)
+        monkeypatch.setitem(sys.modules, "ray.util.queue", SimpleNamespace(Queue=lambda **about: None))
+        study = SimpleNamespace(vllm=VllmConfig(tensor_parallel=tensor_parallel))
+        return actors.RayPool(study, (), "auto", workers)
+
+    return make
+
+
+def test_a_worker_lies_on_one_node(pool):
+    """Ray would wait for good for a place for one whose GPUs are on two, and the run ended after an hour and a half."""
+    assert pool([(8, 32), (8, 32)]).size == 16
+    assert pool([(3, 16), (3, 16)], tensor_parallel=2).size == 2
+    with pytest.raises(InputError, match="3 workers wanted, .* room for 2 .* 2 on one node"):
+        pool([(3, 16), (3, 16)], tensor_parallel=2, workers=3)
+    with pytest.raises(
+        InputError, match="1 workers wanted, .* room for 0 .* smaller number or tensor_parallel"
+    ):
+        pool([(1, 16), (1, 16)], tensor_parallel=2)
+
+
+def test_workers_without_gpus_have_cores_of_one_node(pool):
+    found = pool([(0, 4), (0, 12)])
+    assert (found.size, found._needs) == (2, {"num_cpus": 6})
+    assert pool([(0, 3), (0, 3)], workers=4)._needs == {"num_cpus": 1}
+    assert pool([(0, 8), (0, 8)])._needs == {"num_cpus": 8}
+    with pytest.raises(InputError, match="7 workers wanted, .* room for 6"):
+        pool([(0, 3), (0, 3)], workers=7)
