@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from leakfast.errors import InputError
+from leakfast.pipeline import asks
 from leakfast.storage import layout
 
 if TYPE_CHECKING:
@@ -71,4 +73,40 @@ def check_drawing(study: Study, behaviors: Sequence[str], run: Run, loaded: Call
     if asked:
         # a finished run may be looked at where it could not be drawn
         opens = not all(run.shards(layout.completions(behavior)) for behavior in drawn)
-        backends.settle(loaded(), backends.Drawing.of(study), asked, adapters=True, opens=opens)
+        drawing = backends.Drawing.of(study)
+        backend = backends.settle(loaded(), drawing, asked, adapters=True, opens=opens)
+        if backend == "vllm" and opens:
+            _check_adapters(study, drawn, live=drawing.options.lora == "live")
+
+
+def _check_adapters(study: Study, drawn: Sequence[str], *, live: bool) -> None:
+    """InputError where adapters that replies will be drawn of will be none that vLLM runs: DoRA, or (live: beside the weights)
+    of a higher rank than it takes. That a whole model is in an adapter's place is seen to where it is drawn of."""
+    from leakfast.generation import vllm
+
+    asked = {behavior: study.behaviors[behavior].eval for behavior in drawn}
+    own = [b for b, cfg in asked.items() if cfg.measure != "probability" or cfg.probability_replies != "base"]
+    under = {of: None for behavior in own for of in asks.measured_on(study, behavior)}
+    if any(behavior in study.trajectory.behaviors for behavior in own):
+        under |= dict.fromkeys(asks.followed(study))
+    for name in under:
+        rank = _rank(study, name)
+        if study.behaviors[name].train.method == "dora":
+            raise InputError(
+                f"study: adapters of {name} will be DoRA, which vLLM does not run, but it is to draw their replies. Needed: "
+                f'LoRA matrices alone, or the other backend. Set backend = "transformers", or train {name} by another method.'
+            )
+        if live and rank > vllm.RANKS[-1]:
+            raise InputError(
+                f"study: adapters of {name} will have rank {rank}, but vLLM runs adapters up to rank {vllm.RANKS[-1]} beside the "
+                'weights. Set lora = "merged" under [vllm], or backend = "transformers", or a smaller rank.'
+            )
+
+
+def _rank(study: Study, name: str) -> int:
+    """Of a behavior's adapters: those of a mean, and of one on top of another, are concatenated."""
+    behavior = study.behaviors[name]
+    if behavior.average:
+        return sum(_rank(study, part) for part in behavior.average)
+    below = behavior.after if behavior.stacked else None
+    return behavior.train.rank + (0 if below is None else _rank(study, below))

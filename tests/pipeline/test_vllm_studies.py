@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -12,6 +13,7 @@ from leakfast.cli.main import group
 from leakfast.errors import InputError, ModelError
 from leakfast.generation import backends, vllm
 from leakfast.generation.backends import Drawing
+from leakfast.pipeline import preflight
 from leakfast.study.config import load_study
 
 pytestmark = pytest.mark.long
@@ -100,6 +102,48 @@ def test_what_cannot_be_drawn_is_said_before_anything_is_trained(
 
     with pytest.raises((InputError, ModelError), match=message):
         begun()
+
+
+LATER = """
+[behaviors."marker+more"]
+after = "marker"
+stacked = true
+[behaviors."marker+more".eval]
+samples = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ('[behaviors.marker.train]\nmethod = "dora"', r'marker will be DoRA, .*backend = "transformers"'),
+        ("[behaviors.marker.train]\nrank = 520", r"marker will have rank 520, .* up to rank 512 .*merged"),
+        ("[behaviors.marker.train]\nrank = 500" + LATER, "more will have rank 532"),
+        ("[behaviors.marker.train]\nrank = 512", None),
+        ('measure = "probability"\n[behaviors.marker.train]\nmethod = "dora"', None),
+    ],
+)
+def test_adapters_that_vllm_will_not_run_are_said_before_they_are_trained(
+    tmp_path, monkeypatch, changed, message
+):
+    """Which was hours later, where the first replies were to be drawn of them."""
+    monkeypatch.setattr(backends, "settle", lambda *given, **named: "vllm")
+    study = tmp_path / "many.toml"
+    study.write_text(VLLM.replace('lora = "merged"', 'lora = "live"') + changed)
+    read, run = load_study(study), SimpleNamespace(shards=lambda folder: [])
+
+    def check():
+        preflight.check_drawing(read, list(read.behaviors), run, lambda: None)
+
+    if message is None:
+        check()
+        return
+    with pytest.raises(InputError, match=message):
+        check()
+    if "rank" in message:
+        study.write_text(VLLM + changed)
+        read = load_study(study)
+        check()  # merged weights are of no rank
 
 
 def test_a_machine_is_looked_at_where_an_engine_is_to_be_opened(tiny_qwen2, monkeypatch):

@@ -6,6 +6,7 @@ from leakfast.generation.vllm.engine import Engine as Engine
 from leakfast.generation.vllm.letters import NextTokens as NextTokens
 from leakfast.generation.vllm.merged import Merged as Merged
 from leakfast.generation.vllm.parallel import Parallel as Parallel
+from leakfast.generation.vllm.start import RANKS as RANKS
 from leakfast.generation.vllm.start import available as available
 from leakfast.generation.vllm.start import check_machine as check_machine
 from leakfast.generation.vllm.start import lora_rank as lora_rank

@@ -34,7 +34,7 @@ _CPU_TOKENS = 4096  # of one step on a CPU
 # would launch for those in the batch alone, is not for us: vLLM (0.25 and 0.32) picks the graph by the adapters in it, but
 # its kernels count the base as one more, so that beside the base's requests the last adapter's would be left unadapted
 _GPU_SLOTS = 4
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what max_lora_rank may be
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what max_lora_rank may be
 _QUIET = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
@@ -132,9 +132,9 @@ def lora_rank(adapters: Sequence[Path]) -> int:
     for adapter in adapters:
         config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
         rank = max([int(config.get("r", 0)), *map(int, (config.get("rank_pattern") or {}).values())])
-        if rank > _RANKS[-1]:
+        if rank > RANKS[-1]:
             raise AdapterError(
-                f"vllm: {adapter} has rank {rank}, but vLLM runs adapters up to rank {_RANKS[-1]}. Use --backend "
+                f"vllm: {adapter} has rank {rank}, but vLLM runs adapters up to rank {RANKS[-1]}. Use --backend "
                 "transformers, or train one of a smaller --rank."
             )
         if config.get("use_dora"):
@@ -149,7 +149,7 @@ def lora_rank(adapters: Sequence[Path]) -> int:
                 "run at another scale. Add --lora merged, use --backend transformers, or a newer vLLM."
             )
         highest = max(highest, rank)
-    return next((allowed for allowed in _RANKS if allowed >= highest), 0) if highest else 0
+    return next((allowed for allowed in RANKS if allowed >= highest), 0) if highest else 0
 
 
 def lora_settings(adapters: Sequence[Path]) -> dict[str, Any]:
