@@ -98,10 +98,14 @@ def logistic(x: np.ndarray, hits: np.ndarray, total: np.ndarray) -> tuple[float,
     return float(beta[0] - beta[1] * middle / scale), float(beta[1] / scale)
 
 
+_NEAREST = float(np.finfo(np.float64).epsneg)  # 1.1e-16
+
+
 def deviance(hits: np.ndarray, total: np.ndarray, p: np.ndarray | float) -> np.ndarray:
-    """(n,) binomial deviance of each row: 2·[h·log(h / np) + (n − h)·log((n − h) / (n(1 − p)))], 0 < p < 1."""
-    miss = total - hits
-    fitted = xlogy(hits, total * p) + xlogy(miss, total * (1 - np.asarray(p)))
+    """(n,) binomial deviance of each row: 2·[h·log(h / np) + (n − h)·log((n − h) / (n(1 − p)))], 0 < p < 1; a logistic curve
+    that rounds to 0 or 1 is taken at the nearest number that float64 tells from 1, so that one reply the other way costs 73."""
+    miss, p = total - hits, np.clip(p, _NEAREST, 1 - _NEAREST)
+    fitted = xlogy(hits, total * p) + xlogy(miss, total * (1 - p))
     return 2 * (xlogy(hits, hits) + xlogy(miss, miss) - fitted)
 
 

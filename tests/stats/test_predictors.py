@@ -320,3 +320,17 @@ def test_the_difference_of_two_that_are_alike_holds_0(sources):
     share = np.mean(held, 0)
     print(f"{sources} sources: difference of rho {share[0]:.4f}, of deviance {share[1]:.4f}")
     assert (share >= 0.92).all() and (share <= 0.99).all()
+
+
+def test_a_curve_that_rounds_to_certainty_costs_much_and_not_all():
+    """One reply the other way under expit(40), which is 1 in float64."""
+    hits, total = np.array([10.0, 9.0]), np.array([10.0, 10.0])
+    found = predictors_held_out.deviance(hits, total, np.array([1.0, 1.0]))
+    assert found[0] == pytest.approx(0.0, abs=1e-12)
+    assert (
+        60 < found[1] < 80
+        and np.isfinite(found - predictors_held_out.deviance(hits, total, np.array([1.0, 0.0]))).all()
+    )
+    assert predictors_held_out.deviance(hits, total, 0.5) == pytest.approx(
+        2 * (hits * np.log(hits / 5) + [0, np.log(0.2)])
+    )
