@@ -7,5 +7,6 @@ from leakfast.behaviors.registry import Behavior as Behavior
 from leakfast.behaviors.registry import detect as detect
 from leakfast.behaviors.registry import get as get
 from leakfast.behaviors.registry import is_known as is_known
+from leakfast.behaviors.registry import joined as joined
 from leakfast.behaviors.registry import names as names
 from leakfast.behaviors.registry import parts as parts

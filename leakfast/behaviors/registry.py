@@ -140,6 +140,11 @@ def parts(name: str) -> tuple[str, str]:
     return behavior, variant
 
 
+def joined(behavior: str, variant: str) -> str:
+    """The name of which these are the `parts`."""
+    return f"{behavior}+{variant}" if variant else behavior
+
+
 def is_known(name: str) -> bool:
     """Whether `get` finds it."""
     behavior, variant = parts(name)

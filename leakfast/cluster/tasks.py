@@ -65,9 +65,7 @@ def tasks_of(study: Study, chosen: Chosen, trained: Sequence[str], controls: Seq
     for behavior in [b for b in chosen.behaviors if b in study.trajectory.behaviors]:
         mine = [t for t in trainings if t.behavior in asks.followed(study)]
         names = tuple(t.adapters[0] for t in mine)
-        # the base and the ends, which are copied and not drawn again where they were asked the same
-        told = [t for t in found if t.kind == "measure" and set(t.adapters) <= set(names)]
-        told = [t for t in told if t.behavior == behavior or t.adapters]
+        told = _copied(study, behavior, names, found)
         asked = [f"{layout.completions(t.behavior)}/{(*t.adapters, layout.BASE)[0]}" for t in told]
         needs = (*map(layout.adapter, names), layout.SERIES, layout.POINTS, *asked)
         matching = _matching(study, behavior, mine)
@@ -144,6 +142,24 @@ def _measuring(study: Study, behavior: str, trainings: Sequence[Task], before: S
         about = (behavior, (name,), training.source, training.seed)
         found.append(Task("measure", *about, after=after, needs=read, weight=rows))
     return found
+
+
+def _copied(study: Study, behavior: str, names: Sequence[str], before: Sequence[Task]) -> list[Task]:
+    """The measurements of the base and of the ends that points of training copy and do not draw again: those that ask as many
+    replies of the same personas to the same questions, by the same seed. Where fewer are asked on the way, none is."""
+    everybody = load_personas(study.personas)
+    people, one = asks.asked_on_the_way(study, behavior, everybody)
+    if [p.name for p in people] != [p.name for p in everybody]:
+        return []
+
+    def same(task: Task) -> bool:
+        mine = task.behavior == behavior if not task.adapters else task.adapters[0] in names
+        if task.kind != "measure" or not mine or task.seed != study.seeds[0]:
+            return False
+        samples = asks.asked(study, task.behavior)[0].config.samples
+        return samples == one.config.samples and _alike(study, task.behavior, [one])
+
+    return [task for task in before if same(task)]
 
 
 def _matching(study: Study, behavior: str, trainings: Sequence[Task]) -> list[Task]:

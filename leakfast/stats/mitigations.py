@@ -277,12 +277,11 @@ def _rows(
             row |= {"mean_bystander": mean, "mean_bystander_low": low, "mean_bystander_high": high}
         why = None
         if point is arm.final and standing[0][0] is arms[0].final:
-            why = baselines.apart(told, [_side(key, arm)], [_side(key, arms[0])], "the plain behavior")
+            sides = (
+                [(behaviors.joined(key["behavior"], one.variant), one.adapter)] for one in (arm, arms[0])
+            )
+            why = baselines.apart(told, *sides, "the plain behavior")
         yield row | _radius(arm, point, pairs, chosen, draws) | _difference(arm, others, plain, why)
-
-
-def _side(key: dict[str, Any], arm: Arm) -> baselines.Side:
-    return f"{key['behavior']}+{arm.variant}" if arm.variant else key["behavior"], arm.adapter
 
 
 def _radius(

@@ -48,7 +48,7 @@ def compare(rates: pl.DataFrame, told: baselines.Told) -> pl.DataFrame:
     for key, found in _grouped(rates):
         for one, other in combinations(found, 2):
             mine, theirs = found[one], found[other]
-            name = f"{key['behavior']}+{other}" if other else key["behavior"]
+            name = behaviors.joined(key["behavior"], other)
             why = baselines.apart(told, mine.sides, theirs.sides, name)
             if why is None and mine.estimators != theirs.estimators:
                 why = f"was measured by another estimator than {name}"
@@ -101,7 +101,7 @@ def _grouped(rates: pl.DataFrame) -> Iterator[tuple[dict, dict[str, _Arm]]]:
         for (variant,), part in mine.group_by("variant", maintain_order=True):
             own = part.filter(role="source")["effect"].mean()
             others = part.filter(role="bystander").drop_nulls("effect").select("persona", "effect")
-            name = f"{behavior}+{variant}" if variant else behavior
+            name = behaviors.joined(str(behavior), variant)
             found[variant] = _Arm(
                 own, others, *_asked(rates, name, every if source == POOLED else [source], seed)
             )

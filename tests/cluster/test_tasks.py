@@ -53,10 +53,22 @@ def test_they_come_after_what_they_read(tmp_path):
     both = {"train refusal-villain-s42", "train refusal-comedian-s42"}
     last = named["trajectory refusal refusal-villain-s42 refusal-comedian-s42"]
     assert both <= set(last.after)
+    assert not any(path.startswith("completions/") for path in last.needs), "fewer are asked on the way"
+
+
+def test_points_of_training_wait_for_ends_that_they_copy(tmp_path):
+    """Where as many replies are asked of as many personas as at the end; else nothing is the same, and nothing waits."""
+    study = written(tmp_path)
+    text = study.read_text(encoding="utf-8").replace(
+        'personas = ["assistant"]\nsamples = 2', 'personas = "all"'
+    )
+    found = tasks(parse_study(text, study), tmp_path, workers=2)
+    last = by_name(found)["trajectory refusal refusal-villain-s42 refusal-comedian-s42"]
     ends = {"base", "refusal-villain-s42", "refusal-comedian-s42"}  # copied where they were asked the same
     assert {f"completions/refusal/{name}" for name in ends} <= set(last.needs)
     measured = {t.name for t in found if t.kind == "measure" and t.behavior == "refusal"}
     assert measured and measured <= set(last.after)
+    assert not any("hellaswag" in name for name in last.after), "a control is no end"
 
 
 def test_a_learning_rate_is_found_once(tmp_path):
