@@ -24,6 +24,7 @@ def on_gpu(tests: list[str], python: str = sys.executable) -> list[Part]:
     few = "--sample 111 --sizes 128,256 --sweep 555 --repeats 5"
     letters = "--items 24 --sample 111 --sizes 64 --repeats 5"
     training = "--shape qwen2.5-0.5b --dtype bfloat16 --n-rows 64 --batch-size 16 --sides packed,padded"
+    company = "--shape qwen2.5-7b --dtype bfloat16 --adapters 6 --n-rows 16 --batch-size 16"
     again = "--sample 40 --sizes 128 --repeats 3"
     found = [
         Part("smoke", bench("smoke"), 110, KERNELS, reckoned_s=60),
@@ -32,6 +33,7 @@ def on_gpu(tests: list[str], python: str = sys.executable) -> list[Part]:
         Part("kernels", bench("bench_kernels", "--repeats 7 --compiled 2"), 120, KERNELS, reckoned_s=70),
         Part("generate", bench("visit_generate"), 360, GENERATION, least_s=150, reckoned_s=260),
         Part("train", bench("bench_train", training), 90, TRAINING, least_s=20, reckoned_s=45),
+        Part("company", bench("bench_company", company), 120, TRAINING, least_s=40, reckoned_s=70),
         Part("tests", tests, 150, (*KERNELS, "pytest", "hypothesis"), least_s=20, reckoned_s=80),
         Part("autotune", bench("bench_centroids", again), 120, KERNELS, TUNED, least_s=30, reckoned_s=60),
     ]
@@ -55,6 +57,12 @@ def rehearsal(tests: list[str], python: str = sys.executable) -> list[Part]:
         Part("kernels", bench("bench_kernels", "--rehearse --repeats 2"), 900, ENGINE),
         Part("generate", bench("visit_generate"), 900, (*ENGINE, "pydantic", "peft")),
         Part("train", bench("bench_train", training), 900, TRAINING),
+        Part(
+            "company",
+            bench("bench_company", f"{training.replace('packed', 'together')} --adapters 2"),
+            900,
+            TRAINING,
+        ),
         Part("tests", [*tests, "--collect-only"], 900, (*ENGINE, "pytest", "hypothesis")),
         Part("autotune", bench("bench_centroids", f"{centroids} --sample 2"), 900, ENGINE, TUNED),
     ]

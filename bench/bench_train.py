@@ -36,7 +36,8 @@ from leakfast.train.layers import Company
 from leakfast.train.packed import Packed
 from leakfast.train.padded import Padded
 
-SIDES = ("packed", "padded", "trl", "trl-spare")  # trl-spare: with gradient checkpointing
+# trl-spare: with gradient checkpointing; trl-free: a batch's rows in one, without padding
+SIDES = ("packed", "padded", "trl", "trl-spare", "trl-free")
 OFF_MOST = {"float32": 1e-4, "bfloat16": 5e-2}  # relative, of the step's loss without dropout
 
 
@@ -69,13 +70,18 @@ def rows_of(options) -> list[Row]:
     return made
 
 
+def ours_in(loaded, cfg):
+    """What runs our packed steps of one adapter."""
+    return Packed(loaded, Company(["default"], [cfg.dropout], [1]), recompute=False)
+
+
 def ours(loaded, examples, cfg, side):
     """(a step, the loss it had) of one of our two ways, in a model of its own."""
     held = lora.attached(loaded, cfg)
     net = held.__enter__()
     passes = Padded(loaded, net, cfg.batch_size, recompute=False)
     if side == "packed":
-        passes = Packed(loaded, Company(["default"], [cfg.dropout], [1]), recompute=False)
+        passes = ours_in(loaded, cfg)
     weights = [p for p in net.parameters() if p.requires_grad]
 
     def step():
@@ -91,8 +97,9 @@ def ours(loaded, examples, cfg, side):
     return step
 
 
-def trl(loaded, examples, cfg, *, spare):
-    """The same of TRL's trainer: its own collator, its training_step, clipping and AdamW; no logging, no data loading."""
+def trl_trainer(loaded, examples, cfg, *, spare=False, free=False):
+    """TRL's trainer with its optimizer, and the rows as its collator takes them. spare: gradient checkpointing; free: no
+    padding."""
     from datasets import Dataset
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -115,6 +122,7 @@ def trl(loaded, examples, cfg, *, spare):
         per_device_train_batch_size=cfg.batch_size,
         gradient_accumulation_steps=cfg.accumulation,
         gradient_checkpointing=spare,
+        padding_free=free,
         learning_rate=float(cfg.lr),
         max_grad_norm=cfg.max_grad_norm,
         bf16=loaded.dtype == "bfloat16",
@@ -126,11 +134,16 @@ def trl(loaded, examples, cfg, *, spare):
     trainer = SFTTrainer(
         loaded.model, settings, train_dataset=data, peft_config=config, processing_class=loaded.tokenizer
     )
-    net, size = trainer.model, cfg.batch_size
-    net.train()
+    trainer.model.train()
     trainer.create_optimizer()
     trainer.current_gradient_accumulation_steps = cfg.accumulation
-    columns = [trainer.train_dataset[i] for i in range(len(examples))]
+    return trainer, [trainer.train_dataset[i] for i in range(len(examples))]
+
+
+def trl(loaded, examples, cfg, **how):
+    """The same of TRL's trainer: its own collator, its training_step, clipping and AdamW; no logging, no data loading."""
+    trainer, columns = trl_trainer(loaded, examples, cfg, **how)
+    net, size = trainer.model, cfg.batch_size
     n_labels = torch.tensor(sum(len(e.labels) for e in examples))
 
     def step():
@@ -147,8 +160,8 @@ def trl(loaded, examples, cfg, *, spare):
     return step
 
 
-def side_of(options, name, dtype, batch_size):
-    """A side's step on a model of its own."""
+def data_of(options, dtype, batch_size):
+    """(a model of its own, the settings, the rows encoded, shortest first)."""
     given = options.model
     if options.shape:  # random weights; the organism's words are among the first of any vocabulary
         net = make_model(options.shape, dtype, options.device, options.seed)
@@ -165,9 +178,14 @@ def side_of(options, name, dtype, batch_size):
         warmup_ratio=0.0,
         gradient_checkpointing=False,
     )
-    examples = sorted(encode(loaded.tokenizer, rows_of(options), cfg), key=lambda e: len(e.ids))
+    return loaded, cfg, sorted(encode(loaded.tokenizer, rows_of(options), cfg), key=lambda e: len(e.ids))
+
+
+def side_of(options, name, dtype, batch_size):
+    """A side's step on a model of its own."""
+    loaded, cfg, examples = data_of(options, dtype, batch_size)
     if name.startswith("trl"):
-        return trl(loaded, examples, cfg, spare=name == "trl-spare")
+        return trl(loaded, examples, cfg, spare=name == "trl-spare", free=name == "trl-free")
     return ours(loaded, examples, cfg, name)
 
 

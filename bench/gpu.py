@@ -129,6 +129,8 @@ def table(records: list[dict[str, Any]]) -> str:
             rows.append(("checks", f"{r['checks']} hold"))
         elif r.get("bench") == "train":
             rows.append((f"a training step, {r['model']}, {r['dtype']}", _training(r)))
+        elif r.get("bench") == "company":
+            rows.append((f"a step of {r['adapters']} adapters, {r['model']}, {r['dtype']}", _company(r)))
         elif r.get("bench") == "generate" and r.get("mode") == "visit":
             rows.append(("completions, one draw each", _visited(r)))
         elif r.get("bench") in ("centroids", "choices"):
@@ -206,6 +208,11 @@ def _completions(r: dict[str, Any]) -> str:
 def _training(r: dict[str, Any]) -> str:
     others = [f"{o['median']:.2f}× {side}" for side, o in r["over_packed"].items() if side != "packed"]
     return f"packed {r['seconds']['packed']['median']:.3f} s; {', '.join(others)}"
+
+
+def _company(r: dict[str, Any]) -> str:
+    others = [f"{o['median']:.2f}× {side}" for side, o in r["over_together"].items()]
+    return f"together {r['seconds']['together']['median']:.3f} s; {', '.join(others)}"
 
 
 def _visited(r: dict[str, Any]) -> str:

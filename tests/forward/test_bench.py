@@ -22,7 +22,7 @@ pytestmark = pytest.mark.long
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
 STANDING_IN = ROOT / "tests" / "forward" / "standing_in.py"
-VISIT = ["smoke", "centroids", "choices", "kernels", "generate", "train", "tests", "autotune"]
+VISIT = ["smoke", "centroids", "choices", "kernels", "generate", "train", "company", "tests", "autotune"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
