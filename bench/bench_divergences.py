@@ -74,6 +74,15 @@ def measure(n, d, v, repeats, rows):
     p, q, head = inputs(n, d, v)
     runs = {"eager": lambda: eager(p, q, head), "ours": lambda: torch.stack(ops.divergences(p, q, head))}
     wall, busy, first = interleaved(runs, repeats, lambda: None, lambda line: print(line, file=sys.stderr))
+    groups = torch.arange(n).div(110, rounding_mode="floor")  # a persona's state beside those of 110 others
+    apart, of = p[groups], groups.numpy()
+    sharing = {
+        "copies": lambda: ops.divergences(apart, q, head),
+        "shared": lambda: ops.divergences(p, q, head, of=of),
+    }
+    _, shared, equal = interleaved(sharing, repeats, lambda: None, lambda line: print(line, file=sys.stderr))
+    if not all(map(torch.equal, equal["copies"], equal["shared"])):
+        raise RuntimeError("a row that several are compared with gives other bits than its copies")
     truth = exact(p[:rows], q[:rows], head)
     off = {name: (x[:, :rows].double() - truth).square().mean(1).sqrt().tolist() for name, x in first.items()}
     return {
@@ -82,6 +91,7 @@ def measure(n, d, v, repeats, rows):
         "V": v,
         "ratio_wall": ratio(wall["eager"], wall["ours"]),
         "ratio_cpu": ratio(busy["eager"], busy["ours"]),
+        "copies_over_shared_cpu": ratio(shared["copies"], shared["shared"]),
         "error_rms_ours": off["ours"],
         "error_rms_eager_float32": off["eager"],
         "errs_no_more": all(a <= b for a, b in zip(off["ours"], off["eager"], strict=True)),
@@ -114,6 +124,7 @@ def run(arguments):
     print(f"divergences, {torch.get_num_threads()} threads: times as fast as eager torch")
     for row in rows:
         speed = f"wall {shown(row['ratio_wall'])}, CPU {shown(row['ratio_cpu'])}"
+        print(f"    110 beside one: {shown(row['copies_over_shared_cpu'])} the CPU time of pairs, equal bits")
         errors = [" ".join(f"{x:.1e}" for x in row[f"error_rms_{k}"]) for k in ("ours", "eager_float32")]
         print(f"  N={row['N']} D={row['D']} V={row['V']}: {speed if row['errs_no_more'] else 'no ratio'}")
         print(f"    rms error of KL, KL, JS: {errors[0]} nats, eager float32 {errors[1]}")

@@ -26,11 +26,11 @@ struct ChoiceKernel {
     // bfloat16 rows to float32 rows of kBlockUnits; `ahead` as above
     void (*widen)(const char* head, std::ptrdiff_t stride, int rows, int units, std::ptrdiff_t ahead,
                   float* out);
-    // Logits (rows, vectors · lanes) of pairs: lane i of the first half against lane i of the second. Adds
-    // each pair's KL(first‖second), KL(second‖first) and JS of these rows to sums (3, vectors · lanes / 2), given
-    // each lane's maximum and log Σ exp(logit − maximum) over the whole head.
-    void (*compare)(const float* logits, int rows, int vectors, const float* maximum, const float* log_sum,
-                    double* sums);
+    // Logits (rows, vectors · lanes), the second state of pair i in lane i, its first state in lane from[i], with `lanes`
+    // entries of `from` more than there are pairs to be read. Adds each pair's KL(first‖second), KL(second‖first) and JS of
+    // these rows to sums (3, vectors · lanes), given each lane's maximum and log Σ exp(logit − maximum) over the whole head.
+    void (*compare)(const float* logits, int rows, int vectors, int pairs, const std::int32_t* from,
+                    const float* maximum, const float* log_sum, double* sums);
 };
 
 const ChoiceKernel& choice_portable();

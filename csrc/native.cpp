@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -68,18 +69,22 @@ py::tuple choice_logprobs(const py::array& hidden, const py::array& head, const 
 }
 
 py::array_t<float> divergences(const py::array& states_p, const py::array& states_q, const py::array& head,
-                               int threads, const std::string& path) {
+                               int threads, const std::string& path, const std::optional<Array<std::int64_t>>& of) {
     const leakfast::Rows p = rows_of(states_p, "states_p"), q = rows_of(states_q, "states_q");
     const leakfast::Rows vocabulary = rows_of(head, "head");
-    if (states_p.shape(0) != states_q.shape(0) || states_p.shape(1) != head.shape(1) ||
-        states_q.shape(1) != head.shape(1))
-        throw py::value_error("states_p and states_q must be (N, D) and head (V, D)");
-    const leakfast::DivergenceSizes sizes{states_p.shape(0), states_p.shape(1), head.shape(0)};
+    const std::int64_t pairs = of ? of->size() : states_p.shape(0);
+    if (states_q.shape(0) != pairs || states_p.shape(1) != head.shape(1) || states_q.shape(1) != head.shape(1))
+        throw py::value_error("states_p and states_q must be (N, D), or of (N,), and head (V, D)");
+    if (of)
+        for (std::int64_t i = 0; i < pairs; ++i)
+            if (of->data()[i] < 0 || of->data()[i] >= states_p.shape(0))
+                throw py::value_error("of must name rows of states_p");
+    const leakfast::DivergenceSizes sizes{pairs, states_p.shape(1), head.shape(0)};
     py::array_t<float> out({py::ssize_t{3}, static_cast<py::ssize_t>(sizes.n)});
     float* to = out.mutable_data();
     {
         py::gil_scoped_release release;
-        leakfast::divergences(p, q, vocabulary, sizes, threads, path, to);
+        leakfast::divergences(p, q, vocabulary, of ? of->data() : nullptr, sizes, threads, path, to);
     }
     return out;
 }
@@ -94,8 +99,8 @@ PYBIND11_MODULE(_native, m) {
           py::arg("threads"), py::arg("path") = "",
           "(N, C) log-probabilities and (N,) log-sum-exp, float32; see csrc/choice.hpp. bfloat16 as uint16.");
     m.def("divergences", &divergences, py::arg("states_p"), py::arg("states_q"), py::arg("head"),
-          py::arg("threads"), py::arg("path") = "",
-          "(3, N) KL(p‖q), KL(q‖p) and JS, float32; see csrc/divergence.hpp. bfloat16 as uint16.");
+          py::arg("threads"), py::arg("path") = "", py::arg("of") = py::none(),
+          "(3, N) KL(p‖q), KL(q‖p) and JS, float32, of (N,) the row of p of each row of q; see csrc/divergence.hpp. bfloat16 as uint16.");
     m.def("choice_paths", &leakfast::choice_paths, py::arg("both_bfloat16"),
           "The instruction sets of choice_logprobs and divergences that run here, best first.");
 }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from leakfast.forward import autotune as tuning
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 log = logging.getLogger(__name__)
@@ -121,25 +122,33 @@ def choice_logprobs(
 
 
 def divergences(
-    states_p: torch.Tensor, states_q: torch.Tensor, head: torch.Tensor, impl: str = "auto"
+    states_p: torch.Tensor,
+    states_q: torch.Tensor,
+    head: torch.Tensor,
+    impl: str = "auto",
+    of: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """KL(p‖q), KL(q‖p) and Jensen–Shannon divergence between next-token distributions, in nats, row by row,
     without an (N, V) tensor of logits.
 
-    states_p, states_q (N, D), final-normed; head (V, D). p = softmax(states_p.float() @ head.float().T), q
-    likewise, m = (p + q)/2: `(p * (p / q).log()).sum(-1)`, the same with letters changed, and
-    `(p * (p / m).log() + q * (q / m).log()).sum(-1) / 2`, three (N,) float32. JS lies in 0…log 2; all three
-    are 0 or more and exactly 0 for equal states, the reference's but for rounding. A NaN in a row of states
-    reaches that pair alone. On the CPU the C++ op uses torch.get_num_threads() threads and takes at most
-    16 MB (more where V is above 229,000); its bits depend on neither their number nor N. impl: "auto" or a
+    states_p, states_q (N, D), final-normed; head (V, D). of: (N,) int64 on the host, the row of states_p (G, D) that each row
+    of states_q is compared with; the C++ op makes the logits of a row that neighbours share once.
+    p = softmax(states_p.float() @ head.float().T), q likewise, m = (p + q)/2: `(p * (p / q).log()).sum(-1)`, the same with
+    letters changed, and `(p * (p / m).log() + q * (q / m).log()).sum(-1) / 2`, three (N,) float32. JS lies in 0…log 2; all
+    three are 0 or more and exactly 0 for equal states, the reference's but for rounding. A NaN in a row of states reaches its
+    pairs alone. On the CPU the C++ op uses torch.get_num_threads() threads and takes at most 16 MB (more where V is above
+    229,000); its bits depend on neither their number nor N nor what a pair stands beside. impl: "auto" or a
     name of IMPLEMENTATIONS. Raises ValueError on shapes that do not fit, or an impl that cannot run here."""
     given = states_p, states_q, head
     if any(x.ndim != 2 for x in given) or head.numel() == 0 or states_p.shape[1] != head.shape[1]:
         raise ValueError("states must be (N, D) and head (V, D), with V and D of at least 1")
-    if states_p.shape != states_q.shape:
+    n_pairs = len(states_p) if of is None else len(of)
+    if len(states_q) != n_pairs or states_q.shape[1] != states_p.shape[1]:
         raise ValueError(
-            f"states_p are {tuple(states_p.shape)}, states_q {tuple(states_q.shape)}; pairs are needed"
+            f"states_p are {tuple(states_p.shape)}, states_q {tuple(states_q.shape)}; {n_pairs} pairs are needed"
         )
+    if of is not None and n_pairs and not (of.min() >= 0 and of.max() < len(states_p)):
+        raise ValueError(f"of names rows {of.min()} to {of.max()} of {len(states_p)} states")
     if len({x.device for x in given}) > 1:
         raise ValueError(
             f"states and head lie on {', '.join(str(x.device) for x in given)}; move them to one"
@@ -152,8 +161,12 @@ def divergences(
 
         from leakfast import _native
 
-        found = _native.divergences(*map(_array_of, given), torch.get_num_threads())
+        found = _native.divergences(*map(_array_of, given), torch.get_num_threads(), of=of)
         return tuple(torch.from_numpy(found).unbind())
+    if of is not None:
+        import torch
+
+        given = (given[0].index_select(0, torch.from_numpy(of).to(states_p.device)), *given[1:])
     if chosen == "triton":
         import torch
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from divergence_pairs import NAMES, check_errors, pairs_of, plain
@@ -46,9 +47,9 @@ SHAPES = {
 }
 
 
-def native(states_p, states_q, head, path="", threads=1):
+def native(states_p, states_q, head, path="", threads=1, of=None):
     arrays = [(x.view(torch.uint16) if x.dtype == BF16 else x).numpy() for x in (states_p, states_q, head)]
-    return torch.from_numpy(_native.divergences(*arrays, threads, path))
+    return torch.from_numpy(_native.divergences(*arrays, threads, path, of))
 
 
 @needs_native
@@ -130,6 +131,42 @@ def test_bits_depend_on_neither_threads_nor_neighbours(dtype, path):
         assert torch.equal(whole, native(p, q, head, path, threads))
     for rows in ([0], [69], [3, 64, 12], list(range(20, 60))):
         assert torch.equal(native(p[rows], q[rows], head, path), whole[:, rows])
+
+
+STARS = {
+    "one for all": [0] * 150,
+    "two in a block": [0] * 20 + [1] * 30,
+    "all lengths, some twice": [k for k in range(12) for _ in range(k)] + [3] * 70 + [0],
+    "never twice in a row": [k % 5 for k in range(90)],
+    "each its own": list(range(70)),
+}
+
+
+@needs_native
+@every_path
+@pytest.mark.parametrize("of", STARS.values(), ids=STARS)
+def test_a_row_that_several_are_compared_with_gives_the_bits_of_its_copies(of, dtype, path):
+    of = np.array(of)
+    p, q, head = pairs_of(len(of), 400, 33, dtype)
+    copied = native(p[of], q, head, path)
+    for threads in (1, 3):
+        assert torch.equal(native(p, q, head, path, threads, of), copied)
+    truth = plain(*(x.double() for x in (p[of], q, head)))
+    torch.testing.assert_close(copied.double(), truth, rtol=1e-4, atol=1e-5)
+    p[of[0]] = float("nan")
+    found = native(p, q, head, path, of=of)
+    assert torch.equal(found.isnan().all(0), torch.from_numpy(of == of[0]))
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_of_is_what_copies_are(impl):
+    p, q, head = pairs_of(7, 60, 9)
+    of = np.array([2, 2, 0, 1, 1, 1, 2])
+    found = ops.divergences(p[:3], q, head, impl=impl, of=of)
+    assert all(map(torch.equal, found, ops.divergences(p[of], q, head, impl=impl)))
+    for wrong in (of[:5], of + 1, of - 1):
+        with pytest.raises(ValueError, match="pairs are needed|of names rows"):
+            ops.divergences(p[:3], q, head, impl=impl, of=wrong)
 
 
 @needs_native

@@ -120,22 +120,26 @@ def _states(
 
 
 def _of_pairs(states: torch.Tensor, own: np.ndarray, other: np.ndarray, head: Head) -> np.ndarray:
-    """(3, M) float32 of M pairs of rows; what a pair and its mirror have in common is computed once."""
+    """(3, M) float32 of M pairs of rows; what a pair and its mirror have in common is computed once, and so are the logits of
+    a row that neighbours are compared with."""
     import torch
 
     from leakfast.forward.attention import put
     from leakfast.forward.ops import divergences
 
     low, high = np.minimum(own, other), np.maximum(own, other)
-    keys, which = np.unique(low * len(states) + high, return_inverse=True)
-    first, second = np.divmod(keys, len(states))
-    found = np.empty((3, len(keys)), np.float32)
+    _, place, which = np.unique(low * len(states) + high, return_index=True, return_inverse=True)
+    order = np.argsort(own[place], kind="stable")
+    first, second = own[place[order]], other[place[order]]
+    found = np.empty((3, len(place)), np.float32)
     with torch.inference_mode():
-        for start in range(0, len(keys), _PAIRS):
+        for start in range(0, len(place), _PAIRS):
             span = slice(start, start + _PAIRS)
-            sides = [states.index_select(0, put(rows[span], states.device)) for rows in (first, second)]
-            found[:, span] = torch.stack(divergences(*map(head.scaled, sides), head.weight)).cpu().numpy()
+            firsts, of = np.unique(first[span], return_inverse=True)
+            sides = [states.index_select(0, put(rows, states.device)) for rows in (firsts, second[span])]
+            values = divergences(*map(head.scaled, sides), head.weight, of=of.reshape(-1))
+            found[:, order[span]] = torch.stack(values).cpu().numpy()
+    turned = own != own[place][which.reshape(-1)]
     found = found[:, which.reshape(-1)]
-    turned = own > other
     found[:2, turned] = found[1::-1, turned]
     return found
