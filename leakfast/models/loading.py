@@ -8,12 +8,13 @@ import hashlib
 import logging
 import threading
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from leakfast.errors import InputError, ModelError
-from leakfast.models import fits, formats, threads
+from leakfast.models import arriving, fits, formats, threads
 from leakfast.models.formats import quiet_bars
 from leakfast.models.names import DEFAULT_MODEL, explained, offline, place_of
 from leakfast.prompts import tokenizer_file
@@ -160,7 +161,8 @@ def load(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = _settled(dtype, where.type, str(model))
     commit = getattr(config, "_commit_hash", None)
-    with quiet_bars(folder is not None), explained(model, "weights"):
+    coming = arriving.told(str(model)) if folder is None and not offline() else nullcontext()
+    with quiet_bars(folder is not None), explained(model, "weights"), coming:
         hashing = _hashed_beside(folder) if folder else None
         on_disk = fits.opened(stream, model, config, getattr(torch, dtype), where, folder, revision)
         net = on_disk[0] if on_disk else _weights(model, revision, dtype, where, config)
