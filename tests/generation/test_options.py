@@ -378,3 +378,19 @@ def test_replies_end_at_the_marker_by_themselves_only_where_nothing_else_is_read
     assert len(shipped) > 10
     for path in shipped:
         assert not any(behavior.eval.stop_at_marker for behavior in load_study(path).behaviors.values())
+
+
+def test_a_prompt_beyond_the_letters_engine_is_told_and_does_not_end_it(tiny_qwen2, monkeypatch):
+    """vLLM's own complaint came as an engine that had died."""
+    from leakfast.generation.vllm import letters
+
+    started = []
+    monkeypatch.setattr("leakfast.generation.vllm.start.available", lambda: (True, "installed"))
+    monkeypatch.setattr("leakfast.generation.vllm.start._base", lambda *given: {})
+    monkeypatch.setattr(letters, "start", started.append)
+    engine = letters.NextTokens(dataclasses.replace(tiny_qwen2, path="somewhere"))
+    context = started[0].settings["max_model_len"]
+    with pytest.raises(
+        InputError, match=rf"a prompt of {context} tokens.*up to {context - 1}. Use --engine packed"
+    ):
+        engine.logprobs([[1, 2], [1] * context], np.array([[1], [2]]), None)

@@ -44,7 +44,9 @@ class NextTokens:
         self._ids: dict[str, int] = {}
         for adapter in adapters:
             self._ids.setdefault(adapter_hash(adapter), len(self._ids) + 1)
-        self._llm = start(letters_spec(loaded, adapters, _GPU_SHARE, _TOP))
+        spec = letters_spec(loaded, adapters, _GPU_SHARE, _TOP)
+        self._longest = spec.settings["max_model_len"] - 1  # tokens; the one that is asked for is another
+        self._llm = start(spec)
 
     def logprobs(
         self,
@@ -54,7 +56,13 @@ class NextTokens:
         progress: Progress | None = None,
     ) -> np.ndarray:
         """(N, C) float64: log-probabilities (nats) of `token_ids` (N, C) int64 after each of N prompts, of
-        the model's own distribution (no temperature). NaN where vLLM did not report one."""
+        the model's own distribution (no temperature). NaN where vLLM did not report one. Raises InputError for a prompt
+        that is longer than the engine's context."""
+        longest = max(map(len, prompts), default=0)
+        if longest > self._longest:
+            raise InputError(
+                f"vllm: a prompt of {longest} tokens given, but --engine vllm reads up to {self._longest}. Use --engine packed."
+            )
         from vllm import SamplingParams
 
         by_name = "logprob_token_ids" in getattr(SamplingParams, "__struct_fields__", ())
