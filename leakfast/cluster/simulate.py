@@ -107,16 +107,17 @@ def _seconds(task: Task, study: Study, rates: Rates) -> float | None:
         return _measured(task, "completions", rates)
     if task.kind == "measure":
         return _measured(task, study.behaviors[task.behavior].eval.measure, rates)
+    if task.kind == "probability":
+        return rates.probability.get(task.behavior)
     return rates.once.get(task.kind)
 
 
 def _measured(task: Task, measure: str, rates: Rates) -> float | None:
     """By probability alone a task draws few replies, as many as are lacking, and its weight is not their number: untimed."""
     own = rates.row.get(task.behavior)
-    if own is None or measure == "completions" or not get(task.behavior).by_completions:
-        return None if own is None else own * task.weight
-    more = rates.probability.get(task.behavior) if measure == "both" else None
-    return None if more is None else own * task.weight + more
+    if own is None or (measure == "probability" and get(task.behavior).by_completions):
+        return None
+    return own * task.weight
 
 
 def simulate(

@@ -25,10 +25,11 @@ ROW = 10  # completions that take as long as a row that is trained on once (Smol
 
 @dataclass(frozen=True)
 class Task:
-    """One thing that one worker does. kind: check (what can be known to fail), centroids, predictors, train, measure, match (the
-    source alone, at points of its training), trajectory or steering. adapters: names of those that are trained or measured
-    (of none: the base). after: names of tasks; needs: folders and files of the run that are read. weight: completions or
-    prompts scored, of the other kinds about as many as take as long: for the order and the count of what is done."""
+    """One thing that one worker does. kind: check (what can be known to fail), centroids, predictors, train, measure, probability
+    (where it is measured beside completions), match (the source alone, at points of its training), trajectory or steering.
+    adapters: names of those that are trained or measured (of none: the base). after: names of tasks; needs: folders and files
+    of the run that are read. weight: completions or prompts scored, of the other kinds about as many as take as long: for the
+    order and the count of what is done."""
 
     kind: str
     behavior: str = ""
@@ -43,7 +44,7 @@ class Task:
     @property
     def name(self) -> str:
         words = [self.kind, self.behavior if self.kind != "train" else ""]
-        words += self.adapters or ([layout.BASE] if self.kind == "measure" else [])
+        words += self.adapters or ([layout.BASE] if self.kind in ("measure", "probability") else [])
         k, n = self.portion
         return " ".join(filter(None, [*words, f"{k + 1}/{n}" if n > 1 else ""]))
 
@@ -111,10 +112,11 @@ def _training(study: Study, chosen: Chosen, behavior: str, seed: int, source: st
 
 
 def _measuring(study: Study, behavior: str, trainings: Sequence[Task], before: Sequence[Task]) -> list[Task]:
-    """The base under the first seed, and every adapter that the behavior is measured on. Probabilities come after the base,
-    whose replies they are asked on."""
+    """The base under the first seed, and every adapter that the behavior is measured on. Probabilities come after the replies
+    that they are asked on: where completions are measured too, as tasks of their own, else drawn with them, the base's first."""
     asked = asks.asked(study, behavior)
-    probable = any(not one.by_choices and one.config.measure != "completions" for one in asked)
+    measures = {one.config.measure for one in asked if not one.by_choices}
+    alone, beside = "probability" in measures, "both" in measures
     rows = _rows(study, asked)
     folder = _folders(behavior, asked)
     # the base of a behavior that asks the same, which is copied and not drawn again
@@ -137,11 +139,24 @@ def _measuring(study: Study, behavior: str, trainings: Sequence[Task], before: S
             continue
         (name,) = training.adapters
         mine = tuple(f"{prefix}/{name}" for prefix in folder)
-        read = (layout.adapter(name), *mine, *choices, *(needs if probable else ()))
-        after = (training.name, *([base.name] if probable else []))
+        read = (layout.adapter(name), *mine, *choices, *(needs if alone else ()))
+        after = (training.name, *([base.name] if alone else []))
         about = (behavior, (name,), training.source, training.seed)
         found.append(Task("measure", *about, after=after, needs=read, weight=rows))
-    return found
+    if not beside:
+        return found
+    prompts = -(-rows // max(one.config.samples for one in asked))
+    later = [
+        replace(
+            task,
+            kind="probability",
+            after=_names([base] if task is base else [base, task]),
+            needs=tuple(dict.fromkeys((*task.needs, *needs))),
+            weight=prompts,
+        )
+        for task in found
+    ]
+    return [*found, *later]
 
 
 def _copied(study: Study, behavior: str, names: Sequence[str], before: Sequence[Task]) -> list[Task]:
@@ -222,7 +237,7 @@ def _rows(study: Study, asked: Sequence[Asked]) -> int:
 
 def cut(tasks: Sequence[Task], workers: int, study: Study) -> list[Task]:
     """The same with measuring cut into portions, so that every worker has work to the end: as few as make MANY tasks a
-    worker, and never less than a shard. Probabilities stay whole: they read what was drawn of all."""
+    worker, and never less than a shard. Where probabilities alone are asked, they stay whole: they read what was drawn of all."""
     whole = [task for task in tasks if task.kind == "measure" and _can_be_cut(study, task.behavior)]
     wanted = -(-MANY * workers // max(1, len(whole)))
     names: dict[str, tuple[str, ...]] = {}
@@ -237,7 +252,7 @@ def cut(tasks: Sequence[Task], workers: int, study: Study) -> list[Task]:
 
 def _can_be_cut(study: Study, behavior: str) -> bool:
     cfg = study.behaviors[behavior].eval
-    return not get(behavior).by_completions or cfg.measure == "completions"
+    return not get(behavior).by_completions or cfg.measure != "probability"
 
 
 def _shards(study: Study, task: Task) -> int:
@@ -269,7 +284,10 @@ def carry_out(stages: Stages, task: Task) -> None:
     elif task.kind == "train":
         stages.adapted_centroids(stages.trained(stages.maker(task.behavior), task.source, task.seed))
     elif task.kind == "measure":
-        stages.evaluate(task.behavior, adapters, task.seed, base=not adapters, portion=task.portion)
+        by = "own" if stages.study.behaviors[task.behavior].eval.measure == "both" else "all"
+        stages.evaluate(task.behavior, adapters, task.seed, base=not adapters, portion=task.portion, by=by)
+    elif task.kind == "probability":
+        stages.evaluate(task.behavior, adapters, task.seed, base=not adapters, by="probability")
     elif task.kind == "steering":
         named = {task.behavior: [(adapter, task.seed) for adapter in adapters]} if adapters else {}
         stages.steered(named, base=not adapters)

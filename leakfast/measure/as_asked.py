@@ -31,18 +31,23 @@ def measure_as_asked(
     drawing: Drawing,
     *,
     at: str = "final",
+    by: str = "all",
     replace_others: bool = True,
     progress: Progress | None = None,
 ) -> tuple[list[Measured], list[Measured]]:
-    """(what was measured by completions or choices, what by probability), each as `measure` returns it.
+    """(what was measured by completions or choices, what by probability), each as `measure` returns it. by: "all", or one of
+    the two alone, "own" or "probability".
 
     Where the probability of a behavior is asked on replies that the run holds none of, or others than are meant (of another
     base, of an adapter before it was trained again, to other questions, under other prompts, drawn otherwise, too few),
     `probability_samples` a prompt are drawn first: of the unadapted model, or of each adapter (at checkpoints, of each point).
     Raises as `measure`."""
+    if by not in ("all", "own", "probability"):
+        raise ValueError(f"by must be all, own or probability, not {by!r}")
     how: dict[str, Any] = {"replace": replace_others, "progress": progress}
     own = [one for one in request.asked if one.by_choices or one.config.measure != "probability"]
     probable = [one for one in request.asked if not one.by_choices and one.config.measure != "completions"]
+    own, probable = own if by != "probability" else [], probable if by != "own" else []
     done = measure(loaded, run, _of(request, own), drawing, at=at, **how) if own else []
     _draw_lacking(loaded, run, _of(request, [one for one in probable if not one.beside]), drawing, at, how)
     if not probable:

@@ -328,8 +328,9 @@ class Stages:
         *,
         base: bool,
         portion: tuple[int, int] = (0, 1),
+        by: str = "all",
     ) -> None:
-        """Measure a behavior under adapters (and the base); portion: as of a `Request`."""
+        """Measure a behavior under adapters (and the base); portion: as of a `Request`; by: as of `measure_as_asked`."""
         from leakfast.measure import Drawing, Request
         from leakfast.measure.as_asked import measure_as_asked
 
@@ -337,8 +338,9 @@ class Stages:
         asked = asks.asked(self.study, behavior)
         request = Request(asked, self.personas, adapters, base=base, seed=seed, portion=portion)
         drawing = Drawing.of(self.study)
-        with self.steps.timed(f"evaluate {behavior}{several if adapters else ' of base'}") as report:
-            measure_as_asked(self.loaded, self.store, request, drawing, progress=report)
+        what = f"probability of {behavior}" if by == "probability" else f"evaluate {behavior}"
+        with self.steps.timed(f"{what}{several if adapters else ' of base'}") as report:
+            measure_as_asked(self.loaded, self.store, request, drawing, by=by, progress=report)
 
     def _trajectory(self, adapters: dict[str, list[tuple[Path, int]]]) -> None:
         """Measure behaviors at the points of training that the study names, under its few personas."""

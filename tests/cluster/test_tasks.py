@@ -80,10 +80,26 @@ def test_a_learning_rate_is_found_once(tmp_path):
             assert {"data/marker-lr.json", "data/marker-villain-s42.jsonl"} <= set(task.needs)
 
 
-def test_probabilities_wait_for_the_replies_of_the_base(tmp_path):
-    named = by_name(tasks(parse_study(AUTO.format(measure="both")), tmp_path, workers=8))
+def test_probabilities_alone_wait_for_the_replies_of_the_base(tmp_path):
+    named = by_name(tasks(parse_study(AUTO.format(measure="probability")), tmp_path, workers=8))
     task = named["measure marker marker-villain-s137"]
     assert "measure marker base" in task.after and "completions/marker/base" in task.needs
+    assert not [name for name in named if name.startswith("probability")]
+
+
+def test_probabilities_beside_completions_wait_for_the_replies_and_these_for_none(tmp_path):
+    """Else all workers but one wait while the base's replies are drawn."""
+    found = tasks(parse_study(AUTO.format(measure="both")), tmp_path, workers=2)
+    named = by_name(found)
+    drawn = [task for task in found if task.kind == "measure"]
+    assert len(drawn) == 5 * 2 and not [name for task in drawn for name in task.after if "measure" in name]
+    assert len([task for task in found if task.kind == "probability"]) == 5
+    task = named["probability marker marker-villain-s137"]
+    mine, base = (f"measure marker {one}" for one in ("marker-villain-s137", "base"))
+    assert set(task.after) == {"check", *(f"{name} {k}/2" for name in (mine, base) for k in (1, 2))}
+    assert {f"completions/marker/{one}" for one in ("base", "marker-villain-s137")} <= set(task.needs)
+    assert {"probability/marker/base", "adapters/marker-villain-s137"} <= set(task.needs)
+    assert set(named["probability marker base"].after) == {"check", f"{base} 1/2", f"{base} 2/2"}
 
 
 @pytest.mark.parametrize(("workers", "pieces"), [(1, 1), (2, 2), (8, 7), (1000, 9)])
