@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from leakfast.forward import attention
+from leakfast.models import fits
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
@@ -61,14 +61,9 @@ def bytes_a_token(config: Any, size: int, device: str) -> int:
 
 def free_bytes(device: torch.device) -> int | None:
     """Memory that new tensors can have on the device; None where nothing says."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0] + unused)
-    path = Path("/proc/meminfo")
-    if device.type != "cpu" or not path.is_file():
+    if device.type not in ("cpu", "cuda"):
         return None
-    for line in path.read_text(encoding="utf-8").splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            return int(rest.split()[0]) * 1024
-    return None
+    free = fits.free_bytes(device)
+    if device.type == "cpu" or free is None:
+        return free
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

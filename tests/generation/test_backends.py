@@ -61,3 +61,19 @@ def test_the_templates_own_system_prompt_is_what_the_study_says(tiny_qwen2, tmp_
     assert not (tmp_path / "run").exists(), "nothing was begun"
     evaluate(*asked, base=True, template_system="You are Tiny, a small model.")
     evaluate(*asked, base=True, template_system="You are Qwen.", allow=["default-system"])
+
+
+@pytest.mark.parametrize(("free", "held"), [(None, 40), (1 << 40, 40), (4 * 30 * 1000, 30), (0, 4)])
+def test_an_engine_on_a_gpu_pins_the_adapters_that_fit_a_quarter_of_the_free_memory(
+    tmp_path, monkeypatch, free, held
+):
+    """126 adapters of rank 32 of a 7B would take 20 GB; the slots of the GPU are the least that vLLM takes."""
+    import torch
+
+    adapters = [config(tmp_path, f"a{k}", r=8) for k in range(40)]
+    for adapter in adapters:
+        (adapter / "adapter_model.safetensors").write_bytes(bytes(1000))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("leakfast.models.fits.free_bytes", lambda device: free)
+    settings = vllm.start.lora_settings(adapters)
+    assert settings["max_cpu_loras"] == held and settings["max_loras"] == 4

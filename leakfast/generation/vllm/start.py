@@ -167,8 +167,21 @@ def lora_settings(adapters: Sequence[Path]) -> dict[str, Any]:
         "enable_lora": True,
         "max_lora_rank": rank,
         "max_loras": slots,
-        "max_cpu_loras": max(len(adapters), slots),
+        "max_cpu_loras": max(_held(adapters), slots),
     }
+
+
+def _held(adapters: Sequence[Path]) -> int:
+    """How many adapters an engine on a GPU keeps in the host's memory, pinned: all that fit a quarter of what is free. One
+    that is not kept is read from its folder when it is asked again."""
+    import torch
+
+    from leakfast.models.adapter_structure import WEIGHTS
+    from leakfast.models.fits import free_bytes
+
+    each = max((adapter / WEIGHTS).stat().st_size for adapter in adapters)
+    free = free_bytes(torch.device("cpu"))
+    return len(adapters) if free is None else min(len(adapters), free // 4 // each)
 
 
 def check_machine(*, data_parallel: int = 1, tensor_parallel: int = 1, invariant: bool = False) -> None:
