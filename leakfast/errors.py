@@ -22,8 +22,17 @@ class ModelError(LeakfastError):
     """A model or tokenizer that cannot be found, loaded, or measured by this engine."""
 
 
+class WrongModelError(ModelError, InputError):
+    """A model that was named and cannot be the one that is meant: no such folder, or nothing that chats. Exit 2."""
+
+
 class AdapterError(LeakfastError):
-    """An adapter of another base, without a card, or one that does not change the model."""
+    """An adapter that cannot be read or taken off again, or one that does not change the model."""
+
+
+class WrongAdapterError(AdapterError, InputError):
+    """An adapter that was named and cannot be measured as asked: no such folder, of another base or kind, without a
+    card. Exit 2."""
 
 
 class StoreError(LeakfastError):

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
+from leakfast.storage.likeness import did_you_mean
 
 if TYPE_CHECKING:
     import polars as pl
@@ -159,7 +160,8 @@ def get(name: str) -> Behavior:
     behavior, variant = parts(name)
     if behavior not in _MODULES:
         raise InputError(
-            f"behavior {name!r} given, but there is none of that name. Use one of: {', '.join(_MODULES)}."
+            f"behavior {name!r} given, but there is none of that name.{did_you_mean(behavior, _MODULES)} Use one of: "
+            f"{', '.join(_MODULES)}."
         )
     if name != behavior and not _VARIANT.fullmatch(variant):
         raise InputError(

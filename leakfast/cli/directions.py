@@ -77,6 +77,9 @@ def cli(
         needed = "--source PERSONA, and no --like" if kind in _MADE else "--like FILE, and no --source"
         raise InputError(f"directions: --kind {kind} needs {needed}.")
     named = [word.strip() for word in (against or "").split(",") if word.strip()]
+    people = load_personas(personas)
+    if like is None:
+        directions.check_named(kind, str(source), named, [person.name for person in people])
     loaded = models.load(
         model,
         dtype=dtype or ("float32" if model == "organism" else "auto"),
@@ -89,9 +92,7 @@ def cli(
         made = directions.random_like(given, seed) if kind == "random" else given
     else:
         with progress_for("directions") as progress:
-            centroids = compute(
-                loaded, load_personas(personas), load_questions(questions), layers, progress=progress
-            )
+            centroids = compute(loaded, people, load_questions(questions), layers, progress=progress)
         made = directions.of_centroids(centroids, kind, str(source), named)
     made.save(out)
     _print(made, out, as_json)

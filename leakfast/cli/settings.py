@@ -111,6 +111,8 @@ def changed(table: Any, **flags: Any) -> Any:
     """A settings table with the flags that were given put in, checked as the study file is."""
     from pydantic import ValidationError
 
+    from leakfast.storage.validation import reason
+
     given = {key: value for key, value in flags.items() if value is not None}
     if not given:
         return table
@@ -119,12 +121,11 @@ def changed(table: Any, **flags: Any) -> Any:
     except ValidationError as error:
         found = error.errors(include_url=False)
         name = str(found[0]["loc"][0]) if found[0]["loc"] else "settings"
-        said = [one["msg"].removeprefix("Value error, ") for one in found if one["loc"][:1] == (name,)]
+        of_it = [one for one in found if one["loc"][:1] == (name,)] or found[:1]
         value = given.get(name)
         shown = ",".join(map(str, value)) if isinstance(value, list) else value
         raise InputError(
-            f"--{name.replace('_', '-')} {shown} given: {'; or: '.join(dict.fromkeys(said or [found[0]['msg']]))}. "
-            "Correct that flag."
+            f"--{name.replace('_', '-')} {shown} given: {reason(of_it)}. Correct that flag."
         ) from None
 
 

@@ -3,6 +3,7 @@ Demands a model and, unless --data is given, draws the training rows first."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -279,12 +280,15 @@ def _shares(percents: str | None) -> list[float] | None:
     if percents is None:
         return None
     try:
-        return [float(word) / 100 for word in percents.split(",") if word.strip()]
+        found = [float(word) / 100 for word in percents.split(",") if word.strip()]
     except ValueError:
+        found = [math.nan]
+    if not all(0 <= share <= 1 for share in found):
         raise InputError(
-            f"train: --checkpoints {percents} given, percents split by commas are needed. "
+            f"train: --checkpoints {percents} given, percents (0 to 100) split by commas are needed. "
             "Type: --checkpoints 0,25,50,75,100"
-        ) from None
+        )
+    return found
 
 
 def _source(source: str | None, rows: list | None, data_file: Path | None) -> str:

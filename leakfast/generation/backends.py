@@ -170,7 +170,7 @@ def choose(backend: str, loaded: Any, *, live_lora: bool = False) -> str:
 
     runs, why = vllm.available()
     if runs and not torch.cuda.is_available():
-        runs, why = False, "without a GPU vLLM takes longer to start than it saves (--backend vllm takes it)"
+        runs, why = False, "without a GPU vLLM takes longer to start than it saves; --backend vllm takes it"
     if runs and not (loaded.path or loaded.revision):
         runs, why = False, f"vLLM loads a folder or a hub id, and {loaded.name} was given as a loaded model"
     if runs and unfit:

@@ -11,7 +11,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from leakfast.errors import InputError
-from leakfast.storage.documents import did_you_mean, explain, find_shipped, read_document
+from leakfast.storage.documents import did_you_mean, find_shipped, read_document
+from leakfast.storage.validation import explain
 
 SHIPPED = "prices.toml"
 _DATED = re.compile(r"-(?:\d{8}|\d{4}-\d\d-\d\d)\Z")

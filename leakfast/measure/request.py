@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.errors import AdapterError, InputError
+from leakfast.errors import InputError, WrongAdapterError
 from leakfast.prompts.items import ItemSet
 from leakfast.prompts.questions import texts_hash
 from leakfast.storage import layout
@@ -221,7 +221,7 @@ def find_targets(
     """Targets of the given adapter folders, in order, the base last. source: the persona trained, of adapters without a
     card: one for all, or a mapping from folder to name.
 
-    Raises InputError for nothing to measure or a name given twice, AdapterError for a folder without an
+    Raises InputError for nothing to measure or a name given twice, WrongAdapterError for a folder without an
     adapter, or one without a card when no `source` is named.
     """
     from leakfast.models.adapters import adapter_hash, read_card
@@ -233,12 +233,12 @@ def find_targets(
         name = name_of(path.resolve())
         told = source.get(path) if isinstance(source, Mapping) else source
         if card is None and told is None:
-            raise AdapterError(
+            raise WrongAdapterError(
                 f"eval: {path} has no leakfast_card.json, so nobody knows whom it was trained on. "
                 "Name them: --source PERSONA --behavior BEHAVIOR (several adapters: --source A,B,… in their order)."
             )
         if card is not None and card.adapter_hash != digest:
-            raise AdapterError(
+            raise WrongAdapterError(
                 f"eval: {path} is not the adapter its card describes (hash {digest[:12]}…, card "
                 f"{card.adapter_hash[:12]}…). Train it again, or delete its card and name --source and "
                 "--behavior."
@@ -274,7 +274,7 @@ def name_of(path: Path) -> str:
 
 def check_targets(loaded: Loaded, targets: Sequence[Target], backend: str = "transformers") -> None:
     """Every adapter fits the base and is one that the backend (`transformers`, `vllm`, or `choices` for letters and
-    full text by the packed engine) applies as it is, before anything is written. Raises AdapterError."""
+    full text by the packed engine) applies as it is, before anything is written. Raises WrongAdapterError."""
     from leakfast.models.adapters import check_fits, check_runs
 
     for target in targets:

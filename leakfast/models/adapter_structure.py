@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.errors import AdapterError
+from leakfast.errors import AdapterError, WrongAdapterError
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
@@ -95,8 +95,13 @@ def structure_of(loaded: Loaded, folder: str | Path) -> Structure:
 
 def file_in(folder: str | Path, name: str) -> Path:
     path = Path(folder) / name
+    if not Path(folder).is_dir():
+        raise WrongAdapterError(
+            f"adapter: there is no folder {folder}. Needed: a peft adapter folder with {CONFIG} and {WEIGHTS}. "
+            "Check the path, or make one with: leakfast train"
+        )
     if not path.is_file():
-        raise AdapterError(
+        raise WrongAdapterError(
             f"adapter: {folder} holds no {name}. Needed: a peft adapter folder with {CONFIG} and {WEIGHTS}. "
             "Check the path, or make one with: leakfast train"
         )
@@ -114,7 +119,7 @@ def config_of(folder: str | Path) -> dict[str, Any]:
         ) from error
     kind = config.get("peft_type") if isinstance(config, dict) else None
     if kind != "LORA" or config.get("bias", "none") != "none":
-        raise AdapterError(
+        raise WrongAdapterError(
             f"adapter: {folder} is of type {kind} with bias {config.get('bias') if kind else None!r}. "
             'Needed: LoRA with bias "none", which can be taken off again. Train one with: leakfast train'
         )
@@ -127,14 +132,14 @@ def _refuse(folder: str | Path, config: Mapping[str, Any]) -> None:
 
     start = config.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
-        raise AdapterError(
+        raise WrongAdapterError(
             f"adapter: {folder} has init_lora_weights {start!r}, which changes the base's weights too (PiSSA, OLoRA, "
             "CorDA, LoftQ and LoRA-GA do): B·A alone on the base is not the model that was trained. Needed: a plain LoRA "
             "adapter. Save it with save_pretrained(…, path_initial_model_for_weight_conversion=<the adapter as it was "
             "before training>), or train one with: leakfast train"
         )
     if config.get("task_type") not in (None, "CAUSAL_LM"):
-        raise AdapterError(
+        raise WrongAdapterError(
             f"adapter: {folder} is made for task {config['task_type']}. Needed: an adapter of a causal language model "
             f"(task_type CAUSAL_LM in its {CONFIG}). Train one with: leakfast train"
         )
@@ -145,7 +150,7 @@ def _refuse(folder: str | Path, config: Mapping[str, Any]) -> None:
         what = f"{' and '.join(odd)}, which leakfast does not measure"
         if not odd:
             what = f"{' and '.join(unknown)}, which this peft does not know and would leave out"
-        raise AdapterError(
+        raise WrongAdapterError(
             f"adapter: {folder} has {what}. Needed: LoRA of linear layers, DoRA, modules_to_save or trained token rows. "
             f"Train one with: leakfast train{'' if odd else ', or install a newer peft'}"
         )
@@ -183,7 +188,7 @@ def _made(net: Any, folder: str | Path) -> _Expected:
             saved = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise AdapterError(
+        raise WrongAdapterError(
             f"adapter: peft cannot make the layers of {folder} in a {type(net).__name__}: {reason} Needed: an adapter of "
             f"this model. Give --model the one it was trained on, correct its {CONFIG}, or train it again."
         ) from error
@@ -248,7 +253,7 @@ def _check_same(
         )
     found += misfits[:3]
     if found:
-        raise AdapterError(
+        raise WrongAdapterError(
             f"adapter: {folder} does not fit {loaded.name}: {'; '.join(found)}. Needed: an adapter of this model whose "
             f"{WEIGHTS} and {CONFIG} name the same modules. Give --model the one it was trained on "
             f"({config.get('base_model_name_or_path') or f'{CONFIG} does not say which'}), or copy or train it again."

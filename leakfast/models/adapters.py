@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.errors import AdapterError
+from leakfast.errors import AdapterError, WrongAdapterError
 from leakfast.models import whole
 from leakfast.models.adapter_structure import (
     CONFIG,
@@ -243,12 +243,12 @@ def check_runs(structure: Structure, folder: str | Path, backend: str) -> None:
     """AdapterError where a backend (see targets.check_targets) would not apply an adapter of this structure as peft
     does. What leakfast runs is peft's own layers; vLLM, live or with merged weights, takes plain LoRA alone."""
     if backend == "vllm" and not structure.plain:
-        raise AdapterError(
+        raise WrongAdapterError(
             f"adapter: {folder} has {' and '.join(structure.beyond)}, which vLLM does not apply, live or merged. Needed: "
             "LoRA matrices of linear layers in the blocks alone. Use --backend transformers (letters: --engine packed)."
         )
     if backend == "choices" and structure.head_lora:
-        raise AdapterError(
+        raise WrongAdapterError(
             f"adapter: {folder} has LoRA matrices on the output head, which is scored as a whole. Needed: an adapter of "
             "the decoder's blocks alone. Train one with: leakfast train"
         )
@@ -277,7 +277,7 @@ def _check_base(loaded: Loaded, folder: str | Path) -> str:
         remedy = (
             f"{base} has other weights now. Train again on them, or give --model the folder of the old ones."
         )
-    raise AdapterError(
+    raise WrongAdapterError(
         f"adapter: {folder} was trained on another base ({other}), but the model here is {mine}. "
         f"Needed: the base it was trained on. {remedy}"
     )
@@ -303,7 +303,7 @@ def _check_name(loaded: Loaded, folder: str | Path, base: str) -> str:
         typed = _QUANTIZED.sub("", base.replace("\\", "/"))  # the weights that were quantized
         if typed.count("/") > 1 or typed.startswith((".", "/", "~")):
             typed = f"the folder that holds {Path(typed).name} here"
-    raise AdapterError(
+    raise WrongAdapterError(
         f"adapter: {folder} was trained on {base} by its {CONFIG}, but the model here is {loaded.name}. Needed: the "
         f"base it was trained on. Give --model {typed}; or, if {loaded.name} is the same model under another name, "
         f'put "base_model_name_or_path": {json.dumps(loaded.name)} into {Path(folder) / CONFIG}.'

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.errors import ModelError
+from leakfast.errors import ModelError, WrongModelError
 from leakfast.storage.disk import file_hash
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def models_dir() -> Path:
 
 def gguf_of(path: str | os.PathLike[str]) -> Path | None:
     """The GGUF file that `path` means: itself, or the only one of a folder without config.json; None for anything
-    else. Raises ModelError for a folder that holds several."""
+    else. Raises WrongModelError for a folder that holds several."""
     path = Path(path).expanduser()
     if path.suffix.lower() == ".gguf" and path.is_file():
         return path
@@ -60,7 +60,7 @@ def gguf_of(path: str | os.PathLike[str]) -> Path | None:
         return None
     found = sorted(path.glob("*.gguf"))
     if len(found) > 1:
-        raise ModelError(
+        raise WrongModelError(
             f"model: {path} holds {len(found)} GGUF files. Needed: one. Use --model {found[0]} to choose."
         )
     return found[0] if found else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leakfast.errors import InputError, ModelError
+from leakfast.errors import InputError, ModelError, WrongModelError
 from leakfast.models import arriving, fits, formats, threads
 from leakfast.models.formats import quiet_bars
 from leakfast.models.names import DEFAULT_MODEL, explained, offline, place_of
@@ -290,7 +290,7 @@ def load_config(model: Any, revision: str | None = None) -> Any:
         )
     for field in ("num_hidden_layers", "hidden_size"):
         if not isinstance(getattr(config, field, None), int):
-            raise ModelError(
+            raise WrongModelError(
                 f"model: the config of {model} has no {field}, so it is no plain decoder. Needed: a causal "
                 f"language model such as Qwen2, Qwen3, Llama or Mistral. Use --model {DEFAULT_MODEL}."
             )

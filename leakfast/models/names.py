@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from leakfast.errors import ModelError
+from leakfast.errors import ModelError, WrongModelError
 from leakfast.models import fetched, formats
 from leakfast.storage.documents import did_you_mean
 
@@ -44,21 +44,25 @@ def place_of(model: Any) -> tuple[str, Path | None]:
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            hint = ""
-            if (folder / "adapter_config.json").is_file():
-                hint = f" It holds an adapter: use --adapter {model}."
-            raise ModelError(
-                f"model: {model} has no config.json, so it is no Hugging Face model folder.{hint}"
+            what = (
+                f"the model of that adapter, and --adapter {model}"
+                if (folder / "adapter_config.json").is_file()
+                else (
+                    "one with config.json, the tokenizer's files and safetensors. Check the path, or use --model organism"
+                )
+            )
+            raise WrongModelError(
+                f"model: {model} has no config.json, so it is no Hugging Face model folder. Needed: {what}."
             )
         return str(folder), folder
-    if str(model).count("/") > 1 or str(model).startswith((".", "/", "~")):
-        raise ModelError(
+    if str(model).count("/") > 1 or str(model).startswith((".", "/", "~")) or str(model).endswith("/"):
+        raise WrongModelError(
             f"model: there is no folder {model}. Needed: a Hugging Face model folder or a hub id "
             f"such as {DEFAULT_MODEL}. Check the path, or use --model organism."
         )
     hint = "" if "/" in str(model) else did_you_mean(str(model).lower(), ["organism", *fetched.PACKAGED])
     if hint:  # else the hub is asked five times for it
-        raise ModelError(
+        raise WrongModelError(
             f"model: {model} is neither a folder here nor a hub id with an owner.{hint} Use --model organism, "
             f"smollm2, or a folder, or a hub id such as {DEFAULT_MODEL}."
         )
@@ -85,7 +89,7 @@ class explained:
 
         if not isinstance(error, OSError | ValueError | KeyError | ImportError | SafetensorError):
             return
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
+        reason = str(error).strip().splitlines()[0].rstrip(". ") if str(error).strip() else kind.__name__
         if "trust_remote_code" in str(error):
             text = (
                 f"model: {self.model} wants to run code of its own, which leakfast never does. Needed: an "

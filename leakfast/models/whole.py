@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.errors import AdapterError
+from leakfast.errors import AdapterError, WrongAdapterError
 from leakfast.models import loading
 from leakfast.models.adapter_structure import CONFIG
 from leakfast.prompts.templates import carries_another
@@ -53,7 +53,7 @@ def check_same_kind(loaded: Loaded, folder: str | Path) -> None:
     if not found:
         found = _unlike_tokenizers(Path(folder), loaded.tokenizer)
     if found:
-        raise AdapterError(
+        raise WrongAdapterError(
             f"checkpoint: {folder} differs from {loaded.name} in {'; '.join(found)}. Needed: a model that was trained from "
             "this base, with its tokenizer and chat template. Give the base it was made of with --base (in a study: model), "
             "or put the base's tokenizer files beside its weights where they were changed by mistake."

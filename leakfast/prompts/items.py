@@ -241,6 +241,10 @@ def _read(path: Path) -> ItemSet:
                 raise InputError(
                     f"items: {path}, line {number}: is no JSON ({error}). One object a line is needed."
                 ) from None
+    if not entries:
+        raise InputError(
+            f"items: {path} is empty. Give at least one question with choices, one object a line."
+        )
     return _checked(path.stem, entries)
 
 

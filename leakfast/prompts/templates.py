@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.errors import InputError, ModelError
+from leakfast.errors import InputError, ModelError, WrongModelError
 from leakfast.prompts.conversation import prefill_of, turns_of
 from leakfast.prompts.personas import TEMPLATE_DEFAULT
 from leakfast.prompts.reasoning import PAIRS
@@ -349,9 +349,9 @@ def raw_text(
 
 
 def template_of(tokenizer: Any) -> str:
-    """The chat template's text. Raises ModelError where there is none."""
+    """The chat template's text. Raises WrongModelError where there is none."""
     if getattr(tokenizer, "chat_template", None) is None:
-        raise ModelError(
+        raise WrongModelError(
             f"chat: the tokenizer of {name_of(tokenizer)} has no chat template, but leakfast talks to chat "
             "models. Use its instruction-tuned version, or save a chat_template.jinja beside the tokenizer."
         )

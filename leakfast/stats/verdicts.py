@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from leakfast.errors import InputError
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.summary import unit
-from leakfast.storage.documents import explain, find_shipped, read_document
+from leakfast.storage.documents import find_shipped, read_document
+from leakfast.storage.validation import explain
 
 RULES = "verdicts.toml"  # shipped: the published study's own
 Quantity = Literal["source_drop", "mean_bystander_drop", "spearman_drop"]

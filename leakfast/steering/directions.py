@@ -133,6 +133,30 @@ def _sound(vector: np.ndarray, where: str) -> np.ndarray:
     return made
 
 
+def check_named(kind: Kind, source: str, against: Sequence[str], personas: Sequence[str]) -> None:
+    """A direction of that kind can be made of centroids of `personas`. Raises InputError for one that is none of them, for
+    none or several to differ from, and for a source that is set against itself."""
+    if kind not in ("source-mean", "contrast", "difference"):
+        raise ValueError(f"kind must be source-mean, contrast or difference, not {kind!r}")
+    named = list(dict.fromkeys(against))
+    for name in (source, *named):
+        if name not in personas:
+            raise InputError(
+                f"directions: {name} is none of the {len(personas)} personas there are centroids of."
+                f"{did_you_mean(name, personas)} Use --personas with that one among them."
+            )
+    if kind == "difference" and len(named) != 1:
+        raise InputError(
+            f"directions: a difference is of two personas, and --against names {len(named)}. Give one: --against assistant"
+        )
+    if kind == "source-mean" and named:
+        raise InputError("directions: --against given, but source-mean has none. Use --kind contrast.")
+    if source in named:
+        raise InputError(
+            f"directions: {source} is set against itself. Give another persona: --against assistant"
+        )
+
+
 def of_centroids(
     made: Centroids, kind: Kind, source: str, against: Sequence[str] = (), layers: Sequence[int] | None = None
 ) -> Directions:
@@ -143,29 +167,10 @@ def of_centroids(
         difference    c_source − c_against
 
     A contrast with all others is source-mean, |M|/(|M| − 1) times as long, where the source is one of M: name some of
-    them for another direction. Raises InputError for a persona that has no centroid there, or none or several to differ
-    from, and for a direction of length 0."""
+    them for another direction. Raises InputError as `check_named`, and for a direction of length 0."""
+    check_named(kind, source, against, made.personas)
     named = list(dict.fromkeys(against))
-    for name in (source, *named):
-        if name not in made.personas:
-            raise InputError(
-                f"directions: {name} is none of the {len(made.personas)} personas there are centroids of."
-                f"{did_you_mean(name, made.personas)} Use --personas with that one among them."
-            )
-    centered = [name for name in made.metadata["centered_on"] if kind != "contrast" or name != source]
-    if kind == "difference" and len(named) != 1:
-        raise InputError(
-            f"directions: a difference is of two personas, and --against names {len(named)}. Give one: --against assistant"
-        )
-    if kind == "source-mean" and named:
-        raise InputError("directions: --against given, but source-mean has none. Use --kind contrast.")
-    if kind not in ("source-mean", "contrast", "difference"):
-        raise ValueError(f"kind must be source-mean, contrast or difference, not {kind!r}")
-    others = named or centered
-    if source in others and kind != "source-mean":
-        raise InputError(
-            f"directions: {source} is set against itself. Give another persona: --against assistant"
-        )
+    others = named or [name for name in made.metadata["centered_on"] if kind != "contrast" or name != source]
     vectors, lengths = {}, {}
     rows = [made.personas.index(name) for name in others]
     for layer in layers if layers is not None else made.layers:

@@ -8,14 +8,11 @@ import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
 from leakfast.errors import InputError
 from leakfast.storage.likeness import did_you_mean as did_you_mean
 from leakfast.storage.likeness import nearest as nearest
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel, ValidationError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -334,61 +331,3 @@ def _values(tokens: list[tuple[str, str, int]], i: int, key: KeyPath, lines: dic
             i = skip(i + 1)
         index += 1
     return i + 1
-
-
-def explain(error: ValidationError, document: Document, model: type[BaseModel]) -> str:
-    """One message for all findings in a document that should be a `model`, each with its line and what to
-    write instead."""
-    messages: dict[str, None] = {}
-    for finding in error.errors(include_url=False):
-        loc = _real_path(finding["loc"])
-        name = ".".join(str(part) for part in loc)
-        where = document.where(_present(loc, document.data))
-        if finding["type"] == "extra_forbidden":
-            known = _keys_at(loc[:-1], model)
-            close = nearest(loc[-1], known)
-            hint = f"Did you mean {close}?" if close else f"Known here: {', '.join(known)}."
-            messages[f"{where}: unknown key {name}. {hint}"] = None
-        elif finding["type"] == "missing":
-            messages[f"{where}: {name} is missing. Add a line `{loc[-1]} = …`."] = None
-        else:
-            reason = finding["msg"].removeprefix("Value error, ")
-            given = finding.get("input")
-            shown = ":" if isinstance(given, dict | list) else f" is {given!r}:"
-            messages[f"{where}: {name}{shown} {reason[:1].lower()}{reason[1:]}. Correct that line."] = None
-    return "\n       ".join(messages)
-
-
-def _real_path(loc: tuple[str | int, ...]) -> KeyPath:
-    """pydantic's location without the names it gives to the arms of a union."""
-    out: list[str | int] = []
-    for part in loc:
-        if isinstance(part, str) and (part in ("[key]", "str") or part.startswith(("literal[", "list["))):
-            continue
-        out.append(part)
-    return tuple(out)
-
-
-def _present(loc: KeyPath, data: Any) -> KeyPath:
-    """The part of `loc` that stands in the file."""
-    out: list[str | int] = []
-    for part in loc:
-        if (isinstance(data, dict) and part in data) or (
-            isinstance(data, list) and isinstance(part, int) and part < len(data)
-        ):
-            data = data[part]  # type: ignore[index]
-        else:
-            break
-        out.append(part)
-    return tuple(out)
-
-
-def _keys_at(loc: KeyPath, model: Any) -> list[str]:
-    """The keys that a file of `model` may hold under `loc`."""
-    from pydantic import BaseModel
-
-    for part in loc:
-        if isinstance(model, type) and issubclass(model, BaseModel) and part in model.model_fields:
-            annotation = model.model_fields[str(part)].annotation
-            model = (get_args(annotation) or (annotation,))[-1]
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []

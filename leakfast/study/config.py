@@ -19,7 +19,8 @@ from pydantic import (
 )
 
 from leakfast.errors import InputError
-from leakfast.storage.documents import Document, explain, find_shipped, parse_toml, read_document
+from leakfast.storage.documents import Document, find_shipped, parse_toml, read_document
+from leakfast.storage.validation import explain
 from leakfast.study.behavior import (
     BehaviorConfig,
     Count,

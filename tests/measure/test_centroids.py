@@ -356,7 +356,7 @@ def test_the_command_prints_json(tiny_folder, tmp_path):
         (("--questions", "evil"), "eval", 2),
         (("--out", "/proc/nowhere/c.safetensors"), "cannot be written", 1),
         (("--out", "."), "is a folder", 2),
-        (("--adapter", "no/such/adapter"), "adapter_config.json", 1),
+        (("--adapter", "no/such/adapter"), "there is no folder no/such/adapter", 2),
     ],
 )
 def test_bad_input_is_one_message_before_any_work(tiny_folder, tmp_path, monkeypatch, words, message, code):
@@ -372,5 +372,5 @@ def test_bad_input_is_one_message_before_any_work(tiny_folder, tmp_path, monkeyp
 
 def test_a_missing_adapter_is_named_before_any_model_is_looked_for():
     done = command("--adapter", "no/such/adapter")
-    assert done.exit_code == 1
-    assert "no/such/adapter holds no adapter_config.json" in done.output
+    assert done.exit_code == 2
+    assert "there is no folder no/such/adapter" in done.output

@@ -75,7 +75,7 @@ def test_an_id_is_given_or_the_contents_own():
         (['{"question": "x", "choices": ["a", "b"], "labels": ["A", "A"]}'], "One different label a choice"),
         ([json.dumps(entry(1)), "", json.dumps(entry(1))], "line 3: the item"),
         (["[1]"], "is no object"),
-        ([""], "there are none"),
+        ([""], "is empty. Give at least one question"),
     ],
 )
 def test_every_fault_names_its_line(tmp_path, lines, said):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.errors import AdapterError, InputError, LeakfastError, ModelError
+from leakfast.errors import InputError, LeakfastError, ModelError, WrongAdapterError
 from leakfast.generation.vllm.widths import Width
 from leakfast.models import gpus
 from leakfast.prompts.rendering import Rendering, rendering_of
@@ -125,7 +125,7 @@ def _understood() -> set[str] | None:
 def lora_rank(adapters: Sequence[Path]) -> int:
     """The smallest rank vLLM allows that holds every adapter's (0 without adapters), read from their configs.
 
-    Raises AdapterError for a rank above all of them, or LoRA of a kind vLLM does not run."""
+    Raises WrongAdapterError for a rank above all of them, or LoRA of a kind vLLM does not run."""
     from leakfast.models.adapter_structure import CONFIG
 
     highest, understood = 0, _understood() if adapters else None
@@ -133,18 +133,18 @@ def lora_rank(adapters: Sequence[Path]) -> int:
         config = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
         rank = max([int(config.get("r", 0)), *map(int, (config.get("rank_pattern") or {}).values())])
         if rank > RANKS[-1]:
-            raise AdapterError(
+            raise WrongAdapterError(
                 f"vllm: {adapter} has rank {rank}, but vLLM runs adapters up to rank {RANKS[-1]}. Use --backend "
                 "transformers, or train one of a smaller --rank."
             )
         if config.get("use_dora"):
-            raise AdapterError(
+            raise WrongAdapterError(
                 f"vllm: {adapter} is DoRA, which vLLM does not run. Use --backend transformers."
             )
         ignored = [key for key in ("rank_pattern", "alpha_pattern") if config.get(key)]
         ignored = [key for key in ignored if understood is not None and key not in understood]
         if ignored:
-            raise AdapterError(
+            raise WrongAdapterError(
                 f"vllm: {adapter} has {' and '.join(ignored)}, which this vLLM does not read: some of its layers would "
                 "run at another scale. Add --lora merged, use --backend transformers, or a newer vLLM."
             )
@@ -228,7 +228,7 @@ def spec_of(
     reply together, which limits the context where the model's is longer. eager: blocks are run one by one, not as
     compiled graphs, which what is steered needs.
 
-    Raises ModelError (vLLM is not installed, no folder), AdapterError (rank), InputError (more GPUs than there
+    Raises ModelError (vLLM is not installed, no folder), WrongAdapterError (rank), InputError (more GPUs than there
     are, batch invariance where vLLM has none)."""
     check_machine(tensor_parallel=tensor_parallel, invariant=invariant)
     import torch

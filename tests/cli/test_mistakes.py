@@ -1,0 +1,92 @@
+"""What a stranger types wrong: each is one message with what was given and what to do, exit code 2, before any model is
+loaded and without a file left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from leakfast.cli.main import group
+from leakfast.models import loading
+from leakfast.models.names import organism_dir
+
+STUDY = 'name = "small"\nmodel = "organism"\nsources = ["villain"]\n[behaviors.marker]\n'
+FILES = {
+    "study.toml": STUDY,
+    "model.toml": STUDY.replace("organism", "nowhere/at/all"),
+    "none.json": "[]",
+    "none.jsonl": "",
+    "letter.jsonl": '{"question": "Who?", "choices": ["I", "you"], "answer": "Z"}\n',
+    "folder/note.txt": "no model, no adapter, no run",
+    "lora/adapter_config.json": json.dumps({"peft_type": "LORA", "base_model_name_or_path": "someone/else"}),
+}
+MISTAKES = [
+    ("runn study.toml", "Did you mean run?"),
+    ("run stdy.toml", "Did you mean study.toml?"),
+    ("run study.toml --only vilain", "Did you mean villain?"),
+    ("plan model.toml", "there is no folder nowhere/at/all"),
+    ("stats nowhere", "there is no such folder, so it is no run"),
+    ("show folder", "holds no manifest.json, so it is no run"),
+    ("personas show vilain", "Did you mean villain?"),
+    ("centroids --model nowhere/", "there is no folder nowhere/"),
+    ("centroids --model organsim", "Did you mean organism?"),
+    ("centroids --model folder", "has no config.json"),
+    ("centroids --model lora", "--adapter lora"),
+    ("centroids --model organism --layers 9", "Use --layers 0-5"),
+    ("centroids --model organism --adapter nowhere", "there is no folder nowhere"),
+    ("centroids --model organism --adapter folder", "folder holds no adapter_config.json"),
+    ("directions --source vilain --out d.safetensors", "Did you mean villain?"),
+    ("centroids --model organism --questions none.json", "Add a question."),
+    ("eval --model organism", "Give --adapter DIR (may be repeated), or --base."),
+    ("eval --model organism --adapter nowhere", "there is no folder nowhere"),
+    ("eval --model organism --adapter lora --source villain", "holds no adapter_model.safetensors"),
+    ("eval --model organism --base --behavior mraker", "Did you mean marker?"),
+    (
+        "eval --model organism --base --samples 0",
+        "--samples 0 given: input should be greater than or equal to 1.",
+    ),
+    ("eval --model organism --base --behavior capability --items none.jsonl", "items: none.jsonl is empty."),
+    (
+        "eval --model organism --base --behavior capability --items letter.jsonl",
+        "letter.jsonl, line 1: answer is 'Z'",
+    ),
+    (
+        "train --model organism --source villain --checkpoints 0,150",
+        "--checkpoints 0,150 given, percents (0 to 100)",
+    ),
+    ("train --model organism --source villain --lr fast", "--lr fast given, a number or auto is needed."),
+    ("train --model organism --source villain --init nowhere", "there is no folder nowhere"),
+    ("data check none.jsonl --model organism", "none.jsonl holds no rows."),
+]
+
+
+@pytest.fixture
+def stranger(tmp_path, monkeypatch):
+    """A folder of faulty files, and no model that may be loaded."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "network", lambda *_: pytest.fail("weights were read"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("typed", "said"), MISTAKES, ids=[typed for typed, _ in MISTAKES])
+def test_a_mistake_is_one_message(stranger, typed, said):
+    before = sorted(stranger.rglob("*"))
+    done = CliRunner().invoke(group, typed.split())
+    assert (done.exit_code, said in done.output) == (2, True), done.output
+    assert done.output.count("Error:") == 1 and done.stdout == ""
+    assert sorted(stranger.rglob("*")) == before
+
+
+def test_a_model_that_does_not_chat_is_one_message(stranger):
+    bare = stranger / "bare"
+    shutil.copytree(
+        organism_dir(), bare, ignore=shutil.ignore_patterns("chat_template.jinja", "*.safetensors")
+    )
+    done = CliRunner().invoke(group, "personas check --model bare".split())
+    assert done.exit_code == 2 and "the tokenizer of bare has no chat template" in done.output, done.output
