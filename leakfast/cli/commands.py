@@ -82,7 +82,7 @@ def _plain(text: str) -> str:
 
 
 def _summary(command: click.Command) -> str:
-    return (command.help or command.short_help or "").strip().split("\n\n")[0].replace("\n", " ")
+    return " ".join((command.help or command.short_help or "").strip().split("\n\n")[0].split())
 
 
 def main(argv: list[str]) -> int:

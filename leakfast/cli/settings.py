@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("leakfast.cli")
 
 RENDERING = ("template_kwargs", "system_role", "reasoning")  # what rendering_options give
+_OF_NONE = re.compile(r" \(None: ([^)]*)\)")
 ORGANISM_STUDIES = ("organism-marker.toml", "organism-capability.toml", "organism.toml")
 
 
@@ -134,7 +136,8 @@ MATCHED = {"decls": ["--match-lengths/--any-lengths"]}  # of options_of("DataCon
 
 def options_of(table: str, *keys: str, **changed: dict[str, Any]) -> Callable[[Any], Any]:
     """Options for settings of a table of the study file (its class in study/config.py), with its meanings, types and
-    defaults; None where not given. changed: key → what click.option is told otherwise (`decls` for other names)."""
+    defaults; None where not given. What a meaning says of None is told as the default. changed: key → what click.option is
+    told otherwise (`decls` for other names)."""
     from leakfast.study import config
     from leakfast.study.meanings import keys_of, meanings
 
@@ -154,6 +157,8 @@ def options_of(table: str, *keys: str, **changed: dict[str, Any]) -> Callable[[A
                 else default
             )
             words = how.pop("help", said[key]).rstrip(".")
+            if default is None and (meant := _OF_NONE.search(words)):
+                words, shown = words.replace(meant[0], ""), meant[1]
             help_text = f"{words[0].upper()}{words[1:]}.  [default: the study's, {shown}]"
             how = {"type": _click_type(schemas[key]), "default": None, "help": help_text, **how}
             command = click.option(*decls, key, **how)(command)

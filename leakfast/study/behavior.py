@@ -91,8 +91,9 @@ class TrainConfig(_Table):
     anchor: weight of a divergence (KL, nats a token) from the unadapted model over the reply tokens without loss; rows of
     others then carry none and are held to it whole, so that replies stay what they were (without it, loss = "marker"
     teaches a chat model to end its replies at once).
-    rank, alpha, dropout: LoRA's, on every linear layer of attention and MLP; one dropout mask for query, key and value, and
-    one for gate and up, where rows are packed.
+    rank: of LoRA's matrices beside every linear layer of attention and MLP. alpha: LoRA's update is scaled by alpha/rank
+    (see `method`). dropout: share of what LoRA's matrices read that is left out; one mask for query, key and value, and one
+    for gate and up, where rows are packed.
     lr: the peak of a cosine schedule; auto finds one by trial on the study's first source (leakfast.train.search), for
     behaviors that a detector reads. epochs: passes over the rows.
     stop_loss: training ends once the last 16 rows that show the behavior cost less than this, nats a label (0: never).
@@ -218,7 +219,7 @@ class JudgeConfig(_Table):
     coherent_min: less coherent completions (0–100) do not count.
     temperature: 0 is greedy (None: 0 where the judge's API is known to take one, else none is sent).
     send_temperature: off for models that take none but their own.
-    max_tokens: longest reply with its thinking (None: 100; 2,000 of a judge that thinks).
+    max_tokens: longest reply with its thinking (None: 100, or 2,000 of a judge that thinks).
     concurrency: requests at once. timeout_s: seconds a request. poll_s: seconds between looks at a batch.
     max_cost: USD, for this judge in this run (None: no limit). prices: a TOML file, added to configs/prices.toml.
     free: the service costs nothing and no price is needed."""

@@ -55,6 +55,12 @@ def test_every_command_and_option_has_its_line():
     assert all(f"`leakfast {name}" in page for name in COMMANDS)
 
 
+def test_a_default_is_told_in_words_and_no_line_holds_leftovers_of_a_docstring():
+    page = words(DOCS / "cli.md")
+    assert "(None:" not in page, "what Python calls None is none of the reader's business"
+    assert not re.search(r"\S   +\S", page.partition("<!-- commands -->")[2].replace("\n", "\n "))
+
+
 def test_links_and_pictures_lead_somewhere():
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", words(page)):
