@@ -186,15 +186,16 @@ def items_of(name: str, cfg: EvalConfig, model: Any) -> ItemSet:
     return items.sample(cfg.n_items) if cfg.n_items else items
 
 
-def detect(frame: pl.DataFrame, behavior: Behavior, column: str = "text") -> pl.DataFrame:
-    """`frame` with the detector's boolean columns added, from the texts in `column`."""
+def detect(frame: pl.DataFrame, behavior: Behavior) -> pl.DataFrame:
+    """`frame` with the detector's boolean columns added, from the texts in its column `text`; a null text gives null. Raises
+    ValueError for a behavior that no detector reads."""
     import polars as pl
 
     if behavior.detector is None:
         raise ValueError(
             f"{behavior.name} is measured by {behavior.measured_by}, not read out of completions"
         )
-    return frame.with_columns(**behavior.detector(pl.col(column)))
+    return frame.with_columns(**behavior.detector(pl.col("text")))
 
 
 def check_sets(behavior: str, specs: list[str]) -> None:

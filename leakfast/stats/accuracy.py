@@ -162,6 +162,7 @@ def remarks(rates: pl.DataFrame, labels: pl.DataFrame) -> list[str]:
     return out
 
 
-def _some(names: pl.Series, most: int = 4) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+def _some(names: pl.Series) -> str:
+    """The first four, and how many more there are."""
+    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + rest

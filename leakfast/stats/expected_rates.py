@@ -39,8 +39,8 @@ def alone(scores: pl.DataFrame, measured: set[tuple[str, str]]) -> list[str]:
     return [behavior for behavior in asked if behavior not in counted]
 
 
-def totals(scores: pl.DataFrame, keys: tuple[str, ...] = ()) -> pl.DataFrame:
-    """What `rates.table` takes as stored shares: behavior, adapter, persona, *keys, hits and total (null), value with its 95 %
+def totals(scores: pl.DataFrame) -> pl.DataFrame:
+    """What `rates.table` takes as stored shares: behavior, adapter, persona, hits and total (null), value with its 95 %
     t interval over questions (within what a share can be), and the estimator."""
     means = leading(probabilities.means(scores)).filter(pl.col("mean_probability").is_not_null())
     judged = [b for b in means["behavior"].unique() if is_known(b) and get(b).unit == "points"]
@@ -49,7 +49,6 @@ def totals(scores: pl.DataFrame, keys: tuple[str, ...] = ()) -> pl.DataFrame:
     value = pl.col("mean_probability")
     return means.select(
         *_KEY,
-        *keys,
         hits=pl.lit(None, pl.Int64),
         total=pl.lit(None, pl.Int64),
         value=pl.when(points).then(100 * (1 - value)).otherwise(value),
