@@ -35,6 +35,11 @@ def with_interval(
     return f"{shown} ({amount(low, unit, form)}{between}{amount(high, unit, form)})"
 
 
+def between(low: float | None, high: float | None, form: str = "+.2f") -> str | None:
+    """`+0.42 to +0.59`, the ends of an interval of ρ; None where one is not known."""
+    return None if low is None or high is None else f"{low:{form}} to {high:{form}}"
+
+
 def rho(value: float | None, low: float | None = None, high: float | None = None) -> str | None:
     """`+0.51 (+0.42 to +0.59)`."""
     if value is None:

@@ -3,9 +3,9 @@ Demands a model; what was drawn before is kept, so the same command again is the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,12 @@ from leakfast.cli import steering
 from leakfast.cli.settings import RENDERING, options_of, rendering_options, stream_option, threads_option
 from leakfast.cli.steering import steering_options
 from leakfast.errors import InputError
+
+if TYPE_CHECKING:
+    from leakfast.measure.contract import Measured
+    from leakfast.measure.request import Request
+    from leakfast.storage.run import Run
+    from leakfast.study.config import EvalConfig
 
 _OWN = "own"  # --base without a model
 
@@ -138,9 +144,7 @@ def cli(
 
     Example: leakfast eval --model organism --adapter adapters/villain --base --personas all
     """
-    from leakfast.behaviors.registry import check_sets, get
-    from leakfast.cli import probabilities
-    from leakfast.cli import rates as shown
+    from leakfast.behaviors.registry import get
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, settle
     from leakfast.measure.request import Request, asked_of, check_sources
@@ -176,16 +180,7 @@ def cli(
             "eval: --checkpoints takes --adapter; the base they begin at is measured without --base."
         )
     cfgs = {name: changed(settled[name].config.eval, **flags[name]) for name in names}
-    for name, cfg in cfgs.items():
-        if get(name).by_completions:
-            check_sets(name, [cfg.questions, *cfg.other_questions])
-        elif by != "sum" and cfg.scoring == "letters":
-            raise InputError("eval: --by char and --by byte compare full texts. Add --scoring full-text.")
-        elif engine == "vllm" and (cfg.scoring != "letters" or checkpoints):
-            raise InputError(
-                "eval: --engine vllm scores letters, of adapters as they are. Leave --engine out, or use --scoring "
-                "letters without --checkpoints."
-            )
+    _check(cfgs, by=by, engine=engine, checkpoints=checkpoints)
     asked = [one for name in names for one in asked_of(name, cfgs[name], settings.model)]
     request = Request(
         asked,
@@ -224,6 +219,41 @@ def cli(
         done, probable = measure_as_asked(
             loaded, run, request, drawing, at=at, replace_others=replace, progress=progress
         )
+    return _show(run, request, done, probable, checkpoints=checkpoints, by=by, top=top, as_json=as_json)
+
+
+def _check(cfgs: Mapping[str, EvalConfig], *, by: str, engine: str, checkpoints: bool) -> None:
+    """What is asked of each behavior goes with how it is measured. Raises InputError."""
+    from leakfast.behaviors.registry import check_sets, get
+
+    for name, cfg in cfgs.items():
+        if get(name).by_completions:
+            check_sets(name, [cfg.questions, *cfg.other_questions])
+        elif by != "sum" and cfg.scoring == "letters":
+            raise InputError("eval: --by char and --by byte compare full texts. Add --scoring full-text.")
+        elif engine == "vllm" and (cfg.scoring != "letters" or checkpoints):
+            raise InputError(
+                "eval: --engine vllm scores letters, of adapters as they are. Leave --engine out, or use --scoring "
+                "letters without --checkpoints."
+            )
+
+
+def _show(
+    run: Run,
+    request: Request,
+    done: Sequence[Measured],
+    probable: Sequence[Measured],
+    *,
+    checkpoints: bool,
+    by: str,
+    top: int,
+    as_json: bool,
+) -> int | None:
+    """Rates of what was measured: through training, or at its end; probabilities where these alone, or these too, were. Returns
+    the exit code."""
+    from leakfast.cli import probabilities
+    from leakfast.cli import rates as shown
+
     for one in [*done, *probable]:
         shown.tell(run, one)
     if not done:

@@ -3,6 +3,7 @@ draws completions only where a calibration is asked for, and writes nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from leakfast.errors import InputError
 
 if TYPE_CHECKING:
     from leakfast.cluster.simulate import Planned
+    from leakfast.pipeline.estimate_stage import Stage
     from leakfast.study.config import Study
 
 RHOS = (0.3, 0.5)  # assumed, at which the power is told
@@ -92,7 +94,7 @@ def cli(
     Example: leakfast plan configs/demo.toml --calibrate 64
     """
     from leakfast.cli.progress import progress_for
-    from leakfast.cli.text import print_json, print_table
+    from leakfast.cli.text import print_json
     from leakfast.pipeline.estimate import plan
     from leakfast.study.config import load_study
 
@@ -115,6 +117,36 @@ def cli(
         told = {"study": checked.name, "run": str(checked.run_dir), "stages": [asdict(s) for s in stages]}
         print_json(told | {"power": powers(checked)})
         return
+    _show_stages(checked, stages)
+    _show_powers(powers(checked))
+
+
+def _show_stages(study: Study, stages: Sequence[Stage]) -> None:
+    """A row a stage, and what its numbers rest on."""
+    from leakfast.cli.text import print_table
+
+    columns, rows = _columns(stages)
+    what = "training of adapters" if columns[-1] == "memory GB" else "training"
+    print_table(columns, rows, title=f"plan of {study.name} on {study.model}; {what} is not planned")
+    for stage in stages:
+        if stage.note:
+            click.echo(f"{stage.name}: {stage.note}")
+        if stage.output_from:
+            click.echo(f"{stage.name}: output tokens {stage.output_from}")
+        if stage.completions and stage.seconds is None:
+            click.echo(f"{stage.name}: no seconds without a rate. Give --tokens-per-s N or --calibrate N.")
+        elif stage.rate_from:
+            click.echo(f"{stage.name}: seconds at the rate {stage.rate_from}")
+    engines = study.vllm.data_parallel
+    if engines > 1 and any(stage.seconds for stage in stages):
+        click.echo(f"seconds are one engine's; [vllm] data_parallel = {engines} shares them among {engines}")
+    starts = [stage.start_s for stage in stages if stage.start_s is not None]
+    if starts:
+        click.echo(f"starting the engine took {max(starts):.1f} s; no seconds above hold it")
+
+
+def _columns(stages: Sequence[Stage]) -> tuple[list[str], list[list[Any]]]:
+    """(names of columns, a row a stage); memory has a column where a training of all weights is among them."""
     rows: list[list[Any]] = [
         [
             s.name,
@@ -144,24 +176,10 @@ def cli(
         columns.append("memory GB")
         for row, stage in zip(rows, stages, strict=True):
             row.append(None if stage.memory_bytes is None else f"{stage.memory_bytes / 1e9:.3g}")
-    what = "training of adapters" if columns[-1] == "memory GB" else "training"
-    print_table(columns, rows, title=f"plan of {checked.name} on {checked.model}; {what} is not planned")
-    for stage in stages:
-        if stage.note:
-            click.echo(f"{stage.name}: {stage.note}")
-        if stage.output_from:
-            click.echo(f"{stage.name}: output tokens {stage.output_from}")
-        if stage.completions and stage.seconds is None:
-            click.echo(f"{stage.name}: no seconds without a rate. Give --tokens-per-s N or --calibrate N.")
-        elif stage.rate_from:
-            click.echo(f"{stage.name}: seconds at the rate {stage.rate_from}")
-    engines = checked.vllm.data_parallel
-    if engines > 1 and any(stage.seconds for stage in stages):
-        click.echo(f"seconds are one engine's; [vllm] data_parallel = {engines} shares them among {engines}")
-    starts = [stage.start_s for stage in stages if stage.start_s is not None]
-    if starts:
-        click.echo(f"starting the engine took {max(starts):.1f} s; no seconds above hold it")
-    rows = powers(checked)
+    return columns, rows
+
+
+def _show_powers(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         _show_power(row)
     if any(row["at"] for row in rows):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli import amounts
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -136,10 +137,10 @@ def _check(pairs: list[Trained], layer: int | None, level: float, as_json: bool)
     body = [
         [
             *(row[name] for name in ("source", "sources", "layer", "n")),
-            _percent(row["held"]),
-            _signed(row["spearman"]),
-            _percent(row["mean_expected"]),
-            _percent(row["mean_measured"]),
+            amounts.amount(row["held"], "share"),
+            amounts.rho(row["spearman"]),
+            amounts.amount(row["mean_expected"], "share"),
+            amounts.amount(row["mean_measured"], "share"),
         ]
         for row in found.rows(named=True)
     ]
@@ -176,18 +177,10 @@ def _show(found: Forecast, source: str, behavior: str, top: int, as_json: bool) 
             word for word, so in (("value", row["outside"]), ("persona", not row["seen"])) if so
         )
         cells = [row["rank"], row["persona"], row["category"], f"{row['value']:+.3f}"]
-        cells += [_percent(row["expected"]), ends, beyond or None]
-        body.append(cells + ([_percent(row["measured"])] if measured else []))
+        cells += [amounts.amount(row["expected"], "share"), ends, beyond or None]
+        body.append(cells + ([amounts.amount(row["measured"], "share")] if measured else []))
     where = f" at layer {found.layer}" if found.layer is not None else ""
     title = f"{behavior} of {source}, expected from {', '.join(found.sources)} ({found.predictor}{where})"
     print_table(head + (["measured %"] if measured else []), body, title=title)
     for remark in found.remarks:
         click.echo(f"note: {remark}.")
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.1f}"
-
-
-def _signed(value: float | None) -> str | None:
-    return None if value is None else f"{value:+.2f}"

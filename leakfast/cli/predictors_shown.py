@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from leakfast.cli import amounts
 from leakfast.errors import InputError
 
 
@@ -54,9 +55,9 @@ def _show(skill: Any, permute: int) -> None:
         [
             *(row[name] for name in head[:4]),
             f"{row['spearman']:+.3f}",
-            _ends(row["spearman_ci_low"], row["spearman_ci_high"]),
-            _number(row["spearman_p_perm"]),
-            _number(row["spearman_p_max"]),
+            amounts.between(row["spearman_ci_low"], row["spearman_ci_high"]),
+            amounts.p_value(row["spearman_p_perm"]),
+            amounts.p_value(row["spearman_p_max"]),
         ]
         for row in here.rows(named=True)
     ]
@@ -66,11 +67,3 @@ def _show(skill: Any, permute: int) -> None:
         title=f"labels of what was measured shuffled (seed {permute}); largest |ρ| of each predictor",
     )
     click.echo("p (max) is against the largest |ρ| of all predictors and layers. Nothing was kept.")
-
-
-def _ends(low: float | None, high: float | None) -> str | None:
-    return None if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
-
-
-def _number(value: float | None) -> str | None:
-    return None if value is None else f"{value:.2g}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from leakfast.behaviors.registry import get
+from leakfast.cli import amounts
 from leakfast.cli import health as healths
 from leakfast.cli.text import print_json, print_table
 from leakfast.storage import layout
@@ -152,7 +153,19 @@ def show(table: pl.DataFrame, behavior: str, top: int, questions: str = "", heal
         who = "all" if name == layout.BASE else "all bystanders"
         hits, total = int(others["hits"].sum()), int(others["total"].sum())
         gap = [None] * (2 if clustered else 1)
-        rows.append([name, "mean", who, _percent(others["rate"].mean()), *gap, hits, total, None, *told])
+        rows.append(
+            [
+                name,
+                "mean",
+                who,
+                amounts.amount(others["rate"].mean(), "share"),
+                *gap,
+                hits,
+                total,
+                None,
+                *told,
+            ]
+        )
     which = ["95 % interval", "Wilson 95 %"] if clustered else ["Wilson 95 %"]
     columns = ["adapter", "role", "persona", f"{behavior} %", *which, "hits", "of", "Δ pp"]
     columns += [] if health is None else ["health"]
@@ -170,16 +183,12 @@ def _line(name: str, row: dict[str, Any], clustered: bool) -> list[Any]:
         name,
         row["role"],
         row["persona"],
-        _percent(row["rate"]),
+        amounts.amount(row["rate"], "share"),
         *spans,
         row["hits"],
         row["total"],
         delta,
     ]
-
-
-def _percent(rate: float | None) -> str | None:
-    return None if rate is None else f"{100 * rate:.1f}"
 
 
 def trajectory(run: Run, as_json: bool) -> None:

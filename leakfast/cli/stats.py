@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from leakfast.cli import amounts
 from leakfast.cli.places import RUN
 from leakfast.errors import InputError
 from leakfast.storage.documents import did_you_mean
@@ -276,7 +277,7 @@ def _show_verdicts(tables) -> None:
     shown = {True: "yes", False: "no", None: None}
     told = [
         row
-        | {"value": _signed(row["value"], "+.3g"), "p": _p(row["p"])}
+        | {"value": None if row["value"] is None else f"{row['value']:+.3g}", "p": _p(row["p"])}
         | {"bar": f"{row['bar']:g}", "met": shown[row["met"]]}
         for row in rows
     ]
@@ -310,27 +311,27 @@ def _headline(row: Mapping, seeds: bool, y: str, unit: str, looked: bool) -> dic
     """The cells of a row of the headline table by their heading."""
     from leakfast.stats.specificity import place
 
-    scale, sign = (100, "%") if unit == "share" else (1, "0–100")
+    sign = amounts.sign_of(unit)
     cells = {"source": row["source"]}
     if seeds:
         cells["seed"] = row["seed"]
-    cells[f"source {sign}"] = _amount(row["source_rate"], scale)
-    cells["source 95 %"] = _range(row["source_ci_low"], row["source_ci_high"], scale)
-    cells[f"mean bystander {sign}"] = _amount(row["mean_bystander"], scale)
-    cells["mean 95 %"] = _range(row["mean_bystander_low"], row["mean_bystander_high"], scale)
+    cells[f"source {sign}"] = amounts.amount(row["source_rate"], unit, "5.1f")
+    cells["source 95 %"] = _range(row["source_ci_low"], row["source_ci_high"], unit)
+    cells[f"mean bystander {sign}"] = amounts.amount(row["mean_bystander"], unit, "5.1f")
+    cells["mean 95 %"] = _range(row["mean_bystander_low"], row["mean_bystander_high"], unit)
     if y == "delta":
-        cells["source Δ"] = _amount(row["source_delta"], scale, "+.1f")
-        cells["mean bystander Δ"] = _amount(row["mean_delta"], scale, "+.1f")
-    cells[f"most bystander {sign}"] = _amount(row["max_bystander"], scale)
+        cells["source Δ"] = amounts.amount(row["source_delta"], unit, "+.1f")
+        cells["mean bystander Δ"] = amounts.amount(row["mean_delta"], unit, "+.1f")
+    cells[f"most bystander {sign}"] = amounts.amount(row["max_bystander"], unit, "5.1f")
     cells |= {
         "who": row["max_persona"],
-        "ρ": _signed(row["spearman"]),
-        "95 % interval": _interval(*_shown(row)),
+        "ρ": amounts.rho(row["spearman"]),
+        "95 % interval": amounts.between(*_shown(row)),
         "p (perm)": _p(row["spearman_p_perm"]),
         "p (max)": _p(row["spearman_p_max"]),
         "rank of source": place(row["rank"], row["candidates"]),
         "p (source)": _p(row["p_source_max"]),
-        "r": _signed(row["pearson"]),
+        "r": amounts.rho(row["pearson"]),
         "N": row["n"],
     }
     return cells | {"health": row["health"]} if looked else cells
@@ -348,7 +349,7 @@ def _by_layer(
         people.setdefault(who, {})[row["layer"]] = row["spearman"]
         if row["health"] not in (None, "ok"):
             unwell[who] = f" ({row['health']})"
-    values = [[_signed(found.get(layer)) for layer in layers] for found in people.values()]
+    values = [[amounts.rho(found.get(layer)) for layer in layers] for found in people.values()]
     marked = [(source + unwell.get((adapter, source, seed), ""), seed) for adapter, source, seed in people]
     if len(layers) <= MANY_LAYERS:
         body = [
@@ -377,17 +378,7 @@ def _shown(row: Mapping) -> tuple[float | None, float | None]:
     return row[f"spearman_{kind}_low"], row[f"spearman_{kind}_high"]
 
 
-def _interval(low: float | None, high: float | None) -> str | None:
-    return None if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
-
-
-def _range(low: float | None, high: float | None, scale: int) -> str | None:
-    return None if low is None or high is None else f"{scale * low:.0f} to {scale * high:.0f}"
-
-
-def _amount(value: float | None, scale: int, form: str = "5.1f") -> str | None:
-    return None if value is None else f"{scale * value:{form}}"
-
-
-def _signed(value: float | None, form: str = "+.2f") -> str | None:
-    return None if value is None else f"{value:{form}}"
+def _range(low: float | None, high: float | None, unit: str) -> str | None:
+    """`15 to 23`, of a rate in its unit."""
+    scale = amounts.scale_of(unit)
+    return None if low is None or high is None else amounts.between(scale * low, scale * high, ".0f")

@@ -4,12 +4,16 @@ Demands a model; points that are done are kept, so the same command again is the
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli import amounts
 from leakfast.cli.settings import options_of, rendering_options, threads_option
 from leakfast.errors import InputError
+
+if TYPE_CHECKING:
+    from leakfast.pipeline.sweep import Plan, Sweep
 
 
 @click.command()
@@ -61,11 +65,10 @@ def cli(
 
     Example: leakfast sweep --model organism --source villain --point 1e-3:3 --point 2e-3:3
     """
-    from leakfast.behaviors.registry import get
     from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, run_folder, settle
-    from leakfast.cli.text import print_json, print_table
+    from leakfast.cli.text import print_json
     from leakfast.prompts.personas import load_personas
     from leakfast.storage.run import Run
 
@@ -126,9 +129,16 @@ def cli(
             }
         )
         return
-    points = get(behavior).unit == "points"
-    said = "points" if points else "pp"
-    scale = 1 if points else 100
+    _show(found, plan)
+
+
+def _show(found: Sweep, plan: Plan) -> None:
+    """The points as a table, what decided each, and the verdict."""
+    from leakfast.behaviors.registry import get
+    from leakfast.cli.text import print_table
+
+    unit = get(plan.behavior).unit
+    said = "points" if unit == "points" else "pp"
     columns = ["lr", "epochs", "loss", f"source {said}", f"bystanders {said}", "ρ", "n", "verdict", "health"]
     decided = dict(found.verdicts.select("adapter", "verdict").rows()) if found.verdicts.height else {}
     rows = [
@@ -136,9 +146,9 @@ def cli(
             f"{r['lr']:g}",
             r["epochs"],
             "–" if r["loss"] is None else f"{r['loss']:.3f}",
-            _scaled(r["source_effect"], scale),
-            _scaled(r["mean_bystander_effect"], scale),
-            None if r["spearman"] is None else f"{r['spearman']:+.2f}",
+            amounts.amount(r["source_effect"], unit, "+.1f"),
+            amounts.amount(r["mean_bystander_effect"], unit, "+.1f"),
+            amounts.rho(r["spearman"]),
             r["n"],
             decided.get(r["adapter"]),
             r["health"],
@@ -148,7 +158,7 @@ def cli(
     print_table(
         columns,
         rows,
-        title=f"{behavior} of {source}: effect, and ρ with the centered cosine at block {layer}",
+        title=f"{plan.behavior} of {plan.source}: effect, and ρ with the centered cosine at block {plan.layer}",
     )
     for row in found.verdicts.rows(named=True):
         marked = "" if row["health"] in (None, "ok") else f" ({row['health']})"
@@ -198,7 +208,3 @@ def _point(word: str) -> tuple[float, int]:
     if not (0 < point[0] < float("inf") and point[1] > 0):
         raise InputError(f"sweep: --point {word} given, LR:EPOCHS is needed. Type: --point 1e-5:3")
     return point
-
-
-def _scaled(effect: float | None, scale: int) -> str | None:
-    return None if effect is None else f"{scale * effect:+.1f}"
