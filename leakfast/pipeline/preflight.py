@@ -5,7 +5,7 @@ the stages."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
 from leakfast.pipeline import asks
@@ -29,6 +29,7 @@ def check(
     """Raises InputError, JudgeError or ModelError for behaviors of the study that are to be judged, trained or drawn.
     loaded: makes the model, once nothing else is wrong."""
     check_judges(study, judged, run)
+    check_layers(study, loaded)
     check_rows(study, trained, run, loaded)
     check_drawing(study, drawn, run, loaded)
 
@@ -46,6 +47,24 @@ def check_judges(study: Study, behaviors: Sequence[str], run: Run) -> None:
             is_new = is_new or not run.shards(layout.judgements(behavior, series=True))
         if get(behavior).measured_by == "judge" and cfg.judge is not None and is_new:
             stage.check(cfg)
+
+
+def check_layers(study: Study, loaded: Callable[[], Loaded]) -> None:
+    """Decoder blocks that the model does not have: of centroids and predictors, of directions, of negatives by geometry."""
+    asked: dict[str, Any] = {"[centroids]": study.centroids.layers}
+    asked |= {"[predictors]": study.predictors.layers} if study.asks_predictors else {}
+    asked |= {f"[[steering]] {table.name}": table.layers for table in study.steering}
+    for name, behavior in study.behaviors.items():
+        if behavior.train.steering is not None:
+            asked[f"[behaviors.{name}.train.steering]"] = behavior.train.steering.layers
+        if behavior.data.negatives_layer is not None:
+            asked[f"[behaviors.{name}.data], negatives_layer,"] = [behavior.data.negatives_layer]
+    for where, layers in asked.items():
+        if layers != "all" and max(layers) >= loaded().n_layers:
+            raise InputError(
+                f"study: {where} names layer {max(layers)}, but {loaded().name} has blocks 0–{loaded().n_layers - 1}. Name some "
+                "of these."
+            )
 
 
 def check_rows(study: Study, behaviors: Sequence[str], run: Run, loaded: Callable[[], Loaded]) -> None:

@@ -158,6 +158,7 @@ class Stages:
 
         trained, controls = self.sorted()
         earlier = asks.with_earlier(self.study, trained)
+        preflight.check_layers(self.study, lambda: self.loaded)
         preflight.check_rows(self.study, earlier, self.store, lambda: self.loaded)
         preflight.check_drawing(self.study, [*trained, *controls], self.store, lambda: self.loaded)
 

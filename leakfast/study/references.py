@@ -34,18 +34,20 @@ _FILES = (
 )  # may name a file
 
 
+def _at(document: Document, key: KeyPath, error: InputError) -> InputError:
+    """The error with the line of the key it is about."""
+    return InputError(f"{document.where(key)}: {error.message}")
+
+
 def check_words(study: Study, document: Document) -> None:
     """Personas, question sets, items and behaviors that the study names exist. Raises InputError naming file, line and
     the nearest word."""
     from leakfast.behaviors.registry import get as get_behavior
 
-    def at(key: KeyPath, error: InputError) -> InputError:
-        return InputError(f"{document.where(key)}: {error.message}")
-
     try:
         personas = load_personas(study.personas)
     except InputError as error:
-        raise at(("personas",), error) from None
+        raise _at(document, ("personas",), error) from None
     known = {persona.name for persona in personas}
     for index, source in enumerate(study.sources):
         try:
@@ -63,7 +65,7 @@ def check_words(study: Study, document: Document) -> None:
         try:
             get_behavior(name)
         except InputError as error:
-            raise at(key, error) from None
+            raise _at(document, key, error) from None
         for other in behavior.eval.of:
             if other not in study.behaviors:
                 raise InputError(
@@ -81,7 +83,7 @@ def check_words(study: Study, document: Document) -> None:
             try:
                 _check_personas(getattr(getattr(behavior, table), field), personas, rules=table == "data")
             except InputError as error:
-                raise at((*key, table, field), error) from None
+                raise _at(document, (*key, table, field), error) from None
         for table in ("data", "eval"):
             items = getattr(behavior, table).items
             if items is not None and items not in NAMED_ITEMS and not find_shipped(items).is_file():
@@ -192,19 +194,16 @@ def _check_questions(study: Study, document: Document, sets: dict[KeyPath, str])
     """The question sets exist, and those that a behavior asks beside each other may stand so."""
     from leakfast.behaviors.registry import check_sets
 
-    def at(key: KeyPath, error: InputError) -> InputError:
-        return InputError(f"{document.where(key)}: {error.message}")
-
     for key, spec in sets.items():
         try:
             load_questions(spec)
         except InputError as error:
-            raise at(key, error) from None
+            raise _at(document, key, error) from None
     for name, behavior in study.behaviors.items():
         try:
             check_sets(name, [behavior.eval.questions, *behavior.eval.other_questions])
         except InputError as error:
-            raise at(("behaviors", name, "eval", "other_questions"), error) from None
+            raise _at(document, ("behaviors", name, "eval", "other_questions"), error) from None
 
 
 def _check_trajectory(study: Study, document: Document, personas: list[Persona]) -> None:
@@ -277,7 +276,7 @@ def _check_steering(study: Study, document: Document, personas: list[Persona]) -
     known = {persona.name for persona in personas}
     for number, table in enumerate(study.steering):
         key: KeyPath = ("steering", number)
-        _check_direction(table, document, key, known)
+        _check_direction(table, study, document, key, known)
         try:
             load_personas(table.personas, among=personas)
         except InputError as error:
@@ -297,20 +296,18 @@ def _check_steering(study: Study, document: Document, personas: list[Persona]) -
                 f"{document.where(key)}: {behavior} is a mean of adapters, which has no training to be steered in. Leave the "
                 "table out, or give it to the behaviors that the mean is of."
             )
-        _check_direction(its.train.steering, document, key, known)
-        there, layers = study.centroids.layers, its.train.steering.layers
-        absent = [n for n in layers if there != "all" and n not in there]
-        if absent and its.train.steering.by_geometry:
-            raise InputError(
-                f"{document.where((*key, 'layers'))}: layer {absent[0]} given, but the centroids have layers "
-                f"{', '.join(map(str, there))}. Name it under [centroids] too."
-            )
+        _check_direction(its.train.steering, study, document, key, known)
 
 
 def _check_direction(
-    table: SteeringConfig | TrainSteeringConfig, document: Document, key: KeyPath, known: set[str]
+    table: SteeringConfig | TrainSteeringConfig,
+    study: Study,
+    document: Document,
+    key: KeyPath,
+    known: set[str],
 ) -> None:
-    """The personas that a direction is made of are among `known`, and its file is there."""
+    """The personas that a direction is made of are among `known`, the layers among those of the centroids, and its file is
+    there."""
     for field, names in (("source", [table.source] if table.source else []), ("against", table.against)):
         for name in names:
             if name not in known:
@@ -318,6 +315,13 @@ def _check_direction(
                     f"{document.where((*key, field))}: {name!r} is none of the study's {len(known)} personas, of which "
                     f"there are centroids.{did_you_mean(name, known)} Correct that line."
                 )
+    there = study.centroids.layers
+    absent = [n for n in table.layers if there != "all" and n not in there]
+    if absent and table.kind != "file":
+        raise InputError(
+            f"{document.where((*key, 'layers'))}: layer {absent[0]} given, but the centroids have layers "
+            f"{', '.join(map(str, there))}. Name it under [centroids] too."
+        )
     if table.file is not None and not find_shipped(table.file).is_file():
         raise InputError(
             f"{document.where((*key, 'file'))}: there is no file {table.file}. Make it: leakfast directions --out "

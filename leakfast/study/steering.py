@@ -99,11 +99,6 @@ class TrainSteeringConfig(BaseModel):
             raise ValueError("strength of project is a share, from 0 to 1")
         return self
 
-    @property
-    def by_geometry(self) -> bool:
-        """Whether centroids of the unadapted model decide."""
-        return self.kind != "file"
-
 
 def _check_kind(kind: str, against: Sequence[str], file: str | None) -> None:
     """Raises ValueError for a kind that lacks what it is made of, or has what it is not."""

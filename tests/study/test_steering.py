@@ -55,6 +55,10 @@ def test_defaults():
         (MEAN + 'against = ["assistant"]\n', "has no against"),
         (MEAN + 'mode = "project"\nstrengths = [2.0]\n', "from 0 to 1"),
         (MEAN + 'of = ["markr"]\n', "no behavior 'markr'"),
+        (
+            MEAN + "[centroids]\nlayers = [0, 2]\n",
+            "line 13: layer 3 given, but the centroids have layers 0, 2.",
+        ),
         (MEAN.replace('"mean"', '"me/an"'), "name"),
         (MEAN + "stregths = [1.0]\n", "stregths"),
     ],
