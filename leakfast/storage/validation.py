@@ -4,7 +4,7 @@ Demands pydantic's own findings; checks nothing itself."""
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -53,7 +53,11 @@ def _told(loc: KeyPath, findings: list[Any], model: type[BaseModel]) -> str:
         field = _fields(_at(loc[:-1], model))[str(loc[-1])].annotation
         if _model_of(field) is None:
             return f"{name} is missing. Add a line `{loc[-1]} = …`."
-        return f"{name} is missing. Add a table `[{name}{'' if _is_model(field) else '.NAME'}]`."
+        keys = ".".join(part for part in loc if isinstance(part, str))
+        header = (
+            f"[[{keys}]]" if get_origin(field) is list else f"[{keys}{'' if _is_model(field) else '.NAME'}]"
+        )
+        return f"{name} is missing. Add a table `{header}`."
     given = first.get("input")
     shown = ":" if isinstance(given, dict | list) else f" is {given!r}:"
     needed = "a table is needed" if first["type"] == "model_type" else reason(findings)

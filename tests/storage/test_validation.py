@@ -60,12 +60,23 @@ def test_a_value_has_one_line(text, said):
     assert _told(f"{text}\n[named.a]\n") == said
 
 
+class Listed(_Table):
+    rules: list[Outer]
+    one: Inner
+    text: str
+
+
 def test_what_is_missing_is_a_line_or_a_table():
     assert _told("") == "f.toml: named is missing. Add a table `[named.NAME]`."
+    assert _told("", Listed).splitlines() == [
+        "f.toml: rules is missing. Add a table `[[rules]]`.",
+        "       f.toml: one is missing. Add a table `[one]`.",
+        "       f.toml: text is missing. Add a line `text = …`.",
+    ]
 
 
-def _told(text: str) -> str:
+def _told(text: str, model: type[BaseModel] = Outer) -> str:
     document = parse_toml(text, "f.toml")
     with pytest.raises(ValidationError) as caught:
-        Outer.model_validate(document.data)
-    return explain(caught.value, document, Outer)
+        model.model_validate(document.data)
+    return explain(caught.value, document, model)
