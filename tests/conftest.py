@@ -127,3 +127,14 @@ def tiny_folder(tiny_qwen2, tiny_tokenizer, tmp_path):
     tiny_qwen2.model.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def undrawn():
+    """For files that run studies and look at no picture: `run` leaves out drawing them, which takes as long as a small study.
+    tests/pipeline/test_stages.py and test_behaviors.py have them."""
+    from leakfast.figures import files
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "write_all", lambda run, stats: [])
+        yield

@@ -12,7 +12,7 @@ from leakfast import models
 from leakfast.cli.main import group
 from leakfast.storage.run import Run
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("undrawn")]
 
 STUDY = """
 name = "small"

@@ -17,7 +17,7 @@ from leakfast.errors import InputError
 from tests.cluster.studies import bytes_of, stages_of, written
 
 ray = pytest.importorskip("ray", reason="ray is not installed (pip install leakfast[cluster])")
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("undrawn")]
 
 
 @pytest.fixture(scope="module")

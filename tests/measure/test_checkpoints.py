@@ -205,6 +205,7 @@ scoring = "full-text"
 """
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_study_follows_alignment_and_a_list_of_items(tmp_path):
     study = tmp_path / "way.toml"
     study.write_text(STUDY)

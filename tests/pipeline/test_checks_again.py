@@ -13,7 +13,7 @@ from leakfast.pipeline.checks import verify
 from leakfast.storage.run import Run
 from tests.cluster.studies import written
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("undrawn")]
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from leakfast.cli.main import main
 from leakfast.pipeline import stages
 from leakfast.pipeline.checks import verify
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("undrawn")]
 
 STUDY = """
 name = "small"

@@ -17,7 +17,7 @@ from leakfast.pipeline.stages import Stages, chosen_of
 from leakfast.storage.run import Run
 from leakfast.study.config import load_study
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("undrawn")]
 
 STUDY = """
 name = "small"

@@ -23,7 +23,7 @@ from leakfast.storage import layout
 from leakfast.storage.run import Run
 from leakfast.study.config import TrainSteeringConfig, load_study, parse_study
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("undrawn")]
 
 PEOPLE = ["villain", "comedian", "assistant", "monk"]
 STUDY = """name = "s"

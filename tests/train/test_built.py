@@ -96,6 +96,7 @@ def test_rows_that_somebody_changed_are_not_taken_for_those_that_were_built(stud
     assert len(read_rows(path)) == 8
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_of_the_study_takes_them_too(study, tmp_path):
     call("data", "build", "--source", "villain", "--study", study)
     before = Run(tmp_path / "runs/small").manifest["stages"]["data marker-villain-s42"]
