@@ -64,10 +64,34 @@ def test_a_first_look_loads_nothing_heavy(code):
     assert done.stdout.splitlines()[-1:] == ["[]"], done.stdout[-500:] + done.stderr
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_loads_and_shows_an_example(name):
-    done = run(name, "--help")
+HELPS = """
+import contextlib, io, json, sys
+from leakfast.cli.main import COMMANDS, main
+told, before = {}, []
+for name in COMMANDS:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = main([name, "--help"])
+    loaded = [m for m in ("torch", "transformers", "vllm") if m in sys.modules]
+    told[name] = [code, said.getvalue(), [m for m in loaded if m not in before]]
+    before = loaded
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps():
+    """Command → exit code of its --help, what it says, and the model libraries that it loads, from one process."""
+    done = python(HELPS)
     assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_loads_and_shows_an_example(helps, name):
+    code, said, _ = helps[name]
+    assert code == 0, said
+    assert f"leakfast {name}" in said
     command = importlib.import_module(COMMANDS[name][0]).cli
     inner = command.commands.items() if isinstance(command, click.Group) else [("", command)]
     for sub, one in inner:
@@ -75,12 +99,13 @@ def test_every_command_loads_and_shows_an_example(name):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_a_command_loads_no_model_library(name):
-    code = f"from leakfast.cli.main import main; main(['{name}', '--help'])\n"
-    done = python(
-        code + "import sys; print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
-    )
-    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+def test_help_of_a_command_loads_no_model_library(helps, name):
+    assert helps[name][2] == []
+
+
+def test_an_engines_process_loads_no_model_library_before_its_engine():
+    code = "import sys, leakfast.generation.vllm.serve; print([m for m in ('torch', 'transformers', 'vllm') if m in sys.modules])"
+    assert python(code).stdout == "[]\n"
 
 
 def test_help_lists_every_command_with_its_line():

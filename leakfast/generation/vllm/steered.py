@@ -10,10 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from leakfast.errors import ModelError
-from leakfast.forward import packs
 
 if TYPE_CHECKING:
     from leakfast.steering.arms import Arm, Edit
@@ -39,6 +36,8 @@ class Steered:
         self._blocks, self.arm, self.calls = [], None, {}
         if arm is None:
             return
+        from leakfast.forward import packs
+
         every = packs.stack(model.model)[1]
         self.calls = dict.fromkeys(arm.at, 0)
         for layer, edit in arm.edits(next(model.parameters()).device).items():
@@ -61,6 +60,8 @@ def _edited(
     forward: Callable[..., Any], edit: Edit, calls: dict[int, int], layer: int, *given: Any, **words: Any
 ) -> Any:
     """A block's forward, and what becomes of its output."""
+    import torch
+
     out = forward(*given, **words)
     if not (isinstance(out, tuple) and len(out) == 2 and all(isinstance(one, torch.Tensor) for one in out)):
         raise ModelError(
