@@ -9,15 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import warm
 
 import leakfast
 from leakfast import cluster
+from leakfast.cluster import local, tasks
 from leakfast.cluster import messages as m
-from leakfast.cluster import tasks
 from leakfast.cluster.local import LocalPool, processes
 from leakfast.errors import InputError, StoreError
+from leakfast.figures import files
 from leakfast.measure import completions
 from leakfast.models import threads
 from leakfast.storage.run import Run
@@ -51,7 +54,8 @@ def study(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def small_shards():
-    """Three shards an adapter, here and in every worker; one thread."""
+    """Three shards an adapter, here and in every worker; one thread. Workers of this process are forks of one that has
+    everything imported; those of the driver that is killed are started as users' are."""
     import torch
 
     before = torch.get_num_threads()
@@ -60,6 +64,8 @@ def small_shards():
         patch.setattr(completions, "SHARD_ROWS", ROWS)
         patch.setattr(tasks, "SHARD_ROWS", ROWS)
         patch.setattr(LocalPool, "command", (sys.executable, "-c", WORKER))
+        names = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired}
+        patch.setattr(local, "subprocess", SimpleNamespace(Popen=warm.Popen, **names))
         patch.setattr(threads, "chosen", lambda: (2, "a test"))  # one for each of two workers
         patch.setattr(threads, "affinity", lambda: {0, 1})
         yield
@@ -72,14 +78,26 @@ def alone(study, small_shards):
     return leakfast.run(study, out=study.parent / "alone").run
 
 
-def same(run, alone):
-    assert bytes_of(run) == bytes_of(alone)
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """No pictures: the driver draws them, as one process does, from tables that are compared. The first test has them."""
+    monkeypatch.setattr(files, "write_all", lambda run, stats: [])
+
+
+def same(run, alone, beside=()):
+    """The same files and stages, those in folders `beside` left out."""
+    there, wanted = (
+        {path: sha for path, sha in bytes_of(one).items() if path.partition("/")[0] not in beside}
+        for one in (run, alone)
+    )
+    assert there == wanted and any(path.startswith("tables/") for path in there)
     assert stages_of(run) == stages_of(alone)
 
 
 def test_two_processes_make_what_one_makes(study, alone):
     outcome = cluster.run(study, processes(2), out=study.parent / "two")
     same(outcome.run, alone)
+    assert any(path.startswith("figures/") for path in bytes_of(outcome.run))
     assert outcome.stages["train refusal-villain-s42"] > 0
     assert any(path.endswith("part-00002.parquet") for path in bytes_of(alone)), "measuring is cut"
     again = cluster.run(study, processes(2), out=study.parent / "two")
@@ -87,7 +105,7 @@ def test_two_processes_make_what_one_makes(study, alone):
     same(again.run, alone)
 
 
-def test_workers_choose_the_points_that_one_process_chooses(tmp_path):
+def test_workers_choose_the_points_that_one_process_chooses(tmp_path, no_pictures):
     study = written(tmp_path, more=MATCH)
     alone = leakfast.run(study, out=tmp_path / "alone").run
     two = cluster.run(study, processes(2), out=tmp_path / "two").run
@@ -98,7 +116,7 @@ def test_workers_choose_the_points_that_one_process_chooses(tmp_path):
     )
 
 
-def test_a_worker_that_is_killed_changes_nothing_but_time(study, alone):
+def test_a_worker_that_is_killed_changes_nothing_but_time(study, alone, no_pictures):
     killed = []
 
     def pool(study, only):
@@ -122,7 +140,7 @@ def test_a_worker_that_is_killed_changes_nothing_but_time(study, alone):
     assert sum(json.loads(line)["event"] == "worker_died" for line in lines) >= 2, (
         "of three, one may have been idle"
     )
-    same(outcome.run, alone)
+    same(outcome.run, alone, beside=["figures"])
 
 
 def workers_of(driver: int) -> list[int]:
@@ -146,11 +164,13 @@ def is_gone(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
-def test_a_driver_that_is_killed_takes_its_workers_along_and_the_same_command_goes_on(study, alone):
+def test_a_driver_that_is_killed_takes_its_workers_along_and_the_same_command_goes_on(
+    study, alone, no_pictures
+):
     out = study.parent / "driver"
     words = [sys.executable, "-c", DRIVER, "run", study, "--out", out, "--workers", "2", "--threads", "1"]
     with (study.parent / "driver.stderr").open("wb") as said:
-        child = subprocess.Popen(list(map(str, words)), stderr=said, stdout=subprocess.DEVNULL)
+        child = warm.Popen(words, stderr=said, stdout=subprocess.DEVNULL)
     manifest = out / "manifest.json"
     while child.poll() is None and not (manifest.exists() and "adapters/" in manifest.read_text()):
         time.sleep(0.05)
@@ -166,10 +186,10 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_the_same_command_go
         pytest.fail("workers outlive their driver")
     outcome = cluster.run(study, processes(2), out=out)
     assert None in outcome.stages.values(), "what was made is kept"
-    same(outcome.run, alone)
+    same(outcome.run, alone, beside=["figures"])
 
 
-def test_probabilities_and_replies_of_their_own(study, tmp_path, alone):
+def test_probabilities_and_replies_of_their_own(tmp_path, no_pictures):
     """What is asked on the unadapted model's replies waits for them."""
     both = written(tmp_path, measure="both")
     one = leakfast.run(both, out=tmp_path / "one").run
