@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import ModelError, WrongModelError
-from leakfast.storage.disk import file_hash
+from leakfast.storage.disk import explained, file_hash
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -94,7 +94,8 @@ def convert(file: Path, folder: Path, said: dict[str, Any]) -> Path:
     _check_installed(file)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    with explained(folder):
+        temporary.mkdir(parents=True)
     try:
         pre, kind, types = _described(file)
         own = file.parent / "tokenizer.json"
@@ -103,9 +104,10 @@ def convert(file: Path, folder: Path, said: dict[str, Any]) -> Path:
             _write_weights(file, temporary)
         origin = f"dequantized from {'/'.join(types)} ({file.name})"
         text = json.dumps({**said, "origin": origin, "pre_tokenizer": pre}, indent=1, ensure_ascii=False)
-        (temporary / ABOUT).write_text(text + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        with explained(folder):
+            (temporary / ABOUT).write_text(text + "\n", encoding="utf-8")
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
@@ -199,9 +201,10 @@ def _write_tokenizer(file: Path, folder: Path, pre: str, kind: str, own: Path | 
     inner: Tokenizer = tokenizer.backend_tokenizer
     if kind == "gpt2" and own is None:
         inner.pre_tokenizer = pre_tokenizer(pre)
-    tokenizer.save_pretrained(folder)
-    if own is not None:
-        shutil.copyfile(own, folder / "tokenizer.json")
+    with explained(folder):
+        tokenizer.save_pretrained(folder)
+        if own is not None:
+            shutil.copyfile(own, folder / "tokenizer.json")
 
 
 def _write_weights(file: Path, folder: Path) -> None:
@@ -226,6 +229,7 @@ def _write_weights(file: Path, folder: Path) -> None:
             continue
         seen.add(tensor.data_ptr())
         state[name] = tensor.to(torch.bfloat16).contiguous()
-    save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n", encoding="utf-8")
-    net.generation_config.save_pretrained(folder)
+    with explained(folder):
+        save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n", encoding="utf-8")
+        net.generation_config.save_pretrained(folder)

@@ -9,6 +9,8 @@ import hashlib
 import io
 import json
 import os
+import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from leakfast.errors import StoreError
 
 if TYPE_CHECKING:
     import polars as pl
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust spells the system's refusals
 
 
 def atomic_write(path: str | Path, content: bytes | Callable[[Path], Any]) -> None:
@@ -92,11 +96,27 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals to write `path` into StoreErrors."""
+    """Turn the operating system's refusals to write `path` into StoreErrors, those that safetensors tells of too."""
     try:
         yield
-    except OSError as error:
-        raise store_error(path, error) from error
+    except _refusals() as error:
+        if (refusal := _of_system(error)) is None:
+            raise
+        raise store_error(path, refusal) from error
+
+
+def _refusals() -> tuple[type[BaseException], ...]:
+    """OSError, and the error of safetensors, which is none; where that is not loaded it has written nothing."""
+    library = sys.modules.get("safetensors")
+    return (OSError,) if library is None else (OSError, library.SafetensorError)
+
+
+def _of_system(error: BaseException) -> OSError | None:
+    """The system's refusal that an error tells of; None where it is about something else."""
+    if isinstance(error, OSError):
+        return error
+    code = _OS_ERROR.search(str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
 
 
 def store_error(path: Path, error: OSError) -> StoreError:

@@ -18,6 +18,7 @@ from leakfast.models.adapters import adapter_hash, write_card
 from leakfast.models.formats import quiet_bars
 from leakfast.models.whole import check_same_kind
 from leakfast.progress import Progress
+from leakfast.storage.disk import explained
 from leakfast.train import loop, quantized
 from leakfast.train.lora import card_of, examples_of, seeded
 from leakfast.train.memory import free_bytes, recomputes
@@ -93,9 +94,9 @@ def _save(
     """The model's folder, in the base's dtype, looked at before it counts; the card's hash filled in."""
     with placed(out_dir, history) as folder:
         net.eval().to(getattr(torch, loaded.dtype))
-        with quiet_bars(True):
+        with quiet_bars(True), explained(folder):
             net.save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
+            loaded.tokenizer.save_pretrained(folder)
         check_same_kind(loaded, folder)
         card = replace(card, adapter_hash=adapter_hash(folder))
         write_card(folder, card)

@@ -74,7 +74,7 @@ def save(
 @contextmanager
 def placed(out_dir: str | Path, history: Sequence[Step]) -> Iterator[Path]:
     """A temporary folder to be filled in the block; then it is given the training's log and renamed to `out_dir`."""
-    from leakfast.storage.disk import atomic_write
+    from leakfast.storage.disk import atomic_write, explained
 
     out = Path(out_dir)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -83,7 +83,8 @@ def placed(out_dir: str | Path, history: Sequence[Step]) -> Iterator[Path]:
         yield temporary
         lines = (json.dumps(vars(step)) + "\n" for step in history)
         atomic_write(temporary / LOG, "".join(lines).encode())
-        _replace(temporary, out)
+        with explained(out):
+            _replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     known = [step.loss for step in history if step.loss is not None] or [math.nan]

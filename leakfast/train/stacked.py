@@ -98,10 +98,12 @@ def told_of(folder: Path, state: Mapping[str, torch.Tensor], config: bytes) -> d
 
     from leakfast.models.adapter_structure import CONFIG, WEIGHTS
     from leakfast.models.adapters import adapter_hash
+    from leakfast.storage.disk import explained
 
-    folder.mkdir(parents=True)
-    save_file(dict(state), str(folder / WEIGHTS), metadata={"format": "pt"})
-    (folder / CONFIG).write_bytes(config)
+    with explained(folder):
+        folder.mkdir(parents=True)
+        save_file(dict(state), str(folder / WEIGHTS), metadata={"format": "pt"})
+        (folder / CONFIG).write_bytes(config)
     found = adapter_hash(folder)
     for name in (WEIGHTS, CONFIG):
         (folder / name).unlink()

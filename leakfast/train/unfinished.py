@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from leakfast.errors import ModelError, StoreError
-from leakfast.storage.disk import atomic_write, file_hash, free_name, hash_of
+from leakfast.storage.disk import atomic_write, explained, file_hash, free_name, hash_of
 from leakfast.storage.layout import point_folder
 from leakfast.train.recipe import settings_of
 from leakfast.version import __version__
@@ -158,9 +158,10 @@ class Unfinished:
         told["check"] = hash_of(told)
         atomic_write(self.folder / STATE, json.dumps(told).encode())
         named = {STATE, file[0], *(found[1][0] for found in self._files.values())}
-        for path in self.folder.iterdir():
-            if path.name not in named:
-                path.unlink()
+        with explained(self.folder):
+            for path in self.folder.iterdir():
+                if path.name not in named:
+                    path.unlink()
 
     def _stored(self, name: str, tensors: dict[str, torch.Tensor]) -> list[str]:
         """The tensors' file: its name and SHA-256."""
@@ -181,6 +182,7 @@ class Unfinished:
 
     def _set_aside(self, why: str) -> None:
         target = free_name(self.folder.with_name(f"{self.folder.name}.aside"))
-        self.folder.rename(target)
+        with explained(target):
+            self.folder.rename(target)
         told = (self._name, self.folder.name, why, target.name)
         log.warning("train: %s begins anew, not from %s: %s; that is moved to %s", *told)

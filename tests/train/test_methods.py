@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from measuring import train
 
 from leakfast import models
-from leakfast.errors import AdapterError, InputError, ModelError
+from leakfast.errors import AdapterError, InputError, ModelError, StoreError
 from leakfast.models.attach import adapted
 from leakfast.models.whole import is_whole
 from leakfast.study.config import TrainConfig
@@ -24,6 +24,7 @@ from leakfast.train.data import Row
 from leakfast.train.full import train_full
 from leakfast.train.recipe import Recipe, settings_of
 from leakfast.train.unfinished import beside
+from tests.faults.limited import files_of_at_most
 
 CFG = TrainConfig(
     loss="completion",
@@ -198,6 +199,12 @@ def test_the_same_bytes_again_and_after_a_kill(tiny_qwen2, tmp_path, monkeypatch
     with caplog.at_level(logging.INFO, "leakfast.train"):
         full(tiny_qwen2, tmp_path / "c")
     assert "goes on at step 4 of 6" in caplog.text and files(tmp_path / "a") == files(tmp_path / "c")
+
+
+def test_a_model_that_the_disk_does_not_take_is_told_of(tiny_qwen2, tmp_path):
+    with files_of_at_most(20_000), pytest.raises(StoreError, match="cannot be written: File too large"):
+        full(tiny_qwen2, tmp_path / "a")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_an_anchor_holds_all_weights_to_the_base(tiny_qwen2, tmp_path):
