@@ -6,18 +6,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import selectors
 import shutil
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.cluster import messages as m
-from leakfast.cluster import scratch
+from leakfast.cluster import lines, scratch
 from leakfast.cluster.tasks import Task
 from leakfast.errors import InputError
 from leakfast.models import gpus, threads
@@ -25,6 +26,9 @@ from leakfast.models import gpus, threads
 if TYPE_CHECKING:
     from leakfast.study.config import Study
 
+log = logging.getLogger("leakfast.cluster")
+
+_END_S = 10.0  # for a process that was killed; one that the system holds (a device that does not answer) is left behind
 _LAST_LINES = 20  # of what a worker that is gone had written
 
 
@@ -79,7 +83,7 @@ class LocalPool:
         self._told = (study, tuple(only), level)
         self._place = scratch.folder()
         self._process: dict[int, subprocess.Popen[bytes]] = {}
-        self._line: dict[int, Connection] = {}
+        self._line: dict[int, lines.Line] = {}
 
     def start(self, worker: int) -> None:
         self.kill(worker)
@@ -101,29 +105,44 @@ class LocalPool:
                 start_new_session=True,  # Ctrl-C is the driver's to answer
             )
         theirs.close()
-        self._line[worker] = Connection(ours.detach())
-        self._line[worker].send(self._told)
+        self._line[worker] = lines.Line(ours)
+        self._say(worker, self._told)
 
     def give(self, worker: int, task: Task, files: Mapping[str, m.Lent], stages: Mapping[str, Any]) -> None:
+        self._say(worker, (task, dict(files), dict(stages)))
+
+    def _say(self, worker: int, what: Any) -> None:
         with contextlib.suppress(OSError):  # it is gone: `next` says so
-            self._line[worker].send((task, dict(files), dict(stages)))
+            self._line[worker].send(what)
 
     def next(self, timeout_s: float) -> tuple[int, m.Message] | None:
-        numbers = {id(line): worker for worker, line in self._line.items()}
-        for line in wait(list(self._line.values()), timeout_s):
-            worker = numbers[id(line)]
-            try:
-                said = line.recv()  # type: ignore[union-attr]
-            except (EOFError, OSError):
-                said = m.Died(self._why(worker))
-                self.kill(worker)
-            return worker, said
-        return None
+        until = time.monotonic() + timeout_s
+        while True:
+            with selectors.DefaultSelector() as open_:
+                for worker, line in self._line.items():
+                    open_.register(line.end, line.awaits, worker)
+                ready = open_.select(max(0.0, until - time.monotonic()))
+            for key, _ in ready:
+                if (said := self._heard(key.data)) is not None:
+                    return key.data, said
+            if time.monotonic() >= until:
+                return None
+
+    def _heard(self, worker: int) -> m.Message | None:
+        """What a worker has said whole, after it was sent what it takes now."""
+        try:
+            with contextlib.suppress(OSError):  # it is gone: what it said before is heard first
+                self._line[worker].flush()
+            said: m.Message | None = self._line[worker].receive()
+        except (EOFError, OSError):
+            said = m.Died(self._why(worker))
+            self.kill(worker)
+        return said
 
     def _why(self, worker: int) -> str:
         """How its process ended, and the last that it wrote."""
         try:
-            code: int | None = self._process[worker].wait(timeout=10)
+            code: int | None = self._process[worker].wait(timeout=_END_S)
         except subprocess.TimeoutExpired:
             code = None
         ended = f"signal {-code}" if code is not None and code < 0 else f"exit {code}"
@@ -135,7 +154,10 @@ class LocalPool:
             line.close()
         if process := self._process.pop(worker, None):
             process.kill()
-            process.wait()
+            try:
+                process.wait(timeout=_END_S)
+            except subprocess.TimeoutExpired:
+                log.warning("worker %d: process %d does not end; it is left behind", worker, process.pid)
             if process.stdin:
                 process.stdin.close()
 
@@ -149,12 +171,12 @@ def serve(descriptor: int, folder: Path) -> None:
     """The process of a worker: its end of the line to the driver, its folder."""
     from leakfast.cluster.worker import Worker
 
-    line, lock = Connection(descriptor), threading.Lock()
+    line, lock = socket.socket(fileno=descriptor), threading.Lock()
 
     def send(message: m.Message) -> None:
         with lock:
             try:
-                line.send(message)
+                lines.send(line, message)
             except OSError:
                 os._exit(1)  # nobody listens
 
@@ -163,14 +185,14 @@ def serve(descriptor: int, folder: Path) -> None:
         os._exit(1)  # the driver has ended
 
     threading.Thread(target=watch, daemon=True).start()
-    study, only, level = line.recv()
+    study, only, level = lines.receive(line)
     logging.getLogger("leakfast").setLevel(level)
     logging.getLogger("leakfast").propagate = False
     threads.ask(int(os.environ["OMP_NUM_THREADS"]))
     worker = Worker(study, only, folder / "run", send)
     while True:
         try:
-            task, files, stages = line.recv()
+            task, files, stages = lines.receive(line)
         except (EOFError, OSError):
             return
         worker.do(task, files, stages)
