@@ -253,7 +253,7 @@ class Maker:
             work(report)
             for part in sorted(p for p in (run.path / folder).rglob("*") if p.is_file()):
                 relpath = part.relative_to(run.path).as_posix()
-                run.add_file(relpath, partial(shutil.copyfile, part))
+                run.add_file(relpath, None)
                 made_of = part.suffix == SUFFIX or part.name in (CONFIG, MODEL_CONFIG, layout.CARD)
                 parts.extend([relpath] if made_of else [])
 

@@ -37,12 +37,18 @@ def atomic_write(path: str | Path, content: bytes | Callable[[Path], Any]) -> No
                 temporary.write_bytes(content)
             else:
                 content(temporary)
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
+            _sync(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        _sync(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Return when a file and its name are on the disk. Raises StoreError."""
+    with explained(path):
+        _sync(path)
+        _sync(path.parent)
 
 
 def write_parquet(path: str | Path, frame: pl.DataFrame) -> None:
@@ -86,8 +92,8 @@ def free_name(path: Path) -> Path:
     return free
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -27,6 +27,7 @@ from leakfast.storage.disk import (
     parquet_bytes,
     stamp_of,
     store_error,
+    sync_file,
     write_parquet,
 )
 from leakfast.storage.manifests import FORMAT, check_of, parse_manifest, retell
@@ -39,6 +40,7 @@ __all__ = ["Run", "atomic_write", "file_hash", "write_parquet"]
 
 log = logging.getLogger("leakfast.store")
 
+Content = bytes | Callable[[Path], Any] | None  # of a file that is counted
 _OTHER_BYTES = "its bytes do not match their hash"
 _held: dict[str, tuple[int, int]] = {}  # locked folder → (file descriptor, depth), of this process
 _holding = threading.Lock()  # while _held is looked at and changed
@@ -153,8 +155,9 @@ class Run:
             relpath, content, hashlib.sha256(content).hexdigest(), {"rows": frame.height, **meta}
         )
 
-    def add_file(self, relpath: str, content: bytes | Callable[[Path], Any], **meta: Any) -> Path:
-        """As `add_shard`, for any other file: bytes, or a function that writes the path it is given."""
+    def add_file(self, relpath: str, content: Content, **meta: Any) -> Path:
+        """As `add_shard`, for any other file: bytes, or a function that writes the path it is given; None: it lies there
+        already, and is not written twice (of weights there may be no room for that)."""
         return self._add(relpath, content, None, meta)
 
     def add_bytes(self, relpath: str, content: bytes, sha256: str, meta: Mapping[str, Any]) -> Path:
@@ -276,15 +279,13 @@ class Run:
                 else:
                     _held[folder] = (descriptor, depth - 1)
 
-    def _add(
-        self, relpath: str, content: bytes | Callable[[Path], Any], sha256: str | None, meta: dict[str, Any]
-    ) -> Path:
+    def _add(self, relpath: str, content: Content, sha256: str | None, meta: dict[str, Any]) -> Path:
         inside = PurePosixPath(relpath)
         if inside.is_absolute() or ".." in inside.parts or not inside.parts:
             raise ValueError(f"a path inside the run is needed, not {relpath!r}")
         relpath, path = str(inside), self.path / inside
         with self.lock(), self._mutex:
-            atomic_write(path, content)
+            sync_file(path) if content is None else atomic_write(path, content)
             entry = {"sha256": sha256 or file_hash(path), "bytes": path.stat().st_size, **meta}
             self._verified[relpath] = (*stamp_of(path), entry["sha256"])
             self._change(lambda manifest: manifest["shards"].update({relpath: entry}))

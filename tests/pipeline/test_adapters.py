@@ -158,3 +158,19 @@ def test_steps_of_earlier_versions_that_kept_nothing_of_the_rendering_are_done(m
     assert stage["outputs"].pop("rendered")
     run.mark_done("train a", stage["inputs"], **stage["outputs"])
     assert not maker._is_wanting(recipe, rows)
+
+
+def test_weights_are_written_once(maker, rows, monkeypatch):
+    """On a disk with room for an adapter, and not for two, its training is not lost when it is counted."""
+    placed, real = [], adapters.train_adapter
+
+    def noted(loaded, recipe, its_rows, out, **more):
+        card = real(loaded, recipe, its_rows, out, **more)
+        placed.append((out / "adapter_model.safetensors").stat().st_ino)
+        return card
+
+    monkeypatch.setattr(adapters, "train_adapter", noted)
+    cfg = TRAIN.model_copy(update={"sample": 0, "epochs": 1})
+    folder = maker.adapter(Recipe("capability", "villain", 7, cfg, "a"), rows)
+    assert [(folder / "adapter_model.safetensors").stat().st_ino] == placed
+    assert maker.steps.run.has("adapters/a/adapter_model.safetensors")
