@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.cluster import messages as m
 from leakfast.cluster import lines, scratch
+from leakfast.cluster import messages as m
 from leakfast.cluster.tasks import Task
 from leakfast.errors import InputError
 from leakfast.models import gpus, threads

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from leakfast.storage.reading import lives
+from leakfast.storage.disk import lives
 
 _PREFIX = "leakfast-workers-"
 

@@ -231,5 +231,7 @@ def _write_weights(file: Path, folder: Path) -> None:
         state[name] = tensor.to(torch.bfloat16).contiguous()
     with explained(folder):
         save_file(state, str(folder / "model.safetensors"), metadata={"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(config, indent=1, default=str) + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(
+            json.dumps(config, indent=1, default=str) + "\n", encoding="utf-8"
+        )
         net.generation_config.save_pretrained(folder)

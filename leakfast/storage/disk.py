@@ -8,8 +8,10 @@ import errno
 import hashlib
 import io
 import json
+import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +22,9 @@ from leakfast.errors import StoreError
 if TYPE_CHECKING:
     import polars as pl
 
+log = logging.getLogger("leakfast.store")
+
+_LEFT = re.compile(r"\..+\.(\d+)\.(?:tmp|old)(?:\..+)?")  # a name, a process, what it is, a suffix
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust spells the system's refusals
 
 
@@ -42,6 +47,29 @@ def atomic_write(path: str | Path, content: bytes | Callable[[Path], Any]) -> No
         finally:
             temporary.unlink(missing_ok=True)
         _sync(path.parent)
+
+
+def remove_left(folder: Path) -> None:
+    """Remove what writers that were killed, or were not let, left half-written under `folder`, however large: temporary files
+    and folders of processes that are gone."""
+    found = ((path, _LEFT.fullmatch(path.name)) for path in folder.rglob(".*"))
+    left = [path for path, of in found if of and not lives(int(of[1]))]
+    for path in left:
+        with contextlib.suppress(OSError):  # it counts for nothing where it lies
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if left:
+        log.info("%s: %d files and folders that were left half-written are removed", folder, len(left))
+
+
+def lives(pid: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def sync_file(path: Path) -> None:

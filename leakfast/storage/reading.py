@@ -6,14 +6,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from leakfast.errors import StoreError
 from leakfast.storage import layout
-from leakfast.storage.disk import stamp_of
+from leakfast.storage.disk import lives, stamp_of
 from leakfast.storage.run import Run
 
 log = logging.getLogger("leakfast.store")
@@ -109,14 +108,3 @@ def _is_of(words: list[str], inode: int) -> bool:
     return "FLOCK" in words and any(
         word.rpartition(":")[2] == str(inode) for word in words if word.count(":") == 2
     )
-
-
-def lives(pid: int) -> bool:
-    """Whether there is a process of that number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True

@@ -25,6 +25,7 @@ from leakfast.storage.disk import (
     file_hash,
     free_name,
     parquet_bytes,
+    remove_left,
     stamp_of,
     store_error,
     sync_file,
@@ -60,18 +61,17 @@ class Run:
         self._seen: tuple[int, int, int] | None = None  # of the manifest file, to notice others' writes
         self._verified: dict[str, tuple[int, int, int, str]] = {}
         self._damaged: list[int] = []  # lines of the log that were said to be damaged
-        self._mutex = (
-            threading.RLock()
-        )  # threads of this process that write by this object do so one at a time
+        self._mutex = threading.RLock()  # threads of this process write by this object one at a time
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
     def create(self, study_text: str = "") -> Run:
-        """Make the folder, or take the one that is there; keep the study's text as study.toml.
+        """Make the folder, or take the one that is there, less what was left half-written; keep the study's text as study.toml.
 
         Raises StoreError if the folder cannot be written or holds something that is no run."""
         with self.lock():
+            remove_left(self.path)
             self._change(lambda manifest: None)
             if study_text:
                 self._keep_study(study_text.encode())

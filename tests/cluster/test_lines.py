@@ -108,7 +108,9 @@ def test_a_worker_that_hangs_in_the_midst_of_a_message_is_ended(tmp_path, monkey
     try:
         assert not work.is_alive(), "the driver waits for a worker that hangs"
         events = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
-        assert [e["why"] for e in events if e["event"] == "worker_died"] == ["said nothing for 20 s and was ended"]
+        assert [e["why"] for e in events if e["event"] == "worker_died"] == [
+            "said nothing for 20 s and was ended"
+        ]
     finally:
         pool.close()
 
