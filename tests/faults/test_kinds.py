@@ -1,5 +1,6 @@
-"""What breaks a run, kind by kind: a disk that takes no more, a folder that may not be written, a clock that jumps back, two
-commands on one folder, damaged files, a worker that hangs. None of it counts a row that is not whole."""
+"""What breaks a run, kind by kind: writes that are refused, two commands on one folder, a writer that is killed, damaged files,
+a worker that hangs. None of it counts a row that is not whole. Disks, folders and clocks are in test_writers.py, whole commands
+in test_studies.py."""
 
 from __future__ import annotations
 
@@ -74,49 +75,6 @@ def test_a_write_that_is_refused_leaves_whole_shards_and_the_same_call_goes_on(
         shutil.rmtree(folder)
 
 
-def _mounted(folder: Path) -> bool:
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if mount is None:
-        return False
-    words = [mount, "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
-    return subprocess.run(words, capture_output=True, check=False).returncode == 0
-
-
-def test_a_file_system_that_is_full(tmp_path):
-    folder = tmp_path / "small"
-    if not _mounted(folder):
-        pytest.skip("a file system of limited size cannot be mounted here (needs the right to mount)")
-    try:
-        noise = pl.DataFrame({"text": [random.Random(k).randbytes(60).hex() for k in range(500)]})
-        run, made = Run(folder / "run").create(), 0
-
-        def fill() -> None:
-            nonlocal made
-            for made in range(100):
-                run.add_shard(name(made), noise)
-
-        with pytest.raises(StoreError, match="Free some space"):
-            fill()
-        fresh = Run(folder / "run")
-        assert fresh.shards() == [name(k) for k in range(made)] and made > 0
-        assert not list(folder.rglob("*.tmp*"))
-    finally:
-        subprocess.run([shutil.which("umount") or "umount", str(folder)], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write into every folder")
-def test_a_folder_that_may_not_be_written(tmp_path):
-    run = filled(tmp_path / "run")
-    run.path.chmod(0o500)
-    try:
-        with pytest.raises(StoreError, match="writable for you"):
-            Run(run.path).add_shard(name(9), FRAME)
-        assert verify(run.path).checks[0].wrong == []
-    finally:
-        run.path.chmod(0o700)
-
-
 def test_a_run_on_a_folder_that_may_not_be_written_can_still_be_verified(tmp_path, monkeypatch):
     """Every way to write is refused, as a file system that is mounted to be read does."""
     run = filled(tmp_path / "run")
@@ -138,23 +96,6 @@ def test_a_run_on_a_folder_that_may_not_be_written_can_still_be_verified(tmp_pat
 
 
 # ── the clock ────────────────────────────────────────────────────────────────────────────────────────
-def test_a_clock_that_jumps_back_changes_no_row_and_no_duration(tmp_path, monkeypatch):
-    """Times in the journal are what the clock said; nothing is ordered, skipped or ended by them."""
-    now = [2_000_000_000.0]
-
-    def back() -> float:
-        now[0] -= 86_400.0
-        return now[0]
-
-    monkeypatch.setattr(time, "time", back)
-    run = filled(tmp_path / "run")
-    for one in run.path.rglob("part-*.parquet"):
-        os.utime(one, (now[0], now[0]))  # files from the future, and then from the past
-    (run.path / "manifest.json").unlink()
-    assert Run(run.path).shards() == [name(k) for k in range(4)]
-    assert Run(run.path).read().height == 4 * FRAME.height
-
-
 def test_no_duration_is_taken_from_the_clock():
     root = Path(disk.__file__).resolve().parents[1]
     wall = re.compile(r"time\.time\(\)\s*[-+<>]|[-+<>]=?\s*time\.time\(\)|utcnow|datetime\.now\([^)]*\)\s*-")
