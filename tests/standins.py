@@ -142,6 +142,19 @@ class OnceBroken(Standin):
         return True
 
 
+class OnceHung(OnceBroken):
+    """The first to draw its fortieth completion is in a step that does not end."""
+
+    def drawn(self, work: Work, request: int, sample: int) -> Completion:
+        self.had += 1
+        if self.had == 40 and self.first():
+            time.sleep(600)
+        return Completion(request, sample, [7] * self.length, "stop")
+
+    def taken(self, work: Work) -> None:
+        pass
+
+
 class Late(OnceBroken):
     """Takes long to start where one was broken before."""
 

@@ -16,6 +16,7 @@ import standins
 
 from leakfast.errors import AdapterError, ModelError
 from leakfast.generation.contract import Sampling
+from leakfast.generation.vllm import parallel
 from leakfast.generation.vllm.parallel import Parallel
 from leakfast.generation.vllm.start import EngineDied
 
@@ -165,6 +166,26 @@ def test_what_an_engine_told_before_it_died_is_heard(engines, tmp_path):
     drawn = sum(int(path.read_text()) for path in tmp_path.glob("broken.*"))
     assert len(whole) == 6 and len(heard) == len(set(heard)) == 120
     assert drawn == 120, "nothing was drawn twice"
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_an_engine_that_hangs_is_ended_and_started_again(engines, tmp_path, caplog, monkeypatch, n):
+    monkeypatch.setattr(parallel, "_SILENCE_S", 20.0)
+    monkeypatch.setattr(parallel, "_TOKEN_S", 0.0)
+    some = engines(n, standins.OnceHung, tmp_path / "hung")
+    whole = list(some.stream(standins.works(12, samples=20), Sampling()))
+    assert sorted(work.key for work, _ in whole) == list(range(12)), "none lost, none twice"
+    assert all(len({(c.request, c.sample) for c in done}) == len(done) == 20 for _, done in whole)
+    assert (
+        caplog.text.count("said nothing for 20 s and was ended") == 1 and "it is started again" in caplog.text
+    )
+
+
+def test_how_long_an_engine_at_work_may_be_silent_follows_from_the_replies():
+    """16 completions are told at once, which of 4 seats are four replies one after the other."""
+    asked = Sampling(max_new_tokens=1000)
+    assert parallel._silence_s(asked, 256) == 1800 + 2 * 1000
+    assert parallel._silence_s(asked, 4) == 1800 + 4 * 2 * 1000
 
 
 def test_an_engine_that_dies_before_it_has_drawn_is_not_started_again(engines, tmp_path, caplog):

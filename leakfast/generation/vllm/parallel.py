@@ -20,13 +20,17 @@ import numpy as np
 
 from leakfast.errors import ModelError
 from leakfast.generation.contract import Completion, Finished, Sampling, Work
-from leakfast.generation.vllm.serve import serve
+from leakfast.generation.vllm.serve import AT_ONCE, serve
 from leakfast.generation.vllm.start import EngineDied, Spec, devices_of
 from leakfast.models.gpus import VISIBLE
 
 log = logging.getLogger("leakfast.generate")
 
 _START_S = 1800.0  # an engine that takes longer to load its model and compile is given up
+_SILENCE_S, _TOKEN_S = (
+    1800.0,
+    2.0,
+)  # one at work that tells of no completion for so long, and so long a token, hangs
 _AGAIN = 3  # times an engine that died at work is started again
 _STAYS = "What is written stays: the same command goes on from there."
 
@@ -34,7 +38,7 @@ _STAYS = "What is written stays: the same command goes on from there."
 @dataclass
 class _Member:
     """An engine's process on its devices, our end of the line to it, and the works it has, by number. told: whether it
-    has drawn anything; again: times it may still be started."""
+    has drawn anything; again: times it may still be started; since: when it last said something, or was given something to do."""
 
     number: int
     devices: str | None
@@ -43,6 +47,7 @@ class _Member:
     again: int
     works: set[int] = field(default_factory=set)
     begun: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.monotonic)
     started: bool = False
     wants: bool = False
     told: bool = False
@@ -71,9 +76,32 @@ class _Member:
             kind, what = self.line.recv()
         except (EOFError, OSError) as error:
             raise self.lost() from error
+        self.since = time.monotonic()
         if kind == "error":
             raise what
         return kind, what
+
+    def hear_within(self, seconds: float) -> tuple[str, Any]:
+        """As `hear`; EngineDied where it says nothing for so long."""
+        if not self.line.poll(seconds):
+            raise _hangs(self, seconds)
+        return self.hear()
+
+    def give(self, number: int, work: Work) -> None:
+        self.since = self.since if self.works else time.monotonic()
+        self.wants = False
+        self.works.add(number)
+        self.tell(work)
+
+    def left_s(self, silence_s: float) -> float | None:
+        """Seconds until it counts as one that does not start, or hangs; None where nothing is awaited of it."""
+        if not self.started:
+            return self.begun + _START_S - time.monotonic()
+        return self.since + silence_s - time.monotonic() if self.works else None
+
+    def is_late(self, silence_s: float) -> bool:
+        left = self.left_s(silence_s)
+        return left is not None and left <= 0 and not self.line.poll()
 
     def render(self, system: str | None, question: str) -> list[int]:
         return self.ask("render", system, question)
@@ -210,10 +238,10 @@ class Parallel:
         self, works: Iterable[Work], sampling: Sampling, finished: Finished | None = None
     ) -> Iterator[tuple[Work, list[Completion]]]:
         """As Engine.stream; works go to whichever engine asks. An engine that dies after it has drawn anything is started
-        again, and what it has not said of its works is asked of whichever is there; EngineDied where none is left. Any
-        other error of an engine is about what was asked, and ends the stream."""
+        again, and what it has not said of its works is asked of whichever is there; EngineDied where none is left. One that
+        hangs is ended, and counts as one that died. Any other error of an engine is about what was asked, and ends the stream."""
         assert not self._streaming, "a stream was left before its end: these engines can only be closed"
-        deal = _Deal(works, finished)
+        deal, silence_s = _Deal(works, finished), _silence_s(sampling, self.spec.seats)
 
         def dies(member: _Member, error: ModelError) -> None:
             deal.again.extend(sorted(member.works, reverse=True))
@@ -226,12 +254,10 @@ class Parallel:
         while True:
             for member in self.members:
                 if member.wants and (number := deal.take()) is not None:
-                    member.wants = False
-                    member.works.add(number)
-                    member.tell(_left(number, *deal.open[number]))
+                    member.give(number, _left(number, *deal.open[number]))
             if deal.is_dealt and not any(member.works for member in self.members):
                 break
-            for member in self._speaking():
+            for member in self._speaking(silence_s):
                 try:
                     kind, what = member.hear()
                 except ModelError as error:
@@ -247,24 +273,22 @@ class Parallel:
                 elif kind == "finished":
                     member.told = True
                     yield from deal.came(member, what)
-            for member in [
-                m for m in self.members if not m.started and time.monotonic() - m.begun > _START_S
-            ]:
-                dies(member, _too_late(member))
+            for member in [member for member in self.members if member.is_late(silence_s)]:
+                dies(member, _hangs(member, silence_s) if member.started else _too_late(member))
         self._end_stream()
 
-    def _speaking(self) -> list[_Member]:
-        """Members that have something to say, waited for until one of those that start is too late."""
+    def _speaking(self, silence_s: float) -> list[_Member]:
+        """Members that have something to say, waited for until one of those that start, or are at work, is too late."""
         by_line = {member.line: member for member in self._living()}
-        patience = [member.begun + _START_S for member in self.members if not member.started]
-        ready = wait(list(by_line), max(0.0, min(patience) - time.monotonic()) if patience else None)
+        left = [found for member in self.members if (found := member.left_s(silence_s)) is not None]
+        ready = wait(list(by_line), max(0.0, min(left)) if left else None)
         return [by_line[line] for line in ready]
 
     def _end_stream(self) -> None:
         for member in [member for member in self.members if member.started]:
             try:
                 member.say(None)
-                while member.hear()[0] != "ended":  # what it said before it heard
+                while member.hear_within(_SILENCE_S)[0] != "ended":  # what it said before it heard
                     pass
             except EngineDied as error:
                 self.lose(member, error)
@@ -305,6 +329,17 @@ class Parallel:
 def _too_late(member: _Member) -> ModelError:
     return ModelError(
         f"vllm: engine {member.number} did not start within {_START_S:.0f} s. {_STAYS} LEAKFAST_DEBUG=1 shows what it does."
+    )
+
+
+def _silence_s(sampling: Sampling, seats: int) -> float:
+    """Of an engine at work: it tells of some completions at once, and of fewer seats than those it has to fill them again."""
+    return _SILENCE_S + _TOKEN_S * sampling.max_new_tokens * max(1.0, AT_ONCE / seats)
+
+
+def _hangs(member: _Member, seconds: float) -> EngineDied:
+    return EngineDied(
+        f"vllm: engine {member.number} said nothing for {seconds:.0f} s and was ended. {_STAYS}"
     )
 
 

@@ -20,7 +20,7 @@ from leakfast.generation.vllm.start import EngineDied, Spec, first_line
 
 log = logging.getLogger("leakfast.generate")
 
-_LEAST_DONE = 16  # completions told at once, so that the parent is not woken for each
+AT_ONCE = 16  # completions told at once, so that the parent is not woken for each
 _GRACE_S = 25.0  # after the parent is gone, before a process that is still at something ends anyway
 _GONE = object()
 
@@ -167,7 +167,7 @@ def _stream(engine: Any, wire: _Wire, sampling: Sampling) -> None:
     def finished(some: Sequence[Completion], work: Work) -> None:
         wire.check()  # nobody would hear of it, and the device is wanted by who comes next
         news.extend((work.key, one) for one in some)
-        if len(news) >= _LEAST_DONE:
+        if len(news) >= AT_ONCE:
             tell()
 
     try:
