@@ -1,15 +1,15 @@
-"""The line between a driver and a worker on this machine: pickled messages on a socket, each after its length. The driver's end
-never waits, so that a worker that hangs in the middle of a message, or reads none, holds up nobody else. Demands connected
-sockets; leaves what is said to messages.py."""
+"""The line between a driver and a worker on this machine: messages on a socket, each after its length, written as
+multiprocessing writes them between processes of one program. The driver's end never waits, so that a worker that hangs in the
+middle of a message, or reads none, holds up nobody else. Demands connected sockets; leaves what is said to messages.py."""
 
 from __future__ import annotations
 
 import contextlib
-import pickle
 import selectors
 import socket
 import struct
 from collections import deque
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 _LENGTH = struct.Struct("!Q")
@@ -33,7 +33,7 @@ class Line:
 
     def send(self, what: Any) -> None:
         """What the other end does not take now goes with `flush`."""
-        body = pickle.dumps(what)
+        body = ForkingPickler.dumps(what)
         self._out += (memoryview(_LENGTH.pack(len(body))), memoryview(body))
         self.flush()
 
@@ -61,7 +61,7 @@ class Line:
                 self._body = bytearray(_LENGTH.size if self._length else _LENGTH.unpack(body)[0])
                 self._room = memoryview(self._body)
                 if self._length:
-                    return _read(body)
+                    return ForkingPickler.loads(body)
         return None
 
     def close(self) -> None:
@@ -70,14 +70,14 @@ class Line:
 
 def send(end: socket.socket, what: Any) -> None:
     """The worker's end: on its way, whole, when this returns. Raises OSError where the driver is gone."""
-    body = pickle.dumps(what)
+    body = ForkingPickler.dumps(what)
     end.sendall(_LENGTH.pack(len(body)))
     end.sendall(body)
 
 
 def receive(end: socket.socket) -> Any:
     """The worker's end: the next message, waited for. Raises EOFError, OSError where the driver is gone."""
-    return _read(_whole(end, _LENGTH.unpack(_whole(end, _LENGTH.size))[0]))
+    return ForkingPickler.loads(_whole(end, _LENGTH.unpack(_whole(end, _LENGTH.size))[0]))
 
 
 def _whole(end: socket.socket, n_bytes: int) -> bytearray:
@@ -89,7 +89,3 @@ def _whole(end: socket.socket, n_bytes: int) -> bytearray:
             raise EOFError
         room = room[got:]
     return body
-
-
-def _read(body: bytearray) -> Any:
-    return pickle.loads(body)  # noqa: S301 (a process of ours, on a socket that no other has)
