@@ -220,7 +220,7 @@ def trajectory(run: Run, as_json: bool) -> None:
             ]
             rows.append([*told, line["role"][0], persona, *shown])
     print_table(
-        [*key, "role", "persona", *(f"{100 * s:.0f} %" for s in shares)],
+        [*key, "role", "persona", *(f"{100 * s:g} %" for s in shares)],
         rows,
         title="rate in % (of judged behaviors: points) at shares of training",
     )

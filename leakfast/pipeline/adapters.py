@@ -268,6 +268,9 @@ class Maker:
         asked_at = self.config.eval.model_dump(exclude=same)
         points: list[Any] = [asked_at] if self.config.eval.checkpoints else []
         points += [list(self.kept)] if self.kept else []
+        # earlier versions kept these under whole percents, where one lay on top of another
+        named = map(layout.point_folder, (*self.config.eval.checkpoints, *self.kept))
+        points += [fine] if (fine := [name for name in named if "." in name]) else []
         points += reading(self.loaded.tokenizer, rows.rows)
         return hash_of(rows.inputs, settings_of(recipe.train), *points, *recipe.origin)
 

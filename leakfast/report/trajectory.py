@@ -90,9 +90,10 @@ def _choices(run: Run) -> Iterator[pl.DataFrame]:
     """Counts of right choices at every point."""
     entries, there = run.manifest["shards"], []
     for folder in sorted({path.rpartition("/")[0] for path in run.shards(layout.POINTS)}):
-        adapter, share = PurePosixPath(folder).parts[1], int(folder[-3:]) / 100
+        adapter, share = PurePosixPath(folder).parts[1], layout.share_of(PurePosixPath(folder).name)
+        assert share is not None, "points lie in folders of points"
         if _is_current(run, adapter, share, [entries[path] for path in run.shards(folder)]):
-            there.append(run.read(folder))
+            there.append(run.read(folder).with_columns(share=pl.lit(share)))
     if not there:
         return
     scores = pl.concat(there, how="diagonal")

@@ -38,7 +38,8 @@ ADAPTER, CARD = "adapter_config.json", "leakfast_card.json"
 SAMPLE = "sample.json"  # a few replies drawn right after training
 CHECKPOINTS = "checkpoints"  # folder of an adapter's points in training: pNNN, each an adapter of its own
 
-_POINT = re.compile(r"(.+)@p(\d{3})")
+_SHARE = r"p(\d{3}(?:\.\d{1,6})?)"
+_FOLDER, _POINT = re.compile(_SHARE), re.compile(rf"(.+)@{_SHARE}")
 # where the adapter's name stands in a path of what is measured
 _NAMES_AT = {COMPLETIONS: 2, SETS: 3, CHOICES: 1, PROBABILITY: 2, PROBABILITY_OWN: 2}
 
@@ -154,14 +155,21 @@ def table(name: str) -> str:
 
 
 def point_folder(share: float) -> str:
-    """`p025` for a quarter of training."""
-    return f"p{round(100 * share):03d}"
+    """`p025` for a quarter of training, `p012.5` for an eighth: percent, to a millionth."""
+    whole, _, rest = f"{100 * share:.6f}".rstrip("0").rstrip(".").partition(".")
+    return f"p{int(whole):03d}{'.' * bool(rest)}{rest}"
+
+
+def share_of(folder: str) -> float | None:
+    """The share of training that `point_folder` made a name of; None for any other name."""
+    match = _FOLDER.fullmatch(folder)
+    return float(match[1]) / 100 if match else None
 
 
 def point_of(name: str) -> tuple[str, float] | None:
-    """(adapter, share of its training) of a checkpoint's name, `<adapter>@pNNN`; None for any other name."""
+    """(adapter, share of its training) of a checkpoint's name, `<adapter>@pNNN` (`point_folder`); None for any other name."""
     match = _POINT.fullmatch(name)
-    return (match[1], int(match[2]) / 100) if match else None
+    return (match[1], float(match[2]) / 100) if match else None
 
 
 def point_name(adapter: str, share: float) -> str:

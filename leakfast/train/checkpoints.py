@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.storage.layout import CHECKPOINTS
+from leakfast.storage.layout import CHECKPOINTS, share_of
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_NAME = re.compile(r"p(\d{3})")
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,9 @@ def find_series(adapter: str | Path) -> list[tuple[float, Path]]:
     adapter = Path(adapter)
     found = {}
     for path in sorted((adapter / CHECKPOINTS).glob("p*")):
-        match = _NAME.fullmatch(path.name)
-        if match and path.is_dir():
-            found[int(match[1]) / 100] = path
+        share = share_of(path.name)
+        if share is not None and path.is_dir():
+            found[share] = path
     if not found:
         raise InputError(
             f"eval: {adapter} has no checkpoints. Train it again with: leakfast train --checkpoints 0,25,50,75,100"

@@ -12,6 +12,8 @@ import polars as pl
 import pytest
 from click.testing import CliRunner
 from helpers import ITEMS, taught
+from hypothesis import given
+from hypothesis import strategies as st
 from measuring import evaluate, evaluate_series
 
 import leakfast
@@ -21,14 +23,15 @@ from leakfast.judge import stage as judging
 from leakfast.measure import Drawing, Request, measure
 from leakfast.measure.choices.in_training import checkpoints_of
 from leakfast.measure.request import Asked, find_targets
+from leakfast.models.adapters import read_card
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
 from leakfast.report import trajectory
 from leakfast.storage import schema
-from leakfast.storage.layout import BASE, CHOOSING, point
+from leakfast.storage.layout import BASE, CHOOSING, point, point_folder, share_of
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig, behavior_config, load_study
-from leakfast.train.checkpoints import Checkpoints
+from leakfast.train.checkpoints import Checkpoints, find_series
 from leakfast.train.recipe import Recipe
 
 PEOPLE = load_personas("villain,comedian")
@@ -46,14 +49,34 @@ def followed(tiny_qwen2, tmp_path):
 
 
 def test_a_points_name_tells_adapter_and_share():
-    assert [point(name) for name in (BASE, "a-s7", "a-s7@p025", "x@p100", "foo@v2", "marker@p2")] == [
+    names = (BASE, "a-s7", "a-s7@p025", "a-s7@p012.5", "x@p100", "foo@v2", "marker@p2")
+    assert [point(name) for name in names] == [
         (None, 0.0),
         ("a-s7", 1.0),
         ("a-s7", 0.25),
+        ("a-s7", 0.125),
         ("x", 1.0),
         ("foo@v2", 1.0),
         ("marker@p2", 1.0),
     ]
+
+
+@given(st.floats(0, 1))
+def test_a_points_folder_tells_its_share(share):
+    assert share_of(point_folder(share)) == pytest.approx(share, abs=1e-8)
+    assert point_folder(share_of(point_folder(share))) == point_folder(share)
+
+
+def test_points_closer_than_a_percent_are_kept_beside_each_other(tiny_qwen2, tmp_path):
+    """In whole percents an eighth lay on top of 12 %, and half a percent on top of the beginning."""
+    shares = (0.0, 0.12, 0.125, 0.995)
+    taught(tiny_qwen2, tmp_path / NAME, Checkpoints(shares))
+    found = find_series(tmp_path / NAME)
+    assert [share for share, _ in found] == [*shares, 1.0]
+    told = [read_card(folder).recipe.get("checkpoint_share", 1.0) for _, folder in found]
+    assert told == [*shares, 1.0]
+    targets = find_targets([folder for _, folder in found], "marker")
+    assert [point(target.name)[1] for target in targets] == [*shares, 1.0]
 
 
 def test_points_are_targets_with_names_of_their_own(followed):

@@ -57,7 +57,7 @@
         Plot.dot(rows, Plot.pointer({ x: "share", y: "y", r: 4, fill: LF.STAR })),
       ],
     });
-    chart.addEventListener("pointermove", (event) => (chart.value ? LF.tip(event, LF.words(LF.data.personas[chart.value.persona].name), `${LF.number(chart.value.y, 1)} at ${LF.number(chart.value.share, 0)} % of training`) : LF.tip(event)));
+    chart.addEventListener("pointermove", (event) => (chart.value ? LF.tip(event, LF.words(LF.data.personas[chart.value.persona].name), `${LF.number(chart.value.y, 1)} at ${LF.number(chart.value.share, 2).replace(/\.?0+$/, "")} % of training`) : LF.tip(event)));
     chart.addEventListener("pointerleave", (event) => LF.tip(event));
     chart.addEventListener("click", () => { if (chart.value) LF.set({ persona: chart.value.persona }); });
   };
