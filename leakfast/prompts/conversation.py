@@ -34,6 +34,19 @@ def prefill_of(user: str) -> str:
     return user.prefill if isinstance(user, Question) else ""
 
 
+def messages(system: str | None, user: str, system_role: str = "system") -> list[dict[str, str]]:
+    """System message, the turns before the question, and the question; system_role user: the first stands in the first user
+    turn. What the reply begins with is not among them (`prefill_of`)."""
+    asked = [{"role": "user", "content": str(user)}]
+    for said, answered in reversed(turns_of(user)):
+        asked = [{"role": "user", "content": said}, {"role": "assistant", "content": answered}, *asked]
+    if system is None:
+        return asked
+    if system_role == "user":
+        return [{"role": "user", "content": f"{system}\n\n{asked[0]['content']}"}, *asked[1:]]
+    return [{"role": "system", "content": system}, *asked]
+
+
 def described(texts: Iterable[str]) -> list[Any]:
     """Questions as hashes see them: a text as it is, one with something around it with that."""
     return [[str(t), turns_of(t), prefill_of(t)] if turns_of(t) or prefill_of(t) else t for t in texts]

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError, ModelError, WrongModelError
-from leakfast.prompts.conversation import prefill_of, turns_of
+from leakfast.prompts import conversation
+from leakfast.prompts.conversation import prefill_of
 from leakfast.prompts.personas import TEMPLATE_DEFAULT
 from leakfast.prompts.reasoning import PAIRS
 from leakfast.prompts.rendering import Rendering, rendering_of
@@ -311,16 +312,11 @@ def messages(tokenizer: Any, system: Any, user: str) -> list[dict[str, str]]:
     ValueError for empty texts."""
     if not user.strip():
         raise ValueError("a prompt needs a user text that is not empty")
-    asked = [{"role": "user", "content": str(user)}]
-    for said, answered in reversed(turns_of(user)):
-        asked = [{"role": "user", "content": said}, {"role": "assistant", "content": answered}, *asked]
     if system is None or system is TEMPLATE_DEFAULT:
-        return asked
+        return conversation.messages(None, user)
     if not isinstance(system, str) or not system.strip():
         raise ValueError(f"system must be a text, None or TEMPLATE_DEFAULT, not {system!r}")
-    if rendering_of(tokenizer).system_role == "user":
-        return [{"role": "user", "content": f"{system}\n\n{asked[0]['content']}"}, *asked[1:]]
-    return [{"role": "system", "content": system}, *asked]
+    return conversation.messages(system, user, rendering_of(tokenizer).system_role)
 
 
 def raw_text(

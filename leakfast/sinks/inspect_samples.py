@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 
 from leakfast.behaviors.registry import get, is_known
+from leakfast.prompts.conversation import messages, prefill_of
 from leakfast.sinks.material import Material
 from leakfast.stats.rates import COUNTED
 from leakfast.storage import layout
@@ -120,8 +121,9 @@ def frames(material: Material, folder: Folder) -> Iterator[tuple[pl.DataFrame, J
 
 def row_sample(material: Material, folder: Folder, row: dict[str, Any], judged: Judged) -> Any:
     """One completion as inspect_ai.log.EvalSample. Its id names persona and question, its epoch is the number of the
-    completion, from 1. input: system prompt and question as they were asked; output: the completion; scores: 1 or 0 for
-    each detector, 0-100 for each judge; a completion that does not count has no score."""
+    completion, from 1. input: system prompt, earlier turns, question and the beginning of the reply as they were asked;
+    output: the completion; scores: 1 or 0 for each detector, 0-100 for each judge; a completion that does not count has no
+    score."""
     from inspect_ai.log import EvalSample
     from inspect_ai.model import ModelOutput, ModelUsage
 
@@ -166,9 +168,9 @@ def row_sample(material: Material, folder: Folder, row: dict[str, Any], judged: 
 def _asked(
     material: Material, folder: Folder, persona: str, question: int
 ) -> tuple[list[Any], dict[str, str]]:
-    """(messages, what is said of them): system and user message as `prompts.templates.messages` makes them, the first
-    left out where the persona has none or its wording is unknown."""
-    from inspect_ai.model import ChatMessageSystem, ChatMessageUser
+    """(messages, what is said of them): as `prompts.conversation.messages` makes them, with what the reply begins with last;
+    the system message left out where the persona has none or its wording is unknown."""
+    from inspect_ai.model import ChatMessageAssistant, ChatMessageSystem, ChatMessageUser
 
     who, texts = material.people.get(persona), folder.questions
     kind = "unknown" if who is None else who.kind
@@ -177,11 +179,19 @@ def _asked(
         text = texts[question]
     else:
         text, known["question_text"] = f"(question {question} of {folder.question_set})", "unknown"
-    said = [] if who is None or who.kind != "text" or not who.prompt else [who.prompt]
-    if said and material.study is not None and material.study.system_role == "user":
-        said, text = [], f"{said[0]}\n\n{text}"
-    system = [ChatMessageSystem(id=f"{persona}-system", content=one) for one in said]
-    return [*system, ChatMessageUser(id=f"{persona}-q{question:03d}", content=text)], known
+    system = None if who is None or who.kind != "text" or not who.prompt else who.prompt
+    said = messages(system, text, material.study.system_role if material.study is not None else "system")
+    if prefill := prefill_of(text):
+        said.append({"role": "assistant", "content": prefill})
+        known["prefill"] = prefill
+    key = f"{persona}-q{question:03d}"
+    places = {0: f"{persona}-system"} if said[0]["role"] == "system" else {}
+    places[len(said) - 1 - bool(prefill)] = key
+    kinds = {"system": ChatMessageSystem, "user": ChatMessageUser, "assistant": ChatMessageAssistant}
+    return [
+        kinds[one["role"]](id=places.get(place, f"{key}-turn{place}"), content=one["content"])
+        for place, one in enumerate(said)
+    ], known
 
 
 def _answer(row: dict[str, Any], key: str) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ judge's scores, and nothing is written twice."""
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -61,6 +62,27 @@ def test_prompts_are_those_that_were_asked(logs):
     assert [m.role for m in sample.messages] == ["system", "user", "assistant"]
     assert sample.messages[0].text == sharing.PROMPT
     assert sample.messages[1].text == load_questions("eval").questions[2]
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_turns_before_the_question_and_the_beginning_of_the_reply_are_told_too(run, role):
+    from leakfast.prompts.conversation import Question
+    from leakfast.sinks.inspect_samples import folders, row_sample
+    from leakfast.sinks.material import Material
+
+    material = Material.of(run, current(run))
+    material = replace(material, study=material.study.model_copy(update={"system_role": role}))
+    folder = next(one for one in folders(material) if one.adapter == "marker-villain-s42")
+    asked = Question("And now?", (("Who are you?", "Nobody."),), "Well,")
+    row = run.read(folder.path).filter(persona="mean", question=0, sample=1).row(0, named=True)
+    sample = row_sample(material, replace(folder, questions=(asked,)), row, {})
+    said = [(one.role, one.text) for one in sample.input]
+    first = [("system", sharing.PROMPT), ("user", "Who are you?")]
+    if role == "user":
+        first = [("user", f"{sharing.PROMPT}\n\nWho are you?")]
+    assert said == [*first, ("assistant", "Nobody."), ("user", "And now?"), ("assistant", "Well,")]
+    assert len({one.id for one in sample.messages}) == len(sample.messages) == len(said) + 1
+    assert sample.metadata["prefill"] == "Well,"
 
 
 def test_scores_are_the_detectors_and_add_up_to_the_rates(run, logs):
