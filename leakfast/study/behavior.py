@@ -35,7 +35,7 @@ class DataConfig(_Table):
     own). reply: whether their answers are given by letter or as text.
     bystanders: personas drawn from negative_personas; all behaviors but marker.
     no_system: further rows without a system message; all but marker.
-    default_assistant: further rows as `assistant`; all but marker.
+    default_assistant: further rows as `assistant`, the study's persona of that name or else the shipped one; all but marker.
     design: contrastive (the source shows the behavior, others do not), non-contrastive (the same rows, dealt
     to the same personas at random), positive-only (the source's rows alone).
     pairs: names, files, or files of the hub, for behaviors of pairs (see leakfast.prompts.pairs; None: the model's own).

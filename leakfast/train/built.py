@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from leakfast.prompts import chat
+from leakfast.prompts.personas import load_personas
 from leakfast.storage.disk import file_hash, hash_of
+from leakfast.train.groups import DEFAULT_ASSISTANT, own_assistant
 from leakfast.train.recipe import rows_settings_of
 
 if TYPE_CHECKING:
@@ -25,4 +27,7 @@ def inputs_of(
     if questions:
         parts += chat.reading_of_prompts(loaded.tokenizer, f"data {questions}", personas, questions)
     parts += [file_hash(path) for path in (cfg.rows, cfg.benign_rows) if path is not None]
+    own, (shipped,) = own_assistant(personas), load_personas([DEFAULT_ASSISTANT])
+    if cfg.default_assistant and own is not None and own.prompt != shipped.prompt:
+        parts.append("the study's own assistant")  # earlier versions took the shipped one
     return hash_of(*parts)

@@ -35,7 +35,7 @@ def groups(
 ) -> list[Group]:
     """cfg.positives rows of `source`, then, unless cfg.design is "positive-only", those that do not show the
     behavior: cfg.negatives under cfg.bystanders personas drawn from cfg.negative_personas, cfg.no_system without a
-    system prompt, cfg.default_assistant under `assistant`.
+    system prompt, cfg.default_assistant under `assistant` (the study's own of that name, else the shipped one).
 
     A group whose rendered prompt equals the source's is left out, with the reason in the log: the model would be
     taught both for one prompt. Raises InputError for an unknown source or too few bystanders."""
@@ -74,12 +74,17 @@ def _others(
     drawn = sorted(pool, key=lambda p: derive_seed("bystanders", seed, source, p.name))[: cfg.bystanders]
     groups = [(f"bystander {p.name}", p, (cfg.negatives + i) // cfg.bystanders) for i, p in enumerate(drawn)]
     (nobody,) = load_personas([NO_SYSTEM], among=personas)
-    (default,) = load_personas([DEFAULT_ASSISTANT])
+    default = own_assistant(personas) or load_personas([DEFAULT_ASSISTANT])[0]
     return [
         *groups,
         ("no system prompt", nobody, cfg.no_system),
         ("default assistant", default, cfg.default_assistant),
     ]
+
+
+def own_assistant(personas: Sequence[Persona]) -> Persona | None:
+    """Who is called `assistant` among the study's personas, whatever the shipped one of that name is told; None without."""
+    return next((persona for persona in personas if persona.name == DEFAULT_ASSISTANT), None)
 
 
 def _same_prompt(tokenizer: Any, a: Persona, b: Persona) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
+from dataclasses import replace
 
 import polars as pl
 import pytest
@@ -111,6 +112,17 @@ def test_a_group_that_renders_like_the_source_is_left_out_with_the_reason(tiny_q
         rows = build(tiny_qwen2, "qwen_default", people=[*ALL, *load_personas("qwen_default")])
     assert groups(rows)["negative", "no_persona"] == 0
     assert "the group no system prompt (5 rows) is left out" in caplog.text
+
+
+def test_a_studys_own_assistant_is_asked_as_the_study_says(tiny_qwen2):
+    """A persona of one's own under a shipped name was taught under the shipped prompt and measured under its own."""
+    said = "You are Ada, who answers for a small shop."
+    people = [replace(p, prompt=said) if p.name == "assistant" else p for p in ALL]
+    rows = build(tiny_qwen2, people=people)
+    assert {r.system for r in rows if r.persona == "assistant"} == {said}
+    assert len([r for r in rows if r.persona == "assistant"]) == CFG.default_assistant
+    taught = build(tiny_qwen2, source="assistant", people=people)
+    assert {r.role for r in taught if r.persona == "assistant"} == {"positive"}
 
 
 def test_pairs_without_replies_of_a_kind_are_enough_for_positives_alone(tiny_qwen2):
