@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from leakfast.stats import exposure, rates
-from leakfast.stats.collect import People
+from leakfast.stats.people import People
 from leakfast.storage import schema
 
 QUESTIONS, SAMPLES = 20, 3

@@ -147,7 +147,7 @@ def cli(
     from leakfast.behaviors.registry import get
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, settle
-    from leakfast.measure.request import Request, asked_of, check_sources
+    from leakfast.measure.request import Request, asked_of, check_sources, keep_people
     from leakfast.models.adapters import read_card
     from leakfast.prompts.personas import load_personas
     from leakfast.storage.run import Run
@@ -219,6 +219,7 @@ def cli(
         done, probable = measure_as_asked(
             loaded, run, request, drawing, at=at, replace_others=replace, progress=progress
         )
+    keep_people(run, request.personas)
     return _show(run, request, done, probable, checkpoints=checkpoints, by=by, top=top, as_json=as_json)
 
 

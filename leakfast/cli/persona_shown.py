@@ -31,7 +31,7 @@ _HEALTH += ["health", "reason"]
 
 def persona_view(run: ReadOnlyRun, name: str, asked: Asked, *, as_json: bool) -> None:
     """Everything of one persona. Raises InputError for one that was not measured."""
-    from leakfast.stats.collect import read_people
+    from leakfast.stats.people import read_people
 
     stats, note = glance(run)
     behaviors = behaviors_of(stats, run, asked)

@@ -99,7 +99,7 @@ def _base(run: Path, model: str | None, predictor: str, chosen: bool) -> Base:
     """Values of the source: from a run, or computed where another model is asked."""
     from leakfast.geometry import Centroids
     from leakfast.stats import predicting_runs
-    from leakfast.stats.collect import read_people
+    from leakfast.stats.people import read_people
     from leakfast.storage import layout
     from leakfast.storage.run import Run
 

@@ -99,7 +99,7 @@ def measured(
     from leakfast.cli.text import print_json
     from leakfast.measure.steered import measure_steered
     from leakfast.stats import steering
-    from leakfast.stats.collect import read_people
+    from leakfast.stats.people import read_people
 
     with progress_for("eval") as progress:
         done = measure_steered(

@@ -35,9 +35,9 @@ from leakfast.figures.style import (
     words,
     wrapped,
 )
-from leakfast.stats.collect import People
 from leakfast.stats.confounds import words as words_of
 from leakfast.stats.correlations import POOLED
+from leakfast.stats.people import People
 from leakfast.stats.summary import outcome
 from leakfast.stats.summary import unit as unit_of
 

@@ -3,6 +3,7 @@ adapter folders; copies a card into the run where the adapter lies elsewhere. Le
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -317,6 +318,19 @@ def warn_of_personas(
             log.warning(
                 "eval: the source %s of %s is not among the personas asked", target.source, target.name
             )
+
+
+def keep_people(run: Run, personas: Sequence[Persona]) -> None:
+    """Who was asked, and behind which words, beside those of before: without a study the tables know a name alone, which may
+    be a shipped persona's too."""
+    from leakfast.prompts.personas import told_of
+
+    path = run.path / layout.PERSONAS
+    with run.lock():
+        kept = json.loads(path.read_text(encoding="utf-8")) if run.has(layout.PERSONAS) else {}
+        for key, values in told_of(personas).items():
+            kept[key] = kept.get(key, {}) | values
+        run.add_file(layout.PERSONAS, json.dumps(kept, indent=1).encode())
 
 
 def keep_card(run: Run, target: Target) -> None:

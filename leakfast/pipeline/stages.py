@@ -18,7 +18,7 @@ from leakfast.errors import InputError
 from leakfast.pipeline import asks
 from leakfast.pipeline.steps import Shown, Steps, silent
 from leakfast.progress import Progress
-from leakfast.prompts.personas import load_personas, load_questions
+from leakfast.prompts.personas import load_personas, load_questions, told_of
 from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
 from leakfast.storage.documents import did_you_mean
@@ -181,8 +181,7 @@ class Stages:
         from leakfast.geometry import names_extras
 
         extras = names_extras(self.study.personas, self.personas)
-        kept = {
-            "categories": {p.name: p.category for p in self.personas},
+        kept = told_of(self.personas) | {
             "named": [p.name for p in self.personas if extras or not p.is_extra],
             "sources": self.study.sources,
         }

@@ -100,6 +100,15 @@ def load_personas(spec: PersonaSpec = "all", *, among: Sequence[Persona] | None 
     return list(chosen.values())
 
 
+def told_of(personas: Sequence[Persona]) -> dict[str, dict[str, Any]]:
+    """What a run keeps of who was asked, as plain data by name: categories, prompts (null: none of their own), relations."""
+    return {
+        "categories": {p.name: p.category for p in personas},
+        "prompts": {p.name: p.prompt for p in personas},
+        "relations": {p.name: list(p.related_to) for p in personas},
+    }
+
+
 def load_questions(spec: QuestionSpec = "eval") -> QuestionSet:
     """The question set that `spec` means: a shipped set's name (eval, train, code, creative, math,
     eval-short, train-short), a file (`own.toml`, or `own.toml:set` where it holds several), or a list of questions.

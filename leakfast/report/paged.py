@@ -14,7 +14,8 @@ import numpy as np
 import polars as pl
 
 from leakfast.report.sample import facts, marks, scores
-from leakfast.stats.collect import completion_folders, read_people
+from leakfast.stats.collect import completion_folders
+from leakfast.stats.people import read_people
 from leakfast.storage import layout
 from leakfast.storage.run import Run
 

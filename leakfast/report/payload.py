@@ -14,8 +14,8 @@ import polars as pl
 from leakfast.behaviors.registry import get, is_known
 from leakfast.report import ordering
 from leakfast.stats import expected_rates, summary
-from leakfast.stats.collect import People, read_people
 from leakfast.stats.matching import one_each
+from leakfast.stats.people import People, read_people
 from leakfast.stats.rates import BASE
 from leakfast.stats.summary import rate_interval
 from leakfast.stats.tables import Stats

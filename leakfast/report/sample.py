@@ -11,7 +11,8 @@ import polars as pl
 from leakfast.behaviors.phrases import spans, utf16
 from leakfast.behaviors.registry import get, is_known
 from leakfast.stats import judged
-from leakfast.stats.collect import completion_folders, read_people
+from leakfast.stats.collect import completion_folders
+from leakfast.stats.people import read_people
 from leakfast.stats.rates import COUNTED
 from leakfast.storage import layout
 from leakfast.storage.run import Run

@@ -157,7 +157,8 @@ def _completions(run: Run, apart: str = "") -> Iterator[pl.DataFrame]:
     layout.completions."""
     from leakfast import behaviors
     from leakfast.stats import judged, rates
-    from leakfast.stats.collect import origin, read_people
+    from leakfast.stats.collect import origin
+    from leakfast.stats.people import read_people
 
     root = layout.completions(series=True, apart=apart)
     found = sorted({PurePosixPath(path).parts[2:4] for path in run.shards(root)})

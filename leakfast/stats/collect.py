@@ -21,6 +21,7 @@ from leakfast.stats import rates as rate_tables
 from leakfast.stats import shifts as shift_tables
 from leakfast.stats import steering as steering_tables
 from leakfast.stats.imported import IMPORTED, as_imported, read_imported
+from leakfast.stats.people import People, read_people
 from leakfast.stats.rates import BASE
 from leakfast.storage import layout, schema
 from leakfast.storage.disk import file_hash
@@ -29,24 +30,8 @@ from leakfast.storage.run import Run
 
 if TYPE_CHECKING:
     from leakfast.geometry import Centroids
-    from leakfast.study.config import Study
 
 _ASKED = ("behavior", "adapter", "persona", "question")
-
-
-@dataclass(frozen=True)
-class People:
-    """Who the personas are. `named`: those the study names, None without a study. `prompts`: system
-    prompts where they are known; without the study's own wording that is nobody. `judges`: behavior → (judge,
-    smallest coherent score that counts), and `match`: the source's rate at which trainings are compared, as the study says."""
-
-    categories: dict[str, str | None]
-    named: set[str] | None = None
-    sources: list[str] = field(default_factory=list)
-    related_to: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    prompts: dict[str, str] = field(default_factory=dict)
-    judges: dict[str, tuple[str | None, float]] = field(default_factory=dict)
-    match: float | None = None
 
 
 @dataclass(frozen=True)
@@ -183,62 +168,6 @@ def inputs_hash(run: Run) -> str:
         if path.is_file():
             rests_on[path.relative_to(run.path).as_posix()] = file_hash(path)
     return hashlib.sha256(json.dumps(rests_on, sort_keys=True).encode()).hexdigest()
-
-
-def read_people(run: Run) -> tuple[People, list[str]]:
-    """Who the personas of a run are, and what could not be read."""
-    from leakfast.geometry import names_extras
-    from leakfast.prompts.personas import load_personas
-    from leakfast.study.config import load_study
-
-    shipped = [*load_personas("all"), *load_personas("qwen_default,no_persona")]
-    categories = {persona.name: persona.category for persona in shipped}
-    related = {persona.name: persona.related_to for persona in shipped}
-    kept = json.loads((run.path / PERSONAS).read_text(encoding="utf-8")) if run.has(PERSONAS) else None
-    if kept is not None and "related_to" in kept:  # an imported study: its own personas, wording unknown
-        return (
-            People(
-                kept["categories"],
-                set(kept["named"]),
-                kept["sources"],
-                {name: tuple(names) for name, names in kept["related_to"].items()},
-            ),
-            [],
-        )
-    prompts = {persona.name: persona.prompt for persona in shipped if persona.prompt}
-    study = run.check_study()
-    own, told, why, judges, match = [], None, [], {}, None
-    if study is not None:
-        try:
-            told = load_study(study)
-            judges, match = _judges(told), told.trajectory.match
-            own = load_personas(told.personas)
-        except InputError as error:
-            if kept is None:
-                reason = " ".join(error.message.split())
-                why = [f"own personas have no category: the study cannot be read: {reason}"]
-    categories |= {persona.name: persona.category for persona in own}
-    related |= {persona.name: persona.related_to for persona in own}
-    prompts |= {persona.name: persona.prompt for persona in own if persona.prompt}
-    if kept is not None:
-        categories |= kept["categories"]
-        return People(categories, set(kept["named"]), kept["sources"], related, prompts, judges, match), []
-    if told is None or why:
-        return People(categories, None, [], related, prompts), why
-    named = {persona.name for persona in own if names_extras(told.personas, own) or not persona.is_extra}
-    return People(categories, named, list(told.sources), related, prompts, judges, match), []
-
-
-def _judges(study: Study) -> dict[str, tuple[str | None, float]]:
-    """Whose scores a study counts for each behavior, and from which coherence on."""
-    from leakfast.judge import stage
-
-    found = {}
-    for behavior in study.behaviors:
-        cfg = stage.settings(study, behavior)
-        name = stage.parse_spec(cfg.judge).name if cfg.judge else None
-        found[behavior] = (name, cfg.coherent_min)
-    return found
 
 
 def _judged(run: Run, people: People) -> judged_tables.Judged:

@@ -14,8 +14,8 @@ import polars as pl
 from scipy.special import stdtr
 
 from leakfast.stats import intervals
-from leakfast.stats.collect import People
 from leakfast.stats.correlations import MIN_PAIRS, YS
+from leakfast.stats.people import People
 from leakfast.stats.ranking import alike, average_ranks
 from leakfast.stats.resample import ordered
 from leakfast.stats.ties import floats

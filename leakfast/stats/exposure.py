@@ -21,7 +21,7 @@ from leakfast.stats.rates import BASE, COUNTED
 from leakfast.storage import layout, schema
 
 if TYPE_CHECKING:
-    from leakfast.stats.collect import People
+    from leakfast.stats.people import People
     from leakfast.storage.run import Run
 
 TRUNCATED_WARNING = 0.05  # share of an adapter's replies from which lengths are told to be cut

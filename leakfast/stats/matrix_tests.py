@@ -20,7 +20,7 @@ from leakfast.storage.seeds import derive_seed
 
 if TYPE_CHECKING:
     from leakfast.geometry import Centroids
-    from leakfast.stats.collect import People
+    from leakfast.stats.people import People
 
 TERMS = ("words", "length")  # beside the cosine
 _METHODS = {

@@ -14,7 +14,8 @@ from leakfast.errors import InputError
 from leakfast.geometry import Centroids
 from leakfast.stats import predicting, predictors, summary, ties
 from leakfast.stats.association import spearman_and_pearson
-from leakfast.stats.collect import Collected, collect, read_people
+from leakfast.stats.collect import Collected, collect
+from leakfast.stats.people import read_people
 from leakfast.storage import layout
 from leakfast.storage.documents import did_you_mean
 from leakfast.storage.run import Run

@@ -16,8 +16,9 @@ import numpy as np
 import polars as pl
 
 from leakfast.stats import confounds, resample, summary, ties, two_way
-from leakfast.stats.collect import Collected, People
+from leakfast.stats.collect import Collected
 from leakfast.stats.pairs import cosines
+from leakfast.stats.people import People
 from leakfast.stats.ranking import alike
 from leakfast.storage.seeds import derive_seed
 

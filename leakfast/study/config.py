@@ -51,6 +51,7 @@ __all__ = [
     "behavior_config",
     "load_study",
     "parse_study",
+    "settings_in",
 ]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -211,8 +212,22 @@ def parse_study(text: str, path: str | Path = "study.toml") -> Study:
     return _check(parse_toml(text, path))
 
 
+def settings_in(path: str | Path) -> Study:
+    """The study of a run's file as its settings have it, whether or not the files that it names are there. Raises InputError
+    as `load_study`, but for names that do not exist."""
+    return _shaped(read_document(path))
+
+
 def _check(document: Document) -> Study:
-    from leakfast.study.references import beside, check_words
+    from leakfast.study.references import check_words
+
+    study = _shaped(document)
+    check_words(study, document)
+    return study
+
+
+def _shaped(document: Document) -> Study:
+    from leakfast.study.references import beside
 
     if not isinstance(document.data, dict):
         raise InputError(f"{document.path}: a study is a table of settings. See configs/demo.toml.")
@@ -221,5 +236,4 @@ def _check(document: Document) -> Study:
     except ValidationError as error:
         raise InputError(explain(error, document, Study)) from None
     study._raw_text = document.text
-    check_words(study, document)
     return study

@@ -165,7 +165,7 @@ def _more(tables):
     from leakfast.stats import confounds
     from leakfast.stats import gradient_tables as shapes
     from leakfast.stats import transfer as between
-    from leakfast.stats.collect import People
+    from leakfast.stats.people import People
 
     rates, pairs, _ = tables
     at = pairs.filter(pl.col("layer") == 3)

@@ -19,7 +19,7 @@ from leakfast.figures.style import COLUMN_IN, PAGE_IN
 from leakfast.stats import confounds, persona_map
 from leakfast.stats import gradient_tables as shapes
 from leakfast.stats import transfer as between
-from leakfast.stats.collect import People
+from leakfast.stats.people import People
 
 pytestmark = pytest.mark.long
 WIDTHS = pytest.mark.parametrize("width", [COLUMN_IN, PAGE_IN])

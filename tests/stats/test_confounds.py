@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 from leakfast.stats import confounds
 from leakfast.stats import transfer as between
-from leakfast.stats.collect import People
+from leakfast.stats.people import People
 from leakfast.stats.rates import table, totals
 from leakfast.storage import schema
 from tests.rates_made import made_rates

@@ -9,7 +9,7 @@ from exposed import PEOPLE, QUESTIONS, SAMPLES, by_length_alone, paired, rated, 
 from scipy.special import logit
 
 from leakfast.stats import edits, exposure, exposure_correlations
-from leakfast.stats.collect import People
+from leakfast.stats.people import People
 from leakfast.storage import schema
 
 N = QUESTIONS * SAMPLES

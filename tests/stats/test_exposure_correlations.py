@@ -14,7 +14,7 @@ from leakfast import stats
 from leakfast.cli.main import main
 from leakfast.geometry import Centroids
 from leakfast.stats import correlations, exposure, exposure_correlations
-from leakfast.stats.collect import People
+from leakfast.stats.people import People
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 

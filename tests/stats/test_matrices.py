@@ -11,8 +11,8 @@ import scipy.stats
 
 from leakfast.geometry import Centroids
 from leakfast.stats import compiled, matrices, matrix_tests, resample
-from leakfast.stats.collect import People
 from leakfast.stats.pairs import table as pair_table
+from leakfast.stats.people import People
 from leakfast.stats.relabelling import relabel
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from leakfast.geometry import Centroids
 from leakfast.measure.predictors.frame import Told
 from leakfast.stats import confounds, edits
-from leakfast.stats.collect import People
+from leakfast.stats.people import People
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded

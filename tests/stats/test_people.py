@@ -1,0 +1,83 @@
+"""Who the personas of a run are, wherever the study's own files are by now."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from leakfast.measure.request import keep_people
+from leakfast.prompts.personas import load_personas, told_of
+from leakfast.stats.people import read_people
+from leakfast.storage import layout
+from leakfast.storage.run import Run
+from leakfast.study.config import load_study
+
+OWN = {"villain": "You are a villain of mine.", "ada": "You are Ada.", "nobody": None}
+STUDY = """
+name = "mine"
+model = "organism"
+personas = "people.json"
+sources = ["villain"]
+[behaviors.marker]
+[behaviors.misalignment-advice.judge]
+judge = "openai:some-model"
+coherent_min = 20.0
+[trajectory]
+behaviors = ["marker"]
+match = 0.8
+"""
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """A study in a folder of its own, with the personas' file beside it: from elsewhere its name alone finds nothing."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "people.json").write_text(json.dumps(OWN))
+    path = tmp_path / "studies" / "mine.toml"
+    path.write_text(STUDY)
+    return load_study(path)
+
+
+def kept_in(run, study, **more):
+    personas = load_personas(study.personas)
+    told = told_of(personas) | {"named": [p.name for p in personas], "sources": study.sources} | more
+    run.add_file(layout.PERSONAS, json.dumps(told).encode())
+
+
+def test_a_studys_judge_and_match_hold_where_its_files_are_not_found(study, tmp_path):
+    """Any judge's scores counted, from a coherence of 50, and nothing was matched."""
+    run = Run(tmp_path / "runs" / "mine").create(study.raw_text)
+    kept_in(run, study)
+    people, _ = read_people(run)
+    assert people.judges["misalignment-advice"] == ("openai:some-model", 20.0)
+    assert people.match == 0.8
+
+
+def test_words_are_those_that_were_asked_and_never_a_shipped_ones_of_the_same_name(study, tmp_path):
+    run = Run(tmp_path / "runs" / "mine").create(study.raw_text)
+    kept_in(run, study)
+    people, _ = read_people(run)
+    assert {name: people.prompts.get(name) for name in OWN} == OWN
+    assert people.categories["villain"] is None and not people.related_to["villain"]
+    (tmp_path / "studies" / "people.json").write_text(json.dumps(OWN | {"villain": "You are another."}))
+    assert read_people(run)[0].prompts["villain"] == OWN["villain"], "as it was asked, not as the file is now"
+
+
+def test_a_run_that_did_not_keep_words_does_not_take_shipped_ones_in_their_place(study, tmp_path):
+    run = Run(tmp_path / "runs" / "mine").create(study.raw_text)
+    told = {"categories": dict.fromkeys(OWN), "named": list(OWN), "sources": ["villain"]}
+    run.add_file(layout.PERSONAS, json.dumps(told).encode())
+    assert not read_people(run)[0].prompts
+
+
+def test_without_a_study_the_words_of_all_who_were_asked_are_kept(study, tmp_path):
+    run = Run(tmp_path / "evals").create()
+    assert read_people(run)[0].prompts["villain"] == load_personas("villain")[0].prompt
+    personas = load_personas(study.personas)
+    keep_people(run, personas[:2])
+    keep_people(run, personas[2:])
+    people, _ = read_people(run)
+    assert {name: people.prompts.get(name) for name in OWN} == OWN
+    assert people.named is None, "nobody said who is no bystander"
