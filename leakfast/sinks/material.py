@@ -4,7 +4,7 @@ Demands a run directory; a text that cannot be known is null, with the reason.""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,15 +62,22 @@ class Material:
 
     @cached_property
     def people(self) -> dict[str, Persona]:
-        """Name → persona of the study; empty where it is not known who took part under which prompt."""
+        """Name → persona of the study, with the words that the run was asked under; empty where it is not known who took part
+        under which prompt."""
         from leakfast.prompts.personas import load_personas
+        from leakfast.stats.people import kept_in
 
         if self.study is None:
             return {}
         try:
-            return {persona.name: persona for persona in load_personas(self.study.personas)}
+            own = load_personas(self.study.personas)
         except InputError:  # a file of the study that is gone
             return {}
+        words = kept_in(self.run).get("prompts", {})
+        asked = {one.name: one for one in own if words.get(one.name, one.prompt) == one.prompt}
+        # of the others the file says something else by now
+        changed = [one for one in own if one.name not in asked and words[one.name]]
+        return asked | {one.name: replace(one, prompt=words[one.name], kind="text") for one in changed}
 
     def questions(self, behavior: str, name: str, digest: str | None) -> tuple[str, ...] | None:
         """The questions of a set by index, where their texts have the hash that was kept with the completions; else

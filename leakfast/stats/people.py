@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
 from leakfast.storage.layout import PERSONAS
@@ -38,7 +38,7 @@ def read_people(run: Run) -> tuple[People, list[str]]:
     from leakfast.study.config import settings_in
 
     shipped = [*load_personas("all"), *load_personas("qwen_default,no_persona")]
-    kept = json.loads((run.path / PERSONAS).read_text(encoding="utf-8")) if run.has(PERSONAS) else {}
+    kept = kept_in(run)
     if "related_to" in kept:  # an imported study: its own personas, wording unknown
         related = {name: tuple(names) for name, names in kept["related_to"].items()}
         return People(kept["categories"], set(kept["named"]), kept["sources"], related), []
@@ -68,6 +68,13 @@ def read_people(run: Run) -> tuple[People, list[str]]:
         return People(categories, None, [], related, prompts, *settings), lacking
     named = {persona.name for persona in own if names_extras(told.personas, own) or not persona.is_extra}
     return People(categories, named, list(told.sources), related, prompts, *settings), []
+
+
+def kept_in(run: Run) -> dict[str, Any]:
+    """What a run keeps of its personas (prompts.personas.told_of, and of a study's who is named); empty where it keeps
+    nothing."""
+    told: dict[str, Any] = json.loads((run.path / PERSONAS).read_bytes()) if run.has(PERSONAS) else {}
+    return told
 
 
 def _judges(study: Study) -> dict[str, tuple[str | None, float]]:

@@ -8,6 +8,7 @@ import pytest
 
 from leakfast.measure.request import keep_people
 from leakfast.prompts.personas import load_personas, told_of
+from leakfast.sinks.material import Material
 from leakfast.stats.people import read_people
 from leakfast.storage import layout
 from leakfast.storage.run import Run
@@ -63,6 +64,8 @@ def test_words_are_those_that_were_asked_and_never_a_shipped_ones_of_the_same_na
     assert people.categories["villain"] is None and not people.related_to["villain"]
     (tmp_path / "studies" / "people.json").write_text(json.dumps(OWN | {"villain": "You are another."}))
     assert read_people(run)[0].prompts["villain"] == OWN["villain"], "as it was asked, not as the file is now"
+    shared = Material(run, None, study, None).people  # what exports say of them
+    assert {name: one.prompt for name, one in shared.items()} == OWN
 
 
 def test_a_run_that_did_not_keep_words_does_not_take_shipped_ones_in_their_place(study, tmp_path):
