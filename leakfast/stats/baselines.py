@@ -4,9 +4,9 @@ per question and rates; a baseline of other prompts is no baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -163,7 +163,16 @@ def _entries(run: Run, tree: str) -> Told:
         else:
             continue
         for name in names:
-            for key in _TOLD:
-                if entry.get(key):
-                    told.setdefault((name, adapter), {}).setdefault(key, set()).add(entry[key])
+            for key, said in said_of([entry]).items():
+                told.setdefault((name, adapter), {}).setdefault(key, set()).update(said)
     return told
+
+
+def said_of(entries: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """What entries of the manifest say of how their shards were asked and drawn."""
+    found: dict[str, set[str]] = {}
+    for entry in entries:
+        for key in _TOLD:
+            if entry.get(key):
+                found.setdefault(key, set()).add(entry[key])
+    return found

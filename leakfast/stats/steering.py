@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
-from leakfast.stats import accuracy, rates, two_way
+from leakfast.stats import accuracy, baselines, rates, two_way
 from leakfast.storage import layout
 
 if TYPE_CHECKING:
@@ -181,8 +181,8 @@ def _row(
     others = _bystanders(values, source, named)
     row |= _interval("mean_bystander", others, "reason")
     row |= {"personas": others["persona"].n_unique(), "questions": others["question"].n_unique()}
-    if before is None:
-        return row | {"change_reason": "the adapter was not measured without the arm"}
+    if isinstance(before, str):
+        return row | {"change_reason": before}
     paired = values.join(before, on=_KEY, how="inner", suffix="_before", maintain_order="left")
     if paired.height != values.height:
         return row | {"change_reason": "the adapter was measured otherwise without the arm"}
@@ -191,8 +191,9 @@ def _row(
     return row | _interval("change", _bystanders(paired, source, named), "change_reason")
 
 
-def _before(run: Run, folder: str, steer: dict[str, Any], key: tuple[str, str | None]) -> pl.DataFrame | None:
-    """The same without the arm: of the adapter as it is, else of an arm of strength 0, which is that to the bit."""
+def _before(run: Run, folder: str, steer: dict[str, Any], key: tuple[str, str | None]) -> pl.DataFrame | str:
+    """The same without the arm: of the adapter as it is, else of an arm of strength 0, which is that to the bit; or why there
+    is none that was asked and drawn alike."""
     arm = steer["adapter"] + layout.STEERED_BY
     plain = "/".join(steer["adapter"] if part.startswith(arm) else part for part in folder.split("/")[1:])
     at_zero = (
@@ -203,11 +204,29 @@ def _before(run: Run, folder: str, steer: dict[str, Any], key: tuple[str, str | 
         and told["mode"] in ("add", "project")
         if path.split("/")[1] == folder.split("/")[1]
     )
+    why = "the adapter was not measured without the arm"
     for there in (plain, *at_zero):
         found = dict(_values(run, there)).get(key) if run.shards(there) else None
-        if found is not None:
+        if found is None:
+            continue
+        otherwise = _otherwise(run, folder, there)
+        if otherwise is None:
             return found
-    return None
+        why = f"the adapter under the arm {otherwise}"
+    return why
+
+
+def _otherwise(run: Run, folder: str, there: str) -> str | None:
+    """How a folder's shards were asked or drawn otherwise than another's, whose questions go by the same numbers; None where
+    they were not, or do not say."""
+    entries = [[run.manifest["shards"][path] for path in run.shards(one)] for one in (folder, there)]
+    told = {("", str(side)): baselines.said_of(some) for side, some in enumerate(entries)}
+    words = baselines.apart(told, [("", "0")], [("", "1")], "without it")
+    if words is not None:
+        return words
+    mine, theirs = ({n: h for e in some for n, h in e.get("personas", {}).items()} for some in entries)
+    changed = [name for name in mine if theirs.get(name, mine[name]) != mine[name]]
+    return f"had another prompt as {changed[0]} than without it" if changed else None
 
 
 def _bystanders(values: pl.DataFrame, source: str | None, named: Collection[str] | None) -> pl.DataFrame:
