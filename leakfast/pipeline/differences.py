@@ -12,7 +12,7 @@ import polars as pl
 
 from leakfast.errors import InputError
 from leakfast.models.adapters import card_in
-from leakfast.stats.against import Side, compare
+from leakfast.stats.against import Side, compare, pairs_of
 from leakfast.stats.collect import inputs_hash
 from leakfast.stats.moved import moved
 from leakfast.stats.tables import Stats, read, stats
@@ -24,13 +24,14 @@ from leakfast.study.config import parse_study
 
 log = logging.getLogger("leakfast.diff")
 _ABSENT = "–"
+_NAMED = 3  # personas that are told by name
 
 
 @dataclass(frozen=True)
 class Differences:
     """settings: (dotted path, a, b) of the two studies; made_with: the same of versions, model, prompts and adapters; numbers:
-    `against.compare`; rates: `moved.moved`, the farthest first; only: what one of the two measured alone; notes: what could
-    not be set against each other."""
+    `against.compare`; rates: `moved.moved`, the farthest first; only: what one of the two measured alone, adapters and, of
+    adapters that both have, personas; notes: what could not be set against each other."""
 
     settings: list[tuple[str, Any, Any]]
     made_with: list[tuple[str, Any, Any]]
@@ -42,9 +43,11 @@ class Differences:
     @property
     def identical(self) -> bool:
         """Nothing differs, not even what the two were made with."""
-        gaps = [table["difference"].fill_null(0.0) for table in (self.numbers, self.rates)]
-        same = all((gap == 0).all() for gap in gaps)
-        return same and not self.settings and not self.made_with and not any(self.only)
+        tables = (self.numbers, self.rates)
+        same = all((table["difference"].fill_null(0.0) == 0).all() for table in tables)
+        # a rate that one of the two has alone
+        known = all((table["value"].is_null() == table["other"].is_null()).all() for table in tables)
+        return same and known and not self.settings and not self.made_with and not any(self.only)
 
 
 def differences(this: str | Path, other: str | Path, *, bootstraps: int = 2000, seed: int = 0) -> Differences:
@@ -59,6 +62,13 @@ def differences(this: str | Path, other: str | Path, *, bootstraps: int = 2000, 
         {f"{b}/{a}" for b, a in side.stats.rates.select("behavior", "adapter").unique().rows()}
         for side in (one, two)
     ]
+    for pair in pairs_of(one, two, base=True):
+        asked = [set(part["persona"]) for part in (pair.mine, pair.theirs)]
+        named = (pair.told["adapter"], pair.told["other_adapter"])
+        for k, name in enumerate(named):
+            if alone := sorted(asked[k] - asked[1 - k]):
+                some = ", ".join(alone[:_NAMED]) + f" and {len(alone) - _NAMED} more" * (len(alone) > _NAMED)
+                measured[k].add(f"{pair.told['behavior']}/{name} as {some}")
     return Differences(
         _settings(runs, notes),
         _apart(*map(_made_with, runs)),

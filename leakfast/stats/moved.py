@@ -58,7 +58,8 @@ def _of_pair(pair: Pair) -> list[dict[str, Any]]:
         one, other = (side[name] for side in sides)
         told = pair.told | {"persona": name}
         if one["rate"] is None or other["rate"] is None:
-            rows.append(told | {"paired": False, "reason": "one of the rates is not known"})
+            sides_of = {"value": one["rate"], "other": other["rate"]}
+            rows.append(told | sides_of | {"paired": False, "reason": "one of the rates is not known"})
             continue
         apart = None if shares is None else shares[0][number] - shares[1][number]
         found = of_persona(one, other, apart)

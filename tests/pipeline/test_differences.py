@@ -83,6 +83,22 @@ def test_what_one_run_measured_alone_is_told_and_neither_run_is_changed(this, tm
     assert before == after, "tables were made anew in memory alone"
 
 
+def test_a_persona_or_a_rate_that_one_run_lacks_is_a_difference(this, tmp_path):
+    """Rates that both know are all the same here, and the two were called the same."""
+    shutil.copytree(this, tmp_path / "gaps")
+    run = Run(tmp_path / "gaps")
+    gone, failed = PEOPLE[5], PEOPLE[6]
+    for relpath in run.shards(ADAPTER):
+        status = pl.when(pl.col("persona") == failed).then(pl.lit("error")).otherwise("status")
+        frame = run.read(relpath).filter(pl.col("persona") != gone).with_columns(status.alias("status"))
+        run.add_shard(relpath, frame, questions_sha256=ASKED)
+    found = differences(this, run.path, bootstraps=99)
+    assert not found.identical
+    assert found.only == ([f"marker/marker-villain-s42 as {gone}"], [])
+    row = found.rates.filter(adapter="marker-villain-s42", persona=failed).row(0, named=True)
+    assert row["value"] is not None and row["other"] is None and row["reason"]
+
+
 def test_json_has_every_rate_and_the_screen_the_largest(this, other, capsys):
     assert main(["diff", str(this), str(other), "--bootstraps", "99", "--json"]) in (None, 0)
     told = json.loads(capsys.readouterr().out)
