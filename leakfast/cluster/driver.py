@@ -61,7 +61,7 @@ def run(
         stages = Stages(study, store, progress, chosen=chosen)
         trained, controls = stages.sorted()
         check_judges(study, chosen.behaviors, store)
-        stages.keep_personas()
+        stages.settle()
         with Judges(_judgings(study, chosen), stages.judge) as judges:
             workers = pool(study, only)
             try:

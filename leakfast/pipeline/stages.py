@@ -4,7 +4,6 @@ directory."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from leakfast.errors import InputError
 from leakfast.pipeline import asks
 from leakfast.pipeline.steps import Shown, Steps, silent
 from leakfast.progress import Progress
-from leakfast.prompts.personas import load_personas, load_questions, told_of
+from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
 from leakfast.storage.documents import did_you_mean
@@ -131,7 +130,7 @@ class Stages:
             trained=asks.with_earlier(self.study, trained),
             drawn=[*trained, *controls],
         )
-        self.keep_personas()
+        self.settle()
         self.centroids()
         if self.study.asks_predictors:
             self.predictors()
@@ -176,17 +175,12 @@ class Stages:
             write_all(self.store, stats)
         return Outcome(self.store.path, stats, page, self.steps.took)
 
-    def keep_personas(self) -> None:
-        """Who takes part, so that the tables can be made again where the study's persona file is gone."""
-        from leakfast.geometry import names_extras
+    def settle(self) -> None:
+        """What a run is to tell of its study before anything is made: who takes part, and which lists are the study's."""
+        from leakfast.pipeline import settled
 
-        extras = names_extras(self.study.personas, self.personas)
-        kept = told_of(self.personas) | {
-            "named": [p.name for p in self.personas if extras or not p.is_extra],
-            "sources": self.study.sources,
-        }
-        self.store.has(layout.PERSONAS)  # a damaged one is set aside, and said
-        self.store.add_file(layout.PERSONAS, json.dumps(kept, indent=1).encode())
+        settled.keep_personas(self.store, self.study, self.personas)
+        settled.lists(self.store, self.study, self.chosen.behaviors)
 
     # ── the stages ───────────────────────────────────────────────────────────────────────────────
     def centroids(self) -> None:

@@ -1,0 +1,74 @@
+"""What a run is to tell of its study before anything is made: who takes part, and, of one that was edited, which list makes the
+rate of a behavior that multiple choice measures. Demands a locked run and the study's items; scores nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import polars as pl
+
+from leakfast.behaviors.registry import get
+from leakfast.measure.choices.scores import LETTERS
+from leakfast.pipeline import asks
+from leakfast.prompts.personas import told_of
+from leakfast.storage import layout
+
+if TYPE_CHECKING:
+    from leakfast.prompts.personas import Persona
+    from leakfast.storage.run import Run
+    from leakfast.study.config import Study
+
+log = logging.getLogger("leakfast.run")
+
+
+def keep_personas(run: Run, study: Study, personas: Sequence[Persona]) -> None:
+    """Who takes part, so that the tables can be made again where the study's persona file is gone."""
+    from leakfast.geometry import names_extras
+
+    extras = names_extras(study.personas, personas)
+    kept = told_of(personas) | {
+        "named": [p.name for p in personas if extras or not p.is_extra],
+        "sources": study.sources,
+    }
+    run.has(layout.PERSONAS)  # a damaged one is set aside, and said
+    run.add_file(layout.PERSONAS, json.dumps(kept, indent=1).encode())
+
+
+def lists(run: Run, study: Study, behaviors: Sequence[str]) -> None:
+    """Move to quarantine/ what would stand as a behavior's rate in place of what the study asks: scores of another list under
+    the behavior's own name, or of letters, where the study reads full texts and none are there yet (letters come first where
+    a run has both). The study's list loses the longer name that it got as a second one. Other lists that somebody had scored
+    beside it have names of their own and stay."""
+    for behavior in behaviors:
+        if get(behavior).by_completions:
+            continue
+        (one,) = asks.asked(study, behavior)
+        name, scoring = one.set_name, one.config.scoring
+        entries = run.manifest["shards"]
+        made = {path: entries[path] for path in run.shards(layout.CHOICES) if "items" in entries[path]}
+        own = {path: entry for path, entry in made.items() if entry.get("behavior") == behavior}
+        asked = [path for path in made if path.split("/")[2] == f"{name}-{scoring}"]
+        other = [path for path, entry in own.items() if entry["items"] != name]
+        if scoring != LETTERS and not asked:
+            other += [path for path in own if path.split("/")[2] == f"{name}-{LETTERS}"]
+        if other:
+            folders = sorted({path.split("/")[2] for path in other})
+            log.warning(
+                "%s: %d shards of %s were scored by %s, which the study no longer asks; they are moved to %s",
+                *(run.path, len(other), behavior, ", ".join(folders), layout.QUARANTINE),
+            )
+        for path in other:
+            run.retire(path, "scored by a list, or a scoring, that the study no longer asks")
+        for path in asked:
+            if made[path].get("behavior") == f"{behavior}-{name}":
+                _renamed(run, path, behavior)
+
+
+def _renamed(run: Run, path: str, behavior: str) -> None:
+    """The shard's scores under the behavior's own name."""
+    meta = {k: v for k, v in run.manifest["shards"][path].items() if k not in ("sha256", "bytes", "rows")}
+    frame = pl.read_parquet(run.path / path, glob=False).with_columns(behavior=pl.lit(behavior))
+    run.add_shard(path, frame, **{**meta, "behavior": behavior})

@@ -1,0 +1,92 @@
+"""What a run keeps of a study that was edited: the list that the study names makes the behavior's rate."""
+
+from __future__ import annotations
+
+import json
+
+import polars as pl
+import pytest
+
+from leakfast.pipeline.settled import lists
+from leakfast.stats.accuracy import count, read
+from leakfast.storage import layout, schema
+from leakfast.storage.run import Run
+from leakfast.study.config import parse_study
+
+STUDY = """
+name = "small"
+model = "organism"
+sources = ["villain"]
+[behaviors.capability.eval]
+items = "{items}"
+scoring = "{scoring}"
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path / "run").create()
+
+
+def study(tmp_path, name, scoring="letters"):
+    path = tmp_path / f"{name}.jsonl"
+    lines = [{"question": f"{name} {i}?", "choices": ["x", "y"], "answer": "A"} for i in range(4)]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return parse_study(STUDY.format(items=path, scoring=scoring))
+
+
+def scored(run, name, behavior="capability", scoring="letters"):
+    """One item of the list NAME.eval, answered rightly."""
+    made = pl.DataFrame(
+        {
+            "behavior": behavior,
+            "adapter": "base",
+            "persona": "villain",
+            "item": [f"{name}-0", f"{name}-0"],
+            "scoring": scoring,
+            "label": ["A", "B"],
+            "logprob_nats": [-1.0, -2.0],
+            "logprob_per_token_nats": [-1.0, -2.0],
+            "logprob_per_byte_nats": [-1.0, -2.0],
+            "chosen": [True, False],
+            "chosen_per_byte": [True, False],
+            "correct": [True, False],
+            "status": "ok",
+        }
+    )
+    path = layout.shard(layout.choices("base", f"{name}.eval", scoring))
+    run.add_shard(path, schema.check(made, "choice_scores"), items=f"{name}.eval", behavior=behavior)
+    return path
+
+
+def behaviors(run):
+    """Behavior → the lists that its counts are of."""
+    scores = read(run)
+    told = scores.select("behavior", pl.col("item").str.split("-").list.first()).unique().rows()
+    assert set(count(scores)["behavior"]) == {behavior for behavior, _ in told}
+    return dict(told)
+
+
+def test_the_list_of_an_edited_study_makes_the_rate(run, tmp_path):
+    """The list that was scored first kept the behavior's name, and the study's own stood beside it under a longer one."""
+    gone, now = scored(run, "old"), scored(run, "new", "capability-new.eval")
+    beside = scored(run, "other", "capability-other.eval")
+    lists(run, study(tmp_path, "new"), ["capability"])
+    assert behaviors(run) == {"capability": "new", "capability-other.eval": "other"}
+    assert gone not in run.manifest["shards"] and {now, beside} <= set(run.manifest["shards"])
+    assert run.manifest["shards"][now]["behavior"] == "capability"
+    before = dict(run.manifest["shards"])
+    lists(run, study(tmp_path, "new"), ["capability"])
+    assert run.manifest["shards"] == before
+
+
+def test_letters_make_way_where_the_study_came_to_read_full_texts(run, tmp_path):
+    letters = scored(run, "old")
+    lists(run, study(tmp_path, "old"), ["capability"])
+    assert letters in run.manifest["shards"]
+    lists(run, study(tmp_path, "old", "full-text"), ["capability"])
+    assert letters not in run.manifest["shards"]
+    scored(run, "old", scoring="full-text")
+    by_hand = scored(run, "old")
+    lists(run, study(tmp_path, "old", "full-text"), ["capability"])
+    assert by_hand in run.manifest["shards"], "scored beside the study's own, by somebody who asked for it"
