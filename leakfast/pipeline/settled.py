@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -25,15 +25,18 @@ log = logging.getLogger("leakfast.run")
 
 
 def keep_personas(run: Run, study: Study, personas: Sequence[Persona]) -> None:
-    """Who takes part, so that the tables can be made again where the study's persona file is gone."""
+    """Who takes part, so that the tables can be made again where the study's persona file is gone; who was asked beside them
+    (measure.request.keep_people) stays behind them."""
     from leakfast.geometry import names_extras
+    from leakfast.stats.people import kept_in
 
     extras = names_extras(study.personas, personas)
-    kept = told_of(personas) | {
-        "named": [p.name for p in personas if extras or not p.is_extra],
-        "sources": study.sources,
-    }
-    run.has(layout.PERSONAS)  # a damaged one is set aside, and said
+    before = kept_in(run)  # a damaged one is set aside, and said
+    kept: dict[str, Any] = {}
+    for key, values in told_of(personas).items():
+        kept[key] = values | {name: v for name, v in before.get(key, {}).items() if name not in values}
+    kept["named"] = [p.name for p in personas if extras or not p.is_extra]
+    kept["sources"] = study.sources
     run.add_file(layout.PERSONAS, json.dumps(kept, indent=1).encode())
 
 

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from leakfast.measure.request import keep_people
-from leakfast.prompts.personas import load_personas, told_of
+from leakfast.pipeline.settled import keep_personas
+from leakfast.prompts.personas import load_personas
 from leakfast.sinks.material import Material
 from leakfast.stats.people import read_people
 from leakfast.storage import layout
@@ -41,10 +42,8 @@ def study(tmp_path, monkeypatch):
     return load_study(path)
 
 
-def kept_in(run, study, **more):
-    personas = load_personas(study.personas)
-    told = told_of(personas) | {"named": [p.name for p in personas], "sources": study.sources} | more
-    run.add_file(layout.PERSONAS, json.dumps(told).encode())
+def kept_in(run, study):
+    keep_personas(run, study, load_personas(study.personas))
 
 
 def test_a_studys_judge_and_match_hold_where_its_files_are_not_found(study, tmp_path):
@@ -84,3 +83,12 @@ def test_without_a_study_the_words_of_all_who_were_asked_are_kept(study, tmp_pat
     people, _ = read_people(run)
     assert {name: people.prompts.get(name) for name in OWN} == OWN
     assert people.named is None, "nobody said who is no bystander"
+
+
+def test_who_was_asked_beside_a_study_stays_behind_its_own(study, tmp_path):
+    run = Run(tmp_path / "runs" / "mine").create(study.raw_text)
+    keep_people(run, load_personas({"guest": "You are a guest.", "ada": "You are another Ada."}))
+    kept_in(run, study)
+    people, _ = read_people(run)
+    assert people.prompts["guest"] == "You are a guest." and people.prompts["ada"] == OWN["ada"]
+    assert people.named == set(OWN)
