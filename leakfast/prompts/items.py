@@ -77,14 +77,21 @@ class ItemSet(Sequence[Item]):
         """The training or the evaluation half (NAME.train, NAME.eval), or all; each keeps the list's order.
 
         Items are sorted by SHA-256 of (seed, content) and the first ⌊N/2⌋ are for training, so an item's
-        half depends on the set of items alone: not on their order, their ids or the machine. The split is
-        ours; the published study's own was drawn otherwise."""
+        half depends on the set of items alone: not on their order, their ids or the machine. A question that
+        stands there several times, its choices in other orders, lies in one half, so that none is trained and
+        asked; the training half may then be smaller. The split is ours; the published study's own was drawn
+        otherwise."""
         if which not in HALVES:
             raise ValueError(f"half must be one of {', '.join(HALVES)}, not {which!r}")
         if which == "all":
             return self
-        ranked = sorted(self.items, key=lambda item: _digest(str(seed), _content(item)))
-        train = {item.id for item in ranked[: len(ranked) // 2]}
+        ranked: dict[tuple[str, ...], list[str]] = {}  # what is asked → ids, in order of the first of them
+        for item in sorted(self.items, key=lambda item: _digest(str(seed), _content(item))):
+            ranked.setdefault(_asked(item), []).append(item.id)
+        train: set[str] = set()
+        for ids in ranked.values():
+            if len(train) + len(ids) <= len(self.items) // 2:
+                train.update(ids)
         kept = tuple(item for item in self.items if (item.id in train) == (which == "train"))
         return ItemSet(f"{self.name}.{which}", kept, self.reading)
 
@@ -339,6 +346,12 @@ def _first(entry: dict[str, Any], names: Sequence[str]) -> Any:
 
 def _texts(values: Any) -> bool:
     return isinstance(values, list | tuple) and all(isinstance(v, str) and v.strip() for v in values)
+
+
+def _asked(item: Item) -> tuple[str, ...]:
+    """Question and choices, in whichever order and case these stand."""
+    question, *choices = (" ".join(text.casefold().split()) for text in (item.question, *item.choices))
+    return (question, *sorted(choices))
 
 
 def _content(item: Item) -> str:

@@ -123,6 +123,21 @@ def test_halves_depend_on_the_set_alone():
     assert {i.question for i in load_items(given).half("train", seed=43)} != halves[0]["train"]
 
 
+def test_a_question_in_several_orders_of_its_choices_lies_in_one_half():
+    """Trained in one order and asked in another, it told of what was taught and not of what the model can do."""
+    orders = (("x", "y", "z"), ("z", "x", "y"), ("Y", "z ", "x"))
+    once = [{"question": f"Alone {i}?", "choices": ["a", "b"], "answer": "A"} for i in range(6)]
+    often = [
+        {"id": f"{i}-{k}", "question": f"Often {i}?", "choices": list(order), "answer": "C"}
+        for i in range(8)
+        for k, order in enumerate(orders)
+    ]
+    halves = [load_items([*once, *often]).half(which) for which in ("train", "eval")]
+    asked = [{item.question for item in half} for half in halves]
+    assert not asked[0] & asked[1] and sum(map(len, halves)) == 30
+    assert 13 <= len(halves[0]) <= 15, "whole questions, half of the items at most"
+
+
 def test_the_split_is_the_same_in_another_process():
     code = (
         "from leakfast.prompts.items import load_items\n"
