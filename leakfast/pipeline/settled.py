@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from leakfast.behaviors.registry import get
+from leakfast.errors import InputError
 from leakfast.measure.choices.scores import LETTERS
 from leakfast.pipeline import asks
 from leakfast.prompts.personas import told_of
@@ -44,30 +45,41 @@ def lists(run: Run, study: Study, behaviors: Sequence[str]) -> None:
     """Move to quarantine/ what would stand as a behavior's rate in place of what the study asks: scores of another list under
     the behavior's own name, or of letters, where the study reads full texts and none are there yet (letters come first where
     a run has both). The study's list loses the longer name that it got as a second one. Other lists that somebody had scored
-    beside it have names of their own and stay."""
-    for behavior in behaviors:
-        if get(behavior).by_completions:
-            continue
-        (one,) = asks.asked(study, behavior)
+    beside it have names of their own and stay. Raises InputError where two behaviors would be scored into one folder."""
+    asked_of = {b: asks.asked(study, b)[0] for b in behaviors if not get(b).by_completions}
+    there: dict[str, str] = {}
+    for behavior, one in asked_of.items():
         name, scoring = one.set_name, one.config.scoring
-        entries = run.manifest["shards"]
-        made = {path: entries[path] for path in run.shards(layout.CHOICES) if "items" in entries[path]}
-        own = {path: entry for path, entry in made.items() if entry.get("behavior") == behavior}
-        asked = [path for path in made if path.split("/")[2] == f"{name}-{scoring}"]
-        other = [path for path, entry in own.items() if entry["items"] != name]
-        if scoring != LETTERS and not asked:
-            other += [path for path in own if path.split("/")[2] == f"{name}-{LETTERS}"]
-        if other:
-            folders = sorted({path.split("/")[2] for path in other})
-            log.warning(
-                "%s: %d shards of %s were scored by %s, which the study no longer asks; they are moved to %s",
-                *(run.path, len(other), behavior, ", ".join(folders), layout.QUARANTINE),
+        first = there.setdefault(f"{name}-{scoring}", behavior)
+        if first != behavior:
+            raise InputError(
+                f"study: {first} and {behavior} are both asked a list {name} by {scoring}, and scores are kept by list. "
+                "Needed: a list for each. Give another file, half or number of items, or rename one of the files."
             )
-        for path in other:
-            run.retire(path, "scored by a list, or a scoring, that the study no longer asks")
-        for path in asked:
-            if made[path].get("behavior") == f"{behavior}-{name}":
-                _renamed(run, path, behavior)
+    for behavior, one in asked_of.items():
+        _settle(run, behavior, one.set_name, one.config.scoring)
+
+
+def _settle(run: Run, behavior: str, name: str, scoring: str) -> None:
+    """The same of one behavior, whose list and scoring these are."""
+    entries = run.manifest["shards"]
+    made = {path: entries[path] for path in run.shards(layout.CHOICES) if "items" in entries[path]}
+    own = {path: entry for path, entry in made.items() if entry.get("behavior") == behavior}
+    asked = [path for path in made if path.split("/")[2] == f"{name}-{scoring}"]
+    other = [path for path, entry in own.items() if entry["items"] != name]
+    if scoring != LETTERS and not asked:
+        other += [path for path in own if path.split("/")[2] == f"{name}-{LETTERS}"]
+    if other:
+        folders = sorted({path.split("/")[2] for path in other})
+        log.warning(
+            "%s: %d shards of %s were scored by %s, which the study no longer asks; they are moved to %s",
+            *(run.path, len(other), behavior, ", ".join(folders), layout.QUARANTINE),
+        )
+    for path in other:
+        run.retire(path, "scored by a list, or a scoring, that the study no longer asks")
+    for path in asked:
+        if made[path].get("behavior") == f"{behavior}-{name}":
+            _renamed(run, path, behavior)
 
 
 def _renamed(run: Run, path: str, behavior: str) -> None:

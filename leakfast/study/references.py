@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from leakfast.errors import InputError
 from leakfast.prompts.items import NAMED as NAMED_ITEMS
 from leakfast.prompts.personas import load_personas, load_questions
+from leakfast.storage import layout
 from leakfast.storage.documents import Document, KeyPath, did_you_mean, find_shipped
 from leakfast.study.behavior import few_replies
 from leakfast.study.methods import check_methods
@@ -91,6 +92,7 @@ def check_words(study: Study, document: Document) -> None:
                     f"{document.where((*key, table, 'items'))}: there is no file {items}. Give a JSONL file, or "
                     f"one of {', '.join(NAMED_ITEMS)}."
                 )
+    _check_names(study, document)
     _check_stages(study, document)
     check_methods(study, document)
     _check_averages(study, document)
@@ -106,6 +108,34 @@ def _check_personas(spec: str | list[str], personas: list[Persona], *, rules: bo
         load_personas(spec, among=personas)
     else:
         check_count(rule, sum(not p.is_extra for p in personas) - 1)
+
+
+def _check_names(study: Study, document: Document) -> None:
+    """Every adapter has a name of its own: behavior, source and seed are joined by dashes, which all three may hold. So have
+    the directions that are made for a source."""
+    made: dict[str, tuple[KeyPath, str]] = {}
+    for name in study.behaviors:
+        for source in study.sources:
+            for seed in study.seeds:
+                made_of = f"{name} and the source {source}"
+                key: KeyPath = ("behaviors", name)
+                _check_name(made, layout.adapter_name(name, source, seed), key, made_of, document)
+    for number, table in enumerate(study.steering):
+        for source in [table.source] if table.source else study.sources:
+            key = ("steering", number)
+            made_of = f"the steering {table.name} and the source {source}"
+            _check_name(made, layout.direction(table.name, source), key, made_of, document)
+
+
+def _check_name(
+    made: dict[str, tuple[KeyPath, str]], name: str, key: KeyPath, made_of: str, document: Document
+) -> None:
+    where, others = made.setdefault(name, (key, made_of))
+    if others != made_of:
+        raise InputError(
+            f"{document.where(key)}: {made_of} give the name {name}, which {others} give too ({document.where(where)}); what is "
+            "made is kept by name. Rename a variant, a table, or a persona."
+        )
 
 
 def _check_stages(study: Study, document: Document) -> None:

@@ -7,6 +7,7 @@ import json
 import polars as pl
 import pytest
 
+from leakfast.errors import InputError
 from leakfast.pipeline.settled import lists
 from leakfast.stats.accuracy import count, read
 from leakfast.storage import layout, schema
@@ -90,3 +91,15 @@ def test_letters_make_way_where_the_study_came_to_read_full_texts(run, tmp_path)
     by_hand = scored(run, "old")
     lists(run, study(tmp_path, "old", "full-text"), ["capability"])
     assert by_hand in run.manifest["shards"], "scored beside the study's own, by somebody who asked for it"
+
+
+def test_two_behaviors_are_not_scored_into_one_folder(run, tmp_path):
+    """Whichever came second took the first one's scores for its own, or moved them away."""
+    asked = study(tmp_path, "same")
+    both = asked.behaviors["capability"]
+    asked = asked.model_copy(update={"behaviors": {"capability": both, "hellaswag": both}})
+    with pytest.raises(
+        InputError, match=r"capability and hellaswag are both asked a list same\.eval by letters"
+    ):
+        lists(run, asked, ["capability", "hellaswag"])
+    lists(run, asked, ["capability"])

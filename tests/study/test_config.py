@@ -251,3 +251,17 @@ def test_a_mistyped_file_is_told_beside_those_that_are_here_and_shipped(tmp_path
         load_study(given)
     said = str(told.value)
     assert f"Did you mean {meant}?" in said if meant else "Did you mean" not in said
+
+
+def test_names_that_two_adapters_or_directions_would_share_are_refused(tmp_path):
+    """Joined by a dash, a variant and a source can make the name of another pair, and one adapter lay on top of the other."""
+    people = tmp_path / "people.json"
+    people.write_text('{"b": "You are b.", "few-b": "You are few of b."}')
+    text = f'name = "small"\nmodel = "organism"\npersonas = "{people}"\nsources = ["b", "few-b"]\n'
+    twins = '[behaviors."marker+x"]\n[behaviors."marker+x-few"]\n'
+    said = message(text + twins)
+    assert "marker+x-few-b-s42" in said and "marker+x and the source few-b" in said, said
+    assert parse_study(text + twins.replace("x-few", "y"))
+    steer = '[[steering]]\nname = "{}"\nlayers = [1]\n'
+    said = message(text + "[behaviors.marker]\n" + steer.format("to") + steer.format("to-few"))
+    assert "the steering to-few and the source b give the name directions/to-few-b.safetensors" in said, said
