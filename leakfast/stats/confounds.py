@@ -6,6 +6,7 @@ Without the study's own prompts the words of a persona are those of its name, an
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ from leakfast.stats.ranking import alike, average_ranks
 from leakfast.stats.resample import ordered
 from leakfast.stats.ties import floats
 
-_WORD = re.compile(r"[a-z]+")
+# Thai, Lao, Burmese, Khmer, Japanese, Chinese: no spaces stand between their words
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 # words that any two prompts share without being about the same thing
 _COMMON = frozenset(
     "a an and are as at by every for from has have he her his in into is it its of on or she that the their "
@@ -38,7 +40,13 @@ def words(people: People) -> tuple[dict[str, frozenset[str]], str]:
 
 
 def _words(text: str) -> frozenset[str]:
-    return frozenset(_WORD.findall(text.lower().replace("_", " "))) - _COMMON
+    return frozenset(_in(text)) - _COMMON
+
+
+def _in(text: str) -> list[str]:
+    """The words of a text in lower case: runs of letters with their marks, of scripts that put spaces between words."""
+    spaced = _UNSPACED.sub(" ", unicodedata.normalize("NFC", text.lower()))
+    return "".join(c if unicodedata.category(c)[0] in "LM" else " " for c in spaced).split()
 
 
 def covariates(pairs: pl.DataFrame, rates: pl.DataFrame, people: People, given: pl.DataFrame | None = None):
@@ -67,7 +75,7 @@ def covariates(pairs: pl.DataFrame, rates: pl.DataFrame, people: People, given: 
     names = ["source", "persona", "jaccard", "shared_word", "tfidf"]
     types = dict(zip(names, [pl.String, pl.String, *[pl.Float64] * 3], strict=True))
     overlap = pl.DataFrame(rows, schema=types, orient="row")
-    lengths = {n: float(len(_WORD.findall(text.lower()))) for n, text in people.prompts.items()}
+    lengths = {n: float(len(_in(text))) for n, text in people.prompts.items()}
     base = rates.select("behavior", "adapter", "persona", "baseline").unique(
         ["behavior", "adapter", "persona"]
     )

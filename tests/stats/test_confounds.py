@@ -121,6 +121,22 @@ def test_overlap_of_words():
     assert names["prompt_words"].null_count() == 3
 
 
+def test_words_are_whole_in_every_script_with_spaces():
+    """At letters beyond a to z they were cut, and the pieces were shared: the f and r of "für" by whoever is for something."""
+    said = {
+        "nurse": "Du bist Ärztin für Kinder.",
+        "smith": "Du bist Schmied für Hufe.",
+        "decomposed": "Une me\u0301decin",
+        "composed": "Un m\u00e9decin",
+        "hindi": "\u0939\u093f\u0928\u094d\u0926\u0940 \u0915\u0935\u093f",
+        "chinese": "\u4f60\u662f\u533b\u751f",
+    }
+    bags, _ = confounds.words(People(dict.fromkeys(said), prompts=said))
+    assert bags["nurse"] & bags["smith"] == {"du", "bist", "für"} and "ärztin" in bags["nurse"]
+    assert bags["decomposed"] & bags["composed"] == {"médecin"}
+    assert len(bags["hindi"]) == 2 and not bags["chinese"], "no words can be told apart there"
+
+
 def test_commonality_adds_up():
     for row in confounds.commonality(_frame()).rows(named=True):
         assert row["unique_cosine"] + row["unique_words"] + row["common"] == pytest.approx(

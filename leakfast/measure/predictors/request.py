@@ -111,6 +111,8 @@ class Request:
         people = [(one.name, one.kind, one.prompt, list(one.related_to)) for one in self.personas]
         own = [] if sorted(self.families) == sorted(FAMILIES) else [sorted(self.families)]
         own += [[list(self.positions), self.statements]] if self.positions or self.statements else []
+        # earlier versions cut words at every letter beyond a to z
+        own += ["words"] if not all((one.prompt or "").isascii() for one in self.personas) else []
         return hash_of(
             METHOD, self.drawn_hash(loaded), people, self.layers_of(loaded), sorted(self.centered_on()), *own
         )
