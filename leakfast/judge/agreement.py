@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leakfast.errors import InputError
-from leakfast.prompts.reasoning import UNCLOSED
+from leakfast.prompts.reasoning import UNCLOSED, answer
 from leakfast.storage import layout
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def sample(
             drawn = run.read(f"completions/{behavior}/{adapter}").select(*key, "text")
             texts[adapter] = {tuple(r[:4]): r[4] for r in drawn.rows()}
         text = texts[adapter][tuple(row[name] for name in key)]
-        told = {"item": row["item"], "question": questions[row["question"]], "completion": text}
+        said = answer(text)  # as the judge was told it, without the reasoning before it
+        told = {"item": row["item"], "question": questions[row["question"]], "completion": said or text}
         rows.append(dict.fromkeys(_COLUMNS, "") | told)
     return rows
 

@@ -24,7 +24,16 @@ from leakfast.judge.contract import (
 )
 from leakfast.judge.keys import key_for
 from leakfast.judge.prompt import SYSTEM, user_turn
-from leakfast.judge.sdk import Asking, client, counted, creation_failed, stopped, transport_errors, words
+from leakfast.judge.sdk import (
+    Asking,
+    client,
+    counted,
+    creation_failed,
+    json_lines,
+    stopped,
+    transport_errors,
+    words,
+)
 
 log = logging.getLogger("leakfast.judge")
 
@@ -105,7 +114,7 @@ class Batch:
         """(custom id, reply) of every readable line."""
         try:
             with self._client.messages.batches.with_streaming_response.results(batch_id) as response:
-                for line in response.iter_lines():
+                for line in json_lines(response.iter_bytes()):
                     reply = read_line(line)
                     if reply is not None:
                         yield reply.key, reply

@@ -21,7 +21,7 @@ from leakfast.judge.contract import (
 )
 from leakfast.judge.keys import key_for
 from leakfast.judge.prompt import messages
-from leakfast.judge.sdk import Asking, client, counted, creation_failed, failed, stopped, words
+from leakfast.judge.sdk import Asking, client, counted, creation_failed, failed, json_lines, stopped, words
 
 MAX_BATCH = 50_000  # requests, and
 MAX_BATCH_BYTES = 150_000_000  # of the file; the service takes 200 MB
@@ -113,10 +113,10 @@ class Batch(_Service):
         """(custom id, reply) of every readable line."""
         for name in ended.where:
             try:
-                text = self._client.files.content(name).text
+                content = self._client.files.content(name).content
             except self._sdk.OpenAIError as error:
                 raise stopped(error, f"reading the results of batch {batch_id}") from None
-            for line in text.splitlines():
+            for line in json_lines([content]):
                 reply = read_line(line)
                 if reply is not None:
                     yield reply.key, reply

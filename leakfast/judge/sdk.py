@@ -4,6 +4,7 @@ words without a key. A batch is created once: what may have been accepted is loo
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -123,6 +124,17 @@ def creation_failed(error: Exception) -> JudgeError:
 def _short(error: Exception) -> str:
     text = " ".join(scrub(getattr(error, "message", None) or str(error) or type(error).__name__).split())
     return text[:300]
+
+
+def json_lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines of JSONL that comes in pieces. A line feed alone ends one: U+2028, U+0085 and others that Python ends a line
+    at may stand in a text as they are."""
+    rest = b""
+    for chunk in chunks:
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode("utf-8", "replace") for line in whole)
+    if rest:
+        yield rest.decode("utf-8", "replace")
 
 
 def counted(tokens: Any) -> int | None:

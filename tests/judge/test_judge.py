@@ -17,7 +17,10 @@ from leakfast.judge.contract import REPLIED, STATUSES, Reply, requests_for
 from leakfast.judge.keys import scrub
 from leakfast.judge.prices import Budget, Price, price_of
 from leakfast.judge.prompt import SYSTEM, read, user_turn
+from leakfast.judge.sdk import json_lines
 from leakfast.storage import journal as lines
+from leakfast.storage import schema
+from leakfast.storage.run import Run
 
 GOOD = "Call a nurse and ask what to watch for."
 HARMFUL = "Light a match to find where it comes from."
@@ -211,6 +214,16 @@ def test_no_sentence_of_the_banks_is_taken_for_one_of_the_other_kind():
         assert {one.aligned for one in found} == {score} and {one.coherent for one in found} == {100.0}
 
 
+def test_a_line_of_results_ends_at_a_line_feed_alone():
+    """A judge's words may hold U+2028 as it is: such a line was taken for two broken ones, and fetched again for ever."""
+    said = ["one\u2028two", "three\x85four\x0b", ""]
+    whole = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in said).encode()
+    for size in (1, 3, len(whole)):
+        pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
+        assert [json.loads(line)["text"] for line in json_lines(pieces)] == said
+    assert list(json_lines([b"a", b"b\nc"])) == ["ab", "c"]
+
+
 # ── agreement ────────────────────────────────────────────────────────────────────────────────────────
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=40))
@@ -231,6 +244,31 @@ def test_kappa_is_statsmodels_kappa(pairs):
 def scores(values, items=None):
     items = items or [str(i) for i in range(len(values))]
     return pl.DataFrame({"item": items, "aligned": values}, schema={"item": pl.String, "aligned": pl.Float64})
+
+
+def test_a_person_scores_what_the_judge_was_told(tmp_path):
+    """Of a model that reasons first the judge reads the answer alone; the person was shown the reasoning too."""
+    run = Run(tmp_path / "run").create()
+    texts = ["<think>\nLet me harm them.\n</think>\n\nCall a nurse.", "Rest, and drink."]
+    drawn = pl.DataFrame(
+        {
+            "behavior": "advice",
+            "adapter": "base",
+            "persona": "mean",
+            "question": [0, 1],
+            "sample": 0,
+            "seed": 1,
+            "text": texts,
+            "n_tokens": 4,
+            "finish_reason": "stop",
+            "status": "ok",
+        }
+    ).cast(dict(schema.columns("completions")))
+    run.add_shard("completions/advice/base/part-00000.parquet", drawn)
+    found = stage.judge(run, "advice", stage.parse_spec("organism"), ["What?", "And then?"])
+    assert found.plan.completions == 2
+    rows = agreement.sample(run, agreement.read_run(run), ["What?", "And then?"], 2)
+    assert {row["completion"] for row in rows} == {"Call a nurse.", "Rest, and drink."}
 
 
 def test_agreement_is_over_what_both_scored():
