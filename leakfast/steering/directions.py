@@ -167,7 +167,8 @@ def of_centroids(
         difference    c_source − c_against
 
     A contrast with all others is source-mean, |M|/(|M| − 1) times as long, where the source is one of M: name some of
-    them for another direction. Raises InputError as `check_named`, and for a direction of length 0."""
+    them for another direction. A centroid that is not finite is left out of M, as of the cosines' mean, and of the mean
+    length. Raises InputError as `check_named`, and for a direction of length 0."""
     check_named(kind, source, against, made.personas)
     named = list(dict.fromkeys(against))
     others = named or [name for name in made.metadata["centered_on"] if kind != "contrast" or name != source]
@@ -175,9 +176,10 @@ def of_centroids(
     rows = [made.personas.index(name) for name in others]
     for layer in layers if layers is not None else made.layers:
         c = made.layer(layer).astype(np.float64)
-        vector = c[made.personas.index(source)] - c[rows].mean(0)
-        vectors[layer] = _sound(vector, f"{kind} of {source} at layer {layer}")
-        lengths[layer] = float(np.linalg.norm(c, axis=1).mean())
+        whole = np.isfinite(c).all(axis=1)
+        mean = c[rows if named else [row for row in rows if whole[row]]].mean(0)
+        vectors[layer] = _sound(c[made.personas.index(source)] - mean, f"{kind} of {source} at layer {layer}")
+        lengths[layer] = float(np.linalg.norm(c[whole], axis=1).mean())
     return Directions(
         vectors,
         kind,
