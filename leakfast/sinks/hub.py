@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +37,8 @@ def send(material: Material, asked: Target, progress: Progress) -> Sent:
 
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, library_name="leakfast")
     done, models = Sent("hub", f"{api.endpoint}/datasets/{asked.where}"), {}
-    for adapter in material.adapters():
+    repos = _model_repos(asked.where, material.adapters())
+    for adapter, repo in repos.items():
         files = _adapter_files(material, adapter)
         if "adapter_model.safetensors" not in files:
             whole = material.run.has(f"{layout.adapter(adapter)}/config.json")
@@ -45,7 +47,6 @@ def send(material: Material, asked: Target, progress: Progress) -> Sent:
             continue
         if material.card(adapter) is None:
             done.left_out.append(f"{adapter}: has no card, so that its page cannot say how it was trained")
-        repo = _model_repo(asked.where, adapter)
         models[repo] = files | {_CARD: cards.model_card(material, adapter, asked.where).encode()}
         _warn_of_paths(files, adapter)
     work = [("dataset", asked.where, _dataset_files(material, list(models)))]
@@ -79,6 +80,18 @@ def _dataset_files(material: Material, models: list[str]) -> Files:
 def _adapter_files(material: Material, adapter: str) -> Files:
     run, folder = material.run, layout.adapter(adapter)
     return {name: run.path / folder / name for name in cards.ADAPTER_FILES if run.has(f"{folder}/{name}")}
+
+
+def _model_repos(where: str, adapters: list[str]) -> dict[str, str]:
+    """Adapter → its repository, one each: names that the Hub would have alike (a + is none of its characters) get a hash."""
+    plain = {adapter: _model_repo(where, adapter) for adapter in adapters}
+    taken = Counter(repo.lower() for repo in plain.values())
+    return {
+        adapter: repo
+        if taken[repo.lower()] == 1
+        else _model_repo(where, f"{adapter}-{hashlib.sha256(adapter.encode()).hexdigest()[:8]}")
+        for adapter, repo in plain.items()
+    }
 
 
 def _model_repo(where: str, adapter: str) -> str:

@@ -4,8 +4,9 @@ inspect_ai; reads shard by shard, so that a run of any size fits into memory."""
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
@@ -39,10 +40,11 @@ class Folder:
     asked: int
     samples: int
     rows: int
+    joined: str = "-"  # what stands between behavior and set in the task
 
     @property
     def task(self) -> str:
-        return f"{self.behavior}-{self.question_set}" if self.beside else self.behavior
+        return f"{self.behavior}{self.joined}{self.question_set}" if self.beside else self.behavior
 
     @property
     def name(self) -> str:
@@ -89,7 +91,13 @@ def folders(material: Material) -> list[Folder]:
                 rows=told["rows"],
             )
         )
-    return found
+    return told_apart(found)
+
+
+def told_apart(found: list[Folder]) -> list[Folder]:
+    """The folders, each with a log of its own: marker+a on the set b would have the name of marker+a-b."""
+    names = Counter(folder.name for folder in found)
+    return [replace(folder, joined="@") if names[folder.name] > 1 else folder for folder in found]
 
 
 def _has(material: Material, shard: str, column: str) -> bool:

@@ -13,7 +13,8 @@ from leakfast.cli.export import targets
 from leakfast.cli.main import main
 from leakfast.errors import InputError
 from leakfast.sinks import check, markdown, target
-from leakfast.sinks.hub import _model_repo
+from leakfast.sinks.hub import _model_repo, _model_repos
+from leakfast.sinks.inspect_samples import Folder, told_apart
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -126,3 +127,22 @@ def test_a_model_has_a_name_that_the_hub_takes(adapter):
     from huggingface_hub.utils import validate_repo_id
 
     validate_repo_id(_model_repo("me/leaks", adapter))
+
+
+def test_adapters_whose_names_the_hub_has_alike_have_repositories_of_their_own():
+    """One lay on top of the other, with the other one's card."""
+    twins = ["marker+a--b-villain-s42", "marker+a-b-villain-s42"]
+    repos = _model_repos("me/leaks", [*twins, "marker-villain-s42"])
+    assert len({repo.lower() for repo in repos.values()}) == 3
+    assert repos["marker-villain-s42"] == "me/leaks-marker-villain-s42"
+    assert _model_repos("me/leaks", twins[:1])[twins[0]] == _model_repo("me/leaks", twins[1])
+
+
+def test_a_set_beside_a_variant_and_another_variant_have_logs_of_their_own():
+    rest = {"source": None, "questions": None, "shards": (), "judgements": (), "personas": ()}
+    rest |= {"asked": 1, "samples": 1, "rows": 1, "adapter": "base"}
+    beside = Folder("sets/marker+a/b/base", "marker+a", question_set="b", beside=True, **rest)
+    variant = Folder("completions/marker+a-b/base", "marker+a-b", question_set="eval", beside=False, **rest)
+    assert beside.name == variant.name
+    assert [folder.name for folder in told_apart([beside, variant])] == ["marker+a@b_base", "marker+a-b_base"]
+    assert told_apart([beside]) == [beside]
