@@ -144,13 +144,18 @@ def layer_of(pairs: Sequence[Trained], layer: int | None = None) -> int | None:
     """The layer that is used: `layer`, else of those that all adapters have the one with the largest |mean ρ| of value and
     rate; None of a predictor without layers. Raises InputError for a layer that not all have."""
     common = [at for at in pairs[0].layers if all(at in one.layers for one in pairs)]
+    if not common:
+        raise InputError(
+            "predict: the runs have the predictor at no common layer, so that nothing learned from one holds for another. "
+            "Needed: runs whose centroids (or predictors) share a layer. Give other runs with --from, or make them there too."
+        )
     if layer is not None and layer not in common:
         known = ", ".join(str(at) for at in common if at is not None) or "none"
         raise InputError(
             f"predict: layer {layer} asked, but the layers that all runs have are {known}. Use one of these, or leave "
             "--layer out for the one with the largest mean ρ."
         )
-    if layer is not None or not common:
+    if layer is not None:
         return layer
     return max(common, key=lambda at: abs(float(np.mean([_rho(one, at) for one in pairs]))))
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 
 from leakfast.cli.main import main
+from leakfast.errors import InputError
 from leakfast.geometry import Centroids
 from leakfast.stats import predictors
-from leakfast.stats.predicting_runs import base_of
+from leakfast.stats.predicting_runs import Trained, base_of, layer_of
 from leakfast.storage import layout
 from leakfast.storage.run import Run
 from tests.cli import shown_runs
@@ -89,6 +91,16 @@ def test_one_source_has_no_interval(tmp_path, capsys):
     assert "no interval" in " ".join(found["remarks"])
     said = asked(capsys, *predict(one), "--source", "p00", code=2)
     assert "cannot be predicted from itself" in said and "--from" in said
+
+
+def test_runs_without_a_common_layer_are_told_so():
+    rest = {"category": None, "model": "m", "personas": [], "hits": np.zeros(0), "total": np.zeros(0)}
+    pairs = [
+        Trained(f"s{k}", f"a{k}", layers=layers, x=np.zeros((0, 1)), **rest)
+        for k, layers in enumerate([[0], [1]])
+    ]
+    with pytest.raises(InputError, match="at no common layer"):
+        layer_of(pairs)
 
 
 def test_the_check_leaves_each_source_out(run, capsys):
