@@ -213,7 +213,9 @@ def cli(
         stream=_streamed(stream, settings, asked, engine),
     )
     if arms:
-        return steering.measured(loaded, run, request, drawing, replace, as_json)
+        steering.measured(loaded, run, request, drawing, replace, as_json)
+        keep_people(run, request.personas)
+        return None
     with progress_for("eval") as progress:
         at = "checkpoints" if checkpoints else "final"
         done, probable = measure_as_asked(
