@@ -264,9 +264,14 @@ def _show(
     if checkpoints:
         shown.trajectory(run, as_json)
         return None
-    if probable and not as_json:
-        probabilities.show(run, probable, top=top, as_json=False)
-    return shown.rates(run, done, request.personas, by=by, top=top, as_json=as_json)
+    if not probable:
+        return shown.rates(run, done, request.personas, by=by, top=top, as_json=as_json)
+    found = probabilities.of(run, probable)
+    if not as_json:
+        probabilities.tell(found, top)
+    more = {"probabilities": found.to_dicts()}
+    code = shown.rates(run, done, request.personas, by=by, top=top, as_json=as_json, more=more)
+    return code or probabilities.exit_code(found)
 
 
 def _against(

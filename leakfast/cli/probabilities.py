@@ -23,22 +23,41 @@ _OF = {
 }
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from leakfast.measure import Measured
     from leakfast.storage.run import Run
 
 
 def show(run: Run, done: Sequence[Measured], *, top: int, as_json: bool) -> int | None:
     """The source and the likeliest bystanders of each adapter, or all of it as JSON; 3 where replies could not be scored."""
+    found = of(run, done)
+    if as_json:
+        print_json({"run": str(run.path), "probabilities": found.to_dicts()})
+    else:
+        tell(found, top)
+    return exit_code(found)
+
+
+def of(run: Run, done: Sequence[Measured]) -> pl.DataFrame:
+    """A row for each adapter, estimator and persona (stats.probabilities.means)."""
     import polars as pl
 
     from leakfast.stats.probabilities import means, with_columns
 
     scores = pl.concat((run.read(folder) for one in done for folder in one.folders), how="diagonal")
-    found = means(with_columns(scores))
-    lacking = int(found["n_unscored_replies"].sum())
-    if as_json:
-        print_json({"run": str(run.path), "probabilities": found.to_dicts()})
-        return 3 if lacking else None
+    return means(with_columns(scores))
+
+
+def exit_code(found: pl.DataFrame) -> int | None:
+    """3 where replies could not be scored."""
+    return 3 if found["n_unscored_replies"].sum() else None
+
+
+def tell(found: pl.DataFrame, top: int) -> None:
+    """Tables for people of what `of` returned."""
+    import polars as pl
+
     for (adapter, estimator), part in found.group_by("adapter", "estimator", maintain_order=True):
         source = next(iter(part["source"].drop_nulls()), None)
         others = part.filter(pl.col("persona").ne_missing(source))
@@ -60,9 +79,8 @@ def show(run: Run, done: Sequence[Measured], *, top: int, as_json: bool) -> int 
                 for r in rows
             ],
         )
-    if lacking:
+    if lacking := int(found["n_unscored_replies"].sum()):
         click.echo(f"eval: {lacking} of the values could not be scored; their status says why", err=True)
-    return 3 if lacking else None
 
 
 def _nats(row: dict[str, Any]) -> tuple[str, str]:

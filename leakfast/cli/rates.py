@@ -3,7 +3,7 @@ Demands what `measure` returned; rounds here, decides nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,17 +46,24 @@ def tell(run: Run, done: Measured) -> None:
 
 
 def rates(
-    run: Run, done: Sequence[Measured], personas: Sequence[Persona], *, by: str, top: int, as_json: bool
+    run: Run,
+    done: Sequence[Measured],
+    personas: Sequence[Persona],
+    *,
+    by: str,
+    top: int,
+    as_json: bool,
+    more: Mapping[str, Any] | None = None,
 ) -> int | None:
-    """Tables of what was measured, or all of it as JSON; 3 where items could not be counted."""
+    """Tables of what was measured, or all of it as JSON, `more` beside it; 3 where items could not be counted."""
     found = [found for one in done if (found := _found(run, one, personas, by, as_json)) is not None]
     if as_json:
         told = [{"behavior": one.behavior, **one.told} for one in found]
         if len({one.behavior for one in done}) == 1 and len(told) == 1:
             alone = {k: v for k, v in told[0].items() if k != "behavior"}
-            print_json({"run": str(run.path), **alone})
+            print_json({"run": str(run.path), **alone, **(more or {})})
         else:
-            print_json({"run": str(run.path), "behaviors": told})
+            print_json({"run": str(run.path), "behaviors": told, **(more or {})})
     else:
         several = len({(one.behavior, one.questions) for one in found}) > len({one.behavior for one in found})
         for one in found:

@@ -22,7 +22,8 @@ def call(tiny_folder, tmp_path):
         fixed = ["--model", str(tiny_folder), "--dtype", "float32", "--base", "--backend", "transformers"]
         asked = ["--personas", "villain,assistant", "--questions", str(questions), "--max-new-tokens", "40"]
         out = ["--out", str(tmp_path / "run"), "--allow", "default-system"]
-        return CliRunner().invoke(group, ["-q", "eval", *fixed, *asked, *out, *more])
+        words = ["-q", "eval", *fixed, *asked, *out, *more]
+        return CliRunner().invoke(group, words, standalone_mode=False)  # return_value is the exit code
 
     return invoke
 
@@ -51,6 +52,17 @@ def test_both_keeps_the_rates_beside(call, tmp_path):
     run = Run(tmp_path / "run").open()
     assert run.read("completions/marker/base").height == 2 * 2 * 3
     assert run.read("probability/marker/base").height == 2 * 2 * 2
+
+
+def test_both_tell_probabilities_beside_rates_and_what_could_not_be_scored(call, tmp_path):
+    """Replies cut after two tokens have no end at which to ask."""
+    cut = ("--measure", "both", "--samples", "3", "--max-new-tokens", "2", "--out", str(tmp_path / "cut"))
+    done = call(*cut, "--json")
+    told = json.loads(done.stdout)
+    alone = json.loads(call(*cut, "--measure", "probability", "--json").stdout)
+    assert sum(row["n_unscored_replies"] for row in told["probabilities"]) > 0 and done.return_value == 3
+    assert told["probabilities"] == alone["probabilities"] and told.keys() > alone.keys()
+    assert call(*cut).return_value == 3
 
 
 def test_refusal_is_asked_by_beginnings_of_a_reply_and_draws_nothing(call, tmp_path):
