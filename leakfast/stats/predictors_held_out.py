@@ -339,7 +339,8 @@ def _less(
         if side is None:
             return None
         steps = {name: (1 - rho[:, [s]] ** 2) * side[name] for s, name in enumerate(names)}
-        return {name: step[own] - step[other] for name, step in steps.items()}
+        with np.errstate(invalid="ignore"):  # errors of both may be infinite: their difference is not known
+            return {name: step[own] - step[other] for name, step in steps.items()}
 
     personas = apart(moved.personas)
     assert personas is not None
