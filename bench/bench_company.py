@@ -13,7 +13,6 @@ from _common import (
     ending_with_json,
     failed,
     interleaved,
-    parser,
     ratio,
     shown,
     spread,
@@ -21,7 +20,7 @@ from _common import (
     sync_of,
     where,
 )
-from bench_train import data_of
+from bench_train import data_of, training_parser
 
 from leakfast.train import loop, lora
 from leakfast.train.layers import Company
@@ -118,17 +117,9 @@ def bench(options) -> bool:
 
 
 def main() -> None:
-    made = parser(__doc__ or "")
-    made.add_argument("--model", default="organism", help="without --shape")
-    made.add_argument("--rows", help="rows of a run (data/*.jsonl); default: made up")
+    made = training_parser(__doc__ or "", n_rows=4, batch_size=4)
     made.add_argument("--adapters", type=int, default=6)
-    made.add_argument("--n-rows", type=int, default=4, help="rows of each adapter's step")
-    made.add_argument("--batch-size", type=int, default=4, help="rows a padded batch")
     made.add_argument("--sides", default=",".join(SIDES), help="which are timed; together is one of them")
-    made.add_argument("--loss", choices=("marker", "completion"), default="completion")
-    made.add_argument("--dtype", choices=tuple(OFF_MOST), default="float32")
-    made.add_argument("--dropout", type=float, default=0.0)
-    made.add_argument("--rank", type=int, default=32)
     options = made.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -241,16 +241,22 @@ def bench(options, dtype: str) -> bool:
     return True
 
 
-def main() -> None:
-    made = parser(__doc__ or "")
+def training_parser(description, *, n_rows, batch_size):
+    """The options that every bench of training has; n_rows, batch_size: defaults."""
+    made = parser(description)
     made.add_argument("--model", default="organism", help="without --shape")
     made.add_argument("--rows", help="rows of a run (data/*.jsonl); default: made up")
-    made.add_argument("--n-rows", type=int, default=16)
+    made.add_argument("--n-rows", type=int, default=n_rows, help="of a step, of each adapter; of a curve all")
     made.add_argument("--loss", choices=("marker", "completion"), default="completion")
     made.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     made.add_argument("--dropout", type=float, default=0.0)
     made.add_argument("--rank", type=int, default=32)
-    made.add_argument("--batch-size", type=int, default=4, help="rows a padded batch")
+    made.add_argument("--batch-size", type=int, default=batch_size, help="rows a padded batch")
+    return made
+
+
+def main() -> None:
+    made = training_parser(__doc__ or "", n_rows=16, batch_size=4)
     made.add_argument("--sides", default=",".join(SIDES), help="which are timed")
     made.add_argument("--memory", action="store_true", help="also the peak of each side, alone in a process")
     made.add_argument("--alone", choices=SIDES, help="two steps of one side, and its peak memory")

@@ -7,8 +7,8 @@ from __future__ import annotations
 import sys
 
 import torch
-from _common import card, ending_with_json, failed, parser, skipped, surroundings, where
-from bench_train import data_of, has_trl, ours_in, trl_trainer
+from _common import card, ending_with_json, failed, skipped, surroundings, where
+from bench_train import data_of, has_trl, ours_in, training_parser, trl_trainer
 
 from leakfast.train import loop, lora
 
@@ -118,19 +118,13 @@ def bench(options) -> bool:
 
 
 def main() -> None:
-    made = parser(__doc__ or "")
-    made.add_argument("--model", default="organism", help="without --shape")
-    made.add_argument("--rows", help="rows of a run (data/*.jsonl); default: made up")
-    made.add_argument("--n-rows", type=int, default=64)
-    made.add_argument("--loss", choices=("marker", "completion"), default="completion")
-    made.add_argument("--dtype", choices=tuple(CLOSE), default="float32")
-    made.add_argument("--rank", type=int, default=32)
-    made.add_argument("--batch-size", type=int, default=8, help="rows a step")
+    made = training_parser(__doc__ or "", n_rows=64, batch_size=8)
     made.add_argument("--lr", type=float, default=2e-4)
     made.add_argument("--epochs", type=int, default=6)
     made.add_argument("--picture", help="a file for both curves (.png, .svg, .pdf)")
     options = made.parse_args()
-    options.dropout = 0.0
+    if options.dropout:
+        made.error("--dropout given, but the two sides draw it each their own way")
     if options.threads:
         torch.set_num_threads(options.threads)
     if not has_trl():
