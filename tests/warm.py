@@ -8,6 +8,7 @@ import atexit
 import contextlib
 import fcntl
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -17,10 +18,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
-import types
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Popen:
                 given[number] = asked.fileno()
         told = {
             "how": how,
-            "what": what,
+            "what": what if how == "-m" else _server().file_of(what),
             "words": rest,
             "env": dict(os.environ if env is None else env),
             "cwd": str(cwd or Path.cwd()),
@@ -144,8 +145,14 @@ class _Server:
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         words = [sys.executable, __file__, str(theirs.fileno())]
         self.process = subprocess.Popen(words, env=env, pass_fds=[theirs.fileno()])
+        self.scripts = tempfile.TemporaryDirectory()
         theirs.close()
         atexit.register(self.close)
+
+    def file_of(self, script: str) -> str:
+        path = Path(self.scripts.name) / f"{hashlib.sha256(script.encode()).hexdigest()[:16]}.py"
+        path.write_text(script)
+        return str(path)
 
     def start(self, told: dict[str, Any], descriptors: list[int]) -> int:
         socket.send_fds(self.line, [json.dumps(told).encode()], descriptors)
@@ -174,6 +181,7 @@ class _Server:
     def close(self) -> None:
         self.line.close()
         self.process.wait()
+        self.scripts.cleanup()
 
 
 _started: list[_Server] = []
@@ -235,8 +243,7 @@ def _main() -> None:
         if told["how"] == "-m":
             runpy.run_module(told["what"], run_name="__main__", alter_sys=True)
         else:
-            sys.modules["__main__"] = script = types.ModuleType("__main__")
-            exec(compile(told["what"], "<string>", "exec"), script.__dict__)
+            runpy.run_path(told["what"], run_name="__main__")
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)

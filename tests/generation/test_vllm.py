@@ -11,11 +11,9 @@ import signal
 
 import polars as pl
 import pytest
-from click.testing import CliRunner
 from measuring import evaluate
 
 from leakfast import models
-from leakfast.cli.main import group
 from leakfast.errors import InputError, ModelError
 from leakfast.generation import backends, vllm
 from leakfast.generation.contract import Sampling
@@ -368,38 +366,3 @@ def test_two_engines_share_the_works_and_one_that_is_killed_gives_its_back(
     assert mine.select([*KEYS, "seed"]).equals(theirs.select([*KEYS, "seed"]))
     assert (mine["token_ids"] == theirs["token_ids"]).mean() >= 0.95
     assert all(not member.process.is_alive() for member in started[0].members)
-
-
-@needs_vllm
-@pytest.mark.vllm
-def test_tune_measures_widths_and_later_runs_take_the_best(tmp_path, monkeypatch):
-    """Steps of 128 tokens hold one prompt and a part of the next, which a CPU's seeded draws would not survive."""
-    monkeypatch.setenv("LEAKFAST_CACHE", str(tmp_path))
-    done = CliRunner().invoke(
-        group,
-        [
-            "tune",
-            "--model",
-            "organism",
-            "--dtype",
-            "float32",
-            "--seats",
-            "2,12",
-            "--batched-tokens",
-            "128",
-            "--completions",
-            "24",
-            "--max-new-tokens",
-            "16",
-            "--json",
-        ],
-    )
-    assert done.exit_code == 0, done.output
-    told = json.loads(done.stdout)
-    assert [t["width"]["seats"] for t in told["trials"]] == [2, 12]
-    rates = [t["tokens_per_s"] for t in told["trials"]]
-    assert all(rate > 0 for rate in rates) and all(t["output_tokens"] >= 24 for t in told["trials"])
-    assert told["best"]["tokens_per_s"] == max(rates)
-    fingerprint = models.load("organism", dtype="float32").fingerprint
-    width, said = vllm.width_for("cpu", fingerprint, "float32")
-    assert width.seats == told["best"]["width"]["seats"] and "measured on this cpu" in said
