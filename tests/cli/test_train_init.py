@@ -70,7 +70,7 @@ def test_it_goes_on_from_an_adapter_or_says_why_not(tiny_folder, tmp_path, monke
             ("--init", "first", "--rank", "2"),
             "first has rank 4 and alpha 8, but rank 2 and alpha 8 are to be trained",
         ),
-        (("--init", "nowhere"), "nowhere holds no adapter_config.json"),
+        (("--init", "nowhere"), "there is no folder nowhere"),
     ):
         said = train("third", *words, code=2).stderr
         assert said.count("Error") == 1 and message in " ".join(said.split())
