@@ -129,11 +129,11 @@ def test_what_is_no_checkpoint_of_that_base_says_what_differs(made, tiny_folder,
         ("template", template, "its chat template"),
         ("nan", broken, "logits that are not finite"),
     ):
-        assert said in refused(another(name, change)), name
+        assert said in refused(another(name, change), 1 if name == "nan" else 2), name
         assert not list((tmp_path / "run").rglob("*.parquet"))
     same = another("same", lambda folder: shutil.copy(tiny_folder / "model.safetensors", folder))
     assert "does not change the model at all" in refused(same)
-    assert "no leakfast_card.json" in refused(("--model", made, "--base", tiny_folder, "--out", "run"))
+    assert "no leakfast_card.json" in refused(("--model", made, "--base", tiny_folder, "--out", "run"), 2)
     assert "a base stands beside a checkpoint" in refused(("--model", "organism", "--base", tiny_folder), 2)
     assert "a base stands beside a checkpoint" in refused(("--base", tiny_folder), 2)
     vllm = (
