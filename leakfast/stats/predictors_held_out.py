@@ -274,7 +274,8 @@ def _pooled(made: Compared, left: dict, each: dict[str, list[dict]], seed: int) 
             row["difference_reason"] = _SELF
         elif apart is not None and other is not None:
             value = _over(rho[own[k]] - rho[other[k]], apart.among(list(parts), k))
-            row |= dict(zip(("difference", "difference_low", "difference_high"), value, strict=True))
+            possible = np.clip(value, -2, 2)  # two sources alone give t quantiles of one degree of freedom
+            row |= dict(zip(("difference", "difference_low", "difference_high"), possible, strict=True))
         row |= _pooled_deviances(made, each[name], left[name], left.get(REFERENCE), people)
         yield _told(row)
 

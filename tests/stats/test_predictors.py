@@ -225,6 +225,15 @@ def test_the_pooled_difference_is_over_the_bystanders_that_both_have():
     assert alike["difference"] == pytest.approx(both["difference"].mean())
 
 
+def test_a_difference_of_two_rho_lies_between_minus_two_and_two():
+    """Two sources that point opposite ways: a t quantile of one degree of freedom reached beyond what there can be."""
+    rates, counts, frame = world(np.random.default_rng(7), sources=2)
+    turned = (pl.col("predictor") == "near") & (pl.col("source") == "p01")
+    frame = frame.with_columns(value=pl.when(turned).then(-pl.col("value")).otherwise("value"))
+    pooled = cell_of(predictors_held_out.table(made((rates, counts, frame)), 200, 0, 1), "pooled", "near")
+    assert pooled["difference_low"] == -2 < pooled["difference"] < pooled["difference_high"] < 2
+
+
 def cell_of(table, source, predictor):
     return table.filter(source=source, predictor=predictor).row(0, named=True)
 
