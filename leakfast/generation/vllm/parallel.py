@@ -27,10 +27,8 @@ from leakfast.models.gpus import VISIBLE
 log = logging.getLogger("leakfast.generate")
 
 _START_S = 1800.0  # an engine that takes longer to load its model and compile is given up
-_SILENCE_S, _TOKEN_S = (
-    1800.0,
-    2.0,
-)  # one at work that tells of no completion for so long, and so long a token, hangs
+_SILENCE_S = 1800.0  # one at work that tells of no completion for so long, and
+_TOKEN_S = 2.0  # so long for each token, hangs
 _AGAIN = 3  # times an engine that died at work is started again
 _STAYS = "What is written stays: the same command goes on from there."
 
