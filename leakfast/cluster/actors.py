@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("leakfast.cluster")
 
 _GONE = (
-    "the Ray cluster is gone: {}. What was made is kept; start the cluster and run the same command again."
+    "the Ray cluster is gone: {} What was made is kept; start the cluster and run the same command again."
 )
 
 
@@ -65,6 +65,7 @@ class RayPool:
         from ray.util.queue import Queue
 
         self._inbox = Queue(actor_options={"num_cpus": 0})
+        self._raylet = _raylet_of(nodes, self._ray.get_runtime_context().get_node_id())
         self._letter: Any = None  # the next message, asked for and not there yet
         self._actor: dict[int, Any] = {}
         self._work: dict[Any, int] = {}  # calls under way → worker
@@ -84,6 +85,8 @@ class RayPool:
     def next(self, timeout_s: float) -> tuple[int, m.Message] | None:
         from ray.exceptions import RayActorError, RayError
 
+        if self._raylet and not _listens(self._raylet):  # some seconds later Ray ends this process without a word
+            raise LeakfastError(_GONE.format("the raylet of this machine has died."))
         if self._letter is None:
             self._letter = self._inbox.actor.get.remote()
         ready, _ = self._ray.wait([self._letter, *self._work], num_returns=1, timeout=timeout_s)
@@ -125,6 +128,25 @@ class RayPool:
 def _of_each(nodes: Sequence[Mapping[str, Any]], kind: str) -> list[int]:
     """How many GPUs, or cores (kind as Ray names it), each node has."""
     return [int(node["Resources"].get(kind, 0)) for node in nodes]
+
+
+def _raylet_of(nodes: Sequence[Mapping[str, Any]], node: str) -> str | None:
+    """The socket of the raylet of a node, a path; None where it has none in the file system (Windows)."""
+    path = next((one.get("RayletSocketName") for one in nodes if one["NodeID"] == node), None)
+    return path if path and Path(path).is_socket() else None
+
+
+def _listens(path: str) -> bool:
+    """Whether a process listens at a socket in the file system; one that is killed leaves it behind."""
+    with socket.socket(socket.AF_UNIX) as made:
+        made.settimeout(5)
+        try:
+            made.connect(path)
+        except TimeoutError:
+            return True  # busy
+        except OSError:
+            return False
+    return True
 
 
 def _threads(cores: Sequence[int], size: int) -> int:
@@ -195,7 +217,13 @@ def _connected(address: str) -> Any:
         ray.init(address=found, **about)
         return ray
     log.info("cluster: none runs here; one is started on this machine")
-    ray.init(include_dashboard=False, **about)
+    try:
+        ray.init(include_dashboard=False, **about)
+    except Exception as error:  # of several kinds, a bare Exception where its processes are not up after 30 s
+        raise LeakfastError(
+            f"run: Ray could not be started on this machine: {_first_line(error)} Its logs lie in {_logs()}. Where the machine "
+            "was busy, run the same command again; --workers N takes processes of this machine without Ray."
+        ) from None
     for node in ray.nodes():
         if not node["NodeManagerAddress"].startswith("127."):
             log.warning(
@@ -224,5 +252,10 @@ def _answers(address: str) -> bool:
     return True
 
 
+def _logs() -> Path:
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "session_latest" / "logs"
+
+
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+    """The first line of what an error says, as a sentence."""
+    return str(error).strip().partition("\n")[0].rstrip(".") + "."

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from leakfast.cluster import actors
-from leakfast.errors import InputError
+from leakfast.errors import InputError, LeakfastError
 from leakfast.study.config import VllmConfig
 
 
@@ -17,7 +19,7 @@ def pool(monkeypatch):
     """What makes a pool of actors for a study on nodes of so many (GPUs, cores)."""
 
     def make(nodes, *, tensor_parallel=1, workers=None):
-        given = [{"Alive": True, "Resources": {"GPU": float(g), "CPU": float(c)}} for g, c in nodes]
+        given = [{"Alive": True, "NodeID": "a", "Resources": {"GPU": float(g), "CPU": float(c)}} for g, c in nodes]
         given = [
             {**one, "Resources": {k: v for k, v in one["Resources"].items() if v}} for one in given
         ]  # Ray leaves out what a node has none of
@@ -26,6 +28,7 @@ def pool(monkeypatch):
             cluster_resources=lambda: {"GPU": sum(g for g, _ in nodes), "CPU": sum(c for _, c in nodes)},
             put=lambda told: told,
             shutdown=lambda: None,
+            get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "a"),
         )
         monkeypatch.setattr(actors, "_connected", lambda address: ray)
         monkeypatch.setitem(sys.modules, "ray.util.queue", SimpleNamespace(Queue=lambda **about: None))
@@ -54,3 +57,30 @@ def test_workers_without_gpus_have_cores_of_one_node(pool):
     assert pool([(0, 8), (0, 8)])._needs == {"num_cpus": 8}
     with pytest.raises(InputError, match="7 workers wanted, .* room for 6"):
         pool([(0, 3), (0, 3)], workers=7)
+
+
+def test_whether_a_raylet_listens(tmp_path):
+    path = str(tmp_path / "raylet")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(path)
+        made.listen()
+        nodes = [{"NodeID": "a", "RayletSocketName": path}, {"NodeID": "b", "RayletSocketName": "tcp://here"}]
+        assert actors._raylet_of(nodes, "a") == path and actors._raylet_of(nodes, "b") is None
+        assert actors._listens(path)
+    assert os.path.exists(path) and not actors._listens(path)
+
+
+def test_ray_that_does_not_start_is_told_in_one_line(monkeypatch):
+    """On a busy machine its processes were not up after 30 s, and the run ended in a traceback of Ray's."""
+
+    def init(**about):
+        raise Exception("The current node timed out during startup. This could be.\nmore")
+
+    for name in ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(actors, "_running", lambda: None)
+    monkeypatch.setattr(actors.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    with pytest.raises(LeakfastError, match="Ray could not be started .* timed out during startup") as told:
+        actors._connected("auto")
+    assert "\n" not in str(told.value) and "--workers N" in str(told.value)
