@@ -168,11 +168,19 @@ def peak_memory_gb(device: str) -> float:
 
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
-    return (
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if platform.system() == "Darwin" else 1024)
-        / 1e9
-    )
+    return peak_rss() / 1e9
+
+
+def peak_rss(pid: int | str = "self") -> int:
+    """Resident memory of a process at its highest, bytes; 0 of one that is gone. getrusage's ru_maxrss is not that on Linux: a
+    process that another started has at least the other's peak."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        if pid != "self" or sys.platform == "linux":
+            return 0
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM")), 0)
 
 
 def surroundings(device: str) -> dict[str, Any]:

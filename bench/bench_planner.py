@@ -10,12 +10,11 @@ os.environ.setdefault("RAYON_NUM_THREADS", "1")
 
 import argparse
 import json
-import resource
 import sys
 import time
 
 import numpy as np
-from _common import card, ending_with_json, failed, interleaved, parser, ratio, spread, surroundings
+from _common import card, ending_with_json, failed, interleaved, parser, peak_rss, ratio, spread, surroundings
 
 from leakfast.forward import forest
 from leakfast.forward import forest_py as _forest_py
@@ -85,7 +84,7 @@ def main() -> None:
     if forest.planner().__module__ == "leakfast.forward.forest_py":
         raise SystemExit("bench_planner: the C++ planner is not built here. Type: make install")
     chat.render(tokenizer, None, "warm?")
-    before_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    before_gb = peak_rss() / 1e9
     parts: dict[str, list[float]] = {"render": [], "plan": []}
 
     def ours():
@@ -112,7 +111,7 @@ def main() -> None:
         )
 
     plan = ours()
-    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    peak_gb = peak_rss() / 1e9
     parts = {"render": [], "plan": []}
     if not plans_right(tokenizer, people, questions, plan):
         failed("planner", "the plan differs from the prompts", "cpu")

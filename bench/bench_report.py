@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import resource
 import shutil
 import tempfile
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from _common import card, ending_with_json
+from _common import card, ending_with_json, peak_rss
 
 from leakfast.geometry import Centroids
 from leakfast.prompts.personas import load_personas
@@ -155,7 +154,7 @@ def measured(asked: argparse.Namespace, path: Path) -> dict[str, object]:
         "completions": sum(e.get("rows", 0) for name, e in shards.items() if name.startswith("completions")),
         "build_s": time.perf_counter() - wall,
         "build_cpu_s": time.process_time() - cpu,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_mib": peak_rss() >> 20,
         "file_mb": page.stat().st_size / 1e6,
     }
     return found | in_browser(page, asked.repeats)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import subprocess
 import tempfile
 import time
@@ -20,7 +19,7 @@ import numpy as np
 import polars as pl
 import scipy
 import scipy.stats
-from _common import ending_with_json
+from _common import ending_with_json, peak_rss
 from scipy.stats import rankdata
 
 from leakfast import stats
@@ -203,7 +202,7 @@ def main() -> None:
 
 
 def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return peak_rss() >> 20
 
 
 def _commit() -> str | None:

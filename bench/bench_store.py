@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-from _common import card, ending_with_json
+from _common import card, ending_with_json, peak_rss
 
 from leakfast.geometry import Centroids
 from leakfast.models.adapters import AdapterCard, card_bytes
@@ -110,16 +110,24 @@ def _add(
 def timed(words: list[str]) -> dict[str, float]:
     """Wall and processor seconds, and the peak of memory, of a command; RuntimeError where it fails."""
     began = time.monotonic()
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    said = child.stdout.read() if child.stdout else b""
-    _, status, used = os.wait4(child.pid, 0)
+    peak = 0
+    with tempfile.TemporaryFile() as told:
+        child = subprocess.Popen(words, stdout=told, stderr=subprocess.STDOUT)
+        while True:
+            peak = max(peak, peak_rss(child.pid))
+            pid, status, used = os.wait4(child.pid, os.WNOHANG)
+            if pid:
+                break
+            time.sleep(0.02)
+        told.seek(0)
+        said = told.read()
     code = os.waitstatus_to_exitcode(status)
     if code not in (0, 3):
         raise RuntimeError(f"{' '.join(words)}: {code}: {said.decode(errors='replace')[-2000:]}")
     return {
         "seconds": time.monotonic() - began,
         "processor_s": used.ru_utime + used.ru_stime,
-        "memory_gb": used.ru_maxrss * 1024 / 1e9,
+        "memory_gb": peak / 1e9,
     }
 
 

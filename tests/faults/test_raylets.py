@@ -51,15 +51,19 @@ def test_raylets_that_are_killed(small_study, undisturbed, tmp_path, kills):
         while child.poll() is None and not raylets_of(child.pid):
             assert time.monotonic() < limit, said.read_text()
             time.sleep(0.05)
-        moment = draw.uniform(0.5, 15.0)
-        time.sleep(moment)
+        more = draw.randrange(3)
+        wanted = len(stored(out)) + more
+        while child.poll() is None and len(stored(out)) < wanted:
+            assert time.monotonic() < limit, said.read_text()
+            time.sleep(0.02)
+        time.sleep(draw.uniform(0, 2.0))
         before, raylets = stored(out), raylets_of(child.pid)
         if child.poll() is None and raylets:
             os.kill(raylets[0], signal.SIGKILL)
             began = time.monotonic()
             code = child.wait(LIMIT_S)
             ends.append(time.monotonic() - began)
-            print(f"try {done}: after {moment:.1f} s, {len(before)} files, code {code}, {ends[-1]:.0f} s")
+            print(f"try {done}: {more} files more, {len(before)} then, code {code}, {ends[-1]:.0f} s", flush=True)
             kept(before, out)
             assert code in (0, 1, 3), said.read_text()
             last = said.read_text().strip().splitlines()[-1]
