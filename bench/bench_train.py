@@ -36,8 +36,8 @@ from leakfast.train.layers import Company
 from leakfast.train.packed import Packed
 from leakfast.train.padded import Padded
 
-# trl-spare: with gradient checkpointing; trl-free: a batch's rows in one, without padding
-SIDES = ("packed", "padded", "trl", "trl-spare", "trl-free")
+# -spare: activations made again in the backward pass (gradient checkpointing); trl-free: a batch's rows in one, without padding
+SIDES = ("packed", "packed-spare", "padded", "trl", "trl-spare", "trl-free")
 OFF_MOST = {"float32": 1e-4, "bfloat16": 5e-2}  # relative, of the step's loss without dropout
 
 
@@ -70,18 +70,18 @@ def rows_of(options) -> list[Row]:
     return made
 
 
-def ours_in(loaded, cfg):
+def ours_in(loaded, cfg, *, spare=False):
     """What runs our packed steps of one adapter."""
-    return Packed(loaded, Company(["default"], [cfg.dropout], [1]), recompute=False)
+    return Packed(loaded, Company(["default"], [cfg.dropout], [1]), recompute=spare)
 
 
 def ours(loaded, examples, cfg, side):
-    """(a step, the loss it had) of one of our two ways, in a model of its own."""
+    """(a step, the loss it had) of one of our ways, in a model of its own."""
     held = lora.attached(loaded, cfg)
     net = held.__enter__()
     passes = Padded(loaded, net, cfg.batch_size, recompute=False)
-    if side == "packed":
-        passes = ours_in(loaded, cfg)
+    if side != "padded":
+        passes = ours_in(loaded, cfg, spare=side == "packed-spare")
     weights = [p for p in net.parameters() if p.requires_grad]
 
     def step():
