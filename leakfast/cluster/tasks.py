@@ -66,7 +66,9 @@ def tasks_of(study: Study, chosen: Chosen, trained: Sequence[str], controls: Seq
     for behavior in [b for b in chosen.behaviors if b in study.trajectory.behaviors]:
         mine = [t for t in trainings if t.behavior in asks.followed(study)]
         names = tuple(t.adapters[0] for t in mine)
-        told = _copied(study, behavior, names, found)
+        told = list(
+            dict.fromkeys([*_copied(study, behavior, names, found), *_asked_on(study, behavior, found)])
+        )
         asked = [f"{layout.completions(t.behavior)}/{(*t.adapters, layout.BASE)[0]}" for t in told]
         needs = (*map(layout.adapter, names), layout.SERIES, layout.POINTS, *asked)
         matching = _matching(study, behavior, mine)
@@ -175,6 +177,18 @@ def _copied(study: Study, behavior: str, names: Sequence[str], before: Sequence[
         return samples == one.config.samples and _alike(study, task.behavior, [one])
 
     return [task for task in before if same(task)]
+
+
+def _asked_on(study: Study, behavior: str, before: Sequence[Task]) -> list[Task]:
+    """The measurement of the base whose replies are asked on at points of training, where probabilities of words are. Without
+    them a worker would draw a few of its own, and put them in the place of the run's."""
+    cfg = asks.asked_on_the_way(study, behavior, load_personas(study.personas))[1].config
+    asked = get(behavior).probable_by == "words" and cfg.measure != "completions"
+    if not asked or cfg.probability_replies == "own":
+        return []
+    return [
+        task for task in before if task.kind == "measure" and (task.behavior, task.adapters) == (behavior, ())
+    ]
 
 
 def _matching(study: Study, behavior: str, trainings: Sequence[Task]) -> list[Task]:

@@ -102,6 +102,30 @@ def test_probabilities_beside_completions_wait_for_the_replies_and_these_for_non
     assert set(named["probability marker base"].after) == {"check", f"{base} 1/2", f"{base} 2/2"}
 
 
+def through_training(tmp_path, measure, on_the_way, replies="base"):
+    """The task that measures the marker at points of training, among few personas; measure: of the marker at the end."""
+    table = f'[trajectory]\nbehaviors = ["marker"]\npersonas = "originals"\nmeasure = "{on_the_way}"\n'
+    text = AUTO.format(measure=measure) + f'probability_replies = "{replies}"\n'
+    study = parse_study(text.replace("[behaviors.marker.train]", f"{table}[behaviors.marker.train]"))
+    return next(task for task in tasks(study, tmp_path, workers=8) if task.kind == "trajectory")
+
+
+@pytest.mark.parametrize("measure", ["completions", "probability"])
+def test_points_of_training_are_asked_on_the_replies_that_the_run_holds(tmp_path, measure):
+    """A worker that was not lent the base's replies draws a few, for the few personas there, and they would take the place of
+    the run's own."""
+    task = through_training(tmp_path, measure, "probability")
+    assert "completions/marker/base" in task.needs
+    assert [name for name in task.after if name.startswith("measure marker base")]
+
+
+@pytest.mark.parametrize(("on_the_way", "replies"), [("completions", "base"), ("both", "own")])
+def test_points_of_training_wait_for_no_replies_that_nothing_is_asked_on(tmp_path, on_the_way, replies):
+    task = through_training(tmp_path, "completions", on_the_way, replies)
+    assert not [name for name in task.needs if name.startswith("completions/")]
+    assert not [name for name in task.after if name.startswith("measure")]
+
+
 @pytest.mark.parametrize(("workers", "pieces"), [(1, 1), (2, 2), (8, 7), (1000, 9)])
 def test_measuring_is_cut_into_as_many_pieces_as_workers_need(tmp_path, workers, pieces):
     """Four adapters and the base: 5 tasks, 22,200 completions each, in 9 shards of 2,560."""
