@@ -28,6 +28,7 @@ _AS_JSON = {
     "prompt_hashes",
     "centered_on",
     "questions",
+    "turns",
     "rendering",
     "versions",
 }

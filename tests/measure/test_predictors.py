@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from leakfast.errors import InputError
+from leakfast.geometry import Centroids
 from leakfast.measure.centroids import compute
 from leakfast.measure.predictors import output
 from leakfast.measure.predictors.divergences import Reply, along
 from leakfast.measure.predictors.request import Request
 from leakfast.measure.predictors.stage import predictors
 from leakfast.prompts import chat
+from leakfast.prompts.conversation import Question
 from leakfast.prompts.personas import Persona, load_personas
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
@@ -190,6 +192,21 @@ def test_a_runs_own_centroids_are_the_ones_whose_cosines_are_told(tiny_qwen2, re
     away = ~np.eye(len(names), dtype=bool)
     for layer in known.layers:
         assert (matrix(found, names, "cosine_centered", layer)[away] == known.cosine(layer)[away]).all()
+
+
+def test_centroids_of_questions_without_what_stands_around_them_are_not_taken(tiny_qwen2, request_, tmp_path):
+    """The same texts with turns before them, or with a beginning of the reply, are other prompts; and centroids of these are
+    kept in a file as any."""
+    run, names = Run(tmp_path / "run").create(), NAMES.split(",")
+    run.add_file(layout.centroids(), compute(tiny_qwen2, request_.personas, QUESTIONS, "all").save)
+    away = ~np.eye(len(names), dtype=bool)
+    for around in ({"turns": (("Tea?", "Yes."),)}, {"prefill": "Well,"}):
+        asked = [Question(text, **around) for text in QUESTIONS]
+        own = compute(tiny_qwen2, request_.personas, asked, "all", keep_questions=True)
+        assert Centroids.load(own.save(tmp_path / "own.safetensors")).metadata == own.metadata
+        found = predictors(tiny_qwen2, run, replace(request_, questions=asked, families=["geometry"]))
+        for layer in own.layers:
+            assert (matrix(found, names, "cosine_centered", layer)[away] == own.cosine(layer)[away]).all()
 
 
 def plain_mean(loaded, prompt, tokens):

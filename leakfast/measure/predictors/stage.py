@@ -16,7 +16,7 @@ from leakfast.measure.predictors.divergences import Reply
 from leakfast.measure.predictors.frame import frame
 from leakfast.measure.predictors.request import Request
 from leakfast.progress import Progress
-from leakfast.prompts import chat
+from leakfast.prompts import chat, conversation
 from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
 from leakfast.storage.interrupts import finishing
@@ -220,7 +220,9 @@ def _known(
         return None
     told, names = made.metadata, [one.name for one in people]
     same = told.get("model_fingerprint") == loaded.fingerprint and told.get("dtype") == loaded.dtype
-    same &= told.get("questions") == request.texts and set(names) <= set(made.personas)
+    around = {key: told[key] for key in ("turns", "prefill") if told.get(key)}
+    same &= told.get("questions") == request.texts and around == conversation.told(request.texts)
+    same &= set(names) <= set(made.personas)
     same &= set(layers) <= set(made.layers) and not told.get("precision")
     same &= sorted(told.get("centered_on", ())) == sorted(set(request.centered_on()) & set(names))
     if same:
