@@ -179,11 +179,13 @@ def agree(
     rho_probability: of each with the cosine at the behavior's layer (`best`), and their difference with the interval that
     pairs them (`paired.rho_difference`). Pooled, all are ranked within each source (Pearson's r: less the source's mean).
     Of a behavior whose rate falls as it leaks (an aligned score) the sign of the summary is turned for the correlations,
-    so that agreement is positive everywhere. Resampling unit: the persona, pooled with all its rows. pairs: schema
-    `pairs`."""
+    so that agreement is positive everywhere. What stands as a rate and is a probability itself is compared with none.
+    Resampling unit: the persona, pooled with all its rows. pairs: schema `pairs`."""
     if probabilities.is_empty():
         return pl.DataFrame(schema=_AGREE)
-    measured = rates.filter(pl.col("role") == "bystander", pl.col("rate").is_not_null()).select(*_KEY, "rate")
+    sampled = pl.col("estimator").is_null() if "estimator" in rates.columns else pl.lit(True)
+    measured = rates.filter(pl.col("role") == "bystander", pl.col("rate").is_not_null(), sampled)
+    measured = measured.select(*_KEY, "rate")
     here = probabilities.join(measured, on=_KEY, how="inner", maintain_order="left")
     rows: list[dict[str, Any]] = []
     for mine in here.partition_by("behavior", "seed", "estimator", maintain_order=True):

@@ -72,6 +72,15 @@ def test_agreement_says_what_it_lacks(measured):
     assert "the same for all" in stage.agree(probable, flat, pairs, {})["reason"][0]
 
 
+def test_a_probability_that_stands_as_the_rate_agrees_with_nothing(measured):
+    """Of a behavior that was measured by probability alone it would agree with itself, at 1."""
+    probable, rates, pairs = measured
+    alone = rates.with_columns(rate=probable["mean_probability"], estimator=pl.lit("end"))
+    assert stage.agree(probable, alone, pairs, {"marker": ("centered", 3)}, bootstraps=0).is_empty()
+    counted = rates.with_columns(estimator=pl.lit(None, pl.String))
+    assert stage.agree(probable, counted, pairs, {"marker": ("centered", 3)}, bootstraps=0).height == 3
+
+
 def test_pooled_ranks_within_each_source(measured):
     """Two sources on other levels: pooled ρ is that of the ranks within each, r that of values less their source's mean."""
     probable, rates, pairs = measured
