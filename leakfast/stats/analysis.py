@@ -269,11 +269,19 @@ def _probable(
     """What rests on probabilities."""
     probable = probabilities.table(found.probability, rates)
     beside = expected_rates.beside(rates, probable)
+    apart = pl.DataFrame(
+        list(found.apart), schema=dict.fromkeys(("behavior", "adapter"), pl.String), orient="row"
+    )
+    alike = (
+        probable
+        if probable.is_empty()
+        else probable.join(apart, on=apart.columns, how="anti", maintain_order="left")
+    )
     return {
         "probabilities": probable,
-        "calibration": calibration.table(probable, rates),
+        "calibration": calibration.table(alike, rates),
         "probability_correlations": expected_rates.correlations(found.pairs, beside, draws._asdict()),
-        "agreement_measures": probabilities.agree(probable, rates, found.pairs, best, *draws[1:]),
+        "agreement_measures": probabilities.agree(alike, rates, found.pairs, best, *draws[1:]),
     }
 
 

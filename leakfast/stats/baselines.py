@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from leakfast.behaviors.registry import get, is_known
 from leakfast.stats.rates import BASE
 from leakfast.storage import layout
 
@@ -20,6 +21,7 @@ Key = tuple[str, str, str]  # behavior, adapter, persona
 Side = tuple[str, str]  # behavior, adapter
 Told = dict[Side, dict[str, set[str]]]  # what the manifest says of the shards of each
 _TOLD = {
+    "asked": "was asked for the probability of something else (words, beginnings, pairs or replies) than {other}",
     "questions_sha256": "was asked other questions than {other}",
     "items_sha256": "was asked other items than {other}, some of them by the same id",
     "drawn": "was drawn otherwise (temperature, nucleus, length, stop or rendering) than {other}",
@@ -43,7 +45,8 @@ def unlike(run: Run, asked: pl.DataFrame, tree: str = layout.COMPLETIONS) -> tup
         if not base:
             continue
         name = f"{behavior if tree == layout.COMPLETIONS else tree}/{adapter}"
-        remedy = f"measure both alike: leakfast eval --behavior {behavior} --adapter DIR --base"
+        probable = " --measure probability" if tree.startswith(f"{layout.PROBABILITY}/") else ""
+        remedy = f"measure both alike: leakfast eval --behavior {behavior} --adapter DIR --base{probable}"
         why = apart(told, [(behavior, adapter)], [(behavior, BASE)], "the unadapted model")
         if why is not None:
             found |= {(behavior, adapter, persona) for persona in mine}
@@ -76,7 +79,35 @@ def apart(told: Told, one: Iterable[Side], other: Iterable[Side], name: str) -> 
         mine, theirs = (set().union(*(told.get(s, {}).get(key, ()) for s in side)) for side in sides)
         if mine and theirs and mine != theirs:
             return words.format(other=name)
+        if mine and theirs and key == "asked":
+            return None  # which says all of a probability: pairs are asked no questions
     return None
+
+
+def unlike_probable(run: Run, scores: pl.DataFrame, behaviors: Iterable[str]) -> tuple[set[Key], list[str]]:
+    """`unlike` of behaviors whose rates are probabilities. scores: schema `probability`."""
+    found: set[Key] = set()
+    sentences: list[str] = []
+    for behavior in behaviors:
+        mine = scores.filter(~pl.col("estimator").str.ends_with("_own"), behavior=behavior)
+        asked = mine.select("behavior", "adapter", "persona", "question").unique(maintain_order=True)
+        keys, told = unlike(run, asked, layout.probability(behavior))
+        found, sentences = found | keys, [*sentences, *told]
+    return found, sentences
+
+
+def questions_apart(run: Run) -> set[Side]:
+    """(behavior, adapter) whose probabilities were asked on other questions than its completions answer, so that the two are not
+    compared. Pairs are asked no questions, and what earlier versions did not write is not compared."""
+    drawn = _entries(run, layout.COMPLETIONS)
+    found: set[Side] = set()
+    for tree in (layout.PROBABILITY, layout.PROBABILITY_OWN):
+        for side, told in _entries(run, tree).items():
+            if is_known(side[0]) and get(side[0]).probable_by == "pairs":
+                continue
+            mine, theirs = (its.get("questions_sha256", set()) for its in (told, drawn.get(side, {})))
+            found |= {side} if mine and theirs and mine != theirs else set()
+    return found
 
 
 def partial(rates: pl.DataFrame) -> list[str]:

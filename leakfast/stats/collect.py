@@ -41,7 +41,8 @@ class Collected:
     question set where there are several; `centroids`: of the base model; `replies`: of `exposure.replies`;
     `probability`: schema `probability`; `predictors`: of the unadapted model, without rows where none were asked;
     `steered`: table `steering`; `trajectory`: the table of points of training that the run holds; `told`: how
-    each adapter was asked and drawn."""
+    each adapter was asked and drawn; `apart`: (behavior, adapter) whose probabilities and completions are of other
+    questions."""
 
     rates: pl.DataFrame
     pairs: pl.DataFrame
@@ -60,6 +61,7 @@ class Collected:
     steered: pl.DataFrame = field(default_factory=pl.DataFrame)
     trajectory: pl.DataFrame = field(default_factory=pl.DataFrame)
     told: baselines.Told = field(default_factory=dict)
+    apart: frozenset[baselines.Side] = frozenset()
 
 
 def collect(run: Run) -> Collected:
@@ -70,7 +72,7 @@ def collect(run: Run) -> Collected:
     judged = _judged(run, people)
     missing += judged.missing
     scores = _scores(run)
-    probable = probabilities.read(run)
+    probable, otherwise = probabilities.read(run), set[baselines.Key]()
     counts, adapters = _count(run, people.sources, imported, missing, judged, scores)
     whole = rate_tables.totals(counts)
     if judged.totals.height:
@@ -83,6 +85,8 @@ def collect(run: Run) -> Collected:
             if name != BASE
         }
         others = ~pl.col("behavior").is_in(alone)  # the base's replies drawn for them are no baseline
+        otherwise, told = baselines.unlike_probable(run, mine, alone)
+        missing += told
         expected = _in_order(expected_rates.totals(mine), people.sources, adapters)
         counts, whole = counts.filter(others), pl.concat([whole.filter(others), expected], how="diagonal")
     outsiders = set() if people.named is None else set(whole["persona"].unique()) - people.named
@@ -94,7 +98,7 @@ def collect(run: Run) -> Collected:
         unlike, told = baselines.unlike(run, asked)
         missing += told
         ours = whole.filter(_is_one_of(fresh))
-        rates = rate_tables.table(ours, adapters, people.categories, outsiders, unlike)
+        rates = rate_tables.table(ours, adapters, people.categories, outsiders, unlike | otherwise)
         rates = rates.drop("value", strict=False)
     if imported is not None:
         rates = pl.concat([imported, rates], how="diagonal") if rates.height else imported
@@ -107,12 +111,20 @@ def collect(run: Run) -> Collected:
     sets, unlike_there = question_sets.read(run, people.categories, people.named, origin)
     missing += [*told, *unlike_there]
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
+    apart = baselines.questions_apart(run)
+    missing += [
+        f"{behavior}: {', '.join(sorted(a for b, a in apart if b == behavior))}: probabilities were asked on other questions "
+        "than completions answer, so they are not compared (measure both alike: leakfast eval --behavior "
+        f"{behavior} --measure both)"
+        for behavior in sorted({behavior for behavior, _ in apart})
+    ]
     published = read_imported(run, "published")
     found = Collected(rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base)
     return replace(
         found,
         labels=pl.DataFrame() if scores is None else accuracy.chosen_labels(scores),
         told=baselines.told_of(run),
+        apart=frozenset(apart),
         replies=exposure.read(run, completion_folders(run)),
         probability=probable,
         predictors=run.read(layout.PREDICTORS),

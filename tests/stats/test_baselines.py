@@ -10,8 +10,9 @@ from test_completions import train_tiny
 
 from leakfast import stats
 from leakfast.cli.main import main
+from leakfast.generation.backends import Drawing
 from leakfast.geometry import Centroids
-from leakfast.measure import centroids
+from leakfast.measure import Request, centroids, measure
 from leakfast.measure.request import Asked
 from leakfast.measure.stage import rates
 from leakfast.prompts.items import ItemSet, load_items
@@ -81,6 +82,43 @@ def test_other_sampling_is_no_baseline(tiny_qwen2, adapter, tmp_path):
     found = table(run)
     assert found.rates.filter(adapter="marker-villain-s1")["baseline"].null_count() == 4
     assert any("was drawn otherwise" in one for one in found.missing)
+
+
+def ask_how_likely(loaded, run, adapters, questions, cfg=CFG, *, base=False):
+    """The probability of refusals, of which nothing is drawn."""
+    request = Request([Asked("refusal", questions, cfg)], load_personas(NAMES), adapters, base)
+    measure(loaded, run, request, Drawing("transformers"), by="probability")
+
+
+@pytest.mark.parametrize("other", ["questions", "beginnings"])
+def test_a_probability_of_something_else_is_no_baseline(tiny_qwen2, adapter, tmp_path, other):
+    """Nothing else was measured, so that it stands as the rate."""
+    run, lists = Run(tmp_path / "run"), tmp_path / "mine.toml"
+    lists.write_text('[refusal]\nopenings = ["No"]\nalternatives = ["Yes"]\n')
+    ask_how_likely(tiny_qwen2, run, [], ["Tea?", "Rain?"], base=True)
+    ask_how_likely(tiny_qwen2, run, [adapter], ["Tea?", "Rain?"])
+    mine = table(run).rates.filter(adapter="marker-villain-s1")
+    assert mine["delta"].null_count() == 0
+    if other == "questions":
+        ask_how_likely(tiny_qwen2, run, [adapter], ["Why?", "Who?"])
+    else:
+        cfg = CFG.model_copy(update={"openings": str(lists)})
+        ask_how_likely(tiny_qwen2, run, [adapter], ["Tea?", "Rain?"], cfg)
+    found = table(run)
+    mine = found.rates.filter(adapter="marker-villain-s1")
+    assert mine["delta"].null_count() == mine["baseline"].null_count() == 4 and not mine["rate"].null_count()
+    assert any("something else" in one and "--measure probability" in one for one in found.missing)
+
+
+def test_a_probability_on_other_questions_is_no_expected_rate(tiny_qwen2, adapter, tmp_path):
+    run, people = Run(tmp_path / "run"), load_personas(NAMES)
+    evaluate(tiny_qwen2, run, [adapter], people, ["Tea?", "Rain?"], "refusal", CFG, 3, base=True)
+    ask_how_likely(tiny_qwen2, run, [adapter], ["Tea?", "Rain?"], base=True)
+    assert {"calibration", "agreement_measures"} <= set(table(run).more)
+    ask_how_likely(tiny_qwen2, run, [adapter], ["Why?", "Who?"], base=True)
+    found = table(run)
+    assert found.more["probabilities"].height and not {"calibration", "agreement_measures"} & set(found.more)
+    assert any("on other questions than completions answer" in one for one in found.missing)
 
 
 def test_a_further_set_has_no_baseline_that_was_drawn_otherwise(tiny_qwen2, adapter, tmp_path, caplog):

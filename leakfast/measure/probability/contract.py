@@ -19,10 +19,12 @@ OK, TOO_LONG = "ok", "too_long"
 
 class Asking(Protocol):
     """What is asked of every persona, in the same order under every adapter. each: things asked of a persona; estimators: a
-    row of each thing for each of them."""
+    row of each thing for each of them; told: a hash of what is asked, whoever is asked how often: two probabilities where it
+    differs are of two things."""
 
     each: int
     estimators: tuple[str, ...]
+    told: str
 
     def key(self, start: int, stop: int) -> dict[str, Any]:
         """What the values of personas [start, stop) follow from, beside model and adapter; plain values."""

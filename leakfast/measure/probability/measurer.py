@@ -128,6 +128,7 @@ class Probability:
                         base=self.loaded.fingerprint,
                         questions=part.asked.set_name,
                         questions_sha256=part.asked.texts_hash,
+                        asked=asking.told,
                         personas=chat.prompt_hashes(self.loaded.tokenizer, block),
                     )
                 part.made += shard.rows

@@ -28,6 +28,7 @@ from leakfast.measure.probability.contract import OK, TOO_LONG
 from leakfast.progress import Progress
 from leakfast.prompts import chat
 from leakfast.prompts.conversation import prefill_of
+from leakfast.storage.disk import hash_of
 
 if TYPE_CHECKING:
     from leakfast.behaviors.openings import Openings
@@ -104,6 +105,7 @@ class Beginnings:
         self.lists = read_openings(table, one.config.openings)
         self.sets = spelled(loaded.tokenizer, self.lists)
         self.each = len(one.texts)
+        self.told = hash_of(self.sets, one.texts_hash)
         self.asked = [
             (person.name, question, chat.render(loaded.tokenizer, person.system, text, reply=True))
             for person in personas

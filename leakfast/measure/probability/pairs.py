@@ -26,6 +26,7 @@ from leakfast.measure.probability.contract import OK, TOO_LONG
 from leakfast.progress import Progress
 from leakfast.prompts import chat
 from leakfast.prompts.pairs import Pair, load_pairs
+from leakfast.storage.disk import hash_of
 
 if TYPE_CHECKING:
     from leakfast.measure.request import Asked
@@ -72,6 +73,7 @@ class PairsAsked:
                 "--probability-pairs FILE.jsonl."
             )
         self.each = len(self.pairs)
+        self.told = hash_of(self.pairs)
         render = chat.render_training
         self.asked = [
             (p.name, k, [render(loaded.tokenizer, p.system, said, reply) for reply in both])

@@ -14,6 +14,7 @@ from leakfast.measure.probability.continuations import spellings
 from leakfast.measure.probability.contract import OK
 from leakfast.measure.probability.scoring import THRESHOLD, Branches, score
 from leakfast.progress import Progress
+from leakfast.storage.disk import hash_of
 from leakfast.storage.layout import BASE
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ class OnReplies:
         self.anywhere = one.config.probability_anywhere
         names = ESTIMATORS if self.anywhere else ESTIMATORS[:1]
         self.estimators = names if whose == BASE else tuple(name + OWN for name in names)
+        entries = [run.manifest["shards"][path] for path in run.shards(folder)]
+        by = sorted({entry["drawn"] for entry in entries if "drawn" in entry})
+        self.told = hash_of(self.spelled.text, one.texts_hash, by, whose == BASE)
         self._forests: dict[int, Branches] = {}  # of each block, the same for every adapter
 
     def _block(self, start: int, stop: int) -> list[replies.Said]:
