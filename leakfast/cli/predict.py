@@ -118,9 +118,18 @@ def _base(run: Path, model: str | None, predictor: str, chosen: bool) -> Base:
             f"`leakfast predictors --model {model} --out RUN` and give it with --run."
         )
     from leakfast.measure.centroids import measure
+    from leakfast.prompts.rendering import asked_by
+    from leakfast.study.config import settings_in
 
-    people, _ = read_people(Run(run).open())
-    return predicting_runs.of_model(measure(model), people)
+    store, asked = Run(run).open(), {}
+    if (
+        path := store.check_study()
+    ) is not None:  # as the run's own cosines are made, which the lines were fitted on
+        study = settings_in(path)
+        asked = {"personas": study.personas, "questions": study.centroids.questions, "dtype": study.dtype}
+        asked["rendering"] = asked_by(study)
+    people, _ = read_people(store)
+    return predicting_runs.of_model(measure(model, **asked), people)
 
 
 def _check(pairs: list[Trained], layer: int | None, level: float, as_json: bool) -> None:

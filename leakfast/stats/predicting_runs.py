@@ -65,13 +65,17 @@ class Forecast:
 
 
 def trained(runs: Sequence[str | Path], behavior: str, predictor: str) -> list[Trained]:
-    """Every adapter of `behavior` in the runs. Raises InputError where a run has none, where nothing was counted, and for a
-    predictor that a run does not have."""
+    """Every adapter of `behavior` in the runs; those that were taught another one only where a run has no others (of a
+    control, say), since what they leak of it is not what is predicted.
+
+    Raises InputError where a run has none, where nothing was counted, and for a predictor that a run does not have."""
     found: list[Trained] = []
     for path in runs:
         run = Run(path).open()
         told = collect(run)
         rates = told.rates.filter(behavior=behavior)
+        taught = rates.filter((pl.col("taught") == behavior).fill_null(True))
+        rates = rates if taught.filter(role="bystander").is_empty() else taught
         if rates.filter(role="bystander").is_empty():
             known = ", ".join(told.rates["behavior"].unique(maintain_order=True)) or "none"
             raise InputError(

@@ -9,10 +9,12 @@ import polars as pl
 import pytest
 
 from leakfast.cli.main import main
+from leakfast.cli.predict import _base
 from leakfast.errors import InputError
 from leakfast.geometry import Centroids
+from leakfast.models.adapters import AdapterCard, write_card
 from leakfast.stats import predictors
-from leakfast.stats.predicting_runs import Trained, base_of, layer_of
+from leakfast.stats.predicting_runs import Trained, base_of, layer_of, trained
 from leakfast.storage import layout
 from leakfast.storage.run import Run
 from tests.cli import shown_runs
@@ -70,6 +72,34 @@ def test_a_new_source_of_another_model_says_what_it_reaches_beyond(run, capsys, 
         assert "third" in said
 
 
+def test_cosines_of_another_model_are_of_the_runs_own_personas_and_questions(tmp_path, monkeypatch):
+    """Its shipped namesakes, the shipped questions and another rendering would stand in for them."""
+    people, questions = tmp_path / "mine.toml", tmp_path / "asked.toml"
+    people.write_text('[[persona]]\nname = "villain"\nprompt = "You are mine."\n')
+    questions.write_text('questions = ["Tea?"]\n')
+    study = f'''name = "own"
+personas = "{people}"
+sources = ["villain"]
+dtype = "float32"
+system_role = "user"
+[centroids]
+questions = "{questions}"
+[behaviors.marker]
+'''
+    run, told = Run(tmp_path / "run").create(study), {}
+    run.add_file(layout.centroids(), shown_runs.ring(["villain", "other"]).save)
+
+    def measured(model, **asked):
+        told.update(asked, model=model)
+        return shown_runs.ring(["villain", "other"])
+
+    monkeypatch.setattr("leakfast.measure.centroids.measure", measured)
+    _base(run.path, "third", "cosine_centered", chosen=False)
+    assert told.pop("rendering").system_role == "user"
+    asked_of = {"personas": str(people), "questions": str(questions), "dtype": "float32", "model": "third"}
+    assert told == asked_of
+
+
 def test_a_folder_of_predictors_alone_is_of_the_model_that_made_it(tmp_path):
     """Its predictions would be said to be of another model than the runs'."""
     ring = shown_runs.ring(shown_runs.PEOPLE)
@@ -91,6 +121,21 @@ def test_one_source_has_no_interval(tmp_path, capsys):
     assert "no interval" in " ".join(found["remarks"])
     said = asked(capsys, *predict(one), "--source", "p00", code=2)
     assert "cannot be predicted from itself" in said and "--from" in said
+
+
+def test_what_adapters_taught_something_else_leak_is_learned_from_where_there_are_no_others_alone(tmp_path):
+    """The marker, asked of an adapter of refusals as well, has another line under its source."""
+    other = "refusal-p00-s1"
+    mixed = shown_runs.make(tmp_path / "mixed")
+    mine = shown_runs.completions(other, "p00", shown_runs.PEOPLE)
+    mixed.add_shard(layout.shard(layout.completions("marker", other)), mine)
+    alone = shown_runs.make(tmp_path / "alone", adapters=(other,))
+    for run in (mixed, alone):
+        write_card(run.path / layout.adapter(other), AdapterCard("p00", "refusal", 1, *"mfd", {}, "h"))
+    found = [
+        [one.adapter for one in trained([run.path], "marker", "cosine_centered")] for run in (mixed, alone)
+    ]
+    assert found == [["marker-p00-s1", "marker-p01-s1"], [other]]
 
 
 def test_runs_without_a_common_layer_are_told_so():
