@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from leakfast.measure.asking import continuations
@@ -29,9 +30,9 @@ log = logging.getLogger("leakfast.steering")
 
 def score(loaded: Loaded, run: Run, request: Request, progress: Progress | None = None) -> int:
     """log P of the text's reply tokens, the one that ends a reply among them, teacher-forced after the persona's prompt, nats:
-    shards steered/text/<arm>/part-00000.parquet (persona, question, sample, n_tokens, logprob_nats), of every arm of the
-    request and of each adapter as it is. What follows from the same request is kept. Returns how many replies the text has:
-    0, and said, where the run holds none of the unadapted model."""
+    shards steered/text/<arm>/part-NNNNN.parquet (persona, question, sample, n_tokens, logprob_nats), of every arm of the
+    request and of each adapter as it is, one for each text, which follows from the personas. What follows from the same request
+    is kept. Returns how many replies the text has: 0, and said, where the run holds none of the unadapted model."""
     asked = next((one for one in request.asked if not one.by_choices and run.shards(one.folder(BASE))), None)
     text = [] if asked is None else _text(loaded, run, request, asked)
     if not text:
@@ -47,9 +48,7 @@ def score(loaded: Loaded, run: Run, request: Request, progress: Progress | None 
     for done, target in enumerate(every):
         if progress is not None:
             progress(done, len(every), "plain text")
-        _under(
-            loaded, run, target, text, hash_of("text", loaded.fingerprint, loaded.dtype, target.digest, read)
-        )
+        _under(loaded, run, target, text, read)
     return len(text)
 
 
@@ -84,15 +83,25 @@ def _text(loaded: Loaded, run: Run, request: Request, asked: Asked) -> list[dict
     return found
 
 
-def _under(loaded: Loaded, run: Run, target: Target, text: Sequence[dict[str, Any]], request: str) -> None:
+def _under(loaded: Loaded, run: Run, target: Target, text: Sequence[dict[str, Any]], read: str) -> None:
+    """read: hash of the text."""
     import polars as pl
 
-    relpath = layout.shard(layout.steered_text(target.name))
-    there = relpath in run.shards(layout.steered_text(target.name))
-    if there and run.manifest["shards"][relpath].get("request") == request:
+    request = hash_of("text", loaded.fingerprint, loaded.dtype, target.digest, read)
+    folder = layout.steered_text(target.name)
+    there = {path: run.manifest["shards"][path] for path in run.shards(folder)}
+    if any(entry.get("request") == request for entry in there.values()):
         return
-    if there:
-        run.retire(relpath, "scored by another request")
+    # an arm has one text; the adapter as it is has those of all arms, whose tables may ask other personas
+    mine = {"adapter": target.digest, "base": loaded.fingerprint}
+    beside = [
+        path
+        for path, entry in there.items()
+        if target.steer is None and entry.get("text") not in (None, read) and mine.items() <= entry.items()
+    ]
+    for path in sorted(there.keys() - set(beside)):
+        run.retire(path, "scored by another request")
+    relpath = next(path for n in count() if (path := layout.shard(folder, n)) not in beside)
     counts = [one["n_tokens"] for one in text]
     with adapted(loaded, target.path) as current, steered(current, target.steer):
         found = continuations(current, [one["ids"] for one in text], counts)
@@ -104,4 +113,4 @@ def _under(loaded: Loaded, run: Run, target: Target, text: Sequence[dict[str, An
         },
         schema_overrides=dict.fromkeys(("question", "sample", "n_tokens"), pl.Int32),
     )
-    run.add_shard(relpath, frame, request=request, adapter=target.digest, **target.told)
+    run.add_shard(relpath, frame, request=request, text=read, **mine, **target.told)

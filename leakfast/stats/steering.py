@@ -254,22 +254,27 @@ def _interval(name: str, values: pl.DataFrame, reason: str) -> dict[str, Any]:
     return {name: mean, f"{name}_low": low, f"{name}_high": high}
 
 
-def _costs(run: Run) -> dict[str, tuple[float, int]]:
-    """Arm or adapter → (mean log P a token, tokens) of plain text."""
-    found = {}
+# arm or adapter → text (its hash; None of earlier versions) → (mean log P a token, tokens)
+_Costs = dict[str, dict[str | None, tuple[float, int]]]
+
+
+def _costs(run: Run) -> _Costs:
+    """Of plain text: of an arm one, of an adapter as it is those of its arms."""
+    found: _Costs = {}
     for path in run.shards(f"{layout.STEERED}/text"):
-        frame = run.read(path)
+        frame, text = run.read(path), run.manifest["shards"][path].get("text")
         tokens = int(frame["n_tokens"].sum())
         if tokens:
-            found[PurePosixPath(path).parts[2]] = float(frame["logprob_nats"].sum()) / tokens, tokens
+            value = float(frame["logprob_nats"].sum()) / tokens, tokens
+            found.setdefault(PurePosixPath(path).parts[2], {})[text] = value
     return found
 
 
-def _cost(costs: dict[str, tuple[float, int]], folder: str, steer: dict[str, Any]) -> dict[str, Any]:
+def _cost(costs: _Costs, folder: str, steer: dict[str, Any]) -> dict[str, Any]:
     arm = next(part for part in folder.split("/") if layout.STEERED_BY in part)
     if arm not in costs:
         return {}
-    mean, tokens = costs[arm]
-    before = costs.get(steer["adapter"])
+    ((text, (mean, tokens)),) = costs[arm].items()
+    before = costs.get(steer["adapter"], {}).get(text)
     change = None if before is None or before[1] != tokens else mean - before[0]
     return {"text_logprob_nats": mean, "text_tokens": tokens, "text_change_nats": change}

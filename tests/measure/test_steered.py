@@ -35,6 +35,8 @@ CFG = EvalConfig(
     samples=3, max_new_tokens=12, batch_completions=24, measure="both", probability_anywhere=False
 )
 NAME = "marker-villain-s7"
+# what a shard's entry has of the file itself
+WRITTEN = ("sha256", "bytes", "rows")
 KEYS = ["persona", "question", "sample"]
 ITEMS = ItemSet(
     "few",
@@ -227,6 +229,31 @@ def test_the_commands(tiny_folder, tmp_path):
         assert said in f"{done.output}{done.exception}", (words, done.output)
 
 
+def test_what_an_arm_costs_is_against_the_same_text(tiny_qwen2, people, tmp_path):
+    """Of two tables with other personas each has a text of its own, and the same call again makes none anew."""
+    run, vector = Run(tmp_path / "run"), along(tiny_qwen2)
+    one = Asked("marker", QUESTIONS, CFG.model_copy(update={"measure": "completions", "max_new_tokens": 4}))
+    measure_as_asked(tiny_qwen2, run, Request([one], people, base=True, seed=3), Drawing())
+    for path in run.shards(one.folder(layout.BASE)):  # few of so small a model's replies are whole
+        entry = {k: v for k, v in run.manifest["shards"][path].items() if k not in WRITTEN}
+        run.add_shard(path, pl.read_parquet(run.path / path).with_columns(status=pl.lit("ok")), **entry)
+    few, every = (
+        Request([one], some, base=True, seed=3, arms=arms_of(name, vector, "add", (0.0,)))
+        for name, some in (("few", people[:3]), ("every", people))
+    )
+    for request in (few, every):
+        measure_steered(tiny_qwen2, run, request, Drawing())
+    costs = {row["direction"]: row for row in steering.table(run).rows(named=True)}
+    assert costs["few"]["text_tokens"] < costs["every"]["text_tokens"]
+    for row in costs.values():
+        assert row["text_change_nats"] == pytest.approx(0, abs=1e-6)
+    before = {path: run.manifest["shards"][path]["sha256"] for path in run.shards("steered/text")}
+    for request in (few, every):
+        assert plain_text.score(tiny_qwen2, run, request)
+    assert {path: run.manifest["shards"][path]["sha256"] for path in run.shards("steered/text")} == before
+    assert not list((run.path / "quarantine").rglob("*.parquet"))
+
+
 def test_plain_text_is_what_this_model_said_to_these_very_prompts(tiny_qwen2, people, tmp_path):
     """Another prompt of as many tokens, or another base model, makes it another text."""
     run = Run(tmp_path / "run")
@@ -238,9 +265,7 @@ def test_plain_text_is_what_this_model_said_to_these_very_prompts(tiny_qwen2, pe
     folder = one.folder(layout.BASE)
     name = sorted(there)[0]
     for path in run.shards(folder):
-        entry = {
-            k: v for k, v in run.manifest["shards"][path].items() if k not in ("sha256", "bytes", "rows")
-        }
+        entry = {k: v for k, v in run.manifest["shards"][path].items() if k not in WRITTEN}
         people_asked = entry["personas"] | {name: "0" * 64}
         run.add_shard(path, pl.read_parquet(run.path / path), **entry | {"personas": people_asked})
     assert {said["persona"] for said in plain_text._text(tiny_qwen2, run, request, one)} == there - {name}
