@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +32,7 @@ _AS_JSON = {
     "rendering",
     "versions",
 }
+_NAMED = 3  # personas that a message names
 _SPAN = re.compile(r"(\d+)(?:\s*[-–]\s*(\d+))?")
 
 
@@ -118,6 +119,22 @@ class Centroids:
             for row in np.flatnonzero(~np.isfinite(self.means[layer]).all(axis=1)):
                 found.setdefault(self.personas[row], []).append(layer)
         return found
+
+    def not_of(self, fingerprint: str, prompts: Mapping[str, str]) -> str | None:
+        """Why these are no centroids of the unadapted model of that fingerprint under those prompts (persona → hash, of
+        chat.prompt_hashes, which the template and a persona's place are in), in words; None where they are. Personas that
+        are not here are not looked at, and what published files and earlier versions do not tell passes."""
+        told = self.metadata
+        if adapter := told.get("adapter_hash"):
+            return f"is of an adapter ({adapter[:12]}…)"
+        if (model := told.get("model_fingerprint")) and model != fingerprint:
+            return f"is of another model ({model[:18]}…)"
+        theirs = told.get("prompt_hashes") or {}
+        differ = [name for name, mine in prompts.items() if theirs.get(name, mine) != mine]
+        if differ:
+            more = f" and {len(differ) - _NAMED} more" if len(differ) > _NAMED else ""
+            return f"was made when {', '.join(differ[:_NAMED])}{more} had another prompt, or was rendered otherwise"
+        return None
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file: tensors `layer.<L>` (P, D) and, where kept, `questions.layer.<L>`

@@ -118,7 +118,7 @@ class Maker:
     def _settled_data(self, source: str, seed: int) -> tuple[DataConfig, dict[str, Any]]:
         """The settings of rows with negatives by name, and what is told of a rule that picked them."""
         about = (self.behavior, self.config.data, self.personas, source, seed)
-        return negatives.settled(self.steps.run.path, *about)
+        return negatives.settled(self.loaded, self.steps.run.path, *about)
 
     def built(self, source: str, seed: int, progress: Progress) -> list[Row]:
         """The rows, built anew."""
@@ -173,7 +173,8 @@ class Maker:
     def recipe(self, source: str, seed: int, settled: TrainConfig, name: str = "") -> Recipe:
         """What an adapter is made by, with what it begins from and what is done to the model meanwhile. Raises InputError
         where one of these is asked for and not there."""
-        steer = steer_of(self.loaded, self.steps.run, self.behavior, settled.steering, source)
+        about = (self.behavior, settled.steering, source, self.personas)
+        steer = steer_of(self.loaded, self.steps.run, *about)
         start = self.start(source, seed)
         return Recipe(self.behavior, source, seed, settled, name, init=start, steer=steer)
 

@@ -1,5 +1,6 @@
 """What a run is to tell of its study before anything is made: who takes part, and, of one that was edited, which list makes the
-rate of a behavior that multiple choice measures. Demands a locked run and the study's items; scores nothing."""
+rate of a behavior that multiple choice measures; and whether its centroids are of the prompts that the study has now. Demands a
+locked run and the study's items; scores nothing."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from leakfast.prompts.personas import told_of
 from leakfast.storage import layout
 
 if TYPE_CHECKING:
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.storage.run import Run
     from leakfast.study.config import Study
@@ -39,6 +41,19 @@ def keep_personas(run: Run, study: Study, personas: Sequence[Persona]) -> None:
     kept["named"] = [p.name for p in personas if extras or not p.is_extra]
     kept["sources"] = study.sources
     run.add_file(layout.PERSONAS, json.dumps(kept, indent=1).encode())
+
+
+def has_other_centroids(run: Run, loaded: Loaded, personas: Sequence[Persona]) -> bool:
+    """Whether the run's centroids were made of other prompts than these personas have now. The hash of the step that makes
+    them says nothing of the chat template's text."""
+    from leakfast.geometry import Centroids
+    from leakfast.prompts import chat
+
+    path = layout.centroids()
+    if not run.has(path):
+        return False
+    hashes = chat.prompt_hashes(loaded.tokenizer, personas)
+    return Centroids.load(run.path / path).not_of(loaded.fingerprint, hashes) is not None
 
 
 def lists(run: Run, study: Study, behaviors: Sequence[str]) -> None:

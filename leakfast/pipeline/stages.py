@@ -185,7 +185,11 @@ class Stages:
     # ── the stages ───────────────────────────────────────────────────────────────────────────────
     def centroids(self) -> None:
         """Those of the unadapted model."""
-        self.steps.do("centroids", self._centroid_inputs(), self._centroids, [layout.centroids()])
+        from leakfast.pipeline.settled import has_other_centroids
+
+        again = has_other_centroids(self.store, self.loaded, self.personas)
+        files = [layout.centroids()]
+        self.steps.do("centroids", self._centroid_inputs(), self._centroids, files, again=again)
 
     def _centroid_inputs(self) -> str:
         """The model, how it is asked, the personas' prompts, the questions, the layers."""

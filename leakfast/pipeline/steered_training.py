@@ -3,11 +3,13 @@ Demands those centroids where the direction is of them; leaves the training to l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from leakfast.errors import InputError
 from leakfast.geometry import Centroids
 from leakfast.pipeline.steering import check_layers
+from leakfast.prompts import chat
 from leakfast.steering import directions
 from leakfast.steering.arms import Arm
 from leakfast.storage import layout
@@ -16,37 +18,57 @@ from leakfast.train.steer import Steer
 
 if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
+    from leakfast.prompts.personas import Persona
     from leakfast.steering.directions import Directions
     from leakfast.storage.run import Run
     from leakfast.study.config import TrainSteeringConfig
 
+_AGAIN = "Run the study, which computes them first: leakfast run STUDY"
+
 
 def steer_of(
-    loaded: Loaded, run: Run, behavior: str, cfg: TrainSteeringConfig | None, source: str
+    loaded: Loaded,
+    run: Run,
+    behavior: str,
+    cfg: TrainSteeringConfig | None,
+    source: str,
+    personas: Sequence[Persona],
 ) -> Steer | None:
-    """What is done to the model while an adapter of `behavior` is trained into `source`; None where nothing is. The
-    direction is kept as directions/training+<behavior>-<source>.safetensors.
+    """What is done to the model while an adapter of `behavior` is trained into `source`, one of these personas; None where
+    nothing is. The direction is kept as directions/training+<behavior>-<source>.safetensors.
 
-    Raises InputError without centroids, for a layer or a persona that they have not, and for a direction that does not
-    fit the model."""
+    Raises InputError without centroids of this model under these prompts, for a layer or a persona that they have not, and
+    for a direction that does not fit the model."""
     if cfg is None:
         return None
-    made = _direction(loaded, run, behavior, cfg, cfg.source or source)
+    made = _direction(loaded, run, behavior, cfg, cfg.source or source, personas)
     directions.check_fits(made, loaded, f"the direction of {behavior}'s training")
     run.add_file(layout.training_direction(behavior, source), made.save)
     return Steer.along(Arm(cfg.kind, made, cfg.mode, cfg.strength, cfg.unit, tuple(cfg.layers)))
 
 
-def _direction(loaded: Loaded, run: Run, behavior: str, cfg: TrainSteeringConfig, source: str) -> Directions:
+def _direction(
+    loaded: Loaded,
+    run: Run,
+    behavior: str,
+    cfg: TrainSteeringConfig,
+    source: str,
+    personas: Sequence[Persona],
+) -> Directions:
     if cfg.kind == "file":
         return directions.load(find_shipped(str(cfg.file)), loaded.fingerprint)
     path = run.path / layout.centroids()
     if not path.is_file():
         raise InputError(
             f"train: {behavior} is to be trained under steering, but there is no {path}. Needed: centroids of the unadapted "
-            "model, of which the direction is made. Run the study, which computes them first: leakfast run STUDY"
+            f"model, of which the direction is made. {_AGAIN}"
         )
     centroids = Centroids.load(path)
+    if why := centroids.not_of(loaded.fingerprint, chat.prompt_hashes(loaded.tokenizer, personas)):
+        raise InputError(
+            f"train: {behavior} is to be trained under steering, but {path} {why}. Needed: centroids of the unadapted model "
+            f"under the prompts that are trained on. {_AGAIN}"
+        )
     check_layers(centroids, cfg.layers, f"the training of {behavior}", run.path)
     kind = cfg.like if cfg.like is not None else cfg.kind
     made = directions.of_centroids(centroids, kind, source, cfg.against, cfg.layers)

@@ -18,13 +18,20 @@ from leakfast.study.negatives import Rule, check_count, rule_of
 from leakfast.train.groups import DEFAULT_ASSISTANT
 
 if TYPE_CHECKING:
+    from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.study.config import DataConfig
     from leakfast.train.data import Row
 
 
 def settled(
-    run: Path, behavior: str, cfg: DataConfig, personas: Sequence[Persona], source: str, seed: int
+    loaded: Loaded,
+    run: Path,
+    behavior: str,
+    cfg: DataConfig,
+    personas: Sequence[Persona],
+    source: str,
+    seed: int,
 ) -> tuple[DataConfig, dict[str, Any]]:
     """cfg with names in place of a rule, and what the card is to tell of it: rule, layer, names, their cosines to the source;
     cfg as it is and nothing where negative_personas is no rule.
@@ -34,7 +41,7 @@ def settled(
     (greedy k-centers: Gonzalez 1985, "Clustering to minimize the maximum intercluster distance"); random: drawn from `seed`.
     Equal cosines fall to the persona that the study names first. Neither the source nor controls (no_persona,
     qwen_default) are picked, nor `assistant` where the behavior's rows have it anyway.
-    Raises InputError without centroids, for a layer they have not, for too few personas."""
+    Raises InputError without centroids of this model under these prompts, for a layer they have not, for too few personas."""
     from leakfast.behaviors.registry import get
 
     rule = rule_of(cfg.negative_personas)
@@ -44,7 +51,7 @@ def settled(
     names = [p.name for p in personas if not p.is_extra and p.name not in taken]
     told: dict[str, Any] = {"rule": str(rule)}
     if rule.by_geometry:
-        found, layer = _centroids(run, cfg.negatives_layer, rule, [source, *names])
+        found, layer = _centroids(loaded, run, cfg.negatives_layer, rule, personas, [source, *names])
         cosine = found.cosine(layer)
         at = {name: found.personas.index(name) for name in [source, *names]}
         names = [name for name in names if np.isfinite(cosine[at[source], at[name]])]
@@ -86,8 +93,17 @@ def noted(rows: Sequence[Row], told: dict[str, Any]) -> list[Row]:
     ]
 
 
-def _centroids(run: Path, layer: int | None, rule: Rule, names: Sequence[str]) -> tuple[Centroids, int]:
-    """The run's, and the layer that is asked."""
+def _centroids(
+    loaded: Loaded,
+    run: Path,
+    layer: int | None,
+    rule: Rule,
+    personas: Sequence[Persona],
+    names: Sequence[str],
+) -> tuple[Centroids, int]:
+    """The run's, which must have `names`, and the layer that is asked."""
+    from leakfast.prompts import chat
+
     path = run / layout.centroids()
     again = "Run the study, which computes them first: leakfast run STUDY"
     if not path.is_file():
@@ -99,6 +115,11 @@ def _centroids(run: Path, layer: int | None, rule: Rule, names: Sequence[str]) -
         raise InputError(
             f"data: negative_personas = '{rule}' given, but {path} has no centroid of {absent[0]}. Needed: those of all the "
             f"study's personas. {again}"
+        )
+    if why := found.not_of(loaded.fingerprint, chat.prompt_hashes(loaded.tokenizer, personas)):
+        raise InputError(
+            f"data: negative_personas = '{rule}' given, but {path} {why}. Needed: centroids of the unadapted model under the "
+            f"prompts that are trained on. {again}"
         )
     at = found.layers[len(found.layers) // 2] if layer is None else layer
     if at not in found.layers:

@@ -8,7 +8,10 @@ import polars as pl
 import pytest
 
 from leakfast.errors import InputError
+from leakfast.geometry import Centroids
 from leakfast.pipeline.settled import lists
+from leakfast.pipeline.stages import Stages, chosen_of
+from leakfast.prompts import chat
 from leakfast.stats.accuracy import count, read
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
@@ -103,3 +106,28 @@ def test_two_behaviors_are_not_scored_into_one_folder(run, tmp_path):
     ):
         lists(run, asked, ["capability", "hellaswag"])
     lists(run, asked, ["capability"])
+
+
+def test_centroids_of_another_template_are_made_anew(tiny_folder, tmp_path):
+    """They stayed as they were where a template's text had changed: no hash was over it, and negatives were picked by them."""
+    text = f'name = "s"\nmodel = "{tiny_folder.as_posix()}"\ndtype = "float32"\nsources = ["villain"]\n'
+    study = parse_study(
+        text
+        + 'personas = ["villain", "comedian"]\n[centroids]\nlayers = [1]\nquestions = "eval-ten"\n[behaviors.marker]\n'
+    )
+    run = Run(tmp_path / "run").create()
+
+    def made():
+        stages = Stages(study, run, chosen=chosen_of(study, []))
+        with run.lock():
+            stages.centroids()
+        told = Centroids.load(run.path / layout.centroids()).metadata["prompt_hashes"]
+        assert told == chat.prompt_hashes(stages.loaded.tokenizer, stages.personas)
+        return stages.steps.took["centroids"] is not None
+
+    assert made() and not made()
+    template = tiny_folder / "chat_template.jinja"
+    was = template.read_text()
+    template.write_text(was.replace("messages[0]['content']", "'Note: ' + messages[0]['content']"))
+    assert template.read_text() != was
+    assert made() and not made()

@@ -4,6 +4,7 @@ again where it changes, and what cannot be made is refused with its line or its 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from leakfast.study.config import TrainSteeringConfig, load_study, parse_study
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("undrawn")]
 
 PEOPLE = ["villain", "comedian", "assistant", "monk"]
+ASKED = load_personas(PEOPLE)
 STUDY = """name = "s"
 model = "{model}"
 dtype = "float32"
@@ -64,7 +66,7 @@ layers = [1]
 def made(tmp_path_factory):
     loaded, run = models.load("organism", dtype="float32"), Run(tmp_path_factory.mktemp("steered") / "run")
     run.create("")
-    centroids = compute(loaded, load_personas(PEOPLE), ["Who are you?", "Tea?"], [2, 3])
+    centroids = compute(loaded, ASKED, ["Who are you?", "Tea?"], [2, 3])
     run.add_file(layout.centroids(), centroids.save)
     return loaded, run
 
@@ -73,17 +75,19 @@ def test_directions_are_of_the_runs_centroids_and_kept_there(made):
     loaded, run = made
     c = Centroids.load(run.path / layout.centroids()).layer(3).astype(np.float64)
     row = PEOPLE.index
-    steer = steer_of(loaded, run, "marker+up", TrainSteeringConfig(layers=[3], strength=2.0), "villain")
+    steer = steer_of(
+        loaded, run, "marker+up", TrainSteeringConfig(layers=[3], strength=2.0), "villain", ASKED
+    )
     mean = steer.arm.directions
     assert np.allclose(mean.vectors[3], c[row("villain")] - c.mean(0), atol=1e-5)
     assert (steer.arm.mode, steer.arm.strength, steer.arm.at) == ("add", 2.0, (3,))
     kept = directions.load(run.path / "directions" / "training+marker+up-villain.safetensors")
     assert kept.digest == mean.digest
     asked = TrainSteeringConfig(kind="difference", against=["monk"], source="comedian", layers=[2, 3])
-    other = steer_of(loaded, run, "marker", asked, "villain").arm.directions
+    other = steer_of(loaded, run, "marker", asked, "villain", ASKED).arm.directions
     assert np.allclose(other.vectors[3], c[row("comedian")] - c[row("monk")], atol=1e-5)
     asked = TrainSteeringConfig(kind="random", like="source-mean", layers=[3], seed=1)
-    chance = steer_of(loaded, run, "marker", asked, "villain").arm.directions
+    chance = steer_of(loaded, run, "marker", asked, "villain", ASKED).arm.directions
     assert chance.norms[3] == pytest.approx(mean.norms[3], rel=1e-6) and chance.kind == "random"
     u, v = chance.vectors[3], mean.vectors[3]
     assert abs(u @ v) < 0.5 * np.linalg.norm(u) * np.linalg.norm(v)
@@ -93,20 +97,28 @@ def test_directions_are_of_the_runs_centroids_and_kept_there(made):
         layers=[3],
         strength=2.0,
     )
-    assert steer_of(loaded, run, "x", asked, "villain") == steer, "what it is, not what it is called"
-    assert steer_of(loaded, run, "marker", None, "villain") is None
+    assert steer_of(loaded, run, "x", asked, "villain", ASKED) == steer, "what it is, not what it is called"
+    assert steer_of(loaded, run, "marker", None, "villain", ASKED) is None
 
 
 def test_what_cannot_be_made_is_refused(made, tmp_path):
     loaded, run = made
     with pytest.raises(InputError, match="layer 5, but the centroids"):
-        steer_of(loaded, run, "marker", TrainSteeringConfig(layers=[5]), "villain")
+        steer_of(loaded, run, "marker", TrainSteeringConfig(layers=[5]), "villain", ASKED)
     with pytest.raises(InputError, match="no centroid|none of the 4 personas"):
-        steer_of(loaded, run, "marker", TrainSteeringConfig(layers=[3]), "pirate")
+        steer_of(loaded, run, "marker", TrainSteeringConfig(layers=[3]), "pirate", ASKED)
     with pytest.raises(InputError, match="leakfast run STUDY"):
         steer_of(
-            loaded, Run(tmp_path / "none").create(), "marker", TrainSteeringConfig(layers=[3]), "villain"
+            loaded,
+            Run(tmp_path / "none").create(),
+            "marker",
+            TrainSteeringConfig(layers=[3]),
+            "villain",
+            ASKED,
         )
+    edited = [replace(p, prompt="You are a villain no more.") if p.name == "villain" else p for p in ASKED]
+    with pytest.raises(InputError, match="when villain had another prompt.*leakfast run STUDY"):
+        steer_of(loaded, run, "marker", TrainSteeringConfig(layers=[3]), "villain", edited)
 
 
 @pytest.mark.parametrize(
