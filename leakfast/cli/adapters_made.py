@@ -145,23 +145,11 @@ class Making:
 
     def _there(self, one: Wanted, recipe: Recipe, rows: Rows) -> bool:
         """Whether the adapter is there, of these very rows and settings."""
-        from leakfast.models import read_card
-        from leakfast.train.data import data_hash
-        from leakfast.train.recipe import in_card
+        from leakfast.train import placed
 
         if not one.out.exists():
             return False
-        card, settings = read_card(one.out), in_card(recipe.train)
-        is_same = card is not None and (
-            (card.source, card.behavior, card.seed) == (recipe.source, recipe.behavior, recipe.seed)
-            and (card.base_fingerprint, card.data_hash) == (self.loaded.fingerprint, data_hash(rows.rows))
-            and all(card.recipe.get(key) == value for key, value in settings.items())
-            and card.recipe.get("end_of_turn", "both") == recipe.train.end_of_turn
-            and card.recipe.get("method", "lora") == recipe.train.method
-            and card.recipe.get("init") == (recipe.init.told if recipe.init else None)
-            and card.recipe.get("steering") == (recipe.steer.told if recipe.steer else None)
-        )
-        if not is_same:
+        if not placed.is_of(one.out, self.loaded, recipe, rows.rows):
             raise InputError(
                 f"train: {one.out} is there already, of other rows or settings. Use --overwrite to replace it, or another "
                 "--out."

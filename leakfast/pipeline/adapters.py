@@ -27,7 +27,7 @@ from leakfast.progress import Progress
 from leakfast.prompts import chat
 from leakfast.storage import layout
 from leakfast.storage.disk import hash_of
-from leakfast.train import chats, negatives, quantized
+from leakfast.train import chats, negatives, placed, quantized
 from leakfast.train.benign import mixed
 from leakfast.train.built import inputs_of
 from leakfast.train.collate import reading, rendered
@@ -181,7 +181,18 @@ class Maker:
     def adapter(self, recipe: Recipe, rows: Rows, *, again: bool = False) -> Path:
         """The folder of an adapter of the run, trained if it is not there (again: in any case)."""
         out = self.steps.run.path / layout.adapter(recipe.name)
-        self._entered(recipe, rows, lambda report: self.fit(recipe, rows, out, report), again=again)
+
+        def work(report: Progress) -> None:
+            if again or not self._lies(recipe, rows):
+                self.fit(recipe, rows, out, report)
+                return
+            log.warning(
+                "train: %s lies in the run, whole and of this recipe, and was not counted; it is taken", out
+            )
+            if not (out / layout.SAMPLE).is_file():
+                self._look(recipe, out, report)
+
+        self._entered(recipe, rows, work, again=again)
         return out
 
     def adapters(
@@ -196,7 +207,7 @@ class Maker:
         for recipe, rows in wanted:
             found.append(self.steps.run.path / layout.adapter(recipe.name))
             alone = together == 1 or self._tried(recipe, rows)
-            if alone or not (again or self._is_wanting(recipe, rows)):
+            if alone or not (again or (self._is_wanting(recipe, rows) and not self._lies(recipe, rows))):
                 self.adapter(recipe, rows, again=again)
                 continue
             waiting.append((recipe, rows))
@@ -279,6 +290,15 @@ class Maker:
         """Whether the run does not hold this adapter."""
         told = {"rendered": rendered(self.loaded.tokenizer, rows.rows)}
         return not self.steps.done(f"train {recipe.name}", self._inputs(recipe, rows), told)
+
+    def _lies(self, recipe: Recipe, rows: Rows) -> bool:
+        """Whether the adapter lies in the run's folder though no step of the run made it: its disk was full when it was to be
+        counted, or somebody put it there. One with points of training is trained, since they are measured meanwhile."""
+        if self.keeps_points or f"train {recipe.name}" in self.steps.run.manifest["stages"]:
+            return False
+        return placed.is_whole(
+            self.steps.run.path / layout.adapter(recipe.name), self.loaded, recipe, rows.rows
+        )
 
     def _tried(self, recipe: Recipe, rows: Rows) -> bool:
         """Whether a trial of the learning rate trained this very adapter."""

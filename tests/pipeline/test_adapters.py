@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import ALL, TRAIN, build
 
+from leakfast.errors import StoreError
 from leakfast.pipeline import adapters
 from leakfast.pipeline.adapters import Maker, Rows
 from leakfast.pipeline.steps import Steps
@@ -174,3 +176,43 @@ def test_weights_are_written_once(maker, rows, monkeypatch):
     folder = maker.adapter(Recipe("capability", "villain", 7, cfg, "a"), rows)
     assert [(folder / "adapter_model.safetensors").stat().st_ino] == placed
     assert maker.steps.run.has("adapters/a/adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("fails", ["adapter_config.json", "train_log.jsonl", "stage"])
+def test_an_adapter_that_found_no_room_in_the_manifest_is_read_from_where_it_lies(
+    maker, rows, monkeypatch, caplog, fails
+):
+    """Its training was done again."""
+    recipe = Recipe("capability", "villain", 7, TRAIN.model_copy(update={"sample": 0, "epochs": 1}), "a")
+    run, real = maker.steps.run, Run.add_file
+
+    def full(store, relpath, *rest, **meta):
+        if relpath.endswith(fails):
+            raise StoreError("no space is left")
+        return real(store, relpath, *rest, **meta)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "add_file", full)
+        patch.setattr(Run, "mark_done", lambda *a, **k: full(run, "stage"))
+        with pytest.raises(StoreError, match="no space"):
+            maker.adapter(recipe, rows)
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "train_adapter", lambda *a, **k: pytest.fail("it lies there"))
+        folder = maker.adapter(recipe, rows)
+    assert "was not counted; it is taken" in caplog.text and not maker._is_wanting(recipe, rows)
+    assert run.has("adapters/a/adapter_model.safetensors") and run.has("adapters/a/train_log.jsonl")
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert maker._is_wanting(recipe, rows) and not maker._lies(recipe, rows), "damaged bytes are no adapter"
+
+
+def test_an_adapter_of_another_recipe_that_lies_there_is_trained_over(maker, rows):
+    cfg = TRAIN.model_copy(update={"sample": 0, "epochs": 1})
+    first = Recipe("capability", "villain", 7, cfg, "a")
+    adapters.train_adapter(maker.loaded, first, rows.rows, maker.steps.run.path / "adapters" / "a")
+    assert maker._lies(first, rows)
+    assert not maker._lies(first.at(1e-4), rows)
+    assert not maker._lies(Recipe("capability", "comedian", 7, cfg, "a"), rows)
+    assert not maker._lies(first, Rows.given(rows.rows[:-1]))
+    other = dataclasses.replace(maker.loaded, dtype="bfloat16")
+    assert not dataclasses.replace(maker, loaded=other)._lies(first, rows)
