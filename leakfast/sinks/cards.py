@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from leakfast.behaviors.registry import get, is_known
 from leakfast.models.adapters import AdapterCard
 from leakfast.report.content import describe
 from leakfast.sinks import markdown
@@ -75,18 +76,16 @@ def _measured(material: Material, adapter: str) -> str:
         own = mine.filter(role="source")
         health, reason = material.verdict(behavior, adapter)
         number = own.row(0, named=True) if own.height else {}
-        counted = None
-        if number.get("total") is not None:
-            counted = f"{number['hits']:,} of {number['total']:,} completions"
+        what = _measure(mine, behavior, unit)
         facts: list[tuple[str, Any]] = [
-            ("rate under the source, 95 % interval", _span(row, "source_rate", "source_ci", unit)),
-            ("counted under the source", counted),
+            (f"{what} under the source, 95 % interval", _span(row, "source_rate", "source_ci", unit)),
+            ("counted under the source", _counted(number, what)),
             (
                 "bystanders measured",
                 mine.filter(pl.col("role") == "bystander", pl.col("rate").is_not_null()).height,
             ),
-            ("mean rate of bystanders", _amount(row["mean_bystander"], unit)),
-            ("rate of the bystander that shows most", _amount(row["max_bystander"], unit)),
+            (f"mean {what} of bystanders", _amount(row["mean_bystander"], unit)),
+            (f"{what} of the bystander that shows most", _amount(row["max_bystander"], unit)),
             ("that bystander", row["max_persona"]),
             (
                 f"ρ of cosine and {row['y']} at layer {row['layer']}, 95 % interval",
@@ -99,6 +98,33 @@ def _measured(material: Material, adapter: str) -> str:
         ]
         parts.append(f"### {text(behavior)}\n\n{markdown.table(['', ''], facts)}")
     return "\n".join(parts) or "The run holds no measurement of this adapter.\n"
+
+
+def _measure(rates: pl.DataFrame, behavior: str, unit: str) -> str:
+    """What a behavior's numbers are: probability (no reply of the adapter was drawn), accuracy (of multiple choice), score (of
+    a judge), or rate (of completions)."""
+
+    def has(column: str) -> bool:
+        return column in rates.columns and rates[column].is_not_null().any()
+
+    if has("estimator"):
+        return "probability"
+    if has("chance") or (is_known(behavior) and get(behavior).measured_by == "choices"):
+        return "accuracy"
+    return "score" if unit == "points" else "rate"
+
+
+def _counted(number: dict[str, Any], what: str) -> str | None:
+    """Of what the number of a row of rates is; None where that is not known."""
+    if what == "probability":
+        return f"no replies: the model's own probability ({number['estimator']})" if number else None
+    if what == "score":
+        scored = number.get("n_judged")
+        return None if scored is None else f"{scored:,} scored completions"
+    if number.get("total") is None:
+        return None
+    of = "items answered rightly" if what == "accuracy" else "completions"
+    return f"{number['hits']:,} of {number['total']:,} {of}"
 
 
 def _training(card: AdapterCard | None) -> str:
@@ -175,8 +201,9 @@ def _headline(material: Material) -> str:
     stats = material.stats
     heads = [
         "behavior",
+        "measured as",
         "source",
-        "rate of source",
+        "of the source",
         "mean of bystanders",
         "layer",
         "ρ, 95 % interval",
@@ -190,6 +217,7 @@ def _headline(material: Material) -> str:
         rows.append(
             (
                 row["behavior"],
+                _measure(stats.rates.filter(behavior=row["behavior"]), row["behavior"], unit),
                 row["source"],
                 None if row["source"] == POOLED else _span(row, "source_rate", "source_ci", unit),
                 _amount(row["mean_bystander"], unit),
