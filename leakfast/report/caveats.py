@@ -29,8 +29,9 @@ class Caveat(NamedTuple):
     table: str | None
 
 
-def caveats(run: Run, stats: Stats, studied: Any | None) -> list[Caveat]:
-    """Every caveat that holds of this run, the most weighty first. studied: the run's study, None where it has none."""
+def caveats(run: Run, stats: Stats, studied: Any | None, unread: str | None = None) -> list[Caveat]:
+    """Every caveat that holds of this run, the most weighty first. studied: the run's study, None where it has none, or none
+    that can be read; unread: why."""
     return [
         *_seeds(stats),
         *_picked(stats),
@@ -38,6 +39,7 @@ def caveats(run: Run, stats: Stats, studied: Any | None) -> list[Caveat]:
         *_probable(stats),
         *_judged(stats),
         *_dropped(stats),
+        *_unread(run, studied, unread),
         *_data(run, stats, studied),
         *_drawn(run),
     ]
@@ -158,6 +160,17 @@ def _dropped(stats: Stats) -> Iterator[Caveat]:
             )
     for sentence in stats.missing:
         yield Caveat(f"Not in the tables: {sentence}.", "settings", None)
+
+
+def _unread(run: Run, studied: Any | None, why: str | None) -> Iterator[Caveat]:
+    """That a study lies in the run and what it asked is not known from it."""
+    if studied is None and why is not None and (run.path / layout.STUDY).is_file():
+        yield Caveat(
+            "The study of the run cannot be read, so what would be said here of its questions, and above of its model, seeds and "
+            f"wordings, could not be checked: {why.removesuffix('.')}.",
+            "settings",
+            None,
+        )
 
 
 def _data(run: Run, stats: Stats, studied: Any | None) -> Iterator[Caveat]:

@@ -181,14 +181,14 @@ def settings(run: Run) -> dict[str, Any]:
 
 
 def study_of(run: Run) -> tuple[Any, str | None]:
-    """The run's study, or None and why it cannot be read."""
-    from leakfast.study.config import load_study
+    """The run's study, its own files there or not, or None and why it cannot be read."""
+    from leakfast.study.config import settings_in
 
     path = run.path / layout.STUDY
     if not path.is_file():
         return None, "the run was made without a study file"
     try:
-        return load_study(path), None
+        return settings_in(path), None
     except InputError as error:
         return None, " ".join(error.message.split())
 

@@ -77,13 +77,14 @@ def report(
 
 def told(run: Run, stats: Stats) -> dict[str, Any]:
     """What the page says of the whole run, by the template's names."""
+    studied, unread = content.study_of(run)
     return {
         "relations": content.relations(stats),
         "across": across.grid(across.across(stats)),
         "settings": content.settings(run),
         "provenance": content.provenance(run, stats),
         "missing": stats.missing,
-        "caveats": caveats(run, stats, content.study_of(run)[0]),
+        "caveats": caveats(run, stats, studied, unread),
         "remarks": stats.remarks(),
         "unwell": stats.warnings(),
         "health_rule": health.rule(),

@@ -173,13 +173,13 @@ def questions(run: Run, behavior: str) -> tuple[str, ...]:
     drawn on others (by the hash that is kept with them)."""
     from leakfast.prompts.personas import load_questions
     from leakfast.prompts.questions import texts_hash
-    from leakfast.study.config import load_study
+    from leakfast.study.config import settings_in
 
     path = run.path / layout.STUDY
     if not path.is_file():
         return ()
     try:
-        study = load_study(path)
+        study = settings_in(path)
         texts = load_questions(study.behaviors[behavior].eval.questions).questions
     except (InputError, KeyError):  # the study's own files are gone, or it is another's
         return ()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Material:
-    """A run with its tables. study: None where there is none or its files are gone; `why` says so then."""
+    """A run with its tables. study: None where there is none or it cannot be read; `why` says so then."""
 
     run: Run
     stats: Stats
@@ -35,14 +35,14 @@ class Material:
     @staticmethod
     def of(run: str | Path | Run, stats: Stats | None = None) -> Material:
         """Raises InputError where `run` is no run or has nothing to count, StoreError where its study was changed."""
-        from leakfast.study.config import load_study
+        from leakfast.study.config import settings_in
 
         run = (run if isinstance(run, Run) else Run(run)).open()
         stats, path = stats or current(run), run.check_study()
         if path is None:
             return Material(run, stats, None, "the run was made without a study file")
         try:
-            return Material(run, stats, load_study(path), None)
+            return Material(run, stats, settings_in(path), None)
         except InputError as error:
             return Material(run, stats, None, " ".join(error.message.split()))
 

@@ -21,6 +21,7 @@ from report_runs import LAYERS, PEOPLE, QUESTIONS, SAMPLES, SOURCES, STUDY, comp
 from leakfast import stats
 from leakfast.cli.main import main
 from leakfast.errors import InputError, StoreError
+from leakfast.report import content
 from leakfast.report import policy as policy_of_page
 from leakfast.report import sample as samples
 from leakfast.report.caveats import caveats
@@ -306,6 +307,22 @@ def test_caveats_are_those_of_the_run(filled, page):
     assert not any("One training seed" in one.text for one in told)
     anchors = {a["id"] for _, a in page.tags if "id" in a}
     assert {one.anchor for one in caveats(run, tables, None)} <= anchors
+
+
+def test_a_study_that_cannot_be_read_is_said_to_be_and_one_without_its_files_is_read(filled, tmp_path):
+    """Both took the caveat about the questions with them, and not a word stood in its place."""
+    run, _ = filled
+    tables = stats.current(run)
+    text = 'name = "mine"\nmodel = "organism"\npersonas = "gone.json"\nsources = ["villain"]\n[behaviors.marker]\n'
+    beside = Run(tmp_path / "mine").create(text)
+    studied, why = content.study_of(beside)
+    assert studied.name == "mine" and why is None
+    said = [one.text for one in caveats(beside, tables, studied, why)]
+    assert any("Asked were the questions of eval alone" in one for one in said)
+    assert not any("could not be checked" in one for one in said)
+    broken = Run(tmp_path / "broken").create(text.replace("[behaviors.marker]", "[behaviours.marker]"))
+    (said,) = [one for one in caveats(broken, tables, *content.study_of(broken)) if "checked" in one.text]
+    assert "behaviors is missing" in said.text and said.anchor == "settings"
 
 
 def test_completions_are_shown_as_text_and_the_marker_is_marked(page):
