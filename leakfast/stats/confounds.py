@@ -53,9 +53,13 @@ def covariates(pairs: pl.DataFrame, rates: pl.DataFrame, people: People, given: 
     """`pairs` + prompt_words, baseline, jaccard, shared_word, tfidf, similarity, and words_of.
 
     jaccard: shared content words over all content words of source and bystander; shared_word: 1 if any;
-    tfidf: cosine of tf-idf vectors over all personas known (Salton and Buckley 1988, idf = ln(N/df) + 1);
+    tfidf: cosine of tf-idf vectors (Salton and Buckley 1988, idf = ln(N/df) + 1), where N counts the personas of the study
+    (without one, those that were measured) and df those whose prompt has the word;
     similarity: from `given` (source, persona, similarity: an embedding's, say), null without it."""
     said, kind = words(people)
+    among = set(rates["persona"]) if people.named is None else people.named
+    among = among.union(pairs["source"], pairs["persona"])
+    said = {name: bag for name, bag in said.items() if name in among}
     counts: dict[str, int] = {}
     for bag in said.values():
         for word in bag:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -119,6 +121,28 @@ def test_overlap_of_words():
     assert names["words_of"].unique().to_list() == ["name"]
     assert names["shared_word"].to_list() == [1, 0, 0]
     assert names["prompt_words"].null_count() == 3
+
+
+@pytest.mark.parametrize("named", [None, set(PEOPLE.prompts)])
+def test_words_are_weighted_by_how_many_of_the_studys_personas_have_them(named):
+    """All shipped prompts were counted, in which "cruel" and "plans" are rare and "villain" is not, whoever took part."""
+    pairs = pl.DataFrame(
+        {"behavior": "m", "adapter": "a", "source": "villain", "persona": list(PEOPLE.prompts)}
+    )
+    rates = pairs.select("behavior", "adapter", "persona").with_columns(baseline=pl.lit(0.1))
+    others = {f"v{i}": "You are the villain." for i in range(20)}
+    people = replace(PEOPLE, named=named, prompts=PEOPLE.prompts | others)
+    found = dict(confounds.covariates(pairs, rates, people).select("persona", "tfidf").rows())
+    weight = {"villain": np.log(4 / 2) + 1, "cruel": np.log(4 / 2) + 1, "plans": np.log(4 / 2) + 1}
+    weight |= {"kind": np.log(4) + 1, "evil": np.log(4) + 1, "man": np.log(4) + 1}
+
+    def length(*words):
+        return np.sqrt(sum(weight[word] ** 2 for word in words))
+
+    own = length("villain", "cruel", "plans")
+    assert found["kind_villain"] == pytest.approx(weight["villain"] ** 2 / own / length("villain", "kind"))
+    both = weight["cruel"] ** 2 + weight["plans"] ** 2
+    assert found["evil_man"] == pytest.approx(both / own / length("evil", "man", "cruel", "plans"))
 
 
 def test_words_are_whole_in_every_script_with_spaces():
