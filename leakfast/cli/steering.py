@@ -98,7 +98,7 @@ def measured(
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json
     from leakfast.measure.steered import measure_steered
-    from leakfast.stats import steering
+    from leakfast.stats import dropped, steering
     from leakfast.stats.people import read_people
 
     with progress_for("eval") as progress:
@@ -107,7 +107,7 @@ def measured(
         )
     for one in done:
         rates.tell(run, one)
-    table = steering.table(run, read_people(run)[0].named)
+    table = steering.table(dropped.part(run), read_people(run)[0].named)
     if as_json:
         print_json({"run": str(run.path), "steering": table.to_dicts()})
     else:

@@ -25,6 +25,9 @@ the meanings call None. An unknown key is an error that names its line and the k
 
 Personas, question sets, items, pairs and prices are named by a shipped name or by a file: one beside the study file is
 found wherever the command is run. NAME is a behavior of the list at the end, or one with a variant: `marker+few`.
+
+A study may be edited and run again: what it names and is not there yet is made. Sources, seeds and behaviors that it names no
+longer stay in the run, stand in none of its tables, and are there again once they are named again; a line tells of them.
 """
 TAIL = """\
 ## Defaults of the behaviors

@@ -29,8 +29,10 @@ log = logging.getLogger("leakfast.run")
 
 def keep_personas(run: Run, study: Study, personas: Sequence[Persona]) -> None:
     """Who takes part, so that the tables can be made again where the study's persona file is gone; who was asked beside them
-    (measure.request.keep_people) stays behind them."""
+    (measure.request.keep_people) stays behind them. And what the study dropped since it was run before, which stands in no
+    table (stats.dropped)."""
     from leakfast.geometry import names_extras
+    from leakfast.stats import dropped
     from leakfast.stats.people import kept_in
 
     extras = names_extras(study.personas, personas)
@@ -39,8 +41,17 @@ def keep_personas(run: Run, study: Study, personas: Sequence[Persona]) -> None:
     for key, values in told_of(personas).items():
         kept[key] = values | {name: v for name, v in before.get(key, {}).items() if name not in values}
     kept["named"] = [p.name for p in personas if extras or not p.is_extra]
-    kept["sources"] = study.sources
-    run.add_file(layout.PERSONAS, json.dumps(kept, indent=1).encode())
+    named = {"behaviors": list(study.behaviors), "sources": study.sources, "seeds": study.seeds}
+    earlier = before.get("dropped", {})
+    kept["dropped"] = {
+        kind: [
+            name for name in dict.fromkeys([*earlier.get(kind, []), *before.get(kind, [])]) if name not in now
+        ]
+        for kind, now in named.items()
+    }
+    run.add_file(layout.PERSONAS, json.dumps(kept | named, indent=1).encode())
+    if left_out := dropped.told(run):
+        log.warning("%s: %s", run.path, left_out)
 
 
 def has_other_centroids(run: Run, loaded: Loaded, personas: Sequence[Persona]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from leakfast.models.adapters import card_in
-from leakfast.stats import expected_rates
+from leakfast.stats import dropped, expected_rates
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.rates import BASE
 from leakfast.stats.tables import Stats
@@ -38,7 +38,7 @@ def caveats(run: Run, stats: Stats, studied: Any | None, unread: str | None = No
         *_truncated(stats),
         *_probable(stats),
         *_judged(stats),
-        *_dropped(stats),
+        *_left_out(run, stats),
         *_unread(run, studied, unread),
         *_data(run, stats, studied),
         *_drawn(run),
@@ -149,7 +149,7 @@ def _judged(stats: Stats) -> Iterator[Caveat]:
         )
 
 
-def _dropped(stats: Stats) -> Iterator[Caveat]:
+def _left_out(run: Run, stats: Stats) -> Iterator[Caveat]:
     for behavior in stats.behaviors() if "n_error" in stats.rates.columns else ():
         lost = int(stats.rates.filter(behavior=behavior)["n_error"].sum())  # those without an end among them
         if lost:
@@ -158,7 +158,7 @@ def _dropped(stats: Stats) -> Iterator[Caveat]:
                 f"counted-{behavior}",
                 "rates",
             )
-    for sentence in stats.missing:
+    for sentence in [*stats.missing, *filter(None, [dropped.told(run)])]:
         yield Caveat(f"Not in the tables: {sentence}.", "settings", None)
 
 

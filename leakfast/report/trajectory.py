@@ -39,8 +39,9 @@ def table(run: Run) -> pl.DataFrame | None:
 
     items: the list of items or the question set; scoring: letters or full-text, the judge's name, `detector` (of sources
     alone where trainings are matched: `detector, choosing` and `detector, chosen`), or `probability, ` and the estimator."""
-    from leakfast.stats import rates, ties
+    from leakfast.stats import dropped, rates, ties
 
+    run = dropped.part(run)
     parts = [*_choices(run), *_completions(run), *_probabilities(run)]
     parts += [*_completions(run, layout.CHOOSING), *_completions(run, layout.CHOSEN)]
     if not parts:

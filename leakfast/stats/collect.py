@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING
 import polars as pl
 
 from leakfast.errors import InputError, StoreError
-from leakfast.stats import accuracy, baselines, expected_rates, exposure, probabilities, question_sets
+from leakfast.stats import (
+    accuracy,
+    baselines,
+    dropped,
+    expected_rates,
+    exposure,
+    probabilities,
+    question_sets,
+)
 from leakfast.stats import judged as judged_tables
 from leakfast.stats import pairs as pair_tables
 from leakfast.stats import prompts as prompt_checks
@@ -67,6 +75,7 @@ class Collected:
 def collect(run: Run) -> Collected:
     """Read everything the statistics rest on. Raises InputError if the run holds nothing to count,
     StoreError if completions are there twice or from an unknown source."""
+    run = dropped.part(run)
     people, missing = read_people(run)
     imported = read_imported(run, "rates")
     judged = _judged(run, people)

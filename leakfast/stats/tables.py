@@ -17,6 +17,7 @@ from leakfast.progress import Progress
 from leakfast.stats import (
     accuracy,
     analysis,
+    dropped,
     exposure,
     exposure_correlations,
     health,
@@ -37,6 +38,7 @@ from leakfast.version import __version__, commit
 log = logging.getLogger("leakfast.stats")
 
 TABLES = ("rates", "pairs", "correlations")
+METHOD = 2  # goes up when a table comes to mean something else: those that were made before are not current
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def stats(
         correlations = two_way.with_questions(correlations, found.pairs, found.questions, drawn.seed)
         more = analysis.further(found, rates, correlations, drawn, asked)
     result = marked(run, Stats(rates, found.pairs, correlations, tuple(found.missing), more))
-    for sentence in found.missing:
+    for sentence in filter(None, [*found.missing, dropped.told(run)]):
         log.warning("%s: %s", run.path, sentence)
     if write:
         tables = result.all_tables()
@@ -192,7 +194,7 @@ def permuted(run: str | Path | Run, permute: int, **draws: int | None) -> dict[s
 
 def marked(run: Run, made: Stats) -> Stats:
     """The same tables with the columns health and health_of, and the table `health` before the other further ones."""
-    found = health.read(run)
+    found = health.read(dropped.part(run))
     told = marks.verdicts(found, made.rates)
     tables = {
         name: table
@@ -228,9 +230,6 @@ def kept(run: str | Path | Run, only: Collection[str] | None = None, **asked: An
     if theirs or told.get("own_files") or any(told.get(name) != value for name, value in asked.items()):
         return None
     return read(run, only) if _is_current(run) else None
-
-
-METHOD = 2  # goes up when a table comes to mean something else: those that were made before are not current
 
 
 def _known() -> list[str]:

@@ -227,8 +227,7 @@ MEANINGS = {
     "disattenuated.detectable": "the true |ρ| found with 80 % power at level 0.05, the rates being as noisy as they are: "
     "detectable of exact rates / √reliability",
     # other explanations
-    "control": "what is taken out: none, prompt_words, baseline, jaccard, shared_word, tfidf (cosine of tf-idf vectors, words "
-    "weighted by how many of the study's personas have them), similarity, category, all",
+    "control": "taken out: none, prompt_words, baseline, jaccard, shared_word, tfidf (study's idf), similarity, category, all",
     "controls": "how many columns were taken out",
     "partial": "partial ρ: correlation of the ranks after the controls' ranks are taken out",
     "partials.low": "95 % interval by Fisher's z",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,36 @@ class ReadOnlyRun(Run):
             log.warning("%s: damaged; read from %s", path, layout.JOURNAL)
         self._manifest = self._from_log()
         return self._manifest
+
+
+class Part(Run):
+    """A run as it looks without some of its files: neither its manifest nor what reads it knows them. All else, its writing and
+    what becomes of damaged files too, is `run`'s own."""
+
+    def __init__(self, run: Run, left_out: Collection[str]):
+        super().__init__(run.path)
+        self._whole, self._left_out = run, frozenset(left_out)
+        self._verified = run._verified
+        self._told: tuple[dict[str, Any], dict[str, Any]] | None = (
+            None  # the whole manifest, and this part of it
+        )
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        whole = self._whole.manifest
+        if self._told is None or self._told[0] is not whole:
+            kept = {path: entry for path, entry in whole["shards"].items() if path not in self._left_out}
+            self._told = whole, {**whole, "shards": kept}
+        return self._told[1]
+
+    def lock(self) -> contextlib.AbstractContextManager[Run]:
+        return self._whole.lock()
+
+    def _load(self) -> dict[str, Any]:
+        return self._whole._load()
+
+    def _strike_out(self, relpath: str, found: str) -> None:
+        self._whole._strike_out(relpath, found)
 
 
 class Reading(ReadOnlyRun):
