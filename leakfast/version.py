@@ -3,12 +3,14 @@ where it runs from its repository."""
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 
 __version__ = "0.1.0"
+_SOURCES = (".py", ".html", ".js", ".css", ".toml", ".json", ".jsonl")
 
 
 def commit() -> str | None:
@@ -29,6 +31,19 @@ def commit() -> str | None:
 def maker() -> tuple[str, str | None]:
     """Version and `commit()` of the leakfast that runs, as they were when it was first asked."""
     return __version__, commit()
+
+
+@cache
+def source_hash() -> str:
+    """SHA-256 (hex) over the names and bytes of what this package is written in, and of the settings and pages it ships: what it
+    makes of the same input may be another where that differs."""
+    package, digest = Path(__file__).resolve().parent, hashlib.sha256()
+    roots = [package] if (package / "_configs").is_dir() else [package, package.parent / "configs"]
+    for root in roots:
+        for path in sorted(path for path in root.rglob("*") if path.suffix in _SOURCES):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(root.parent)}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
 
 
 def _said(git: str, root: Path, *words: str) -> str | None:

@@ -136,5 +136,5 @@ def undrawn():
     from leakfast.figures import files
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "write_all", lambda run, stats: [])
+        patch.setattr(files, "write_all", lambda run, stats, drawn_of: [])
         yield

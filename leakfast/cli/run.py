@@ -96,7 +96,7 @@ def cli(
     if cluster is not None:
         outcome = run_on(checked, actors(cluster, workers), **about)
     else:
-        n = workers or workers_of(checked)
+        n = workers or (1 if _is_finished(checked, out, words) else workers_of(checked))
         outcome = run(checked, **about) if n == 1 else run_on(checked, processes(n), **about)
     address = address_of(out or checked.run_dir)
     exported = after_run(outcome.run, asked, outcome.stats)
@@ -121,6 +121,17 @@ def cli(
         if address is not None:
             click.echo(f"run: {address}")
     return 3 if outcome.stats.missing else None
+
+
+def _is_finished(study: Study, out: Path | None, only: list[str]) -> bool:
+    """Whether nothing is left to be done, so that nobody has to know of GPUs."""
+    from leakfast.pipeline.finished import is_finished
+    from leakfast.pipeline.stages import chosen_of
+    from leakfast.storage.objects import address_of
+    from leakfast.storage.run import Run
+
+    run = Run(out or study.run_dir)
+    return address_of(run.path) is None and is_finished(study, chosen_of(study, only), run)
 
 
 def _script(cluster: str | None, printed: bool, checked: Study, file: Path, given: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from leakfast.cluster.pool import Pool
 from leakfast.cluster.tasks import Task, cut, first_free, tasks_of
 from leakfast.errors import LeakfastError
 from leakfast.judge import stage as judging
+from leakfast.pipeline import finished
 from leakfast.pipeline.preflight import check_judges
 from leakfast.pipeline.stages import Outcome, Stages, chosen_of
 from leakfast.pipeline.steps import Shown, silent
@@ -58,24 +59,34 @@ def run(
     chosen = chosen_of(study, only)
     with working_copy(out or study.run_dir) as folder, Run(folder).lock() as store:
         store.create(study.raw_text).note_maker(*maker())
-        stages = Stages(study, store, progress, chosen=chosen)
-        trained, controls = stages.sorted()
-        check_judges(study, chosen.behaviors, store)
-        stages.settle()
-        with Judges(_judgings(study, chosen), stages.judge) as judges:
-            workers = pool(study, only)
-            try:
-                tasks = cut(tasks_of(study, chosen, trained, controls), workers.size, study)
-                driver = _Driver(store, workers, tasks, silence_s, judges)
-                with progress(f"run on {workers.size} workers") as report:
-                    driver.all(report)
-                stages.steps.took.update(driver.took)
-            finally:
-                workers.close()
-            with progress("judge") as report:
-                judges.wait(report)
-            judges.finish()
-        return stages.told()
+
+        def work() -> Outcome:
+            stages = Stages(study, store, progress, chosen=chosen)
+            return _on_workers(stages, lambda: pool(study, only), silence_s)
+
+        return finished.once(study, chosen, store, work)
+
+
+def _on_workers(stages: Stages, pool: Callable[[], Pool], silence_s: float) -> Outcome:
+    """All stages, on workers that are made once everything that can be checked before is."""
+    study, store, chosen, progress = stages.study, stages.store, stages.chosen, stages.steps.progress
+    trained, controls = stages.sorted()
+    check_judges(study, chosen.behaviors, store)
+    stages.settle()
+    with Judges(_judgings(study, chosen), stages.judge) as judges:
+        workers = pool()
+        try:
+            tasks = cut(tasks_of(study, chosen, trained, controls), workers.size, study)
+            driver = _Driver(store, workers, tasks, silence_s, judges)
+            with progress(f"run on {workers.size} workers") as report:
+                driver.all(report)
+            stages.steps.took.update(driver.took)
+        finally:
+            workers.close()
+        with progress("judge") as report:
+            judges.wait(report)
+        judges.finish()
+    return stages.told()
 
 
 def _judgings(study: Study, chosen: Chosen) -> list[Judging]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -263,9 +264,25 @@ _OF_ONE: dict[str, Callable[[_Source, str], Figure | str]] = {
 KINDS = ("grid", *_OF_ONE, "relations", "trajectory", "map")
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture that a run may have, not drawn yet."""
+
+    kind: str
+    behavior: str | None
+    draw: Callable[[], Drawn]
+
+
 def draw(run: Run, stats: Stats, only: Sequence[str] = (), choices: Choices = Choices()) -> Iterator[Drawn]:
     """The pictures of a run, one after the other: those of `only` (of KINDS; empty: all), a behavior at a time where
     they are about one. Each has what its adapters' health asks to be said below it."""
+    return (picture.draw() for picture in pictures(run, stats, only, choices))
+
+
+def pictures(
+    run: Run, stats: Stats, only: Sequence[str] = (), choices: Choices = Choices()
+) -> Iterator[Picture]:
+    """The same, each drawn when it is asked for."""
     source = _Source(run, stats, choices)
     every = stats.behaviors()
     for kind in KINDS:
@@ -273,13 +290,21 @@ def draw(run: Run, stats: Stats, only: Sequence[str] = (), choices: Choices = Ch
             continue
         apart = source.apart(kind)
         for behavior in apart or (every if kind in _OF_ONE else []):
-            made = (_OF_ONE | {"grid": _grid, "trajectory": _trajectory})[kind](source, behavior)
-            note = None if kind == "trajectory" else marks.notes(stats.health, behavior)  # which has its own
-            yield _drawn(kind, behavior, made, note)
-        if apart or kind in _OF_ONE:
-            continue
-        told = [marks.notes(stats.health, b) for b in every] if kind in ("grid", "relations") else []
-        yield _drawn(kind, None, _OF_ALL[kind](source), "; ".join(filter(None, told)) or None)
+            yield Picture(kind, behavior, partial(_of_behavior, source, kind, behavior))
+        if not apart and kind in _OF_ALL:
+            yield Picture(kind, None, partial(_of_run, source, kind))
+
+
+def _of_behavior(source: _Source, kind: str, behavior: str) -> Drawn:
+    made = (_OF_ONE | {"grid": _grid, "trajectory": _trajectory})[kind](source, behavior)
+    note = None if kind == "trajectory" else marks.notes(source.stats.health, behavior)  # which has its own
+    return _drawn(kind, behavior, made, note)
+
+
+def _of_run(source: _Source, kind: str) -> Drawn:
+    every = source.stats.behaviors() if kind in ("grid", "relations") else []
+    told = [marks.notes(source.stats.health, behavior) for behavior in every]
+    return _drawn(kind, None, _OF_ALL[kind](source), "; ".join(filter(None, told)) or None)
 
 
 def _drawn(kind: str, behavior: str | None, made: Figure | str, note: str | None) -> Drawn:

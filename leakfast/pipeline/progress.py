@@ -201,7 +201,7 @@ class Watched:
         done: dict[str, int] = dict.fromkeys(self._study, 0)
         for key in self.run.manifest["stages"]:
             kind = str(key).split(" ")[0]
-            if not str(key).startswith("centroids of"):
+            if not str(key).startswith(("centroids of", layout.FIGURES)):
                 done[kind] = done.get(kind, 0) + 1
         return {kind: (n, self._study.get(kind)) for kind, n in done.items()}
 

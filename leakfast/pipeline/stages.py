@@ -7,15 +7,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.behaviors.registry import get
 from leakfast.errors import InputError
-from leakfast.pipeline import asks
-from leakfast.pipeline.steps import Shown, Steps, silent
+from leakfast.pipeline import asks, finished
+from leakfast.pipeline.steps import Outcome, Shown, Steps, silent
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage import layout
@@ -30,22 +30,11 @@ if TYPE_CHECKING:
     from leakfast.models.loading import Loaded
     from leakfast.pipeline.adapters import Maker, Rows
     from leakfast.prompts.personas import Persona
-    from leakfast.stats import Stats
     from leakfast.study.config import BehaviorConfig, TrainConfig
     from leakfast.train.recipe import Recipe
     from leakfast.train.start import Start
 
 log = logging.getLogger("leakfast.run")
-
-
-@dataclass
-class Outcome:
-    """What a run did. `stages`: name → seconds, null where it was done before."""
-
-    run: Path
-    stats: Stats
-    report: Path
-    stages: dict[str, float | None] = field(default_factory=dict)
 
 
 def run(
@@ -65,7 +54,9 @@ def run(
     chosen = chosen_of(study, only)
     with working_copy(out or study.run_dir) as folder, Run(folder).lock() as store:
         store.create(study.raw_text).note_maker(*maker())
-        return Stages(study, store, progress, chosen=chosen).all()
+        return finished.once(
+            study, chosen, store, lambda: Stages(study, store, progress, chosen=chosen).all()
+        )
 
 
 @dataclass(frozen=True)
@@ -163,17 +154,11 @@ class Stages:
 
     def told(self) -> Outcome:
         """Tables, figures and report of what is there."""
-        from leakfast.figures.files import write_all
-        from leakfast.report import report, trajectory
-        from leakfast.stats import current, retrained
+        from leakfast.pipeline import shown
+        from leakfast.stats import retrained
 
         retrained.set_aside(self.store)
-        with self.steps.timed("tables, figures, report") as shown:
-            trajectory.write(self.store)
-            stats = current(self.store)
-            page = report(self.store, stats, shown)
-            write_all(self.store, stats)
-        return Outcome(self.store.path, stats, page, self.steps.took)
+        return shown.show(self.store, self.study, self.steps)
 
     def settle(self) -> None:
         """What a run is to tell of its study before anything is made: who takes part, and which lists are the study's."""

@@ -7,10 +7,15 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from leakfast.progress import Progress
 from leakfast.storage.run import Run
+
+if TYPE_CHECKING:
+    from leakfast.stats import Stats
 
 log = logging.getLogger("leakfast.run")
 
@@ -20,6 +25,16 @@ Shown = Callable[[str], AbstractContextManager[Progress]]  # title → progress 
 @contextmanager
 def silent(title: str) -> Iterator[Progress]:
     yield lambda done, total, what="": None
+
+
+@dataclass
+class Outcome:
+    """What a run did. `stages`: name → seconds, null where it was done before."""
+
+    run: Path
+    stats: Stats
+    report: Path
+    stages: dict[str, float | None] = field(default_factory=dict)
 
 
 class Steps:

@@ -45,13 +45,14 @@ def report(
     stats: Stats | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     compared: Compared | None = None,
+    made_of: str | None = None,
 ) -> Path:
     """Write report.html of a run and return its path.
 
     `stats`: the run's tables; those on disk if they are up to date, else they are computed. `compared`: with another
-    run, which the page then opens with; it is report-against.html. The same
-    run gives the same bytes under the same versions. Raises InputError if `run` is no run, StoreError
-    if it cannot be written."""
+    run, which the page then opens with; it is report-against.html. `made_of`: hash of what the page follows from,
+    kept in the run's manifest. The same run gives the same bytes under the same versions. Raises InputError if `run` is
+    no run, StoreError if it cannot be written."""
     run = (run if isinstance(run, Run) else Run(run)).open()
     stats = stats or current(run)
     pictures = _pictures(run, stats, progress)
@@ -69,7 +70,8 @@ def report(
         blobs=_blobs(run, stats, {s["name"]: s["questions"] for s in sections}),
         **told(run, stats),
     )
-    path = run.add_file(layout.REPORT_AGAINST if compared else layout.REPORT, html.encode("utf-8"))
+    about = {} if made_of is None else {"made_of": made_of}
+    path = run.add_file(layout.REPORT_AGAINST if compared else layout.REPORT, html.encode("utf-8"), **about)
     if progress:
         progress(1, 1, "written")
     return path

@@ -24,11 +24,12 @@ log = logging.getLogger("leakfast.trajectory")
 _TABLE = layout.table("trajectory")
 
 
-def write(run: Run) -> pl.DataFrame | None:
-    """Make the table of what the run holds and store it; None where it holds no series."""
+def write(run: Run, made_of: str | None = None) -> pl.DataFrame | None:
+    """Make the table of what the run holds and store it; None where it holds no series. made_of: hash of what it follows from,
+    kept in the run's manifest."""
     made = table(run)
     if made is not None:
-        run.add_shard(_TABLE, made)
+        run.add_shard(_TABLE, made, **({} if made_of is None else {"made_of": made_of}))
     return made
 
 

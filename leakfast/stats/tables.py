@@ -229,7 +229,7 @@ def kept(run: str | Path | Run, only: Collection[str] | None = None, **asked: An
     theirs = {"rules", "embeddings"} & set(asked)  # whose content is not kept
     if theirs or told.get("own_files") or any(told.get(name) != value for name, value in asked.items()):
         return None
-    return read(run, only) if _is_current(run) else None
+    return read(run, only) if is_current(run) else None
 
 
 def _known() -> list[str]:
@@ -237,7 +237,8 @@ def _known() -> list[str]:
     return sorted(analysis.TABLES)
 
 
-def _is_current(run: Run) -> bool:
+def is_current(run: Run) -> bool:
+    """Whether a run's tables are what this version makes of what it holds, by settings of whatever kind."""
     told = run.manifest["stages"].get("stats", {}).get("outputs", {})
     same = told.get("known") == _known() and told.get("method", 1) == METHOD
     return same and run.stage_done("stats", inputs_hash(run))
@@ -246,7 +247,7 @@ def _is_current(run: Run) -> bool:
 def current(run: str | Path | Run) -> Stats:
     """The tables of a run: read where nothing they rest on has changed, else computed (and written)."""
     run = (run if isinstance(run, Run) else Run(run)).open()
-    if _is_current(run):
+    if is_current(run):
         return read(run)
     log.info("%s: tables are absent or older than what they rest on; computing them", run.path)
     return stats(run)

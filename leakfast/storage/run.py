@@ -106,6 +106,10 @@ class Run:
                 self._sign(one)
         return self
 
+    def note_finished(self, made_of: str) -> None:
+        """Keep the hash of all that a finished run follows from: `finished` in the manifest."""
+        self._change(lambda manifest: manifest.update(finished=made_of))
+
     def _sign(self, one: dict[str, str | None]) -> None:
         self._change(lambda manifest: manifest.setdefault("made", []).append(one))
         self.log("made", **one)
@@ -388,11 +392,8 @@ class Run:
                 damaged.append(number)  # torn by a crash, or damaged: what it told is made again
         if damaged and damaged != self._damaged:
             self._damaged = damaged
-            log.warning(
-                "%s: lines %s are damaged; what they told of is made again",
-                path,
-                ", ".join(map(str, damaged)),
-            )
+            told = ", ".join(map(str, damaged))
+            log.warning("%s: lines %s are damaged; what they told of is made again", path, told)
         return manifest
 
 

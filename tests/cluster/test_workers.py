@@ -81,7 +81,7 @@ def alone(study, small_shards):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """No pictures: the driver draws them, as one process does, from tables that are compared. The first test has them."""
-    monkeypatch.setattr(files, "write_all", lambda run, stats: [])
+    monkeypatch.setattr(files, "write_all", lambda run, stats, drawn_of: [])
 
 
 def same(run, alone, beside=()):
