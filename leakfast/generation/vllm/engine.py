@@ -15,6 +15,7 @@ import numpy as np
 
 from leakfast.errors import ModelError
 from leakfast.generation.contract import Completion, Finished, Request, Sampling, Work
+from leakfast.generation.vllm.silence import Silence
 from leakfast.generation.vllm.start import EngineDied, Explained, Spec, resolved, start
 from leakfast.generation.vllm.steered import Steered
 
@@ -41,7 +42,9 @@ class Engine:
         self._made = 0
         self._worn: Path | None = None  # the adapter whose merged weights are in place
         self._steered = Steered()
-        self._llm = start(spec)
+        self._silence = Silence(spec.name)
+        with self._silence.broken_by_end():
+            self._llm = start(spec)
         import vllm
 
         self.version = vllm.__version__
@@ -135,13 +138,14 @@ class Engine:
                     if not more:
                         return
                     continue
-                with self._alive():
+                with self._alive(), self._silence.waited():
                     answers = engine.step()
                 for answer in answers:
                     if not answer.finished or answer.request_id not in where:
                         continue
                     number, index, sample = where.pop(answer.request_id)
                     work, done, wanted = open_works[number]
+                    self._silence.came()
                     done.append(_completion(answer, work, index, sample))
                     if finished is not None:
                         finished(done[-1:], work)
@@ -183,6 +187,7 @@ class Engine:
         """Give the device's memory back."""
         from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
+        self._silence.close()
         llm, self._llm = self._llm, None
         # one that died is not closed in order either, which must not hide what it died of
         with suppress(RuntimeError, ValueError, OSError, AssertionError):
@@ -241,7 +246,7 @@ class Engine:
         )
         asked = [{"prompt_token_ids": list(ids)} for _ in adapters for ids in prompts]
         handles = [self._handle(adapter) for adapter in adapters for _ in prompts]
-        with self._alive():
+        with self._alive(), self._silence.broken_by_end():
             answers = self._llm.generate(asked, params, lora_request=handles, use_tqdm=False)
         self._steered.check()
         return [answer.outputs[0] for answer in answers]

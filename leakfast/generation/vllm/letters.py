@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leakfast.errors import InputError, ModelError
+from leakfast.generation.vllm.silence import Silence
 from leakfast.generation.vllm.start import EngineDied, Explained, letters_spec, runs_lora, start
 from leakfast.progress import Progress
 
@@ -46,7 +47,9 @@ class NextTokens:
             self._ids.setdefault(adapter_hash(adapter), len(self._ids) + 1)
         spec = letters_spec(loaded, adapters, _GPU_SHARE, _TOP)
         self._longest = spec.settings["max_model_len"] - 1  # tokens; the one that is asked for is another
-        self._llm = start(spec)
+        self._silence = Silence(spec.name)
+        with self._silence.broken_by_end():
+            self._llm = start(spec)
 
     def logprobs(
         self,
@@ -90,7 +93,7 @@ class NextTokens:
                 for i in block
             ]
             asked = [{"prompt_token_ids": list(prompts[i])} for i in block]
-            with Explained(_died):
+            with Explained(_died), self._silence.broken_by_end():
                 done = self._llm.generate(asked, settings, lora_request=request, use_tqdm=False)
             for i, answer in zip(block, done, strict=True):
                 found = (answer.outputs[0].logprobs or [{}])[0]
