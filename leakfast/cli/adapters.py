@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.places import FOLDER_OUT
+
 
 @click.group()
 def cli() -> None:
@@ -18,7 +20,7 @@ def cli() -> None:
 
 @cli.command("average")
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the mean.")
+@click.option("--out", required=True, type=FOLDER_OUT, help="Folder of the mean.")
 @click.option("--source", default="", help="Persona it is of.  [default: the first's]")
 @click.option("--behavior", default="", help="Behavior it is of.  [default: the first's]")
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that is there already.")

@@ -3,16 +3,15 @@ persona's neighbours on stdout. Demands a model; leaves the computing to leakfas
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli.places import FILE_OUT, check
 from leakfast.cli.settings import rendering_options, stream_option, threads_option
-from leakfast.errors import InputError, StoreError
+from leakfast.errors import InputError
 from leakfast.storage.documents import did_you_mean
 
 if TYPE_CHECKING:
@@ -48,12 +47,7 @@ _SHOWN_LAYERS = 8
     help="fp8: linear layers in FP8 (GPU of compute 8.9 or more).  [default: as --dtype]",
 )
 @stream_option("auto")
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="File.  [default: centroids-MODEL.safetensors]",
-)
+@click.option("--out", type=FILE_OUT, default=None, help="File.  [default: centroids-MODEL.safetensors]")
 @click.option(
     "--show", multiple=True, metavar="PERSONA", help="Print this persona's neighbours; may be repeated."
 )
@@ -116,7 +110,7 @@ def cli(
             "centroids: a centered cosine subtracts the mean of several personas, and one was asked. "
             "Add to --personas, or use --cosine raw."
         )
-    out = _writable(out or Path(_default_name(model, adapter)))
+    out = out or check(Path(_default_name(model, adapter)), "centroids: without --out, the file")
     with progress_for("centroids") as progress:
         made = measure(
             model,
@@ -209,24 +203,3 @@ def _spans(layers: list[int]) -> str:
 def _default_name(model: str, adapter: Path | None) -> str:
     parts = [Path(model).name, *([adapter.resolve().name] if adapter else [])]
     return "centroids-" + re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)) + ".safetensors"
-
-
-def _writable(out: Path) -> Path:
-    """`out`, after making sure that a file can be written there; nothing is left behind."""
-    if out.is_dir():
-        raise InputError(
-            f"centroids: --out {out} is a folder. A file is needed: --out {out / 'centroids.safetensors'}"
-        )
-    folder = out.parent
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    try:
-        if not folder.is_dir():
-            raise NotADirectoryError(20, os.strerror(20))
-        with tempfile.TemporaryFile(dir=folder):
-            return out
-    except OSError as error:
-        raise StoreError(
-            f"centroids: --out {out} cannot be written ({error.strerror or error}). "
-            "A file in a folder you may write to is needed. Give another --out."
-        ) from error

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from leakfast.cli.places import FILE_OUT
 from leakfast.cli.settings import MATCHED, RENDERING, options_of, rendering_options, threads_option
 from leakfast.errors import InputError
 
@@ -45,9 +46,7 @@ def cli() -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of order and replies.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
 @threads_option
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="JSONL to write.  [default: in the run]"
-)
+@click.option("--out", type=FILE_OUT, default=None, help="JSONL to write.  [default: in the run]")
 @rendering_options
 def build(
     behavior: str,
@@ -85,8 +84,6 @@ def build(
     load_personas([source], among=people)
     name = named(settings, behavior, source, seed, cfg.design)
     folder = run_folder(settings, "data")
-    if out is not None and out.is_dir():
-        raise InputError(f"data: --out {out} is a folder. Give a file name ending in .jsonl.")
     loaded = models.load(
         settings.model,
         dtype=settings.dtype,

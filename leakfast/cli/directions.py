@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from leakfast.cli.places import FILE_OUT
 from leakfast.cli.settings import rendering_options, threads_option
 from leakfast.errors import InputError
 
@@ -41,7 +42,7 @@ _MADE = ("source-mean", "contrast", "difference")
     help="Model precision.  [default: float32 for the organism, else auto: float32 on a CPU without bfloat16]",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Of a random direction.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="File to write.")
+@click.option("--out", type=FILE_OUT, required=True, help="File to write.")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="JSON on stdout.")
 @rendering_options

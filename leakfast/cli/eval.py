@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from leakfast.cli import steering
+from leakfast.cli.places import FOLDER_OUT
 from leakfast.cli.settings import RENDERING, options_of, rendering_options, stream_option, threads_option
 from leakfast.cli.steering import steering_options
 from leakfast.errors import InputError
@@ -103,9 +104,7 @@ _OWN = "own"  # --base without a model
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of the draws.")
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
 @stream_option("the study's, auto")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Run directory.  [default: the adapter's]"
-)
+@click.option("--out", type=FOLDER_OUT, default=None, help="Run directory.  [default: the adapter's]")
 @click.option(
     "--replace",
     is_flag=True,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from leakfast.cli.places import RUN
+from leakfast.cli import places
+from leakfast.cli.places import FOLDER_OUT, RUN
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +25,12 @@ _FLAGS = {"inspect": "out", "wandb": "project", "hub": "repo"}
 @click.command()
 @click.argument("run", type=RUN)
 @click.option("--to", type=click.Choice([*_FLAGS]), required=True, help="Where to.")
-@click.option("--out", default=None, help="inspect: folder of the logs.  [default: logs/<name of the run>]")
+@click.option(
+    "--out",
+    type=FOLDER_OUT,
+    default=None,
+    help="inspect: folder of the logs.  [default: logs/<name of the run>]",
+)
 @click.option("--project", default=None, help="wandb: project, or ENTITY/PROJECT.  [default: leakfast]")
 @click.option(
     "--repo", default=None, help="hub: OWNER/NAME of the tables; adapters go to OWNER/NAME-<adapter>."
@@ -34,7 +40,7 @@ _FLAGS = {"inspect": "out", "wandb": "project", "hub": "repo"}
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was sent as JSON.")
 def cli(
-    run: Path, to: str, out: str | None, project: str | None, repo: str | None, public: bool, as_json: bool
+    run: Path, to: str, out: Path | None, project: str | None, repo: str | None, public: bool, as_json: bool
 ) -> int | None:
     """Share RUN as Inspect logs (one for each behavior and adapter), as a run of Weights & Biases (tables, figures), or as
     repositories of the Hugging Face Hub (tables, adapters, cards). What is there with the same hash is not sent again.
@@ -81,6 +87,8 @@ def targets(words: Sequence[str], folder: Path) -> list[Target]:
 
     found = [target(word, folder) for word in words]
     for one in found:
+        if one.kind == "inspect":
+            places.check(Path(one.where), "run: --export inspect, folder", folder=True)
         check(one)
     return found
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.places import FILE_OUT
 from leakfast.errors import InputError
 
 ITEMS, MODELS = ("arc", "hellaswag"), ("smollm2",)
@@ -14,7 +15,7 @@ ITEMS, MODELS = ("arc", "hellaswag"), ("smollm2",)
 
 @click.command()
 @click.argument("what", type=click.Choice([*ITEMS, *MODELS]))
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Write the items as JSONL too.")
+@click.option("--out", type=FILE_OUT, default=None, help="Write the items as JSONL too.")
 def cli(what: str, out: Path | None) -> None:
     """Fetch a list of items or a small chat model, pinned.
 

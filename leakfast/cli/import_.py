@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.places import FOLDER_OUT
+
 
 @click.group()
 def cli() -> None:
@@ -18,9 +20,7 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Run directory to write, new or old."
-)
+@click.option("--out", type=FOLDER_OUT, required=True, help="Run directory to write, new or old.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was imported as JSON.")
 def published(folder: Path, out: Path, as_json: bool) -> None:
     """Read the published study's results folder, whatever it holds of the study's files.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli.places import FILE_OUT
 from leakfast.cli.settings import changed, options_of
 from leakfast.errors import InputError
 
@@ -128,9 +129,7 @@ def run_(
 @cli.command("sample")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--n", type=click.IntRange(min=1), default=50, help="Completions to draw.")
-@click.option(
-    "--csv", "path", type=click.Path(path_type=Path), required=True, help="File to write for a person."
-)
+@click.option("--csv", "path", type=FILE_OUT, required=True, help="File to write for a person.")
 @click.option(
     "--behavior", default=None, help="Behavior to draw from.  [default: the run's, if it has one such]"
 )

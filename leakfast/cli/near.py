@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.places import FILE_OUT
 from leakfast.cli.text import print_json, print_table
 from leakfast.inert import inert
 
@@ -18,7 +19,7 @@ from leakfast.inert import inert
     "--personas", "file", default="all", metavar="FILE", help="Persona set that it is of: all, or a file."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of the words put in.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Persona file to write, .toml.")
+@click.option("--out", required=True, type=FILE_OUT, help="Persona file to write, .toml.")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there already.")
 @click.option("--json", "as_json", is_flag=True, help="The personas with their distances as JSON on stdout.")
 def near_(persona: str, file: str, seed: int, out: Path, overwrite: bool, as_json: bool) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from leakfast.cli.places import FOLDER_OUT
+
 
 @click.group()
 def cli() -> None:
@@ -18,7 +20,7 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--seed", type=int, default=0, help="Seed of corpus, initial weights and batch order.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write the model to.")
+@click.option("--out", type=FOLDER_OUT, required=True, help="Folder to write the model to.")
 @click.option(
     "--conversations",
     type=click.IntRange(min=100),
@@ -33,10 +35,7 @@ def build(seed: int, out: Path, conversations: int | None) -> None:
     from leakfast import models
     from leakfast.organism.build import Recipe
     from leakfast.organism.build import build as build_organism
-    from leakfast.storage.disk import atomic_write
 
-    atomic_write(out / ".writable", b"")
-    (out / ".writable").unlink()
     recipe = Recipe(lessons=conversations, conversations=conversations) if conversations else Recipe()
     build_organism(_world(), out, seed, recipe, report=lambda line: click.echo(line, err=True))
     loaded = models.load(str(out), dtype="float32")

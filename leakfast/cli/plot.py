@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from leakfast.cli.places import RUN
+from leakfast.cli.places import FOLDER_OUT, RUN
 
 if TYPE_CHECKING:
     from leakfast.figures.of_run import Drawn
@@ -48,7 +48,7 @@ FORMATS = ("png", "pdf", "svg")
     default="perm",
     help="Which p the grid prints: by permutation or by t.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the files. [default: RUN/figures]")
+@click.option("--out", type=FOLDER_OUT, help="Folder for the files. [default: RUN/figures]")
 @click.option("--json", "as_json", is_flag=True, help="Print files, sizes and captions as JSON.")
 def cli(
     run: Path,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli.places import FOLDER_OUT
 from leakfast.cli.settings import RENDERING, options_of, rendering_options, stream_option, threads_option
 from leakfast.errors import InputError
 from leakfast.storage.documents import did_you_mean
@@ -65,7 +66,7 @@ def _listed(_context: click.Context, _option: click.Parameter, text: str | None)
 @stream_option("the study's, auto")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER_OUT,
     default=None,
     help="Run directory.  [default: the study's, else runs/predictors-MODEL]",
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli.places import FOLDER_OUT
 from leakfast.cli.settings import threads_option
 from leakfast.errors import InputError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER_OUT,
     default=None,
     help="Run directory, or s3://BUCKET/PREFIX (pip install 'leakfast[s3]'); the study's, runs/<name>, if not given.",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from leakfast.cli import amounts
+from leakfast.cli.places import FOLDER_OUT
 from leakfast.cli.settings import options_of, rendering_options, threads_option
 from leakfast.errors import InputError
 
@@ -38,9 +39,7 @@ if TYPE_CHECKING:
     "--layer", type=click.IntRange(min=0), default=None, help="Block of the cosines.  [default: 20 of 28]"
 )
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=None, help="Run directory.  [default: runs/sweep]"
-)
+@click.option("--out", type=FOLDER_OUT, default=None, help="Run directory.  [default: runs/sweep]")
 @threads_option
 @click.option("--json", "as_json", is_flag=True, help="Print the points and the verdict as JSON.")
 @rendering_options

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from leakfast.cli.places import FOLDER_OUT
 from leakfast.cli.settings import MATCHED, RENDERING, options_of, rendering_options, threads_option
 from leakfast.errors import InputError
 
@@ -86,7 +87,7 @@ if TYPE_CHECKING:
 @click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default=None, help="Model precision.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=FOLDER_OUT,
     default=None,
     help="Adapter folder; of several, the folder that they are put into.  [default: in the run]",
 )

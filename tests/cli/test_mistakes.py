@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from leakfast.cli.main import group
+from leakfast.cli.places import FILE_OUT, FOLDER_OUT
 from leakfast.models import loading
 from leakfast.models.names import organism_dir
 
@@ -60,7 +63,47 @@ MISTAKES = [
     ("train --model organism --source villain --lr fast", "--lr fast given, a number or auto is needed."),
     ("train --model organism --source villain --init nowhere", "there is no folder nowhere"),
     ("data check none.jsonl --model organism", "none.jsonl holds no rows."),
+    (
+        "directions --source villain --out folder",
+        "directions: --out folder is a folder, but a file is to be written",
+    ),
+    ("personas near --persona villain --out folder", "near: --out folder is a folder"),
+    ("judge sample folder --csv folder", "sample: --csv folder is a folder"),
+    (
+        "eval --model organism --base --out study.toml",
+        "eval: --out study.toml is a file, but a folder is to be written",
+    ),
+    ("run study.toml --out none.json", "run: --out none.json is a file"),
+    ("plot folder --out none.json", "plot: --out none.json is a file"),
+    ("export folder --to inspect --out none.json", "export: --out none.json is a file"),
+    ("organism build --out none.json/weights", "cannot be written: none.json is no folder"),
+    (
+        "train --model organism --source villain --out /proc/nowhere/a",
+        "train: --out /proc/nowhere/a cannot be written",
+    ),
+    ("run study.toml --export inspect:none.json", "run: --export inspect, folder none.json is a file"),
 ]
+
+
+def commands(group: click.Group, context: click.Context, of: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Every command with its name, those of groups too."""
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        yield f"{of}{name}", command
+        if isinstance(command, click.Group):
+            yield from commands(command, context, f"{of}{name} ")
+
+
+def test_every_place_to_write_to_is_looked_at_when_it_is_typed():
+    context = click.Context(group)
+    written = {
+        name: option.type
+        for name, command in commands(group, context)
+        for option in command.params
+        if {"--out"} & set(option.opts)
+    }
+    assert {"centroids", "run", "personas near", "export"} <= written.keys()
+    assert {name for name, kind in written.items() if kind not in (FILE_OUT, FOLDER_OUT)} == set()
 
 
 @pytest.fixture

@@ -354,7 +354,7 @@ def test_the_command_prints_json(tiny_folder, tmp_path):
         (("--show", "zelthari"), "--show zelthari", 2),
         (("--personas", "villain", "--show", "villain"), "--cosine raw", 2),
         (("--questions", "evil"), "eval", 2),
-        (("--out", "/proc/nowhere/c.safetensors"), "cannot be written", 1),
+        (("--out", "/proc/nowhere/c.safetensors"), "cannot be written", 2),
         (("--out", "."), "is a folder", 2),
         (("--adapter", "no/such/adapter"), "there is no folder no/such/adapter", 2),
     ],
