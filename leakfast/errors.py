@@ -3,6 +3,9 @@ needed, what to type next. Programmer mistakes are ValueError or assert and do n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import click
 
 
@@ -45,3 +48,20 @@ class JudgeError(LeakfastError):
 
 class SinkError(LeakfastError):
     """A place outside the run directory that does not take what is exported to it."""
+
+
+@contextmanager
+def optional(package: str, needing: str, install: str) -> Iterator[None]:
+    """Turn what Python says of an optional package that is not installed, or that cannot be imported because something that it
+    rests on is absent or broken, into an InputError. needing: what the message begins with, up to the package's name; install:
+    what to type."""
+    try:
+        yield
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            raise InputError(f"{needing} {package}, which is not installed. Type: {install}") from error
+        said = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"{needing} {package}, which is installed, but cannot be imported: {said}. Needed: what that names, whole. Type: "
+            f"{install}, or install that package anew; LEAKFAST_DEBUG=1 shows where it happened."
+        ) from error

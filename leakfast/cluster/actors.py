@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from leakfast.cluster import messages as m
 from leakfast.cluster.local import check_alone
 from leakfast.cluster.tasks import Task
-from leakfast.errors import InputError, LeakfastError
+from leakfast.errors import InputError, LeakfastError, optional
 from leakfast.version import __version__
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class _Actor:
 
 def _connected(address: str) -> Any:
     """ray, in a cluster. Raises InputError."""
-    if importlib.util.find_spec("ray") is None:
+    if importlib.util.find_spec("ray") is None:  # before anything of the cluster is looked for
         raise InputError(
             'run: --cluster given, but ray is not installed. Type: pip install "leakfast[cluster]", on every node.'
         )
@@ -206,7 +206,8 @@ def _connected(address: str) -> Any:
         os.environ.setdefault(
             "RAY_worker_niceness", "0"
         )  # 15 by itself: beside anything else they would starve
-    import ray
+    with optional("ray", "run: --cluster needs", 'pip install "leakfast[cluster]", on every node'):
+        import ray
 
     about: dict[str, Any] = {
         "log_to_driver": False,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from leakfast.errors import InputError, JudgeError
+from leakfast.errors import JudgeError, optional
 from leakfast.judge.contract import ERROR, TIMEOUT, UNREACHABLE, Reply
 from leakfast.judge.keys import scrub
 
@@ -35,13 +35,11 @@ class Unsure(JudgeError):
 
 
 def load(service: str) -> ModuleType:
-    """The library `anthropic` or `openai`. Raises InputError where it is not installed."""
-    try:
+    """The library `anthropic` or `openai`. Raises InputError where it is not installed, or cannot be imported."""
+    with optional(
+        service, "judge: a judge that is a service needs the library", "pip install 'leakfast[judge]'"
+    ):
         return importlib.import_module(service)
-    except ImportError:
-        raise InputError(
-            f"judge: the library {service} is not installed. Install it: pip install 'leakfast[judge]'"
-        ) from None
 
 
 def client(service: str, kind: str, key: str, asking: Asking) -> tuple[ModuleType, Any]:

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.errors import ModelError, WrongModelError
+from leakfast.errors import ModelError, WrongModelError, optional
 from leakfast.storage.disk import explained, file_hash
 
 if TYPE_CHECKING:
@@ -146,7 +146,10 @@ def _described(file: Path) -> tuple[str, str, list[str]]:
     """(pre-tokenizer, kind of tokenizer, the types its matrices are stored in, most first) of a GGUF file."""
     from collections import Counter
 
-    from gguf import GGUFReader
+    with optional(
+        "gguf", f"model: {file.name} is a GGUF file, and reading it needs", "pip install 'leakfast[gguf]'"
+    ):
+        from gguf import GGUFReader
 
     try:
         reader = GGUFReader(file)

@@ -6,12 +6,12 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from leakfast.errors import InputError
+from leakfast.errors import InputError, optional
 from leakfast.progress import Progress
 from leakfast.storage.documents import did_you_mean
 
@@ -85,13 +85,16 @@ def target(word: str, run: str | Path, *, public: bool = False) -> Target:
 
 
 def check(asked: Target) -> None:
-    """The place's package is here. Raises InputError with how to install it."""
+    """The place's package is here, and can be imported. Raises InputError with how to install it."""
+    with _package(asked):
+        importlib.import_module(KINDS[asked.kind].needs)
+
+
+def _package(asked: Target) -> AbstractContextManager[None]:
+    """The block in which the place's package is imported, and parts of it wherever they are used."""
     kind = KINDS[asked.kind]
-    if find_spec(kind.needs) is None:
-        package = f"leakfast[{kind.extra}]" if kind.extra else kind.needs
-        raise InputError(
-            f"export: {asked.kind} needs the package {kind.needs}, which is not installed. Type: pip install '{package}'"
-        )
+    install = f"pip install '{f'leakfast[{kind.extra}]' if kind.extra else kind.needs}'"
+    return optional(kind.needs, f"export: {asked.kind} needs the package", install)
 
 
 def export(
@@ -104,6 +107,7 @@ def export(
 
     check(asked)
     material = Material.of(run, stats)
-    module = importlib.import_module(KINDS[asked.kind].module)
-    sent: Sent = module.send(material, asked, progress or (lambda done, total, what="": None))
+    with _package(asked):
+        module = importlib.import_module(KINDS[asked.kind].module)
+        sent: Sent = module.send(material, asked, progress or (lambda done, total, what="": None))
     return sent

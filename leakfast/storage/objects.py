@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from leakfast.errors import InputError, StoreError
+from leakfast.errors import InputError, StoreError, optional
 
 log = logging.getLogger("leakfast.store")
 
@@ -66,12 +66,8 @@ class Objects:
             )
         if not self.prefix or ".." in self.prefix.split("/"):
             raise InputError(f"{address}: a bucket and a prefix are needed. Type: --out s3://BUCKET/PREFIX")
-        try:
+        with optional("s3fs", f"{address}: runs on an object store need", "pip install 'leakfast[s3]'"):
             import s3fs
-        except ImportError:
-            raise InputError(
-                f"{address}: runs on an object store need s3fs, which is not installed. Type: pip install 'leakfast[s3]'"
-            ) from None
         self._fs = s3fs.S3FileSystem()  # one a process: a client takes seconds to make
 
     def get(self, key: str) -> Found | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from html.parser import HTMLParser
 
 import pytest
@@ -12,9 +14,11 @@ from markdown_it import MarkdownIt
 from leakfast.cli.export import targets
 from leakfast.cli.main import main
 from leakfast.errors import InputError
-from leakfast.sinks import check, markdown, target
+from leakfast.judge.sdk import load
+from leakfast.sinks import check, export, markdown, target
 from leakfast.sinks.hub import _model_repo, _model_repos
 from leakfast.sinks.inspect_samples import Folder, told_apart
+from leakfast.storage.objects import Objects
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -112,12 +116,59 @@ def test_a_place_that_cannot_be_meant_is_refused_before_anything_is_done(word, t
         assert not (tmp_path / "new").exists()
 
 
-def test_a_missing_package_is_told_with_its_remedy(monkeypatch):
-    monkeypatch.setattr("leakfast.sinks.places.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'leakfast\[wandb\]'"):
-        check(target("wandb", "x"))
-    with pytest.raises(InputError, match=r"leakfast\[inspect\]"):
-        targets(["inspect"], "x")
+PACKAGES = {
+    "wandb": (
+        lambda: check(target("wandb", "x")),
+        "export: wandb needs the package wandb",
+        "leakfast[wandb]",
+    ),
+    "inspect_ai": (
+        lambda: targets(["inspect"], "x"),
+        "export: inspect needs the package inspect_ai",
+        "leakfast[inspect]",
+    ),
+    "s3fs": (lambda: Objects("s3://bucket/prefix"), "runs on an object store need s3fs", "leakfast[s3]"),
+    "openai": (
+        lambda: load("openai"),
+        "judge: a judge that is a service needs the library openai",
+        "leakfast[judge]",
+    ),
+}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_that_is_missing_or_broken_is_told_with_its_remedy(package, monkeypatch, tmp_path):
+    asked, said, extra = PACKAGES[package]
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / package
+    folder.mkdir()
+    (folder / "__init__.py").write_text("import what_it_rests_on\n")
+    with pytest.raises(InputError) as broken:
+        asked()
+    assert said in broken.value.message and extra in broken.value.message
+    assert "is installed, but cannot be imported: No module named 'what_it_rests_on'." in broken.value.message
+    (folder / "__init__.py").write_text(f"raise ModuleNotFoundError('gone', name={package!r})\n")
+    importlib.invalidate_caches()
+    with pytest.raises(InputError) as missing:
+        asked()
+    assert (
+        said in missing.value.message and "which is not installed. Type: pip install" in missing.value.message
+    )
+
+
+def test_what_lacks_while_an_export_is_under_way_is_told(monkeypatch, tmp_path):
+    def send(*_):
+        pass
+
+    monkeypatch.setattr("leakfast.sinks.places.check", lambda asked: None)
+    monkeypatch.setattr("leakfast.sinks.hub.send", send)
+    monkeypatch.setattr("leakfast.sinks.material.Material.of", lambda run, stats: None)
+    with pytest.raises(
+        InputError, match="huggingface_hub, which is installed, but cannot be imported: No module named"
+    ):
+        export(tmp_path, target("hub:me/leaks", "x"))
 
 
 @pytest.mark.parametrize(
