@@ -87,8 +87,8 @@ def cli(
     from leakfast.study.config import load_study
 
     words = [word.strip() for word in (only or "").split(",") if word.strip()]
-    asked = targets(exports, out or study.with_suffix(""))
     checked = load_study(study)
+    asked = targets(exports, out or checked.run_dir)
     if printed or cluster in SCHEDULERS:
         given = {"--out": out, "--only": only, "--workers": workers}
         click.echo(_script(cluster, printed, checked, study, given), nl=False)

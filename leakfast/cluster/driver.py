@@ -19,7 +19,6 @@ from leakfast.cluster.pool import Pool
 from leakfast.cluster.tasks import Task, cut, first_free, tasks_of
 from leakfast.errors import LeakfastError
 from leakfast.judge import stage as judging
-from leakfast.pipeline import finished
 from leakfast.pipeline.preflight import check_judges
 from leakfast.pipeline.stages import Outcome, Stages, chosen_of
 from leakfast.pipeline.steps import Shown, silent
@@ -55,6 +54,8 @@ def run(
     given to another. What a worker made is in the run as soon as it is whole, so that a kill of a worker, or of the
     driver, loses what was under way; the same call again is the resume. Raises as `run`, and LeakfastError where a task
     failed TRIES times."""
+    from leakfast.pipeline import finished
+
     study = study if isinstance(study, Study) else load_study(study)
     chosen = chosen_of(study, only)
     with working_copy(out or study.run_dir) as folder, Run(folder).lock() as store:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.behaviors.registry import get
 from leakfast.errors import InputError
-from leakfast.pipeline import asks, finished
+from leakfast.pipeline import asks
 from leakfast.pipeline.steps import Outcome, Shown, Steps, silent
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
@@ -50,6 +50,8 @@ def run(
     left for another call. progress: title → context manager giving a function (done, total, what). The same call again is the
     resume. Raises InputError for a study that cannot be meant, StoreError for a folder that cannot be
     written, ModelError or AdapterError from the stages."""
+    from leakfast.pipeline import finished
+
     study = study if isinstance(study, Study) else load_study(study)
     chosen = chosen_of(study, only)
     with working_copy(out or study.run_dir) as folder, Run(folder).lock() as store:

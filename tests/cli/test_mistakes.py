@@ -29,6 +29,7 @@ FILES = {
 MISTAKES = [
     ("runn study.toml", "Did you mean run?"),
     ("run stdy.toml", "Did you mean study.toml?"),
+    ("run .", "is a folder, but a file is needed"),
     ("run study.toml --only vilain", "Did you mean villain?"),
     ("plan model.toml", "there is no folder nowhere/at/all"),
     ("stats nowhere", "there is no such folder, so it is no run"),

@@ -160,7 +160,7 @@ def test_a_package_that_is_missing_or_broken_is_told_with_its_remedy(package, mo
 
 def test_what_lacks_while_an_export_is_under_way_is_told(monkeypatch, tmp_path):
     def send(*_):
-        pass
+        importlib.import_module("what_it_rests_on")
 
     monkeypatch.setattr("leakfast.sinks.places.check", lambda asked: None)
     monkeypatch.setattr("leakfast.sinks.hub.send", send)
