@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.cluster")
 
-_GONE = (
-    "the Ray cluster is gone: {} What was made is kept; start the cluster and run the same command again."
-)
+_GONE = "the Ray cluster is gone: {} What was made is kept; start the cluster and run the same command again."
 
 
 def actors(address: str, workers: int | None = None) -> Callable[[Study, Sequence[str]], RayPool]:
@@ -85,7 +83,9 @@ class RayPool:
     def next(self, timeout_s: float) -> tuple[int, m.Message] | None:
         from ray.exceptions import RayActorError, RayError
 
-        if self._raylet and not _listens(self._raylet):  # some seconds later Ray ends this process without a word
+        if self._raylet and not _listens(
+            self._raylet
+        ):  # some seconds later Ray ends this process without a word
             raise LeakfastError(_GONE.format("the raylet of this machine has died."))
         if self._letter is None:
             self._letter = self._inbox.actor.get.remote()
@@ -218,13 +218,8 @@ def _connected(address: str) -> Any:
         ray.init(address=found, **about)
         return ray
     log.info("cluster: none runs here; one is started on this machine")
-    try:
+    with _Starting():
         ray.init(include_dashboard=False, **about)
-    except Exception as error:  # of several kinds, a bare Exception where its processes are not up after 30 s
-        raise LeakfastError(
-            f"run: Ray could not be started on this machine: {_first_line(error)} Its logs lie in {_logs()}. Where the machine "
-            "was busy, run the same command again; --workers N takes processes of this machine without Ray."
-        ) from None
     for node in ray.nodes():
         if not node["NodeManagerAddress"].startswith("127."):
             log.warning(
@@ -253,8 +248,19 @@ def _answers(address: str) -> bool:
     return True
 
 
-def _logs() -> Path:
-    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "session_latest" / "logs"
+class _Starting:
+    """Says in a line why Ray did not start: it raises errors of several kinds, of no kind where it was not up after 30 s."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception):
+            logs = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "session_latest" / "logs"
+            raise LeakfastError(
+                f"run: Ray could not be started on this machine: {_first_line(error)} Its logs lie in {logs}. Where the "
+                "machine was busy, run the same command again; --workers N takes processes of this machine without Ray."
+            ) from None
 
 
 def _first_line(error: BaseException) -> str:

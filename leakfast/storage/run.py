@@ -45,9 +45,7 @@ Content = bytes | Callable[[Path], Any] | None  # of a file that is counted
 _OTHER_BYTES = "its bytes do not match their hash"
 _held: dict[str, tuple[int, int]] = {}  # locked folder → (file descriptor, depth), of this process
 _holding = threading.Lock()  # while _held is looked at and changed
-watchers: dict[
-    str, Callable[[], None]
-] = {}  # folder → what is told of each line of its journal, in this process
+watchers: dict[str, Callable[[], None]] = {}  # folder → what is told of each line of its journal here
 
 
 class Run:

@@ -19,7 +19,9 @@ def pool(monkeypatch):
     """What makes a pool of actors for a study on nodes of so many (GPUs, cores)."""
 
     def make(nodes, *, tensor_parallel=1, workers=None):
-        given = [{"Alive": True, "NodeID": "a", "Resources": {"GPU": float(g), "CPU": float(c)}} for g, c in nodes]
+        given = [
+            {"Alive": True, "NodeID": "a", "Resources": {"GPU": float(g), "CPU": float(c)}} for g, c in nodes
+        ]
         given = [
             {**one, "Resources": {k: v for k, v in one["Resources"].items() if v}} for one in given
         ]  # Ray leaves out what a node has none of

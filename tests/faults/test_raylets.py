@@ -26,7 +26,19 @@ LIMIT_S = 900.0
 
 
 def command(study: Path, out: Path, said: Path) -> subprocess.Popen:
-    words = [sys.executable, "-m", "leakfast", "run", study, "--out", out, "--cluster", "auto", "--workers", "2"]
+    words = [
+        sys.executable,
+        "-m",
+        "leakfast",
+        "run",
+        study,
+        "--out",
+        out,
+        "--cluster",
+        "auto",
+        "--workers",
+        "2",
+    ]
     with said.open("w") as file:
         return subprocess.Popen(
             list(map(str, words)),
@@ -38,7 +50,9 @@ def command(study: Path, out: Path, said: Path) -> subprocess.Popen:
 
 def raylets_of(pid: int) -> list[int]:
     """Processes of that name that a command has started."""
-    found = subprocess.run(["pgrep", "-P", str(pid), "-x", "raylet"], capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["pgrep", "-P", str(pid), "-x", "raylet"], capture_output=True, text=True, check=False
+    )
     return [int(word) for word in found.stdout.split()]
 
 
@@ -63,7 +77,10 @@ def test_raylets_that_are_killed(small_study, undisturbed, tmp_path, kills):
             began = time.monotonic()
             code = child.wait(LIMIT_S)
             ends.append(time.monotonic() - began)
-            print(f"try {done}: {more} files more, {len(before)} then, code {code}, {ends[-1]:.0f} s", flush=True)
+            print(
+                f"try {done}: {more} files more, {len(before)} then, code {code}, {ends[-1]:.0f} s",
+                flush=True,
+            )
             kept(before, out)
             assert code in (0, 1, 3), said.read_text()
             last = said.read_text().strip().splitlines()[-1]
