@@ -4,7 +4,7 @@ per question and rates; a baseline of other prompts is no baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,16 @@ def questions_apart(run: Run) -> set[Side]:
             mine, theirs = (its.get("questions_sha256", set()) for its in (told, drawn.get(side, {})))
             found |= {side} if mine and theirs and mine != theirs else set()
     return found
+
+
+def told_apart(apart: Collection[Side]) -> list[str]:
+    """What is said of them, a line a behavior."""
+    return [
+        f"{behavior}: {', '.join(sorted(a for b, a in apart if b == behavior))}: probabilities were asked on other questions "
+        "than completions answer, so they are not compared (measure both alike: leakfast eval --behavior "
+        f"{behavior} --measure both)"
+        for behavior in sorted({behavior for behavior, _ in apart})
+    ]
 
 
 def partial(rates: pl.DataFrame) -> list[str]:

@@ -121,12 +121,7 @@ def collect(run: Run) -> Collected:
     missing += [*told, *unlike_there]
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
     apart = baselines.questions_apart(run)
-    missing += [
-        f"{behavior}: {', '.join(sorted(a for b, a in apart if b == behavior))}: probabilities were asked on other questions "
-        "than completions answer, so they are not compared (measure both alike: leakfast eval --behavior "
-        f"{behavior} --measure both)"
-        for behavior in sorted({behavior for behavior, _ in apart})
-    ]
+    missing += baselines.told_apart(apart)
     published = read_imported(run, "published")
     found = Collected(rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base)
     return replace(
