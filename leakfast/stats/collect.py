@@ -88,11 +88,8 @@ def collect(run: Run) -> Collected:
         whole = pl.concat([whole, _in_order(judged.totals, people.sources, adapters)], how="diagonal")
     if alone := expected_rates.alone(probable, set(whole.select("behavior", "adapter").rows())):
         mine = probable.filter(pl.col("behavior").is_in(alone))
-        adapters |= {
-            name: origin(run, name, mine.filter(adapter=name))
-            for name in mine["adapter"].unique()
-            if name != BASE
-        }
+        theirs = (name for name in mine["adapter"].unique() if name != BASE)
+        adapters |= {name: origin(run, name, mine.filter(adapter=name)) for name in theirs}
         others = ~pl.col("behavior").is_in(alone)  # the base's replies drawn for them are no baseline
         otherwise, told = baselines.unlike_probable(run, mine, alone)
         missing += told

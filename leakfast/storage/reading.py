@@ -76,8 +76,10 @@ class Part(Run):
             self._told = whole, {**whole, "shards": kept}
         return self._told[1]
 
-    def lock(self) -> contextlib.AbstractContextManager[Run]:
-        return self._whole.lock()
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[Run]:
+        with self._whole.lock() as held:
+            yield held
 
     def _load(self) -> dict[str, Any]:
         return self._whole._load()
