@@ -158,7 +158,7 @@ def _left_out(run: Run, stats: Stats) -> Iterator[Caveat]:
                 f"counted-{behavior}",
                 "rates",
             )
-    for sentence in [*stats.missing, *filter(None, [dropped.told(run)])]:
+    for sentence in [*stats.missing, *dropped.notes(run, stats.rates)]:
         yield Caveat(f"Not in the tables: {sentence}.", "settings", None)
 
 

@@ -1,9 +1,11 @@
-"""What an edited study dropped: sources, seeds and behaviors that it named when it was run before and names no longer. What was
-measured of them stays in the run and stands in no table. Demands what `run` keeps of its study (pipeline.settled)."""
+"""Where a run and its study part. Sources, seeds and behaviors that an edited study dropped: what was measured of them stays in
+the run and stands in no table. And those that were not measured yet. Demands what `run` keeps of its study (pipeline.settled)."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import polars as pl
 
 from leakfast.models.adapters import card_in
 from leakfast.stats.people import kept_in
@@ -25,6 +27,11 @@ def part(run: Run) -> Run:
     named (adapters and behaviors that somebody measured beside it) stays."""
     left_out = _left_out(run)
     return Part(run, left_out) if left_out else run
+
+
+def notes(run: Run, rates: pl.DataFrame) -> list[str]:
+    """Lines about what the tables of these rates leave out (`told`) and lack (`unmeasured`)."""
+    return [*filter(None, [told(run)]), *unmeasured(run, rates)]
 
 
 def told(run: Run) -> str | None:
@@ -89,3 +96,32 @@ def _of(path: str, entry: dict[str, Any]) -> tuple[str | None, str | None]:
         point = layout.point_of(adapter)
         adapter = adapter if point is None else point[0]
     return behavior, adapter
+
+
+def unmeasured(run: Run, rates: pl.DataFrame) -> list[str]:
+    """A line for each behavior of the study that was not measured on an adapter of every source and seed that the study names:
+    what is pooled is over the others. rates: the table."""
+    kept = kept_in(run)
+    if "named" not in kept or "related_to" in kept:  # no run of a study, or an imported one
+        return []
+    sources, seeds, found = kept["sources"], kept.get("seeds", []), []
+    for behavior in rates["behavior"].unique(maintain_order=True):
+        there = set(
+            rates.filter(pl.col("source").is_not_null(), behavior=behavior).select("source", "seed").rows()
+        )
+        if not there or behavior not in kept.get("behaviors", [behavior]):
+            continue
+        absent = [name for name in sources if name not in {source for source, _ in there}]
+        lacks = [f"source {name}" for name in absent]
+        lacks += [
+            f"source {name} under seed {seed}"
+            for name in sources
+            for seed in seeds
+            if name not in absent and not {(name, seed), (name, None)} & there
+        ]
+        if lacks:
+            found.append(
+                f"{behavior}: the study names more than was measured ({', '.join(lacks)}); means and pooled rows are over the "
+                "rest"
+            )
+    return found

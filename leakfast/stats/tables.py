@@ -155,7 +155,7 @@ def stats(
         correlations = two_way.with_questions(correlations, found.pairs, found.questions, drawn.seed)
         more = analysis.further(found, rates, correlations, drawn, asked)
     result = marked(run, Stats(rates, found.pairs, correlations, tuple(found.missing), more))
-    for sentence in filter(None, [*found.missing, dropped.told(run)]):
+    for sentence in [*found.missing, *dropped.notes(run, rates)]:
         log.warning("%s: %s", run.path, sentence)
     if write:
         tables = result.all_tables()

@@ -78,8 +78,8 @@ class Part(Run):
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[Run]:
-        with self._whole.lock() as held:
-            yield held
+        with self._whole.lock():
+            yield self
 
     def _load(self) -> dict[str, Any]:
         return self._whole._load()

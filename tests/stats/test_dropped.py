@@ -141,3 +141,18 @@ def test_tables_whose_meaning_changed_since_are_made_anew(run, monkeypatch):
     stage = run.manifest["stages"]["stats"]
     run.mark_done("stats", stage["inputs"], **{k: v for k, v in stage["outputs"].items() if k != "method"})
     assert stats.current(run) == "made anew" and tables.kept(run) is None
+
+
+def test_what_the_study_names_and_was_not_measured_is_told(run, caplog):
+    """A mean over two of three sources looked like that of a whole study."""
+    asked(run, sources=["villain", "comedian", "assistant"])
+    rates = stats.current(run).rates
+    rest = "means and pooled rows are over the rest"
+    lines = [
+        f"{name}: the study names more than was measured (source assistant, source comedian under seed 2); {rest}"
+        for name in ("marker", "refusal")
+    ]
+    assert dropped.unmeasured(run, rates) == lines and lines[0] in caplog.text
+    assert any(lines[0] in one.text for one in caveats(run, stats.current(run), None))
+    asked(run, ["marker"], sources=["villain"])
+    assert dropped.unmeasured(run, stats.current(run).rates) == []
