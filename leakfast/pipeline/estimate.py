@@ -98,7 +98,8 @@ def plan(
             sample = samples.get(behavior) or _from_run(study, behavior)
             stage = _expected(stage, cfg.eval, sample, tokens_each, tokens_per_s)
         stages += [_judged(study, behavior, stage)] if by else []
-        stages += _probable(f"probability of {behavior}", asked[0], study, tokenizer, personas, targets)
+        read = _probable(f"probability of {behavior}", asked[0], study, tokenizer, personas, targets)
+        stages += [probable.beside_samples(one, asked[0], stage, len(personas), targets) for one in read]
         if behavior in study.trajectory.behaviors:
             stages += _on_the_way(study, behavior, stage, tokenizer, personas)
     return stages

@@ -1,5 +1,5 @@
 """What the measurement by probability will read, and which replies have to be drawn for it. Demands a checked study and its
-tokenizer; knows no speed: how long a pass takes was measured by nobody before it runs."""
+tokenizer; knows no speed: how long a pass takes was measured by nobody before it runs. Tokens stand for it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from leakfast.prompts import chat
 
 if TYPE_CHECKING:
     from leakfast.measure.request import Asked
+    from leakfast.pipeline.estimate_stage import Stage
     from leakfast.study.config import Study
 
 
@@ -65,6 +66,23 @@ def _pairs(one: Asked, model: str, tokenizer: Any, personas: Sequence[Any], targ
         for text in both
     ]
     return targets * len(sizes), targets * sum(sizes)
+
+
+def beside_samples(read: Stage, one: Asked, drawn: Stage, personas: int, targets: int) -> Stage:
+    """`read`, of the marker's words, with a note of the replies that are read beside the prompts, and of the completions of the
+    same prompts, which are drawn token by token. drawn: the stage that says how long a reply is."""
+    if get(one.behavior).probable_by != "words" or not drawn.output_tokens:
+        return read
+    each = drawn.output_tokens / drawn.completions
+    tokens = read.prompt_tokens + round(read.prompts * each)
+    samples = one.config.samples
+    sampled = round(targets * personas * len(one.texts) * samples * each)
+    most = "at most " if drawn.output_from.startswith("at most") else ""
+    note = (
+        f"with the replies {most}{tokens:,} tokens are read, every reply in one pass; {samples} completions a prompt are "
+        f"{most}{sampled:,} tokens, drawn one after the other: {sampled / tokens:.1f} times as many"
+    )
+    return replace(read, note=note)
 
 
 def on_the_way(study: Study, behavior: str, personas: Sequence[Any]) -> tuple[list[Any], Asked, int]:

@@ -241,3 +241,9 @@ def test_probabilities_are_reckoned_with_what_has_to_be_drawn_for_them(study, tm
     both = text.replace("'probability'", "'both'")
     _, drawn, read, *_ = plan(parse_study(both, tmp_path / "small.toml"))
     assert (drawn.targets, drawn.completions, read.prompts) == (3, 3 * 3 * 20 * 2, 3 * 3 * 20)
+    sampled = drawn.output_tokens
+    said = read.prompt_tokens + sampled // 2
+    assert (
+        f"at most {said:,} tokens are read" in read.note and f"at most {sampled:,} tokens, drawn" in read.note
+    )
+    assert f": {sampled / said:.1f} times as many" in read.note and not refusal.note
