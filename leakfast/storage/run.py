@@ -324,13 +324,8 @@ class Run:
                 source.replace(target)
             moved = str(target.relative_to(self.path))
         self.log("quarantine", path=relpath, reason=found, moved_to=moved)
-        log.warning(
-            "%s: %s: %s; %sit will be made again",
-            self.path,
-            relpath,
-            found,
-            f"moved to {moved}; " if moved else "",
-        )
+        where = f"moved to {moved}; " if moved else ""
+        log.warning("%s: %s: %s; %sit will be made again", self.path, relpath, found, where)
 
     def _load(self) -> dict[str, Any]:
         path = self.path / layout.MANIFEST
