@@ -78,7 +78,7 @@ def test_a_disk_that_is_full_again_and_again(nursery: Nursery, small_study, undi
     assert tries >= 20
 
 
-@pytest.mark.parametrize("tries", [6])
+@pytest.mark.parametrize("tries", [20])
 def test_folders_that_may_not_be_written_any_more(
     nursery: Nursery, small_study, undisturbed, tmp_path, tries
 ):
