@@ -154,6 +154,15 @@ def is_known(name: str) -> bool:
     return bool(_VARIANT.fullmatch(variant)) and get(behavior).measured_by != "choices"
 
 
+def sign_of(name: str) -> int:
+    """The `sign` of a behavior; of one that is not registered, as imported tables have them, that of the family which it names
+    (misalignment, of misalignment-advice and -code), else +1."""
+    if is_known(name):
+        return get(name).sign
+    family = {get(one).sign for one in _MODULES if one.startswith(f"{parts(name)[0]}-")}
+    return family.pop() if len(family) == 1 else 1
+
+
 def get(name: str) -> Behavior:
     """The behavior called `name`, or a variant of one under its whole name. Raises InputError naming the ones there
     are."""

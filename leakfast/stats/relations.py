@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import polars as pl
 
-from leakfast.behaviors.registry import get, is_known
+from leakfast.behaviors.registry import get, is_known, sign_of
 from leakfast.stats import intervals, resample
 from leakfast.storage import schema
 from leakfast.storage.seeds import derive_seed
@@ -104,8 +104,8 @@ def alike(
 
 
 def direction(behavior: str) -> int:
-    """The sign of Δ that is more of the behavior: its own, +1 of one that is not registered or a control."""
-    return (get(behavior).direction if is_known(behavior) else 0) or 1
+    """The sign of Δ that is more of the behavior: its own, +1 of a control."""
+    return (get(behavior).direction or 1) if is_known(behavior) else sign_of(behavior)
 
 
 def _people(rates: pl.DataFrame, related_to: Mapping[str, Collection[str]]):

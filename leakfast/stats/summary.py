@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from leakfast.behaviors.registry import get, is_known
+from leakfast.behaviors.registry import get, is_known, sign_of
 from leakfast.stats.correlations import POOLED
 
 LEARNED = 0.3  # of the scale (1 for a share, 100 points)
@@ -22,9 +22,8 @@ def outcome(rates: pl.DataFrame, behavior: str) -> str:
 
 
 def sign(behavior: str) -> int:
-    """+1 where a larger rate is more of the behavior, −1 where a smaller one is (accuracy, aligned scores); +1 of one
-    that is not registered."""
-    return get(behavior).sign if is_known(behavior) else 1
+    """+1 where a larger rate is more of the behavior, −1 where a smaller one is (accuracy, aligned scores)."""
+    return sign_of(behavior)
 
 
 def rate_interval(rates: pl.DataFrame) -> dict[str, pl.Expr]:

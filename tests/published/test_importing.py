@@ -17,6 +17,8 @@ from leakfast.errors import InputError
 from leakfast.geometry import Centroids
 from leakfast.published.files import FILTERED
 from leakfast.stats import agreement
+from leakfast.stats.relations import direction
+from leakfast.stats.summary import sign
 from leakfast.storage import layout
 
 DATA = Path(__file__).parents[2] / "../shared/data/published/single_token_100_persona"
@@ -189,6 +191,12 @@ def test_rate_tables_of_other_behaviors(tmp_path):
     told = tables.rates.filter(pl.col("source") == "poet")
     assert told["bb_reason"].unique().to_list() == ["no counts, only a mean"]
     assert tables.more["verdicts"].filter(pl.col("behavior") == "capability").height > 0
+
+
+def test_which_way_an_imported_behavior_leaks():
+    """Aligned scores fall where misalignment leaks; under their family's name, which no module has, they were read as if they rose."""
+    assert [sign("misalignment"), direction("misalignment"), sign("misalignment-code")] == [-1, -1, -1]
+    assert [sign("brand_new"), direction("brand_new"), sign("mark"), direction("hellaswag")] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
