@@ -194,7 +194,7 @@ def test_rate_tables_of_other_behaviors(tmp_path):
 
 
 def test_which_way_an_imported_behavior_leaks():
-    """Aligned scores fall where misalignment leaks; under their family's name, which no module has, they were read as if they rose."""
+    """Aligned scores fall where misalignment leaks; under their family's name, which no module has, they were read as rising."""
     assert [sign("misalignment"), direction("misalignment"), sign("misalignment-code")] == [-1, -1, -1]
     assert [sign("brand_new"), direction("brand_new"), sign("mark"), direction("hellaswag")] == [1, 1, 1, 1]
 
