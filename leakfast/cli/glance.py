@@ -18,7 +18,7 @@ from leakfast.inert import one_line
 from leakfast.report.across import across
 from leakfast.stats import beyond
 from leakfast.stats.glance import glance
-from leakfast.stats.summary import sign
+from leakfast.stats.summary import most, sign
 from leakfast.storage.documents import did_you_mean
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _headline(view: View) -> None:
                 amounts.with_interval(*source, view.unit),
                 amounts.with_interval(*mean, view.unit),
                 amounts.amount(row["max_bystander"], view.unit),
-                row["max_persona"],
+                most(row),
                 amounts.rho(row["spearman"], low, high),
                 amounts.p_value(row["spearman_p_max"]),
                 row["n"],

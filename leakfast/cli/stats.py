@@ -310,6 +310,7 @@ def _show_agreement(tables) -> None:
 def _headline(row: Mapping, seeds: bool, y: str, unit: str, looked: bool) -> dict:
     """The cells of a row of the headline table by their heading."""
     from leakfast.stats.specificity import place
+    from leakfast.stats.summary import most
 
     sign = amounts.sign_of(unit)
     cells = {"source": row["source"]}
@@ -324,7 +325,7 @@ def _headline(row: Mapping, seeds: bool, y: str, unit: str, looked: bool) -> dic
         cells["mean bystander Δ"] = amounts.amount(row["mean_delta"], unit, "+.1f")
     cells[f"most bystander {sign}"] = amounts.amount(row["max_bystander"], unit, "5.1f")
     cells |= {
-        "who": row["max_persona"],
+        "who": most(row),
         "ρ": amounts.rho(row["spearman"]),
         "95 % interval": amounts.between(*_shown(row)),
         "p (perm)": _p(row["spearman_p_perm"]),

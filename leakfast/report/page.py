@@ -18,6 +18,7 @@ from leakfast.report import across, content, payload, policy, sample
 from leakfast.report.caveats import caveats
 from leakfast.stats import health
 from leakfast.stats.specificity import place
+from leakfast.stats.summary import most
 from leakfast.stats.tables import Stats, current
 from leakfast.storage import layout
 from leakfast.storage.run import Run
@@ -114,7 +115,7 @@ def render(*, served: str | None = None, **values) -> str:
         "place": _place,
     }
     environment.filters |= {"digits": digits, "count": count, "amount": amount, "change": change}
-    environment.filters |= {"in_short": content.in_short}
+    environment.filters |= {"in_short": content.in_short, "most": lambda row: words(most(row))}
     own = {
         "css": Markup(policy.css()),
         "scripts": [Markup(text) for text in policy.scripts(served is not None)],

@@ -16,6 +16,7 @@ from leakfast.sinks import markdown
 from leakfast.sinks.markdown import text
 from leakfast.sinks.material import Material
 from leakfast.stats.correlations import POOLED
+from leakfast.stats.summary import most
 from leakfast.storage import layout
 from leakfast.version import __version__
 
@@ -86,7 +87,7 @@ def _measured(material: Material, adapter: str) -> str:
             ),
             (f"mean {what} of bystanders", _amount(row["mean_bystander"], unit)),
             (f"{what} of the bystander that shows most", _amount(row["max_bystander"], unit)),
-            ("that bystander", row["max_persona"]),
+            ("that bystander, and how many others show as much", most(row)),
             (
                 f"ρ of cosine and {row['y']} at layer {row['layer']}, 95 % interval",
                 _span(row, "spearman", "spearman_ci"),

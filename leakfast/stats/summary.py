@@ -3,6 +3,9 @@ best. Demands the rates and correlations tables; computes nothing that is not in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import polars as pl
 
 from leakfast.behaviors.registry import get, is_known, sign_of
@@ -33,6 +36,12 @@ def rate_interval(rates: pl.DataFrame) -> dict[str, pl.Expr]:
         end: pl.coalesce(f"bb_{end}", f"ci_{end}") if f"bb_{end}" in rates.columns else pl.col(f"ci_{end}")
         for end in ("low", "high")
     }
+
+
+def most(row: Mapping[str, Any]) -> str | None:
+    """The bystander that shows most, of a row of the summary, and how many others show as much: pirate +3."""
+    name, count = row["max_persona"], row["max_count"]
+    return f"{name} +{count - 1}" if name is not None and count > 1 else name
 
 
 def unit(rates: pl.DataFrame, behavior: str) -> str:
@@ -67,11 +76,11 @@ def summarize(
     rates: pl.DataFrame, correlations: pl.DataFrame, cosine: str, y: str | None = None
 ) -> pl.DataFrame:
     """behavior, adapter, source, seed, layer, cosine, y, best_layer (Boolean), source_rate with its
-    interval (`rate_interval`), source_delta with its interval, learned, mean_bystander, mean_delta, max_bystander and
-    whose (the rate that is most of the behavior: the lowest where `sign` is −1), chance (what guessing gives, of choices
-    alone), then n, ρ with its interval, r and their p-values. learned: the source's Δ goes the way it was trained, its 95 %
-    interval excludes 0, and it covers at least LEARNED of the behavior's scale; null for controls, without that
-    interval, and for an adapter that was taught another behavior.
+    interval (`rate_interval`), source_delta with its interval, learned, mean_bystander, mean_delta, max_bystander,
+    whose and of how many bystanders it is (the rate that is most of the behavior: the lowest where `sign` is −1), chance (what
+    guessing gives, of choices alone), then n, ρ with its interval, r and their p-values. learned: the source's Δ goes the way
+    it was trained, its 95 % interval excludes 0, and it covers at least LEARNED of the behavior's scale; null for controls,
+    without that interval, and for an adapter that was taught another behavior.
     `y`: rate or delta; without it each behavior's own (`outcome`).
 
     Sources in order of their adapters, `pooled` last (it has no source rate; none of a single adapter). Without correlations,
@@ -139,6 +148,7 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
         .sort_by(leaks, "persona", descending=[True, False], nulls_last=True)
         .first()
         .alias("max_persona"),
+        pl.col("persona").filter(leaks == leaks.max()).n_unique().cast(pl.Int64).alias("max_count"),
         (pl.col("chance").mean() if "chance" in rates.columns else pl.lit(None, pl.Float64)).alias("chance"),
     ]
     own = rates.filter(role="source").select(

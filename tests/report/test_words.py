@@ -124,6 +124,10 @@ def test_where_less_is_more_of_a_behavior_the_lowest_leak_most(judged):
     assert [row["persona"] for row in block["rows"]] == lowest[: content.LEAKERS]
     row = tables.summary().filter(source="villain", layer=3).row(0, named=True)
     assert (row["max_persona"], row["max_bystander"]) == (lowest[0], others["rate"][0])
+    alike = others.filter(pl.col("rate") == others["rate"][0]).height
+    assert summary.most(row) == (lowest[0] if alike == 1 else f"{lowest[0]} +{alike - 1}")
+    assert summary.most({"max_persona": "pirate", "max_count": 4}) == "pirate +3"
+    assert summary.most({"max_persona": None, "max_count": 0}) is None
     pooled = tables.summary().filter(source="pooled", layer=3).row(0, named=True)
     assert pooled["max_bystander"] == tables.rates.filter(role="bystander")["rate"].min()
     leaks = beyond.leaks(tables, JUDGED, 3).filter(source="villain")
