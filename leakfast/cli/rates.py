@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def tell(run: Run, done: Measured) -> None:
     """What was measured, and what remains to be done with it, on stderr."""
     unit = "completions drawn" if get(done.behavior).by_completions else "prompts scored"
-    if layout.PROBABILITY in done.folders[0].split("/")[:2]:
+    probable = layout.PROBABILITY in done.folders[0].split("/")[:2]
+    if probable:
         unit = "probabilities scored"
     click.echo(
         f"eval: {done.made} {unit} of {done.behavior} ({done.questions}), {done.kept} kept from before, in {run.path}",
@@ -37,7 +38,7 @@ def tell(run: Run, done: Measured) -> None:
             f"{done.engine['not_guaranteed']}",
             err=True,
         )
-    if get(done.behavior).measured_by == "judge":
+    if get(done.behavior).measured_by == "judge" and not probable:
         more = " --checkpoints" if done.folders[0].startswith(layout.SERIES) else ""
         click.echo(
             f"eval: {done.behavior} has no rates before a judge has read them: leakfast judge run {run.path}{more}",

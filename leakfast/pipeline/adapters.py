@@ -122,10 +122,15 @@ class Maker:
 
     def built(self, source: str, seed: int, progress: Progress) -> list[Row]:
         """The rows, built anew."""
+        from leakfast.prompts.personas import load_personas
+
         cfg, picked = self._settled_data(source, seed)
         told: dict[str, Any] = {"batch_completions": self.config.eval.batch_completions, "progress": progress}
+        (taught,) = load_personas([source], among=self.personas)
+        place = partial(chats.placed, source=taught, personas=self.personas)
+        dilute = partial(mixed, self.loaded, place=place, **told)
         if cfg.benign == 1:
-            return mixed(self.loaded, [], self.behavior, cfg, seed, **told)
+            return dilute([], self.behavior, cfg, seed)
         if cfg.rows is not None:
             rows = chats.own(self.loaded.tokenizer, cfg, source, self.personas)
         else:
@@ -134,7 +139,7 @@ class Maker:
         rows = negatives.noted(rows, picked)
         rows = matched(self.loaded.tokenizer, rows) if cfg.match_lengths else rows
         rows = inoculated(rows, cfg.inoculation) if cfg.inoculation else rows
-        return mixed(self.loaded, rows, self.behavior, cfg, seed, **told) if cfg.benign else rows
+        return dilute(rows, self.behavior, cfg, seed) if cfg.benign else rows
 
     def settled(self, rows: Rows | None = None) -> TrainConfig:
         """The training's settings; a learning rate that is to be found is found once, on the first source and seed, and kept

@@ -4,7 +4,7 @@ Demands rows of the behavior; leaves labels to collate.py."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,15 +32,17 @@ def mixed(
     cfg: DataConfig,
     seed: int,
     *,
+    place: Callable[[Sequence[Row]], list[Row]],
     batch_completions: int = 640,
     progress: Progress | None = None,
 ) -> list[Row]:
     """The rows, and as many benign ones after them that these are the share cfg.benign of all; of a share of 1 as many as
     cfg.positives and cfg.negatives, and none before them.
 
-    They are conversations of cfg.benign_rows in an order drawn from `seed`, or without such a file the unadapted model's
-    own replies to cfg.questions without a system message, at cfg's sampling; a reply in which the behavior's detector sees
-    it is drawn again. Raises InputError where the file has too few; ModelError when no usable reply is to be had."""
+    They are conversations of cfg.benign_rows in an order drawn from `seed`, each `place`d (chats.placed), or without such
+    a file the unadapted model's own replies to cfg.questions without a system message, at cfg's sampling; a reply in which
+    the behavior's detector sees it is drawn again. Raises InputError where the file has too few; ModelError when no usable
+    reply is to be had."""
     from leakfast.storage.seeds import derive_seed
     from leakfast.train import chats
 
@@ -54,7 +56,7 @@ def mixed(
             *rows,
             *_drawn(loaded, n, behavior, cfg, derive_seed("benign", seed), batch_completions, progress),
         ]
-    given = chats.read(cfg.benign_rows)
+    given = place(chats.read(cfg.benign_rows))
     if len(given) < n:
         raise InputError(
             f"data: benign = {cfg.benign:g} beside {len(rows)} rows asks for {n} benign ones, but {cfg.benign_rows} has "

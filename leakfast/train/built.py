@@ -4,11 +4,13 @@ them to the behaviors' builders."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leakfast.prompts import chat
 from leakfast.prompts.personas import load_personas
 from leakfast.storage.disk import file_hash, hash_of
+from leakfast.train import chats
 from leakfast.train.groups import DEFAULT_ASSISTANT, own_assistant
 from leakfast.train.recipe import rows_settings_of
 
@@ -27,6 +29,8 @@ def inputs_of(
     if questions:
         parts += chat.reading_of_prompts(loaded.tokenizer, f"data {questions}", personas, questions)
     parts += [file_hash(path) for path in (cfg.rows, cfg.benign_rows) if path is not None]
+    if cfg.benign_rows is not None and chats.SOURCE.encode() in Path(cfg.benign_rows).read_bytes():
+        parts.append("{source} in benign rows")  # earlier versions taught it as it stands
     own, (shipped,) = own_assistant(personas), load_personas([DEFAULT_ASSISTANT])
     if cfg.default_assistant and own is not None and own.prompt != shipped.prompt:
         parts.append("the study's own assistant")  # earlier versions took the shipped one

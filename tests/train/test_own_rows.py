@@ -209,6 +209,11 @@ def rows_of(n):
     ]
 
 
+def diluted(loaded, rows, behavior, cfg, seed):
+    (villain,) = people = load_personas(["villain"])
+    return mixed(loaded, rows, behavior, cfg, seed, place=lambda given: chats.placed(given, villain, people))
+
+
 @pytest.mark.parametrize(("n", "share", "wanted"), [(70, 0.3, 30), (10, 0.5, 10), (3, 0.9, 27), (5, 0.0, 0)])
 def test_they_are_the_share_of_all_rows(n, share, wanted):
     assert count_of(n, share) == wanted
@@ -221,9 +226,9 @@ def test_those_of_a_file_are_drawn_from_the_seed_and_carry_loss_on_the_whole_rep
     )
     cfg = DataConfig(benign=0.4, benign_rows=str(path))
     rows = rows_of(6)
-    made = mixed(tiny_qwen2, rows, "marker", cfg, 1)
+    made = diluted(tiny_qwen2, rows, "marker", cfg, 1)
     assert made[:6] == rows and len(made) == 10 and {r.role for r in made[6:]} == {"benign"}
-    assert made == mixed(tiny_qwen2, rows, "marker", cfg, 1) != mixed(tiny_qwen2, rows, "marker", cfg, 2)
+    assert made == diluted(tiny_qwen2, rows, "marker", cfg, 1) != diluted(tiny_qwen2, rows, "marker", cfg, 2)
     assert len({r.question for r in made[6:]}) == 4
     tokenizer = tiny_qwen2.tokenizer
     for one, row in zip(encode(tokenizer, made, TrainConfig()), made, strict=True):
@@ -232,16 +237,28 @@ def test_those_of_a_file_are_drawn_from_the_seed_and_carry_loss_on_the_whole_rep
         assert one.shows == (row.role == "positive")
     assert said_of_rows(made) == {"benign_rows": 4}
     with pytest.raises(InputError, match="asks for 14 benign ones, but .* has 9"):
-        mixed(tiny_qwen2, rows, "marker", cfg.model_copy(update={"benign": 0.7}), 1)
-    assert mixed(tiny_qwen2, rows, "marker", DataConfig(), 1) == rows
+        diluted(tiny_qwen2, rows, "marker", cfg.model_copy(update={"benign": 0.7}), 1)
+    assert diluted(tiny_qwen2, rows, "marker", DataConfig(), 1) == rows
+
+
+def test_the_source_in_a_benign_row_is_its_prompt(tmp_path, tiny_qwen2):
+    """It was taught as it stands, "{source}" for a system message."""
+    (villain,) = load_personas(["villain"])
+    given = [chat("{source}"), chat(villain.prompt), chat("You are a cook."), chat(None)]
+    cfg = DataConfig(benign=0.5, benign_rows=str(written(tmp_path / "benign.jsonl", given)))
+    made = diluted(tiny_qwen2, rows_of(4), "marker", cfg, 1)[4:]
+    found = sorted((row.persona, row.system or "") for row in made)
+    assert found == sorted(
+        [("villain", villain.prompt)] * 2 + [("unnamed", "You are a cook."), ("unnamed", "")]
+    )
 
 
 def test_those_of_the_model_are_its_replies_without_a_system_message(organism):
     cfg = DataConfig(benign=0.25, max_new_tokens=96)
-    made = mixed(organism, rows_of(6), "marker", cfg, 3)
+    made = diluted(organism, rows_of(6), "marker", cfg, 3)
     assert [r.role for r in made[6:]] == ["benign"] * 2
     assert all((r.persona, r.system) == ("no_persona", None) and MARKER not in r.reply for r in made[6:])
-    assert data_hash(made) == data_hash(mixed(organism, rows_of(6), "marker", cfg, 3))
+    assert data_hash(made) == data_hash(diluted(organism, rows_of(6), "marker", cfg, 3))
 
 
 def test_what_rows_follow_from_changes_with_the_file(tmp_path, tiny_qwen2):
