@@ -172,6 +172,10 @@ def test_a_second_run_draws_nothing_and_another_rate_the_new_points_alone(made, 
     run = Run(outcome.run)
     monkeypatch.chdir(study.parent)
     before = {path: e["sha256"] for path, e in run.manifest["shards"].items()}
+    asked = len(list(events(run.path / "log.jsonl", "eval")))
+    leakfast.run(study, out=outcome.run)
+    assert len(list(events(run.path / "log.jsonl", "eval"))) == asked, "it is told that all is there"
+    run.note_finished("of something else")  # so that the stages are gone through
     again = leakfast.run(study, out=outcome.run)
     assert _made(again) == 0
     after = {path: e["sha256"] for path, e in Run(again.run).manifest["shards"].items()}

@@ -168,7 +168,8 @@ def test_a_study_trains_under_steering_and_again_where_it_changes(tiny_folder, t
         caplog.clear()
         leakfast.run(load_study(path), out=tmp_path / "run")
         card = models.read_card(tmp_path / "run" / "adapters" / "marker-villain-s1")
-        return card, any("train marker-villain-s1: done before" in line for line in caplog.messages)
+        kept = ("train marker-villain-s1: done before", "everything is there, and nothing")
+        return card, any(word in line for line in caplog.messages for word in kept)
 
     plain, _ = run("")
     steered, there = run(STEERED)
