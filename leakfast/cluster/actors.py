@@ -260,7 +260,7 @@ class _Starting:
             raise LeakfastError(
                 f"run: Ray could not be started on this machine: {_first_line(error)} Its logs lie in {logs}. Where the "
                 "machine was busy, run the same command again; --workers N takes processes of this machine without Ray."
-            ) from None
+            ) from error  # whole with LEAKFAST_DEBUG=1
 
 
 def _first_line(error: BaseException) -> str:

@@ -86,3 +86,4 @@ def test_ray_that_does_not_start_is_told_in_one_line(monkeypatch):
     with pytest.raises(LeakfastError, match="Ray could not be started .* timed out during startup") as told:
         actors._connected("auto")
     assert "\n" not in str(told.value) and "--workers N" in str(told.value)
+    assert str(told.value.__cause__).endswith("more"), "what Ray said is not lost"
