@@ -148,11 +148,17 @@ class Asked:
 
 
 def further(
-    found: Collected, rates: pl.DataFrame, correlations: pl.DataFrame, draws: Draws, asked: Asked = Asked()
+    found: Collected,
+    rates: pl.DataFrame,
+    correlations: pl.DataFrame,
+    draws: Draws,
+    asked: Asked = Asked(),
+    exposed: pl.DataFrame | None = None,
 ) -> dict[str, pl.DataFrame]:
-    """The tables of TABLES that have rows."""
+    """The tables of TABLES that have rows; exposed: the table `exposure`, where it was made before."""
     pairs, related = found.pairs, found.people.related_to
-    exposed = exposure.table(found.replies, rates, found.people)
+    if exposed is None:
+        exposed = exposure.table(found.replies, rates, found.people)
     best = {
         behavior: headline(rates, correlations, behavior, asked.layer)
         for behavior in rates["behavior"].unique(maintain_order=True)
@@ -172,11 +178,12 @@ def further(
     }
     for made in side_by_side(
         [
+            # with many sources the first two are the longest; with many layers those of the geometry
+            lambda: _of_covariates(found, rates, correlations, exposed, best, asked),
+            lambda: {"crossed": transfer.crossed(rates, found.questions, *draws)},
             *_of_geometry(found, rates, correlations, exposed, draws),
             lambda: of_predictors(found, rates, draws),
-            lambda: _of_covariates(found, rates, correlations, exposed, best, asked),
             lambda: _probable(found, rates, best, draws),
-            lambda: {"crossed": transfer.crossed(rates, found.questions, *draws)},
             lambda: {"relations": relations.categories(rates, related, draws.permutations, draws.seed)},
             lambda: {"relations_alike": relations.alike(rates, related, *draws[:3])},
             lambda: {"radius": radius.table(pairs, rates, best, *draws[1:])},

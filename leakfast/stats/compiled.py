@@ -185,6 +185,21 @@ def moved_ranks(y_ranks, person, block, position, seed, first, out):
 
 
 @compiled
+def permuted_alone(xs, ys, seed, first, count, scale, observed, out):
+    """Counts over `count` shuffles, number first, first + 1, …, of |Σ x·y shuffled| · scale ≥ observed for each row of xs
+    (C, n) with its own of ys (C, n), twice the centered ranks: whole numbers. scale, observed: (C,); out (C,) is added to."""
+    n = xs.shape[1]
+    sent = np.empty(n, np.int64)
+    for number in range(count):
+        shuffle(seed, first + number, sent)
+        for c in range(len(xs)):
+            total = 0.0
+            for i in range(n):
+                total += xs[c, i] * ys[c, sent[i]]
+            out[c] += abs(total) * scale[c] >= observed[c]
+
+
+@compiled
 def shuffle_within(seed, resample, members, starts, sent):
     """A uniform permutation inside each stratum in `sent` (people,): a person is sent to one of its own stratum.
 

@@ -100,7 +100,9 @@ class Model:
             block[np.arange(n), which] = counts.fixed[:, 1] if kind == "slope" else 1.0
             blocks.append(block)
             kind_of.append(np.full(block.shape[1], number))
-        self.design, self.kind_of = np.concatenate(blocks, axis=1), np.concatenate(kind_of).astype(int)
+        # sparse: a pair has one persona, one source and one slope
+        self.design = scipy.sparse.csr_array(np.concatenate(blocks, axis=1))
+        self.turned, self.kind_of = self.design.T.tocsr(), np.concatenate(kind_of).astype(int)
         self.pair, self.rest = np.zeros(n), np.zeros(len(self.kind_of))
         rate = (self.hits.sum() + 0.5) / (self.total.sum() + 1)
         self.rest[self.asked] = np.log(rate / (1 - rate))
@@ -125,33 +127,45 @@ class Model:
         fit = float((self.hits * eta - self.total * np.logaddexp(0, eta)).sum())
         return fit - 0.5 * (precision[0] * pair @ pair + precision[1] @ rest**2)
 
-    def across(self, values: np.ndarray) -> np.ndarray:
-        """(N, R): values of cells (N, Q), summed over those that each effect of the rest is in."""
-        parts = [values * column[:, None] for column in self.by.T]
-        return np.concatenate([*parts, values.sum(1)[:, None] * self.design], axis=1)
+    def of_questions(self, values: np.ndarray) -> np.ndarray:
+        """(N, questions' effects): values of cells (N, Q), as each question's effects see them."""
+        none = np.empty((len(values), 0))
+        return np.concatenate([none, *(values * column[:, None] for column in self.by.T)], axis=1)
 
     def hessian(self, precision) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Gradients of pairs and of the rest; the pairs' diagonal; their rows against the rest; and what is left of the
-        rest's own (R, R) once pairs are eliminated. Signs are those of −log P."""
+        """Gradients of pairs and of the rest; the pairs' diagonal; the weights of cells (N, Q), of which the pairs' rows
+        against the rest are made; and what is left of the rest's own (R, R) once pairs are eliminated. Signs are those of
+        −log P."""
         share = expit(self.eta(self.pair, self.rest))
         error, weight = self.hits - self.total * share, self.total * share * (1 - share)
         of_pair = error.sum(1) - precision[0] * self.pair
         of_rest = self._summed(error) - precision[1] * self.rest
-        diagonal, across = weight.sum(1) + precision[0], self.across(weight)
-        asked, whole = self.asked, np.zeros((len(self.rest), len(self.rest)))
-        whole[asked:, :] = self.design.T @ across
-        whole[:asked, asked:] = whole[asked:, :asked].T
+        whole, asked = weight.sum(1), self.asked
+        diagonal = whole + precision[0]
+        kept = precision[0] / diagonal  # of a weight, once its pair is eliminated
+        met, left = self.of_questions(weight), np.zeros((len(self.rest), len(self.rest)))
+        left[asked:, :asked] = self.turned @ (met * kept[:, None])
+        left[:asked, asked:] = left[asked:, :asked].T
+        left[asked:, asked:] = (self.turned @ (self.design * (whole * kept)[:, None])).toarray()
+        left[:asked, :asked] = -met.T @ (met / diagonal[:, None])
         size, at = self.total.shape[1], np.arange(self.total.shape[1])
         for k, one in enumerate(self.by.T):
             for j, other in enumerate(self.by.T):
-                whole[k * size + at, j * size + at] = (one * other) @ weight
-        whole[np.diag_indices_from(whole)] += precision[1]
-        scaled = across / np.sqrt(diagonal)[:, None]
-        return of_pair, of_rest, diagonal, across, whole - scaled.T @ scaled
+                left[k * size + at, j * size + at] += (one * other) @ weight
+        left[np.diag_indices_from(left)] += precision[1]
+        return of_pair, of_rest, diagonal, weight, left
 
     def _summed(self, values: np.ndarray) -> np.ndarray:
         """(R,): values of cells (N, Q), summed over pairs and questions for each effect of the rest."""
-        return np.concatenate([(self.by.T @ values).ravel(), self.design.T @ values.sum(1)])
+        return np.concatenate([(self.by.T @ values).ravel(), self.turned @ values.sum(1)])
+
+    def _of_pairs(self, weight: np.ndarray, step: np.ndarray) -> np.ndarray:
+        """(N,): the pairs' rows against the rest times a step of the rest (R,)."""
+        asked, size = self.asked, self.total.shape[1]
+        out = weight.sum(1) * (self.design @ step[asked:])
+        for k, column in enumerate(self.by.T):
+            out += column * (weight @ step[k * size : (k + 1) * size])
+        return out
 
     def mode(self, sd: np.ndarray) -> float:
         """Laplace's log-likelihood at deviations sd, one a kind: Newton's method to the mode of all effects. Raises
@@ -159,10 +173,11 @@ class Model:
         precision = self.precision(sd)
         now = self.joint(self.pair, self.rest, precision)
         for _ in range(_STEPS):
-            of_pair, of_rest, diagonal, across, left = self.hessian(precision)
+            of_pair, of_rest, diagonal, weight, left = self.hessian(precision)
             factor = cho_factor(left, lower=True, check_finite=False)
-            step = cho_solve(factor, of_rest - across.T @ (of_pair / diagonal), check_finite=False)
-            step_pair = (of_pair - across @ step) / diagonal
+            met = self._summed(weight * (of_pair / diagonal)[:, None])
+            step = cho_solve(factor, of_rest - met, check_finite=False)
+            step_pair = (of_pair - self._of_pairs(weight, step)) / diagonal
             if 0.5 * float(of_rest @ step + of_pair @ step_pair) < _TOLERANCE:
                 break
             length = 1.0
@@ -177,7 +192,7 @@ class Model:
             raise FloatingPointError("the mode of the effects was not found")
         levels = np.array([len(self.pair), *((self.kind_of == k).sum() for k in range(1, len(sd)))])
         half = 0.5 * float(np.log(diagonal).sum()) + float(np.log(np.diagonal(factor[0])).sum())
-        self.found = diagonal, across, factor
+        self.found = diagonal, weight, factor
         return now - float(levels @ np.log(sd)) - half
 
     def covariance(self) -> np.ndarray:
@@ -188,19 +203,20 @@ class Model:
     def by_log_sd(self, sd: np.ndarray) -> np.ndarray:
         """Gradient of Laplace's log-likelihood at the mode: what σ does by itself, and through the mode, which moves
         log |H|."""
-        diagonal, across, factor = self.found
-        inverse, lead = (
-            cho_solve(factor, np.eye(len(self.rest)), check_finite=False),
-            across / diagonal[:, None],
-        )
-        met = -lead @ inverse  # covariances of pairs with the rest
-        own = 1 / diagonal - np.einsum("ij,ij->i", met, lead)
+        diagonal, weight, factor = self.found
+        inverse = cho_solve(factor, np.eye(len(self.rest)), check_finite=False)
+        lead, whole = self.of_questions(weight / diagonal[:, None]), weight.sum(1) / diagonal
+        # covariances of pairs with the rest: the pairs' rows against it, over their diagonal, times its inverse
+        by_design = self.design @ inverse[self.asked :]
+        met = -(lead @ inverse[: self.asked]) - whole[:, None] * by_design
+        own = 1 / diagonal - np.einsum("ij,ij->i", met[:, : self.asked], lead)
+        own -= whole * self._by_own(met[:, self.asked :])
         share = expit(self.eta(self.pair, self.rest))
-        bent = self.total * share * (1 - share) * (1 - 2 * share) * self._spread(own, met, inverse)
+        bent = self.total * share * (1 - share) * (1 - 2 * share) * self._spread(own, met, inverse, by_design)
         # H⁻¹ times what bends log |H|, so that one product gives each kind's part
         of_pair = bent.sum(1)
-        back = inverse @ (self._summed(bent) - lead.T @ of_pair)
-        back_pair = of_pair / diagonal - lead @ back
+        back = inverse @ (self._summed(bent) - self._summed(weight * (of_pair / diagonal)[:, None]))
+        back_pair = (of_pair - self._of_pairs(weight, back)) / diagonal
         self.shift = -0.5 * back
         out = np.empty(len(sd))
         for number in range(len(sd)):
@@ -211,13 +227,19 @@ class Model:
             out[number] = (u @ u + var.sum() - u @ moved) / sd[number] ** 2 - len(u)
         return out
 
-    def _spread(self, own: np.ndarray, met: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-        """(N, Q) variance of η. own: of pairs; met: their covariances with the rest; inverse: the rest's own."""
-        asked, size, design = self.asked, self.total.shape[1], self.design
-        out = own + 2 * np.einsum("ij,ij->i", design, met[:, asked:])
-        out += np.einsum("ij,ij->i", design @ inverse[asked:, asked:], design)
+    def _by_own(self, values: np.ndarray) -> np.ndarray:
+        """(N,): values (N, effects of `design`), summed over those that each pair has."""
+        return np.asarray(self.design.multiply(values).sum(axis=1)).ravel()
+
+    def _spread(
+        self, own: np.ndarray, met: np.ndarray, inverse: np.ndarray, by_design: np.ndarray
+    ) -> np.ndarray:
+        """(N, Q) variance of η. own: of pairs; met: their covariances with the rest; inverse: the rest's own; by_design:
+        `design` times its rows of the inverse."""
+        asked, size = self.asked, self.total.shape[1]
+        out = own + 2 * self._by_own(met[:, asked:]) + self._by_own(by_design[:, asked:])
         out = np.broadcast_to(out[:, None], self.total.shape).copy()
-        others = met[:, :asked] + design @ inverse[asked:, :asked]
+        others = met[:, :asked] + by_design[:, :asked]
         for k, one in enumerate(self.by.T):
             out += 2 * one[:, None] * others[:, k * size : (k + 1) * size]
             for j, other in enumerate(self.by.T):

@@ -187,6 +187,28 @@ def permute_each(
     return [Permuted(*one) for one in zip(p, p_max, strict=True)]
 
 
+def permute_alone(
+    xs: np.ndarray, ys: np.ndarray, resamples: int, seed: int, *, workers: int | None = None
+) -> np.ndarray:
+    """(C,) p of `permute_spearman` of each row of xs (C, n) with its own of ys (C, n), all by the same shuffles."""
+    from leakfast.stats.compiled import permuted_alone
+
+    one, other = (ordered(side).rank for side in (xs, ys))
+    if one.shape != other.shape:
+        raise ValueError(f"xs and ys must be alike, got {one.shape} and {other.shape}")
+    length = np.sqrt((one * one).sum(1) * (other * other).sum(1))
+    usable = length > 0
+    scale = 1 / np.where(usable, length, 1.0)
+    observed = np.where(usable, np.abs((one * other).sum(1)) * scale, np.inf)
+    found = np.zeros((-(-resamples // _PART), len(one)), np.int64)
+
+    def part(first: int, count: int) -> None:
+        permuted_alone(one, other, word(seed), first, count, scale, observed, found[first // _PART])
+
+    spread(part, resamples, workers, one.size)
+    return np.where(usable, (1 + found.sum(0)) / (1 + resamples), np.nan)
+
+
 @dataclass(frozen=True)
 class Within:
     """A test whose shuffles stay inside strata. `expected` (K,): mean of ρ over such shuffles, what the means of strata

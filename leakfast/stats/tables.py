@@ -29,7 +29,7 @@ from leakfast.stats import (
     verdicts,
 )
 from leakfast.stats import summary as summary_tables
-from leakfast.stats.collect import collect, inputs_hash
+from leakfast.stats.collect import Collected, collect, inputs_hash
 from leakfast.stats.correlations import correlate
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
@@ -150,11 +150,11 @@ def stats(
     found = collect(run)
     asked.check(run.path, found.pairs, found.rates)
     rates = summaries.with_intervals(found.rates, found.questions, found.judged)
-    correlations = correlate(found.pairs, **drawn._asdict(), progress=progress)
     with threadpool_limits(1, user_api="blas"):  # systems of five numbers: a BLAS's threads only wait
-        correlations = two_way.with_questions(correlations, found.pairs, found.questions, drawn.seed)
-        more = analysis.further(found, rates, correlations, drawn, asked)
-    result = marked(run, Stats(rates, found.pairs, correlations, tuple(found.missing), more))
+        correlations, whole = _first(run, found, rates, drawn, progress)
+        more = analysis.further(found, rates, correlations, drawn, asked, whole["exposure"])
+    made = Stats(rates, found.pairs, correlations, tuple(found.missing), more)
+    result = marked(run, made, whole["health"])
     for sentence in [*found.missing, *dropped.notes(run, rates)]:
         log.warning("%s: %s", run.path, sentence)
     if write:
@@ -184,6 +184,23 @@ def stats(
     return result
 
 
+def _first(
+    run: Run, found: Collected, rates: pl.DataFrame, drawn: analysis.Draws, progress: Progress | None
+) -> tuple[pl.DataFrame, dict[str, pl.DataFrame]]:
+    """The correlations, which the other tables rest on, and beside them those that read every reply: health, exposure."""
+
+    def correlated() -> analysis.Made:
+        plain = correlate(found.pairs, **drawn._asdict(), progress=progress)
+        return {"": two_way.with_questions(plain, found.pairs, found.questions, drawn.seed)}
+
+    def of_replies() -> analysis.Made:
+        exposed = exposure.table(found.replies, rates, found.people)
+        return {"health": health.read(dropped.part(run)), "exposure": exposed}
+
+    correlations, whole = analysis.side_by_side([correlated, of_replies], drawn.workers)
+    return correlations[""], whole
+
+
 def permuted(run: str | Path | Run, permute: int, **draws: int | None) -> dict[str, pl.DataFrame]:
     """The tables of predictors of a run with the personas' labels in what was measured shuffled, from the seed `permute` and
     the same under all sources: nothing can predict there but by chance. Writes nothing. draws: as of `stats`."""
@@ -192,9 +209,11 @@ def permuted(run: str | Path | Run, permute: int, **draws: int | None) -> dict[s
         return analysis.of_predictors(found, found.rates, analysis.Draws(**draws), permute)
 
 
-def marked(run: Run, made: Stats) -> Stats:
-    """The same tables with the columns health and health_of, and the table `health` before the other further ones."""
-    found = health.read(dropped.part(run))
+def marked(run: Run, made: Stats, found: pl.DataFrame | None = None) -> Stats:
+    """The same tables with the columns health and health_of, and the table `health` before the other further ones; found:
+    that table, where it was made before."""
+    if found is None:
+        found = health.read(dropped.part(run))
     told = marks.verdicts(found, made.rates)
     tables = {
         name: table

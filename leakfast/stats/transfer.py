@@ -16,6 +16,7 @@ from leakfast.stats.rates import BASE
 from leakfast.storage.seeds import derive_seed
 
 NEIGHBOURS = 10
+_TOGETHER = 256  # correlations that are resampled at once
 _PREDICTED = "least squares on the other sources' bystanders; cosine_nearest: mean of the 10 nearest"
 _CROSSED = "percentile bootstrap over personas; permutation of personas; t for Pearson"
 _SPLIT = "changes against different halves of the baseline's questions"
@@ -65,6 +66,7 @@ def crossed(
     trained = rates.filter(pl.col("role").is_in(["source", "bystander"]))
     adapters = trained.select("behavior", "seed", "source", "adapter").unique(maintain_order=True).rows()
     side, rows = _Sides(trained, questions), []
+    alike: dict[int, list[tuple[dict, np.ndarray, np.ndarray]]] = {}  # those over as many personas
     for a, b in combinations(adapters, 2):
         if a[1] != b[1] or (a[0] == b[0]) == (a[2] == b[2]):
             continue
@@ -84,8 +86,21 @@ def crossed(
         key = {"between": "sources" if a[0] == b[0] else "behaviors", "seed": a[1], "y": y, "n": len(x)}
         key |= {"behavior": a[0], "source": a[2], "other_behavior": b[0], "other_source": b[2]}
         key |= {"resampling_unit": "persona", "method": method}
-        drawn = derive_seed("crossed", seed, *a, *b)
-        rows.append(key | _correlated(x, values, permutations, bootstraps, drawn, workers))
+        rows.append(key)
+        if len(x) < MIN_PAIRS:
+            key["reason"] = f"{len(x)} personas with both values; at least {MIN_PAIRS} are needed"
+        elif np.ptp(x) == 0 or np.ptp(values) == 0:
+            key["reason"] = "one of the two is the same for all personas"
+        else:
+            alike.setdefault(len(x), []).append((key, x, values))
+    for n, members in alike.items():
+        drawn = derive_seed("crossed", seed, n)
+        for first in range(0, len(members), _TOGETHER):
+            some = members[first : first + _TOGETHER]
+            xs, ys = (np.stack([member[i] for member in some]) for i in (1, 2))
+            told = _correlated(xs, ys, permutations, bootstraps, drawn, workers)
+            for (key, *_), found in zip(some, told, strict=True):
+                key |= found
     columns = {"between": pl.String, "behavior": pl.String, "source": pl.String, "other_behavior": pl.String}
     columns |= {"other_source": pl.String, "seed": pl.Int64, "y": pl.String, "n": pl.Int64}
     floats = "spearman spearman_ci_low spearman_ci_high spearman_p_perm pearson pearson_p"
@@ -102,9 +117,9 @@ class _Sides:
     def __init__(self, trained: pl.DataFrame, questions: pl.DataFrame) -> None:
         self.frames = dict(trained.group_by("behavior", "adapter", maintain_order=True))
         self.halves = cache(lambda behavior: _half_baselines(questions, behavior))
-        self.of = cache(self._of)
+        self.of, self.has_delta = cache(self._of), cache(self._has_delta)
 
-    def has_delta(self, behavior: str, adapter: str) -> bool:
+    def _has_delta(self, behavior: str, adapter: str) -> bool:
         return bool(self.frames[behavior, adapter]["delta"].is_not_null().any())
 
     def _of(self, behavior: str, adapter: str, y: str, half: int | None) -> tuple[np.ndarray, np.ndarray]:
@@ -141,21 +156,22 @@ def _against(rates: pl.DataFrame, half: pl.DataFrame) -> pl.DataFrame:
     return joined.with_columns(delta=pl.when(pl.col("delta").is_not_null()).then(change))
 
 
-def _correlated(x, y, permutations: int, bootstraps: int, seed: int, workers: int | None) -> dict:
-    if len(y) < MIN_PAIRS:
-        return {"reason": f"{len(y)} personas with both values; at least {MIN_PAIRS} are needed"}
-    if np.ptp(x) == 0 or np.ptp(y) == 0:
-        return {"reason": "one of the two is the same for all personas"}
-    rho, _, r, p = (float(v[0]) for v in spearman_and_pearson(x[:, None], y))
-    out = {"spearman": rho, "pearson": r, "pearson_p": p, "permutations": permutations or None}
-    out["resampling_seed"] = seed
-    if permutations:
-        out["spearman_p_perm"] = float(
-            resample.permute_spearman(x, y, permutations, seed, workers=workers).p[0]
-        )
-    if bootstraps > 1 and len(y) >= MIN_BOOTSTRAP:
-        drawn = resample.bootstrap_spearman(x, y, bootstraps, seed, workers=workers)
-        out |= intervals.of_spearman(drawn)
+def _correlated(
+    xs: np.ndarray, ys: np.ndarray, permutations: int, bootstraps: int, seed: int, workers: int | None
+) -> list[dict]:
+    """Of each row of xs (C, n) with its own of ys (C, n), which vary; all by the same draws."""
+    p = resample.permute_alone(xs, ys, permutations, seed, workers=workers) if permutations else None
+    drawn = None
+    if bootstraps > 1 and xs.shape[1] >= MIN_BOOTSTRAP:
+        sides = (xs[:, None], ys[:, None])
+        drawn = resample.bootstrap_each(*sides, bootstraps, seed, workers=workers)[:, :, 0]
+    out = []
+    for k, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        rho, _, r, p_of_r = (float(v[0]) for v in spearman_and_pearson(x[:, None], y))
+        told: dict = {"spearman": rho, "pearson": r, "pearson_p": p_of_r, "resampling_seed": seed}
+        told |= {"permutations": permutations or None}
+        told |= {} if p is None else {"spearman_p_perm": float(p[k])}
+        out.append(told | ({} if drawn is None else intervals.of_spearman(drawn[:, k])))
     return out
 
 

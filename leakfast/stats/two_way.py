@@ -190,7 +190,8 @@ def counts_table(
     if not counts.height or not len(numbers):
         return hits, total
     rows = pl.DataFrame({"adapter": adapters, "persona": people}).with_row_index("_row")
-    cells = counts.join(rows, on=["adapter", "persona"]).filter(pl.col("question").is_in(list(numbers)))
+    mine = counts.filter(pl.col("adapter").is_in(list(set(adapters))))  # a join reads all that it is given
+    cells = mine.join(rows, on=["adapter", "persona"]).filter(pl.col("question").is_in(list(numbers)))
     order = np.argsort(numbers, kind="stable")
     column = order[np.searchsorted(np.asarray(numbers)[order], cells["question"].to_numpy())]
     at = cells["_row"].to_numpy(), column

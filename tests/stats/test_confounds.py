@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 from scipy.stats import rankdata
 
-from leakfast.stats import confounds
+from leakfast.stats import confounds, intervals, resample
 from leakfast.stats import transfer as between
 from leakfast.stats.people import People
 from leakfast.stats.rates import table, totals
@@ -206,6 +206,15 @@ def test_crossed_is_spearman_without_the_two_sources():
     assert (row["n"], row["y"]) == (30, "delta")
     assert row["spearman"] == pytest.approx(told.statistic, abs=1e-12)
     assert row["spearman_ci_low"] <= row["spearman"] <= row["spearman_ci_high"]
+    x, y = (side.sort("persona")["delta"].to_numpy() for side in sides)
+    alone = resample.permute_spearman(x, y, 99, row["resampling_seed"], workers=1)
+    assert row["spearman_p_perm"] == alone.p[0]
+    drawn = resample.bootstrap_spearman(x, y, 200, row["resampling_seed"], workers=1)
+    told = intervals.of_spearman(drawn)
+    assert (row["spearman_ci_low"], row["spearman_ci_high"]) == (
+        told["spearman_ci_low"],
+        told["spearman_ci_high"],
+    )
 
 
 def test_two_changes_do_not_share_the_noise_of_one_baseline():

@@ -155,3 +155,19 @@ def test_a_constant_side_has_no_value():
     drawn = resample.bootstrap_spearman(x, np.arange(6.0), 50, 0)
     assert np.isnan(drawn[:, 0]).all() and np.isfinite(drawn[:, 1]).any()
     assert np.isnan(resample.permute_spearman(x, np.arange(6.0), 20, 0).p[0])
+
+
+def test_columns_of_their_own_have_the_p_that_each_has_alone():
+    rng = np.random.default_rng(12)
+    xs, ys = rng.normal(size=(5, 30)), rng.integers(0, 4, size=(5, 30)).astype(float)
+    ys[1] += xs[1]
+    ys[3] = 2.0  # does not vary
+    for workers in (1, 2):
+        found = resample.permute_alone(xs, ys, 3_000, 7, workers=workers)
+        told = [
+            resample.permute_spearman(x, y, 3_000, 7, workers=1).p[0] for x, y in zip(xs, ys, strict=True)
+        ]
+        np.testing.assert_array_equal(found, told)
+    assert np.isnan(found[3]) and found[1] < 0.05 < np.nanmax(found)
+    with pytest.raises(ValueError, match="alike"):
+        resample.permute_alone(xs, ys[:, :20], 10, 0)
