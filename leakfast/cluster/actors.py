@@ -215,10 +215,13 @@ def _connected(address: str) -> Any:
         "configure_logging": False,
     }
     if found is not None:
-        ray.init(address=found, **about)
+        # of a cluster of this machine Ray looks by itself whether it asks for a token; to an address it shows none unasked
+        here = address == "auto" and "RAY_ADDRESS" not in os.environ
+        with _Told(_refused(found), InputError):
+            ray.init(address="auto" if here else found, **about)
         return ray
     log.info("cluster: none runs here; one is started on this machine")
-    with _Starting():
+    with _Told(_unstarted(), LeakfastError):
         ray.init(include_dashboard=False, **about)
     for node in ray.nodes():
         if not node["NodeManagerAddress"].startswith("127."):
@@ -248,19 +251,35 @@ def _answers(address: str) -> bool:
     return True
 
 
-class _Starting:
-    """Says in a line why Ray did not start: it raises errors of several kinds, of no kind where it was not up after 30 s."""
+class _Told:
+    """Says in a line why Ray did not start, or took no driver: it raises errors of several kinds, of no kind where it was not
+    up after 30 s. said: with a place for the first line of Ray's own words."""
+
+    def __init__(self, said: str, kind: type[LeakfastError]) -> None:
+        self.said, self.kind = said, kind
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception):
-            logs = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "session_latest" / "logs"
-            raise LeakfastError(
-                f"run: Ray could not be started on this machine: {_first_line(error)} Its logs lie in {logs}. Where the "
-                "machine was busy, run the same command again; --workers N takes processes of this machine without Ray."
-            ) from error  # whole with LEAKFAST_DEBUG=1
+        if isinstance(error, Exception):  # whole with LEAKFAST_DEBUG=1
+            raise self.kind(self.said.replace("{}", _first_line(error))) from error
+
+
+def _unstarted() -> str:
+    logs = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "session_latest" / "logs"
+    return (
+        f"run: Ray could not be started on this machine: {{}} Its logs lie in {logs}. Where the machine was busy, run the "
+        "same command again; --workers N takes processes of this machine without Ray."
+    )
+
+
+def _refused(address: str) -> str:
+    return (
+        f"run: the Ray cluster at {address} takes no driver from here: {{}} A cluster that asks for a token (that of a newer "
+        "Ray does, where its machine has one) needs it from every node and from this command: set RAY_AUTH_MODE=token and "
+        "have the same token in ~/.ray/auth_token or RAY_AUTH_TOKEN. docs/clusters.md says how."
+    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -41,7 +41,11 @@ cd {folder}
 
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 host=$(srun --nodes=1 --ntasks=1 --nodelist="$first" hostname --ip-address | awk '{{ print $1 }}')
-# Whoever reaches an open Ray port may run code as you: keep it inside the cluster's own network.
+# Whoever reaches an open Ray port may run code as you: Ray 2.52 and newer ask for this token, which lives as long as the
+# job and stands in no file. Keep the port inside the cluster's own network.
+export RAY_AUTH_MODE=token
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')
+export RAY_AUTH_TOKEN
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 srun --kill-on-bad-exit=1 ray symmetric-run --address "$host:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \\
@@ -86,6 +90,7 @@ def _kubernetes(job: str, file: Path, words: Sequence[str], gpus: int) -> str:
     worker = {"cpu": "8", "memory": "64Gi", "nvidia.com/gpu": str(gpus)}
     cluster = {
         "rayVersion": RAY,
+        "authOptions": {"mode": "token"},  # KubeRay makes the token and gives it to every node
         "headGroupSpec": {
             "rayStartParams": {"num-gpus": "0"},  # with its dashboard: KubeRay hands the job in there
             "template": pod("head", {"cpu": "4", "memory": "16Gi"}),

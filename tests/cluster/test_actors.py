@@ -87,3 +87,25 @@ def test_ray_that_does_not_start_is_told_in_one_line(monkeypatch):
         actors._connected("auto")
     assert "\n" not in str(told.value) and "--workers N" in str(told.value)
     assert str(told.value.__cause__).endswith("more"), "what Ray said is not lost"
+
+
+@pytest.mark.parametrize(("address", "asked"), [("auto", "auto"), ("10.0.0.7:6379", "10.0.0.7:6379")])
+def test_a_cluster_that_takes_no_driver_says_what_to_set(monkeypatch, address, asked):
+    """Ray 2.60 asks for a token where `ray start` found one, and shows it to no address by itself: the run ended after 20
+    seconds of warnings in a sentence about paths. Of `auto` Ray looks for itself, which it does for that word alone."""
+    seen = []
+
+    def init(**about):
+        seen.append(about["address"])
+        raise ConnectionError("Failed to connect to Ray cluster at 10.0.0.7:6379.\nmore")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(actors, "_running", lambda: "10.0.0.7:6379")
+    monkeypatch.setattr(actors, "_answers", lambda address: True)
+    monkeypatch.setattr(actors.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init))
+    with pytest.raises(
+        InputError, match="at 10.0.0.7:6379 takes no driver from here: Failed to connect"
+    ) as told:
+        actors._connected(address)
+    assert seen == [asked] and "RAY_AUTH_MODE=token" in str(told.value) and "\n" not in str(told.value)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import pytest
 
 import leakfast
 from leakfast import cluster
 from leakfast.cluster import messages as m
-from leakfast.cluster.actors import actors
+from leakfast.cluster.actors import _answers, actors
 from leakfast.errors import InputError
 from tests.cluster.studies import bytes_of, stages_of, written
 
@@ -100,3 +105,46 @@ def test_a_cluster_that_is_started_here_listens_on_loopback_alone():
 def test_no_cluster_at_an_address(tmp_path):
     with pytest.raises(InputError, match="no Ray cluster answers at 127.0.0.1:1"):
         cluster.run(written(tmp_path), actors("127.0.0.1:1", 2), out=tmp_path / "run")
+
+
+JOINING = (
+    "import sys; from leakfast.cluster.actors import _connected; print(len(_connected(sys.argv[1]).nodes()))"
+)
+
+
+@pytest.fixture
+def with_token(tmp_path):
+    """(address, environment with the token) of a cluster of this machine that asks for one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = tmp_path / "token"
+    token.write_text("0f" * 32)
+    plain = {k: v for k, v in os.environ.items() if not k.startswith("RAY_A")}
+    plain |= {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="ray", dir="/tmp"),
+    }
+    known = plain | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    ray_ = shutil.which("ray", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    words = f"start --head --node-ip-address 127.0.0.1 --port {port} --num-cpus 1 --include-dashboard=false --block"
+    head = subprocess.Popen(
+        [ray_, *words.split()], env=known, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    for _ in range(600):
+        if _answers(f"127.0.0.1:{port}"):
+            break
+        time.sleep(0.1)
+    yield f"127.0.0.1:{port}", known, plain
+    head.terminate()
+    head.wait(30)
+    shutil.rmtree(plain["RAY_TMPDIR"], ignore_errors=True)
+
+
+def test_a_cluster_that_asks_for_a_token_is_joined_with_it_alone(with_token):
+    address, known, plain = with_token
+    begin = [sys.executable, "-c", JOINING, address]
+    joined = subprocess.run(begin, env=known, capture_output=True, text=True, check=False)
+    assert joined.stdout.split() == ["1"], joined.stderr
+    refused = subprocess.run(begin, env=plain, capture_output=True, text=True, check=False)
+    assert "takes no driver from here" in refused.stderr and "RAY_AUTH_MODE=token" in refused.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -252,7 +253,7 @@ FAKES = {
     "scontrol": "printf 'node1\\nnode2\\n'",
     "hostname": "echo 10.0.0.7 fe80::1",
     "srun": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
-    "ray": 'printf "%s\\n" "$@" > "$TOLD"',
+    "ray": 'printf "%s\\n" "$@" > "$TOLD"; echo "$RAY_AUTH_MODE $RAY_AUTH_TOKEN" >> "$TOLD.token"',
 }
 
 
@@ -274,8 +275,15 @@ def test_the_slurm_script_starts_ray_on_every_node_and_the_study_on_the_first(tm
         (fakes / name).chmod(0o755)
     env = {"PATH": f"{fakes}:/usr/bin:/bin", "TOLD": str(told), "SLURM_JOB_NODELIST": "node[1-2]"}
     env |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_ID": "123456"}
-    done = subprocess.run(["bash", str(job)], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    env |= {"RAY_AUTH_TOKEN": "of another cluster"}
+    for _ in range(2):
+        done = subprocess.run(["bash", str(job)], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    modes, tokens = zip(
+        *(line.split() for line in Path(f"{told}.token").read_text().splitlines()), strict=True
+    )
+    assert set(modes) == {"token"} and len(set(tokens)) == 2, "each job its own"
+    assert all(len(bytes.fromhex(token)) == 32 and token not in job.read_text() for token in tokens)
     words = told.read_text().splitlines()
     address = f"10.0.0.7:{20000 + 123456 % 20000}"
     begin = ["symmetric-run", "--address", address, "--min-nodes", "2", "--include-dashboard=false", "--"]
@@ -302,6 +310,7 @@ def test_the_kubernetes_job_is_a_rayjob_with_the_studys_command(tmp_path, capsys
         "leakfast-shared",
     )
     spec = job["spec"]
+    assert spec["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert spec["entrypoint"] == "leakfast run /work/study.toml --out /work/runs/study --cluster auto"
     (workers,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     assert workers["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
