@@ -114,9 +114,12 @@ def run_(
         print_json(asdict(done)) if as_json else _show_plan(done)
         return None
     if checkpoints:
+        from leakfast.cli.health import tell
         from leakfast.report import trajectory
+        from leakfast.stats import baselines
 
-        trajectory.write(store)
+        table = trajectory.write(store)
+        tell([] if table is None else baselines.points_apart(table), err=True)
     if as_json:
         covered = {name: done.coverage(name) for name in done.statuses}
         print_json({**asdict(done), "coverage": covered, "service": scrub(cfg.base_url or "")})

@@ -202,9 +202,10 @@ def _line(name: str, row: dict[str, Any], clustered: bool) -> list[Any]:
 def trajectory(run: Run, as_json: bool) -> None:
     """Make the table and figure of what the run holds, and print the rates at shares of training."""
     from leakfast.report import trajectory
-    from leakfast.stats import summary
+    from leakfast.stats import baselines, summary
 
     table = trajectory.write(run)
+    healths.tell([] if table is None else baselines.points_apart(table), err=True)
     if as_json:
         print_json({"run": str(run.path), "trajectory": [] if table is None else table.to_dicts()})
         return

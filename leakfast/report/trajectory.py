@@ -5,14 +5,16 @@ leaves measuring to others."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from leakfast.measure.choices import table as tables
 from leakfast.models.adapters import adapter_hash, card_in
+from leakfast.stats import baselines
 from leakfast.storage import layout, schema
 from leakfast.storage.layout import CHECKPOINTS, SERIES, point, point_folder
 
@@ -22,6 +24,33 @@ if TYPE_CHECKING:
 log = logging.getLogger("leakfast.trajectory")
 
 _TABLE = layout.table("trajectory")
+_AT = ("behavior", "adapter", "items", "scoring")
+
+
+@dataclass
+class _Asked:
+    """What each point was asked. told: (behavior, adapter, items, scoring, share) → what the manifest says of its shards;
+    questions: the same with a persona → the questions, or items, that stand in them."""
+
+    told: dict[tuple[Any, ...], dict[str, set[str]]] = field(default_factory=dict)
+    questions: dict[tuple[Any, ...], frozenset[Any]] = field(default_factory=dict)
+
+    def add(
+        self, point: tuple[Any, ...], entries: Iterable[Mapping[str, Any]], shards: pl.DataFrame, of: str
+    ) -> None:
+        """of: the column of what was asked."""
+        self.told[point] = baselines.said_of(entries)
+        for persona, asked in shards.group_by("persona").agg(of).rows():
+            self.questions[(*point, persona)] = frozenset(asked)
+
+    def apart(self, point: tuple[Any, ...], persona: str) -> str | None:
+        """How a persona was asked otherwise there than at share 0; None where it was not, or where either is not known."""
+        start = (*point[:-1], 0.0)
+        if (why := baselines.apart(self.told, [point], [start], "before training")) is not None:
+            return why
+        mine, theirs = (self.questions.get((*at, persona)) for at in (point, start))
+        differ = mine is not None and theirs is not None and mine != theirs
+        return "was not asked all that was asked before training, or more" if differ else None
 
 
 def write(run: Run, made_of: str | None = None) -> pl.DataFrame | None:
@@ -36,19 +65,21 @@ def write(run: Run, made_of: str | None = None) -> pl.DataFrame | None:
 def table(run: Run) -> pl.DataFrame | None:
     """Schema `trajectory` (+ role, health, and what the counts tell of what was not counted): per behavior, adapter,
     what was asked, share of training and persona the rate in the behavior's unit with its 95 % interval (Wilson; of judged
-    means the t interval over samples), and delta against share 0 (null where that was not measured).
+    means the t interval over samples), and delta against share 0 (null where that was not measured, or was asked or drawn
+    otherwise: then delta_reason says how).
 
     items: the list of items or the question set; scoring: letters or full-text, the judge's name, `detector` (of sources
     alone where trainings are matched: `detector, choosing` and `detector, chosen`), or `probability, ` and the estimator."""
     from leakfast.stats import dropped, rates, ties
 
-    run = dropped.part(run)
-    parts = [*_choices(run), *_completions(run), *_probabilities(run)]
-    parts += [*_completions(run, layout.CHOOSING), *_completions(run, layout.CHOSEN)]
+    run, asked = dropped.part(run), _Asked()
+    parts = [*_choices(run, asked), *_completions(run, asked), *_probabilities(run, asked)]
+    for apart in (layout.CHOOSING, layout.CHOSEN):
+        parts += _completions(run, asked, apart)
     if not parts:
         return None
     counts = pl.concat(parts, how="diagonal")
-    key = ["behavior", "adapter", "items", "scoring", "share", "persona"]
+    key = [*_AT, "share", "persona"]
     cards = {name: card_in(run.path, name) for name in counts["adapter"].unique()}
     origin = counts.group_by("adapter", maintain_order=True).agg(pl.col("source").drop_nulls().first()).rows()
     told = {name: (source, cards[name].seed if cards[name] else None) for name, source in origin}
@@ -64,12 +95,15 @@ def table(run: Run) -> pl.DataFrame | None:
         ],
         how="diagonal",
     )
-    at = ["behavior", "adapter", "items", "scoring", "persona"]
+    at = [*_AT, "persona"]
     before = [pl.col(name).alias(f"_start_{name}") for name in ("hits", "total", "rate")]
     start = made.filter(share=0).select(*at, *before)
     made = made.drop("delta", "baseline", "category").join(start, on=at, how="left", maintain_order="left")
     against = ("_start_hits", "_start_total", "_start_rate")
-    made = made.with_columns(ties.deltas(made, against, [*at[:4], "share"])).drop(against)
+    why = [asked.apart(point[:-1], point[-1]) for point in made.select(key).rows()]
+    made = made.with_columns(delta_reason=pl.Series(why, dtype=pl.String))
+    made = made.with_columns(pl.when(pl.col("delta_reason").is_null()).then(pl.col(against)))
+    made = made.with_columns(ties.deltas(made, against, [*_AT, "share"])).drop(against)
     names = list(schema.columns("trajectory"))
     made = made.select(*names, *[c for c in made.columns if c not in names and c != "value"])
     made = _with_health(run, made)
@@ -88,14 +122,17 @@ def _with_health(run: Run, made: pl.DataFrame) -> pl.DataFrame:
     return made.with_columns(pl.Series("health", [told.get(key) for key in keys], dtype=pl.String))
 
 
-def _choices(run: Run) -> Iterator[pl.DataFrame]:
+def _choices(run: Run, asked: _Asked) -> Iterator[pl.DataFrame]:
     """Counts of right choices at every point."""
     entries, there = run.manifest["shards"], []
     for folder in sorted({path.rpartition("/")[0] for path in run.shards(layout.POINTS)}):
         adapter, share = PurePosixPath(folder).parts[1], layout.share_of(PurePosixPath(folder).name)
         assert share is not None, "points lie in folders of points"
-        if _is_current(run, adapter, share, [entries[path] for path in run.shards(folder)]):
+        told = [entries[path] for path in run.shards(folder)]
+        if _is_current(run, adapter, share, told):
             there.append(run.read(folder).with_columns(share=pl.lit(share)))
+            for at, frame in there[-1].group_by(_AT):
+                asked.add((*at, share), told, frame, "item")
     if not there:
         return
     scores = pl.concat(there, how="diagonal")
@@ -118,21 +155,27 @@ def _is_current(run: Run, adapter: str, share: float, entries: list[dict]) -> bo
     return not made_by or made_by == {adapter_hash(place)}
 
 
-def _probabilities(run: Run) -> Iterator[pl.DataFrame]:
+def _probabilities(run: Run, asked: _Asked) -> Iterator[pl.DataFrame]:
     """The same of expected rates; the base's is every adapter's beginning."""
     from leakfast.stats import expected_rates, probabilities
 
     entries = run.manifest["shards"]
-    for tree in (layout.probability(series=True), layout.probability(series=True, own=True)):
+    for own in (False, True):
+        tree = layout.probability(series=True, own=own)
         found: dict[str, list[str]] = {}
         for path in run.shards(tree):
             found.setdefault(path.rpartition("/")[0], []).append(path)
-        there = []
+        there: list[pl.DataFrame] = []
+        told: dict[tuple[str, str], tuple[list[dict[str, Any]], pl.DataFrame]] = {}
         for folder, paths in found.items():
             adapter, share = point(PurePosixPath(folder).name)
-            if adapter is None or _is_current(run, adapter, share, [entries[path] for path in paths]):
-                told = ", ".join(sorted({entries[path].get("questions") or "list" for path in paths}))
-                there.append(run.read(folder).with_columns(items=pl.lit(told)))
+            said = [entries[path] for path in paths]
+            if adapter is None or _is_current(run, adapter, share, said):
+                name = ", ".join(sorted({entry.get("questions") or "list" for entry in said}))
+                there.append(run.read(folder).with_columns(items=pl.lit(name)))
+                if own:  # own replies are others at every point, by design
+                    said = [{k: v for k, v in entry.items() if k != "asked"} for entry in said]
+                told[there[-1]["behavior"][0], there[-1]["adapter"][0]] = said, there[-1]
         if not there:
             continue
         scores = pl.concat(there, how="diagonal")
@@ -144,17 +187,19 @@ def _probabilities(run: Run) -> Iterator[pl.DataFrame]:
         of = {point(name)[0]: source for name, source in sources.items()}
         for (behavior, name), mine in kept.group_by("behavior", "adapter", maintain_order=True):
             adapter, share = point(name)
+            scoring = f"probability, {mine['estimator'][0]}"
             for one in [adapter] if adapter is not None else of:
+                asked.add((behavior, one, items[behavior], scoring, share), *told[behavior, name], "question")
                 yield mine.drop("estimator").with_columns(
                     adapter=pl.lit(one),
                     source=pl.lit(of[one]),
                     items=pl.lit(items[behavior]),
-                    scoring=pl.lit(f"probability, {mine['estimator'][0]}"),
+                    scoring=pl.lit(scoring),
                     share=pl.lit(share),
                 )
 
 
-def _completions(run: Run, apart: str = "") -> Iterator[pl.DataFrame]:
+def _completions(run: Run, asked: _Asked, apart: str = "") -> Iterator[pl.DataFrame]:
     """The same, or judged means, of completions; what was drawn of the base is every adapter's beginning. apart: as of
     layout.completions."""
     from leakfast import behaviors
@@ -197,14 +242,16 @@ def _completions(run: Run, apart: str = "") -> Iterator[pl.DataFrame]:
             mine = whole.filter(adapter=name) if whole.height else whole
             if mine.is_empty():
                 continue
-            told = {entries[path].get("questions") or "list" for path in shards[name]}
+            said = [entries[path] for path in shards[name]]
+            items = ", ".join(sorted({entry.get("questions") or "list" for entry in said}))
             by = f"detector, {apart}" if apart else "detector"
             scoring = by if detector is not None else mine["judge"][0]
             for one in [adapter] if adapter is not None else sources:
+                asked.add((behavior, one, items, scoring, share), said, drawn[name], "question")
                 yield mine.with_columns(
                     adapter=pl.lit(one),
                     source=pl.lit(sources[one]),
-                    items=pl.lit(", ".join(sorted(told))),
+                    items=pl.lit(items),
                     scoring=pl.lit(scoring),
                     share=pl.lit(share),
                 )

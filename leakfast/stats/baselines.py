@@ -71,9 +71,11 @@ def told_of(run: Run) -> Told:
     return _entries(run, layout.PROBABILITY) | _entries(run, layout.COMPLETIONS)
 
 
-def apart(told: Told, one: Iterable[Side], other: Iterable[Side], name: str) -> str | None:
+def apart(
+    told: Mapping[Any, Mapping[str, set[str]]], one: Iterable[Any], other: Iterable[Any], name: str
+) -> str | None:
     """How one side was asked or drawn otherwise than the other, called `name`; None where it was not, or where a side does
-    not say, as earlier versions. How many samples each has may differ."""
+    not say, as earlier versions. How many samples each has may differ. told: by behavior and adapter, or by any other key."""
     sides = [list(one), list(other)]
     for key, words in _TOLD.items():
         mine, theirs = (set().union(*(told.get(s, {}).get(key, ()) for s in side)) for side in sides)
@@ -118,6 +120,24 @@ def told_apart(apart: Collection[Side]) -> list[str]:
         f"{behavior} --measure both)"
         for behavior in sorted({behavior for behavior, _ in apart})
     ]
+
+
+def points_apart(trajectory: pl.DataFrame) -> list[str]:
+    """A sentence for each adapter with points of training that were asked or drawn otherwise than its beginning, so that they
+    have no change against it. trajectory: the table."""
+    if "delta_reason" not in trajectory.columns:  # there is none, or it is of an earlier version
+        return []
+    out = []
+    told = trajectory.filter(pl.col("delta_reason").is_not_null())
+    for (behavior, adapter, why), part in told.group_by(
+        "behavior", "adapter", "delta_reason", maintain_order=True
+    ):
+        shares = ", ".join(f"{100 * share:g} %" for share in part["share"].unique().sort())
+        out.append(
+            f"{behavior}/{adapter}: at {shares} of training it {why}, so there is no change against the beginning (measure all "
+            f"alike: leakfast eval --behavior {behavior} --adapter DIR --checkpoints --replace)"
+        )
+    return out
 
 
 def partial(rates: pl.DataFrame) -> list[str]:

@@ -119,6 +119,8 @@ def collect(run: Run) -> Collected:
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
     apart = baselines.questions_apart(run)
     missing += baselines.told_apart(apart)
+    trajectory = run.read(layout.table("trajectory"))
+    missing += baselines.points_apart(trajectory)
     published = read_imported(run, "published")
     found = Collected(rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base)
     return replace(
@@ -130,7 +132,7 @@ def collect(run: Run) -> Collected:
         probability=probable,
         predictors=run.read(layout.PREDICTORS),
         steered=steering_tables.table(run, people.named),
-        trajectory=run.read(layout.table("trajectory")),
+        trajectory=trajectory,
     )
 
 

@@ -227,7 +227,7 @@ FURTHER = {
         "a number that the published study stored",
         "file quantity source category subset layer stored found difference compared tolerance agrees reason",
     ),
-    "trajectory": ("a persona under an adapter at a share of its training", "role health"),
+    "trajectory": ("a persona under an adapter at a share of its training", "role health delta_reason"),
 }
 _AS_IN = {"set_rates": "rates", "related": "correlations", "shift_correlations": "correlations"}
 _AS_IN |= {"probability_correlations": "correlations"}

@@ -75,7 +75,7 @@ MEANINGS = {
     "ci_high": "its upper end",
     "baseline": "rate of the unadapted model under the same persona; null where it was not measured",
     "delta": "rate - baseline",
-    "trajectory.delta": "rate - rate at share 0; null where share 0 was not measured",
+    "trajectory.delta": "rate - rate at share 0; null where share 0 was not measured, or was asked or drawn otherwise",
     "share": "share of the optimizer steps, 0-1",
     "icc": "correlation between samples of one question (beta-binomial, one value an adapter)",
     "effective_total": "how many independent samples the total is worth, given icc",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MITIGATIONS: dict[str, str] = {
+    "trajectory.delta_reason": "how the point was asked or drawn otherwise than share 0, so that there is no delta",
     "trajectory.scoring": "letters or full-text, `detector`, the judge, or probability and the estimator; where trainings are "
     "matched also, of sources alone, `detector, choosing`, by which a point was chosen, and `detector, chosen`, drawn anew there",
     "mitigations.behavior": "the behavior whose variants are compared",

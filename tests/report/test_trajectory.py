@@ -9,16 +9,17 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from flat_runs import drawn
 from helpers import ITEMS, TRAIN, build, taught
 from measuring import evaluate_items_series, train
 
-from leakfast import models
+from leakfast import models, stats
 from leakfast.errors import InputError
 from leakfast.measure.choices import scoring as choices
 from leakfast.measure.choices.in_training import checkpoints_of, scorer
 from leakfast.prompts.personas import load_personas
 from leakfast.report import trajectory
-from leakfast.storage import schema
+from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 from leakfast.study.config import DataConfig, EvalConfig, behavior_config
 from leakfast.train import checkpoints as points
@@ -147,3 +148,50 @@ def test_checkpoints_of_a_study(tmp_path):
     kept = checkpoints_of(run, RECIPE, people, cfg, "organism")
     assert kept.shares == (0.0, 1.0) and kept.score is not None
     assert checkpoints_of(run, replace(RECIPE, behavior="marker"), people, cfg, "organism").score is None
+
+
+def points_of(run):
+    """share → (how many personas have a change, what is said of those that have none)."""
+    made = trajectory.write(run).sort("share")
+    return {
+        share: (part["delta"].drop_nulls().len(), set(part["delta_reason"].drop_nulls()))
+        for (share,), part in made.group_by("share", maintain_order=True)
+    }
+
+
+def test_points_that_were_asked_other_questions_have_no_change(tmp_path):
+    """Both sides hold questions 0 and 1 of a set of one name: a rate was taken from that of other questions without a word."""
+    run, name = Run(tmp_path / "run").create(), "marker-villain-s1"
+    people = ["villain", "comedian", "poet"]
+    asked = {"base": "a", f"{name}@p025": "a", f"{name}@p050": "b", name: "a"}
+    for point, digest in asked.items():
+        frame = drawn(point, None if point == "base" else "villain", {"villain"}, people)
+        if point == name:
+            frame = frame.filter((pl.col("persona") != "poet") | (pl.col("question") == 0))
+        told = {"questions": "own", "questions_sha256": digest * 64, "drawn": "c" * 16}
+        run.add_shard(layout.shard(layout.completions("marker", point, series=True)), frame, **told)
+    less = "was not asked all that was asked before training, or more"
+    assert points_of(run) == {
+        0.0: (3, set()),
+        0.25: (3, set()),
+        0.5: (0, {"was asked other questions than before training"}),
+        1.0: (2, {less}),
+    }
+    for adapter, source in (("base", None), (name, "villain")):
+        run.add_shard(
+            layout.shard(layout.completions("marker", adapter)), drawn(adapter, source, {"villain"}, people)
+        )
+    lines = [line for line in stats.current(run).missing if "of training" in line]
+    assert [line.partition(", so")[0] for line in lines] == [
+        f"marker/{name}: at 50 % of training it was asked other questions than before training",
+        f"marker/{name}: at 100 % of training it {less}",
+    ]
+
+
+def test_points_that_were_scored_on_other_items_have_no_change(tiny_qwen2, tmp_path):
+    run, people = Run(tmp_path / "run").create(), load_personas("villain,comedian")
+    other = replace(ITEMS, items=(*ITEMS[:-1], replace(ITEMS[-1], question="Or this?")))
+    for share, items in ((0.0, ITEMS), (0.5, ITEMS), (1.0, other)):
+        scorer(run, RECIPE, people, items, "letters")(tiny_qwen2, share)
+    why = "was asked other items than before training, some of them by the same id"
+    assert points_of(run) == {0.0: (2, set()), 0.5: (2, set()), 1.0: (0, {why})}

@@ -60,7 +60,8 @@ def scorer(
             items_name=items.name,
         )
         relpath = layout.shard(layout.points(recipe.name, items.name, scoring, share))
-        run.add_shard(relpath, made.with_columns(pl.lit(share).alias("share")), taken="during training")
+        told = {"taken": "during training", "items": items.name, "items_sha256": items.hash}
+        run.add_shard(relpath, made.with_columns(pl.lit(share).alias("share")), **told)
         return relpath
 
     return take
