@@ -17,6 +17,7 @@ from leakfast.errors import InputError, StoreError
 from leakfast.prompts.personas import Persona
 
 CONVENTION = "layer L = output of decoder block L, 0-based, raw (before the final norm)"
+AGAIN = "Run the study, which computes them first: leakfast run STUDY"
 _HASH = "sha256"  # key of the file's metadata that holds the hash of all else
 _AS_JSON = {
     "layers",
@@ -120,18 +121,22 @@ class Centroids:
                 found.setdefault(self.personas[row], []).append(layer)
         return found
 
+    def other_prompts(self, prompts: Mapping[str, str]) -> list[str]:
+        """Those of `prompts` (persona → hash, of chat.prompt_hashes, which the template and a persona's place are in) that were
+        other ones when these were made. Personas that are not here are not looked at, and what published files and earlier
+        versions do not tell passes."""
+        theirs = self.metadata.get("prompt_hashes") or {}
+        return [name for name, mine in prompts.items() if theirs.get(name, mine) != mine]
+
     def not_of(self, fingerprint: str, prompts: Mapping[str, str]) -> str | None:
-        """Why these are no centroids of the unadapted model of that fingerprint under those prompts (persona → hash, of
-        chat.prompt_hashes, which the template and a persona's place are in), in words; None where they are. Personas that
-        are not here are not looked at, and what published files and earlier versions do not tell passes."""
+        """Why these are no centroids of the unadapted model of that fingerprint under those prompts (`other_prompts`), in words;
+        None where they are."""
         told = self.metadata
         if adapter := told.get("adapter_hash"):
             return f"is of an adapter ({adapter[:12]}…)"
         if (model := told.get("model_fingerprint")) and model != fingerprint:
             return f"is of another model ({model[:18]}…)"
-        theirs = told.get("prompt_hashes") or {}
-        differ = [name for name, mine in prompts.items() if theirs.get(name, mine) != mine]
-        if differ:
+        if differ := self.other_prompts(prompts):
             more = f" and {len(differ) - _NAMED} more" if len(differ) > _NAMED else ""
             return f"was made when {', '.join(differ[:_NAMED])}{more} had another prompt, or was rendered otherwise"
         return None
@@ -178,11 +183,28 @@ class Centroids:
             ) from error
 
 
+def unadapted(path: Path, fingerprint: str, prompts: Mapping[str, str], asked: str) -> Centroids:
+    """A run's centroids that a training rests on, which are to be of the unadapted model of that fingerprint under those prompts
+    (`not_of`). asked: what they are needed for, as a message begins. Raises InputError where they are not, or are not there."""
+    needed = f"Needed: centroids of the unadapted model under the prompts that are trained on. {AGAIN}"
+    if not path.is_file():
+        raise InputError(f"{asked}, but there is no {path}. {needed}")
+    found = Centroids.load(path)
+    if why := found.not_of(fingerprint, prompts):
+        raise InputError(f"{asked}, but {path} {why}. {needed}")
+    return found
+
+
 def names_extras(spec: Any, personas: Sequence[Persona]) -> bool:
     """Whether a persona spec names an extra word for word, rather than bringing it along in a file."""
     words = spec.split(",") if isinstance(spec, str) else spec if isinstance(spec, Sequence) else ()
     named = {word.strip() for word in words if isinstance(word, str)}
     return any(persona.is_extra and persona.name in named for persona in personas)
+
+
+def centered_on(personas: Sequence[Persona], extras: bool) -> list[str]:
+    """The names in the mean that centered cosines subtract: all but the extras, unless those were named (`names_extras`)."""
+    return [persona.name for persona in personas if extras or not persona.is_extra]
 
 
 def _to_text(key: str, value: Any) -> str:

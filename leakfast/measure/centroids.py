@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leakfast.errors import ModelError
-from leakfast.geometry import CONVENTION, Centroids, names_extras, parse_layers
+from leakfast.geometry import CONVENTION, Centroids, centered_on, names_extras, parse_layers
 from leakfast.progress import Progress
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ def _metadata(
         "systems": [persona.kind for persona in personas],
         "rendered_ids_hashes": rendered,
         "prompt_hashes": chat.prompt_hashes(loaded.tokenizer, personas),
-        "centered_on": [persona.name for persona in personas if center_extras or not persona.is_extra],
+        "centered_on": centered_on(personas, center_extras),
         "question_set": getattr(questions, "name", "list"),
         "questions": asked,
         **told(asked),

@@ -31,16 +31,15 @@ def keep_personas(run: Run, study: Study, personas: Sequence[Persona]) -> None:
     """Who takes part, so that the tables can be made again where the study's persona file is gone; who was asked beside them
     (measure.request.keep_people) stays behind them. And what the study dropped since it was run before, which stands in no
     table (stats.dropped)."""
-    from leakfast.geometry import names_extras
+    from leakfast.geometry import centered_on, names_extras
     from leakfast.stats import dropped
     from leakfast.stats.people import kept_in
 
-    extras = names_extras(study.personas, personas)
     before = kept_in(run)  # a damaged one is set aside, and said
     kept: dict[str, Any] = {}
     for key, values in told_of(personas).items():
         kept[key] = values | {name: v for name, v in before.get(key, {}).items() if name not in values}
-    kept["named"] = [p.name for p in personas if extras or not p.is_extra]
+    kept["named"] = centered_on(personas, names_extras(study.personas, personas))
     named = {"behaviors": list(study.behaviors), "sources": study.sources, "seeds": study.seeds}
     earlier = before.get("dropped", {})
     kept["dropped"] = {
@@ -54,17 +53,23 @@ def keep_personas(run: Run, study: Study, personas: Sequence[Persona]) -> None:
         log.warning("%s: %s", run.path, left_out)
 
 
-def has_other_centroids(run: Run, loaded: Loaded, personas: Sequence[Persona]) -> bool:
-    """Whether the run's centroids were made of other prompts than these personas have now. The hash of the step that makes
-    them says nothing of the chat template's text."""
-    from leakfast.geometry import Centroids
+def has_other_centroids(
+    run: Run, study: Study, loaded: Loaded, personas: Sequence[Persona], path: str = layout.centroids()
+) -> bool:
+    """Whether the run's centroids were made of other prompts than these personas have now, or are centered on others. The hash
+    of the step that makes them says nothing of the chat template's text, nor of extras that the study came to name, or no
+    longer names, beside the same personas."""
+    from leakfast.geometry import Centroids, centered_on, names_extras
     from leakfast.prompts import chat
 
-    path = layout.centroids()
     if not run.has(path):
         return False
-    hashes = chat.prompt_hashes(loaded.tokenizer, personas)
-    return Centroids.load(run.path / path).not_of(loaded.fingerprint, hashes) is not None
+    made, mean = (
+        Centroids.load(run.path / path),
+        centered_on(personas, names_extras(study.personas, personas)),
+    )
+    other = made.other_prompts(chat.prompt_hashes(loaded.tokenizer, personas))
+    return bool(other) or made.metadata["centered_on"] != mean
 
 
 def lists(run: Run, study: Study, behaviors: Sequence[str]) -> None:

@@ -172,11 +172,14 @@ class Stages:
     # ── the stages ───────────────────────────────────────────────────────────────────────────────
     def centroids(self) -> None:
         """Those of the unadapted model."""
-        from leakfast.pipeline.settled import has_other_centroids
-
-        again = has_other_centroids(self.store, self.loaded, self.personas)
+        again = self._has_other_centroids(layout.centroids())
         files = [layout.centroids()]
         self.steps.do("centroids", self._centroid_inputs(), self._centroids, files, again=again)
+
+    def _has_other_centroids(self, path: str) -> bool:
+        from leakfast.pipeline.settled import has_other_centroids
+
+        return has_other_centroids(self.store, self.study, self.loaded, self.personas, path)
 
     def _centroid_inputs(self) -> str:
         """The model, how it is asked, the personas' prompts, the questions, the layers."""
@@ -233,7 +236,8 @@ class Stages:
                 self._centroids(report, adapted, path)
 
         inputs = hash_of(self._centroid_inputs(), models.adapter_hash(adapter))
-        self.steps.do(f"centroids of {adapter.name}", inputs, work, [path])
+        again = self._has_other_centroids(path)
+        self.steps.do(f"centroids of {adapter.name}", inputs, work, [path], again=again)
 
     def sorted(self) -> tuple[list[str], list[str]]:
         """Behaviors that are trained, and controls. What the former are trained on is there, before anything is

@@ -12,6 +12,7 @@ from leakfast.geometry import Centroids
 from leakfast.pipeline.settled import lists
 from leakfast.pipeline.stages import Stages, chosen_of
 from leakfast.prompts import chat
+from leakfast.prompts.personas import load_personas
 from leakfast.stats.accuracy import count, read
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
@@ -131,3 +132,33 @@ def test_centroids_of_another_template_are_made_anew(tiny_folder, tmp_path):
     template.write_text(was.replace("messages[0]['content']", "'Note: ' + messages[0]['content']"))
     assert template.read_text() != was
     assert made() and not made()
+
+
+def test_centroids_are_made_anew_where_a_study_comes_to_name_an_extra(tiny_folder, tmp_path):
+    """From a file and by name they are the same personas, but named, an extra joins the mean that cosines subtract."""
+    everybody = ["villain", "comedian", "no_persona"]
+    blocks = [{"name": p.name, "prompt": p.prompt} for p in load_personas(everybody[:2])]
+    blocks.append({"name": "no_persona", "category": "extra", "no_system": True})
+    people = tmp_path / "people.json"
+    people.write_text(json.dumps(blocks))
+    run = Run(tmp_path / "run").create()
+    adapted = layout.centroids("a")
+
+    def made(personas):
+        study = parse_study(
+            f'name = "s"\nmodel = "{tiny_folder.as_posix()}"\ndtype = "float32"\nsources = ["villain"]\n'
+            f'personas = {json.dumps(personas)}\n[centroids]\nlayers = [1]\nquestions = "eval-ten"\n[behaviors.marker]\n'
+        )
+        stages = Stages(study, run, chosen=chosen_of(study, []))
+        with run.lock():
+            stages.centroids()
+            other = run.has(adapted) and stages._has_other_centroids(adapted)
+            run.add_file(adapted, (run.path / layout.centroids()).read_bytes())
+        assert not stages._has_other_centroids(adapted)
+        told = Centroids.load(run.path / layout.centroids()).metadata["centered_on"]
+        return told, stages.steps.took["centroids"] is not None, other
+
+    assert made(str(people)) == (everybody[:2], True, False)
+    assert made(str(people)) == (everybody[:2], False, False)
+    assert made(everybody) == (everybody, True, True)
+    assert made(everybody) == (everybody, False, False)

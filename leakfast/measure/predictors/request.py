@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.geometry import parse_layers
+from leakfast.geometry import centered_on, parse_layers
 from leakfast.measure.choices.scores import longest
 from leakfast.prompts import chat
 from leakfast.storage.disk import hash_of
@@ -83,7 +83,7 @@ class Request:
         return parse_layers(self.layers, loaded.n_layers, loaded.name)
 
     def centered_on(self) -> list[str]:
-        return [one.name for one in self.personas if self.center_extras or not one.is_extra]
+        return centered_on(self.personas, self.center_extras)
 
     def drawn_hash(self, loaded: Loaded) -> str:
         """Of everything that the replies follow from, but who draws them."""
