@@ -69,6 +69,7 @@ def cli(
     """
     from leakfast import models
     from leakfast.cli.progress import progress_for
+    from leakfast.geometry import parse_layers
     from leakfast.measure.centroids import compute
     from leakfast.prompts.personas import load_personas, load_questions
     from leakfast.prompts.rendering import asked_by
@@ -79,8 +80,10 @@ def cli(
         raise InputError(f"directions: --kind {kind} needs {needed}.")
     named = [word.strip() for word in (against or "").split(",") if word.strip()]
     people = load_personas(personas)
+    wanted: list[int] = []
     if like is None:
         directions.check_named(kind, str(source), named, [person.name for person in people])
+        wanted = parse_layers(layers, models.load_config(model, revision).num_hidden_layers, model)
     loaded = models.load(
         model,
         dtype=dtype or ("float32" if model == "organism" else "auto"),
@@ -93,7 +96,7 @@ def cli(
         made = directions.random_like(given, seed) if kind == "random" else given
     else:
         with progress_for("directions") as progress:
-            centroids = compute(loaded, people, load_questions(questions), layers, progress=progress)
+            centroids = compute(loaded, people, load_questions(questions), wanted, progress=progress)
         made = directions.of_centroids(centroids, kind, str(source), named)
     made.save(out)
     _print(made, out, as_json)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import polars as pl
 
+from leakfast.behaviors.registry import sign_of
 from leakfast.cli import amounts
 from leakfast.cli.across_shown import print_across
 from leakfast.cli.text import print_json, print_table
@@ -18,7 +19,8 @@ from leakfast.inert import one_line
 from leakfast.report.across import across
 from leakfast.stats import beyond
 from leakfast.stats.glance import glance
-from leakfast.stats.summary import most, sign
+from leakfast.stats.pairs import layers_of
+from leakfast.stats.summary import most
 from leakfast.storage.documents import did_you_mean
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ class View:
     def __init__(self, stats: Stats, behavior: str, asked: Asked) -> None:
         self.stats, self.name, self.cosine = stats, behavior, asked.cosine
         self.unit, self.y = stats.unit(behavior), stats.outcome(behavior)
-        self.way = sign(behavior)  # of a rate that is more of the behavior
+        self.way = sign_of(behavior)  # of a rate that is more of the behavior
         self.best = stats.best_layer(behavior, asked.cosine, self.y)
         rows = stats.summary(asked.cosine, self.y).filter(behavior=behavior)
         if asked.source is not None:
@@ -105,6 +107,7 @@ def table(head: Sequence[str], body: Sequence[Sequence[Any]], title: str) -> Non
 
 def overview(run: ReadOnlyRun, asked: Asked, *, as_json: bool) -> None:
     """The whole run, or one behavior or source of it."""
+    check_layer(run, asked)
     stats, note = glance(run)
     views = [View(stats, name, asked) for name in behaviors_of(stats, run, asked)]
     rows = across(stats) if asked.behavior is None else []
@@ -149,6 +152,12 @@ def say_first(stats: Stats, note: str | None) -> None:
         click.echo(f"note: {one_line(sentence)}")
 
 
+def check_layer(run: ReadOnlyRun, asked: Asked) -> None:
+    """Raises InputError for a layer that the run cannot have, before its tables are read, or computed."""
+    if asked.layer is not None:
+        _check(run, "layer", asked.layer, layers_of(run))
+
+
 def behaviors_of(stats: Stats, run: ReadOnlyRun, asked: Asked) -> list[str]:
     """The behaviors that are shown. Raises InputError for a behavior, source or layer that the run does not have."""
     trained = stats.rates.filter(pl.col("role") != "base")
@@ -158,13 +167,17 @@ def behaviors_of(stats: Stats, run: ReadOnlyRun, asked: Asked) -> list[str]:
         "layer": (asked.layer, stats.layers()),
     }
     for what, (given, there) in known.items():
-        if given is not None and given not in there:
-            close = did_you_mean(given, there) if isinstance(given, str) else ""
-            raise InputError(
-                f"show: the {what} {given!r} asked, but {run.path} has {', '.join(map(str, there)) or 'none'}.{close} "
-                f"Name one of them, or leave --{what} out."
-            )
+        _check(run, what, given, there)
     return [asked.behavior] if asked.behavior is not None else stats.behaviors()
+
+
+def _check(run: ReadOnlyRun, what: str, given: Any, there: Sequence[Any]) -> None:
+    if given is not None and given not in there:
+        close = did_you_mean(given, there) if isinstance(given, str) else ""
+        raise InputError(
+            f"show: the {what} {given!r} asked, but {run.path} has {', '.join(map(str, there)) or 'none'}.{close} "
+            f"Name one of them, or leave --{what} out."
+        )
 
 
 def _verdicts(stats: Stats, asked: Asked) -> None:

@@ -9,7 +9,17 @@ import click
 import polars as pl
 
 from leakfast.cli import amounts
-from leakfast.cli.glance import Asked, View, about, behaviors_of, place, said_beyond, say_first, table
+from leakfast.cli.glance import (
+    Asked,
+    View,
+    about,
+    behaviors_of,
+    check_layer,
+    place,
+    said_beyond,
+    say_first,
+    table,
+)
 from leakfast.cli.text import print_json
 from leakfast.errors import InputError
 from leakfast.inert import one_line
@@ -33,6 +43,7 @@ def persona_view(run: ReadOnlyRun, name: str, asked: Asked, *, as_json: bool) ->
     """Everything of one persona. Raises InputError for one that was not measured."""
     from leakfast.stats.people import read_people
 
+    check_layer(run, asked)
     stats, note = glance(run)
     behaviors = behaviors_of(stats, run, asked)
     known = stats.rates["persona"].unique().sort().to_list()

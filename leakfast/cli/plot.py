@@ -70,12 +70,15 @@ def cli(
     from leakfast.cli.text import print_json
     from leakfast.figures.of_run import KINDS, Choices, draw
     from leakfast.figures.style import COLUMN_IN, PAGE_IN
+    from leakfast.stats.pairs import layers_of
     from leakfast.stats.tables import current
     from leakfast.storage.run import Run
 
     kinds = _listed(only, KINDS, "--only") if only else ()
     wanted = _listed(formats, FORMATS, "--format")
     opened = Run(run).open()
+    if layer is not None:  # before tables are made
+        _check_layer(run, layer, layers_of(opened))
     tables = current(opened)
     tell(tables.warnings(), err=True)
     _check_layer(run, layer, tables.layers())

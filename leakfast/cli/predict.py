@@ -90,6 +90,9 @@ def cli(
         _check(pairs, layer, level, as_json)
         return
     assert source is not None
+    others = [one for one in pairs if one.source != source]
+    if layer is not None and others:  # before a model is loaded
+        predicting_runs.layer_of(others, layer)
     known = _base(base or runs[0], model, predictor, chosen=base is not None)
     found = predicting_runs.forecast(pairs, known, source, behavior, predictor, layer=layer, level=level)
     _show(found, source, behavior, top, as_json)

@@ -98,6 +98,7 @@ def cli(
     """
     from leakfast import models
     from leakfast.cli.progress import progress_for
+    from leakfast.geometry import parse_layers
     from leakfast.measure import Drawing
     from leakfast.measure.predictors.stage import predictors
     from leakfast.models.names import DEFAULT_MODEL
@@ -117,10 +118,12 @@ def cli(
             )
     name = model or (known.model if known else DEFAULT_MODEL)
     own = known is not None and name == known.model
+    revision = known.revision if own else None
+    parse_layers(request.layers, models.load_config(name, revision).num_hidden_layers, name)
     loaded = models.load(
         name,
         dtype=dtype or (known.dtype if own else "float32" if name == "organism" else "auto"),
-        revision=known.revision if own else None,
+        revision=revision,
         rendering=asked_by(known, None, **rendering),
         stream=stream or (known.stream if known else "auto"),
     )

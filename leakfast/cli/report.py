@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from leakfast.cli.places import RUN
+from leakfast.errors import InputError
 
 if TYPE_CHECKING:
     from leakfast.report.page import Compared
@@ -34,6 +35,11 @@ def cli(run: Path, against: Path | None, as_json: bool) -> int | None:
     from leakfast.report.page import report
     from leakfast.stats.tables import current
 
+    if against is not None and against.resolve() == run.resolve():
+        raise InputError(
+            f"report: --against {against} is the run itself, but another run is needed. Type: leakfast report {run} "
+            "--against OTHER"
+        )
     tables = current(run)
     compared = None if against is None else _compared(run, tables, against)
     tell(tables.warnings(), err=True)
@@ -49,17 +55,11 @@ def cli(run: Path, against: Path | None, as_json: bool) -> int | None:
 
 def _compared(run: Path, tables: Stats, against: Path) -> Compared:
     """RUN set against the other, whose tables are made where they are not current."""
-    from leakfast.errors import InputError
     from leakfast.report.page import Compared
     from leakfast.stats.against import Side, compare
     from leakfast.stats.tables import current
     from leakfast.storage.run import Run
 
-    if against.resolve() == run.resolve():
-        raise InputError(
-            f"report: --against {against} is the run itself, but another run is needed. Type: leakfast report {run} "
-            "--against OTHER"
-        )
     this, other = (
         Side(Run(path).open(), found) for path, found in ((run, tables), (against, current(against)))
     )

@@ -108,8 +108,9 @@ def cli(
     from leakfast.cli.health import tell
     from leakfast.cli.progress import progress_for
     from leakfast.cli.text import print_json, print_table
+    from leakfast.stats import analysis
     from leakfast.stats.output import rounded
-    from leakfast.stats.tables import kept, stats
+    from leakfast.stats.tables import TABLES, kept, stats
 
     if as_json and form is not None:
         raise click.UsageError(f"--json and --{form} ask for two forms of one table. Give one of them.")
@@ -129,6 +130,10 @@ def cli(
             )
         drawn = {k: v for k, v in asked.items() if v is not None} | {"workers": threads}
         return show_permuted(run, permute, drawn, name, form="json" if as_json else form, full=full)
+    if name is not None and name not in (known := [*TABLES, *analysis.TABLES]):
+        raise InputError(
+            f"stats: there is no table {name!r}.{did_you_mean(name, known)} Use one of: {', '.join(known)}."
+        )
     asked |= {"rules": rules, "embeddings": embeddings, "source_rate": source_rate}
     asked = {key: value for key, value in asked.items() if value is not None}
     tables = kept(run, **asked) if name is not None else None
@@ -156,15 +161,12 @@ def cli(
 
 
 def _no_table(name: str, run: Path, found: Collection[str]) -> str:
-    """Why the run has no table of that name, and which it has."""
+    """Why the run has no table of that name, which a run may have, and which it has."""
     from leakfast.stats.analysis import TABLES
 
-    if name in TABLES:
-        why = f" It would hold {TABLES[name]}; this run gives no row of it, and a table without rows is not made."
-    else:
-        why = did_you_mean(name, found)
     return (
-        f"stats: there is no table {name!r} in {run}.{why} Use one of those the run has: {', '.join(found)}."
+        f"stats: there is no table {name!r} in {run}. It would hold {TABLES[name]}; this run gives no row of it, and a table "
+        f"without rows is not made. Use one of those the run has: {', '.join(found)}."
     )
 
 

@@ -90,17 +90,18 @@ def cli(
     from leakfast.pipeline.sweep import GRID, Plan, layer_of, sweep
     from leakfast.prompts.rendering import asked_by as asked_as
 
+    n_layers = models.load_config(settings.model, settings.revision).num_hidden_layers
+    layer = layer_of(n_layers) if layer is None else layer
+    if layer >= n_layers:
+        raise InputError(
+            f"sweep: layer {layer} asked, but {settings.model} has blocks 0–{n_layers - 1}. Use one of them."
+        )
     loaded = models.load(
         settings.model,
         dtype=settings.dtype,
         revision=settings.revision,
         rendering=asked_as(settings.study, **rendering),
     )
-    layer = layer_of(loaded.n_layers) if layer is None else layer
-    if layer >= loaded.n_layers:
-        raise InputError(
-            f"sweep: layer {layer} asked, but {loaded.name} has blocks 0–{loaded.n_layers - 1}. Use one of them."
-        )
     run.create()
     plan = Plan(
         behavior,

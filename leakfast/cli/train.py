@@ -183,7 +183,10 @@ def cli(
     from leakfast.cli.adapters_made import Making
     from leakfast.cli.text import print_json
     from leakfast.prompts.rendering import asked_by
+    from leakfast.train.start import Start
 
+    if init is not None:
+        Start.of(init)  # is one, before weights are read
     loaded = models.load(
         settings.model,
         dtype=settings.dtype,

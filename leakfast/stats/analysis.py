@@ -131,19 +131,22 @@ class Asked:
                 f"stats: source rate {self.source_rate:g} asked, but no behavior of {run} has variants that are counted, which "
                 "the table mitigations would compare at it. Leave --source-rate out."
             )
-        layers = sorted(pairs["layer"].unique())
-        if self.layer is not None and self.layer not in layers:
-            raise InputError(
-                f"stats: layer {self.layer} asked, but the pairs of {run} have layers "
-                f"{', '.join(map(str, layers)) or 'none'}. "
-                "Leave --layer out for the best of them, or make centroids at that layer."
-            )
+        self.check_layer(run, sorted(pairs["layer"].unique()))
         if self.similarity is None or pairs.is_empty():
             return
         if pairs.join(self.similarity, on=["source", "persona"], how="semi").is_empty():
             raise InputError(
                 f"embeddings: none of its pairs is one of the run's, such as {pairs['source'][0]} and "
                 f"{pairs['persona'][0]}. Use the run's names of personas."
+            )
+
+    def check_layer(self, run: Path, layers: Sequence[int]) -> None:
+        """Raises InputError for a layer that is none of those of the run's pairs."""
+        if self.layer is not None and self.layer not in layers:
+            raise InputError(
+                f"stats: layer {self.layer} asked, but the pairs of {run} have layers "
+                f"{', '.join(map(str, layers)) or 'none'}. "
+                "Leave --layer out for the best of them, or make centroids at that layer."
             )
 
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from leakfast.storage import schema
+from leakfast.stats.imported import read_imported
+from leakfast.storage import layout, schema
 
 if TYPE_CHECKING:
     from leakfast.geometry import Centroids
+    from leakfast.storage.run import Run
 
 
 def table(
@@ -45,6 +47,18 @@ def table(
         ).with_columns(layer=pl.lit(layer, dtype=pl.Int32))
         frames.append(joined.select(names))
     return schema.check(pl.concat(frames), "pairs")
+
+
+def layers_of(run: Run) -> list[int]:
+    """The layers that pairs of a run can have, ascending: those of its centroids, else of pairs that were imported. Told before
+    anything is counted, so that a layer which no table can have is refused at once."""
+    from leakfast.geometry import Centroids
+
+    path = run.path / layout.centroids()
+    if path.is_file():
+        return sorted(Centroids.load(path).layers)
+    stored = read_imported(run, "pairs")
+    return [] if stored is None else sorted(stored["layer"].unique())
 
 
 def cosines(centroids: Centroids, layer: int, sources: list[str]) -> pl.DataFrame:

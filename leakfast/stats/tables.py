@@ -31,6 +31,7 @@ from leakfast.stats import (
 from leakfast.stats import summary as summary_tables
 from leakfast.stats.collect import Collected, collect, inputs_hash
 from leakfast.stats.correlations import correlate
+from leakfast.stats.pairs import layers_of
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 from leakfast.version import __version__, commit
@@ -147,6 +148,8 @@ def stats(
     run = (run if isinstance(run, Run) else Run(run)).open()
     given = similarity.read(embeddings) if embeddings else None
     asked = analysis.Asked(layer, verdicts.load_rules(rules or verdicts.RULES), given, source_rate)
+    if layer is not None:  # before everything is read
+        asked.check_layer(run.path, layers_of(run))
     found = collect(run)
     asked.check(run.path, found.pairs, found.rates)
     rates = summaries.with_intervals(found.rates, found.questions, found.judged)

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 import click
 import pytest
 from click.testing import CliRunner
+from flat_runs import PEOPLE, made
 
 from leakfast.cli.main import group
 from leakfast.cli.places import FILE_OUT, FOLDER_OUT
 from leakfast.models import loading
 from leakfast.models.names import organism_dir
+from leakfast.stats import collect
 
 STUDY = 'name = "small"\nmodel = "organism"\nsources = ["villain"]\n[behaviors.marker]\n'
 FILES = {
@@ -83,6 +85,18 @@ MISTAKES = [
         "train: --out /proc/nowhere/a cannot be written",
     ),
     ("run study.toml --export inspect:none.json", "run: --export inspect, folder none.json is a file"),
+    ("directions --source villain --layers 9 --out d.safetensors", "Use --layers 0-5"),
+    ("predictors --model organism --layers 9 --out p", "Use --layers 0-5"),
+    ("sweep --model organism --source villain --layer 9", "but organism has blocks 0–5"),
+]
+# of a run with centroids at layers 0 and 3
+MISTAKEN = [
+    ("plot run --layer 9", "has correlations at 0, 3"),
+    ("stats run --layer 9", "have layers 0, 3"),
+    ("stats run --table rtes", "Did you mean rates?"),
+    ("show run --layer 9", "has 0, 3"),
+    ("show run --persona villain --layer 9", "has 0, 3"),
+    ("report run --against run", "is the run itself"),
 ]
 
 
@@ -114,7 +128,7 @@ def stranger(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "network", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(loading, "_weights", lambda *_: pytest.fail("weights were read"))
     return tmp_path
 
 
@@ -125,6 +139,16 @@ def test_a_mistake_is_one_message(stranger, typed, said):
     assert (done.exit_code, said in done.output) == (2, True), done.output
     assert done.output.count("Error:") == 1 and done.stdout == ""
     assert sorted(stranger.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("typed", "said"), MISTAKEN, ids=[typed for typed, _ in MISTAKEN])
+def test_what_a_run_cannot_have_is_said_before_anything_is_counted(stranger, monkeypatch, typed, said):
+    """Of millions of completions it was said after minutes."""
+    made(stranger / "run", {"villain"}, PEOPLE)
+    monkeypatch.setattr(collect, "_count", lambda *_: pytest.fail("completions were counted"))
+    test_a_mistake_is_one_message(stranger, typed, said)
+    with pytest.raises(pytest.fail.Exception, match="were counted"):
+        CliRunner().invoke(group, ["show", "run", "--layer", "3"])
 
 
 def test_a_model_that_does_not_chat_is_one_message(stranger):
