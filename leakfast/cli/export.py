@@ -70,11 +70,14 @@ def cli(
                 "sent": done.sent,
                 "kept": done.kept,
                 "left_out": done.left_out,
+                "dropped": done.dropped,
             }
         )
     else:
         for sentence in done.left_out:
             click.echo(f"export: not sent or not known: {inert(sentence)}", err=True)
+        if done.dropped:
+            click.echo(f"export: {inert(done.dropped)}", err=True)
         click.echo(
             f"{inert(done.where)}: {len(done.sent)} sent, {len(done.kept)} there already with the same hash"
         )
@@ -111,6 +114,8 @@ def after_run(run: Path, asked: Sequence[Target], stats: Stats) -> list[dict[str
             continue
         for sentence in done.left_out:
             log.warning("export to %s: not sent or not known: %s", one.kind, sentence)
+        if done.dropped:
+            log.info("export to %s: %s", one.kind, done.dropped)
         told.append({"to": done.to, "where": done.where, "sent": len(done.sent), "kept": len(done.kept)})
         log.info("export: %s: %d sent, %d there already", done.where, len(done.sent), len(done.kept))
     return told

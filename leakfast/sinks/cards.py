@@ -185,7 +185,7 @@ def dataset_card(material: Material, tables: dict[str, str], models: list[str]) 
         markdown.table(["", ""], facts),
         "## What was found\n",
         _headline(material),
-        *[f"- {text(sentence)}\n" for sentence in (*material.stats.warnings(), *material.stats.missing)],
+        *[f"- {text(sentence)}\n" for sentence in material.notes()],
         "## Tables\n",
         markdown.table(["table", "what it holds", "SHA-256"], about),
         "## Adapters\n",

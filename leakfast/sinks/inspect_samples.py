@@ -52,8 +52,9 @@ class Folder:
 
 
 def folders(material: Material) -> list[Folder]:
-    """Every folder of completions of a run, in the order of their paths; those drawn at points of training stay out."""
-    run, found = material.run, []
+    """Every folder of completions of a run, in the order of their paths; those drawn at points of training, and of what the
+    study dropped, stay out."""
+    run, found = material.part, []
     paths = [p for prefix in (layout.COMPLETIONS, layout.SETS) for p in run.shards(prefix)]
     for path in dict.fromkeys(p.rpartition("/")[0] for p in paths):
         shards = tuple(p for p in paths if p.rpartition("/")[0] == path)

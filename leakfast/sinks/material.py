@@ -13,6 +13,7 @@ import polars as pl
 
 from leakfast.errors import InputError
 from leakfast.models.adapters import AdapterCard, card_in
+from leakfast.stats import dropped
 from leakfast.stats.collect import inputs_hash
 from leakfast.stats.tables import Stats, current
 from leakfast.storage import layout
@@ -45,6 +46,11 @@ class Material:
             return Material(run, stats, settings_in(path), None)
         except InputError as error:
             return Material(run, stats, None, " ".join(error.message.split()))
+
+    @cached_property
+    def part(self) -> Run:
+        """The run without what was measured of sources, seeds and behaviors that its study dropped."""
+        return dropped.part(self.run)
 
     @property
     def name(self) -> str:
@@ -116,13 +122,18 @@ class Material:
         return times
 
     def adapters(self) -> list[str]:
-        """Adapters whose files the run holds, those of tables first."""
+        """Adapters whose files the run holds and that the study did not drop, those of tables first."""
         here = {path.split("/")[1] for path in self.run.shards(layout.ADAPTERS) if path.count("/") == 2}
+        here -= dropped.adapters(self.run)
         told = self.stats.rates["adapter"].unique(maintain_order=True).to_list()
         return [*(name for name in told if name in here), *sorted(here - set(told))]
 
     def card(self, adapter: str) -> AdapterCard | None:
         return card_in(self.run.path, adapter)
+
+    def notes(self) -> list[str]:
+        """What is to be said of the whole: what the tables lack, what they leave out, and of whom they are not (yet)."""
+        return [*self.stats.warnings(), *self.stats.missing, *dropped.notes(self.run, self.stats.rates)]
 
     def headline(self) -> pl.DataFrame:
         """The rows of `Stats.summary` at each behavior's best layer, or all there are without a layer."""

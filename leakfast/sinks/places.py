@@ -48,13 +48,15 @@ class Target:
 @dataclass
 class Sent:
     """What an export did: the place in words, what was sent, what was there already with the same hash, and what the run
-    has that the place does not get, with the reason."""
+    has that the place does not get, with the reason. dropped: the same of what the study no longer names, in a line; None
+    where the run has nothing of it."""
 
     to: str
     where: str
     sent: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    dropped: str | None = None
 
 
 def target(word: str, run: str | Path, *, public: bool = False) -> Target:
@@ -104,10 +106,12 @@ def export(
     earlier one stopped. stats: the run's tables, read (or made, where they are out of date) without it. Raises InputError
     for a run that holds nothing, a missing package or no right to write there, SinkError where the place refuses."""
     from leakfast.sinks.material import Material
+    from leakfast.stats import dropped
 
     check(asked)
     material = Material.of(run, stats)
     with _package(asked):
         module = importlib.import_module(KINDS[asked.kind].module)
         sent: Sent = module.send(material, asked, progress or (lambda done, total, what="": None))
+    sent.dropped = dropped.unsent(material.run)
     return sent

@@ -144,6 +144,7 @@ def _config(material: Material, content: str) -> dict[str, Any]:
         "run_sha256": material.hash,
         "base_model": base["model"],
         "base_fingerprint": base["fingerprint"],
+        "notes": material.notes(),
         CONTENT: content,
     }
 

@@ -39,11 +39,33 @@ def told(run: Run) -> str | None:
     left_out = _left_out(run)
     if not left_out:
         return None
-    names = [f"{kind.removesuffix('s')} {name}" for kind in KINDS for name in _dropped(run)[kind]]
     return (
-        f"no longer in the study: {', '.join(names)}; {len(left_out)} files that were measured of what it named stay in the run "
+        f"no longer in the study: {_named(run)}; {len(left_out)} files that were measured of what it named stay in the run "
         "and stand in no table"
     )
+
+
+def unsent(run: Run) -> str | None:
+    """The same line about what an export leaves out; None where the run has nothing of what was dropped."""
+    if not _left_out(run) and not adapters(run):
+        return None
+    return (
+        f"no longer in the study: {_named(run)}; adapters and measurements of what it named stay in the run and are not sent "
+        "(what was sent of them before stays where it is)"
+    )
+
+
+def adapters(run: Run) -> set[str]:
+    """Adapters in the run that were taught a behavior, into a source or under a seed that the study dropped."""
+    dropped = _dropped(run)
+    if not any(dropped.values()):
+        return set()
+    named = {path.split("/")[1] for path in run.manifest["shards"] if path.startswith(f"{layout.ADAPTERS}/")}
+    return {name for name in named if _is_dropped(run, name, dropped)}
+
+
+def _named(run: Run) -> str:
+    return ", ".join(f"{kind.removesuffix('s')} {name}" for kind in KINDS for name in _dropped(run)[kind])
 
 
 def _dropped(run: Run) -> dict[str, list[Any]]:

@@ -13,8 +13,14 @@ from hub_server import Hub
 from leakfast.cli.export import after_run, targets
 from leakfast.cli.main import main
 from leakfast.errors import InputError, SinkError
+from leakfast.pipeline.settled import keep_personas
+from leakfast.prompts.personas import load_personas
 from leakfast.sinks import export, target
-from leakfast.stats.tables import current
+from leakfast.sinks.inspect_samples import folders
+from leakfast.sinks.material import Material
+from leakfast.stats.tables import current, stats
+from leakfast.storage import layout
+from leakfast.study.config import parse_study
 
 pytestmark = pytest.mark.long
 MODEL = "me/leaks-marker-villain-s42"
@@ -82,6 +88,22 @@ def test_an_export_that_broke_off_goes_on(run, hub):
     done = export(run, target("hub:me/leaks", run.path))
     assert {path.rpartition("/")[0] for path in done.sent} == {MODEL, "me/leaks-marker-mean-s42"}
     assert [repo for repo, _ in hub.commits[taken:]] == [MODEL, "me/leaks-marker-mean-s42"]
+
+
+def test_what_the_study_dropped_is_not_sent_and_is_told(hub, tmp_path, capsys):
+    """Its adapters, and logs of what was measured under them, went out beside tables that have nothing of them."""
+    run = sharing.filled(tmp_path)
+    run.add_file(layout.PERSONAS, json.dumps({"sources": sharing.SOURCES}).encode())
+    study = parse_study(run.study_text.replace('["villain", "mean"]', '["villain"]'))
+    run.create(study.raw_text)
+    keep_personas(run, study, load_personas(study.personas))
+    stats(run, permutations=9, bootstraps=0)
+    assert main(["export", str(run.path), "--to", "hub", "--repo", "me/less"]) == 0
+    assert set(hub.repos) == {("dataset", "me/less"), ("model", "me/less-marker-villain-s42")}
+    assert "no longer in the study: source mean; adapters and measurements" in capsys.readouterr().err
+    assert "no longer in the study" in hub.text("dataset", "me/less")
+    assert [one.adapter for one in folders(Material.of(run))] == ["base", "marker-villain-s42"]
+    assert "source mean" in " ".join(Material.of(run).notes())
 
 
 @pytest.mark.parametrize("status", [401, 403])
