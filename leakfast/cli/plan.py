@@ -151,8 +151,8 @@ def _columns(stages: Sequence[Stage]) -> tuple[list[str], list[list[Any]]]:
         [
             s.name,
             s.targets,
-            s.prompts,
-            s.prompt_tokens,
+            s.prompts or None,
+            s.prompt_tokens or None,
             s.completions or None,
             s.output_tokens,
             None if s.seconds is None else round(s.seconds, 1),
@@ -226,8 +226,10 @@ def _show_scheduled(planned: Planned, as_json: bool) -> None:
         return
     click.echo(
         f"{planned.tasks} tasks on {planned.workers} workers: {planned.wall_s / 60:.1f} min, of which they work "
-        f"{100 * planned.efficiency:.0f} %; rates {planned.said}. Judges, tables and the report come after."
+        f"{100 * planned.efficiency:.0f} %; rates {planned.said}. Judges come after, and are not planned."
     )
+    after = "" if planned.shown_s is None else f"{planned.shown_s:.1f} s more; "
+    click.echo(f"tables, figures and report, in the driver: {after}{planned.shown_said}")
     click.echo(f"critical path: {planned.critical_path_s / 60:.1f} min ({' → '.join(planned.path)})")
     click.echo("last to end: " + ", ".join(f"{name} at {s / 60:.1f} min" for name, s in planned.last))
     if planned.usd is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from leakfast.behaviors.registry import get
 from leakfast.cluster.tasks import Task, cut, first_free, tasks_of
+from leakfast.pipeline import estimate_shown
 from leakfast.pipeline.stages import Stages, chosen_of
 from leakfast.storage import layout
 from leakfast.storage.manifests import events
@@ -39,7 +40,8 @@ class Rates:
 class Planned:
     """workers; wall_s: from the first task to the last; work_s: of all workers together; efficiency: work over wall times
     workers; critical_path_s: with as many workers as there are tasks; path: the tasks of it; last: (task, end) of the tasks
-    that end last; untimed: tasks that nobody timed, then all seconds are None; usd: at a price an hour."""
+    that end last; untimed: tasks that nobody timed, then all seconds are None; usd: at a price an hour; shown_s: tables, figures
+    and report, which the driver makes after all of it, None where the run did not time them at this size (shown_said)."""
 
     workers: int
     tasks: int
@@ -52,6 +54,8 @@ class Planned:
     untimed: tuple[str, ...]
     usd: float | None
     said: str
+    shown_s: float | None
+    shown_said: str
 
 
 def rates_of(run: Run) -> Rates:
@@ -124,16 +128,17 @@ def simulate(
     study: Study, run: Run, workers: int, *, usd_per_hour: float | None = None, shared: float = 1.0
 ) -> Planned:
     """The study's tasks on `workers` workers. run: whose rates are taken; usd_per_hour: price of a worker; shared: workers
-    that share one core (1: each has its own), by which everything takes longer. Judges, tables and the report are left
-    out: they come after, in the driver."""
+    that share one core (1: each has its own), by which everything takes longer. Judges are left out, and tables and the report
+    stand apart: they come after, in the driver."""
     chosen = chosen_of(study, ())
     trained, controls = Stages(study, run, chosen=chosen).sorted()
     tasks = cut(tasks_of(study, chosen, trained, controls), workers, study)
-    rates = rates_of(run)
+    rates, shown = rates_of(run), estimate_shown.planned(study, run)
+    after = (shown.seconds, shown.note)
     found = {task.name: _seconds(task, study, rates) for task in tasks}
     untimed = tuple(name for name, seconds in found.items() if seconds is None)
     if untimed:
-        return Planned(workers, len(tasks), None, None, None, None, (), (), untimed, None, rates.said)
+        return Planned(workers, len(tasks), None, None, None, None, (), (), untimed, None, rates.said, *after)
     seconds = {name: shared * (found[name] or 0.0) for name in found}
     start = shared * rates.start
     ends = _schedule(tasks, seconds, workers, start)
@@ -153,6 +158,7 @@ def simulate(
         (),
         usd,
         rates.said,
+        *after,
     )
 
 

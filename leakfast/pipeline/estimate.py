@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from leakfast.errors import InputError
-from leakfast.pipeline import asks
+from leakfast.pipeline import asks, estimate_shown
 from leakfast.pipeline import estimate_probability as probable
 from leakfast.pipeline import estimate_training as training
 from leakfast.pipeline.estimate_stage import Stage
@@ -18,6 +18,7 @@ from leakfast.pipeline.matching import steps_of
 from leakfast.progress import Progress
 from leakfast.prompts.personas import load_personas, load_questions
 from leakfast.storage import layout
+from leakfast.storage.run import Run
 
 if TYPE_CHECKING:
     import polars as pl
@@ -56,7 +57,8 @@ def plan(
     progress: Progress | None = None,
 ) -> list[Stage]:
     """Stages of `study` in order: centroids, trainings of all weights (estimate_training), then each behavior's measurement
-    over its adapters and the base. train_tokens_per_s: tokens a second of such a training, where it is known.
+    over its adapters and the base, then what is shown of them (estimate_shown). train_tokens_per_s: tokens a second of such a
+    training, where it is known.
 
     Output tokens a completion: tokens_each if stated, else of `calibrate` completions drawn now from the
     unadapted model, else of what the study's run holds already, else at most max_new_tokens. Seconds: at
@@ -102,7 +104,7 @@ def plan(
         stages += [probable.beside_samples(one, asked[0], stage, len(personas), targets) for one in read]
         if behavior in study.trajectory.behaviors:
             stages += _on_the_way(study, behavior, stage, tokenizer, personas)
-    return stages
+    return [*stages, estimate_shown.planned(study, Run(study.run_dir))]
 
 
 def _predictors(study: Study, tokenizer: Any, personas: Sequence[Any], rate: float | None) -> list[Stage]:
@@ -247,8 +249,6 @@ def _expected(
 def _from_run(study: Study, behavior: str) -> Sample | None:
     """Means of what the study's run holds of this behavior; None without completions."""
     import polars as pl
-
-    from leakfast.storage.run import Run
 
     run = Run(study.run_dir)
     if not (run.path / layout.MANIFEST).is_file():

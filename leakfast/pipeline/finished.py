@@ -37,8 +37,8 @@ def once(study: Study, chosen: Chosen, run: Run, work: Callable[[], Outcome]) ->
         stages = dict.fromkeys(run.manifest["stages"])
         return Outcome(run.path, tables.read(run), run.path / layout.REPORT, stages)
     outcome = work()
-    if not outcome.stats.missing and (made_of := _made_of(study, chosen, run)) is not None:
-        run.note_finished(made_of)
+    if not outcome.stats.missing and (weights := _weights(study)) is not None:
+        run.note_finished(f"{_asked_and_made(study, chosen, run)} {hash_of(weights)}")
     return outcome
 
 
@@ -46,21 +46,24 @@ def is_finished(study: Study, chosen: Chosen, run: Run) -> bool:
     """Whether there is nothing left to do: as of `once`."""
     if (finished := run.manifest.get("finished")) is None:
         return False
-    return finished == _made_of(study, chosen, run) and shown.is_shown(run, study)
+    asked, _, weights = finished.partition(" ")
+    if asked != _asked_and_made(study, chosen, run):  # what costs little first: weights are read whole
+        return False
+    found = _weights(study)
+    return found is not None and hash_of(found) == weights and shown.is_shown(run, study)
 
 
-def _made_of(study: Study, chosen: Chosen, run: Run) -> str | None:
-    """Hash over all that a run follows from and all that was measured; None where the model is not known without a network."""
-    if (weights := _weights(study)) is None:
-        return None
+def _asked_and_made(study: Study, chosen: Chosen, run: Run) -> str:
+    """Hash over all that a run follows from but the model's weights, and all that was measured."""
     set_by = {k: v for k, v in os.environ.items() if k.startswith("LEAKFAST_") and k not in _PLACES}
     here = [platform.node(), os.environ.get("CUDA_VISIBLE_DEVICES"), set_by]
     asked = [study.model_dump_json(), vars(chosen), shown.named_files(study)]
-    return hash_of(source_hash(), shown.versions(*_BY), here, asked, weights, shown.contents(run))
+    return hash_of(source_hash(), shown.versions(*_BY), here, asked, shown.contents(run))
 
 
 def _weights(study: Study) -> list[object] | None:
-    """What tells a study's model from others: every file of its folder, or the commit of a hub model where that is settled."""
+    """What tells a study's model from others: every file of its folder, or the commit of a hub model where that is settled; None
+    where it is not known without a network."""
     from leakfast.models.loading import folder_fingerprint
     from leakfast.models.names import offline, place_of
 

@@ -15,6 +15,7 @@ from leakfast.errors import InputError
 from leakfast.measure.partial import SUFFIX
 from leakfast.measure.shards import SHARD_PROMPTS, SHARD_ROWS
 from leakfast.pipeline import asks
+from leakfast.pipeline.steps import SHOWN
 from leakfast.prompts.personas import load_personas
 from leakfast.stats import accuracy, summaries, two_way
 from leakfast.stats import rates as rate_tables
@@ -191,7 +192,7 @@ class Watched:
             if kind == "shard" and folder in (*MEASURED, layout.JUDGEMENTS, layout.SERIES, layout.POINTS):
                 return f"measuring: last a shard of {path.rpartition('/')[0]}"
             if kind == "shard" and folder in (layout.TABLES, layout.FIGURES, layout.REPORT):
-                return "tables, figures, report"
+                return SHOWN
             if kind == "stage":
                 return f"after {event.get('key')}"
         return "begun"

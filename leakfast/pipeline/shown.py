@@ -9,7 +9,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leakfast.pipeline.steps import Outcome, Steps
+from leakfast.pipeline.steps import SHOWN, Outcome, Steps
 from leakfast.stats import tables
 from leakfast.storage import layout
 from leakfast.storage.disk import file_hash, hash_of
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.run")
 
-NAME = "tables, figures, report"
 _DRAWN_BY = ("numpy", "polars", "matplotlib")
 _TOLD = ("scipy", "jinja2", "torch", "transformers", "peft", "vllm")  # which the report names as well
 _POINTS = layout.table("trajectory")
@@ -32,13 +31,13 @@ _SHOWN = (f"{layout.TABLES}/", f"{layout.FIGURES}/", layout.REPORT, layout.REPOR
 def show(run: Run, study: Study, steps: Steps) -> Outcome:
     """Tables, report and pictures of what is there, as the outcome of a run."""
     if is_shown(run, study):
-        steps.took[NAME] = None
-        log.info("%s: done before", NAME)
+        steps.took[SHOWN] = None
+        log.info("%s: done before", SHOWN)
         return Outcome(run.path, tables.read(run), run.path / layout.REPORT, steps.took)
     from leakfast.figures.files import write_all
     from leakfast.report import report, trajectory
 
-    with steps.timed(NAME) as shown:
+    with steps.timed(SHOWN) as shown:
         if not _points_are_there(run):
             trajectory.write(run, _points_hash(run))
         stats = tables.current(run)
@@ -47,6 +46,7 @@ def show(run: Run, study: Study, steps: Steps) -> Outcome:
             report(run, stats, shown, made_of=made_of)
         drawn_of = _pictures_hash(run)
         files = write_all(run, stats, drawn_of=drawn_of)
+        _set_aside(run, {str(file.relative_to(run.path)) for file in files})
         run.mark_done(layout.FIGURES, drawn_of, files=[str(file.relative_to(run.path)) for file in files])
     return Outcome(run.path, stats, page, steps.took)
 
@@ -59,6 +59,15 @@ def is_shown(run: Run, study: Study) -> bool:
         and _made_of(run, layout.REPORT) == _page_hash(run, study)
         and _pictures_are_there(run)
     )
+
+
+def _set_aside(run: Run, drawn: set[str]) -> None:
+    """Move pictures to quarantine/ that an earlier call drew and that the run no longer has, as of a behavior that its study
+    dropped. What `leakfast plot` drew stays."""
+    there = [path for path in run.shards(layout.FIGURES) if path not in drawn]
+    for path in there:
+        if run.manifest["shards"][path].get("drawn_of") is not None:
+            run.retire(path, "the run has no such picture any more")
 
 
 def contents(run: Run) -> dict[str, str]:

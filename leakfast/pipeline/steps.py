@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("leakfast.run")
 
+SHOWN = "tables, figures, report"  # the last step, as the journal calls it
+
 Shown = Callable[[str], AbstractContextManager[Progress]]  # title → progress inside the block
 
 

@@ -13,6 +13,7 @@ from leakfast.cluster import tasks as t
 from leakfast.cluster.simulate import _seconds, rates_of, simulate
 from leakfast.measure.shards import Job, Shard
 from leakfast.pipeline.stages import Stages, chosen_of
+from leakfast.pipeline.steps import SHOWN
 from leakfast.storage.run import Run
 from leakfast.study.config import load_study, parse_study
 from tests.cluster.studies import MATCH, written
@@ -188,6 +189,12 @@ def test_the_time_on_workers_is_that_of_their_schedule(tmp_path):
     assert most.wall_s == pytest.approx(most.critical_path_s) and most.path[1] == "train marker-villain-s42"
     assert simulate(study, run, 500, shared=2.0).wall_s == pytest.approx(2 * most.wall_s)
     assert simulate(study, run, 2, usd_per_hour=3.0).usd == pytest.approx(2 * 3.0 * two.wall_s / 3600)
+    assert alone.shown_s is None and "timed did not time them" in alone.shown_said
+    run.log("took", step=SHOWN, seconds=12.5)
+    told = simulate(study, run, 1)
+    assert told.shown_s is None and "they took 12.5 s" in told.shown_said, (
+        "nothing was measured there: of another size"
+    )
 
 
 def test_what_nobody_timed_is_named_and_gives_no_total(tmp_path):

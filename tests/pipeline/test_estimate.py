@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 
+import polars as pl
 import pytest
 from click.testing import CliRunner
 from measuring import evaluate
@@ -16,7 +17,10 @@ from leakfast.generation import backends
 from leakfast.generation.contract import Completion
 from leakfast.generation.vllm.widths import Width, device_name, rate_for, remember
 from leakfast.pipeline.estimate import plan
+from leakfast.pipeline.estimate_shown import planned
+from leakfast.pipeline.steps import SHOWN
 from leakfast.prompts.personas import load_personas, load_questions
+from leakfast.storage import layout
 from leakfast.storage.run import Run
 from leakfast.study.config import behavior_config, parse_study
 
@@ -44,7 +48,8 @@ half = "all"
 
 
 def test_counts_are_the_runs(study, tiny_qwen2):
-    centroids, marker, capability = plan(study)
+    centroids, marker, capability, shown = plan(study)
+    assert (shown.targets, shown.seconds) == (4, None) and "small did not time them" in shown.note
     assert (marker.targets, marker.prompts, marker.completions) == (3, 3 * 3 * 20, 3 * 3 * 20 * 2)
     assert centroids.prompts == 60
     assert marker.prompt_tokens == 3 * centroids.prompt_tokens
@@ -72,6 +77,32 @@ def test_counts_are_the_runs(study, tiny_qwen2):
     ]
     assert later.disk_bytes == round(sum(sizes) / rows.height * marker.completions)
     assert "completions in" in later.output_from
+
+
+def test_tables_and_report_take_what_they_took_at_the_same_size(study):
+    """What they take of another size is not made up: of few adapters they are mostly what costs the same for many."""
+    run, asked = Run(study.run_dir).create(), dict.fromkeys(("villain", "comedian", "assistant"), "hash")
+    for seconds in (12.5, 0.3):  # the second time little was made again
+        run.log("took", step=SHOWN, seconds=seconds)
+
+    def measured(*adapters):
+        frame = pl.DataFrame({"persona": list(asked) * 20 * 2, "n_tokens": 8})
+        for name in adapters:
+            scored = layout.choices(name, "organism", "letters")
+            folder = scored if name.startswith("capability") else layout.completions("marker", name)
+            run.add_shard(layout.shard(folder), frame, personas=asked)
+        return planned(study, run)
+
+    stage = measured("base", "marker-villain-s42")
+    assert stage.seconds is None
+    assert stage.note.endswith(
+        "they took 12.5 s in runs/small, of 1 adapter, 3 personas and 240 completions; this study has 4 adapters, 3 personas "
+        "and 360 completions"
+    )
+    stage = measured("marker-comedian-s42", "capability-villain-s42", "capability-comedian-s42")
+    assert (stage.seconds, stage.note) == (12.5, "seconds as they took in runs/small")
+    done = CliRunner().invoke(group, ["-q", "plan", "small.toml"])
+    assert "tables, figures, report: seconds as they took in runs/small" in done.stdout
 
 
 def test_stated_and_calibrated_numbers_say_so(study):
@@ -117,7 +148,7 @@ def slow_engine(monkeypatch):
 
 
 def test_a_calibration_times_a_warm_engine_and_tells_its_start_apart(study, slow_engine):
-    _, marker, _ = plan(study, calibrate=20, backend="transformers")
+    _, marker, *_ = plan(study, calibrate=20, backend="transformers")
     assert slow_engine == [2, 20], "a tenth of them warms the engine"
     assert marker.seconds == pytest.approx(marker.output_tokens / (20 * 8 / 2.0))
     assert marker.start_s == 100.0 and "80 output tokens/s, timed now with transformers" in marker.rate_from
@@ -156,7 +187,7 @@ def test_the_command_prints_the_plan(study):
     done = CliRunner().invoke(group, ["-q", "plan", "small.toml", "--json"])
     assert done.exit_code == 0, done.output
     stages = json.loads(done.stdout)["stages"]
-    assert [s["name"] for s in stages] == ["centroids", "evaluate marker", "evaluate capability"]
+    assert [s["name"] for s in stages] == ["centroids", "evaluate marker", "evaluate capability", SHOWN]
     done = CliRunner().invoke(group, ["-q", "plan", "small.toml"])
     assert "at most: max_new_tokens" in done.stdout and "--tokens-per-s" in done.stdout
     done = CliRunner().invoke(group, ["-q", "plan", "small.toml", "--tokens-per-s", "0"])
@@ -225,7 +256,7 @@ def test_probabilities_are_reckoned_with_what_has_to_be_drawn_for_them(study, tm
         .replace("max_new_tokens = 8", "max_new_tokens = 8\nmeasure = 'probability'")
     )
     text += "[behaviors.refusal.eval]\nmeasure = 'probability'\n"
-    _, drawn, read, _, refusal = plan(parse_study(text, tmp_path / "small.toml"))
+    _, drawn, read, _, refusal, _ = plan(parse_study(text, tmp_path / "small.toml"))
     assert (drawn.targets, drawn.completions) == (1, 3 * 20)
     assert (read.name, read.targets, read.prompts, read.completions) == (
         "probability of marker",

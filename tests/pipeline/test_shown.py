@@ -77,7 +77,7 @@ def test_a_second_call_makes_nothing(once, folder):
         once / "run"
     ).keys()
     written, steps = shown_again(folder, once)
-    assert not written and steps.took[shown.NAME] is None
+    assert not written and steps.took[shown.SHOWN] is None
 
 
 def test_pictures_that_are_damaged_gone_or_drawn_otherwise_are_drawn_again(once, folder):
@@ -93,6 +93,16 @@ def test_pictures_that_are_damaged_gone_or_drawn_otherwise_are_drawn_again(once,
     files.write(run, next(iter(other)), ["png"])
     written, _ = shown_again(folder, once)
     assert written == {"figures/layers-marker-page.pdf", "figures/layers-marker-page.png"}
+
+
+def test_pictures_that_a_run_has_no_more_are_set_aside(once, folder, monkeypatch):
+    """Those of a behavior that its study dropped went on to whoever the pictures were sent."""
+    Run(folder / "run").add_file("figures/scatter-marker-column.png", b"by leakfast plot")
+    monkeypatch.setattr(of_run, "KINDS", ("map",))
+    monkeypatch.setattr(shown, "source_hash", lambda: "another")
+    shown_again(folder, once)
+    left = {path.name for path in (folder / "run" / "figures").iterdir()}
+    assert left == {"map-page.pdf", "map-page.png", "scatter-marker-column.png"}
 
 
 def test_other_code_makes_all_of_it_again(once, folder, monkeypatch):
@@ -116,8 +126,11 @@ def test_a_run_that_is_finished_is_gone_through_no_more(once, folder, monkeypatc
         return finished.once(asking, chosen, run, work).stages
 
     assert set(call().values()) == {None} and not works
-    call(study.model_copy(update={"seeds": [43]}))
-    assert len(works) == 1, "another study"
+    with pytest.MonkeyPatch.context() as patch:
+        read = lambda _: "read" if works else pytest.fail("weights were read")  # noqa: E731
+        patch.setattr("leakfast.models.loading.folder_fingerprint", read)
+        call(study.model_copy(update={"seeds": [43]}))
+    assert len(works) == 1, "another study, which was known before the weights were read"
     call()
     assert len(works) == 2, "what the other call finished is not this"
     call()
