@@ -118,9 +118,8 @@ def collect(run: Run) -> Collected:
     missing += [*told, *unlike_there]
     sets = question_sets.with_main(rates, sets, question_sets.main_sets(run, sets["behavior"].unique()))
     apart = baselines.questions_apart(run)
-    missing += baselines.told_apart(apart)
     trajectory = run.read(layout.table("trajectory"))
-    missing += baselines.points_apart(trajectory)
+    missing += [*baselines.told_apart(apart), *baselines.points_apart(trajectory)]
     published = read_imported(run, "published")
     found = Collected(rates, pairs, counts, people, published, missing, judged.questions, shifts, sets, base)
     return replace(
