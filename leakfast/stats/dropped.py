@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 
-from leakfast.models.adapters import card_in
 from leakfast.stats.people import kept_in
 from leakfast.storage import layout
 from leakfast.storage.reading import Part
@@ -90,6 +89,8 @@ def _left_out(run: Run) -> set[str]:
 
 
 def _is_dropped(run: Run, adapter: str, dropped: dict[str, list[Any]]) -> bool:
+    from leakfast.models.adapters import card_in
+
     card = None if adapter == layout.BASE else card_in(run.path, adapter)
     if card is None:
         return False

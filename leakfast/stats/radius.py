@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import scipy.optimize
+import scipy  # loads its parts when they are used
 
 from leakfast.stats import resample
 from leakfast.storage.seeds import derive_seed

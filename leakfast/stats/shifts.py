@@ -11,7 +11,6 @@ import numpy as np
 import polars as pl
 
 from leakfast.errors import StoreError
-from leakfast.models.adapters import read_card
 from leakfast.stats.correlations import correlate
 from leakfast.storage import layout, schema
 
@@ -39,6 +38,7 @@ def read(run: Run, rates: pl.DataFrame, base: Centroids) -> tuple[pl.DataFrame, 
     """(schema `shifts` of every adapter in `rates` with a centroid file, a sentence for each file that cannot be
     compared with the base's)."""
     from leakfast.geometry import Centroids
+    from leakfast.models.adapters import read_card
 
     frames, missing = [schema.empty("shifts")], []
     trained = rates.filter(pl.col("role") != "base")
