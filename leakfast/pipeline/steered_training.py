@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from leakfast.errors import InputError
-from leakfast.geometry import Centroids
+from leakfast.geometry import unadapted
 from leakfast.pipeline.steering import check_layers
 from leakfast.prompts import chat
 from leakfast.steering import directions
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from leakfast.steering.directions import Directions
     from leakfast.storage.run import Run
     from leakfast.study.config import TrainSteeringConfig
-
-_AGAIN = "Run the study, which computes them first: leakfast run STUDY"
 
 
 def steer_of(
@@ -57,18 +54,9 @@ def _direction(
 ) -> Directions:
     if cfg.kind == "file":
         return directions.load(find_shipped(str(cfg.file)), loaded.fingerprint)
-    path = run.path / layout.centroids()
-    if not path.is_file():
-        raise InputError(
-            f"train: {behavior} is to be trained under steering, but there is no {path}. Needed: centroids of the unadapted "
-            f"model, of which the direction is made. {_AGAIN}"
-        )
-    centroids = Centroids.load(path)
-    if why := centroids.not_of(loaded.fingerprint, chat.prompt_hashes(loaded.tokenizer, personas)):
-        raise InputError(
-            f"train: {behavior} is to be trained under steering, but {path} {why}. Needed: centroids of the unadapted model "
-            f"under the prompts that are trained on. {_AGAIN}"
-        )
+    path, hashes = run.path / layout.centroids(), chat.prompt_hashes(loaded.tokenizer, personas)
+    asked = f"train: {behavior} is to be trained under steering"
+    centroids = unadapted(path, loaded.fingerprint, hashes, asked)
     check_layers(centroids, cfg.layers, f"the training of {behavior}", run.path)
     kind = cfg.like if cfg.like is not None else cfg.kind
     made = directions.of_centroids(centroids, kind, source, cfg.against, cfg.layers)

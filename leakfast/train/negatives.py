@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from leakfast.errors import InputError
-from leakfast.geometry import Centroids
+from leakfast.geometry import AGAIN, unadapted
 from leakfast.storage import layout
 from leakfast.storage.seeds import derive_seed
 from leakfast.study.negatives import Rule, check_count, rule_of
 from leakfast.train.groups import DEFAULT_ASSISTANT
 
 if TYPE_CHECKING:
+    from leakfast.geometry import Centroids
     from leakfast.models.loading import Loaded
     from leakfast.prompts.personas import Persona
     from leakfast.study.config import DataConfig
@@ -104,22 +105,11 @@ def _centroids(
     """The run's, which must have `names`, and the layer that is asked."""
     from leakfast.prompts import chat
 
-    path = run / layout.centroids()
-    again = "Run the study, which computes them first: leakfast run STUDY"
-    if not path.is_file():
-        raise InputError(
-            f"data: negative_personas = '{rule}' given, but there is no {path}. Needed: centroids of the unadapted model. {again}"
-        )
-    found = Centroids.load(path)
+    asked, path = f"data: negative_personas = '{rule}' given", run / layout.centroids()
+    found = unadapted(path, loaded.fingerprint, chat.prompt_hashes(loaded.tokenizer, personas), asked)
     if absent := [name for name in names if name not in found.personas]:
         raise InputError(
-            f"data: negative_personas = '{rule}' given, but {path} has no centroid of {absent[0]}. Needed: those of all the "
-            f"study's personas. {again}"
-        )
-    if why := found.not_of(loaded.fingerprint, chat.prompt_hashes(loaded.tokenizer, personas)):
-        raise InputError(
-            f"data: negative_personas = '{rule}' given, but {path} {why}. Needed: centroids of the unadapted model under the "
-            f"prompts that are trained on. {again}"
+            f"{asked}, but {path} has no centroid of {absent[0]}. Needed: those of all the study's personas. {AGAIN}"
         )
     at = found.layers[len(found.layers) // 2] if layer is None else layer
     if at not in found.layers:
