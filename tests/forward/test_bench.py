@@ -280,6 +280,29 @@ def test_too_little_time_left_is_said_and_a_shorter_part_runs(gpu, tmp_path):
     assert record["rc"] == 0 and not record["timed_out"]
 
 
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="elsewhere the peak of this process alone is known, by getrusage"
+)
+def test_the_peak_of_a_process_is_its_own(tmp_path):
+    """By getrusage a process has at least the peak of the one that started it."""
+    code = f"""import json, subprocess, sys
+sys.path.insert(0, {str(BENCH)!r})
+from _common import peak_rss
+if len(sys.argv) > 1:
+    print(peak_rss(), flush=True)
+    sys.stdin.read()
+    sys.exit()
+held = b"x" * (400 << 20)
+child = subprocess.Popen([sys.executable, __file__, "child"], stdin=-1, stdout=-1, text=True)
+own, seen = int(child.stdout.readline()), peak_rss(child.pid)
+child.communicate("")
+print(json.dumps([peak_rss(), own, seen, peak_rss(child.pid)]))"""
+    (tmp_path / "peaks.py").write_text(code)
+    done = script(str(tmp_path / "peaks.py"))
+    mine, own, seen, gone = (size / 2**20 for size in json.loads(done.stdout.splitlines()[-1]))
+    assert mine > 400 and 0 < own < 300 and own <= seen < 300 and gone == 0
+
+
 def test_half_a_line_and_numbers_that_are_not_finite(gpu, tmp_path):
     code = """print('{"bench": "x", "error": NaN}'); print('{"bench": "x", "hal', end="")"""
     run(gpu, gpu.Part("x", [sys.executable, "-c", code], 60), tmp_path)
