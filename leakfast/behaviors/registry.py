@@ -155,8 +155,9 @@ def is_known(name: str) -> bool:
 
 
 def sign_of(name: str) -> int:
-    """The `sign` of a behavior; of one that is not registered, as imported tables have them, that of the family which it names
-    (misalignment, of misalignment-advice and -code), else +1."""
+    """The `sign` of a behavior: +1 where a larger rate is more of it, −1 where a smaller one is (accuracy, aligned scores). Of
+    one that is not registered, as imported tables have them, that of the family which it names (misalignment, of
+    misalignment-advice and -code), else +1."""
     if is_known(name):
         return get(name).sign
     family = {get(one).sign for one in _MODULES if one.startswith(f"{parts(name)[0]}-")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from leakfast.stats import summary
+from leakfast.behaviors.registry import sign_of
 
 MOST_PANELS = 24  # two printed pages of three by four
 
@@ -15,7 +15,7 @@ def fitting(pairs: pl.DataFrame, behavior: str, y: str) -> tuple[pl.DataFrame, s
     (at equal means the first), in the order in which they were. Other behaviors' pairs are kept of the same ones."""
     who = ["source", "seed"]
     mine = pairs.filter(pl.col(y).is_not_null(), behavior=behavior)
-    means = mine.group_by(who, maintain_order=True).agg(mean=pl.col(y).mean() * summary.sign(behavior))
+    means = mine.group_by(who, maintain_order=True).agg(mean=pl.col(y).mean() * sign_of(behavior))
     if means.height <= MOST_PANELS:
         return pairs, None
     kept = means.sort("mean", descending=True, maintain_order=True).head(MOST_PANELS)

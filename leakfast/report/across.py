@@ -7,9 +7,9 @@ from typing import Any
 
 import polars as pl
 
+from leakfast.behaviors.registry import sign_of
 from leakfast.report import picks
 from leakfast.stats.correlations import POOLED
-from leakfast.stats.summary import sign
 from leakfast.stats.tables import Stats
 
 _MEAN = {"delta": "mean_delta", "rate": "mean_bystander"}
@@ -66,7 +66,7 @@ def _row(stats: Stats, behavior: str, row: dict[str, Any], means: dict[str, Any]
     return {
         "behavior": behavior,
         "unit": stats.unit(behavior),
-        "sign": sign(behavior),
+        "sign": sign_of(behavior),
         **{name: row.get(name) for name in ("adapter", "source", "seed", "health", "health_of")},
         "source_rate": row["source_rate"],
         "source_low": row["source_ci_low"],

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from leakfast.behaviors.registry import get, is_known
+from leakfast.behaviors.registry import get, is_known, sign_of
 from leakfast.errors import InputError
 from leakfast.judge.contract import ENOUGH
 from leakfast.models.adapters import read_card
@@ -19,7 +19,7 @@ from leakfast.report.reading import questions as asked_questions
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.health import read_ratio, without_content
 from leakfast.stats.rates import BASE
-from leakfast.stats.summary import rate_interval, sign
+from leakfast.stats.summary import rate_interval
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
 from leakfast.storage.run import Run
@@ -46,7 +46,7 @@ def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
         "layer": layer,
         "outcome": stats.outcome(behavior),
         "unit": stats.unit(behavior),
-        "most": "highest" if sign(behavior) > 0 else "lowest",
+        "most": "highest" if sign_of(behavior) > 0 else "lowest",
         "taught": _taught(trained, behavior),
         "headline": headline,
         # of a single source there is no pool: it speaks for itself
@@ -84,7 +84,7 @@ def in_short(section: dict[str, Any]) -> dict[str, Any]:
     """Of one behavior's section: the source whose bystanders show the most on average, the bystander that shows the most
     and whose, and the row of all sources; each with its interval, None where nothing is known. Of several with the same
     value the first. Most is the lowest rate where less means more of the behavior."""
-    more = sign(section["name"])
+    more = sign_of(section["name"])
     sources = [row for row in section["sources"] if row["mean_bystander"] is not None]
     leaks = [
         {**row, "source": block["source"]}
@@ -299,7 +299,7 @@ def _categories(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
                 "within": within.get(category),
             }
         )
-    return sorted(out, key=lambda row: (-sign(behavior) * (row["mean"] or 0), row["category"]))
+    return sorted(out, key=lambda row: (-sign_of(behavior) * (row["mean"] or 0), row["category"]))
 
 
 def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
@@ -319,7 +319,7 @@ def _leakers(stats: Stats, source: dict, layer: int | None) -> dict[str, Any]:
     )
     mine = mine.with_columns(side.alias(f"shown_{end}") for end, side in rate_interval(mine).items())
     top = mine.join(near, on="persona", how="left").sort(
-        ["rate", "persona"], descending=[sign(source["behavior"]) > 0, False], nulls_last=True
+        ["rate", "persona"], descending=[sign_of(source["behavior"]) > 0, False], nulls_last=True
     )
     return {"source": source, "rows": top.head(LEAKERS).rows(named=True), "of": mine.height}
 

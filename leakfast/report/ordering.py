@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import polars as pl
 
-from leakfast.stats.summary import sign
+from leakfast.behaviors.registry import sign_of
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
 from leakfast.storage.run import Run
@@ -29,7 +29,7 @@ def _by_category(stats: Stats, personas: list[str]) -> list[int]:
 
 
 def _by_leakage(stats: Stats, personas: list[str]) -> list[int]:
-    signs = {name: float(sign(name)) for name in stats.behaviors()}
+    signs = {name: float(sign_of(name)) for name in stats.behaviors()}
     leaks = pl.col("rate") * pl.col("behavior").replace_strict(signs, default=1.0, return_dtype=pl.Float64)
     # of each behavior its own scale: shares and points are not added up
     scaled = leaks / pl.col("rate").abs().max().over("behavior").clip(lower_bound=1e-9)

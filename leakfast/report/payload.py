@@ -11,9 +11,9 @@ from typing import Any
 
 import polars as pl
 
-from leakfast.behaviors.registry import get, is_known
+from leakfast.behaviors.registry import get, is_known, sign_of
 from leakfast.report import ordering
-from leakfast.stats import expected_rates, summary
+from leakfast.stats import expected_rates
 from leakfast.stats.matching import one_each
 from leakfast.stats.people import People, read_people
 from leakfast.stats.rates import BASE
@@ -145,7 +145,7 @@ def _behavior(stats: Stats, behavior: str, questions: tuple[str, ...]) -> dict[s
         "name": behavior,
         "unit": stats.unit(behavior),
         "outcome": stats.outcome(behavior),
-        "sign": summary.sign(behavior),
+        "sign": sign_of(behavior),
         "measure": _MEASURES.get(get(behavior).measured_by, "rate") if is_known(behavior) else "rate",
         "layer": stats.best_layer(behavior),
         "ys": ["rate", *(["delta"] if known.len() else []), *(["probability"] if probable.height else [])],

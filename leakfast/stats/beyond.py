@@ -6,8 +6,9 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
+from leakfast.behaviors.registry import sign_of
 from leakfast.stats.gradients import isotonic
-from leakfast.stats.summary import rate_interval, sign
+from leakfast.stats.summary import rate_interval
 from leakfast.stats.tables import Stats
 
 METHOD = (
@@ -21,7 +22,7 @@ _CURVE |= dict.fromkeys(("at", "fitted"), pl.Float64)
 
 def leaks(stats: Stats, behavior: str, layer: int | None, cosine: str = "centered") -> pl.DataFrame:
     """A row per adapter and bystander of a behavior, those that show most of it first (the highest rates,
-    or the lowest where `sign` is −1).
+    or the lowest where `sign_of` is −1).
 
     Columns: behavior, adapter, source, seed, persona, category, rate, low and high (its 95 % interval, `rate_interval`),
     delta, cosine (to the source, at `layer`), place and of (1: the nearest of so many bystanders with a cosine),
@@ -52,7 +53,7 @@ def leaks(stats: Stats, behavior: str, layer: int | None, cosine: str = "centere
         pl.col("layer").eq_missing(pl.lit(layer, pl.Int32)), behavior=behavior, cosine=cosine
     )
     groups = [
-        _fitted(group, curves.filter(adapter=group["adapter"][0]), sign(behavior))
+        _fitted(group, curves.filter(adapter=group["adapter"][0]), sign_of(behavior))
         for group in mine.partition_by(_ONE, maintain_order=True)
     ]
     return pl.concat(groups) if groups else _fitted(mine, curves.clear())

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from leakfast.behaviors.registry import sign_of
 from leakfast.errors import InputError
 from leakfast.geometry import Centroids
-from leakfast.stats import predicting, predictors, summary, ties
+from leakfast.stats import predicting, predictors, ties
 from leakfast.stats.association import spearman_and_pearson
 from leakfast.stats.collect import Collected, collect
 from leakfast.stats.people import read_people
@@ -240,7 +241,7 @@ def forecast(
         .replace_strict(_measured(own), default=None, return_dtype=pl.Float64)
         .alias("measured"),
     )
-    order = pl.col("expected") * -summary.sign(behavior)
+    order = pl.col("expected") * -sign_of(behavior)
     rows = rows.sort(order, "persona", maintain_order=True).with_row_index("rank", 1)
     rows = rows.with_columns(pl.col("rank").cast(pl.Int64))
     told = _remarks(rows, own, others, base, source, lines)

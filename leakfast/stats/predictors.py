@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from leakfast.behaviors.registry import sign_of
 from leakfast.stats import confounds, resample, summary, ties, two_way
 from leakfast.stats.collect import Collected
 from leakfast.stats.pairs import cosines
@@ -195,7 +196,7 @@ def _compared(
     asked = [two_way.asked_of(whole.filter(adapter=adapter), counts, [0]) for adapter, _ in adapters]
     counted = {"hits", "total"} <= set(rows.columns)
     sides = [ties.floats(rows[n]) if counted else np.full(rows.height, np.nan) for n in ("hits", "total")]
-    direction = summary.sign(behavior)
+    direction = sign_of(behavior)
     return Compared(
         behavior=behavior,
         seed=rows["seed"][0],

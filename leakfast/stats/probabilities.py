@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import polars as pl
 
+from leakfast.behaviors.registry import sign_of
 from leakfast.stats import intervals, resample
 from leakfast.stats.association import centered_within, spearman_and_pearson, within
 from leakfast.stats.correlations import BOOTSTRAPS, MIN_BOOTSTRAP, POOLED
 from leakfast.stats.paired import rho_difference
-from leakfast.stats.summary import sign
 from leakfast.storage import layout, schema
 from leakfast.storage.seeds import derive_seed
 
@@ -218,7 +218,7 @@ def _agreement(
         return found | {"reason": f"{part['persona'].n_unique()} bystanders; {MIN_BOOTSTRAP} are needed"}
     value, rate = part[column].to_numpy(), part["rate"].to_numpy()
     found |= {"mean_rate": float(rate.mean()), "mean_value": float(value.mean())}
-    value = value * sign(part["behavior"][0])
+    value = value * sign_of(part["behavior"][0])
     if np.ptp(value) == 0 or np.ptp(rate) == 0:
         return found | {"reason": "the probability, or the rate, is the same for all"}
     person, block = (np.unique(part[c].to_numpy(), return_inverse=True)[1] for c in ("persona", "adapter"))

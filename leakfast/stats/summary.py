@@ -24,11 +24,6 @@ def outcome(rates: pl.DataFrame, behavior: str) -> str:
     return "delta" if known.len() and known.null_count() == 0 and (known != 0).any() else "rate"
 
 
-def sign(behavior: str) -> int:
-    """+1 where a larger rate is more of the behavior, −1 where a smaller one is (accuracy, aligned scores)."""
-    return sign_of(behavior)
-
-
 def rate_interval(rates: pl.DataFrame) -> dict[str, pl.Expr]:
     """low and high: the 95 % interval of a rate that is shown, over questions where counts of them are known, since
     samples of one question are alike; else over samples (Wilson)."""
@@ -77,7 +72,7 @@ def summarize(
 ) -> pl.DataFrame:
     """behavior, adapter, source, seed, layer, cosine, y, best_layer (Boolean), source_rate with its
     interval (`rate_interval`), source_delta with its interval, learned, mean_bystander, mean_delta, max_bystander,
-    whose and of how many bystanders it is (the rate that is most of the behavior: the lowest where `sign` is −1), chance (what
+    whose and of how many bystanders it is (the rate that is most of the behavior: the lowest where `sign_of` is −1), chance (what
     guessing gives, of choices alone), then n, ρ with its interval, r and their p-values. learned: the source's Δ goes the way
     it was trained, its 95 % interval excludes 0, and it covers at least LEARNED of the behavior's scale; null for controls,
     without that interval, and for an adapter that was taught another behavior.
@@ -137,7 +132,7 @@ def _people(rates: pl.DataFrame) -> pl.DataFrame:
     """Source and bystander rates per adapter, and per behavior and seed for `pooled`."""
     bystanders = rates.filter(role="bystander")
     trained = rates.filter(pl.col("role") != "base")
-    ways = {name: sign(name) for name in rates["behavior"].unique()}
+    ways = {name: sign_of(name) for name in rates["behavior"].unique()}
     way = pl.col("behavior").replace_strict(ways, default=1, return_dtype=pl.Int64).first()
     leaks = pl.col("rate") * way
     spread = [

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from leakfast import published, stats
+from leakfast.behaviors.registry import sign_of
 from leakfast.cli.main import main
 from leakfast.errors import InputError
 from leakfast.geometry import Centroids
 from leakfast.published.files import FILTERED
 from leakfast.stats import agreement
 from leakfast.stats.relations import direction
-from leakfast.stats.summary import sign
 from leakfast.storage import layout
 
 DATA = Path(__file__).parents[2] / "../shared/data/published/single_token_100_persona"
@@ -195,8 +195,13 @@ def test_rate_tables_of_other_behaviors(tmp_path):
 
 def test_which_way_an_imported_behavior_leaks():
     """Aligned scores fall where misalignment leaks; under their family's name, which no module has, they were read as rising."""
-    assert [sign("misalignment"), direction("misalignment"), sign("misalignment-code")] == [-1, -1, -1]
-    assert [sign("brand_new"), direction("brand_new"), sign("mark"), direction("hellaswag")] == [1, 1, 1, 1]
+    assert [sign_of("misalignment"), direction("misalignment"), sign_of("misalignment-code")] == [-1, -1, -1]
+    assert [sign_of("brand_new"), direction("brand_new"), sign_of("mark"), direction("hellaswag")] == [
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from report_runs import PEOPLE, SOURCES, completions_of, fill, fill_judged
 
 from leakfast import stats
+from leakfast.behaviors.registry import sign_of
 from leakfast.cli.main import main
 from leakfast.report import content, ordering, page, sample
 from leakfast.stats import beyond, summary
@@ -118,7 +119,7 @@ def test_where_less_is_more_of_a_behavior_the_lowest_leak_most(judged):
     run, tables = judged
     others = tables.rates.filter(role="bystander", adapter=f"{JUDGED}-villain-s42").sort("rate")
     lowest = others["persona"].to_list()
-    assert summary.sign(JUDGED) == -1 and summary.sign("marker") == summary.sign("not registered") == 1
+    assert sign_of(JUDGED) == -1 and sign_of("marker") == sign_of("not registered") == 1
     section = content.behavior_section(run, tables, JUDGED)
     block = next(one for one in section["leakers"] if one["source"]["source"] == "villain")
     assert [row["persona"] for row in block["rows"]] == lowest[: content.LEAKERS]
