@@ -14,7 +14,10 @@ from leakfast.cli.settings import options_of, rendering_options, threads_option
 from leakfast.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from leakfast.pipeline.sweep import Plan, Sweep
+    from leakfast.prompts.personas import Persona
 
 
 @click.command()
@@ -23,7 +26,11 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=42, help="Seed of data, weights and order.")
 @click.option("--model", default=None, help="organism, a hub id, or a folder.  [default: the study's]")
 @click.option("--study", type=click.Path(path_type=Path), default=None, help="Study file with the settings.")
-@click.option("--personas", default="originals", help="Who is measured: all, names, or a file.")
+@click.option(
+    "--personas",
+    default=None,
+    help="Who is measured: all, names, or a file.  [default: originals; all of a file without any]",
+)
 @click.option(
     "--point",
     "points",
@@ -49,7 +56,7 @@ def cli(
     seed: int,
     model: str | None,
     study: Path | None,
-    personas: str,
+    personas: str | None,
     points: tuple[str, ...],
     grids: tuple[str, ...],
     judge: str | None,
@@ -68,11 +75,12 @@ def cli(
     from leakfast.cli.progress import progress_for
     from leakfast.cli.settings import changed, run_folder, settle
     from leakfast.cli.text import print_json
-    from leakfast.prompts.personas import load_personas
+    from leakfast.prompts.personas import load_personas, names_file
     from leakfast.storage.run import Run
 
     grid = [_point(word) for word in points] + (_crossed(grids) if grids else [])
-    settings = settle(behavior, study=study, model=model, dtype=dtype)
+    own = personas if study is None and names_file(personas) else None  # rows are built of them too
+    settings = settle(behavior, study=study, model=model, dtype=dtype, personas=own)
     config = settings.config.model_copy(
         update={
             "data": changed(settings.config.data, items=items),
@@ -80,9 +88,8 @@ def cli(
             "judge": changed(settings.config.judge, judge=judge),
         }
     )
-    people = load_personas(personas)
-    if source not in {p.name for p in people}:
-        people = [*load_personas([source]), *people]
+    among = load_personas(settings.personas)
+    people = _measured(personas, source, among if names_file(settings.personas) else load_personas("all"))
     run = Run(out or run_folder(settings, "sweep"))
 
     from leakfast import models
@@ -110,8 +117,9 @@ def cli(
         config,
         seed,
         grid or GRID,
-        among=load_personas(settings.personas),
+        among=among,
         layer=layer,
+        centroid_questions=settings.study.centroids.questions if settings.study else "eval",
         drawing=Drawing.of(settings.study),
     )
     with run.lock():
@@ -130,6 +138,16 @@ def cli(
         )
         return
     _show(found, plan)
+
+
+def _measured(given: str | None, source: str, among: Sequence[Persona]) -> list[Persona]:
+    """The source and those named of `among`, by default its originals, or all where it has none."""
+    from leakfast.prompts.personas import load_personas
+
+    if given is None:
+        given = "originals" if any(persona.category == "original" for persona in among) else "all"
+    people = load_personas(given, among=among)
+    return people if source in {p.name for p in people} else [*load_personas([source], among=among), *people]
 
 
 def _show(found: Sweep, plan: Plan) -> None:

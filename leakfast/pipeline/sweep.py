@@ -103,7 +103,8 @@ class Plan:
 
     def checked(self, loaded: Loaded) -> Plan:
         """With what was left open settled. Raises InputError for a source that is not asked, fewer than three bystanders,
-        a judge that is none or cannot be asked, and what no backend could draw. Points are measured when they are
+        a name with one prompt where rows are built and another where it is asked, a judge that is none or cannot be asked,
+        and what no backend could draw. Points are measured when they are
         trained alone, and no sample is drawn of replies that are all drawn anyway."""
         names = [p.name for p in self.personas]
         if self.source not in names or len(names) < 4:
@@ -126,6 +127,15 @@ class Plan:
                 f"sweep: {self.behavior} is trained under steering along a direction of its study's run, and a sweep has none. "
                 "Needed: a training of the model as it is. Sweep it without [behaviors.NAME.train.steering]."
             )
+        among = self.among or load_personas("all")
+        known = {p.name: (p.kind, p.prompt) for p in among}
+        for one in self.personas:
+            mine = (one.kind, one.prompt)
+            if known.get(one.name, mine) != mine:
+                raise InputError(
+                    f"sweep: {one.name} is measured under another prompt than rows are built with (a persona of that name in "
+                    "each of two sets). Needed: one prompt a name. Leave --personas out, or rename one of the two."
+                )
         cfg, drawing = self.cfg, self.drawing or Drawing.of(None)
         if get(self.behavior).measured_by == "judge":
             cfg = cfg.model_copy(update={"judge": judging.default_judge(cfg.judge, loaded.name)})
@@ -142,7 +152,7 @@ class Plan:
             sampling = Asked(self.behavior, [], cfg.eval).sampling
             backends.settle(loaded, drawing, [sampling], adapters=True, opens=True)
         layer = layer_of(loaded.n_layers) if self.layer is None else self.layer
-        return replace(self, cfg=cfg, drawing=drawing, layer=layer, among=self.among or load_personas("all"))
+        return replace(self, cfg=cfg, drawing=drawing, layer=layer, among=among)
 
 
 def sweep(loaded: Loaded, run: Run, plan: Plan, *, progress: Shown = silent) -> Sweep:

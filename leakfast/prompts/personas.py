@@ -73,8 +73,8 @@ def load_personas(spec: PersonaSpec = "all", *, among: Sequence[Persona] | None 
     Raises InputError naming the unknown word and the nearest known one, or the lines to fix."""
     if isinstance(spec, Mapping):
         return _from_entries([_mapping_entry(name, prompt) for name, prompt in spec.items()], None)
-    if isinstance(spec, Path) or (isinstance(spec, str) and spec.endswith((".toml", ".json"))):
-        return list(read_personas(spec))
+    if names_file(spec):
+        return list(read_personas(spec))  # type: ignore[arg-type]
     if not isinstance(spec, str) and spec and all(isinstance(item, Persona) for item in spec):
         return list(spec)  # type: ignore[arg-type]
     shipped = _shipped_personas()
@@ -98,6 +98,11 @@ def load_personas(spec: PersonaSpec = "all", *, among: Sequence[Persona] | None 
                 "`leakfast personas list` shows the names."
             )
     return list(chosen.values())
+
+
+def names_file(spec: PersonaSpec | None) -> bool:
+    """Whether `spec` is a file, of personas of its own, rather than names."""
+    return isinstance(spec, Path) or (isinstance(spec, str) and spec.endswith((".toml", ".json")))
 
 
 def told_of(personas: Sequence[Persona]) -> dict[str, dict[str, Any]]:

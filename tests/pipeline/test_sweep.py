@@ -228,3 +228,34 @@ def test_a_judged_behavior_needs_a_judge_before_anything_is_trained(tiny_qwen2, 
     with pytest.raises(InputError, match="Add --judge SPEC"):
         stage.sweep(tiny_qwen2, run, Plan("misalignment-advice", "villain", PEOPLE, config, 1))
     assert not run.shards()
+
+
+def test_personas_of_ones_own_are_measured_under_their_own_prompts(tiny_folder, tmp_path, monkeypatch):
+    """Rows were built under the prompts of the file, and completions drawn under the shipped ones of the same names."""
+    prompts = {p.name: f"You are {p.name}, as this file has it." for p in PEOPLE[:4]}
+    people, study, plans = tmp_path / "people.json", tmp_path / "s.toml", []
+    people.write_text(json.dumps(prompts))
+    study.write_text(
+        f'name = "s"\nmodel = "{tiny_folder}"\ndtype = "float32"\npersonas = "people.json"\nsources = ["villain"]\n'
+        '[centroids]\nquestions = "eval-ten"\n[behaviors.marker.data]\nnegative_personas = "all"\n'
+    )
+
+    def seen(loaded, run, plan, **_):
+        plans.append(plan)
+        raise InputError("seen")
+
+    monkeypatch.setattr(stage, "sweep", seen)
+    asked = ["sweep", "--behavior", "marker", "--source", "villain", "--out", str(tmp_path / "run")]
+    alone = ["--model", str(tiny_folder), "--personas", str(people)]
+    for told, questions in ((["--study", str(study)], "eval-ten"), (alone, "eval")):
+        done = CliRunner().invoke(group, [*asked, *told])
+        assert "Error: seen" in done.output
+        assert {p.name: p.prompt for p in plans[-1].personas} == prompts
+        assert {p.name: p.prompt for p in plans[-1].among} == prompts
+        assert plans[-1].centroid_questions == questions
+
+
+def test_one_name_has_one_prompt(tiny_qwen2, config):
+    others = load_personas({p.name: f"You are another {p.name}." for p in PEOPLE})
+    with pytest.raises(InputError, match="villain is measured under another prompt"):
+        Plan("capability", "villain", PEOPLE, config, 1, among=others).checked(tiny_qwen2)
