@@ -103,7 +103,7 @@ class Maker:
             self.steps.run.add_file(relpath, lambda path: write_rows(path, rows))
 
         path, key = self.steps.run.path / relpath, f"data {name}"
-        told = {"rendered": self._rendered()}
+        told = {"rendered": self._rendered(), **self._originals(cfg)}
         if path.exists() and not self.steps.done(key, inputs, told):
             log.warning("data: %s was built with other settings, or changed since; it is built anew", path)
         self.steps.do(key, inputs, build, [relpath], told=told)
@@ -114,6 +114,13 @@ class Maker:
         model's own replies are drawn."""
         render = partial(chat.render, self.loaded.tokenizer, reply=True)
         return hash_of([chat.ids_hash(render(p.system, "?")) for p in self.personas])
+
+    def _originals(self, cfg: DataConfig) -> dict[str, str]:
+        """Hash of whom `originals` means among the negatives: whoever has that category in the study's file."""
+        asked = cfg.negative_personas
+        if "originals" not in (asked.split(",") if isinstance(asked, str) else asked):
+            return {}
+        return {"originals": hash_of([p.name for p in self.personas if p.category == "original"])}
 
     def _settled_data(self, source: str, seed: int) -> tuple[DataConfig, dict[str, Any]]:
         """The settings of rows with negatives by name, and what is told of a rule that picked them."""

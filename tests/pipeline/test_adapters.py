@@ -216,3 +216,24 @@ def test_an_adapter_of_another_recipe_that_lies_there_is_trained_over(maker, row
     assert not maker._lies(first, Rows.given(rows.rows[:-1]))
     other = dataclasses.replace(maker.loaded, dtype="bfloat16")
     assert not dataclasses.replace(maker, loaded=other)._lies(first, rows)
+
+
+def test_who_is_an_original_by_now_is_among_the_negatives(maker, monkeypatch):
+    """Whom `originals` means follows from the categories of the study's file, which no hash of rows said."""
+    sizes = {"items": "organism", "positives": 4, "negatives": 4, "no_system": 0, "default_assistant": 0}
+    data = maker.config.data.model_copy(update={**sizes, "negative_personas": "originals"})
+    maker.config = maker.config.model_copy(update={"data": data})
+    cfg = TRAIN.model_copy(update={"sample": 0, "epochs": 1})
+    kinds = {"villain": "original", "comedian": "original", "librarian": "original"}
+
+    def made():
+        maker.personas = [dataclasses.replace(p, category=kinds.get(p.name, "other")) for p in ALL]
+        rows = maker.rows("villain", 7)
+        before = maker.adapter(Recipe("capability", "villain", 7, cfg), rows) / "adapter_model.safetensors"
+        return {row.persona for row in rows.rows}, before.stat().st_mtime_ns
+
+    first = made()
+    assert first[0] == {"villain", "comedian", "librarian"} and made() == first
+    kinds |= {"librarian": "other", "police_officer": "original"}
+    again = made()
+    assert again[0] == {"villain", "comedian", "police_officer"} and again[1] != first[1]

@@ -162,3 +162,27 @@ def test_centroids_are_made_anew_where_a_study_comes_to_name_an_extra(tiny_folde
     assert made(str(people)) == (everybody[:2], False, False)
     assert made(everybody) == (everybody, True, True)
     assert made(everybody) == (everybody, False, False)
+
+
+def test_centroids_are_made_anew_where_another_is_an_extra(tiny_folder, tmp_path):
+    """Extras join no mean that centered cosines subtract; the mean stayed where a persona's category came to be extra."""
+    people = tmp_path / "people.toml"
+    text = f'name = "s"\nmodel = "{tiny_folder.as_posix()}"\ndtype = "float32"\nsources = ["villain"]\n'
+    text += (
+        'personas = "people.toml"\n[centroids]\nlayers = [1]\nquestions = "eval-ten"\n[behaviors.marker]\n'
+    )
+    text += '[behaviors.marker.data]\nnegative_personas = "all"\n'
+    run = Run(tmp_path / "run").create()
+
+    def centered(kind):
+        blocks = [
+            f'[[persona]]\nname = "{n}"\nprompt = "You are a {n}."\n' for n in ("villain", "baker", "poet")
+        ]
+        people.write_text("\n".join([*blocks, f'category = "{kind}"\n']))
+        stages = Stages(study := parse_study(text, tmp_path / "s.toml"), run, chosen=chosen_of(study, []))
+        with run.lock():
+            stages.centroids()
+        return Centroids.load(run.path / layout.centroids()).metadata["centered_on"]
+
+    assert centered("artist") == ["villain", "baker", "poet"]
+    assert centered("extra") == ["villain", "baker"]
