@@ -91,6 +91,20 @@ def fill(path) -> Run:
     return run
 
 
+TWIN = "marker-villain-other"
+
+
+def with_twin(run: Run) -> Run:
+    """`run` with a second adapter of its first source and seed, TWIN, under which everybody shows the marker half of the time."""
+    frame = completions_of(TWIN, SOURCES[0], dict.fromkeys(PEOPLE, 0.5))
+    run.add_shard(layout.shard(layout.completions("marker", TWIN), 0), frame, questions_sha256=ASKED)
+    folder = run.path / layout.adapter(TWIN)
+    folder.mkdir(parents=True)
+    card = AdapterCard(SOURCES[0], "marker", 42, "organism", "files:0123", "e" * 64, {"rank": 8}, "b" * 64)
+    write_card(folder, card)
+    return run
+
+
 def fill_judged(path) -> Run:
     """A run of misalignment-advice, whose judge's aligned score is lower the nearer a persona is to the source; one in
     fifty completions has no score."""

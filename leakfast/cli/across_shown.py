@@ -33,6 +33,7 @@ def print_across(rows: list[dict[str, Any]], source: str | None = None) -> None:
 def _who(row: dict[str, Any], several: bool) -> str:
     name = "all sources" if row["source"] == POOLED else row["source"]
     name = f"{name}, seed {row['seed']}" if several and row["seed"] is not None else name
+    name = f"{name}, {row['adapter']}" if row["twin"] else name
     return f"{name} (trained for {row['taught']})" if row["taught"] else name
 
 

@@ -20,6 +20,7 @@ from leakfast.figures.style import (
     INK,
     PAGE_IN,
     STYLE,
+    adapter_words,
     colour_of,
     figure_of,
     headed,
@@ -27,7 +28,6 @@ from leakfast.figures.style import (
     panels_in,
     quantity,
     settle,
-    source_words,
     wrapped,
 )
 from leakfast.stats.gradients import WIDTH
@@ -52,7 +52,7 @@ def gradients(
     across = panels_in(width, len(rows), 1.7, 3)
     panel_in = width / max(across, min(2, width // 2))
     down = math.ceil(len(rows) / across)
-    several = len({row["seed"] for row in rows}) > 1
+    names = adapter_words(rows, len({row["seed"] for row in rows}) > 1)
     with matplotlib.rc_context(STYLE):
         figure = figure_of((min(width, panel_in * max(across, 2)), (min(panel_in, 2.1) + 0.35) * down + 0.3))
         axes = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
@@ -61,8 +61,7 @@ def gradients(
                 axis.set_axis_off()
                 continue
             row = rows[place]
-            name = source_words(row["source"], row["seed"], several)
-            headed(axis, name, [_told(row)])
+            headed(axis, wrapped(names[place], panel_in - 0.1, 8), [_told(row)])
             same = (pl.col("behavior") == behavior) & (pl.col("adapter") == row["adapter"])
             same &= pl.col("layer") == row["layer"]
             at = pairs.filter(same & pl.col(f"cosine_{row['cosine']}").is_not_null())
@@ -79,8 +78,8 @@ def gradients(
             Patch(color=FAINT, alpha=0.4, linewidth=0),
             Line2D([], [], color=INK, linewidth=0.7, linestyle=":"),
         ]
-        names = ["logistic curve", "10–90 % width", "isotonic"]
-        figure.legend(handles, names, loc="outside lower center", ncols=3, columnspacing=1.2)
+        kinds = ["logistic curve", "10–90 % width", "isotonic"]
+        figure.legend(handles, kinds, loc="outside lower center", ncols=3, columnspacing=1.2)
         settle(figure)
     return figure
 

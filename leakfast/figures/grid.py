@@ -23,6 +23,7 @@ from leakfast.figures.style import (
     PAGE_IN,
     STAR,
     STYLE,
+    adapter_words,
     captioned,
     figure_of,
     headed,
@@ -31,7 +32,6 @@ from leakfast.figures.style import (
     panels_in,
     quantity,
     settle,
-    source_words,
     words,
     wrapped,
 )
@@ -42,6 +42,7 @@ from leakfast.stats.summary import outcome
 from leakfast.stats.summary import unit as unit_of
 
 NAMED, FAR = 3, 0.08  # outliers named in a panel, and the share of its height that they are away from the fit
+_COLUMN = ["source", "seed", "nth"]  # nth: of the adapters of one source and seed
 _PLAIN, _SHARED = "#7a9cc6", "#e8a33d"
 
 
@@ -55,22 +56,19 @@ def grid(
     p: str = "perm",
     width: float = PAGE_IN,
 ) -> Figure:
-    """A row a behavior of `layers` (behavior → layer), a column an adapter's source; where the columns are too many for
-    `width` inches, a behavior's row wraps. Points are bystanders: a diamond with a dark edge where the name shares a
-    content word with the source's, else a dot; the star is the source (cosine 1, not in ρ). y is each behavior's own
-    outcome (rate or delta). The dotted steps are the isotonic fit in ρ's direction; the NAMED bystanders farthest from
-    it are named, if they are FAR from it and their names find room. p: `perm` or `t`. The caption has the pooled ρ.
+    """A row a behavior of `layers` (behavior → layer), a column an adapter's source (of several adapters of one source and seed
+    each has its own); where the columns are too many for `width` inches, a behavior's row wraps. Points are bystanders: a
+    diamond with a dark edge where the name shares a content word with the source's, else a dot; the star is the source
+    (cosine 1, not in ρ). y is each behavior's own outcome (rate or delta). The dotted steps are the isotonic fit in ρ's
+    direction; the NAMED bystanders farthest from it are named, if they are FAR from it and their names find room. p: `perm`
+    or `t`. The caption has the pooled ρ.
 
     Raises ValueError where no behavior has a pair at its layer."""
     shown = {b: _pairs(pairs, rates, b, layer, cosine) for b, layer in layers.items()}
     shown = {b: found for b, found in shown.items() if found.height}
     if not shown:
         raise ValueError(f"no pair of {', '.join(layers)} has a {cosine} cosine at the layers asked")
-    who = (
-        pl.concat([found.select("source", "seed") for found in shown.values()])
-        .unique(maintain_order=True)
-        .rows()
-    )
+    who = pl.concat([found.select(_COLUMN) for found in shown.values()]).unique(maintain_order=True).rows()
     columns = panels_in(
         width, len(who), 2.2 if len(shown) == 1 and width > 5 else 1.15, 6 if len(shown) > 1 else 3
     )
@@ -109,14 +107,19 @@ def grid(
 
 
 def _pairs(pairs: pl.DataFrame, rates: pl.DataFrame, behavior: str, layer: int, cosine: str) -> pl.DataFrame:
-    """The pairs of a behavior with both values, and whether the names share a word."""
+    """The pairs of a behavior with both values, whether the names share a word, and which of the adapters of one source and seed
+    theirs is (nth)."""
     y = outcome(rates, behavior)
     known = pl.col(f"cosine_{cosine}").is_not_null() & pl.col(y).is_not_null()
     found = pairs.filter(known, behavior=behavior, layer=layer)
     names = [*found["persona"].unique(), *found["source"].unique()]
     said, _ = words_of(People(dict.fromkeys(names)))
     shares = [bool(said[a] & said[b]) for a, b in found.select("source", "persona").rows()]
-    return found.with_columns(shares=pl.Series(shares, dtype=pl.Boolean))
+    nth = found.select("adapter", "source", "seed").unique(maintain_order=True)
+    nth = nth.with_columns(nth=pl.int_range(pl.len()).over("source", "seed"))
+    return found.with_columns(shares=pl.Series(shares, dtype=pl.Boolean)).join(
+        nth.select("adapter", "nth"), on="adapter", how="left", maintain_order="left"
+    )
 
 
 def _behavior(
@@ -128,13 +131,18 @@ def _behavior(
 ) -> list[tuple[Axes, list, np.ndarray]]:
     """Draw a behavior's panels and return (axes, who is to be named, points) of each."""
     behavior, y, cosine, layer = how["behavior"], how["y"], how["cosine"], how["layer"]
-    several = len({seed for _, seed in how["who"]}) > 1
+    several = len({seed for _, seed, _ in how["who"]}) > 1
+    adapters = found.select("adapter", *_COLUMN).unique(maintain_order=True).rows(named=True)
+    names = {
+        tuple(row[key] for key in _COLUMN): name
+        for row, name in zip(adapters, adapter_words(adapters, several), strict=True)
+    }
     columns = axes[0].get_gridspec().ncols
     stars, drawn, first = stars_of(rates, behavior, y), [], None
     seen = [0.0, *found[y].to_list(), *(row[y] for row in stars.values())]
     far = FAR * (max(seen) - min(seen))
-    for place, (axis, (source, seed)) in enumerate(zip(axes, how["who"], strict=False)):
-        mine = found.filter(pl.col("seed").eq_missing(pl.lit(seed, pl.Int64)), source=source)
+    for place, (axis, (source, seed, nth)) in enumerate(zip(axes, how["who"], strict=False)):
+        mine = found.filter(pl.col("seed").eq_missing(pl.lit(seed, pl.Int64)), source=source, nth=nth)
         if mine.is_empty():
             continue
         star = stars.get(mine["adapter"][0])
@@ -146,7 +154,7 @@ def _behavior(
             cosine=cosine,
             y=y,
         )
-        name = wrapped(source_words(source, seed, several), how["panel_in"] - 0.1, 9)
+        name = wrapped(names[source, seed, nth], how["panel_in"] - 0.1, 9)
         headed(axis, name, [result(told, narrow=how["panel_in"] < 2.1, p=how["p"])])
         named, points = _points(axis, mine, cosine, y, far)
         draw_star(axis, star, y)

@@ -52,8 +52,7 @@ def layers(
     if not cosines:
         return None
     lines = all_rows.select("adapter", "source", "seed").unique(maintain_order=True).rows()
-    sources = [source for _, source, _ in lines if source != POOLED]
-    colours = {source: colour_of(i) for i, source in enumerate(dict.fromkeys(sources))} | {POOLED: INK}
+    looks = _looks(lines)
     across = panels_in(width, len(cosines), 2.8, 3)
     down = -(-len(cosines) // across)
     with matplotlib.rc_context(STYLE):
@@ -61,7 +60,7 @@ def layers(
         axes = figure.subplots(down, across, sharey=True, sharex=True, squeeze=False).ravel()
         ends = {}
         for axis, cosine in zip(axes, cosines, strict=False):
-            ends[axis] = _panel(axis, all_rows.filter(cosine=cosine), lines, colours)
+            ends[axis] = _panel(axis, all_rows.filter(cosine=cosine), looks)
             paid = _paid(picked, behavior, cosine, y)
             if paid:
                 _band(axis, paid)
@@ -81,12 +80,25 @@ def layers(
     return figure
 
 
+def _looks(lines: list[tuple]) -> dict[tuple, tuple[str, str]]:
+    """Line (adapter, source, seed) → its name and its colour: the source's, or where several adapters have one source and seed
+    the adapter's own."""
+    own = [line for line in lines if line[1] != POOLED]
+    each = 0 if len({line[1:] for line in own}) < len(own) else 1  # place of what has a colour
+    told = list(dict.fromkeys(line[each] for line in own))
+    found = {}
+    for line in lines:
+        name = words(line[1]) if each or line[1] == POOLED else f"{words(line[1])} ({line[0]})"
+        found[line] = name, INK if line[1] == POOLED else colour_of(told.index(line[each]))
+    return found
+
+
 def _panel(
-    axis: Axes, rows: pl.DataFrame, lines: list[tuple], colours: dict[str, str]
+    axis: Axes, rows: pl.DataFrame, looks: dict[tuple, tuple[str, str]]
 ) -> list[tuple[float, str, str, bool]]:
     """A line each source; returns where each ends, its name, its colour and whether it is the pooled one."""
     ends = []
-    for adapter, source, seed in lines:
+    for (adapter, source, seed), (name, colour) in looks.items():
         line = rows.filter(
             pl.col("adapter").eq_missing(pl.lit(adapter, pl.String)),
             pl.col("seed").eq_missing(pl.lit(seed, pl.Int64)),
@@ -94,14 +106,14 @@ def _panel(
         ).sort("layer")
         if line.is_empty():
             continue
-        pooled, colour = source == POOLED, colours[source]
+        pooled = source == POOLED
         width, size, above = (2.0, 3.2, 3) if pooled else (1.1, 2.4, 2)
         _line(axis, line, color=colour, linewidth=width, markersize=size, zorder=above)
         if "spearman_p_max" in line.columns:
             chance = line.filter(pl.col("spearman_p_max") >= 0.05)
             hollow = {"markerfacecolor": "white", "markeredgewidth": 0.8, "linestyle": "none"}
             _line(axis, chance, color=colour, markersize=size, zorder=4, **hollow)
-        ends.append((line["spearman"][-1], words(source), colour, pooled))
+        ends.append((line["spearman"][-1], name, colour, pooled))
     return ends
 
 

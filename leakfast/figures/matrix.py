@@ -18,6 +18,7 @@ from leakfast.figures.style import (
     PAGE_IN,
     SMALLEST_PT,
     STYLE,
+    adapter_words,
     captioned,
     colour_bar,
     figure_of,
@@ -52,7 +53,7 @@ def matrix(
     if here.is_empty():
         return None
     several = here["seed"].n_unique() > 1
-    adapters = here.select("adapter", "source", "seed").unique(maintain_order=True).rows()
+    adapters = here.select("adapter", "source", "seed").unique(maintain_order=True).rows(named=True)
     across_in = _NAME_IN + _CELL_IN * len(adapters)
     fitting = max(1, int((width + 0.35) / across_in))
     people = _ordered(here, y, order)
@@ -60,12 +61,12 @@ def matrix(
     lines = _lines(kept, order == "category")
     blocks = min(fitting, math.ceil(len(lines) / BLOCK_ROWS))
     rows = math.ceil(len(lines) / blocks)
-    values, own = _values(here, y, lines, [adapter for adapter, *_ in adapters])
+    values, own = _values(here, y, lines, [row["adapter"] for row in adapters])
     largest = float(np.nanmax(np.abs(values))) or 1.0
     shades: dict = {"cmap": "RdBu", "norm": TwoSlopeNorm(0.0, -largest, largest)}
     if y == "rate":
         shades = {"cmap": "Blues", "vmin": 0.0, "vmax": largest}
-    titles = [words(source) + (f", {seed}" if several else "") for _, source, seed in adapters]
+    titles = [name.replace(", seed ", ", ") for name in adapter_words(adapters, several)]
     with matplotlib.rc_context(STYLE):
         above = 0.25 + 0.0545 * max(map(len, titles))
         figure = figure_of(

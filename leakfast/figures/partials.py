@@ -10,11 +10,11 @@ from leakfast.figures.style import (
     FAINT,
     PAGE_IN,
     STYLE,
+    adapter_words,
     colour_of,
     figure_of,
     interval,
     settle,
-    source_words,
     words,
     wrapped,
 )
@@ -49,7 +49,8 @@ def partials(
         return None
     controls = [name for name in _NAMES if name in set(here["control"])]
     several = here["seed"].n_unique() > 1
-    adapters = here.select("adapter", "source", "seed").unique(maintain_order=True).rows()
+    adapters = here.select("adapter", "source", "seed").unique(maintain_order=True).rows(named=True)
+    names = adapter_words(adapters, several)
     step = 0.7 / len(adapters)
     narrow = width < 5
     with matplotlib.rc_context(STYLE):
@@ -57,11 +58,11 @@ def partials(
             (width, (1.3 if narrow else 0.7) + len(controls) * max(0.28, 0.07 * len(adapters)))
         )
         axis = figure.subplots()
-        for k, (adapter, source, seed) in enumerate(adapters):
-            mine = {r["control"]: r for r in here.filter(adapter=adapter).rows(named=True)}
+        for k, its in enumerate(adapters):
+            mine = {r["control"]: r for r in here.filter(adapter=its["adapter"]).rows(named=True)}
             found = [(i, mine[name]) for i, name in enumerate(controls) if name in mine]
             heights = [i + (k - (len(adapters) - 1) / 2) * step for i, _ in found]
-            colour, label = colour_of(k), source_words(source, seed, several)
+            colour, label = colour_of(k), names[k]
             for height, (_, row) in zip(heights, found, strict=True):
                 interval(axis, row["low"], row["high"], height, colour)
             values = [row["partial"] for _, row in found]

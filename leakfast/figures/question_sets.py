@@ -11,13 +11,13 @@ from leakfast.figures.style import (
     INK,
     PAGE_IN,
     STYLE,
+    adapter_words,
     colour_of,
     figure_of,
     in_percent,
     interval,
     quantity,
     settle,
-    source_words,
     words,
     wrapped,
 )
@@ -39,12 +39,12 @@ def question_sets(
     here = table.filter(behavior=behavior, layer=layer, cosine=cosine, y=y)
     if here["spearman"].null_count() == here.height:
         return None
-    people = here.select("source", "seed").unique(maintain_order=True).rows()
-    people.sort(key=lambda who: who[0] == POOLED)
-    several = len({seed for _, seed in people}) > 1
+    people = here.select("adapter", "source", "seed").unique(maintain_order=True).rows(named=True)
+    people.sort(key=lambda who: who["source"] == POOLED)
+    several = len({who["seed"] for who in people}) > 1
     main_first = here.sort("main", descending=True, maintain_order=True)
     sets = main_first["questions"].unique(maintain_order=True).to_list()
-    place = {who: i for i, who in enumerate(people)}
+    place = {tuple(who.values()): i for i, who in enumerate(people)}
     step = 0.72 / len(sets)
     narrow = width < 5
     with matplotlib.rc_context(STYLE):
@@ -54,7 +54,7 @@ def question_sets(
         for k, name in enumerate(sets):
             colour, label = colour_of(k), name
             for row in here.filter(questions=name).rows(named=True):
-                at = place[row["source"], row["seed"]] + (k - (len(sets) - 1) / 2) * step
+                at = place[row["adapter"], row["source"], row["seed"]] + (k - (len(sets) - 1) / 2) * step
                 interval(left, row["spearman_ci_low"], row["spearman_ci_high"], at, colour)
                 if row["spearman"] is not None:
                     left.plot(row["spearman"], at, "o", color=colour, markersize=3, label=label)
@@ -65,8 +65,7 @@ def question_sets(
                         right.plot(value, at, shape, color=colour, markersize=size)
         for axis in (left, right):
             axis.axvline(0, color=FAINT, linewidth=0.6, zorder=0)
-        titles = [source_words(source, seed, several) for source, seed in people]
-        left.set_yticks(range(len(people)), titles)
+        left.set_yticks(range(len(people)), adapter_words(people, several))
         left.invert_yaxis()
         told = f"Spearman ρ, {cosine} cosine (layer {layer}) and {words(behavior)} {y}"
         left.set_xlabel(wrapped(told, 0.38 * width, 7.5))

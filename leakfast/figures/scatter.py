@@ -19,6 +19,7 @@ from leakfast.figures.style import (
     PAGE_IN,
     STAR,
     STYLE,
+    adapter_words,
     figure_of,
     headed,
     in_percent,
@@ -26,7 +27,6 @@ from leakfast.figures.style import (
     panels_in,
     quantity,
     settle,
-    source_words,
     words,
     wrapped,
 )
@@ -76,7 +76,7 @@ def scatter(
         axes = [first]
         for place in range(1, len(panels)):
             axes.append(figure.add_subplot(grid[divmod(place, columns)], sharex=first, sharey=first))
-        several = len({panel["seed"] for panel in panels}) > 1
+        names = adapter_words(panels, len({panel["seed"] for panel in panels}) > 1)
         stars = stars_of(rates, behavior, y)
         for place, (axis, panel) in enumerate(zip(axes, panels, strict=True)):
             mine = at.filter(adapter=panel["adapter"])
@@ -84,8 +84,7 @@ def scatter(
             draw_star(axis, stars.get(panel["adapter"]), y)
             told = {"behavior": behavior, "adapter": panel["adapter"], "layer": layer, "cosine": cosine}
             found = correlations.filter(pl.col("category").is_null(), y=y, **told)
-            name = source_words(panel["source"], panel["seed"], several)
-            headed(axis, name, [result(found, narrow=panel_in < 2.1)])
+            headed(axis, wrapped(names[place], panel_in - 0.1, 8), [result(found, narrow=panel_in < 2.1)])
             left, lowest = place % columns == 0, place + columns >= len(panels)
             axis.tick_params(labelleft=left, labelbottom=lowest)
             if left:

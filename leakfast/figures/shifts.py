@@ -16,6 +16,7 @@ from leakfast.figures.style import (
     PAGE_IN,
     STAR,
     STYLE,
+    adapter_words,
     colour_bar,
     figure_of,
     headed,
@@ -23,7 +24,6 @@ from leakfast.figures.style import (
     panels_in,
     quantity,
     settle,
-    source_words,
     wrapped,
 )
 
@@ -51,7 +51,7 @@ def shifts(
     if at.is_empty():
         return None
     panels = at.select("adapter", "source", "seed").unique(maintain_order=True).rows(named=True)
-    several = len({panel["seed"] for panel in panels}) > 1
+    names = adapter_words(panels, len({panel["seed"] for panel in panels}) > 1)
     across = panels_in(width, len(panels), 1.7, 3)
     panel_in = (width if width < 5 else width - 0.6) / max(across, min(2, width // 2))
     blocks = math.ceil(len(panels) / across)
@@ -68,7 +68,7 @@ def shifts(
             mine = at.filter(adapter=panel["adapter"])
             rho = _rhos(correlations, behavior, panel["adapter"], layer, cosine, y)
             image = _before_and_after(above, mine, cosine, y, shades)
-            name = wrapped(source_words(panel["source"], panel["seed"], several), panel_in - 0.5, 9)
+            name = wrapped(names[place], panel_in - 0.5, 9)
             headed(
                 above, name, [wrapped(f"ρ base {rho['base']}, fine-tuned {rho['adapted']}", panel_in - 0.45)]
             )

@@ -3,6 +3,8 @@ costs in plain text. Demands the table `steering`."""
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import matplotlib
 import polars as pl
 from matplotlib.axes import Axes
@@ -28,24 +30,27 @@ from leakfast.figures.style import (
 
 _MEASURES = ("completions", "probability", "choices")  # the first that there is, is drawn
 _MODES = {"add": "added", "project": "share taken out", "cap": "capped at"}
+_UNITS = {"direction": "in lengths of the direction", "residual": "in mean lengths of centroids"}
 
 
 def steering(table: pl.DataFrame, *, behavior: str, width: float = PAGE_IN) -> Figure | None:
-    """A column an adapter and mode, strengths from left to right: above the behavior, source solid, mean of the bystanders
-    dashed with its interval; below the change of plain text's log-probability, nats a token. A colour a direction. None
-    where the behavior was measured under no intervention."""
-    mine = table.filter(behavior=behavior)
+    """A column an adapter, source, mode and unit, strengths from left to right: above the behavior, source solid, mean of the
+    bystanders dashed with its interval; below the change of plain text's log-probability, nats a token. A colour a direction
+    at the blocks steered, which are named where a direction was taken at several sets of them. None where the behavior was
+    measured under no intervention."""
+    mine = _lined(table.filter(behavior=behavior))
     measure = next((one for one in _MEASURES if one in mine["measure"]), None)
     if measure is None:
         return None
     mine = mine.filter(measure=measure)
     estimator = mine["estimator"][0]
     mine = mine.filter(pl.col("estimator").eq_missing(pl.lit(estimator, pl.String)))
-    key = ["adapter", "mode"]
-    columns = mine.select(*key, "source", "seed").unique(key, maintain_order=True).rows(named=True)
-    directions = mine["direction"].unique(maintain_order=True).to_list()
+    key = ["adapter", "source", "mode", "_unit"]
+    columns = mine.select(*key, "seed").unique(key, maintain_order=True).rows(named=True)
+    directions = mine["_line"].unique(maintain_order=True).to_list()
     colours = {name: colour_of(place) for place, name in enumerate(directions)}
     several = len({one["seed"] for one in columns}) > 1
+    who = itemgetter("source", "seed")
     across = panels_in(width, len(columns), 1.7, 3)
     down = -(-len(columns) // across)
     told = {"completions": "rate", "probability": f"probability ({estimator})", "choices": "accuracy"}
@@ -65,17 +70,23 @@ def steering(table: pl.DataFrame, *, behavior: str, width: float = PAGE_IN) -> F
             if place % across == 0:
                 upper.set_ylabel(wrapped(f"{words(behavior)}, {told[measure]}", 1.3, 7.5))
                 lower.set_ylabel(wrapped("plain text, nats a token", 0.9, 7.5))
-            one = mine.filter(*(pl.col(name) == column[name] for name in key))
-            for direction in one["direction"].unique(maintain_order=True):
-                _lines(upper, lower, one.filter(direction=direction).sort("strength"), colours[direction])
+            one = mine.filter(*(pl.col(name).eq_missing(pl.lit(column[name])) for name in key))
+            for line in one["_line"].unique(maintain_order=True):
+                _lines(upper, lower, one.filter(_line=line).sort("strength"), colours[line])
             name = source_words(column["source"] or column["adapter"], column["seed"], several)
+            alike = {one["adapter"] for one in columns if who(one) == who(column)}
             headed(
                 upper,
                 wrapped(name, width / across - 0.75, 8.5),
-                [column["adapter"] if column["adapter"] == "base" else ""],
+                [
+                    wrapped(column["adapter"], width / across - 0.75)
+                    if len(alike) > 1 or column["adapter"] == "base"
+                    else ""
+                ],
             )
             lower.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
-            lower.set_xlabel(wrapped(_MODES[column["mode"]], width / across - 0.2, 7.5))
+            told_at = ", ".join(filter(None, [_MODES[column["mode"]], _UNITS.get(column["_unit"])]))
+            lower.set_xlabel(wrapped(told_at, width / across - 0.2, 7.5))
             lower.xaxis.set_major_locator(MaxNLocator(nbins=4))
         handles = [Line2D([], [], color=colours[name], linewidth=1.4) for name in directions]
         handles += [Line2D([], [], color=INK, linewidth=1.2, linestyle=line) for line in ("-", "--")]
@@ -85,6 +96,17 @@ def steering(table: pl.DataFrame, *, behavior: str, width: float = PAGE_IN) -> F
         )
         settle(figure)
     return figure
+
+
+def _lined(mine: pl.DataFrame) -> pl.DataFrame:
+    """`mine` + _unit, of what a strength is told in (null: a share), and _line, the direction with the blocks steered where it
+    was taken at several sets of them: strengths in other units, or at other blocks, are no points of one line."""
+    many = pl.col("steered_layers").n_unique().over("direction") > 1
+    told = pl.concat_str("direction", pl.lit(", layers "), "steered_layers")
+    return mine.with_columns(
+        _unit=pl.when(pl.col("mode") != "project").then("unit"),
+        _line=pl.when(many).then(told).otherwise("direction"),
+    )
 
 
 def _lines(upper: Axes, lower: Axes, rows: pl.DataFrame, colour: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -176,6 +177,16 @@ def words(name: str) -> str:
 def source_words(source: str, seed: int | None, several: bool) -> str:
     """The name of a source, and of its seed where there are several."""
     return words(source) + (f", seed {seed}" if several else "")
+
+
+def adapter_words(rows: Sequence[Mapping[str, Any]], several: bool) -> list[str]:
+    """What each of the rows (adapter, source, seed) is called: its source and seed as `source_words` has them, and the adapter
+    where two of the rows have one source and seed (of other recipes; a control's are of several behaviors)."""
+    told = [source_words(row["source"], row["seed"], several) for row in rows]
+    return [
+        f"{name} ({row['adapter']})" if told.count(name) > 1 else name
+        for name, row in zip(told, rows, strict=True)
+    ]
 
 
 def colour_of(place: int) -> str:

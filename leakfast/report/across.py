@@ -20,7 +20,7 @@ def across(stats: Stats) -> list[dict[str, Any]]:
     a source), at the behavior's best layer; empty where a run has one behavior.
 
     behavior, unit, sign, adapter, source, seed, health, health_of; taught: what the adapter was trained for, where that is
-    known and another behavior; source_rate with low and high; y: `delta`, the change
+    known and another behavior; twin: as `picks.twins`; source_rate with low and high; y: `delta`, the change
     against the unadapted model, or `rate` where that was not measured; mean: of y over the bystanders, with mean_low and
     mean_high (95 %, over personas and questions; null where they are not known, and of all sources); layer, spearman,
     interval (`picks.ends`) and reason."""
@@ -31,14 +31,17 @@ def across(stats: Stats) -> list[dict[str, Any]]:
     more = stats.more.get("bystanders")
     known = {} if more is None else {(r["behavior"], r["adapter"]): r for r in more.rows(named=True)}
     taught = _taught(stats.rates)
-    return [
-        {
-            **_row(stats, behavior, row, known.get((behavior, row["adapter"]), {})),
-            "taught": taught.get((behavior, row["adapter"])),
-        }
-        for behavior in behaviors
-        for row in _at_best(summary.filter(behavior=behavior), stats.best_layer(behavior))
-    ]
+    found = []
+    for behavior in behaviors:
+        rows = [
+            {
+                **_row(stats, behavior, row, known.get((behavior, row["adapter"]), {})),
+                "taught": taught.get((behavior, row["adapter"])),
+            }
+            for row in _at_best(summary.filter(behavior=behavior), stats.best_layer(behavior))
+        ]
+        found += picks.twins(rows)
+    return found
 
 
 def _taught(rates: pl.DataFrame) -> dict[tuple[str, str], str]:

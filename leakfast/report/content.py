@@ -32,7 +32,7 @@ _VERSIONS = ("numpy", "scipy", "polars", "matplotlib", "torch", "transformers", 
 def behavior_section(run: Run, stats: Stats, behavior: str) -> dict[str, Any]:
     """Everything about one behavior: what it is, its headline rows, categories, leakers, examples."""
     layer = stats.best_layer(behavior)
-    rows = [row for row in stats.summary().rows(named=True) if row["behavior"] == behavior]
+    rows = picks.twins([row for row in stats.summary().rows(named=True) if row["behavior"] == behavior])
     # where ρ is defined at no layer, the rates and the reasons are there all the same
     at = layer if layer is not None or not rows else rows[0]["layer"]
     headline = [row for row in rows if row["layer"] in (None, at)]
@@ -197,12 +197,13 @@ def _layers(rows: list[dict]) -> dict[str, Any]:
     layers = sorted({row["layer"] for row in rows if row["layer"] is not None})
     people = list(dict.fromkeys((row["adapter"], row["source"], row["seed"]) for row in rows))
     found = {(row["adapter"], row["source"], row["seed"], row["layer"]): row["spearman"] for row in rows}
-    marks = ("health", "health_of")
+    marks = ("health", "health_of", "twin")
     unwell = {(row["adapter"], row["source"], row["seed"]): {key: row[key] for key in marks} for row in rows}
     return {
         "layers": layers,
         "rows": [
             {
+                "adapter": who[0],
                 "source": who[1],
                 "seed": who[2],
                 "values": [found.get((*who, layer)) for layer in layers],
@@ -254,8 +255,9 @@ def _shifts(stats: Stats, behavior: str, layer: int | None) -> list[dict]:
     for (adapter, source, seed), rows in found.group_by("adapter", "source", "seed", maintain_order=True):
         rho = dict(rows.select("geometry", "spearman").rows())
         told = lengths.get(adapter, dict.fromkeys(("own", "others", "alignment")))
-        out.append({**told, "source": source, "seed": seed, "rho": rho, "n": rows["n"].max()})
-    return out
+        about = {"adapter": adapter, "source": source, "seed": seed}
+        out.append({**told, **about, "rho": rho, "n": rows["n"].max()})
+    return picks.twins(out)
 
 
 def _sets(stats: Stats, behavior: str, layer: int | None) -> dict[str, Any]:
@@ -268,9 +270,15 @@ def _sets(stats: Stats, behavior: str, layer: int | None) -> dict[str, Any]:
         .sort("main", descending=True, maintain_order=True)
     )
     rows = [
-        {"source": source, "seed": seed, "by_set": {row["questions"]: row for row in part.rows(named=True)}}
-        for (source, seed, _), part in mine.group_by("source", "seed", "adapter", maintain_order=True)
+        {
+            "source": source,
+            "seed": seed,
+            "adapter": adapter,
+            "by_set": {r["questions"]: r for r in part.rows(named=True)},
+        }
+        for (source, seed, adapter), part in mine.group_by("source", "seed", "adapter", maintain_order=True)
     ]
+    rows = picks.twins(rows)
     rows.sort(key=lambda row: row["source"] == POOLED)
     return {"names": mine["questions"].unique(maintain_order=True).to_list(), "rows": rows}
 

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from leakfast.figures import of_run, svg
 from leakfast.inert import inert
-from leakfast.report import across, content, payload, policy, sample
+from leakfast.report import across, content, payload, picks, policy, sample
 from leakfast.report.caveats import caveats
 from leakfast.stats import health
 from leakfast.stats.specificity import place
@@ -38,7 +38,7 @@ class Compared:
         out: dict[str, list[dict[str, Any]]] = {}
         for row in self.table.rows(named=True):
             out.setdefault(row["behavior"], []).append(row)
-        return out
+        return {behavior: picks.twins(rows) for behavior, rows in out.items()}
 
 
 def report(

@@ -1,4 +1,5 @@
-"""What the report says of a layer that was picked after looking: each row's largest |ρ|, and intervals that pay for the pick.
+"""What the report says of a layer that was picked after looking: each row's largest |ρ|, and intervals that pay for the pick; and
+which rows are told by their adapter's name, because their source is not theirs alone.
 Demands a run's tables; computes nothing that is not in them."""
 
 from __future__ import annotations
@@ -57,7 +58,16 @@ def families(stats: Stats, behavior: str) -> list[dict]:
         key = (row["source"], row["adapter"], row["seed"], row["layer"])
         low, high = paid.get(key, (None, None))
         out.append({**row, "paid_low": low, "paid_high": high})
-    return out
+    return twins(out)
+
+
+def twins(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of one behavior, each with twin: whether another adapter has its source and seed (another recipe; those that a
+    control is measured on are of several behaviors)."""
+    names: dict[tuple, set] = {}
+    for row in rows:
+        names.setdefault((row["source"], row["seed"]), set()).add(row["adapter"])
+    return [{**row, "twin": len(names[row["source"], row["seed"]]) > 1} for row in rows]
 
 
 def _paid(stats: Stats, behavior: str, y: str) -> dict[tuple, tuple[float | None, float | None]]:

@@ -111,10 +111,11 @@ def question_sets() -> pl.DataFrame:
                     rho + 0.1,
                     0.2,
                     own,
+                    None if source == "pooled" else f"marker-{source}-s42",
                 ]
             )
     ends = ["spearman", "spearman_ci_low", "spearman_ci_high", "mean_bystander", "source_rate"]
-    names = ["behavior", "layer", "cosine", "y", "source", "seed", "questions", "main", *ends]
+    names = ["behavior", "layer", "cosine", "y", "source", "seed", "questions", "main", *ends, "adapter"]
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
@@ -236,6 +237,8 @@ def steering() -> pl.DataFrame:
                         "mode": mode,
                         "strength": strength,
                         "measure": "completions",
+                        "unit": "direction",
+                        "steered_layers": "3",
                     }
                     told |= {"on_source": 0.9 - 0.3 * strength, "mean_bystander": mean}
                     told |= {"mean_bystander_low": mean - 0.05, "mean_bystander_high": mean + 0.05}

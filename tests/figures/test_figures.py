@@ -238,3 +238,47 @@ def test_a_layer_that_chance_explains_is_hollow(tables):
     figure = figures.layers(table, behavior="marker", cosines=("centered",))
     hollow = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "white"]
     assert {x for line in hollow for x in line.get_xdata()} == {0, 5}
+
+
+def test_adapters_of_one_source_and_seed_have_a_panel_and_a_name_each(tables):
+    """The points of both were drawn in one panel, under the ρ of the first."""
+    rates, pairs, correlations = (
+        table.with_columns(source=pl.col("source").replace("poet", "villain"), **more)
+        for table, more in zip(
+            tables,
+            ({"persona": pl.col("persona").replace("poet", "villain")}, {}, {"adapter": pl.col("adapter")}),
+            strict=True,
+        )
+    )
+    correlations = correlations.filter(pl.col("adapter").is_not_null())
+    grid = figures.grid(rates, pairs, correlations, layers={"marker": 3})
+    panels = [axis for axis in grid.axes if axis.collections]
+    assert [sum(len(dots.get_offsets()) for dots in axis.collections) for axis in panels] == [24, 24]
+    drawn = [
+        grid,
+        figures.scatter(rates, pairs, correlations, behavior="marker", layer=3),
+        figures.layers(correlations, behavior="marker"),
+    ]
+    for figure in drawn:
+        told = " ".join(_texts(figure)).replace("\n", " ")
+        assert "villain (a0)" in told and "villain (a1)" in told
+
+
+def test_strengths_in_other_units_or_at_other_blocks_are_points_of_other_lines():
+    table = made.steering().filter(direction="mean", mode="add", source=made.SOURCES[0])
+    ways = [("direction", "3"), ("direction", "4"), ("residual", "3")]
+    table = pl.concat(
+        table.with_columns(unit=pl.lit(unit), steered_layers=pl.lit(layers)) for unit, layers in ways
+    )
+    figure = figures.steering(table, behavior="marker")
+    told = " ".join(_texts(figure)).replace("\n", " ")
+    for words in (
+        "in lengths of the direction",
+        "in mean lengths of centroids",
+        "mean, layers 3",
+        "mean, layers 4",
+    ):
+        assert words in told
+    lines = [line for axis in figure.axes for line in axis.lines if line.get_marker() == "o"]
+    assert len(lines) == 3 * len(ways), "source, bystanders and plain text of each"
+    assert all((np.diff(line.get_xdata()) > 0).all() for line in lines)

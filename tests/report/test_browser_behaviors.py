@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from browsing import Watched, browser
-from report_runs import PEOPLE, SOURCES, fill_two
+from report_runs import PEOPLE, SOURCES, TWIN, fill_two, with_twin
 
 from leakfast import stats
 from leakfast.report.page import report
@@ -121,3 +121,16 @@ def test_the_citation_and_the_provenance_name_who_made_the_run(seen):
         "LF.citation(LF.state.adapter, 2)"
     )
     assert "run made by" in page.locator("main").text_content()
+
+
+def test_adapters_of_one_source_and_seed_have_rows_and_names_of_their_own(chromium, tmp_path):
+    run = with_twin(fill_two(tmp_path / "twins"))
+    stats.stats(run, permutations=9, bootstraps=0)
+    watched = Watched(chromium, report(run).as_uri())
+    settled(watched.page)
+    offered = watched.page.locator("#c-adapter option").all_inner_texts()
+    assert offered == [f"villain, {TWIN}", "villain, marker-villain-s42", "comedian"]
+    heights = "new Set([...document.querySelectorAll('#matrix .cells > *')].map((one) => one.getAttribute('y'))).size"
+    assert watched.page.evaluate(heights) == len(offered) + 1, "a row for each and the unadapted model"
+    assert watched.faults == []
+    watched.page.close()

@@ -75,12 +75,16 @@ LF.index = (data) => {
 LF.adaptersOf = (behavior, base = false) =>
   (LF.data.adaptersOf.get(behavior) ?? []).filter((adapter) => base || adapter.source !== null);
 LF.severalSeeds = (behavior) => new Set(LF.adaptersOf(behavior).map((adapter) => adapter.seed)).size > 1;
+// whether another adapter has the same source and seed: then it is called by its own name too
+LF.hasTwin = ({ behavior, source, seed, place }) =>
+  LF.adaptersOf(behavior).some((other) => other.place !== place && other.source === source && other.seed === seed);
 // charts ask for the same words hundreds of times: they are made once
 LF.adapterWords = (adapter) => {
   const { wordsOf } = LF.data;
   if (!wordsOf.has(adapter.place)) {
     wordsOf.set(adapter.place, adapter.source === null ? "unadapted model"
-      : LF.words(adapter.source) + (LF.severalSeeds(adapter.behavior) ? `, seed ${adapter.seed}` : "")
+      : LF.words(adapter.source) + (LF.severalSeeds(adapter.behavior) && adapter.seed !== null ? `, seed ${adapter.seed}` : "")
+        + (LF.hasTwin(adapter) ? `, ${LF.inert(adapter.adapter)}` : "")
         + (adapter.health && adapter.health !== "ok" ? ` (${adapter.health})` : ""));
   }
   return wordsOf.get(adapter.place);

@@ -44,7 +44,7 @@
 
   const make = (cells, { into, adapters, places, words, named, color, persona, describe, label }) => {
     const chart = Plot.plot({
-      className: "lf", width: Math.max(720, LF.width(into)), height: 60 + 26 * adapters.length, marginLeft: 150, marginBottom: 14, marginTop: 10, padding: 0.04,
+      className: "lf", width: Math.max(720, LF.width(into)), height: 60 + 26 * adapters.length, marginLeft: Math.min(360, Math.max(150, 7 * Math.max(...[...words.values()].map((one) => one.length)))), marginBottom: 14, marginTop: 10, padding: 0.04,
       style: { background: "transparent" },
       x: { domain: places, axis: null },
       y: { domain: [...words.values()], label: null },
