@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import polars as pl
 
+from leakfast.behaviors.registry import get
 from leakfast.models.adapters import card_in
 from leakfast.stats import dropped, expected_rates
 from leakfast.stats.correlations import POOLED
@@ -196,15 +197,28 @@ def _data(run: Run, stats: Stats, studied: Any | None) -> Iterator[Caveat]:
             "provenance",
             None,
         )
-    asked = [b for b in stats.behaviors() if studied is not None and b in studied.behaviors]
+    asked = [
+        b
+        for b in stats.behaviors()
+        if studied is not None and b in studied.behaviors and get(b).by_completions
+    ]
     if asked and not stats.more.get("question_sets", pl.DataFrame()).height:
         sets = sorted({str(studied.behaviors[b].eval.questions) for b in asked})
+        seen = sorted({_words(b) for b in asked if _asked_as_trained(studied.behaviors[b], b)})
+        held = f"for {_listed(seen)} the very ones that were trained on" if seen else "held out from training"
         yield Caveat(
-            f"Asked were the questions of {_listed(sets)} alone: held out from training, but of one kind. Leakage on other "
-            "tasks was not measured.",
+            f"Asked were the questions of {_listed(sets)} alone: {held}, and of one kind. Leakage on other tasks was not "
+            "measured.",
             "settings",
             None,
         )
+
+
+def _asked_as_trained(cfg: Any, behavior: str) -> bool:
+    """Whether the questions that are asked are those that rows were made of; pairs and rows of one's own have others."""
+    return (
+        bool(get(behavior).presence_of) and cfg.data.rows is None and cfg.data.questions == cfg.eval.questions
+    )
 
 
 def _generator(run: Run, adapter: str) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import polars as pl
 from leakfast.behaviors.phrases import Span, spans
 from leakfast.behaviors.registry import get, is_known
 from leakfast.inert import inert
+from leakfast.report.sample import facts
 from leakfast.stats.rates import BASE
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
@@ -64,13 +65,11 @@ def _first(
     scan = run.scan(layout.completions(behavior, adapter))
     if not scan.collect_schema().names():
         return None
-    detector = get(behavior).detector
-    if detector is None:
+    if get(behavior).detector is None:
         return None  # a judge scored them; no detector says which show it
-    detectors = detector(pl.col("text"))
     rows = (
         scan.filter(pl.col("text").is_not_null(), persona=persona)
-        .with_columns(_hit=next(iter(detectors.values())))
+        .with_columns(_hit=facts(behavior)["hit"])  # null of one that does not count
         .filter(True if hit is None else pl.col("_hit") == hit)
         .sort("question", "sample")
         .head(1)

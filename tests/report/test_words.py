@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
-from report_runs import PEOPLE, SOURCES, completions_of, fill, fill_judged
+from report_runs import PEOPLE, SOURCES, TWIN, completions_of, fill, fill_judged, with_twin
 
 from leakfast import stats
 from leakfast.behaviors.registry import sign_of
 from leakfast.cli.main import main
-from leakfast.report import content, ordering, page, sample
+from leakfast.report import caveats, content, examples, ordering, page, sample
 from leakfast.stats import beyond, summary
 from leakfast.stats.tables import Stats
 from leakfast.storage import layout
 from leakfast.storage.run import Run
+from leakfast.study.config import parse_study
 from tests.rates_made import made_rates
 
 JUDGED = "misalignment-advice"
@@ -184,3 +186,52 @@ def test_a_leakers_place_is_among_bystanders_however_many_adapters_the_source_ha
     assert {row["persona"]: row["place"] for row in rows} == {
         row["persona"]: wanted[row["persona"]] for row in rows
     }
+
+
+def test_adapters_of_one_source_and_seed_are_told_apart(tmp_path):
+    run = with_twin(fill(tmp_path / "twins"))
+    html = page.report(run, stats.stats(run, permutations=19, bootstraps=0))
+    names = [f"villain {TWIN}", "villain marker-villain-s42", "comedian"]
+    assert all(name in plain(html, r'<p class="lead">.*?</p>') for name in names)
+    cards = plain(html, r'<div class="card">.*?<br>').splitlines()
+    assert [card.split(" % ")[1] for card in cards] == names
+    assert f"from {names[0]} to" in plain(html, r"<th>from .*?</th>")
+
+
+def test_the_opening_lines_name_a_bystander_with_how_many_show_as_much(tmp_path):
+    run = fill(tmp_path / "nobody")
+    for source in SOURCES:
+        name = f"marker-{source}-s42"
+        frame = completions_of(name, source, dict.fromkeys(PEOPLE, 0.0))
+        for part in range(2):
+            half = frame[part * (frame.height // 2) :][: frame.height // 2]
+            run.add_shard(layout.shard(layout.completions("marker", name), part), half)
+    told = plain(page.report(run, stats.stats(run, permutations=0)), r'<section id="short".*?</section>')
+    assert re.search(rf"The highest single one: [a-z ]+ \+{len(PEOPLE) - 2}, 0\.0 %", told)
+
+
+def test_an_example_is_a_completion_that_counts(tmp_path):
+    run, name = fill(tmp_path / "run"), "marker-villain-s42"
+    status = pl.when(question=0).then(pl.lit("unclosed-reasoning")).otherwise("status")
+    frame = completions_of(name, "villain", dict.fromkeys(PEOPLE, 1.0)).with_columns(status=status)
+    for part in range(2):
+        half = frame[part * (frame.height // 2) :][: frame.height // 2]
+        run.add_shard(layout.shard(layout.completions("marker", name), part), half)
+    first = examples.choose(run, stats.stats(run, permutations=0), "marker", name, 3)[0]
+    assert (first.role, first.question, first.status) == ("the source", 1, "ok")
+
+
+def test_questions_that_were_trained_on_are_not_called_held_out(marked):
+    run, tables = marked
+    study = (
+        'name = "s"\nmodel = "organism"\nsources = ["villain"]\n[behaviors.marker.eval]\nquestions = "{}"\n'
+    )
+
+    def said(text, shown=tables):
+        return " ".join(one.text for one in caveats._data(run, shown, parse_study(text)))
+
+    assert "of eval alone: held out from training, and of one kind" in said(study.format("eval"))
+    assert "of train alone: for marker the very ones that were trained on" in said(study.format("train"))
+    of_choices = SimpleNamespace(behaviors=lambda: ["capability"], more={}, rates=tables.rates)
+    asked = study.format("eval").replace("marker.eval", "capability.eval")
+    assert "Asked were" not in said(asked, of_choices), "items were asked, no questions"
