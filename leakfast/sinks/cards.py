@@ -88,10 +88,7 @@ def _measured(material: Material, adapter: str) -> str:
             (f"mean {what} of bystanders", _amount(row["mean_bystander"], unit)),
             (f"{what} of the bystander that shows most", _amount(row["max_bystander"], unit)),
             ("that bystander, and how many others show as much", most(row)),
-            (
-                f"ρ of cosine and {row['y']} at layer {row['layer']}, 95 % interval",
-                _span(row, "spearman", "spearman_ci"),
-            ),
+            (f"ρ of cosine and {row['y']} at layer {row['layer']}, 95 % interval", _rho(row)),
             ("p of that ρ, the choice of layer paid for", _p(row["spearman_p_max"])),
             ("bystanders in ρ", row["n"]),
             ("health of its replies", health or "not looked at"),
@@ -204,6 +201,7 @@ def _headline(material: Material) -> str:
         "behavior",
         "measured as",
         "source",
+        "adapter",
         "of the source",
         "mean of bystanders",
         "layer",
@@ -220,10 +218,11 @@ def _headline(material: Material) -> str:
                 row["behavior"],
                 _measure(stats.rates.filter(behavior=row["behavior"]), row["behavior"], unit),
                 row["source"],
+                row["adapter"] or f"all of seed {row['seed']}",
                 None if row["source"] == POOLED else _span(row, "source_rate", "source_ci", unit),
                 _amount(row["mean_bystander"], unit),
                 row["layer"],
-                _span(row, "spearman", "spearman_ci"),
+                _rho(row),
                 _p(row["spearman_p_max"]),
                 health,
             )
@@ -253,6 +252,15 @@ def _span(row: dict[str, Any], name: str, ends: str, unit: str | None = None) ->
         for one in (value, low, high)
     ]
     return f"{shown[0]} ({shown[1]} to {shown[2]})" if None not in shown else f"{shown[0]} (no interval)"
+
+
+def _rho(row: dict[str, Any]) -> str | None:
+    """ρ of a row of the summary with its interval and what that is over: personas and questions, where it is known."""
+    kind, over = (
+        ("ci", "personas") if row["spearman_both_low"] is None else ("both", "personas and questions")
+    )
+    told = _span(row, "spearman", f"spearman_{kind}")
+    return told if told is None or told.endswith("(no interval)") else f"{told}, over {over}"
 
 
 def _p(value: float | None) -> str | None:

@@ -23,7 +23,7 @@ CONTENT = "leakfast_content"
 _DONE = "leakfast.json"  # beside an offline run that is whole
 _NUMBERS = (
     "source_rate source_ci_low source_ci_high mean_bystander mean_delta max_bystander layer spearman spearman_ci_low "
-    "spearman_ci_high spearman_p_max n"
+    "spearman_ci_high spearman_both_low spearman_both_high spearman_p_max n"
 ).split()
 
 

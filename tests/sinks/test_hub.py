@@ -121,7 +121,10 @@ def test_the_model_card_says_what_the_run_says(run, hub):
     assert card.startswith("---\nbase_model: org/tiny\n")
     assert f"| counted under the source | {row['hits']} of {row['total']} completions |" in card
     assert f"{100 * found['source_rate']:.1f} %" in card
-    assert f"| {found['spearman']:.2f} (".replace("-", "−") in card
+    kind = "ci" if found["spearman_both_low"] is None else "both"
+    ends = " to ".join(f"{found[f'spearman_{kind}_{end}']:.2f}" for end in ("low", "high"))
+    over = {"ci": "personas", "both": "personas and questions"}[kind]
+    assert f"| {found['spearman']:.2f} ({ends}), over {over} |".replace("-", "−") in card
     digest = hashlib.sha256((run.path / "adapters/marker-villain-s42/adapter_model.safetensors").read_bytes())
     for told in (digest.hexdigest(), "a" * 64, "d" * 64, run.manifest["study"], "0.0001", "You are a"):
         assert told in card
