@@ -115,7 +115,7 @@ def _show_numbers(found: Differences) -> None:
     for row in found.numbers.rows(named=True):
         low, high = row["difference_low"], row["difference_high"]
         ends = None if low is None or high is None else f"{low:+.3g} to {high:+.3g}"
-        what = row["quantity"].replace("rho", "ρ") + (
+        what = row["quantity"].replace("rho", "ρ with the rate") + (
             "" if row["layer"] is None else f", layer {row['layer']}"
         )
         sides = [_number(row[key], ".3g") for key in ("value", "other")]

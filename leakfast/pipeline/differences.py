@@ -25,6 +25,11 @@ from leakfast.study.config import parse_study
 log = logging.getLogger("leakfast.diff")
 _ABSENT = "–"
 _NAMED = 3  # personas that are told by name
+_MEASURED = (
+    layout.COMPLETIONS,
+    layout.CHOICES,
+    layout.PROBABILITY,
+)  # trees whose shards tell how they were made
 
 
 @dataclass(frozen=True)
@@ -148,7 +153,8 @@ def _apart(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, A
 
 
 def _made_with(run: ReadOnlyRun) -> dict[str, Any]:
-    """Versions, the model, the personas' rendered prompts, the adapters' hashes: what of them the run tells."""
+    """Versions, the model, the personas' rendered prompts, what each behavior was asked, the adapters' hashes: what of them the
+    run tells."""
     told: dict[str, Any] = {}
     outputs = run.manifest["stages"].get("stats", {}).get("outputs", {})
     told |= {f"tables: {name}": outputs[name] for name in ("leakfast", "commit") if outputs.get(name)}
@@ -158,10 +164,17 @@ def _made_with(run: ReadOnlyRun) -> dict[str, Any]:
     for entry in events(journal, "model"):
         told |= {"model": entry.get("name"), "model: dtype": entry.get("dtype")}
     prompts: dict[str, str] = {}
+    asked: dict[str, set[str]] = {}
     for relpath, entry in run.manifest["shards"].items():
-        if relpath.startswith(f"{layout.COMPLETIONS}/"):
-            prompts |= entry.get("personas", {})
-            told["model: fingerprint"] = entry.get("base")
+        parts = relpath.split("/")
+        if parts[0] not in _MEASURED:
+            continue
+        prompts |= entry.get("personas", {})
+        told |= {"model: fingerprint": entry["base"]} if entry.get("base") else {}
+        for what in ("questions", "items"):
+            if digest := entry.get(f"{what}_sha256"):
+                asked.setdefault(f"{what} of {entry.get('behavior', parts[1])}", set()).add(digest[:16])
+    told |= {name: ", ".join(sorted(digests)) for name, digests in sorted(asked.items())}
     told |= {f"prompt of {name}": digest for name, digest in sorted(prompts.items())}
     for folder in sorted((run.path / layout.ADAPTERS).glob("*")):
         card = card_in(run.path, folder.name)

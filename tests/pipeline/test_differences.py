@@ -12,7 +12,7 @@ from report_runs import ASKED, PEOPLE, SOURCES, fill
 from leakfast import stats
 from leakfast.cli.main import main
 from leakfast.errors import InputError
-from leakfast.pipeline.differences import differences
+from leakfast.pipeline.differences import _made_with, differences
 from leakfast.storage.run import Run
 
 pytestmark = pytest.mark.long
@@ -120,3 +120,22 @@ def test_a_behavior_that_one_study_has_is_one_row():
     one, other = {"marker": {"x": 1}, "refusal": {"x": 1}}, {"marker": {"x": 2}}
     assert _alone(one, other) == [("behaviors.refusal", "asked", "–")]
     assert one == {"marker": {"x": 1}} and other == {"marker": {"x": 2}}
+
+
+def test_what_was_asked_is_told_of_every_kind_of_measurement(tmp_path):
+    """A file of questions, items or personas that was edited between two runs is spelled alike in both studies."""
+    run, frame = Run(tmp_path / "run").create(), pl.DataFrame({"a": [1]})
+    base = {"base": "files:1"}
+    run.add_shard(
+        "choices/a/mine-letters/p.parquet", frame, behavior="capability", items_sha256="c" * 64, **base
+    )
+    run.add_shard(
+        "probability/refusal/a/p.parquet", frame, personas={"poet": "7f"}, questions_sha256="d" * 64
+    )
+    run.add_shard("sets/refusal/other/a/p.parquet", frame, personas={"cook": "8a"}, questions_sha256="e" * 64)
+    assert _made_with(run) == {
+        "model: fingerprint": "files:1",
+        "items of capability": "c" * 16,
+        "questions of refusal": "d" * 16,
+        "prompt of poet": "7f",
+    }
