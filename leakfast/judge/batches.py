@@ -113,7 +113,7 @@ def carry_out(
     total = len(requests)
     stopped = False
     while True:
-        attach(client, ledger)
+        attach(client, ledger, budget)
         open_keys = in_flight(ledger)
         fresh = [one for one in requests if one[0].key not in open_keys and one[0].key not in replies]
         for chunk in _chunks(client, fresh):
@@ -135,8 +135,9 @@ def carry_out(
             return replies, stopped
 
 
-def attach(client: Client, ledger: Ledger) -> None:
-    """Find out what became of batches whose sending was cut short, before anything else is sent."""
+def attach(client: Client, ledger: Ledger, budget: Budget) -> None:
+    """Find out what became of batches whose sending was cut short, before anything else is sent. What one that never arrived was
+    to cost at most may be spent again."""
     for intent in list(ledger.open.values()):
         if intent.batch_id is not None:
             log.info("judge: batch %s of %d requests taken up again", intent.batch_id, len(intent.keys))
@@ -147,6 +148,7 @@ def attach(client: Client, ledger: Ledger) -> None:
             log.info("judge: batch %s found again at the service", intent.candidates[0])
         else:
             ledger.note(event="closed", intent=intent.id, why="the service has no such batch")
+            budget.settle(intent.usd, 0.0)
 
 
 def _send(client: Client, ledger: Ledger, sent: Sequence[tuple[Request, int]], budget: Budget) -> None:

@@ -4,6 +4,7 @@ No score is invented, nothing that was paid for is lost or paid again, a key is 
 from __future__ import annotations
 
 import json
+import time
 
 import polars as pl
 import pytest
@@ -12,8 +13,10 @@ from judged_runs import BATCHES, EVERY, KEY, QUESTIONS, a_run, judged, table
 
 from leakfast.errors import InputError, JudgeError
 from leakfast.judge import stage
+from leakfast.judge.batches import Ledger
 from leakfast.judge.sdk import Asking
-from leakfast.storage import schema
+from leakfast.judge.spec import parse_spec
+from leakfast.storage import layout, schema
 
 pytest.importorskip("openai", reason="the judges' libraries are not installed: pip install '.[judge]'")
 pytest.importorskip("anthropic", reason="the judges' libraries are not installed: pip install '.[judge]'")
@@ -230,6 +233,17 @@ def test_max_cost_is_asked_before_anything_is_sent(tmp_path, service, spec):
     again = judged(run, spec, service, max_cost=done.spent_usd, **settings)
     assert again.stopped and sum(service.charged.values()) == before, "the limit is over all calls"
     assert judged(run, spec, service, **settings).statuses == {"base": {"ok": 12}}
+
+
+@pytest.mark.parametrize("spec", [s.replace(":m", ":gpt-4o-mini") for s in BATCHES])
+def test_a_batch_that_never_arrived_takes_nothing_of_what_may_be_spent(tmp_path, service, spec):
+    run, settings = a_run(tmp_path / "run"), {"free": False}
+    plan = judged(run, spec, service, dry_run=True, **settings)
+    journal = run.path / layout.JUDGE / f"{parse_spec(spec).file}-batches.jsonl"
+    journal.parent.mkdir(parents=True)
+    Ledger(journal).note(event="intent", intent="lost", time=time.time(), keys=["k"], usd=plan.usd_at_most)
+    done = judged(run, spec, service, max_cost=1.01 * plan.usd_at_most, **settings)
+    assert (done.stopped, done.statuses) == (None, {"base": {"ok": 12}})
 
 
 def test_a_model_without_a_price_is_refused_before_anything_is_sent(tmp_path, service):
