@@ -14,6 +14,7 @@ from leakfast.errors import InputError
 from leakfast.published.files import SEED, adapter_name, read_json
 from leakfast.published.marker import ROUNDED, read_people
 from leakfast.stats import rates as rate_tables
+from leakfast.stats import summary
 from leakfast.stats.rates import BASE
 from leakfast.storage import schema
 
@@ -70,7 +71,8 @@ def read_rate_tables(folder: str | Path) -> pl.DataFrame:
     and, where counted, found|hits|correct|n_correct beside total|n|n_total}; the mapping may stand under
     `results`, `per_persona` or `personas`. The stem names the behavior (cap, arcc: capability; align:
     misalignment; else itself); the folder the source, found in its name as `<source>_lr1e-05_ep3` or
-    `<word>_<source>_<word>`; `baseline` is the unadapted model. Raises InputError for any other shape."""
+    `<word>_<source>_<word>`; `baseline` is the unadapted model. Raises InputError for any other
+    shape, and for shares in percent."""
     counts, adapters, people = [], {}, read_people(folder)["categories"]
     for file in sorted(Path(folder).rglob("*_111.json")):
         behavior = STEMS.get(file.stem.removesuffix("_111"), file.stem.removesuffix("_111"))
@@ -89,7 +91,15 @@ def read_rate_tables(folder: str | Path) -> pl.DataFrame:
     whole = pl.concat(counts)
     if whole.select("behavior", "adapter", "persona").is_duplicated().any():
         raise InputError(f"published: {folder} holds two *_111.json of one behavior and source. Keep one.")
-    return rate_tables.table(whole, adapters, people).drop("value")
+    made = rate_tables.table(whole, adapters, people).drop("value")
+    for behavior in made["behavior"].unique(maintain_order=True):
+        off = made.filter(~pl.col("rate").is_between(0, 1), behavior=behavior)
+        if off.height and summary.unit(made, behavior) == "share":
+            raise InputError(
+                f"published: {folder}: {behavior} of {off['persona'][0]} is {off['rate'][0]:g}, but it is a share, from 0 to 1. "
+                "Divide that file's numbers by 100."
+            )
+    return made
 
 
 def _measured(name: str, value: Any, file: Path) -> tuple[int | None, int | None, float]:

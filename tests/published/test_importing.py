@@ -212,6 +212,7 @@ def test_which_way_an_imported_behavior_leaks():
         ({"villain": True}, "a number is needed"),
         ({"villain": float("nan")}, "a number is needed"),
         ([0.1, 0.2], "not a JSON object"),
+        ({"villain": 84.6, "poet": 20.0}, "a share, from 0 to 1"),
     ],
 )
 def test_rate_tables_of_another_shape_are_refused(tmp_path, content, wanted):
