@@ -49,8 +49,6 @@ def steering(table: pl.DataFrame, *, behavior: str, width: float = PAGE_IN) -> F
     columns = mine.select(*key, "seed").unique(key, maintain_order=True).rows(named=True)
     directions = mine["_line"].unique(maintain_order=True).to_list()
     colours = {name: colour_of(place) for place, name in enumerate(directions)}
-    several = len({one["seed"] for one in columns}) > 1
-    who = itemgetter("source", "seed")
     across = panels_in(width, len(columns), 1.7, 3)
     down = -(-len(columns) // across)
     told = {"completions": "rate", "probability": f"probability ({estimator})", "choices": "accuracy"}
@@ -73,17 +71,7 @@ def steering(table: pl.DataFrame, *, behavior: str, width: float = PAGE_IN) -> F
             one = mine.filter(*(pl.col(name).eq_missing(pl.lit(column[name])) for name in key))
             for line in one["_line"].unique(maintain_order=True):
                 _lines(upper, lower, one.filter(_line=line).sort("strength"), colours[line])
-            name = source_words(column["source"] or column["adapter"], column["seed"], several)
-            alike = {one["adapter"] for one in columns if who(one) == who(column)}
-            headed(
-                upper,
-                wrapped(name, width / across - 0.75, 8.5),
-                [
-                    wrapped(column["adapter"], width / across - 0.75)
-                    if len(alike) > 1 or column["adapter"] == "base"
-                    else ""
-                ],
-            )
+            _head(upper, column, columns, width / across - 0.75)
             lower.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
             told_at = ", ".join(filter(None, [_MODES[column["mode"]], _UNITS.get(column["_unit"])]))
             lower.set_xlabel(wrapped(told_at, width / across - 0.2, 7.5))
@@ -96,6 +84,16 @@ def steering(table: pl.DataFrame, *, behavior: str, width: float = PAGE_IN) -> F
         )
         settle(figure)
     return figure
+
+
+def _head(axis: Axes, column: dict, columns: list[dict], inches: float) -> None:
+    """The source above its column; the adapter too where it is the unadapted model, or several have that source and seed."""
+    who = itemgetter("source", "seed")
+    several = len({one["seed"] for one in columns}) > 1
+    alike = {one["adapter"] for one in columns if who(one) == who(column)}
+    name = source_words(column["source"] or column["adapter"], column["seed"], several)
+    adapter = column["adapter"] if len(alike) > 1 or column["adapter"] == "base" else ""
+    headed(axis, wrapped(name, inches, 8.5), [wrapped(adapter, inches)])
 
 
 def _lined(mine: pl.DataFrame) -> pl.DataFrame:
