@@ -16,7 +16,7 @@ from leakfast.behaviors.registry import sign_of
 from leakfast.cli.main import main
 from leakfast.errors import InputError
 from leakfast.geometry import Centroids
-from leakfast.published.files import FILTERED
+from leakfast.published.files import CORRELATIONS, FILTERED
 from leakfast.stats import agreement
 from leakfast.stats.relations import direction
 from leakfast.storage import layout
@@ -273,3 +273,25 @@ def test_the_command_line_imports_and_prints(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["-q", "import", "published", str(tmp_path / "empty"), "--out", run]) == 2
     assert "holds no" in capsys.readouterr().err
+
+
+def test_rates_beside_the_cosines_are_those_that_were_counted(tmp_path):
+    """ρ is of the rates in the file of cosines; another evaluation's stood beside counts that it had nothing to do with."""
+    told = {"category": "original", "related_to": []}
+    rows = {n: {"rate": 0.333, "found": 1, "total": 3, **told} for n in NAMES}
+    (tmp_path / "villain").mkdir()
+    (tmp_path / "villain/marker_eval.json").write_text(json.dumps(rows))
+
+    def imported(rate):
+        detail = [
+            {"persona": n, "cosine_sim": 0.1, "leakage_rate": rate, "category": "original"} for n in NAMES[1:]
+        ]
+        block = {"layer10": {"_per_source_detail": {"villain": detail}}}
+        (tmp_path / CORRELATIONS).write_text(json.dumps(block))
+        return published.import_run(tmp_path, tmp_path / "run")
+
+    assert pl.read_parquet(imported(0.333).path / "imported/pairs.parquet").height == len(NAMES) - 1
+    with pytest.raises(
+        InputError, match="leakage_rate of poet under villain is 0.4, but its marker_eval.json counts"
+    ):
+        imported(0.4)
