@@ -238,7 +238,10 @@ def _map(source: _Source) -> Figure | str:
         kinds |= json.loads((source.run.path / layout.PERSONAS).read_text(encoding="utf-8")).get(
             "categories", {}
         )
-    found = planes.persona_map(centroids, layer, source.choices.cosine)
+    try:
+        found = planes.persona_map(centroids, layer, source.choices.cosine)
+    except ValueError as error:  # too few personas, or a layer that was not computed
+        return str(error)
     return persona_map(found, kinds, trained["source"].unique().to_list(), width=source.choices.width)
 
 

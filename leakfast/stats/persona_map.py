@@ -98,6 +98,8 @@ def in_a_row(centroids: Centroids) -> list[str]:
     """The personas so that near ones stand together: leaves of an average-linkage tree of 1 − centered cosine, averaged
     over all layers (the distance that `restricted.clusters` cuts), in the order with the least sum of neighbours'
     distances (Bar-Joseph et al. 2001). A persona without a direction comes last."""
+    if len(centroids.personas) < 3 or len(centroids.metadata["centered_on"]) < 2:
+        return list(centroids.personas)
     known, flat = distances(centroids)
     names = np.array(centroids.personas, dtype=object)
     if known.sum() < 3:

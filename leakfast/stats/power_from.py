@@ -80,6 +80,12 @@ def read(run: str | Path, behavior: str | None = None) -> Read:
     adapters = _adapters(made.rates, behavior)
     counts, people = _counts(counted.filter(behavior=behavior), made.rates, behavior, adapters)
     cosine, layer = analysis.headline(made.rates, made.correlations, behavior)
+    why = made.correlations.filter(pl.col("reason").is_not_null(), behavior=behavior)
+    if layer is None and why.height:  # cosines are there
+        raise InputError(
+            f"power: ρ of {behavior} is defined nowhere in {run}: {why['reason'][0]}. Give another run, or --base-rate and the "
+            "spreads by hand."
+        )
     pairs = made.pairs.filter(behavior=behavior, layer=-1 if layer is None else layer)
     pairs = pairs.drop_nulls(f"cosine_{cosine}")
     if layer is None or pairs.is_empty():

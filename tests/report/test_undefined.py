@@ -10,7 +10,10 @@ from flat_runs import PEOPLE, made
 
 from leakfast import stats
 from leakfast.cli.stats import cli
+from leakfast.errors import InputError
+from leakfast.figures import of_run
 from leakfast.report.page import report
+from leakfast.stats import power_from
 
 SHOWN = re.compile(r"\b(?:nan|NaN|None|inf)\b|Traceback")
 
@@ -63,3 +66,24 @@ def test_the_command_does_too(tmp_path, name):
     assert told.exit_code == 0, told.output
     assert "is defined at no layer" in told.stdout and why in told.stdout
     assert not SHOWN.search(told.stdout) and "villain" in told.stdout
+
+
+@pytest.mark.parametrize("few", [1, 2, 3])
+def test_pictures_of_few_personas_are_there_or_say_why_not(tmp_path, few):
+    """The map of a run of fewer than four ended the run in a traceback."""
+    run = made(tmp_path / "run", {"villain"}, PEOPLE[:few])
+    found = stats.stats(run, permutations=0, bootstraps=0)
+    drawn = list(of_run.draw(run, found, choices=of_run.Choices(order="cluster")))
+    assert all((one.figure is None) == bool(one.reason) for one in drawn)
+    (why,) = [one.reason for one in drawn if one.kind == "map"]
+    assert re.search("at least two personas|a map needs 4", why)
+    assert report(run, found).is_file()
+
+
+@pytest.mark.parametrize("name", ["nobody at all", "two bystanders"])
+def test_power_says_why_there_is_no_rho(tmp_path, name):
+    """It asked for centroids, which were there."""
+    shows, people, why = CASES[name]
+    run = made(tmp_path / "run", shows, people)
+    with pytest.raises(InputError, match=f"ρ of marker is defined nowhere in .*: .*{why}"):
+        power_from.read(run.path)
