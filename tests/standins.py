@@ -10,6 +10,7 @@ from pathlib import Path
 
 from leakfast.errors import AdapterError
 from leakfast.generation.contract import Completion, Request, Sampling, Work
+from leakfast.generation.vllm import serve
 from leakfast.generation.vllm.start import EngineDied, Spec
 
 
@@ -105,9 +106,9 @@ class Counted(Standin):
 
 
 class Slow(Counted):
-    """200 a second and engine, so that what is on its way when its parent dies is little."""
+    """100 a second and engine, so that what is on its way when its parent dies is little, on a busy machine too."""
 
-    each, step_s = 4, 0.02
+    each, step_s = 4, 0.04
 
 
 class Orderly(Standin):
@@ -182,9 +183,10 @@ class Refusing(OnceBroken):
 
 
 class Stuck(Standin):
-    """In a step that does not end."""
+    """In a step that does not end, in a process that gives its step less time once its parent is gone."""
 
     def taken(self, work: Work) -> None:
+        serve._GRACE_S = 2.0
         Path(self.spec.name).write_text(str(os.getpid()))
         time.sleep(600)
 

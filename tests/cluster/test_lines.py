@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
+import warm
 
 from leakfast.cluster import lines, local
 from leakfast.cluster.driver import _Driver
@@ -23,6 +25,7 @@ from leakfast.study.config import parse_study
 STUDY = 'name = "x"\nmodel = "organism"\npersonas = ["villain", "monk"]\nsources = ["villain"]\n[behaviors.refusal]\n'
 LARGE = b"x" * (8 << 20)  # more than a socket holds
 LIMIT_S = 300.0  # for a driver that would wait for ever
+SILENCE_S = 4.0  # a worker is a fork that has everything imported, and is ready within half a second
 
 # first: what a worker does in its first life instead of what it was asked; afterwards its task takes no time
 WORKER = """
@@ -96,12 +99,13 @@ def test_a_message_is_heard_when_its_last_byte_is_there(ends):
 @pytest.mark.skipif(sys.platform == "win32", reason="a process is stopped by a signal")
 @pytest.mark.parametrize("first", [STOPS, HALF], ids=["reads nothing", "half a message"])
 def test_a_worker_that_hangs_in_the_midst_of_a_message_is_ended(tmp_path, monkeypatch, first):
-    program = WORKER.format(first=first)
-    monkeypatch.setattr(LocalPool, "command", (sys.executable, "-c", program))
+    monkeypatch.setattr(LocalPool, "command", (sys.executable, "-c", WORKER.format(first=first)))
+    names = {"PIPE": subprocess.PIPE, "TimeoutExpired": subprocess.TimeoutExpired}
+    monkeypatch.setattr(local, "subprocess", SimpleNamespace(Popen=warm.Popen, **names))
     run = Run(tmp_path / "run").create()
     run.add_file("data/large", LARGE)  # lent to it, and more than it takes
     pool = LocalPool(parse_study(STUDY, "x.toml"), (), [None], 1, 30)
-    driver = _Driver(run, pool, [Task("train", "refusal", ("a",), needs=("data/large",))], 20.0)
+    driver = _Driver(run, pool, [Task("train", "refusal", ("a",), needs=("data/large",))], SILENCE_S)
     work = threading.Thread(target=driver.all, args=(lambda *_: None,), daemon=True)
     work.start()
     work.join(LIMIT_S)
@@ -109,7 +113,7 @@ def test_a_worker_that_hangs_in_the_midst_of_a_message_is_ended(tmp_path, monkey
         assert not work.is_alive(), "the driver waits for a worker that hangs"
         events = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
         assert [e["why"] for e in events if e["event"] == "worker_died"] == [
-            "said nothing for 20 s and was ended"
+            f"said nothing for {SILENCE_S:.0f} s and was ended"
         ]
     finally:
         pool.close()

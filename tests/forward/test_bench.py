@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -222,10 +223,11 @@ def test_what_a_part_started_is_killed_with_it_and_what_had_not_run_says_so(tmp_
     assert rows_of(out)[-1] == {"part": "after", "skipped": "the time is over"}
 
 
-def killed_at_a_random_moment(folder, draw):
-    """Kills the process group of a run of stand-ins (180 numbered rows) soon after a row drawn by `draw`; what is in the
-    file, what its parts had printed. A row and not a time, so that a quick machine is as often in the midst of it."""
-    seen, out = folder / "seen", folder / "out"
+def killed_at_a_random_moment(folder):
+    """Kills the process group of a run of stand-ins (180 numbered rows) soon after a row drawn by the folder's name; what is
+    in the file, what its parts had printed. A row and not a time, so that a quick machine is as often in the midst of it."""
+    folder.mkdir()
+    draw, seen, out = random.Random(folder.name), folder / "seen", folder / "out"
     words = [sys.executable, STANDING_IN, f"counting:{seen}", "--minutes", "0.5", "--out", out]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True, env=ENVIRONMENT)
     reader = threading.Thread(target=child.stdout.read)  # a full pipe would hold it up
@@ -243,10 +245,10 @@ def killed_at_a_random_moment(folder, draw):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere than on Linux there is no process behind")
 def test_killed_at_a_random_moment_every_row_that_was_printed_is_there(tmp_path):
-    draw, cut = random.Random(0), 0
-    for attempt in range(20):
-        (folder := tmp_path / str(attempt)).mkdir()
-        rows, printed = killed_at_a_random_moment(folder, draw)
+    folders, cut = [tmp_path / str(attempt) for attempt in range(20)], 0
+    with ThreadPoolExecutor(4) as beside:  # most of a run is its waiting between two rows
+        found = list(beside.map(killed_at_a_random_moment, folders))
+    for folder, (rows, printed) in zip(folders, found, strict=True):
         kept = {(row["part"], str(row["n"])) for row in rows if "n" in row}
         assert {tuple(one) for one in printed} <= kept
         assert len(kept) == sum("n" in row for row in rows)  # none twice

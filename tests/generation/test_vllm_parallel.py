@@ -170,14 +170,14 @@ def test_what_an_engine_told_before_it_died_is_heard(engines, tmp_path):
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_an_engine_that_hangs_is_ended_and_started_again(engines, tmp_path, caplog, monkeypatch, n):
-    monkeypatch.setattr(parallel, "_SILENCE_S", 20.0)
+    monkeypatch.setattr(parallel, "_SILENCE_S", 4.0)  # a stand-in at work is heard every third of a second
     monkeypatch.setattr(parallel, "_TOKEN_S", 0.0)
     some = engines(n, standins.OnceHung, tmp_path / "hung")
     whole = list(some.stream(standins.works(12, samples=20), Sampling()))
     assert sorted(work.key for work, _ in whole) == list(range(12)), "none lost, none twice"
     assert all(len({(c.request, c.sample) for c in done}) == len(done) == 20 for _, done in whole)
     assert (
-        caplog.text.count("said nothing for 20 s and was ended") == 1 and "it is started again" in caplog.text
+        caplog.text.count("said nothing for 4 s and was ended") == 1 and "it is started again" in caplog.text
     )
 
 
