@@ -136,6 +136,14 @@ class Popen:
         return self.returncode
 
 
+def said_by(words: Any) -> str:
+    """What a fork prints that ends well."""
+    child = Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    said, told = child.communicate(timeout=300)
+    assert child.returncode == 0, told
+    return said
+
+
 class _Server:
     """The process that forks, started once, and how each of its children ended."""
 
@@ -230,6 +238,7 @@ def _main() -> None:
     for name in LOADED:
         importlib.import_module(name)
     gc.collect()
+    os.fsync = lambda descriptor: None  # as in conftest.py
     gc.freeze()  # else every child's collections would copy these objects' pages
     told = _serve(socket.socket(fileno=int(sys.argv[1])))
     if told["session"]:

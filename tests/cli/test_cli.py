@@ -187,8 +187,9 @@ def test_personas_check_names_the_lines_of_a_collision(tiny_folder, tmp_path):
         '[[persona]]\nname = "cook"\nprompt = "You are a cook."\n\n'
         '[[persona]]\nname = "nobody"\nno_system = true\n'
     )
-    done = run("personas", "check", "--personas", str(file), "--model", str(tiny_folder))
-    assert done.returncode == 0, done.stderr
+    words = ["--personas", str(file), "--model", str(tiny_folder)]
+    done = CliRunner().invoke(group, ["personas", "check", *words])
+    assert done.exit_code == 0, done.output
     assert "tiny (line 1), nobody (line 9) render to the same tokens" in done.stdout
     assert "cook" not in done.stdout
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from warm import said_by
 
-import leakfast
 from leakfast.forward import ops
 
 try:
@@ -22,7 +20,6 @@ try:
 except ImportError:
     _native = None
 
-ROOT = Path(leakfast.__file__).resolve().parent.parent
 F16, F32, BF16 = torch.float16, torch.float32, torch.bfloat16
 PATHS = {dtype: _native.choice_paths(dtype == BF16) if _native else [] for dtype in (F32, BF16)}
 needs_native = pytest.mark.skipif(_native is None, reason="leakfast._native is not built here")
@@ -175,15 +172,8 @@ print(peak() - before)
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_native_takes_at_most_8_mb_beside_the_inputs(dtype):
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, dtype, "native"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) <= 8 << 20  # the logits alone would be 39 MB
+    peak = int(said_by([sys.executable, "-c", PEAK, dtype, "native"]))
+    assert peak <= 8 << 20  # the logits alone would be 39 MB
 
 
 @settings(max_examples=25, deadline=None)

@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import polars as pl
 import pytest
 import torch
+import warm
 from click.testing import CliRunner
 from measuring import evaluate, train
 
@@ -186,7 +185,7 @@ def test_killed_at_any_moment_and_run_again_it_is_the_uninterrupted_run(
         "--samples",
         "4",
         "--max-new-tokens",
-        "40",
+        "16",
         "--batch-completions",
         "8",
         "--seed",
@@ -194,10 +193,8 @@ def test_killed_at_any_moment_and_run_again_it_is_the_uninterrupted_run(
     ]
     run = Run(tmp_path / "run")
     command = [sys.executable, "-c", CHILD, *arguments, "--out", str(run.path)]
-    root = Path(stage.__file__).parents[2]
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     for shards_before_the_kill in (1, 3):
-        child = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        child = warm.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         have = len(Run(run.path).shards("completions")) if run.path.exists() else 0
         limit = time.monotonic() + 300
         while child.poll() is None and time.monotonic() < limit:
@@ -213,7 +210,7 @@ def test_killed_at_any_moment_and_run_again_it_is_the_uninterrupted_run(
     kept = sum(pl.read_parquet(run.path / p).height for p in Run(run.path).shards("completions"))
     assert kept > 0
     asked = json.loads(questions.read_text())
-    cfg = CFG.model_copy(update={"max_new_tokens": 40, "batch_completions": 8})
+    cfg = CFG.model_copy(update={"max_new_tokens": 16, "batch_completions": 8})
     request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(1)  # as the child: another number of threads may round logits otherwise
     resumed = evaluate(loaded, Run(run.path), [adapter], personas, asked, "marker", cfg, 3, base=True)
