@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
+from multiprocessing import get_context
 
 import pytest
 
 from leakfast.generation import vllm
+from leakfast.generation.vllm import parallel
+
+LOADED = ["leakfast.generation.vllm.engine", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker"]
 
 
 class Kept:
@@ -50,3 +54,12 @@ def kept_open():
         yield kept
     for kind in kept.plain:
         kept.end(kind)
+
+
+@pytest.fixture
+def forked(monkeypatch):
+    """Processes of engines are forks of one that has vLLM imported, which takes longer than most of what is drawn here: how a
+    process is started is not what a test with it shows."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    monkeypatch.setattr(parallel, "get_context", lambda how: context)

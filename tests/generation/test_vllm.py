@@ -333,7 +333,7 @@ def test_merged_weights_say_what_adapters_say_and_a_reply_may_end_at_the_marker(
 @needs_vllm
 @pytest.mark.vllm
 def test_two_engines_share_the_works_and_one_that_is_killed_gives_its_back(
-    organism, adapters, theirs, tmp_path, monkeypatch, caplog
+    organism, adapters, theirs, forked, tmp_path, monkeypatch, caplog
 ):
     from leakfast.measure import completions as stage
 
