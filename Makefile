@@ -3,13 +3,14 @@
 #   TORCH_INDEX  an extra package index for torch, e.g. PyTorch's own index of CPU wheels; without it,
 #                Linux gets the build that PyPI has, which is large because it brings CUDA
 #   ARGS         more words for pytest: make test ARGS="-k store"
-#   JOBS         processes that share the tests, a thread and about 2 GB each
+#   JOBS         processes that share the tests, a thread and about 2 GB each, one of them twice that for vLLM; one more than
+#                cores, since a third of their time is waiting for processes that they started
 #   GPU          more words for bench/gpu.py: make bench-gpu GPU=--quick
 #   MINUTES      of a lent GPU, parts by value (docs/gpu-visit.md): make bench-gpu MINUTES=9
 PYTHON ?= python3
 TORCH_INDEX ?=
 ARGS ?=
-JOBS ?= 2
+JOBS ?= 3
 GPU ?=
 MINUTES ?=
 

@@ -12,6 +12,24 @@ if (
 ):  # processes side by side: a thread each, before torch counts the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# the power fails in no test, and what a process that is killed has written outlives it without the disk
+os.fsync = lambda descriptor: None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from dealing import Dealing
+
+    return Dealing(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from dealing import place_of
+
+        items.sort(key=lambda item: place_of(item.nodeid.partition("::")[0]))
+
+
 CHATML = (
     "{% if messages[0]['role'] == 'system' %}{{ '<|im_start|>system\n' + messages[0]['content'] + "
     "'<|im_end|>\n' }}"

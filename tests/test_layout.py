@@ -10,6 +10,7 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import dealing
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -287,6 +288,12 @@ def test_the_tests_mirror_the_packages():
     assert {str(path) for path in files if len(path.parts) == 1} == {
         f"test_{what}.py" for what in ("doctor", "layout", "packaging", "version")
     }
+
+
+def test_files_that_are_dealt_first_are_there_and_those_of_vllm_are_dealt_together():
+    texts = {name_of(p): p.read_text(encoding="utf-8") for p in (ROOT / "tests").rglob("test_*.py")}
+    assert set(dealing.LONGEST) <= set(texts) - set(dealing.VLLM)
+    assert set(dealing.VLLM) == {name for name, text in texts.items() if re.search(r"mark\.vllm\b", text)}
 
 
 def test_no_machine_is_named():
