@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option(
     "--personas",
     default=None,
-    help="Who is measured: all, names, or a file.  [default: originals; all of a file without any]",
+    help="Who is measured: all, names, or a file.  [default: originals, or all of a file with fewer than three]",
 )
 @click.option(
     "--point",
@@ -141,11 +141,12 @@ def cli(
 
 
 def _measured(given: str | None, source: str, among: Sequence[Persona]) -> list[Persona]:
-    """The source and those named of `among`, by default its originals, or all where it has none."""
+    """The source and those named of `among`, by default its originals, or all where these are too few."""
     from leakfast.prompts.personas import load_personas
 
     if given is None:
-        given = "originals" if any(persona.category == "original" for persona in among) else "all"
+        others = sum(persona.category == "original" and persona.name != source for persona in among)
+        given = "originals" if others >= 3 else "all"
     people = load_personas(given, among=among)
     return people if source in {p.name for p in people} else [*load_personas([source], among=among), *people]
 

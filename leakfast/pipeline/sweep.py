@@ -110,7 +110,7 @@ class Plan:
         if self.source not in names or len(names) < 4:
             raise InputError(
                 f"sweep: {len(names)} personas, {'with' if self.source in names else 'without'} the source {self.source}. "
-                "Needed: the source and at least three bystanders. Use --personas originals."
+                "Needed: the source and at least three bystanders. Use --personas all."
             )
         if self.cfg.after or self.cfg.average:
             of = (

@@ -234,7 +234,9 @@ def test_personas_of_ones_own_are_measured_under_their_own_prompts(tiny_folder, 
     """Rows were built under the prompts of the file, and completions drawn under the shipped ones of the same names."""
     prompts = {p.name: f"You are {p.name}, as this file has it." for p in PEOPLE[:4]}
     people, study, plans = tmp_path / "people.json", tmp_path / "s.toml", []
-    people.write_text(json.dumps(prompts))
+    blocks = [{"name": name, "prompt": prompt} for name, prompt in prompts.items()]
+    blocks[1]["category"] = "original"  # alone: too few to be the ones who are asked
+    people.write_text(json.dumps(blocks))
     study.write_text(
         f'name = "s"\nmodel = "{tiny_folder}"\ndtype = "float32"\npersonas = "people.json"\nsources = ["villain"]\n'
         '[centroids]\nquestions = "eval-ten"\n[behaviors.marker.data]\nnegative_personas = "all"\n'
