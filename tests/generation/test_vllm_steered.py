@@ -179,7 +179,7 @@ def adapter(organism, tmp_path_factory):
 
 @pytest.mark.parametrize("how", ["live", "merged", "apart"])
 def test_adapters_are_measured_under_arms_as_by_transformers(
-    organism, adapter, along, forked, tmp_path, monkeypatch, how
+    organism, adapter, along, tmp_path, monkeypatch, how
 ):
     """Beside the weights, merged into them, and in a process of the engine's own, as on a GPU."""
     cfg = EvalConfig(samples=1, temperature=0.0, top_p=1.0, max_new_tokens=24, batch_completions=32)

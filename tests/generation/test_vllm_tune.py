@@ -20,7 +20,7 @@ needs_vllm = pytest.mark.skipif(not installed, reason="vLLM is not installed (pi
 
 @needs_vllm
 @pytest.mark.vllm
-def test_tune_measures_widths_and_later_runs_take_the_best(forked, tmp_path, monkeypatch):
+def test_tune_measures_widths_and_later_runs_take_the_best(tmp_path, monkeypatch):
     """Steps of 128 tokens hold one prompt and a part of the next, which a CPU's seeded draws would not survive."""
     monkeypatch.setenv("LEAKFAST_CACHE", str(tmp_path))
     done = CliRunner().invoke(
