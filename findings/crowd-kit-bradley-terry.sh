@@ -3,7 +3,7 @@
 # `tol` are.
 # Guess beforehand: with n_iter=10_000 the scores of maximum likelihood, as of any other package. Seen: the first model won 9 of 10
 # comparisons with the second, and the second 9 of 10 with the third; by the scores the first beats the second with probability
-# 0.75, where 0.90 was seen, and the third with 0.955 (0.988). Scores lie too close together, the more so the fewer pairs were compared.
+# 0.75, where 0.90 was seen, and the third with 0.955 (0.988): the scores lie too close together.
 #   scores 0.724, 0.241, 0.034; of maximum likelihood 0.890, 0.099, 0.011; the same with n_iter=2
 # Cause: a step's change is measured between an array and itself, so it is zero at the second one, which counts as arrived.
 # Versions: crowd-kit 1.4.2, choix 0.4.1, numpy 2.4.6; where: crowdkit/aggregation/pairwise/bradley_terry.py, fit (p_old).
