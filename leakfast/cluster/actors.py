@@ -253,7 +253,7 @@ def _answers(address: str) -> bool:
 
 class _Told:
     """Says in a line why Ray did not start, or took no driver: it raises errors of several kinds, of no kind where it was not
-    up after 30 s. said: with a place for the first line of Ray's own words."""
+    up after 30 s. said: with a place for Ray's own words."""
 
     def __init__(self, said: str, kind: type[LeakfastError]) -> None:
         self.said, self.kind = said, kind
@@ -263,7 +263,7 @@ class _Told:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception):  # whole with LEAKFAST_DEBUG=1
-            raise self.kind(self.said.replace("{}", _first_line(error))) from error
+            raise self.kind(self.said.replace("{}", _in_a_line(error))) from error
 
 
 def _unstarted() -> str:
@@ -280,6 +280,12 @@ def _refused(address: str) -> str:
         "Ray does, where its machine has one) needs it from every node and from this command: set RAY_AUTH_MODE=token and "
         "have the same token in ~/.ray/auth_token or RAY_AUTH_TOKEN. docs/clusters.md says how."
     )
+
+
+def _in_a_line(error: BaseException) -> str:
+    """What an error says, of two versions of Ray for one in nine lines, as a sentence of 300 signs at most."""
+    said = " ".join(str(error).split())
+    return (said if len(said) <= 300 else f"{said[:299]}…").rstrip(".") + "."
 
 
 def _first_line(error: BaseException) -> str:
