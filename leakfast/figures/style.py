@@ -181,10 +181,13 @@ def source_words(source: str, seed: int | None, several: bool) -> str:
 
 def adapter_words(rows: Sequence[Mapping[str, Any]], several: bool) -> list[str]:
     """What each of the rows (adapter, source, seed) is called: its source and seed as `source_words` has them, and the adapter
-    where two of the rows have one source and seed (of other recipes; a control's are of several behaviors)."""
+    where two adapters of the rows have one source and seed (of other recipes; a control's are of several behaviors)."""
     told = [source_words(row["source"], row["seed"], several) for row in rows]
+    named: dict[str, set[str]] = {}
+    for name, row in zip(told, rows, strict=True):
+        named.setdefault(name, set()).add(row["adapter"])
     return [
-        f"{name} ({row['adapter']})" if told.count(name) > 1 else name
+        f"{name} ({row['adapter']})" if len(named[name]) > 1 else name
         for name, row in zip(told, rows, strict=True)
     ]
 
