@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from leakfast.behaviors.registry import get, is_known
+from leakfast.stats.accuracy import BEHAVIOR
 from leakfast.stats.rates import BASE
 from leakfast.storage import layout
 
@@ -67,8 +68,8 @@ def unlike(run: Run, asked: pl.DataFrame, tree: str = layout.COMPLETIONS) -> tup
 
 def told_of(run: Run) -> Told:
     """(behavior, adapter) → what the manifest says of the shards that its rates come from: of completions and choice scores,
-    else of probabilities."""
-    return _entries(run, layout.PROBABILITY) | _entries(run, layout.COMPLETIONS)
+    else of probabilities. Points of training stand in it by their names (layout.point_name), of completions and choice scores."""
+    return _entries(run, layout.PROBABILITY) | _entries(run, layout.COMPLETIONS) | _of_points(run)
 
 
 def apart(
@@ -217,16 +218,40 @@ def _entries(run: Run, tree: str) -> Told:
         parts = PurePosixPath(path).parts
         if path.startswith(f"{tree}/") and len(parts) > 3:
             names, adapter = [parts[1]], parts[-2]
-        elif parts[0] == layout.CHOICES and entry.get("behavior") and len(parts) > 3:
-            # by another scoring beside letters it is a behavior of its own (accuracy.count)
-            behavior, items = entry["behavior"], entry.get("items", "")
-            names, adapter = [behavior, f"{behavior}-{parts[2].removeprefix(f'{items}-')}"], parts[1]
+        elif parts[0] == layout.CHOICES and (of_choices := choice_behaviors(path, entry)):
+            names, adapter = of_choices, parts[1]
         else:
             continue
         for name in names:
             for key, said in said_of([entry]).items():
                 told.setdefault((name, adapter), {}).setdefault(key, set()).update(said)
     return told
+
+
+def _of_points(run: Run) -> Told:
+    """The same of points of training, by the names of their adapters there; of beginnings and ends nothing."""
+    told: Told = {}
+    for path, entry in run.manifest["shards"].items():
+        parts = path.split("/")
+        if path.startswith(f"{layout.completions(series=True)}/") and layout.point_of(parts[-2]):
+            side = parts[2], parts[-2]
+        elif parts[0] == layout.POINTS and (share := layout.share_of(parts[-2])) not in (None, 1.0):
+            side = entry.get("behavior", BEHAVIOR), layout.point_name(parts[1], share)
+        else:
+            continue
+        for key, said in said_of([entry]).items():
+            told.setdefault(side, {}).setdefault(key, set()).update(said)
+    return told
+
+
+def choice_behaviors(path: str, entry: Mapping[str, Any]) -> list[str]:
+    """What the behavior of a shard of choice scores may be called in tables; nothing where its entry does not tell."""
+    parts = path.split("/")
+    if not entry.get("behavior") or len(parts) < 4:
+        return []
+    # by another scoring beside letters it is a behavior of its own (accuracy.count)
+    behavior, items = entry["behavior"], entry.get("items", "")
+    return [behavior, f"{behavior}-{parts[2].removeprefix(f'{items}-')}"]
 
 
 def said_of(entries: Iterable[Mapping[str, Any]]) -> dict[str, set[str]]:

@@ -5,13 +5,14 @@ measured under the same personas; loads no model."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import polars as pl
 
 from leakfast import behaviors
 from leakfast.stats import baselines, intervals, matching, radius
+from leakfast.storage import layout
 
 TOLERANCE = 0.05  # of the source's rate: what counts as equally strong
 _METHOD = (
@@ -44,10 +45,12 @@ SCHEMA: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Point:
-    """An adapter at a share of its training: persona, role, hits, total, baseline of all personas counted there."""
+    """An adapter at a share of its training: persona, role, hits, total, baseline of all personas counted there. side: whose
+    shards they are of, as baselines.told_of names it."""
 
     share: float
     rows: pl.DataFrame
+    side: baselines.Side = ("", "")
 
     @property
     def source(self) -> tuple[int, int] | None:
@@ -68,7 +71,7 @@ class Point:
             pl.when(own).then(n).otherwise(pl.col(name)).cast(pl.Int64).alias(name)
             for name, n in zip(("hits", "total"), anew, strict=True)
         ]
-        return Point(self.share, self.rows.with_columns(counts))
+        return replace(self, rows=self.rows.with_columns(counts))
 
     @property
     def bystanders(self) -> pl.DataFrame:
@@ -152,8 +155,9 @@ def table(
     point that was measured is that strong, so that the row compares different strengths; the column `match` says on which
     side they are. trajectory: the table of that name, of which points with the arm's bystanders are used. The source's rate is
     of the replies that were drawn anew at a chosen point, else of those that it gave beside everybody.
-    draws: (bootstraps, seed, workers) of the radius. told: of baselines.told_of; a variant whose end was asked or drawn
-    otherwise than the plain one's has a reason in place of the difference (at points of training all are asked alike).
+    draws: (bootstraps, seed, workers) of the radius. told: of baselines.told_of; a variant that was asked or drawn otherwise
+    where it stands than the plain one where that stands has a reason in place of the difference, and a point that was asked
+    or drawn otherwise than its adapter's end has no baseline.
 
     Estimands: mean_bystander, the mean rate over further personas of these kinds, of this adapter and these questions;
     difference: that less the plain variant's, over the same bystanders. Resampling unit: the persona (t intervals).
@@ -162,7 +166,7 @@ def table(
     a judge scores have no counts and no rows."""
     rows = []
     if {"hits", "total"} <= set(rates.columns):
-        for key, arms in _arms(rates, trajectory):
+        for key, arms in _arms(rates, trajectory, told or {}):
             rates_at_end = [arm.final.source_rate for arm in arms]
             known = [rate for rate in rates_at_end if rate is not None]
             level = next((one for one in (wanted, match, min(known, default=None)) if one is not None), None)
@@ -176,10 +180,12 @@ def table(
 
 def has_arms(rates: pl.DataFrame) -> bool:
     """Whether a behavior has variants that can be compared, so that the table has rows."""
-    return {"hits", "total"} <= set(rates.columns) and any(True for _ in _arms(rates, pl.DataFrame()))
+    return {"hits", "total"} <= set(rates.columns) and any(True for _ in _arms(rates, pl.DataFrame(), {}))
 
 
-def _arms(rates: pl.DataFrame, trajectory: pl.DataFrame) -> Iterator[tuple[dict[str, Any], list[Arm]]]:
+def _arms(
+    rates: pl.DataFrame, trajectory: pl.DataFrame, told: baselines.Told
+) -> Iterator[tuple[dict[str, Any], list[Arm]]]:
     """Behavior, source, seed, and the arms there, the plain one first."""
     mine = rates.filter(pl.col("role").is_in(["source", "bystander"]), pl.col("total") > 0)
     if "taught" in mine.columns:  # not what was measured on the adapters of another behavior
@@ -190,10 +196,9 @@ def _arms(rates: pl.DataFrame, trajectory: pl.DataFrame) -> Iterator[tuple[dict[
         behavior, variant = behaviors.parts(str(name))
         rows = part.select("persona", "role", "hits", "total", "baseline")
         looked, anew = _of_source(trajectory, behavior, str(adapter))
-        earlier = [
-            p.with_source(anew.get(p.share)) for p in _points(trajectory, behavior, str(adapter), rows)
-        ]
-        final = Point(1.0, rows).with_source(anew.get(1.0))
+        end = Point(1.0, rows, (str(name), str(adapter)))
+        earlier = [p.with_source(anew.get(p.share)) for p in _points(trajectory, behavior, end, told)]
+        final = end.with_source(anew.get(1.0))
         arm = Arm(variant, str(adapter), final, tuple(earlier), looked)
         found.setdefault((behavior, source, seed), []).append(arm)
     for (behavior, source, seed), arms in found.items():
@@ -226,22 +231,29 @@ def _of_source(
     return tuple(looked), {share: (hits, total) for share, hits, total in anew}
 
 
-def _points(trajectory: pl.DataFrame, behavior: str, adapter: str, final: pl.DataFrame) -> tuple[Point, ...]:
-    """The points of an adapter's training at which everybody of `final` was counted."""
+def _points(
+    trajectory: pl.DataFrame, behavior: str, end: Point, told: baselines.Told
+) -> tuple[Point, ...]:
+    """The points of an adapter's training at which everybody of its end was counted."""
     if trajectory.is_empty():
         return ()
     alone = pl.col("scoring").is_in([matching.TO_CHOOSE, matching.ANEW])
+    adapter = end.side[1]
     between = _of(trajectory, behavior, adapter).filter(
         pl.col("share") > 0, pl.col("share") < 1, ~pl.col("scoring").str.starts_with("probability"), ~alone
     )
-    people = final.select("persona", "role", "baseline")
-    points = []
-    for (share, *_), part in sorted(
+    people = end.rows.select("persona", "role", "baseline")
+    points: list[Point] = []
+    for (share, name, *_), part in sorted(
         between.group_by("share", "behavior", "items", "scoring", maintain_order=True), key=lambda one: one[0]
     ):
         rows = people.join(part.select("persona", "hits", "total"), on="persona", maintain_order="left")
         if rows.height == people.height and share not in [point.share for point in points]:
-            points.append(Point(float(share), rows))  # type: ignore[arg-type]
+            share = float(share)  # type: ignore[arg-type]
+            side = str(name), layout.point_name(adapter, share)
+            if baselines.apart(told, [side], [end.side], "its end") is not None:
+                rows = rows.with_columns(baseline=pl.lit(None, rows.schema["baseline"]))
+            points.append(Point(share, rows, side))
     return tuple(points)
 
 
@@ -275,12 +287,7 @@ def _rows(
         if others.height:
             mean, low, high, _ = intervals.of_mean(others["rate"].to_numpy())
             row |= {"mean_bystander": mean, "mean_bystander_low": low, "mean_bystander_high": high}
-        why = None
-        if point is arm.final and standing[0][0] is arms[0].final:
-            sides = (
-                [(behaviors.joined(key["behavior"], one.variant), one.adapter)] for one in (arm, arms[0])
-            )
-            why = baselines.apart(told, *sides, "the plain behavior")
+        why = baselines.apart(told, [point.side], [standing[0][0].side], "the plain behavior")
         yield row | _radius(arm, point, pairs, chosen, draws) | _difference(arm, others, plain, why)
 
 

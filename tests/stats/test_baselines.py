@@ -18,7 +18,8 @@ from leakfast.measure.stage import rates
 from leakfast.prompts.items import ItemSet, load_items
 from leakfast.prompts.personas import load_personas
 from leakfast.prompts.questions import QuestionSet
-from leakfast.stats.baselines import partial, seeds_apart, unlike
+from leakfast.stats.baselines import partial, seeds_apart, told_of, unlike
+from leakfast.storage import layout
 from leakfast.storage.run import Run
 from leakfast.study.config import EvalConfig
 from tests.rates_made import made_rates
@@ -220,3 +221,21 @@ def test_variants_of_a_run_that_were_asked_otherwise_have_a_reason(tiny_qwen2, t
             evaluate_all(tiny_qwen2, run, [arm], people, asked, 3, base=True)
         (row,) = table(run).more["variants"].rows(named=True)
         assert (row["difference"] is None, row["reason"]) == (reason is not None, reason)
+
+
+def test_how_points_of_training_were_asked_is_told_by_their_names(tmp_path):
+    run, frame = Run(tmp_path / "run").create(), pl.DataFrame({"x": [1]})
+    name = "marker-villain-s1"
+    for point, digest in {"base": "a", name: "b", f"{name}@p012.5": "c"}.items():
+        folder = layout.completions("marker", point, series=True)
+        run.add_shard(layout.shard(folder), frame, questions_sha256=digest)
+    run.add_shard(layout.shard(layout.completions("marker", name)), frame, questions_sha256="d")
+    for share, more in ((0.5, {}), (0.5, {"behavior": "capability-facts"}), (1.0, {})):
+        folder = layout.points(name, f"items{len(more)}", "letters", share)
+        run.add_shard(layout.shard(folder), frame, items_sha256=f"{share}", **more)
+    assert told_of(run) == {
+        ("marker", name): {"questions_sha256": {"d"}},
+        ("marker", f"{name}@p012.5"): {"questions_sha256": {"c"}},
+        ("capability", f"{name}@p050"): {"items_sha256": {"0.5"}},
+        ("capability-facts", f"{name}@p050"): {"items_sha256": {"0.5"}},
+    }

@@ -102,10 +102,32 @@ def test_an_arm_that_was_asked_or_drawn_otherwise_at_its_end_has_a_reason_for_no
         assert table["far"]["difference"] is None and word in table["far"]["difference_reason"]
         assert table["far"]["mean_bystander"] is not None, "what it showed stands"
         assert made(found, told={plain: {key: {"a"}}, far: {key: {"a"}}})["far"]["difference"] is not None
+
+
+def test_an_arm_that_was_asked_otherwise_at_its_point_has_a_reason_for_no_difference_and_no_baseline():
+    """Compared are the points where arms stand: how their ends were asked is another matter."""
+    found = rates(plain=(0.1, 0.9), far=(0.4, 0.9)).with_columns(baseline=pl.lit(0.2))
     halfway = pl.concat([point(v, 0.5, m, 0.5) for v, m in (("plain", 0.1), ("far", 0.4))])
     halfway = halfway.with_columns(adapter=pl.col("adapter").str.replace("marker\\+plain", "marker"))
-    table = made(found, halfway, wanted=0.5, told={plain: {"drawn": {"a"}}, far: {"drawn": {"b"}}})
-    assert table["far"]["share"] == 0.5 and table["far"]["difference"] is not None, "points are asked alike"
+    named = {"plain": ("marker", "marker-s-s42"), "far": ("marker+far", "marker+far-s-s42")}
+    at = {f"{arm} halfway": ("marker", f"{name}@p050") for arm, (_, name) in named.items()} | named
+
+    def far(wanted=0.5, points=halfway, **asked):
+        told = {at[name.replace("_", " ")]: {"questions_sha256": {its}} for name, its in asked.items()}
+        return made(found, points, wanted=wanted, told=told)["far"]
+
+    alike = far(plain_halfway="a", far_halfway="a", plain="a", far="b")
+    assert alike["share"] == 0.5 and alike["difference"] is not None
+    apart = far(plain_halfway="a", far_halfway="b", plain="a", far="a")
+    assert apart["difference"] is None and "asked other questions" in apart["difference_reason"]
+    assert apart["mean_bystander"] == alike["mean_bystander"], "what it showed stands"
+    # the plain behavior has no point: its end is as strong as any, and was asked something else
+    alone = halfway.filter(pl.col("adapter").str.starts_with("marker+far"))
+    assert "asked other questions" in far(points=alone, far_halfway="b", plain="a")["difference_reason"]
+    # half of the way from the baseline, 0.2, to the source's rate, or from 0 where there is none
+    its = {asked: far(far_halfway=asked, far="a")["radius"] for asked in "ab"}
+    bare = made(found.with_columns(baseline=pl.lit(None, pl.Float64)), halfway, wanted=0.5)["far"]["radius"]
+    assert its["b"] == bare != its["a"]
 
 
 def test_the_radius_is_at_the_plain_behaviors_layer_for_all():
