@@ -30,7 +30,8 @@ SHOWN = 20  # rates, of those that moved; --json has all
 def cli(run: Path, other: Path, bootstraps: int, seed: int, as_json: bool) -> None:
     """Show which settings of two runs differ, and which numbers moved, by how many standard errors.
 
-    Rates of one adapter and persona are paired by question where both runs asked the same. Nothing is changed in either run.
+    Rates of one adapter and persona are paired by question, or item, where both runs asked the same. Nothing is changed in
+    either run.
 
     Example: leakfast diff runs/demo runs/demo-again
     """

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from leakfast.models.adapters import card_in
-from leakfast.stats import intervals, paired, two_way
+from leakfast.stats import baselines, dropped, intervals, paired, two_way
 from leakfast.stats.correlations import BOOTSTRAPS
 from leakfast.stats.summary import rate_interval
 from leakfast.stats.tables import Stats
@@ -56,8 +56,8 @@ def compare(this: Side, other: Side, *, bootstraps: int = BOOTSTRAPS, seed: int 
     `source`: the source's rate, `mean bystander`: over the bystanders of both, `rho`: Spearman's of centered cosine and
     rate over the same bystanders, each run's own cosines: at this run's headline layer where both have one base model, else
     each at its own.
-    Where both asked the same questions (by their hash) rates are paired by question: the mean bystander's interval is over
-    personas and questions, both drawn (`two_way.of_mean`), the source's over questions (t of the questions' differences).
+    Where both asked the same questions, or items (by their hash), rates are paired by question: the mean bystander's interval is
+    over personas and questions, both drawn (`two_way.of_mean`), the source's over questions (t of the questions' differences).
     Otherwise the source's two rates are taken as independent (square-and-add), the mean bystander's interval is over
     personas alone, and `paired` is false. ρ: `paired.rho_difference`, over personas."""
     rows = []
@@ -70,7 +70,7 @@ def compare(this: Side, other: Side, *, bootstraps: int = BOOTSTRAPS, seed: int 
 
 class Pair(NamedTuple):
     """An adapter that both runs measured. told: behavior, source, seed and its name in each; same: both asked the very same
-    questions; mine, theirs: its rows of `rates`; counts: its rows of `question_counts` in each."""
+    questions, or items; mine, theirs: its rows of `rates`; counts: its rows of `question_counts` in each."""
 
     told: dict[str, Any]
     same: bool
@@ -117,10 +117,23 @@ def _both(one: Stats, other: Stats) -> list[tuple[tuple, str, str]]:
 
 
 def _asked(run: Run, behavior: str, adapter: str) -> frozenset[str] | None:
-    """Hashes of the questions an adapter was asked; None where its shards do not tell."""
+    """Hashes of the questions, or the items, an adapter was asked; None where its shards do not tell."""
     folder = layout.completions(behavior, adapter)
     told = {run.manifest["shards"][path].get("questions_sha256") for path in run.shards(folder)}
+    told = told or _items(run, behavior)
     return None if not told or None in told else frozenset(told)
+
+
+def _items(run: Run, behavior: str) -> set[str | None]:
+    """Hash of the items that all adapters of a run were asked; more than one, or None among them, is nothing to pair by: items
+    are numbered among all that the run was asked of the behavior (accuracy.count), and a number would mean another item in
+    another run."""
+    found: set[str | None] = set()
+    for path, entry in dropped.part(run).manifest["shards"].items():
+        names = baselines.choice_behaviors(path, entry)
+        if path.startswith(f"{layout.CHOICES}/") and (behavior in names or not names):
+            found.add(entry.get("items_sha256"))
+    return found if len(found) == 1 else set()
 
 
 def _counts(side: Side, behavior: str, adapter: str) -> pl.DataFrame:
@@ -130,16 +143,22 @@ def _counts(side: Side, behavior: str, adapter: str) -> pl.DataFrame:
 
 def shares_of(counts: list[pl.DataFrame], people: list[str]) -> list[np.ndarray] | None:
     """Two (P, Q) of shares over the questions of both, none where a cell was not counted."""
+    cells = cells_of(counts, people)
+    return None if cells is None or any(np.isnan(side).any() for side in cells) else cells
+
+
+def cells_of(counts: list[pl.DataFrame], people: list[str]) -> list[np.ndarray] | None:
+    """The same with NaN where a cell was not counted; none without a question of both."""
     if not all(part.height for part in counts):
         return None
     numbers = sorted(set(counts[0]["question"]) & set(counts[1]["question"]))
-    shares = []
+    if not numbers:
+        return None
+    cells = []
     for part in counts:
         hits, total = two_way.counts_table(part, [part["adapter"][0]] * len(people), people, numbers)
-        if not len(numbers) or not (total > 0).all():
-            return None
-        shares.append(hits / total)
-    return shares
+        cells.append(np.divide(hits, total, out=np.full_like(hits, np.nan), where=total > 0))
+    return cells
 
 
 def _source(pair: Pair) -> dict[str, Any]:
@@ -201,7 +220,7 @@ def _bystanders(pair: Pair) -> dict[str, Any]:
         return found | ends | {"method": "analysis of variance, personas × questions, paired"}
     _, near, far, why = intervals.of_mean(a - b)
     ends = {"difference_low": near, "difference_high": far, "reason": why}
-    return found | ends | {"method": "t over personas; the questions differ or were not counted alike"}
+    return found | ends | {"method": "t over personas; questions or items differ or were not counted alike"}
 
 
 def _rho(this: Side, other: Side, pair: Pair, bootstraps: int, seed: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from scipy.special import ndtri, stdtrit
 
-from leakfast.stats.against import PAIRED, Pair, Side, of_persona, pairs_of, shares_of
+from leakfast.stats.against import PAIRED, Pair, Side, cells_of, of_persona, pairs_of
 from leakfast.stats.intervals import CONFIDENCE
 from leakfast.stats.summary import rate_interval
 
@@ -30,8 +30,8 @@ FAR = 1.96  # standard errors
 def moved(this: Side, other: Side) -> pl.DataFrame:
     """A row per behavior, adapter (the unadapted model too) and persona that both runs measured; the farthest first.
 
-    difference: this run's rate less the other's, with its interval (`against.of_persona`: over questions, paired, where both
-    asked the same; else independent). standard_errors: the difference over its standard error, which is the interval's arm
+    difference: this run's rate less the other's, with its interval (`against.of_persona`: over questions, or items, paired,
+    where both asked the same; else independent). standard_errors: the difference over its standard error, which is the interval's arm
     towards 0 over the quantile (of t with Q − 1 degrees of freedom, or of the normal) that made the arm; of paired rates that
     is the paired t statistic. Estimand: the change of a persona's rate between the two runs' models; resampled are questions
     (independent: what each rate's own interval is over). Null where there is no interval, or no spread, and `reason` says so.
@@ -52,7 +52,7 @@ def _of_pair(pair: Pair) -> list[dict[str, Any]]:
         for part in (pair.mine, pair.theirs)
     ]
     people = [name for name in sides[0] if name in sides[1]]
-    shares = shares_of(pair.counts, people) if pair.same and people else None
+    cells = cells_of(pair.counts, people) if pair.same and people else None
     rows = []
     for number, name in enumerate(people):
         one, other = (side[name] for side in sides)
@@ -61,8 +61,8 @@ def _of_pair(pair: Pair) -> list[dict[str, Any]]:
             sides_of = {"value": one["rate"], "other": other["rate"]}
             rows.append(told | sides_of | {"paired": False, "reason": "one of the rates is not known"})
             continue
-        apart = None if shares is None else shares[0][number] - shares[1][number]
-        found = of_persona(one, other, apart)
+        apart = None if cells is None else cells[0][number] - cells[1][number]
+        found = of_persona(one, other, None if apart is None or np.isnan(apart).any() else apart)
         rows.append(told | found | _in_errors(found))
     return rows
 

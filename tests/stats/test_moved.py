@@ -11,10 +11,12 @@ import scipy.stats
 from report_runs import ASKED, PEOPLE, QUESTIONS, SOURCES, fill
 
 from leakfast import stats
-from leakfast.stats import intervals
+from leakfast.stats import accuracy, intervals
 from leakfast.stats.against import Side
 from leakfast.stats.moved import moved
 from leakfast.stats.summary import rate_interval
+from leakfast.stats.tables import Stats
+from leakfast.storage import layout
 from leakfast.storage.run import Run
 
 pytestmark = pytest.mark.long
@@ -102,3 +104,63 @@ def test_a_move_without_spread_has_no_standard_errors(this, tmp_path):
     row = moved(this, _side(run)).filter(adapter="base").row(0, named=True)
     assert row["difference"] == -1.0 and row["standard_errors"] is None
     assert row["reason"] == "every question moved alike: no spread to judge by"
+
+
+def _answered(path, right: dict[str, list[int]], items: list[str], **of_base: str) -> Side:
+    """A run of choice scores: persona → right or wrong, 1 or 0, by item (2: a tie), of an adapter and as often of the base."""
+    run, people = Run(path).create(), pl.DataFrame({"persona": list(right)})
+    for adapter, source in (("base", None), ("a-s42", "s")):
+        rows = [
+            {
+                "behavior": "capability",
+                "adapter": adapter,
+                "persona": persona,
+                "item": item,
+                "scoring": "letters",
+                "label": label,
+                "logprob_nats": -1.0,
+                "chosen": None if answer == 2 else (label == "A") == bool(answer),
+                "chosen_per_byte": None,
+                "correct": label == "A",
+                "status": "tie" if answer == 2 else "ok",
+                "source": source,
+            }
+            for persona, answers in right.items()
+            for item, answer in zip(items, answers, strict=True)
+            for label in "AB"
+        ]
+        frame = pl.DataFrame(rows, schema_overrides={"chosen_per_byte": pl.Boolean, "source": pl.String})
+        told = {"behavior": "capability", "items": "facts", "items_sha256": "a"}
+        told |= of_base if adapter == "base" else {}
+        run.add_shard(layout.shard(layout.choices(adapter, "facts", "letters")), frame, **told)
+    scores = pl.concat([run.read(path) for path in run.shards(layout.CHOICES)], how="diagonal_relaxed")
+    counts = accuracy.count(scores)
+    sums = counts.group_by("behavior", "adapter", "persona", maintain_order=True).agg(
+        pl.col("hits", "total").sum()
+    )
+    rates = sums.join(people, on="persona").with_columns(
+        rate=pl.col("hits") / pl.col("total"),
+        role=pl.when(adapter="base").then(pl.lit("base")).otherwise(pl.lit("bystander")),
+        source=pl.when(pl.col("adapter") != "base").then(pl.lit("s")),
+        seed=pl.lit(42),
+        ci_low=pl.lit(0.1),
+        ci_high=pl.lit(0.9),
+    )
+    return Side(run, Stats(rates, rates, rates, more={"question_counts": counts}))
+
+
+def test_accuracies_are_paired_by_item(tmp_path):
+    """Where both runs asked the same items, by a paired t over them; a tie of one persona leaves the others paired."""
+    items, one = [f"i{k}" for k in range(6)], [1, 1, 1, 0, 1, 1]
+    other = [1, 0, 0, 0, 1, 1]
+    this = _answered(tmp_path / "this", {"p": one, "q": one}, items)
+    that = _answered(tmp_path / "that", {"p": other, "q": [2, *other[1:]]}, items)
+    found = {row["persona"]: row for row in moved(this, that).filter(adapter="a-s42").rows(named=True)}
+    row = found["p"]
+    assert row["paired"] and row["questions"] == 6
+    assert row["standard_errors"] == pytest.approx(scipy.stats.ttest_rel(one, other).statistic)
+    assert not found["q"]["paired"], "not counted alike"
+    # of a run that was asked further items a number means another item
+    (tmp_path / "more").mkdir()
+    more = _answered(tmp_path / "more" / "run", {"p": other, "q": other}, items, items_sha256="b")
+    assert not moved(this, more)["paired"].any()
