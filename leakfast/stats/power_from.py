@@ -167,9 +167,15 @@ def fit(counts: Counts, scores: np.ndarray) -> tuple[Assumed, tuple[str, ...]]:
             "power: the bystanders of this run never show the behavior, or always do; some must differ for a spread "
             "to be read. Give another run, or --base-rate and the spreads by hand."
         )
-    notes = (
-        [] if len(some) == len(means) else [f"{len(means) - len(some)} adapters without spread are left out"]
-    )
+    counted = np.isfinite(means)
+    notes = []
+    if flat := int(counted.sum()) - len(some):
+        notes.append(
+            f"{flat} adapters whose bystanders all show the behavior alike, never or always, tell no spread: they stand in the "
+            "base rate alone"
+        )
+    if absent := len(means) - int(counted.sum()):
+        notes.append(f"{absent} adapters without counts are left out")
     found = _Fit(means[some], rates[some], seen[some], tuple(counts.source[a] for a in some))
     product, number = _within(counts, some)
     v, persona, question, told = found.variances(product, number)
@@ -186,7 +192,7 @@ def fit(counts: Counts, scores: np.ndarray) -> tuple[Assumed, tuple[str, ...]]:
     mu = np.array([np.mean(values) for values in places.values()])
     alike = _alike(found, scores, tuple(dict.fromkeys(counts.source)), v, persona)
     assumed = Assumed(
-        base_rate=float(np.mean([np.mean(means[[s == name for s in counts.source]]) for name in places])),
+        base_rate=_base_rate(means, counts.source),
         sd_persona=float(np.sqrt(persona)),
         sd_question=float(np.sqrt(question)),
         sd_interaction=float(np.sqrt(max(0.0, v - persona - seed - question))),
@@ -196,6 +202,13 @@ def fit(counts: Counts, scores: np.ndarray) -> tuple[Assumed, tuple[str, ...]]:
         cosines=_correlations(scores),
     )
     return assumed, tuple(notes)
+
+
+def _base_rate(means: np.ndarray, source: tuple[str, ...]) -> float:
+    """Mean over sources of the means of their adapters, those that never show it too; NaN is an adapter without counts."""
+    of = np.array(source)
+    known = [means[(of == name) & np.isfinite(means)] for name in dict.fromkeys(source)]
+    return float(np.mean([mine.mean() for mine in known if len(mine)]))
 
 
 def _shares(counts: Counts) -> tuple[np.ndarray, np.ndarray]:

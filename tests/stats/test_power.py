@@ -286,6 +286,19 @@ def test_a_source_whose_rates_are_all_alike_says_nothing_of_the_others():
     assert power_from.fit(counts, g)[0].alike >= 0
 
 
+def test_adapters_that_never_show_it_count_in_the_base_rate():
+    """Of one source at 0.5 and 0, and another at 0: a quarter of one half. One without counts counts for nothing."""
+    hits = np.zeros((4, 6, 4))
+    hits[0, ::2] = 2
+    total = np.full(hits.shape, 2.0)
+    total[3] = 0
+    counts = power_from.Counts(hits, total, ("villain", "villain", "comedian", "poet"))
+    assumed, notes = power_from.fit(counts, np.random.default_rng(3).normal(size=(3, 6)))
+    assert assumed.base_rate == pytest.approx((0.25 + 0) / 2)
+    assert [note.split()[:2] for note in notes[:2]] == [["2", "adapters"], ["1", "adapters"]]
+    assert "never or always" in notes[0] and "without counts" in notes[1]
+
+
 def test_bystanders_without_hits_are_refused():
     counts = power_from.Counts(np.zeros((1, 5, 4)), np.ones((1, 5, 4)), ("villain",))
     with pytest.raises(InputError, match="never show the behavior, or always do; .* Give another run"):
