@@ -231,9 +231,7 @@ def _of_source(
     return tuple(looked), {share: (hits, total) for share, hits, total in anew}
 
 
-def _points(
-    trajectory: pl.DataFrame, behavior: str, end: Point, told: baselines.Told
-) -> tuple[Point, ...]:
+def _points(trajectory: pl.DataFrame, behavior: str, end: Point, told: baselines.Told) -> tuple[Point, ...]:
     """The points of an adapter's training at which everybody of its end was counted."""
     if trajectory.is_empty():
         return ()

@@ -31,10 +31,11 @@ def moved(this: Side, other: Side) -> pl.DataFrame:
     """A row per behavior, adapter (the unadapted model too) and persona that both runs measured; the farthest first.
 
     difference: this run's rate less the other's, with its interval (`against.of_persona`: over questions, or items, paired,
-    where both asked the same; else independent). standard_errors: the difference over its standard error, which is the interval's arm
-    towards 0 over the quantile (of t with Q − 1 degrees of freedom, or of the normal) that made the arm; of paired rates that
-    is the paired t statistic. Estimand: the change of a persona's rate between the two runs' models; resampled are questions
-    (independent: what each rate's own interval is over). Null where there is no interval, or no spread, and `reason` says so.
+    where both asked the same; else independent). standard_errors: the difference over its standard error, which is the
+    interval's arm towards 0 over the quantile (of t with Q − 1 degrees of freedom, or of the normal) that made the arm; of
+    paired rates that is the paired t statistic. Estimand: the change of a persona's rate between the two runs' models;
+    resampled are questions (independent: what each rate's own interval is over). Null where there is no interval, or no
+    spread, and `reason` says so.
     """
     rows = [row for pair in pairs_of(this, other, base=True) for row in _of_pair(pair)]
     table = pl.DataFrame(rows, schema=SCHEMA).with_columns(pl.col(pl.Float64).fill_nan(None))
