@@ -17,6 +17,7 @@ from leakfast.stats import dropped
 from leakfast.stats.collect import inputs_hash
 from leakfast.stats.tables import Stats, current
 from leakfast.storage import layout
+from leakfast.storage.manifests import events
 from leakfast.storage.run import Run
 
 if TYPE_CHECKING:
@@ -120,6 +121,26 @@ class Material:
             except (ValueError, KeyError, TypeError):
                 continue  # a damaged line is said by whoever relies on it
         return times
+
+    @cached_property
+    def outdated(self) -> set[str]:
+        """Pictures that were drawn when some table was another one than it is, as the run's log tells: of a study that was
+        edited since, or under other settings."""
+        shards = self.run.manifest["shards"]
+        there: dict[str, str] = {}  # tables as they were
+        drawn: dict[str, dict[str, str]] = {}
+        journal = self.run.path / layout.JOURNAL
+        changes = [*events(journal, "shard"), *events(journal, "quarantine")]
+        for entry in sorted(changes, key=lambda one: one["time"]):
+            name = str(entry["path"])
+            if entry["event"] == "quarantine":
+                there.pop(name, None)
+            elif name.startswith(f"{layout.TABLES}/"):
+                there[name] = entry["sha256"]
+            elif name.startswith(f"{layout.FIGURES}/"):
+                drawn[name] = dict(there)
+        now = {name: entry["sha256"] for name, entry in shards.items()}
+        return {name for name, tables in drawn.items() if any(now.get(t) != sha for t, sha in tables.items())}
 
     def adapters(self) -> list[str]:
         """Adapters whose files the run holds and that the study did not drop, those of tables first."""

@@ -43,6 +43,11 @@ def send(material: Material, asked: Target, progress: Progress) -> Sent:
         for name, table in tables.items()
         if table.height > wandb.Table.MAX_ROWS
     ]
+    done.left_out += [
+        f"{path}: was drawn of other tables than the run has now; draw it again: leakfast plot {material.run.path}"
+        for path in sorted(material.outdated)
+        if path.endswith(".png")
+    ]
     names = [*(f"tables/{name}" for name in tables), *(f"figures/{path.stem}" for path in figures)]
     if (kept := _offline(content)) is not None:
         done.where, done.kept = str(kept), names
@@ -124,7 +129,9 @@ def _tables(material: Material) -> dict[str, pl.DataFrame]:
 
 
 def _figures(material: Material) -> list[Path]:
-    return [material.run.path / path for path in material.run.shards(layout.FIGURES) if path.endswith(".png")]
+    """Pictures of the tables as they are."""
+    there = [path for path in material.run.shards(layout.FIGURES) if path.endswith(".png")]
+    return [material.run.path / path for path in there if path not in material.outdated]
 
 
 def _content(material: Material, tables: dict[str, pl.DataFrame], figures: list[Path]) -> str:

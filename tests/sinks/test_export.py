@@ -6,6 +6,7 @@ import importlib
 import sys
 from html.parser import HTMLParser
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,10 +16,13 @@ from leakfast.cli.export import targets
 from leakfast.cli.main import main
 from leakfast.errors import InputError
 from leakfast.judge.sdk import load
-from leakfast.sinks import check, export, markdown, target
+from leakfast.sinks import check, export, markdown, target, wandb_run
 from leakfast.sinks.hub import _model_repo, _model_repos
 from leakfast.sinks.inspect_samples import Folder, told_apart
+from leakfast.sinks.material import Material
+from leakfast.storage import layout
 from leakfast.storage.objects import Objects
+from leakfast.storage.run import Run
 
 PAYLOADS = [
     "<script>alert(1)</script>",
@@ -197,3 +201,28 @@ def test_a_set_beside_a_variant_and_another_variant_have_logs_of_their_own():
     assert beside.name == variant.name
     assert [folder.name for folder in told_apart([beside, variant])] == ["marker+a@b_base", "marker+a-b_base"]
     assert told_apart([beside]) == [beside]
+
+
+def test_pictures_of_other_tables_than_the_run_has_are_outdated(tmp_path):
+    """As those of an edited study whose run was stopped before it drew: they were sent beside the new tables."""
+    run, figure, rates = Run(tmp_path).create(), f"{layout.FIGURES}/scatter.png", layout.table("rates")
+    old, new, judged = pl.DataFrame({"rate": [0.1]}), pl.DataFrame({"rate": [0.2]}), layout.table("judged")
+
+    def drawn():
+        run.add_file(figure, b"png")
+        return sent()
+
+    def sent():
+        return [path.name for path in wandb_run._figures(Material(run, None, None, None))]
+
+    run.add_shard(rates, old)
+    assert drawn() == ["scatter.png"]
+    run.add_shard(rates, new)
+    assert sent() == [] and Material(run, None, None, None).outdated == {figure}
+    run.add_shard(rates, old)
+    assert sent() == ["scatter.png"], "of the tables that it was drawn of"
+    run.add_shard(judged, old)
+    assert drawn() == ["scatter.png"]
+    run.retire(judged, "it has no rows any more")
+    assert sent() == [], "of a table that there is no longer"
+    assert drawn() == ["scatter.png"]
