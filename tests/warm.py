@@ -136,6 +136,11 @@ class Popen:
         return self.returncode
 
 
+# elsewhere a line keeps no message whole: processes of their own, which take longer
+if sys.platform != "linux":
+    Popen = subprocess.Popen  # type: ignore[assignment, misc]
+
+
 def said_by(words: Any) -> str:
     """What a fork prints that ends well."""
     child = Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
