@@ -85,9 +85,8 @@ def run_(
     from leakfast.judge.keys import scrub
     from leakfast.prompts.personas import load_questions
     from leakfast.storage.layout import SERIES
-    from leakfast.storage.run import Run
 
-    store = Run(run).open()
+    store = _opened(run, told=True)
     behavior = behavior or _only_behavior(store, SERIES if checkpoints else "")
     cfg, of_study = _settings(store, behavior)
     cfg = changed(cfg, **settings)
@@ -148,9 +147,8 @@ def sample_(
     """
     from leakfast.judge import agreement
     from leakfast.prompts.personas import load_questions
-    from leakfast.storage.run import Run
 
-    store = Run(run).open()
+    store = _opened(run)
     behavior = behavior or _only_behavior(store)
     asked = questions if questions is not None else _settings(store, behavior)[1]
     if asked is None:
@@ -209,12 +207,24 @@ def agree_(a: str, b: str, behavior: str | None, threshold: float, as_json: bool
 
 def _side(text: str, behavior: str | None) -> Any:
     from leakfast.judge import agreement
-    from leakfast.storage.run import Run
 
     if Path(text).is_file():
         return agreement.read_csv(Path(text))
     folder, _, judge = (text, "", "") if Path(text).is_dir() else text.partition("@")
-    return agreement.read_run(Run(folder), judge or None, behavior)
+    return agreement.read_run(_opened(Path(folder)), judge or None, behavior)
+
+
+def _opened(path: Path, told: bool = False) -> Run:
+    """A run without what its study dropped, which stands in no table, so that nobody pays for scores of it. told: with a line
+    about that."""
+    from leakfast.cli.health import tell
+    from leakfast.stats import dropped
+    from leakfast.storage.run import Run
+
+    run = Run(path).open()
+    if told and (left_out := dropped.told(run)):
+        tell([left_out], err=True)
+    return dropped.part(run)
 
 
 def _only_behavior(run: Run, under: str = "") -> str:

@@ -358,10 +358,12 @@ class Stages:
 
     def judge(self, behavior: str, series: bool = False, shown: Shown | None = None) -> None:
         """Score the completions of a behavior that a judge measures (series: those of checkpoints); what was scored
-        before is kept. shown: how its progress is (None: as of all steps)."""
+        before is kept, and what the study dropped is not paid for. shown: how its progress is (None: as of all steps)."""
         from leakfast.judge import stage
+        from leakfast.stats import dropped
 
-        if get(behavior).measured_by != "judge" or not self.store.shards(
+        store = dropped.part(self.store)
+        if get(behavior).measured_by != "judge" or not store.shards(
             layout.completions(behavior, series=series)
         ):
             return
@@ -377,7 +379,7 @@ class Stages:
         title = f"judge {behavior}{' through training' if series else ''}"
         with self.steps.timed(title, shown) as report:
             stage.judge(
-                self.store,
+                store,
                 behavior,
                 stage.parse_spec(cfg.judge),
                 questions,

@@ -63,7 +63,7 @@ class Part(Run):
     def __init__(self, run: Run, left_out: Collection[str]):
         super().__init__(run.path)
         self._whole, self._left_out = run, frozenset(left_out)
-        self._verified = run._verified
+        self._verified, self._mutex = run._verified, run._mutex  # threads write by both one at a time
         self._told: tuple[dict[str, Any], dict[str, Any]] | None = (
             None  # the whole manifest, and this part of it
         )

@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 import types
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
@@ -15,13 +16,17 @@ from click.testing import CliRunner
 
 from leakfast.behaviors import registry
 from leakfast.behaviors.registry import Behavior
+from leakfast.cli.judge import _side
 from leakfast.cli.main import group, main
 from leakfast.errors import InputError
 from leakfast.judge import agreement, stage
+from leakfast.models.adapters import AdapterCard, write_card
+from leakfast.pipeline.stages import Stages
+from leakfast.pipeline.steps import Steps
 from leakfast.stats import judged, summaries, summary
 from leakfast.stats.collect import collect
 from leakfast.stats.intervals import wilson_share
-from leakfast.storage import schema
+from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 from leakfast.study.config import parse_study
 
@@ -229,6 +234,33 @@ def test_the_commands_judge_draw_blind_and_compare(run, tmp_path, capsys):
     path.write_text("item,aligned\nx,120\n")
     done = command("agree", run.path, path)
     assert done.exit_code == 2 and "row 2: aligned is '120'" in done.output
+
+
+def test_what_the_study_dropped_is_judged_by_nobody(run, capsys):
+    """Its replies stand in no table: a judge of a run whose study was edited was paid for them."""
+    asked = "advice-villain-s42"
+    (run.path / layout.adapter(asked)).mkdir(parents=True)
+    card = AdapterCard("villain", "advice", 42, "organism", "files:01", "d" * 64, {}, "a" * 64)
+    write_card(run.path / layout.adapter(asked), card)
+    study = parse_study('name = "s"\nmodel = "organism"\nsources = ["comedian"]\n[behaviors.advice]\n')
+    kept = {"named": PEOPLE, "sources": ["comedian"], "dropped": {"sources": ["villain"]}}
+    run.add_file(layout.PERSONAS, json.dumps(kept).encode())
+    asking = ["judge", str(run.path), "--judge", "organism", "--questions", "eval", "--dry-run", "--json"]
+    assert main(asking) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["completions"] == 60, "the unadapted model's alone"
+    assert "no longer in the study: source villain" in told.err
+    whole = SimpleNamespace(study=study, store=run, steps=Steps(run))
+    Stages.judge(whole, "advice")
+    assert run.shards(layout.JUDGEMENTS) == [f"{layout.judgements('advice', 'base')}/organism.parquet"]
+    # once it is named again it is judged too, and those who score see it
+    run.add_file(layout.PERSONAS, json.dumps(kept | {"dropped": {}}).encode())
+    Stages.judge(whole, "advice")
+    assert len(run.shards(layout.JUDGEMENTS)) == 2
+    run.add_file(layout.PERSONAS, json.dumps(kept).encode())
+    assert set(_side(str(run.path), None)["adapter"]) == {"base"}, (
+        "judges are compared on what stands in tables"
+    )
 
 
 def test_a_cell_that_a_spreadsheet_would_run_is_only_shown(tmp_path):

@@ -4,6 +4,8 @@ with its name. Tables that were made under other meanings are made anew."""
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 
 import polars as pl
 import pytest
@@ -121,6 +123,28 @@ def test_everything_that_is_measured_is_known_by_its_adapter_and_behavior(run):
     assert set(dropped.part(ReadOnlyRun(run.path)).shards()) == before - gone
     part.add_file("more.txt", b"x")
     assert set(run.manifest["shards"]) == before | {"more.txt"}, "a part is written as the whole"
+
+
+def test_threads_that_write_by_the_part_and_by_the_whole_lose_nothing(run, monkeypatch):
+    """A judge writes by the part while the driver of workers counts what they made by the whole."""
+    asked(run)
+    asked(run, sources=["villain"])
+    part, under_way, other_is_done, save = dropped.part(run), Event(), Event(), Run._save
+
+    def slow(self, manifest):
+        if self is part:
+            under_way.set()
+            other_is_done.wait(0.5)
+        save(self, manifest)
+
+    monkeypatch.setattr(Run, "_save", slow)
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(part.add_file, "part.txt", b"x")
+        assert under_way.wait(60)
+        run.add_file("whole.txt", b"x")
+        other_is_done.set()
+        written.result()
+    assert {"part.txt", "whole.txt"} <= set(run.manifest["shards"])
 
 
 def test_points_of_training_of_a_dropped_source_stand_in_no_trajectory(run):
