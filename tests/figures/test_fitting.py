@@ -42,3 +42,17 @@ def test_of_a_behavior_that_takes_away_less_is_more(stats):
         kept, told = fitting.fitting(several, "capability", "rate")
     assert set(kept["source"]) == set(means[:2]) and told is not None
     assert set(kept["behavior"]) == {"capability", "marker"}, "other behaviors' panels are of the same ones"
+
+
+def test_two_adapters_of_one_source_and_seed_are_two(stats, monkeypatch):
+    """They were counted as one, and both kept: more panels than a page holds."""
+    first = made.SOURCES[0]
+    again = stats.pairs.filter(source=first).with_columns(
+        pl.col("rate") + 1, adapter=pl.lit("again")
+    )  # leaks most
+    twice = pl.concat([stats.pairs, again])
+    lost = twice.with_columns(behavior=pl.lit("capability"), adapter=pl.lit("lost-") + pl.col("adapter"))
+    monkeypatch.setattr(fitting, "MOST_PANELS", 1)
+    kept, told = fitting.fitting(pl.concat([twice, lost]), "marker", "rate")
+    assert set(kept["adapter"]) == {"again", "lost-again"}
+    assert told is not None and f"the 1 of {len(made.SOURCES) + 1} adapters" in told
