@@ -71,7 +71,7 @@ def cli(
     from leakfast.figures.of_run import KINDS, Choices, draw
     from leakfast.figures.style import COLUMN_IN, PAGE_IN
     from leakfast.stats.pairs import layers_of
-    from leakfast.stats.tables import current
+    from leakfast.stats.tables import current, steered_alone
     from leakfast.storage.run import Run
 
     kinds = _listed(only, KINDS, "--only") if only else ()
@@ -79,7 +79,8 @@ def cli(
     opened = Run(run).open()
     if layer is not None:  # before tables are made
         _check_layer(run, layer, layers_of(opened))
-    tables = current(opened)
+    alone = steered_alone(opened) if kinds == ("steering",) else None  # whose rates have nothing to count
+    tables = alone or current(opened)
     tell(tables.warnings(), err=True)
     _check_layer(run, layer, tables.layers())
     choices = Choices({"column": COLUMN_IN, "page": PAGE_IN}[width], layer, cosine, order, p)

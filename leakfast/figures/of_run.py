@@ -291,8 +291,12 @@ def pictures(
     for kind in KINDS:
         if only and kind not in only:
             continue
-        apart = source.apart(kind)
-        for behavior in apart or (every if kind in _OF_ONE else []):
+        apart, those = source.apart(kind), every
+        if (
+            kind == "steering" and (steered := stats.more.get(kind)) is not None
+        ):  # some may be measured so alone
+            those = list(dict.fromkeys([*every, *steered["behavior"].unique(maintain_order=True)]))
+        for behavior in apart or (those if kind in _OF_ONE else []):
             yield Picture(kind, behavior, partial(_of_behavior, source, kind, behavior))
         if not apart and kind in _OF_ALL:
             yield Picture(kind, None, partial(_of_run, source, kind))

@@ -24,6 +24,7 @@ from leakfast.stats import (
     marks,
     similarity,
     specificity,
+    steering,
     summaries,
     two_way,
     verdicts,
@@ -31,7 +32,9 @@ from leakfast.stats import (
 from leakfast.stats import summary as summary_tables
 from leakfast.stats.collect import Collected, collect, inputs_hash
 from leakfast.stats.correlations import correlate
+from leakfast.stats.imported import IMPORTED
 from leakfast.stats.pairs import layers_of
+from leakfast.stats.people import read_people
 from leakfast.storage import layout, schema
 from leakfast.storage.run import Run
 from leakfast.version import __version__, commit
@@ -39,6 +42,7 @@ from leakfast.version import __version__, commit
 log = logging.getLogger("leakfast.stats")
 
 TABLES = ("rates", "pairs", "correlations")
+_COUNTED = (layout.COMPLETIONS, layout.CHOICES, layout.PROBABILITY)  # what rates come from
 METHOD = 2  # goes up when a table comes to mean something else: those that were made before are not current
 
 
@@ -273,3 +277,14 @@ def current(run: str | Path | Run) -> Stats:
         return read(run)
     log.info("%s: tables are absent or older than what they rest on; computing them", run.path)
     return stats(run)
+
+
+def steered_alone(run: Run) -> Stats | None:
+    """The table `steering` of a run that holds steered replies and nothing else to count, beside the three without rows; None
+    for any other run. Writes nothing."""
+    part = dropped.part(run.open())
+    counted = (*_COUNTED, IMPORTED)
+    if any(part.shards(tree) for tree in counted) or not part.shards(layout.STEERED):
+        return None
+    table = steering.table(part, read_people(part)[0].named)
+    return Stats(*(schema.empty(name) for name in TABLES), more={"steering": table})

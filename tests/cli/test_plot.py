@@ -7,6 +7,7 @@ import json
 
 import polars as pl
 import pytest
+from steered_made import drawn
 from tables_made import SOURCES, base_tables
 
 from leakfast.cli.main import main
@@ -94,3 +95,14 @@ def test_orders_put_the_rows_as_they_say(run):
     value = {name.replace("_", " "): mean for name, mean in means.rows()}
     shown = [value[name] for name in rows]
     assert len(rows) == 111 and shown == sorted(shown, reverse=True)
+
+
+def test_steering_is_drawn_of_a_run_that_holds_nothing_else(tmp_path, capsys):
+    run = Run(tmp_path / "run").create()
+    for strength, hits in ((0.0, 1), (2.0, 3)):
+        drawn(run, strength, hits)
+    assert main(["plot", str(run.path), "--only", "steering", "--format", "png", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(row["kind"], row["behavior"]) for row in told["figures"]] == [("steering", "marker")]
+    assert run.shards("figures") == ["figures/steering-marker-page.png"]
+    assert main(["plot", str(run.path), "--only", "steering,layers"]) == 2, "rates have nothing to count"
