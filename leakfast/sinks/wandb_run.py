@@ -36,18 +36,7 @@ def send(material: Material, asked: Target, progress: Progress) -> Sent:
     tables, figures = _tables(material), _figures(material)
     content = _content(material, tables, figures)
     done = Sent("wandb", asked.where)
-    if material.stats.health is None:
-        done.left_out.append("health: nothing was drawn, so that nobody looked at replies")
-    done.left_out += [
-        f"{name}: {table.height:,} rows, of which Weights & Biases shows {wandb.Table.MAX_ROWS:,}"
-        for name, table in tables.items()
-        if table.height > wandb.Table.MAX_ROWS
-    ]
-    done.left_out += [
-        f"{path}: was drawn of other tables than the run has now; draw it again: leakfast plot {material.run.path}"
-        for path in sorted(material.outdated)
-        if path.endswith(".png")
-    ]
+    done.left_out += _left_out(material, tables)
     names = [*(f"tables/{name}" for name in tables), *(f"figures/{path.stem}" for path in figures)]
     if (kept := _offline(content)) is not None:
         done.where, done.kept = str(kept), names
@@ -92,6 +81,25 @@ def send(material: Material, asked: Target, progress: Progress) -> Sent:
     done.where = where
     progress(len(names), len(names), "")
     return done
+
+
+def _left_out(material: Material, tables: dict[str, pl.DataFrame]) -> list[str]:
+    """What the run on the service does not get, with the reason."""
+    import wandb
+
+    found = []
+    if material.stats.health is None:
+        found.append("health: nothing was drawn, so that nobody looked at replies")
+    found += [
+        f"{name}: {table.height:,} rows, of which Weights & Biases shows {wandb.Table.MAX_ROWS:,}"
+        for name, table in tables.items()
+        if table.height > wandb.Table.MAX_ROWS
+    ]
+    return found + [
+        f"{path}: was drawn of other tables than the run has now; draw it again: leakfast plot {material.run.path}"
+        for path in sorted(material.outdated)
+        if path.endswith(".png")
+    ]
 
 
 def _log(run: Any, tables: dict[str, pl.DataFrame], figures: list[Path], progress: Progress) -> None:
