@@ -17,7 +17,7 @@ from leakfast.cli.text import print_json, print_table
 from leakfast.errors import InputError
 from leakfast.inert import one_line
 from leakfast.report.across import across
-from leakfast.stats import beyond
+from leakfast.stats import beyond, named
 from leakfast.stats.glance import glance
 from leakfast.stats.pairs import layers_of
 from leakfast.stats.summary import most
@@ -107,7 +107,7 @@ def table(head: Sequence[str], body: Sequence[Sequence[Any]], title: str) -> Non
 
 def overview(run: ReadOnlyRun, asked: Asked, *, as_json: bool) -> None:
     """The whole run, or one behavior or source of it."""
-    check_layer(run, asked)
+    check_asked(run, asked)
     stats, note = glance(run)
     views = [View(stats, name, asked) for name in behaviors_of(stats, run, asked)]
     rows = across(stats) if asked.behavior is None else []
@@ -152,10 +152,16 @@ def say_first(stats: Stats, note: str | None) -> None:
         click.echo(f"note: {one_line(sentence)}")
 
 
-def check_layer(run: ReadOnlyRun, asked: Asked) -> None:
-    """Raises InputError for a layer that the run cannot have, before its tables are read, or computed."""
+def check_asked(run: ReadOnlyRun, asked: Asked) -> None:
+    """Raises InputError for a layer, behavior or source that the run cannot have, before its tables are read, or computed."""
     if asked.layer is not None:
         _check(run, "layer", asked.layer, layers_of(run))
+    for what, given, known in (
+        ("behavior", asked.behavior, named.behaviors_of),
+        ("source", asked.source, named.sources_of),
+    ):
+        if given is not None and (there := known(run)) is not None:
+            _check(run, what, given, there)
 
 
 def behaviors_of(stats: Stats, run: ReadOnlyRun, asked: Asked) -> list[str]:

@@ -14,7 +14,7 @@ from leakfast.cli.glance import (
     View,
     about,
     behaviors_of,
-    check_layer,
+    check_asked,
     place,
     said_beyond,
     say_first,
@@ -43,7 +43,7 @@ def persona_view(run: ReadOnlyRun, name: str, asked: Asked, *, as_json: bool) ->
     """Everything of one persona. Raises InputError for one that was not measured."""
     from leakfast.stats.people import read_people
 
-    check_layer(run, asked)
+    check_asked(run, asked)
     stats, note = glance(run)
     behaviors = behaviors_of(stats, run, asked)
     known = stats.rates["persona"].unique().sort().to_list()

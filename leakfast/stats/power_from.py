@@ -29,6 +29,7 @@ from scipy.stats import rankdata
 
 from leakfast.errors import InputError
 from leakfast.stats.power import Assumed, Design, located, nodes
+from leakfast.storage.run import Run
 
 TOP = 25.0  # variance of logits beyond which none is looked for
 
@@ -60,8 +61,11 @@ def read(run: str | Path, behavior: str | None = None) -> Read:
 
     Raises InputError for a run without adapters, counts per question or cosines, or whose bystanders all show, or
     never show, the behavior."""
-    from leakfast.stats import analysis, tables
+    from leakfast.stats import analysis, named, tables
 
+    known = None if behavior is None else named.behaviors_of(Run(run).open())
+    if known is not None and behavior not in known:  # before tables are made
+        raise _uncounted(run, known, behavior)
     made = tables.current(run)
     counted = made.more.get("question_counts", pl.DataFrame())
     there = made.behaviors()
@@ -72,11 +76,7 @@ def read(run: str | Path, behavior: str | None = None) -> Read:
         )
     behavior = behavior or (usable[0] if usable else "")
     if behavior not in usable:
-        raise InputError(
-            f"power: {run} has counts per question of {', '.join(usable) or 'no behavior'}, but not of "
-            f"{behavior or 'any'}; counts are needed. Give the run of a behavior that a detector reads or that has "
-            "right answers, or give --base-rate and the spreads by hand."
-        )
+        raise _uncounted(run, usable, behavior)
     adapters = _adapters(made.rates, behavior)
     counts, people = _counts(counted.filter(behavior=behavior), made.rates, behavior, adapters)
     cosine, layer = analysis.headline(made.rates, made.correlations, behavior)
@@ -97,6 +97,14 @@ def read(run: str | Path, behavior: str | None = None) -> Read:
     assumed, notes = fit(counts, scores)
     notes = (f"{behavior}, {cosine} cosine at layer {layer}", *notes)
     return Read(_sizes(counts, adapters), assumed, behavior, cosine, layer, notes)
+
+
+def _uncounted(run: str | Path, there: list[str], behavior: str | None) -> InputError:
+    return InputError(
+        f"power: {run} has counts per question of {', '.join(there) or 'no behavior'}, but not of {behavior or 'any'}; counts "
+        "are needed. Give the run of a behavior that a detector reads or that has right answers, or give --base-rate and the "
+        "spreads by hand."
+    )
 
 
 def _adapters(rates: pl.DataFrame, behavior: str) -> pl.DataFrame:

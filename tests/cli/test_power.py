@@ -144,7 +144,11 @@ def test_what_cannot_be_meant_is_refused_in_three_parts(words, said, capsys):
     assert re.search(said, " ".join(capsys.readouterr().err.split()))
 
 
-def test_a_behavior_that_the_run_has_no_counts_of_is_refused(run, capsys):
+def test_a_behavior_that_the_run_has_no_counts_of_is_refused(run, capsys, monkeypatch):
+    def made(run):
+        raise AssertionError("tables were made for a behavior that none can have")
+
+    monkeypatch.setattr("leakfast.stats.tables.current", made)
     assert main(["-q", "power", "--from", str(run.path), "--behavior", "refusal"]) == 2
     told = " ".join(capsys.readouterr().err.split())
     assert "has counts per question of marker, but not of refusal; counts are needed. Give the run" in told

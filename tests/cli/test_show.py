@@ -242,6 +242,19 @@ def test_what_cannot_be_meant_is_said_with_what_there_is(kept, capsys, words, sa
     assert said in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize(
+    "words", [["--behavior", "markers"], ["--source", "p09"], ["--persona", "p05", "--behavior", "markers"]]
+)
+def test_names_are_checked_before_tables_are_made(bare, capsys, monkeypatch, words):
+    def made(run):
+        raise AssertionError("tables were made for a name that none can have")
+
+    for view in ("glance", "persona_shown"):
+        monkeypatch.setattr(f"leakfast.cli.{view}.glance", made)
+    assert main(["-q", "show", str(bare), *words]) == 2
+    assert f"{words[-1]!r} asked, but" in " ".join(capsys.readouterr().err.split())
+
+
 def test_bars_and_bins():
     assert amounts.bars([0.0, 0.5, None, 1.0], 0.0, 1.0) == "▁▅·█" or amounts.bars([0.5], 0.0, 1.0) in "▄▅"
     assert amounts.bars([0.0, 1.0], 0.0, 1.0) == "▁█"
