@@ -72,6 +72,12 @@ def test_a_new_source_of_another_model_says_what_it_reaches_beyond(run, capsys, 
         assert "third" in said
 
 
+def test_a_layer_that_the_runs_lack_is_refused_before_another_model_is_read(run, capsys, monkeypatch):
+    monkeypatch.setattr("leakfast.measure.centroids.measure", lambda *_, **__: pytest.fail("it was read"))
+    words = [*predict(run), "--source", "p09", "--model", "third", "--layer", "9"]
+    assert "layer 9 asked, but the layers that all runs have are 0, 1" in asked(capsys, *words, code=2)
+
+
 def test_cosines_of_another_model_are_of_the_runs_own_personas_and_questions(tmp_path, monkeypatch):
     """Its shipped namesakes, the shipped questions and another rendering would stand in for them."""
     people, questions = tmp_path / "mine.toml", tmp_path / "asked.toml"
