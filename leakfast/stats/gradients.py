@@ -216,9 +216,8 @@ def _edge(curve: Curve, loss: float, theta: np.ndarray, index: int, side: int) -
     told = {outside: root - bar}  # brentq asks for both ends again
 
     def above(at: float) -> float:
-        if at not in told:  # the profile is nearly straight: what lies between both ends is a near start
-            part = (at - inside) / (outside - inside)
-            value, _ = curve.best((1 - part) * point + part * there, {index: at})
+        if at not in told:
+            value, _ = curve.best(point, {index: at})
             told[at] = float(np.sqrt(max(0.0, 2 * (value - loss)))) - bar
         return told[at]
 
