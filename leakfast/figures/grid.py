@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from scipy.optimize import isotonic_regression
 from scipy.stats import rankdata
 
+from leakfast.figures.fitting import numbered
 from leakfast.figures.names import name_points
 from leakfast.figures.scatter import draw_star, limits, mark, result, stars_of
 from leakfast.figures.style import (
@@ -115,11 +116,9 @@ def _pairs(pairs: pl.DataFrame, rates: pl.DataFrame, behavior: str, layer: int, 
     names = [*found["persona"].unique(), *found["source"].unique()]
     said, _ = words_of(People(dict.fromkeys(names)))
     shares = [bool(said[a] & said[b]) for a, b in found.select("source", "persona").rows()]
-    nth = found.select("adapter", "source", "seed").unique(maintain_order=True)
-    nth = nth.with_columns(nth=pl.int_range(pl.len()).over("source", "seed"))
-    return found.with_columns(shares=pl.Series(shares, dtype=pl.Boolean)).join(
-        nth.select("adapter", "nth"), on="adapter", how="left", maintain_order="left"
-    )
+    found = found.with_columns(shares=pl.Series(shares, dtype=pl.Boolean))
+    nth = numbered(found).select("adapter", "nth")
+    return found.join(nth, on="adapter", how="left", maintain_order="left")
 
 
 def _behavior(

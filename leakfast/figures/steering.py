@@ -3,8 +3,6 @@ costs in plain text. Demands the table `steering`."""
 
 from __future__ import annotations
 
-from operator import itemgetter
-
 import matplotlib
 import polars as pl
 from matplotlib.axes import Axes
@@ -27,6 +25,7 @@ from leakfast.figures.style import (
     words,
     wrapped,
 )
+from leakfast.stats.summary import twins
 
 _MEASURES = ("completions", "probability", "choices")  # the first that there is, is drawn
 _MODES = {"add": "added", "project": "share taken out", "cap": "capped at"}
@@ -49,6 +48,7 @@ def steering(table: pl.DataFrame, *, behavior: str, width: float = PAGE_IN) -> F
     columns = mine.select(*key, "seed").unique(key, maintain_order=True).rows(named=True)
     directions = mine["_line"].unique(maintain_order=True).to_list()
     colours = {name: colour_of(place) for place, name in enumerate(directions)}
+    alike, several = twins(columns), len({one["seed"] for one in columns}) > 1
     across = panels_in(width, len(columns), 1.7, 3)
     down = -(-len(columns) // across)
     told = {"completions": "rate", "probability": f"probability ({estimator})", "choices": "accuracy"}
@@ -71,7 +71,7 @@ def steering(table: pl.DataFrame, *, behavior: str, width: float = PAGE_IN) -> F
             one = mine.filter(*(pl.col(name).eq_missing(pl.lit(column[name])) for name in key))
             for line in one["_line"].unique(maintain_order=True):
                 _lines(upper, lower, one.filter(_line=line).sort("strength"), colours[line])
-            _head(upper, column, columns, width / across - 0.75)
+            _head(upper, column, (alike[place], several), width / across - 0.75)
             lower.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
             told_at = ", ".join(filter(None, [_MODES[column["mode"]], _UNITS.get(column["_unit"])]))
             lower.set_xlabel(wrapped(told_at, width / across - 0.2, 7.5))
@@ -86,13 +86,12 @@ def steering(table: pl.DataFrame, *, behavior: str, width: float = PAGE_IN) -> F
     return figure
 
 
-def _head(axis: Axes, column: dict, columns: list[dict], inches: float) -> None:
-    """The source above its column; the adapter too where it is the unadapted model, or several have that source and seed."""
-    who = itemgetter("source", "seed")
-    several = len({one["seed"] for one in columns}) > 1
-    alike = {one["adapter"] for one in columns if who(one) == who(column)}
+def _head(axis: Axes, column: dict, told: tuple[bool, bool], inches: float) -> None:
+    """The source above its column; the adapter too where it is the unadapted model, or a twin. told: whether it is one, and
+    whether there are several seeds."""
+    twin, several = told
     name = source_words(column["source"] or column["adapter"], column["seed"], several)
-    adapter = column["adapter"] if len(alike) > 1 or column["adapter"] == "base" else ""
+    adapter = column["adapter"] if twin or column["adapter"] == "base" else ""
     headed(axis, wrapped(name, inches, 8.5), [wrapped(adapter, inches)])
 
 

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import Bbox
 
+from leakfast.stats.summary import twins
+
 # Colour and shape both tell the category, so that neither is needed alone. Colours: Paul Tol's
 # "muted" set with a dark grey first; distinct under the common colour-vision deficiencies.
 CATEGORY_STYLES = (
@@ -181,14 +183,11 @@ def source_words(source: str, seed: int | None, several: bool) -> str:
 
 def adapter_words(rows: Sequence[Mapping[str, Any]], several: bool) -> list[str]:
     """What each of the rows (adapter, source, seed) is called: its source and seed as `source_words` has them, and the adapter
-    where two adapters of the rows have one source and seed (of other recipes; a control's are of several behaviors)."""
+    where these do not name it (`twins`)."""
     told = [source_words(row["source"], row["seed"], several) for row in rows]
-    named: dict[str, set[str]] = {}
-    for name, row in zip(told, rows, strict=True):
-        named.setdefault(name, set()).add(row["adapter"])
     return [
-        f"{name} ({row['adapter']})" if len(named[name]) > 1 else name
-        for name, row in zip(told, rows, strict=True)
+        f"{name} ({row['adapter']})" if twin else name
+        for name, row, twin in zip(told, rows, twins(rows), strict=True)
     ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from leakfast.stats import specificity
+from leakfast.stats import specificity, summary
 from leakfast.stats.correlations import POOLED
 from leakfast.stats.tables import Stats
 
@@ -62,12 +62,8 @@ def families(stats: Stats, behavior: str) -> list[dict]:
 
 
 def twins(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of one behavior, each with twin: whether another adapter has its source and seed (another recipe; those that a
-    control is measured on are of several behaviors)."""
-    names: dict[tuple, set] = {}
-    for row in rows:
-        names.setdefault((row["source"], row["seed"]), set()).add(row["adapter"])
-    return [{**row, "twin": len(names[row["source"], row["seed"]]) > 1} for row in rows]
+    """The rows of one behavior, each with twin (`summary.twins`)."""
+    return [{**row, "twin": twin} for row, twin in zip(rows, summary.twins(rows), strict=True)]
 
 
 def _paid(stats: Stats, behavior: str, y: str) -> dict[tuple, tuple[float | None, float | None]]:

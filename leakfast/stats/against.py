@@ -3,7 +3,8 @@ differences that are paired wherever the two asked the same. Demands two runs' t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,9 +88,13 @@ def pairs_of(this: Side, other: Side, *, base: bool = False) -> Iterator[Pair]:
             set(side.stats.rates.filter(role="base")["behavior"].unique().to_list()) for side in (this, other)
         ]
         both += [((behavior, None, None), BASE, BASE) for behavior in sorted(there[0] & there[1])]
+    items = cache(_items)
     for key, adapter, elsewhere in both:
         told = dict(zip(_KEY, key, strict=True)) | {"adapter": adapter, "other_adapter": elsewhere}
-        same = _asked(this.run, key[0], adapter) == _asked(other.run, key[0], elsewhere) is not None
+        asked = [
+            _asked(run, key[0], name, items) for run, name in ((this.run, adapter), (other.run, elsewhere))
+        ]
+        same = asked[0] == asked[1] is not None
         named = ((this, adapter), (other, elsewhere))
         mine, theirs = (side.stats.rates.filter(behavior=key[0], adapter=name) for side, name in named)
         yield Pair(told, same, mine, theirs, [_counts(side, key[0], name) for side, name in named])
@@ -116,11 +121,13 @@ def _both(one: Stats, other: Stats) -> list[tuple[tuple, str, str]]:
     return met
 
 
-def _asked(run: Run, behavior: str, adapter: str) -> frozenset[str] | None:
-    """Hashes of the questions, or the items, an adapter was asked; None where its shards do not tell."""
+def _asked(
+    run: Run, behavior: str, adapter: str, items: Callable[[Run, str], set[str | None]]
+) -> frozenset[str] | None:
+    """Hashes of the questions, or the items (`_items`), an adapter was asked; None where its shards do not tell."""
     folder = layout.completions(behavior, adapter)
     told = {run.manifest["shards"][path].get("questions_sha256") for path in run.shards(folder)}
-    told = told or _items(run, behavior)
+    told = told or items(run, behavior)
     return None if not told or None in told else frozenset(told)
 
 
@@ -130,9 +137,10 @@ def _items(run: Run, behavior: str) -> set[str | None]:
     another run."""
     found: set[str | None] = set()
     for path, entry in dropped.part(run).manifest["shards"].items():
-        names = baselines.choice_behaviors(path, entry)
-        if path.startswith(f"{layout.CHOICES}/") and (behavior in names or not names):
-            found.add(entry.get("items_sha256"))
+        if path.startswith(f"{layout.CHOICES}/"):
+            names = baselines.choice_behaviors(path, entry)
+            if behavior in names or not names:
+                found.add(entry.get("items_sha256"))
     return found if len(found) == 1 else set()
 
 

@@ -159,6 +159,10 @@ class Model:
         """(R,): values of cells (N, Q), summed over pairs and questions for each effect of the rest."""
         return np.concatenate([(self.by.T @ values).ravel(), self.turned @ values.sum(1)])
 
+    def _to_rest(self, weight: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """(R,): values of pairs (N,) times their rows against the rest."""
+        return self._summed(weight * values[:, None])
+
     def _of_pairs(self, weight: np.ndarray, step: np.ndarray) -> np.ndarray:
         """(N,): the pairs' rows against the rest times a step of the rest (R,)."""
         asked, size = self.asked, self.total.shape[1]
@@ -175,8 +179,7 @@ class Model:
         for _ in range(_STEPS):
             of_pair, of_rest, diagonal, weight, left = self.hessian(precision)
             factor = cho_factor(left, lower=True, check_finite=False)
-            met = self._summed(weight * (of_pair / diagonal)[:, None])
-            step = cho_solve(factor, of_rest - met, check_finite=False)
+            step = cho_solve(factor, of_rest - self._to_rest(weight, of_pair / diagonal), check_finite=False)
             step_pair = (of_pair - self._of_pairs(weight, step)) / diagonal
             if 0.5 * float(of_rest @ step + of_pair @ step_pair) < _TOLERANCE:
                 break
@@ -215,7 +218,7 @@ class Model:
         bent = self.total * share * (1 - share) * (1 - 2 * share) * self._spread(own, met, inverse, by_design)
         # H⁻¹ times what bends log |H|, so that one product gives each kind's part
         of_pair = bent.sum(1)
-        back = inverse @ (self._summed(bent) - self._summed(weight * (of_pair / diagonal)[:, None]))
+        back = inverse @ (self._summed(bent) - self._to_rest(weight, of_pair / diagonal))
         back_pair = (of_pair - self._of_pairs(weight, back)) / diagonal
         self.shift = -0.5 * back
         out = np.empty(len(sd))

@@ -3,7 +3,7 @@ best. Demands the rates and correlations tables; computes nothing that is not in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -37,6 +37,15 @@ def most(row: Mapping[str, Any]) -> str | None:
     """The bystander that shows most, of a row of the summary, and how many others show as much: pirate +3."""
     name, count = row["max_persona"], row["max_count"]
     return f"{name} +{count - 1}" if name is not None and count > 1 else name
+
+
+def twins(rows: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Of each of the rows (adapter, source, seed) whether another adapter among them has its source and seed (another recipe;
+    those that a control is measured on are of several behaviors), so that these two do not name it."""
+    named: dict[tuple, set] = {}
+    for row in rows:
+        named.setdefault((row["source"], row["seed"]), set()).add(row["adapter"])
+    return [len(named[row["source"], row["seed"]]) > 1 for row in rows]
 
 
 def unit(rates: pl.DataFrame, behavior: str) -> str:
