@@ -158,10 +158,10 @@ def stats(
     asked.check(run.path, found.pairs, found.rates)
     rates = summaries.with_intervals(found.rates, found.questions, found.judged)
     with threadpool_limits(1, user_api="blas"):  # systems of five numbers: a BLAS's threads only wait
-        correlations, whole = _first(run, found, rates, drawn, progress)
-        more = analysis.further(found, rates, correlations, drawn, asked, whole["exposure"])
-    made = Stats(rates, found.pairs, correlations, tuple(found.missing), more)
-    result = marked(run, made, whole["health"])
+        first = _first(run, found, rates, drawn, progress)
+        more = analysis.further(found, rates, first["correlations"], drawn, asked, first["exposure"])
+    made = Stats(rates, found.pairs, first["correlations"], tuple(found.missing), more)
+    result = marked(run, made, first["health"])
     for sentence in [*found.missing, *dropped.notes(run, rates)]:
         log.warning("%s: %s", run.path, sentence)
     if write:
@@ -193,19 +193,19 @@ def stats(
 
 def _first(
     run: Run, found: Collected, rates: pl.DataFrame, drawn: analysis.Draws, progress: Progress | None
-) -> tuple[pl.DataFrame, dict[str, pl.DataFrame]]:
-    """The correlations, which the other tables rest on, and beside them those that read every reply: health, exposure."""
+) -> analysis.Made:
+    """correlations, which the other tables rest on, and made beside them those that read every reply: health, exposure."""
 
     def correlated() -> analysis.Made:
         plain = correlate(found.pairs, **drawn._asdict(), progress=progress)
-        return {"": two_way.with_questions(plain, found.pairs, found.questions, drawn.seed)}
+        return {"correlations": two_way.with_questions(plain, found.pairs, found.questions, drawn.seed)}
 
     def of_replies() -> analysis.Made:
         exposed = exposure.table(found.replies, rates, found.people)
         return {"health": health.read(dropped.part(run)), "exposure": exposed}
 
-    correlations, whole = analysis.side_by_side([correlated, of_replies], drawn.workers)
-    return correlations[""], whole
+    one, other = analysis.side_by_side([correlated, of_replies], drawn.workers)
+    return one | other
 
 
 def permuted(run: str | Path | Run, permute: int, **draws: int | None) -> dict[str, pl.DataFrame]:
